@@ -1,0 +1,191 @@
+"""Masked statistics, log-probabilities, KL estimators: float32 throughout.
+
+Every function is pure, takes explicit masks and reduces over the whole array
+it is given, so under jit with sharded inputs the statistics are global.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.types import Array
+
+LOG_RATIO_LIMIT = 20.0  # nats; exp beyond it overflows nothing and means noise
+
+
+def check_same_shape(**arrays: Array) -> None:
+  """Raises ValueError, naming the arrays, unless all shapes are equal."""
+  shapes = {name: jnp.shape(x) for name, x in arrays.items()}
+  if len(set(shapes.values())) > 1:
+    listed = ", ".join(f"{name}={shape}" for name, shape in shapes.items())
+    raise ValueError(
+      f"shapes differ: {listed}. All of them concern the same tokens, so all "
+      "must be [N, L]; see the invariants in rlhf_jax/types.py."
+    )
+
+
+def neutral(x: Array, mask: Array, fill: float = 0.0) -> Array:
+  """Returns float32 `x` with `fill` where `mask` is 0, before any arithmetic.
+
+  Unlike a product with the mask this keeps NaN and inf of padding out of both
+  value and gradient.
+  """
+  return jnp.where(mask > 0, x.astype(jnp.float32), jnp.float32(fill))
+
+
+def masked_sum(x: Array, mask: Array) -> Array:
+  """Returns the float32 sum of x where mask is 1, over all axes."""
+  return jnp.sum(neutral(x, mask) * mask)
+
+
+def masked_mean(x: Array, mask: Array, denominator: Array | None = None):
+  """Returns sum(x m) / max(sum m, 1), or over a given global denominator.
+
+  Args:
+    x: any shape.
+    mask: same shape, 0 or 1.
+    denominator: [] the count of the whole batch when x is one microbatch of
+      it; the sum over microbatches is then the mean over the batch (METHODS
+      N9: a mean of microbatch means is wrong for ragged lengths).
+  """
+  if denominator is None:
+    denominator = jnp.sum(mask)
+  return masked_sum(x, mask) / jnp.maximum(denominator, 1.0)
+
+
+def masked_variance(x: Array, mask: Array) -> Array:
+  """Returns the population variance (divided by n) of x where mask is 1."""
+  mean = masked_mean(x, mask)
+  return masked_mean(jnp.square(neutral(x, mask) - mean), mask)
+
+
+def whiten(x: Array, mask: Array, *, shift_mean: bool = True) -> Array:
+  """Returns x with unit population variance (and zero mean) under the mask.
+
+  Variance is divided by n (as TensorFlow's `moments` and Ziegler et al. 2019;
+  not by n - 1), epsilon 1e-8 inside the square root. Masked positions are 0.
+
+  Args:
+    x: [N, L].
+    mask: [N, L].
+    shift_mean: False keeps the mean: x is only scaled, about its mean.
+  """
+  mean = masked_mean(x, mask)
+  white = (neutral(x, mask) - mean) * jax.lax.rsqrt(
+    masked_variance(x, mask) + 1e-8
+  )
+  if not shift_mean:
+    white = white + mean
+  return jnp.where(mask > 0, white, 0.0)
+
+
+def log_ratio(new_logprobs: Array, old_logprobs: Array, mask: Array) -> Array:
+  """Returns clip(new - old, +-20) where mask is 1, else 0 (ratio 1)."""
+  difference = neutral(new_logprobs, mask) - neutral(old_logprobs, mask)
+  return jnp.clip(difference, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+
+def kl_k1(logprobs: Array, reference_logprobs: Array) -> Array:
+  """Returns log p - log q per token: unbiased for KL(p || q), any sign.
+
+  Schulman 2020, "Approximating KL divergence", with samples from p.
+  """
+  return logprobs.astype(jnp.float32) - reference_logprobs.astype(jnp.float32)
+
+
+def kl_k2(logprobs: Array, reference_logprobs: Array) -> Array:
+  """Returns (log p - log q)^2 / 2 per token: biased, never negative."""
+  return 0.5 * jnp.square(kl_k1(logprobs, reference_logprobs))
+
+
+def kl_k3(logprobs: Array, reference_logprobs: Array) -> Array:
+  """Returns e^u - 1 - u, u = log q - log p: unbiased, >= 0, heavy tail."""
+  u = -kl_k1(logprobs, reference_logprobs)
+  u = jnp.clip(u, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+  return jnp.expm1(u) - u
+
+
+def entropy(logits: Array) -> Array:
+  """Returns the entropy in nats of softmax(logits) over the last axis."""
+  log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+  return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+
+def logprobs_of_logits(logits: Array, tokens: Array) -> Array:
+  """Returns log softmax(logits)[tokens] in float32.
+
+  Args:
+    logits: [..., V], any float dtype; cast to float32 before the reduction.
+    tokens: [...] int32, the tokens these logits predict (already aligned).
+  """
+  logits = logits.astype(jnp.float32)
+  picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+  return picked - jax.nn.logsumexp(logits, axis=-1)
+
+
+def token_logprobs(
+  hidden: Array,
+  unembedding: Array,
+  tokens: Array,
+  *,
+  temperature: float = 1.0,
+  chunk: int = 512,
+  soft_cap: float | None = None,
+) -> tuple[Array, Array]:
+  """Returns log-probabilities and entropies without a full logits array.
+
+  Rows go through the unembedding `chunk` at a time, and the backward pass
+  recomputes each chunk, so no [M, V] float32 array exists (METHODS 20.2).
+
+  Args:
+    hidden: [M, D] states that predict `tokens`, compute dtype.
+    unembedding: [D, V].
+    tokens: [M] int32.
+    temperature: divides the logits, as when the tokens were sampled.
+    chunk: rows at a time.
+    soft_cap: c in c * tanh(logits / c), before the temperature; None for none.
+
+  Returns:
+    log-probabilities [M] <= 0 and entropies [M] in nats, float32.
+  """
+  rows, width = hidden.shape
+  chunk = min(chunk, rows)
+  padded = -(-rows // chunk) * chunk
+  hidden = jnp.pad(hidden, ((0, padded - rows), (0, 0)))
+  tokens = jnp.pad(tokens, (0, padded - rows))
+
+  @jax.checkpoint
+  def one_chunk(hidden_c: Array, tokens_c: Array) -> tuple[Array, Array]:
+    logits = jnp.matmul(
+      hidden_c, unembedding, preferred_element_type=jnp.float32
+    )
+    if soft_cap is not None:
+      logits = soft_cap * jnp.tanh(logits / soft_cap)
+    logits = logits / temperature
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, tokens_c[:, None], axis=-1)[:, 0]
+    probabilities = jnp.exp(logits - normaliser[:, None])
+    return picked - normaliser, normaliser - jnp.sum(probabilities * logits, -1)
+
+  logprobs, entropies = jax.lax.map(
+    lambda pair: one_chunk(*pair),
+    (hidden.reshape(-1, chunk, width), tokens.reshape(-1, chunk)),
+  )
+  return logprobs.reshape(-1)[:rows], entropies.reshape(-1)[:rows]
+
+
+def positions_from_mask(valid_mask: Array) -> Array:
+  """Returns int32 positions that padding on either side does not shift.
+
+  Args:
+    valid_mask: [..., L], 1 on real tokens.
+  """
+  mask = (valid_mask > 0).astype(jnp.int32)
+  return jnp.cumsum(mask, axis=-1) - mask
+
+
+def last_index(mask: Array) -> Array:
+  """Returns [N] int32: the index of the last 1 in each row of mask [N, L]."""
+  length = mask.shape[-1]
+  return length - 1 - jnp.argmax(mask[..., ::-1] > 0, axis=-1).astype(jnp.int32)

@@ -1,0 +1,43 @@
+"""Packaging of rlhf_jax: floors, not pins; optional parts are extras."""
+
+from pathlib import Path
+
+import setuptools
+
+TFDS = ["tensorflow-datasets>=4.9.7"]
+
+setuptools.setup(
+  name="rlhf_jax",
+  version="0.1.0",
+  description="RLHF for JAX and TPU pods: SFT, reward models and PPO as pure "
+  "update functions over sharded pytrees.",
+  long_description=Path(__file__).with_name("README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(include=["rlhf_jax", "rlhf_jax.*"]),
+  package_data={"rlhf_jax": ["evaluation/*.html"]},
+  install_requires=[
+    "absl-py>=2.0",
+    "flax>=0.11.2",
+    "gguf>=0.10",
+    "grain>=0.2.10",
+    "jax>=0.7.2",
+    "jinja2>=3.1",
+    "matplotlib>=3.8",
+    "ml-collections>=1.0",
+    "numpy>=1.26",
+    "optax>=0.2.4",
+    "orbax-checkpoint>=0.11.20",
+    "safetensors>=0.4.3",
+    "sentencepiece>=0.2.0",
+    "tensorboardX>=2.6.2",
+    "tokenizers>=0.20",
+  ],
+  extras_require={
+    "cuda": ["jax[cuda12]>=0.7.2"],
+    "tfds": TFDS,
+    "tpu": ["jax[tpu]>=0.7.2", "gcsfs>=2024.2"],
+    "test": ["pytest>=8.0", "ruff>=0.6", *TFDS],
+  },
+)
