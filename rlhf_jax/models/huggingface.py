@@ -1,0 +1,141 @@
+"""Hugging Face folders (config.json, safetensors) <-> config and parameters.
+
+One name table a family (models/families.py) serves both directions. Tensors
+are read one at a time, so the peak is one model plus one tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_jax.models import families, trees, transformer
+
+
+def _read_json(path: Path) -> dict:
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"{path}: no such file. A Hugging Face model folder holds config.json "
+      "and *.safetensors."
+    )
+  return json.loads(path.read_text())
+
+
+def read_config(folder: str | Path) -> tuple[str, transformer.Config]:
+  """Returns (family name, config) of a Hugging Face folder.
+
+  Raises:
+    FileNotFoundError: without config.json.
+    ValueError: for a family that is not implemented.
+  """
+  hf = _read_json(Path(folder) / "config.json")
+  family = hf.get("model_type")
+  if family not in families.FAMILIES:
+    raise ValueError(
+      f"{folder}/config.json: model_type={family!r} is not one of "
+      f"{sorted(families.FAMILIES)}. Add it to rlhf_jax/models/families.py."
+    )
+  return family, families.FAMILIES[family][1](hf)
+
+
+def _files_of_tensors(folder: Path) -> dict[str, Path]:
+  """Returns {tensor name: file} for one file or an indexed set of files."""
+  index = folder / "model.safetensors.index.json"
+  if index.is_file():
+    weight_map = _read_json(index)["weight_map"]
+    return {name: folder / file for name, file in weight_map.items()}
+  from safetensors import safe_open
+
+  path = folder / "model.safetensors"
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"{path}: no such file, and no model.safetensors.index.json beside it. "
+      "Save the model in the safetensors format."
+    )
+  with safe_open(path, framework="np") as file:
+    return dict.fromkeys(file.keys(), path)
+
+
+def load(folder: str | Path) -> tuple[transformer.Config, dict]:
+  """Returns (config, float32 numpy parameter tree) of a model folder.
+
+  Raises:
+    FileNotFoundError: for a missing file.
+    ValueError: for an unknown family, or missing or misshapen tensors.
+  """
+  import ml_dtypes  # noqa: F401  (lets numpy read bfloat16 tensors)
+  from safetensors import safe_open
+
+  folder = Path(folder)
+  family, config = read_config(folder)
+  files = _files_of_tensors(folder)
+  table = families.names_of_layers(families.FAMILIES[family][0], config)
+  missing = [theirs for theirs, _ in table.values() if theirs not in files]
+  if missing:
+    raise ValueError(
+      f"{folder}: {len(missing)} tensors are missing, the first is "
+      f"{missing[0]!r}. The weights do not belong to this config.json."
+    )
+  flat: dict[str, np.ndarray] = {}
+  for file in sorted({files[theirs] for theirs, _ in table.values()}):
+    with safe_open(file, framework="np") as opened:
+      for ours, (theirs, transposed) in table.items():
+        if files[theirs] != file:
+          continue
+        weight = np.asarray(opened.get_tensor(theirs)).astype(np.float32)
+        flat[ours] = np.ascontiguousarray(weight.T) if transposed else weight
+  return config, trees.unflatten(flat)
+
+
+def _hf_config(config: transformer.Config) -> dict:
+  return {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": config.vocab_size,
+    "hidden_size": config.width,
+    "num_hidden_layers": config.n_layers,
+    "num_attention_heads": config.n_heads,
+    "num_key_value_heads": config.n_kv_heads,
+    "head_dim": config.head_dim,
+    "intermediate_size": config.mlp_width,
+    "rms_norm_eps": config.norm_epsilon,
+    "rope_theta": config.rope_theta,
+    "max_position_embeddings": config.max_length,
+    "tie_word_embeddings": config.tie_embeddings,
+    "hidden_act": "silu",
+    "torch_dtype": "float32",
+  }
+
+
+def save(folder: str | Path, config: transformer.Config, params: dict) -> None:
+  """Writes config.json and model.safetensors that transformers can read.
+
+  Args:
+    folder: created when absent.
+    config: a llama-shaped config (rms norm, rotary positions, gated silu).
+    params: the tree under "params", LoRA factors already merged.
+
+  Raises:
+    ValueError: for an architecture that the llama family cannot express.
+  """
+  from safetensors.numpy import save_file
+
+  shape = (config.norm, config.positions, config.gated_mlp, config.activation)
+  if shape != ("rms", "rope", True, "silu") or config.attention_bias:
+    raise ValueError(
+      f"norm, positions, gated_mlp, activation = {shape}: only the llama "
+      "family can be exported."
+    )
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  flat = trees.flatten(params)
+  tensors = {}
+  table = families.names_of_layers(families.LLAMA_NAMES, config)
+  for ours, (theirs, transposed) in table.items():
+    weight = np.asarray(flat[ours], np.float32)
+    tensors[theirs] = np.ascontiguousarray(weight.T if transposed else weight)
+  save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+  text = json.dumps(_hf_config(config), indent=2)
+  (folder / "config.json").write_text(text + "\n")

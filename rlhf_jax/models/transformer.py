@@ -1,0 +1,399 @@
+"""One decoder-only transformer; every model family is a setting of its config.
+
+Pre-norm residual blocks with grouped-query attention, as in Llama (Touvron et
+al. 2023, arXiv:2302.13971); settings turn it into its relatives (learned
+positions, layer norm, biases, a plain MLP). The module is split where RLHF
+needs it split: `embed`, `run_layers` from any layer to any other, `unembed`.
+So frozen lower layers run once per rollout, a reward head reads a middle
+layer, and the sampler keeps a cache, all through the same code.
+
+Axes: B batch, L = T tokens, S cache slots, D width, H heads, K key heads,
+G = H / K, d head width. Heads before tokens in the cache ([B, K, S, d]): on
+CPU this order is several times faster than [B, S, K, d].
+
+Left out: mixture of experts, sliding windows, dropout (RLHF needs the same
+numbers in every forward pass, so there is none).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax import ops
+from rlhf_jax.models.cache import LayerCache
+from rlhf_jax.types import Array
+
+ACTIVATIONS = {
+  "silu": nn.silu,
+  "gelu": functools.partial(nn.gelu, approximate=False),
+  "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+}
+MASKED = -1e30  # finite, so that a fully masked row yields no NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Architecture. Two configs that differ only below the line share weights."""
+
+  vocab_size: int
+  width: int
+  n_layers: int
+  n_heads: int
+  n_kv_heads: int
+  head_dim: int
+  mlp_width: int
+  norm: str = "rms"  # "rms" or "layer" (with bias)
+  norm_epsilon: float = 1e-5
+  positions: str = "rope"  # "rope" or "learned"
+  rope_theta: float = 10_000.0
+  max_length: int = 2048  # tokens of context
+  activation: str = "silu"
+  gated_mlp: bool = True
+  attention_bias: bool = False  # on q, k, v
+  tie_embeddings: bool = True
+  # --- how it runs ---
+  dtype: str = "float32"  # compute dtype; weights are stored in float32
+  scan_layers: bool = False  # one compiled block for deep models on TPU
+  remat: bool = False  # recompute blocks in the backward pass
+  lora_rank: int = 0  # factors created by init; 0 for none
+  lora_scale: float = 1.0  # multiplies A B
+  lora_first_layer: int = 0  # layers below carry no factors
+
+  def __post_init__(self) -> None:
+    choices = {
+      "norm": ("rms", "layer"),
+      "positions": ("rope", "learned"),
+      "activation": tuple(ACTIVATIONS),
+      "dtype": ("float32", "bfloat16"),
+    }
+    for field, allowed in choices.items():
+      if getattr(self, field) not in allowed:
+        raise ValueError(
+          f"{field}={getattr(self, field)!r}: must be one of {allowed}."
+        )
+    if self.n_heads % self.n_kv_heads:
+      raise ValueError(
+        f"n_heads={self.n_heads} is not a multiple of n_kv_heads="
+        f"{self.n_kv_heads}: every key head serves the same number of queries."
+      )
+    if self.scan_layers and 0 < self.lora_first_layer:
+      raise ValueError(
+        f"lora_first_layer={self.lora_first_layer} with scan_layers: scanned "
+        "layers share one program. Set lora_first_layer=0 or "
+        "scan_layers=False."
+      )
+
+
+class Dense(nn.Module):
+  """y = x W (+ b) (+ s x A B when LoRA factors are given; Hu et al. 2021)."""
+
+  features: int
+  use_bias: bool = False
+  dtype: str = "float32"
+  lora_rank: int = 0
+  lora_scale: float = 1.0
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    width = x.shape[-1]
+    init = nn.initializers.normal(width**-0.5)
+    kernel = self.param("kernel", init, (width, self.features))
+    y = jnp.matmul(x, kernel.astype(self.dtype))
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, (self.features,))
+      y = y + bias.astype(self.dtype)
+    if self.lora_rank and self.is_initializing():
+      make_a = lambda: init(  # noqa: E731
+        self.make_rng("params"), (width, self.lora_rank)
+      )
+      make_b = lambda: jnp.zeros((self.lora_rank, self.features))  # noqa: E731
+      self.variable("lora", "lora_a", make_a)
+      self.variable("lora", "lora_b", make_b)
+    elif self.has_variable("lora", "lora_a"):
+      a = self.get_variable("lora", "lora_a").astype(self.dtype)
+      b = self.get_variable("lora", "lora_b").astype(self.dtype)
+      y = y + self.lora_scale * jnp.matmul(jnp.matmul(x, a), b)
+    return y
+
+
+class Norm(nn.Module):
+  """Root-mean-square or layer normalisation, computed in float32."""
+
+  kind: str
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    y = x.astype(jnp.float32)
+    if self.kind == "layer":
+      y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(
+      jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon
+    )
+    y = y * scale.reshape((1,) * (y.ndim - 1) + (-1,))
+    if self.kind == "layer":
+      bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+      y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+    return y.astype(x.dtype)
+
+
+def rotate(x: Array, positions: Array, theta: float) -> Array:
+  """Returns x with rotary position embedding (Su et al. 2021).
+
+  Args:
+    x: [B, heads, T, d]; the two halves of d are the rotated pairs (the layout
+      of Hugging Face checkpoints).
+    positions: [B, T] int32.
+  """
+  half = x.shape[-1] // 2
+  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = (
+    positions.astype(jnp.float32)[:, None, :, None]
+    * frequency[None, None, None, :]
+  )
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(
+    x.dtype
+  )
+
+
+def causal_mask(valid_mask: Array, segment_ids: Array | None = None) -> Array:
+  """Returns [B, T, T] bool: token t may read token s.
+
+  Args:
+    valid_mask: [B, T], 0 on padding.
+    segment_ids: [B, T] int32 for packed rows: only the same segment is read.
+  """
+  length = valid_mask.shape[-1]
+  order = jnp.arange(length)
+  mask = (order[:, None] >= order[None, :])[None]
+  mask = mask & (valid_mask > 0)[:, None, :]
+  if segment_ids is not None:
+    mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
+  return mask
+
+
+class Attention(nn.Module):
+  """Grouped-query attention, with or without a cache."""
+
+  config: Config
+  lora_rank: int
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    positions: Array,
+    mask: Array,
+    cache: LayerCache | None,
+    slot: Array | None,
+  ) -> tuple[Array, LayerCache | None]:
+    c = self.config
+    dense = functools.partial(
+      Dense, dtype=c.dtype, lora_rank=self.lora_rank, lora_scale=c.lora_scale
+    )
+
+    def heads(name: str, n: int) -> Array:
+      y = dense(n * c.head_dim, use_bias=c.attention_bias, name=name)(x)
+      return y.reshape(*y.shape[:2], n, c.head_dim).swapaxes(1, 2)
+
+    query = heads("q_proj", c.n_heads)
+    key = heads("k_proj", c.n_kv_heads)
+    value = heads("v_proj", c.n_kv_heads)
+    if c.positions == "rope":
+      query = rotate(query, positions, c.rope_theta)
+      key = rotate(key, positions, c.rope_theta)
+    if cache is not None:
+      cache = cache.write(key, value, slot)
+      key, value = cache.key, cache.value
+    batch, _, length, _ = query.shape
+    grouped = query.reshape(batch, c.n_kv_heads, -1, length, c.head_dim)
+    scores = jnp.einsum(
+      "bkgtd,bksd->bkgts",
+      grouped,
+      key,
+      preferred_element_type=jnp.float32,
+    )
+    scores = scores * c.head_dim**-0.5
+    scores = jnp.where(mask[:, None, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(c.dtype)
+    mixed = jnp.einsum("bkgts,bksd->bkgtd", weights, value)
+    mixed = mixed.reshape(batch, c.n_heads, length, c.head_dim)
+    mixed = mixed.swapaxes(1, 2).reshape(batch, length, -1)
+    return dense(c.width, name="o_proj")(mixed), cache
+
+
+class Mlp(nn.Module):
+  """Gated or plain two-layer network."""
+
+  config: Config
+  lora_rank: int
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    c = self.config
+    dense = functools.partial(
+      Dense, dtype=c.dtype, lora_rank=self.lora_rank, lora_scale=c.lora_scale
+    )
+    activate = ACTIVATIONS[c.activation]
+    up = dense(c.mlp_width, name="up_proj")(x)
+    if c.gated_mlp:
+      up = activate(dense(c.mlp_width, name="gate_proj")(x)) * up
+    else:
+      up = activate(up)
+    return dense(c.width, name="down_proj")(up)
+
+
+class Block(nn.Module):
+  """x + attention(norm x), then x + mlp(norm x)."""
+
+  config: Config
+  lora_rank: int = 0
+
+  @nn.compact
+  def __call__(self, x, positions, mask, cache=None, slot=None):
+    c = self.config
+    norm = functools.partial(Norm, c.norm, c.norm_epsilon)
+    mixed, cache = Attention(c, self.lora_rank, name="attention")(
+      norm(name="attention_norm")(x), positions, mask, cache, slot
+    )
+    x = x + mixed
+    x = x + Mlp(c, self.lora_rank, name="mlp")(norm(name="mlp_norm")(x))
+    return x, cache
+
+
+class Transformer(nn.Module):
+  """The decoder. Parameters: embedding, layer_i (or layers), final_norm."""
+
+  config: Config
+
+  def setup(self) -> None:
+    c = self.config
+    self.embedding = nn.Embed(
+      c.vocab_size, c.width, embedding_init=nn.initializers.normal(0.02)
+    )
+    if c.positions == "learned":
+      self.position_embedding = nn.Embed(
+        c.max_length, c.width, embedding_init=nn.initializers.normal(0.02)
+      )
+    block = Block
+    if c.remat:
+      block = nn.remat(Block, prevent_cse=not c.scan_layers)
+    if c.scan_layers:
+      self.layers = nn.scan(
+        block,
+        variable_axes={"params": 0, "lora": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
+        length=c.n_layers,
+      )(c, c.lora_rank)
+    else:
+      self.layer = [
+        block(c, c.lora_rank if i >= c.lora_first_layer else 0)
+        for i in range(c.n_layers)
+      ]
+    self.final_norm = Norm(c.norm, c.norm_epsilon)
+    if not c.tie_embeddings:
+      self.lm_head = Dense(c.vocab_size, dtype="float32")
+
+  def embed(self, tokens: Array, positions: Array) -> Array:
+    """Returns the residual stream [B, T, D] that enters layer 0."""
+    x = self.embedding(tokens)
+    if self.config.positions == "learned":
+      x = x + self.position_embedding(positions)
+    return x.astype(self.config.dtype)
+
+  def run_layers(
+    self,
+    x: Array,
+    positions: Array,
+    mask: Array,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    taps: tuple[int, ...] = (),
+    cache: list[LayerCache] | None = None,
+    slot: Array | None = None,
+  ) -> tuple[Array, dict[int, Array], list[LayerCache] | None]:
+    """Runs layers start..stop - 1 over the residual stream.
+
+    Args:
+      x: [B, T, D], the stream that enters layer `start`.
+      positions: [B, T] int32.
+      mask: [B, T, T] bool, or [B, T, S] with a cache.
+      start, stop: layer range; stop None means all.
+      taps: layers whose INCOMING stream is returned as well.
+      cache: one LayerCache a layer (all layers), or None.
+      slot: [] int32, where the cache is written.
+
+    Returns:
+      The stream that leaves layer stop - 1, {layer: stream entering it}, and
+      the written cache.
+    """
+    c = self.config
+    stop = c.n_layers if stop is None else stop
+    tapped: dict[int, Array] = {}
+    if c.scan_layers:
+      if (start, stop) != (0, c.n_layers) or taps:
+        raise ValueError(
+          f"layers {start}..{stop} of {c.n_layers}, taps {taps}: scanned "
+          "layers run as a whole. Set scan_layers=False to train or read a "
+          "part of the layers."
+        )
+      x, cache = self.layers(x, positions, mask, cache, slot)
+      return x, tapped, cache
+    written = None if cache is None else list(cache)
+    for i in range(start, stop):
+      if i in taps:
+        tapped[i] = x
+      layer_cache = None if cache is None else cache[i]
+      x, layer_cache = self.layer[i](x, positions, mask, layer_cache, slot)
+      if written is not None:
+        written[i] = layer_cache
+    if stop in taps:
+      tapped[stop] = x
+    return x, tapped, written
+
+  def normed(self, x: Array) -> Array:
+    """Returns final_norm(x), what the unembedding reads."""
+    return self.final_norm(x)
+
+  def unembedding(self) -> Array:
+    """Returns [D, V]: the tied embedding, or the separate head."""
+    if self.config.tie_embeddings:
+      return self.embedding.embedding.T
+    return self.lm_head.variables["params"]["kernel"]
+
+  def unembed(self, x: Array) -> Array:
+    """Returns float32 logits [..., V] of a stream that left the last layer."""
+    x = self.normed(x)
+    if not self.config.tie_embeddings:
+      return self.lm_head(x.astype(jnp.float32))
+    return jnp.matmul(
+      x.astype(self.config.dtype),
+      self.embedding.embedding.T.astype(self.config.dtype),
+      preferred_element_type=jnp.float32,
+    )
+
+  def __call__(
+    self, tokens: Array, valid_mask: Array, positions: Array | None = None
+  ) -> Array:
+    """Returns logits [B, T, V]; position t predicts token t + 1."""
+    if positions is None:
+      positions = ops.positions_from_mask(valid_mask)
+    x = self.embed(tokens, positions)
+    x, _, _ = self.run_layers(x, positions, causal_mask(valid_mask))
+    return self.unembed(x)
+
+
+def init(config: Config, key: Array) -> dict:
+  """Returns {"params": ..., "lora": ... if lora_rank} drawn from `key`."""
+  tokens = jnp.zeros((1, 2), jnp.int32)
+  return Transformer(config).init(key, tokens, jnp.ones((1, 2)))
