@@ -19,6 +19,7 @@ setuptools.setup(
   package_data={"rlhf_jax": ["evaluation/*.html"]},
   install_requires=[
     "absl-py>=2.0",
+    "etils[epath]>=1.7",
     "flax>=0.11.2",
     "gguf>=0.10",
     "grain>=0.2.10",
@@ -33,6 +34,7 @@ setuptools.setup(
     "sentencepiece>=0.2.0",
     "tensorboardX>=2.6.2",
     "tokenizers>=0.20",
+    "vaderSentiment>=3.3.2",
   ],
   extras_require={
     "cuda": ["jax[cuda12]>=0.7.2"],

@@ -61,6 +61,8 @@ class PreferenceBatch:
     1.0 when candidate 0 is simply the chosen one, 0.5 for a tie.
   weight: [B] float32, 0 drops a row (padding of the last batch).
   reference_logprobs: [B, K, L] float32 or None.
+  features: [B, K, F] float32 or None: what the frozen trunk makes of each
+    row, when only a head trains; tokens are then not read.
   """
 
   tokens: Array
@@ -69,6 +71,7 @@ class PreferenceBatch:
   label: Array
   weight: Array
   reference_logprobs: Array | None = None
+  features: Array | None = None
 
 
 @flax.struct.dataclass

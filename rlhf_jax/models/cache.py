@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -25,22 +27,27 @@ class LayerCache:
     )
 
 
-def make_cache(
-  n_layers: int,
-  batch: int,
-  n_kv_heads: int,
-  slots: int,
-  head_dim: int,
-  dtype: str,
-) -> list[LayerCache]:
-  """Returns an empty cache for `batch` rows of at most `slots` tokens."""
-  shape = (batch, n_kv_heads, slots, head_dim)
+def make_cache(model: Any, batch: int, slots: int) -> Any:
+  """Returns an empty cache of `batch` rows of at most `slots` tokens.
+
+  Args:
+    model: transformer.Config. With scan_layers the result is one LayerCache
+      with a leading layer axis, else a list of one LayerCache a layer.
+    batch: rows.
+    slots: tokens of a row, prompt and response.
+  """
+  shape = (batch, model.n_kv_heads, slots, model.head_dim)
+  if model.scan_layers:
+    zeros = jnp.zeros((model.n_layers, *shape), model.dtype)
+    return LayerCache(key=zeros, value=zeros)
   return [
-    LayerCache(key=jnp.zeros(shape, dtype), value=jnp.zeros(shape, dtype))
-    for _ in range(n_layers)
+    LayerCache(
+      key=jnp.zeros(shape, model.dtype), value=jnp.zeros(shape, model.dtype)
+    )
+    for _ in range(model.n_layers)
   ]
 
 
 def take_rows(cache: list[LayerCache], rows: Array) -> list[LayerCache]:
-  """Returns the cache of the given rows [M] int32 (compaction)."""
+  """Returns the unscanned cache of the given rows [M] int32 (compaction)."""
   return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), cache)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.models import families, trees, transformer
+from rlhf_jax.models import families, transformer, trees
 
 
 def _metadata(reader: Any, key: str, default: Any = None) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.models import families, trees, transformer
+from rlhf_jax.models import families, transformer, trees
 
 
 def _read_json(path: Path) -> dict:

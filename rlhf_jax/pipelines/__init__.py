@@ -1,0 +1,11 @@
+"""The only loops and I/O; `RUN` maps a config's `pipeline` to its function."""
+
+from rlhf_jax.pipelines import evaluate, policy, reward, rlhf, sft
+
+RUN = {
+  "sft": sft.run,
+  "reward": reward.run,
+  "policy": policy.run,
+  "evaluate": evaluate.run,
+  "rlhf": rlhf.run,
+}

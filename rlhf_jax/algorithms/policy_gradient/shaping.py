@@ -1,0 +1,339 @@
+"""From a score per answer and a KL per token to a reward per token.
+
+  r_t = -beta (log p_t - log p_ref,t) + 1[t is the last response token] s'
+  s'  = clip(normalise(length_penalty(missing_end_token(score))), -c, c)
+
+in this order (METHODS 3.4), so beta has its meaning in normalised units. The
+KL is the k1 estimate under the sampling distribution and sits in the reward,
+where its expected gradient is that of KL(p || p_ref); the optimum is p_ref
+exp(s' / beta) / Z (Ziegler et al. 2019, section 2, arXiv:1909.08593; Korbak
+et al. 2022, arXiv:2205.11275). beta may follow a target KL (Ziegler et al.
+2019, section 2.2).
+
+A truncated answer ends the episode: no value is bootstrapped at the cut.
+Left out: whitening of the whole per-token reward, and the soft overlong
+penalty of DAPO.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax.numpy as jnp
+
+from rlhf_jax import ops
+from rlhf_jax.types import FINISH_LENGTH, Array, Metrics, Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Settings of reward shaping and of the KL controller."""
+
+  missing_eos: str = "keep"  # truncated answers: keep, replace, subtract, mask
+  missing_eos_value: float = -1.0  # "replace": the score; raw score units
+  missing_eos_penalty: float = 1.0  # "subtract": taken off; raw score units
+  length_penalty: float = 0.0  # alpha: score per token over the start
+  length_penalty_start: int = 0  # L0 tokens: alpha max(0, length - L0)
+  normalise: str = "none"  # "none", "scale" (r/std), "standardise"
+  clip: float | None = 5.0  # c; 5 in DeepSpeed-Chat; None for no clipping
+  kl_coefficient: float = 0.1  # beta at the start
+  kl_controller: str = "adaptive"  # "fixed" or "adaptive"
+  kl_target: float = 6.0  # nats per answer; Ziegler 2019 (6 or 10)
+  kl_horizon: float = 10_000.0  # episodes; n / horizon is Ziegler's K_beta,
+  # which is his 0.1 at n = 1,000 answers per rollout
+  kl_clip: float = 0.2  # bound on KL / target - 1; Ziegler 2019
+  warn_nats: float = 15.0  # KL per answer at which check_kl warns
+  halt_nats: float = 20.0  # and at which it asks to stop
+
+  def __post_init__(self) -> None:
+    choices = {
+      "missing_eos": ("keep", "replace", "subtract", "mask"),
+      "normalise": ("none", "scale", "standardise"),
+      "kl_controller": ("fixed", "adaptive"),
+    }
+    for name, allowed in choices.items():
+      if getattr(self, name) not in allowed:
+        raise ValueError(
+          f"{name}={getattr(self, name)!r}: must be one of "
+          f"{', '.join(allowed)}."
+        )
+    for name in (
+      "missing_eos_penalty",
+      "length_penalty",
+      "length_penalty_start",
+      "kl_coefficient",
+    ):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f"{name}={getattr(self, name)}: must be >= 0; its sign is already in "
+          "the formula."
+        )
+    for name in ("kl_target", "kl_horizon", "kl_clip"):
+      if getattr(self, name) <= 0:
+        raise ValueError(f"{name}={getattr(self, name)}: must be > 0.")
+    if self.clip is not None and self.clip <= 0:
+      raise ValueError(
+        f"clip={self.clip}: must be > 0. Set None for no clipping."
+      )
+    if self.warn_nats > self.halt_nats:
+      raise ValueError(
+        f"warn_nats={self.warn_nats} > halt_nats={self.halt_nats}: the warning "
+        "must not come after the stop."
+      )
+
+
+@flax.struct.dataclass
+class Moments:
+  """Running moments of the scores of all answers seen: part of a checkpoint.
+
+  count: [] float32, answers.
+  mean: [] float32.
+  m2: [] float32, sum of squared deviations from the mean.
+  """
+
+  count: Array
+  mean: Array
+  m2: Array
+
+
+def init_moments() -> Moments:
+  """Returns the moments of no answers."""
+  return Moments(
+    count=jnp.zeros((), jnp.float32),
+    mean=jnp.zeros((), jnp.float32),
+    m2=jnp.zeros((), jnp.float32),
+  )
+
+
+def standard_deviation(moments: Moments) -> Array:
+  """Returns [] sqrt(m2 / count + 1e-8): population, not sample."""
+  return jnp.sqrt(moments.m2 / jnp.maximum(moments.count, 1.0) + 1e-8)
+
+
+def update_moments(moments: Moments, x: Array, mask: Array) -> Moments:
+  """Returns the moments with x merged in.
+
+  Chan, Golub and LeVeque 1979: exact for batches of any size, and stable where
+  a running sum of squares is not.
+
+  Args:
+    moments: so far.
+    x: [N] float32, the whole rollout batch, so that sharding has no effect.
+    mask: [N], 1 on answers that count.
+  """
+  count = jnp.sum(mask)
+  mean = ops.masked_mean(x, mask)
+  m2 = ops.masked_sum(jnp.square(x - mean), mask)
+  total = moments.count + count
+  delta = mean - moments.mean
+  divisor = jnp.maximum(total, 1.0)
+  return Moments(
+    count=total,
+    mean=moments.mean + delta * count / divisor,
+    m2=moments.m2 + m2 + jnp.square(delta) * moments.count * count / divisor,
+  )
+
+
+def _raw_score(
+  rollout: Rollout, config: Config
+) -> tuple[Array, Array, Metrics]:
+  """Returns scores after the two penalties, rows kept [N], and metrics."""
+  score = rollout.score.astype(jnp.float32)
+  exists = jnp.any(rollout.response_mask > 0, axis=-1).astype(jnp.float32)
+  kept = exists
+  truncated = rollout.finish_reason == FINISH_LENGTH
+  penalised = score
+  if config.missing_eos == "replace":
+    penalised = jnp.where(truncated, config.missing_eos_value, score)
+  elif config.missing_eos == "subtract":
+    penalised = jnp.where(truncated, score - config.missing_eos_penalty, score)
+  elif config.missing_eos == "mask":
+    kept = jnp.where(truncated, 0.0, exists)
+  excess = jnp.maximum(
+    jnp.sum(rollout.response_mask, -1) - config.length_penalty_start, 0.0
+  )
+  length_term = -config.length_penalty * excess
+  metrics = {
+    "reward/raw": ops.masked_mean(score, kept),
+    "reward/missing_eos": ops.masked_mean(penalised - score, kept),
+    "reward/length_pen": ops.masked_mean(length_term, kept),
+    "reward/kept_share": ops.masked_mean(kept, exists),
+  }
+  return penalised + length_term, kept, metrics
+
+
+def shape_rewards(
+  rollout: Rollout, moments: Moments, kl_coefficient: Array, config: Config
+) -> tuple[Rollout, Moments, Metrics]:
+  """Writes `rewards` into a rollout (module docstring has the formula).
+
+  With missing_eos="mask", truncated answers leave the loss: response_mask
+  becomes 0 on their rows, and they enter neither the moments nor the reward
+  metrics. Under normalise, the moments include this batch before use.
+
+  Metrics: those of `rollout_metrics`, over all answers, and over kept ones
+    reward/raw: mean score as given. Falling is bad.
+    reward/shaped: mean score after shaping, before the KL. Falling is bad.
+    reward/kl_term: mean of -beta KL per answer. Far below 0 is bad.
+    reward/total: shaped + kl_term, the objective. Falling is bad.
+    reward/missing_eos: mean change by that rule. Far below 0 is bad.
+    reward/length_pen: mean change by length. Far below 0 is bad.
+    reward/kept_share: answers not masked. Down is bad: wasted samples.
+    reward/clip_share: scores beyond the clip. Up is bad: differences lost.
+    reward/running_mean, reward/running_std: of penalised scores. A std
+      towards 0 is bad: nothing to learn from.
+    ppo/beta: the KL coefficient used. No bad direction.
+
+  Args:
+    rollout: unpacked, with score and reference_logprobs.
+    moments: of all earlier rollouts; not read when normalise is "none".
+    kl_coefficient: [] beta, from `update_kl_coefficient`.
+    config: settings.
+
+  Returns:
+    rollout with rewards [N, L] (and response_mask), moments, metrics.
+
+  Raises:
+    ValueError: the rollout is packed.
+  """
+  if rollout.segment_ids is not None:
+    raise ValueError(
+      "segment_ids is set: a packed rollout has several answers per row and "
+      "one score per answer. Shape rewards first, pack afterwards."
+    )
+  monitored = rollout_metrics(rollout)
+  score, kept, metrics = _raw_score(rollout, config)
+  moments = update_moments(moments, score, kept)
+  spread = standard_deviation(moments)
+  if config.normalise == "scale":
+    score = score / spread
+  elif config.normalise == "standardise":
+    score = (score - moments.mean) / spread
+  clip_share = jnp.zeros((), jnp.float32)
+  if config.clip is not None:
+    clip_share = ops.masked_mean((jnp.abs(score) > config.clip) * 1.0, kept)
+    score = jnp.clip(score, -config.clip, config.clip)
+
+  mask = rollout.response_mask * kept[:, None]
+  difference = ops.neutral(rollout.behaviour_logprobs, mask) - ops.neutral(
+    rollout.reference_logprobs, mask
+  )
+  columns = jnp.arange(mask.shape[-1])[None, :]
+  is_last = (columns == ops.last_index(mask)[:, None]) & (mask > 0)
+  kl_term = -kl_coefficient * difference
+  rewards = kl_term + jnp.where(is_last, score[:, None], 0.0)
+
+  kl_mean = ops.masked_mean(jnp.sum(kl_term, -1), kept)
+  shaped = ops.masked_mean(score, kept)
+  metrics |= monitored | {
+    "reward/shaped": shaped,
+    "reward/kl_term": kl_mean,
+    "reward/total": shaped + kl_mean,
+    "reward/clip_share": clip_share,
+    "reward/running_mean": moments.mean,
+    "reward/running_std": spread,
+    "ppo/beta": jnp.asarray(kl_coefficient, jnp.float32),
+  }
+  return rollout.replace(rewards=rewards, response_mask=mask), moments, metrics
+
+
+def rollout_metrics(rollout: Rollout) -> Metrics:
+  """Returns what to watch in a rollout, over all its answers.
+
+  Metrics:
+    rollout/score_mean: falling is bad. rollout/score_std: towards 0 is bad.
+    rollout/kl_k1_sum: KL to the reference, nats per answer, unbiased. Up is
+      drift; below 0 by more than its standard error is a sampler that does
+      not match the trainer.
+    rollout/kl_k1_standard_error: of the former.
+    rollout/kl_k3_sum: the same KL, never negative, heavy tail. Up is bad.
+    rollout/kl_per_token: k1 per token. Up is drift.
+    rollout/entropy: -log p of the samples, nats per token. Towards 0 is bad.
+    rollout/len_mean, rollout/len_p95: tokens. Up with a flat win rate is bad.
+    rollout/eos_share: answers that ended by themselves. Below 0.5 is bad.
+
+  Args:
+    rollout: unpacked.
+  """
+  mask = rollout.response_mask
+  exists = jnp.any(mask > 0, axis=-1).astype(jnp.float32)
+  answers = jnp.maximum(jnp.sum(exists), 1.0)
+  behaviour = ops.neutral(rollout.behaviour_logprobs, mask)
+  reference = ops.neutral(rollout.reference_logprobs, mask)
+  k1 = jnp.sum(ops.kl_k1(behaviour, reference), axis=-1)
+  lengths = jnp.sum(mask, axis=-1)
+  score = rollout.score.astype(jnp.float32)
+  k3 = ops.kl_k3(behaviour, reference)
+  return {
+    "rollout/score_mean": ops.masked_mean(score, exists),
+    "rollout/score_std": jnp.sqrt(ops.masked_variance(score, exists)),
+    "rollout/kl_k1_sum": ops.masked_mean(k1, exists),
+    "rollout/kl_k1_standard_error": jnp.sqrt(
+      ops.masked_variance(k1, exists) / answers
+    ),
+    "rollout/kl_k3_sum": jnp.sum(k3) / answers,
+    "rollout/kl_per_token": jnp.sum(k1) / jnp.maximum(jnp.sum(mask), 1.0),
+    "rollout/entropy": ops.masked_mean(-behaviour, mask),
+    "rollout/len_mean": ops.masked_mean(lengths, exists),
+    "rollout/len_p95": jnp.percentile(lengths, 95.0),
+    "rollout/eos_share": ops.masked_mean(
+      (rollout.finish_reason != FINISH_LENGTH) * 1.0, exists
+    ),
+  }
+
+
+def update_kl_coefficient(
+  kl_coefficient: Array | float,
+  sequence_kl: Array | float,
+  batch_size: int,
+  config: Config,
+) -> Array:
+  """Returns beta (1 + n / horizon clip(KL / target - 1, -c, c)), or beta.
+
+  Ziegler et al. 2019, section 2.2, with K_beta = n / horizon. Call once per
+  rollout, after its update. The factor is always positive.
+
+  Args:
+    kl_coefficient: beta so far, > 0 if it is to move.
+    sequence_kl: nats per ANSWER (rollout/kl_k1_sum), not per token.
+    batch_size: n, answers in the rollout.
+    config: settings; "fixed" returns beta unchanged.
+
+  Raises:
+    ValueError: n / horizon is so large that beta could turn negative.
+  """
+  kl_coefficient = jnp.asarray(kl_coefficient, jnp.float32)
+  if config.kl_controller == "fixed":
+    return kl_coefficient
+  gain = batch_size / config.kl_horizon
+  if gain * config.kl_clip >= 1.0:
+    raise ValueError(
+      f"kl_horizon={config.kl_horizon}: with {batch_size} answers per rollout "
+      "one step could make the KL coefficient negative. Set kl_horizon > "
+      f"{batch_size * config.kl_clip}."
+    )
+  error = jnp.clip(
+    sequence_kl / config.kl_target - 1.0, -config.kl_clip, config.kl_clip
+  )
+  return kl_coefficient * (1.0 + gain * error)
+
+
+def check_kl(
+  sequence_kl: float, config: Config, standard_error: float | None = None
+) -> str:
+  """Returns "ok", "warn" or "halt" for the KL to the reference, in Python.
+
+  Args:
+    sequence_kl: nats per answer; NaN means "halt".
+    config: settings.
+    standard_error: rollout/kl_k1_standard_error; given, a KL further below 0
+      than it is "warn": sampler and trainer disagree on log-probabilities.
+  """
+  if not sequence_kl <= config.halt_nats:
+    return "halt"
+  if sequence_kl > config.warn_nats:
+    return "warn"
+  if standard_error is not None and sequence_kl < -standard_error:
+    return "warn"
+  return "ok"

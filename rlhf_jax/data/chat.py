@@ -1,0 +1,335 @@
+"""Chat templates, rendered to token ids with a mask on what is learned.
+
+A dialogue becomes text through the tokenizer's Jinja template and then ids in
+one pass that knows where every character came from:
+
+  * special tokens that the TEMPLATE writes become their ids; a message that
+    spells one stays plain text, so nobody can end a turn from inside a message;
+  * assistant_mask is 1 on each assistant turn's content and on the special
+    token that ends it, 0 on everything else (METHODS 1, multi-turn).
+
+Spans are found while rendering: every message's content is put between private
+sentinels, and the text without them must equal the plain rendering. Text is
+tokenised in stretches cut at special tokens and at the start of each assistant
+answer, which is where generation starts too, so training and sampling see the
+same ids before the first answer token.
+
+A template may mark what is learned itself with {% generation %} ...
+{% endgeneration %}; then exactly that text is learned.
+
+Left out: tool calls and contents that are not strings; `strftime_now`, which
+would make training data depend on the day.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.sandbox
+
+from rlhf_jax.data.tokenizers import Tokenizer
+
+# ChatML, used when a tokenizer has <|im_start|> and <|im_end|> but no template.
+CHATML_TEMPLATE = """\
+{% for message in messages %}
+{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}\
+{{ '<|im_end|>\n' }}\
+{% endfor %}
+{% if add_generation_prompt %}
+{{ '<|im_start|>assistant\n' }}\
+{% endif %}
+"""
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Rendered:
+  """A dialogue as text and as tokens.
+
+  text: what the template wrote.
+  ids: its tokens.
+  assistant_mask: as long as ids, 1 on assistant content and its end token.
+  """
+
+  text: str
+  ids: list[int]
+  assistant_mask: list[int]
+
+
+class _GenerationTag(jinja2.ext.Extension):
+  """{% generation %} body {% endgeneration %}: body between two variables."""
+
+  tags = {"generation"}
+
+  def parse(self, parser):
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    marks = [
+      jinja2.nodes.Output([jinja2.nodes.Name(name, "load")]).set_lineno(line)
+      for name in ("generation_open", "generation_close")
+    ]
+    return [marks[0], *body, marks[1]]
+
+
+def _raise_exception(message: str):
+  raise jinja2.TemplateError(message)
+
+
+@functools.lru_cache(maxsize=16)
+def _compile(template: str) -> jinja2.Template:
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=[_GenerationTag, jinja2.ext.loopcontrols],
+  )
+  environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+    value, ensure_ascii=False, indent=indent
+  )
+  environment.globals["raise_exception"] = _raise_exception
+  return environment.from_string(template)
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+  """Raises ValueError unless messages are non-empty role and content pairs."""
+  if not messages:
+    raise ValueError("messages=[]: nothing to render. Give at least one.")
+  for n, message in enumerate(messages):
+    keys = set(message) if isinstance(message, dict) else type(message)
+    if keys != {"role", "content"}:
+      raise ValueError(
+        f"messages[{n}] has {keys}; a message is a dict with exactly 'role' "
+        "and 'content'. Remove or rename the others."
+      )
+    role, content = message["role"], message["content"]
+    if not isinstance(role, str) or not re.fullmatch(r"\w+", role):
+      raise ValueError(
+        f"messages[{n}]: role={role!r}; a role is one word such as 'user'."
+      )
+    if not isinstance(content, str):
+      raise ValueError(
+        f"messages[{n}]: content is {type(content).__name__}; only strings "
+        "are rendered. Join text parts first."
+      )
+
+
+def template_of(tokenizer: Tokenizer) -> str:
+  """Returns the tokenizer's chat template, or ChatML where its tokens exist.
+
+  Raises:
+    ValueError: there is neither.
+  """
+  if tokenizer.chat_template is not None:
+    return tokenizer.chat_template
+  if {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.special_tokens):
+    return CHATML_TEMPLATE
+  raise ValueError(
+    f"{tokenizer.name}: no chat template, and no <|im_start|> and <|im_end|> "
+    "for the default one. Set tokenizer.chat_template, or use plain prompts "
+    "and responses (chat=False)."
+  )
+
+
+@dataclass(frozen=True)
+class _Span:
+  name: str  # a message's index, or "generation"
+  start: int  # characters of the plain text
+  end: int
+
+
+class _Sentinels:
+  """Marks that occur in no message and no template."""
+
+  def __init__(self, texts: Sequence[str]):
+    joined = "".join(texts)
+    free = [c for c in map(chr, range(0xE000, 0xF8FF)) if c not in joined]
+    if len(free) < 2:
+      raise ValueError(
+        "the messages use every private-use character, so none is left to "
+        "mark their borders. Remove U+E000..U+F8FE from the text."
+      )
+    self._open, self._close = free[0], free[1]
+
+  def wrap(self, name: str | int, text: str) -> str:
+    return f"{self.start(name)}{text}{self.end(name)}"
+
+  def start(self, name: str | int) -> str:
+    return f"{self._open}{name}{self._close}"
+
+  def end(self, name: str | int) -> str:
+    return f"{self._open}/{name}{self._close}"
+
+  def strip(self, marked: str) -> tuple[str, list[_Span] | None]:
+    """Returns the text without marks, and the spans; None if a mark is lost."""
+    pattern = f"{self._open}(/?)(\\w+){self._close}"
+    plain, size, last, opened, spans = [], 0, 0, {}, []
+    for match in re.finditer(pattern, marked):
+      plain.append(marked[last : match.start()])
+      size, last = size + len(plain[-1]), match.end()
+      closing, name = match.groups()
+      if not closing:
+        opened[name] = size
+      elif name in opened:
+        spans.append(_Span(name, opened.pop(name), size))
+      else:
+        opened["lost"] = size
+    return "".join([*plain, marked[last:]]), None if opened else spans
+
+
+def _locate(render_with, plain: str, messages: Sequence[Message]):
+  """Returns the spans of messages and generation blocks in the plain text."""
+  sentinels = _Sentinels([plain, *(m["content"] for m in messages)])
+
+  def outside(n: int, text: str) -> str:
+    return sentinels.wrap(n, text)
+
+  def inside(n: int, text: str) -> str:  # for a template that trims contents
+    core = text.strip()
+    start = len(text) - len(text.lstrip())
+    after = text[start + len(core) :]
+    return text[:start] + sentinels.wrap(n, core) + after
+
+  for wrap in (outside, inside):
+    wrapped = [
+      {**m, "content": wrap(n, m["content"])} for n, m in enumerate(messages)
+    ]
+    text, spans = sentinels.strip(
+      render_with(
+        wrapped, sentinels.start("generation"), sentinels.end("generation")
+      )
+    )
+    if text != plain or spans is None:
+      continue
+    found = [span.name for span in spans]
+    answers = [
+      str(n) for n, m in enumerate(messages) if m["role"] == "assistant"
+    ]
+    if "generation" in found or all(found.count(n) == 1 for n in answers):
+      return spans
+  raise ValueError(
+    "the chat template changes or drops what assistant messages say, so their "
+    "tokens cannot be located. Put {% generation %} around the answer in a "
+    "template that writes content as it is."
+  )
+
+
+def _learned_spans(
+  spans: Sequence[_Span],
+  specials: Sequence[tuple[int, int, int]],
+  messages: Sequence[Message],
+  text: str,
+) -> list[tuple[int, int]]:
+  """Returns the character spans that carry loss, end tokens included."""
+  marked = [(s.start, s.end) for s in spans if s.name == "generation"]
+  if marked:
+    return marked
+  learned = []
+  for span in spans:
+    if messages[int(span.name)]["role"] != "assistant":
+      continue
+    after = [s for s in specials if s[0] >= span.end]
+    if not after or text[span.end : after[0][0]].strip():
+      raise ValueError(
+        f"message {span.name}: the chat template ends the assistant's turn "
+        f"with {text[span.end : span.end + 20]!r}, not with a special token, "
+        "so the model would never learn to stop. Use a template that closes "
+        "the turn with one, or mark the answer with {% generation %}."
+      )
+    learned.append((span.start, after[0][1]))
+  return learned
+
+
+def render(
+  messages: Sequence[Message],
+  tokenizer: Tokenizer,
+  *,
+  add_generation_prompt: bool = False,
+) -> Rendered:
+  """Renders a dialogue with the tokenizer's template, with its loss mask.
+
+  Args:
+    messages: dicts of 'role' and 'content'.
+    tokenizer: its chat_template, or ChatML (see template_of).
+    add_generation_prompt: end with the header of an assistant turn, so that
+      the model answers next.
+
+  Raises:
+    ValueError: malformed messages, no template, a template that fails, that
+      hides where the answers are, or that ends them with no special token.
+  """
+  check_messages(messages)
+  template = _compile(template_of(tokenizer))
+  names = {i: name for name, i in tokenizer.special_tokens.items()}
+
+  def render_with(messages, generation_open="", generation_close="") -> str:
+    try:
+      return template.render(
+        messages=messages,
+        add_generation_prompt=add_generation_prompt,
+        bos_token=names.get(tokenizer.bos_id, ""),
+        eos_token=names.get(tokenizer.eos_id, ""),
+        pad_token=names.get(tokenizer.pad_id, ""),
+        generation_open=generation_open,
+        generation_close=generation_close,
+      )
+    except (jinja2.TemplateError, TypeError) as error:
+      raise ValueError(
+        f"the chat template of {tokenizer.name} refused roles "
+        f"{[m['role'] for m in messages]}: {error}. Change the messages to "
+        "what the template accepts."
+      ) from error
+
+  text = render_with(list(messages))
+  spans = _locate(render_with, text, messages)
+  specials = _template_specials(text, spans, tokenizer.special_tokens)
+  learned = _learned_spans(spans, specials, messages, text)
+  ids, mask = _encode(text, specials, learned, tokenizer)
+  return Rendered(text, ids, mask)
+
+
+def _template_specials(
+  text: str, spans: Sequence[_Span], special_tokens: dict[str, int]
+) -> list[tuple[int, int, int]]:
+  """Returns (start, end, id) of special tokens in the template's own text."""
+  if not special_tokens:
+    return []
+  names = sorted(special_tokens, key=len, reverse=True)
+  pattern = re.compile("|".join(map(re.escape, names)))
+  contents = sorted((s.start, s.end) for s in spans if s.name != "generation")
+  found, position = [], 0
+  for start, end in [*contents, (len(text), len(text))]:
+    for match in pattern.finditer(text, position, start):
+      found.append((match.start(), match.end(), special_tokens[match.group()]))
+    position = end
+  return found
+
+
+def _encode(
+  text: str,
+  specials: Sequence[tuple[int, int, int]],
+  learned: Sequence[tuple[int, int]],
+  tokenizer: Tokenizer,
+) -> tuple[list[int], list[int]]:
+  """Tokenises stretches between special tokens and borders of learned spans."""
+  by_start = {start: (end, i) for start, end, i in specials}
+  borders = {0, len(text)}
+  borders.update(b for start, end, _ in specials for b in (start, end))
+  borders.update(b for span in learned for b in span)
+  borders = sorted(borders)
+  ids, mask = [], []
+  for start, end in zip(borders, borders[1:], strict=False):
+    if start in by_start:
+      stretch = [by_start[start][1]]
+    else:
+      stretch = tokenizer.encode(text[start:end])
+    is_learned = any(a <= start and end <= b for a, b in learned)
+    ids += stretch
+    mask += [int(is_learned)] * len(stretch)
+  return ids, mask

@@ -1,0 +1,224 @@
+"""Tokenizers from SentencePiece, tokenizer.json and GGUF files: one protocol.
+
+Text is data, never markup: `encode` turns every string, even one that spells
+a special token, into ordinary tokens, and adds neither begin nor end token.
+Special ids come only from code that puts them there (a chat template's own
+text, an end token appended to a demonstration), so no user text can close a
+turn. `fingerprint` tells whether two models share a vocabulary.
+
+A file that names no padding token pads with its end token: masks travel
+explicitly (rlhf_jax/types.py), so the padding id carries no meaning.
+
+Left out: SentencePiece-kind vocabularies inside GGUF files, and GGUF
+pre-tokenisers other than those in GGUF_PRE_TOKENIZERS; both are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import gguf
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from rlhf_jax.data.tokenizer_backends import (
+  HuggingFaceTokenizer,
+  SentencePieceTokenizer,
+)
+
+# Values of tokenizer.ggml.token_type.
+GGUF_CONTROL = gguf.TokenType.CONTROL
+GGUF_USER_DEFINED = gguf.TokenType.USER_DEFINED
+
+# tokenizer.ggml.pre -> what splits text before the merges apply.
+GGUF_PRE_TOKENIZERS: dict[str, Callable] = {
+  "smollm": lambda: pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Digits(individual_digits=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
+  ),
+  "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
+}
+
+
+class Tokenizer(Protocol):
+  """What the rest of the package knows of a tokenizer.
+
+  name: where it came from, for messages.
+  vocab_size: largest id + 1; the model may have more rows, never fewer.
+  bos_id: begin token, or None; `encode` never adds it.
+  eos_id: end token: what ends a response.
+  pad_id: may equal eos_id.
+  chat_template: Jinja source, or None.
+  special_tokens: text -> id of every token that plain text cannot produce.
+  fingerprint: sha256 hex over vocabulary, merges and special tokens.
+  """
+
+  name: str
+  vocab_size: int
+  bos_id: int | None
+  eos_id: int
+  pad_id: int
+  chat_template: str | None
+  special_tokens: dict[str, int]
+  fingerprint: str
+
+  def encode(self, text: str) -> list[int]: ...
+
+  def decode(self, ids: Sequence[int], skip_special: bool = True) -> str: ...
+
+
+def load_tokenizer(
+  path: str | Path, *, special_tokens: Sequence[str] = ()
+) -> Tokenizer:
+  """Loads a tokenizer by what its path is.
+
+  Args:
+    path: a SentencePiece *.model, a *.gguf, a tokenizer.json, or a Hugging
+      Face folder: tokenizer.json with tokenizer_config.json or
+      special_tokens_map.json (end, begin, padding) and chat_template.jinja.
+    special_tokens: user-defined SentencePiece pieces that are markup.
+
+  Raises:
+    ValueError: the file is missing, of an unknown kind, or names no end token.
+  """
+  path = Path(path)
+  if not path.exists():
+    raise ValueError(f"{path}: no such tokenizer. Give an existing path.")
+  if path.suffix == ".model":
+    return SentencePieceTokenizer(path, special_tokens)
+  if special_tokens:
+    raise ValueError(
+      f"special_tokens={list(special_tokens)} applies to SentencePiece models "
+      f"only; {path} names its own. Leave it empty."
+    )
+  if path.suffix == ".gguf":
+    return _load_gguf(path)
+  if path.is_dir() or path.suffix == ".json":
+    return _load_huggingface(path)
+  raise ValueError(
+    f"{path}: unknown kind of tokenizer. Give a *.model, a *.gguf, a "
+    "tokenizer.json or a folder that holds one."
+  )
+
+
+def _read_json(path: Path) -> dict:
+  if not path.exists():
+    return {}
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(
+      f"{path}: not JSON ({error}). Download the file again."
+    ) from error
+
+
+def _load_huggingface(path: Path) -> Tokenizer:
+  folder = path if path.is_dir() else path.parent
+  file = path / "tokenizer.json" if path.is_dir() else path
+  if not file.exists():
+    raise ValueError(
+      f"{folder}: no tokenizer.json. For a SentencePiece model give the path "
+      "of its *.model file."
+    )
+  try:
+    backend = tokenizers.Tokenizer.from_file(str(file))
+  except Exception as error:  # the library raises bare Exception
+    raise ValueError(
+      f"{file}: not a tokenizer.json ({error}). Give the file written by the "
+      "tokenizers library."
+    ) from error
+  config = _read_json(folder / "special_tokens_map.json")
+  config |= _read_json(folder / "tokenizer_config.json")
+
+  def named(key: str) -> str | None:
+    value = config.get(key)
+    return value["content"] if isinstance(value, dict) else value
+
+  if named("eos_token") is None:
+    raise ValueError(
+      f"{folder}: no eos_token in tokenizer_config.json or "
+      "special_tokens_map.json. Add one: training appends it to responses."
+    )
+  template = config.get("chat_template")
+  if isinstance(template, list):
+    template = {t["name"]: t["template"] for t in template}.get("default")
+  template_file = folder / "chat_template.jinja"
+  if template_file.exists():
+    template = template_file.read_text(encoding="utf-8")
+  return HuggingFaceTokenizer(
+    backend,
+    str(path),
+    eos=named("eos_token"),
+    bos=named("bos_token"),
+    pad=named("pad_token"),
+    chat_template=template,
+  )
+
+
+def _load_gguf(path: Path) -> Tokenizer:
+  try:
+    fields = gguf.GGUFReader(path).fields
+  except (ValueError, OSError, IndexError) as error:
+    raise ValueError(
+      f"{path}: not a GGUF file ({error}). Download it again."
+    ) from error
+
+  def get(key: str):
+    field = fields.get(f"tokenizer.{key}")
+    return None if field is None else field.contents()
+
+  def strings(key: str) -> list[str]:
+    # One pass over the raw parts; contents() is ten times slower.
+    field = fields[f"tokenizer.{key}"]
+    return [bytes(field.parts[i]).decode() for i in field.data]
+
+  kind, pre = get("ggml.model"), get("ggml.pre")
+  if kind != "gpt2":
+    raise ValueError(
+      f"{path}: tokenizer.ggml.model={kind!r}; only 'gpt2' (byte-level BPE) "
+      "is read. Give the model's *.model or tokenizer.json beside the weights."
+    )
+  if pre not in GGUF_PRE_TOKENIZERS:
+    raise ValueError(
+      f"{path}: tokenizer.ggml.pre={pre!r} is not one of "
+      f"{sorted(GGUF_PRE_TOKENIZERS)}; guessing would split text wrongly. "
+      "Give the model's tokenizer.json instead."
+    )
+  tokens = strings("ggml.tokens")
+  merges = [tuple(m.split(" ", 1)) for m in strings("ggml.merges")]
+  backend = tokenizers.Tokenizer(
+    models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges)
+  )
+  backend.pre_tokenizer = GGUF_PRE_TOKENIZERS[pre]()
+  backend.decoder = decoders.ByteLevel()
+  types = fields["tokenizer.ggml.token_type"]
+  kinds = [int(types.parts[i][0]) for i in types.data]
+  for token, kind in zip(tokens, kinds, strict=True):
+    if kind in (GGUF_CONTROL, GGUF_USER_DEFINED):
+      special = kind == GGUF_CONTROL
+      added = tokenizers.AddedToken(token, special=special, normalized=False)
+      add = backend.add_special_tokens if special else backend.add_tokens
+      add([added])
+
+  def named(key: str) -> str | None:
+    i = get(f"ggml.{key}_token_id")
+    return None if i is None else tokens[i]
+
+  if named("eos") is None:
+    raise ValueError(
+      f"{path}: the file names no end token (tokenizer.ggml.eos_token_id). "
+      "Give the model's tokenizer.json instead."
+    )
+  return HuggingFaceTokenizer(
+    backend,
+    str(path),
+    eos=named("eos"),
+    bos=named("bos"),
+    pad=named("padding"),
+    chat_template=get("chat_template"),
+  )

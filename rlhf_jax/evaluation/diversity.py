@@ -1,0 +1,254 @@
+"""Diversity of sampled texts: distinct-n, EAD, self-BLEU, duplicates.
+
+  distinct-n = U / C        U unique, C total n-grams   Li et al. 2016
+  EAD = U / (V [1 - ((V-1)/V)^C])                       Liu et al. 2022
+  self-BLEU = mean_i BLEU-4(text_i | the other texts)   Zhu et al. 2018
+
+Lower distinct-n and EAD, higher self-BLEU, duplicates and repetition mean
+less diversity. All but EAD fall or rise with the number and the length of the
+texts: compare policies at equal sample counts, under identical sampling
+settings, and cut to a common length (`max_words`) where lengths differ.
+
+Words come from one fixed rule, `words`: lower-case runs of letters, digits
+and underscores, and every other visible character by itself. Left out:
+embedding distances and cross-prompt similarity.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+BLEU_ORDER = 4
+SMOOTHING_EPSILON = 0.1  # method 1 of Chen & Cherry 2014
+
+Words = tuple[str, ...]
+
+
+def words(text: str) -> Words:
+  """Returns the lower-case words and single punctuation marks of a text."""
+  return tuple(_WORD.findall(text.lower()))
+
+
+def _grams(tokens: Words, n: int) -> Counter[Words]:
+  return Counter(tokens[i : i + n] for i in range(len(tokens) - n + 1))
+
+
+def _check(texts: Sequence[str], n: int, at_least: int = 1) -> None:
+  if isinstance(texts, str):
+    raise ValueError(
+      f"texts={texts[:30]!r}: one string is not a list of texts. Pass [text]."
+    )
+  if len(texts) < at_least:
+    raise ValueError(
+      f"{len(texts)} texts: at least {at_least} are needed. Sample more."
+    )
+  if n < 1:
+    raise ValueError(f"n={n}: an n-gram has at least 1 word. Set n >= 1.")
+
+
+def _cut(texts: Sequence[str], max_words: int | None) -> list[Words]:
+  if max_words is not None and max_words < 1:
+    raise ValueError(
+      f"max_words={max_words}: nothing would be left. Set it >= 1 or None."
+    )
+  return [words(text)[:max_words] for text in texts]
+
+
+def distinct_n(
+  texts: Sequence[str], n: int, *, max_words: int | None = None
+) -> float:
+  """Returns unique / total n-grams of the whole corpus, in (0, 1].
+
+  Args:
+    texts: any number of texts; n-grams never cross from one to the next.
+    n: words of an n-gram.
+    max_words: cut every text to this many words first; None keeps all.
+
+  Returns:
+    The ratio, or NaN where no text holds n words.
+
+  Raises:
+    ValueError: no texts, or n or max_words below 1.
+  """
+  _check(texts, n)
+  counts: Counter[Words] = Counter()
+  for tokens in _cut(texts, max_words):
+    counts.update(_grams(tokens, n))
+  total = counts.total()
+  return len(counts) / total if total else math.nan
+
+
+def distinct_n_per_group(
+  texts: Sequence[str],
+  n: int,
+  group_size: int,
+  *,
+  max_words: int | None = None,
+) -> float:
+  """Returns the mean over prompts of distinct-n among a prompt's G samples.
+
+  Groups without a single n-gram are left out of the mean; NaN when none has
+  one.
+
+  Args:
+    texts: [prompts * G], the samples of a prompt in contiguous rows.
+    n: words of an n-gram.
+    group_size: G.
+    max_words: as in `distinct_n`.
+
+  Raises:
+    ValueError: the number of texts is not a multiple of group_size >= 1.
+  """
+  _check(texts, n)
+  if group_size < 1 or len(texts) % group_size:
+    raise ValueError(
+      f"{len(texts)} texts, group_size={group_size}: groups must be whole. "
+      "Pass all G samples of every prompt, in contiguous rows."
+    )
+  ratios = np.array(
+    [
+      distinct_n(texts[i : i + group_size], n, max_words=max_words)
+      for i in range(0, len(texts), group_size)
+    ]
+  )
+  ratios = ratios[~np.isnan(ratios)]
+  return float(np.mean(ratios)) if ratios.size else math.nan
+
+
+def expectation_adjusted_distinct(
+  texts: Sequence[str], n: int, vocabulary_size: int
+) -> float:
+  """Returns EAD: unique n-grams over what C uniform draws of V would give.
+
+  Liu et al. 2022, arXiv:2202.13587. 1 is as diverse as uniform draws, at any
+  length.
+
+  Args:
+    texts: any number of texts.
+    n: words of an n-gram.
+    vocabulary_size: V, n-grams that could occur; use the same V for every
+      policy compared, for instance the unique n-grams of the reference corpus.
+
+  Returns:
+    The ratio, or NaN where no text holds n words.
+
+  Raises:
+    ValueError: vocabulary_size is below the unique n-grams seen.
+  """
+  _check(texts, n)
+  counts: Counter[Words] = Counter()
+  for tokens in _cut(texts, None):
+    counts.update(_grams(tokens, n))
+  unique, total = len(counts), counts.total()
+  if vocabulary_size < max(unique, 2):
+    raise ValueError(
+      f"vocabulary_size={vocabulary_size}: {unique} different {n}-grams occur, "
+      "so V is at least that, and at least 2. Take V from the union of all "
+      "corpora compared, or larger."
+    )
+  if not total:
+    return math.nan
+  size = float(vocabulary_size)
+  expected = -size * math.expm1(total * math.log1p(-1.0 / size))
+  return unique / expected
+
+
+def _best_two(
+  counters: list[Counter[Words]],
+) -> dict[Words, tuple[int, int, int]]:
+  """Returns n-gram -> (largest count, its text, largest count elsewhere)."""
+  best: dict[Words, tuple[int, int, int]] = {}
+  for index, counter in enumerate(counters):
+    for gram, count in counter.items():
+      first, owner, second = best.get(gram, (0, -1, 0))
+      if count > first:
+        best[gram] = (count, index, first)
+      elif count > second:
+        best[gram] = (first, owner, count)
+  return best
+
+
+def _bleu(matches: list[int], length: int, closest: int) -> float:
+  """Returns smoothed BLEU from clipped matches by order.
+
+  Args:
+    matches: clipped n-gram matches for n = 1.. up to the orders judged.
+    length: words of the text, > 0.
+    closest: words of the reference closest in length.
+  """
+  if matches[0] == 0:
+    return 0.0
+  mean_log = 0.0
+  for order, matched in enumerate(matches):
+    numerator = matched if matched > 0 else SMOOTHING_EPSILON
+    mean_log += math.log(numerator / (length - order)) / len(matches)
+  return math.exp(mean_log + min(0.0, 1.0 - closest / length))
+
+
+def self_bleu(texts: Sequence[str]) -> float:
+  """Returns the mean BLEU-4 of each text against all others; 1: all the same.
+
+  Clipped n-gram precisions for n = 1..4 with equal weights, brevity penalty
+  against the closest length (the shorter on a tie; Papineni et al. 2002), a
+  precision of 0 out of m replaced by 0.1 / m (method 1, Chen & Cherry 2014).
+  No common word at all gives 0. A text of fewer than 4 words is judged on the
+  orders it has, so that two equal short texts score 1; an empty one scores 1
+  against another empty one, else 0.
+
+  Args:
+    texts: at least 2; 8 or more samples of a prompt give a steady figure.
+
+  Raises:
+    ValueError: fewer than 2 texts.
+  """
+  _check(texts, 1, at_least=2)
+  tokens = [words(text) for text in texts]
+  lengths = Counter(len(row) for row in tokens)
+  counters = [
+    [_grams(row, n) for row in tokens] for n in range(1, BLEU_ORDER + 1)
+  ]
+  best = [_best_two(of_order) for of_order in counters]
+  scores = []
+  for i, row in enumerate(tokens):
+    others = lengths - Counter([len(row)])
+    if not row:
+      scores.append(float(others[0] > 0))
+      continue
+    matches = []
+    for order in range(min(BLEU_ORDER, len(row))):
+      matched = 0
+      for gram, count in counters[order][i].items():
+        first, owner, second = best[order][gram]
+        matched += min(count, second if owner == i else first)
+      matches.append(matched)
+    closest = min((abs(size - len(row)), size) for size in others)[1]
+    scores.append(_bleu(matches, len(row), closest))
+  return float(np.mean(scores))
+
+
+def duplicate_share(texts: Sequence[str]) -> float:
+  """Returns 1 - unique / all: the share of texts that repeat an earlier one.
+
+  Texts are equal when their words are (case and spacing do not count).
+  """
+  _check(texts, 1)
+  return 1.0 - len({words(text) for text in texts}) / len(texts)
+
+
+def repeated_ngram_rate(texts: Sequence[str], n: int = 3) -> float:
+  """Returns the share of n-grams that occurred before in the same text.
+
+  0: no text repeats itself; near 1: texts that loop. NaN where no text holds
+  n words.
+  """
+  _check(texts, n)
+  counters = [_grams(words(text), n) for text in texts]
+  total = sum(counter.total() for counter in counters)
+  unique = sum(len(counter) for counter in counters)
+  return 1.0 - unique / total if total else math.nan

@@ -1,0 +1,422 @@
+"""Sampling: prefill, decode with a key-value cache, early exit, compaction.
+
+Knows tokens, not text. Three properties that RLHF needs:
+  * log-probabilities of the sampled tokens come from the sampler, under the
+    distribution it sampled from (temperature and truncation included);
+  * each sample's randomness is folded from (key, prompt index, sample index,
+    position), so it depends on no batch split, mesh or restart;
+  * why a sample ended is said (finish_reason), never inferred from its ids.
+
+Decoding runs in jitted chunks. With `compact` a chunk ends when enough rows
+are done, the finished rows are taken out and the rest goes on in a smaller
+batch: the work follows the mean length and not the longest.
+
+Tokens are drawn by inverting the cumulative distribution in two levels
+(blocks, then inside a block): one uniform number a row, no sort, no Gumbel
+noise for every vocabulary entry. The uniform has 24 bits, so tokens under
+about 6e-8 are drawn only in groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import ops
+from rlhf_jax.models import transformer
+from rlhf_jax.models.cache import LayerCache, make_cache, take_rows
+from rlhf_jax.types import (
+  FINISH_EOS,
+  FINISH_LENGTH,
+  Array,
+  PromptBatch,
+  PyTree,
+  Samples,
+)
+
+BLOCK = 256  # vocabulary entries a block of the two-level inverse
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """How to sample."""
+
+  max_new_tokens: int = 64
+  temperature: float = 1.0  # 0 is greedy
+  top_k: int = 0  # 0 keeps all
+  top_p: float = 1.0  # 1 keeps all
+  nucleus_candidates: int = 1024  # most likely tokens that top_p chooses from
+  num_samples: int = 1  # G, samples of each prompt
+  compact: bool = False  # shrink the batch as rows finish (one device only)
+  batch_size: int | None = None  # rows decoded together; None for all
+
+  def __post_init__(self) -> None:
+    if self.max_new_tokens < 1 or self.num_samples < 1:
+      raise ValueError(
+        f"max_new_tokens={self.max_new_tokens}, num_samples="
+        f"{self.num_samples}: both must be >= 1."
+      )
+    if not self.temperature >= 0.0:
+      raise ValueError(f"temperature={self.temperature}: must be >= 0.")
+    if self.top_k < 0 or not 0.0 < self.top_p <= 1.0:
+      raise ValueError(
+        f"top_k={self.top_k}, top_p={self.top_p}: need top_k >= 0 and "
+        "0 < top_p <= 1."
+      )
+
+
+@flax.struct.dataclass
+class _State:
+  """A batch in flight; n rows, some of them done."""
+
+  cache: list[LayerCache]
+  tokens: Array  # [n, L]
+  valid: Array  # [n, L] what attention may read
+  logprobs: Array  # [n, L]
+  response: Array  # [n, L]
+  keys: Array  # [n] random keys of the rows
+  length: Array  # [n] prompt length, the position of the first new token
+  done: Array  # [n] bool
+  row: Array  # [n] int32, which sample this is; repeated on filler rows
+  step: Array  # [] int32, tokens sampled so far
+
+
+def truncate(logits: Array, config: Config) -> Array:
+  """Returns logits [n, V] with -inf outside the top-k and nucleus sets.
+
+  The nucleus is the smallest set of most likely tokens whose mass reaches
+  top_p (Holtzman et al. 2020), sought among `nucleus_candidates`.
+  """
+  if not config.top_k and config.top_p >= 1.0:
+    return logits
+  vocabulary = logits.shape[-1]
+  count = min(
+    config.top_k if config.top_k else config.nucleus_candidates, vocabulary
+  )
+  best, _ = jax.lax.top_k(logits, count)
+  keep = jnp.ones_like(best, bool)
+  if config.top_p < 1.0:
+    scope = best if config.top_k else logits
+    total = jax.nn.logsumexp(scope, axis=-1, keepdims=True)
+    mass = jnp.cumsum(jnp.exp(best - total), axis=-1)
+    before = jnp.concatenate([jnp.zeros_like(mass[:, :1]), mass[:, :-1]], -1)
+    keep = before < config.top_p
+  threshold = jnp.min(jnp.where(keep, best, jnp.inf), axis=-1, keepdims=True)
+  return jnp.where(logits >= threshold, logits, -jnp.inf)
+
+
+def sample_tokens(
+  logits: Array, uniform: Array, config: Config
+) -> tuple[Array, Array]:
+  """Returns a token and its log-probability for every row.
+
+  Args:
+    logits: [n, V] float32, of the model.
+    uniform: [n] in [0, 1).
+    config: temperature 0 takes the most likely token, log-probability 0.
+
+  Returns:
+    tokens [n] int32 and log-probabilities [n] under the distribution drawn
+    from: softmax(logits / temperature), renormalised after truncation.
+  """
+  if config.temperature == 0.0:
+    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return tokens, jnp.zeros(tokens.shape, jnp.float32)
+  logits = truncate(logits / config.temperature, config)
+  rows, vocabulary = logits.shape
+  shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+  blocks = -(-vocabulary // BLOCK)
+  weights = jnp.pad(
+    jnp.exp(shifted), ((0, 0), (0, blocks * BLOCK - vocabulary))
+  ).reshape(rows, blocks, BLOCK)
+  block_ends = jnp.cumsum(jnp.sum(weights, axis=-1), axis=-1)
+  total = block_ends[:, -1]
+  target = uniform * total
+  block = _first_above(block_ends, target)
+  start = jnp.where(
+    block > 0,
+    jnp.take_along_axis(block_ends, jnp.maximum(block - 1, 0)[:, None], axis=1)[
+      :, 0
+    ],
+    0.0,
+  )
+  chosen = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
+  inside = _first_above(jnp.cumsum(chosen, axis=-1), target - start)
+  last = ops.last_index(chosen)  # rounding must not reach past the support
+  token = block * BLOCK + jnp.minimum(inside, last)
+  picked = jnp.take_along_axis(shifted, token[:, None], axis=1)[:, 0]
+  return token.astype(jnp.int32), picked - jnp.log(total)
+
+
+def _first_above(cumulative: Array, target: Array) -> Array:
+  index = jnp.sum(cumulative <= target[:, None], axis=-1)
+  return jnp.minimum(index, cumulative.shape[-1] - 1)
+
+
+def _draw(state: _State, logits: Array, column: Array, config: Config, eos_ids):
+  """Returns the state with one more token in every row that is not done."""
+  uniform = jax.vmap(
+    lambda key: jax.random.uniform(jax.random.fold_in(key, state.step))
+  )(state.keys)
+  token, logprob = sample_tokens(logits, uniform, config)
+  is_end = jnp.any(token[:, None] == jnp.asarray(eos_ids)[None, :], axis=1)
+  alive = jnp.logical_not(state.done).astype(jnp.float32)
+
+  def put(array: Array, new: Array) -> Array:
+    old = jax.lax.dynamic_slice_in_dim(array, column, 1, axis=1)[:, 0]
+    new = jnp.where(state.done, old, new.astype(array.dtype))
+    return jax.lax.dynamic_update_slice_in_dim(
+      array, new[:, None], column, axis=1
+    )
+
+  return state.replace(
+    tokens=put(state.tokens, token),
+    logprobs=put(state.logprobs, logprob),
+    valid=put(state.valid, alive),
+    response=put(state.response, alive),
+    done=state.done | is_end,
+    step=state.step + 1,
+  )
+
+
+@functools.partial(
+  jax.jit, static_argnames=("model", "config", "eos_ids", "pad_id")
+)
+def _prefill(
+  params: PyTree,
+  prompts: PromptBatch,
+  keys: Array,
+  *,
+  model: transformer.Config,
+  config: Config,
+  eos_ids: tuple[int, ...],
+  pad_id: int,
+) -> _State:
+  """Runs the prompts and samples the first token of every row."""
+  rows, width = prompts.tokens.shape
+  total = width + config.max_new_tokens
+  pad = ((0, 0), (0, config.max_new_tokens))
+  net = transformer.Transformer(model)
+  variables = {"params": params}
+  positions = ops.positions_from_mask(prompts.valid_mask)
+  x = net.apply(variables, prompts.tokens, positions, method="embed")
+  cache = make_cache(model, rows, total)
+  mask = jnp.pad(
+    transformer.causal_mask(prompts.valid_mask),
+    ((0, 0), (0, 0), (0, config.max_new_tokens)),
+  )
+  x, _, cache = net.apply(
+    variables, x, positions, mask, cache=cache, slot=0, method="run_layers"
+  )
+  logits = net.apply(variables, x[:, -1], method="unembed")
+  zeros = jnp.zeros((rows, total), jnp.float32)
+  state = _State(
+    cache=cache,
+    tokens=jnp.pad(prompts.tokens, pad, constant_values=pad_id),
+    valid=jnp.pad(prompts.valid_mask, pad),
+    logprobs=zeros,
+    response=zeros,
+    keys=keys,
+    length=jnp.sum(prompts.valid_mask > 0, axis=1).astype(jnp.int32),
+    done=jnp.zeros((rows,), bool),
+    row=jnp.arange(rows, dtype=jnp.int32),
+    step=jnp.int32(0),
+  )
+  return _draw(state, logits, jnp.int32(width), config, eos_ids)
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("model", "config", "eos_ids"),
+  donate_argnames=("state",),
+)
+def _decode(
+  params: PyTree,
+  state: _State,
+  stop_at: Array,
+  *,
+  model: transformer.Config,
+  config: Config,
+  eos_ids: tuple[int, ...],
+) -> _State:
+  """Decodes until at most `stop_at` rows are alive or the budget is spent."""
+  net = transformer.Transformer(model)
+  variables = {"params": params}
+  prompt_width = state.tokens.shape[1] - config.max_new_tokens
+
+  def unfinished(state: _State) -> Array:
+    alive = jnp.sum(jnp.logical_not(state.done))
+    return (alive > stop_at) & (state.step < config.max_new_tokens)
+
+  def one_token(state: _State) -> _State:
+    slot = prompt_width + state.step - 1  # the column sampled last
+    token = jax.lax.dynamic_slice_in_dim(state.tokens, slot, 1, axis=1)
+    positions = (state.length + state.step - 1)[:, None]
+    x = net.apply(variables, token, positions, method="embed")
+    x, _, cache = net.apply(
+      variables,
+      x,
+      positions,
+      (state.valid > 0)[:, None, :],
+      cache=state.cache,
+      slot=slot,
+      method="run_layers",
+    )
+    logits = net.apply(variables, x[:, 0], method="unembed")
+    state = state.replace(cache=cache)
+    return _draw(state, logits, slot + 1, config, eos_ids)
+
+  return jax.lax.while_loop(unfinished, one_token, state)
+
+
+@jax.jit
+def _take(state: _State, rows: Array) -> _State:
+  """Returns the state of the given rows."""
+  take = lambda x: jnp.take(x, rows, axis=0)  # noqa: E731
+  return state.replace(
+    cache=take_rows(state.cache, rows),
+    **{
+      name: take(getattr(state, name))
+      for name in (
+        "tokens",
+        "valid",
+        "logprobs",
+        "response",
+        "keys",
+        "length",
+        "done",
+        "row",
+      )
+    },
+  )
+
+
+def sample_keys(key: Array, index: Array, num_samples: int) -> Array:
+  """Returns [N] keys, folded from (key, prompt index, sample index)."""
+  index = jnp.repeat(index, num_samples)
+  sample = jnp.tile(jnp.arange(num_samples), index.shape[0] // num_samples)
+  fold = jax.vmap(
+    lambda i, g: jax.random.fold_in(jax.random.fold_in(key, i), g)
+  )
+  return fold(index, sample)
+
+
+def generate(
+  params: PyTree,
+  prompts: PromptBatch,
+  key: Array,
+  *,
+  model: transformer.Config,
+  config: Config,
+  eos_ids: tuple[int, ...],
+  pad_id: int,
+) -> Samples:
+  """Samples `num_samples` responses to every prompt.
+
+  Args:
+    params: the complete parameter tree of `model` (LoRA factors merged).
+    prompts: [B, P], padded on the left.
+    key: random key of this step.
+    model: architecture.
+    config: how to sample.
+    eos_ids: tokens that end a response; sampled ones belong to it.
+    pad_id: fills columns after the end; may equal an end token.
+
+  Returns:
+    Samples of N = B * num_samples rows, [N, P + max_new_tokens].
+
+  Raises:
+    ValueError: when prompt and response do not fit the model's context.
+  """
+  width = prompts.tokens.shape[1]
+  if width + config.max_new_tokens > model.max_length:
+    raise ValueError(
+      f"prompt of {width} tokens + max_new_tokens={config.max_new_tokens} = "
+      f"{width + config.max_new_tokens} exceeds the model's context of "
+      f"{model.max_length} tokens. Shorten the prompts or the responses."
+    )
+  keys = sample_keys(key, prompts.index, config.num_samples)
+  prompts = jax.tree.map(
+    lambda x: jnp.repeat(x, config.num_samples, axis=0), prompts
+  )
+  rows = keys.shape[0]
+  size = rows if config.batch_size is None else config.batch_size
+  if rows % size:
+    raise ValueError(
+      f"{rows} samples are not a multiple of batch_size={size}. Set "
+      "generate.batch_size to a divisor."
+    )
+  parts = []
+  for start in range(0, rows, size):
+    piece = jax.tree.map(lambda x: x[start : start + size], prompts)  # noqa: B023
+    parts.append(
+      _generate_batch(
+        params,
+        piece,
+        keys[start : start + size],
+        statics=dict(model=model, config=config, eos_ids=eos_ids),
+        pad_id=pad_id,
+      )
+    )
+  if len(parts) == 1:
+    return parts[0]
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+
+
+def _generate_batch(params, prompts, keys, *, statics, pad_id) -> Samples:
+  state = _prefill(params, prompts, keys, pad_id=pad_id, **statics)
+  if not statics["config"].compact:
+    state = _decode(params, state, jnp.int32(0), **statics)
+    return _samples(state)
+  return _decode_compacting(params, state, statics)
+
+
+def _samples(state: _State) -> Samples:
+  return Samples(
+    tokens=state.tokens,
+    valid_mask=state.valid,
+    response_mask=state.response,
+    behaviour_logprobs=state.logprobs,
+    finish_reason=jnp.where(state.done, FINISH_EOS, FINISH_LENGTH).astype(
+      jnp.int32
+    ),
+  )
+
+
+def _decode_compacting(params: PyTree, state: _State, statics) -> Samples:
+  """Decodes in chunks, halving the batch down to a quarter as rows finish."""
+  rows = state.tokens.shape[0]
+  sizes = [n for n in (rows // 2, rows // 4) if n >= 8]
+  result: dict[str, np.ndarray] | None = None
+  while True:
+    # A smaller batch is worth moving to when its rows are all that is left.
+    stop_at = sizes[0] if sizes else 0
+    state = _decode(params, state, jnp.int32(stop_at), **statics)
+    snapshot = {
+      name: np.asarray(value)
+      for name, value in (
+        ("row", state.row),
+        ("done", state.done),
+        *vars(_samples(state)).items(),
+      )
+    }
+    if result is None:
+      result = {k: v.copy() for k, v in snapshot.items()}
+    else:
+      for name, value in snapshot.items():
+        result[name][snapshot["row"]] = value
+    alive = np.flatnonzero(~snapshot["done"])
+    finished = int(state.step) >= statics["config"].max_new_tokens
+    if finished or not len(alive):
+      break
+    while sizes and len(alive) <= sizes[0]:
+      size = sizes.pop(0)
+    filler = np.flatnonzero(snapshot["done"])[: size - len(alive)]
+    state = _take(state, jnp.asarray(np.concatenate([alive, filler])))
+  del result["row"], result["done"]
+  return Samples(**{name: jnp.asarray(value) for name, value in result.items()})

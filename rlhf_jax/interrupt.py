@@ -1,0 +1,96 @@
+"""A clean stop at the next step boundary when the machine asks for one.
+
+The first SIGTERM (a spot machine being taken back) or Ctrl-C only sets a
+flag; the loop saves a checkpoint after its step and leaves. A second Ctrl-C
+quits at once. On several processes all must stop at the same step, so there
+the JAX coordination service handles SIGTERM and `should_stop` asks it.
+
+Left out: SIGKILL and power cuts; checkpoint.py survives them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+import jax
+from jax.experimental import multihost_utils
+
+# The exit status after a stop that saved: EX_TEMPFAIL of sysexits.h, "try
+# again", so that a launch script can tell "resume me" from a crash (1), a
+# usage error (2) or a kill (128 + signal).
+EXIT_INTERRUPTED = 75
+
+
+class Stopped(Exception):
+  """A run stopped early on request, its checkpoint saved.
+
+  Attributes:
+    step: updates done, the step of the checkpoint.
+    signal: number of the signal that asked, or None on a process that was
+      told by another one.
+  """
+
+  def __init__(self, step: int, signal: int | None) -> None:
+    self.step = step
+    self.signal = signal
+    super().__init__(f"stopped after step {step}; start again to resume")
+
+
+class Interrupt:
+  """Turns the first SIGINT or SIGTERM inside `with` into a request.
+
+  Does nothing in threads other than the main one, where Python allows no
+  signal handlers.
+  """
+
+  def __init__(self) -> None:
+    self.requested = False
+    self.signal: int | None = None
+    self._previous: dict[int, object] = {}
+
+  def __enter__(self) -> Interrupt:
+    if threading.current_thread() is threading.main_thread():
+      caught = [signal.SIGINT]
+      if jax.process_count() == 1:
+        caught.append(signal.SIGTERM)
+      for number in caught:
+        self._previous[number] = signal.signal(number, self._handle)
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    self._previous = {}
+
+  def should_stop(self, step: int) -> bool:
+    """Says whether to save and leave now; the same on all processes.
+
+    Args:
+      step: updates done. Every process must ask at every step.
+    """
+    if jax.process_count() == 1:
+      return self.requested
+    return multihost_utils.reached_preemption_sync_point(step)
+
+  def _handle(self, number: int, frame: object) -> None:
+    del frame
+    if self.requested and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    if not self.requested:
+      self.requested, self.signal = True, number
+      _say(
+        f"{signal.Signals(number).name}: saving a checkpoint after this step; "
+        "repeat Ctrl-C to quit at once\n"
+      )
+
+
+def _say(line: str) -> None:
+  """Writes to stderr even if the signal came in the middle of a write."""
+  try:
+    sys.stderr.write(line)
+    sys.stderr.flush()
+  except RuntimeError:  # reentrant call
+    os.write(2, line.encode())

@@ -1,0 +1,387 @@
+"""What a run reports: metrics.jsonl, samples, TensorBoard, a progress line.
+
+Metrics are named area/name (METHODS 25) and written one JSON object a line
+with "step", "phase" and "time" (seconds since 1970). JSON has no NaN: it
+becomes null, with a warning. A killed and resumed run calls `truncate_after`
+with the step it resumes from, so that each step is there once.
+
+Left out: remote directories (gs:// cannot append; copy the local ones) and
+hosted trackers, which can read the JSON lines.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+RESERVED = ("step", "phase", "time")
+_SIGNED = ("score", "reward", "margin", "advantage")  # printed with a sign
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """Returns the rows of a JSON lines file; a torn last line is left out.
+
+  Raises:
+    ValueError: a line before the last is not JSON.
+  """
+  rows = []
+  lines = Path(path).read_text().split("\n")
+  for number, line in enumerate(lines, 1):
+    if not line:
+      continue
+    try:
+      rows.append(json.loads(line))
+    except ValueError as error:
+      if number == len(lines):  # no newline after it: the writer was killed
+        break
+      raise ValueError(f"{path}:{number}: not JSON: {line[:60]!r}") from error
+  return rows
+
+
+class MetricsWriter:
+  """Appends to metrics.jsonl and samples.jsonl, and to TensorBoard."""
+
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    tensorboard: bool = True,
+    *,
+    enabled: bool = True,
+    clock: Callable[[], float] = time.time,
+  ) -> None:
+    """Opens the files of a work directory, made if need be.
+
+    Args:
+      workdir: local directory.
+      tensorboard: also write event files, one folder a phase.
+      enabled: False writes nothing: all processes but one.
+      clock: seconds since 1970.
+    """
+    if str(workdir).startswith("gs://"):
+      raise ValueError(
+        f"workdir={workdir}: metrics are appended to, which gs:// cannot do. "
+        "Give a local directory and copy it with `gcloud storage rsync`."
+      )
+    self._workdir = Path(workdir)
+    self._enabled = enabled
+    self._tensorboard = tensorboard
+    self._clock = clock
+    self._summaries: dict[str, Any] = {}
+    self._purge: dict[str, int] = {}
+    if enabled:
+      self._workdir.mkdir(parents=True, exist_ok=True)
+      for path in (self.metrics_path, self.samples_path):
+        if path.exists():
+          _drop_torn_line(path)
+
+  @property
+  def metrics_path(self) -> Path:
+    return self._workdir / "metrics.jsonl"
+
+  @property
+  def samples_path(self) -> Path:
+    return self._workdir / "samples.jsonl"
+
+  def __enter__(self) -> MetricsWriter:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Flushes and closes TensorBoard."""
+    for summary in self._summaries.values():
+      summary.close()
+    self._summaries = {}
+
+  def write(
+    self, step: int, metrics: Mapping[str, Any], phase: str = ""
+  ) -> None:
+    """Writes one row.
+
+    Args:
+      step: updates done.
+      metrics: area/name -> scalar (Python, numpy or jax).
+      phase: such as "sft", "reward", "ppo".
+
+    Raises:
+      ValueError: a value that is no scalar, or a reserved name.
+    """
+    row = {name: _scalar(name, value) for name, value in metrics.items()}
+    bad = [name for name, value in row.items() if value is None]
+    if bad:
+      warnings.warn(
+        f"step {step}{' of ' + phase if phase else ''}: {', '.join(bad)} not "
+        "finite; written as null.",
+        stacklevel=2,
+      )
+    if not self._enabled:
+      return
+    self._append(self.metrics_path, [self._header(step, phase) | row])
+    if self._tensorboard:
+      summary = self._summary(phase)
+      for name, value in row.items():
+        tag = f"{phase}/{name}" if phase else name
+        if value is not None:
+          summary.add_scalar(tag, value, step)
+
+  def write_samples(
+    self, step: int, rows: Sequence[Mapping[str, Any]], phase: str = ""
+  ) -> None:
+    """Writes one line a sample, such as {"prompt", "response", "score"}."""
+    if self._enabled:
+      header = self._header(step, phase)
+      cleaned = [
+        {name: _plain(value) for name, value in row.items()} for row in rows
+      ]
+      self._append(self.samples_path, [header | row for row in cleaned])
+
+  def write_text(
+    self, step: int, name: str, text: str, phase: str = ""
+  ) -> None:
+    """Writes markdown to TensorBoard only."""
+    if self._enabled and self._tensorboard:
+      tag = f"{phase}/{name}" if phase else name
+      self._summary(phase).add_text(tag, text, step)
+
+  def truncate_after(self, step: int, phase: str = "") -> None:
+    """Drops the rows of a phase with a larger step, before a resume.
+
+    Call it before the first write of the phase, so that TensorBoard hides the
+    dropped steps too.
+    """
+    if not self._enabled:
+      return
+    self._purge[phase] = step + 1
+    for path in (self.metrics_path, self.samples_path):
+      if path.exists():
+        rows = read_metrics(path)
+        kept = [r for r in rows if r["phase"] != phase or r["step"] <= step]
+        if len(kept) < len(rows):
+          _replace(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+  def _header(self, step: int, phase: str) -> dict[str, Any]:
+    return {"step": int(step), "phase": phase, "time": self._clock()}
+
+  def _append(self, path: Path, rows: Sequence[Mapping]) -> None:
+    with path.open("a") as file:
+      file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+  def _summary(self, phase: str) -> Any:
+    if phase not in self._summaries:
+      import tensorboardX  # slow to import, and not needed without it
+
+      folder = self._workdir / "tensorboard" / (phase if phase else "run")
+      self._summaries[phase] = tensorboardX.SummaryWriter(
+        str(folder), purge_step=self._purge.get(phase), flush_secs=10
+      )
+    return self._summaries[phase]
+
+
+class Timer:
+  """Accumulates the seconds of each part of a step.
+
+  JAX returns before the device is done: end a part by reading its result (or
+  jax.block_until_ready), or its time lands in the next one.
+  """
+
+  def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    self._clock = clock
+    self._seconds: dict[str, float] = collections.defaultdict(float)
+
+  @contextlib.contextmanager
+  def __call__(self, name: str) -> Iterator[None]:
+    """Adds the seconds spent inside `with` to `name`."""
+    start = self._clock()
+    try:
+      yield
+    finally:
+      self._seconds[name] += self._clock() - start
+
+  def pop(self) -> dict[str, float]:
+    """Returns {"sys/t_rollout": seconds, ...} since the last pop."""
+    popped = {f"sys/t_{name}": s for name, s in self._seconds.items()}
+    self._seconds.clear()
+    return popped
+
+
+class Progress:
+  """One line: ppo 12/24  50%  7.1 s/step  ETA 1:25  score +0.81  kl 5.2.
+
+  Rewritten in place on a terminal, else printed every few seconds.
+  """
+
+  def __init__(
+    self,
+    phase: str,
+    total: int,
+    initial: int = 0,
+    stream: TextIO | None = None,
+    *,
+    every_seconds: float = 10.0,
+    window: int = 20,
+    clock: Callable[[], float] = time.monotonic,
+  ) -> None:
+    """Starts the clock.
+
+    Args:
+      phase: first word of the line.
+      total: steps when done.
+      initial: steps done before this process, which tell nothing of its pace.
+      stream: standard error when None.
+      every_seconds: between lines where there is no terminal.
+      window: the pace is that of so many updates.
+      clock: seconds.
+    """
+    if total < 1 or not 0 <= initial <= total:
+      raise ValueError(
+        f"initial={initial}, total={total}: need 0 <= initial <= total, and "
+        "total >= 1."
+      )
+    self._phase, self._total = phase, total
+    self._stream = sys.stderr if stream is None else stream
+    self._is_terminal = self._stream.isatty()
+    self._period = 0.1 if self._is_terminal else every_seconds
+    self._clock = clock
+    self._marks = collections.deque([(clock(), initial)], maxlen=window + 1)
+    self._printed_at = -math.inf
+    self._line = self._printed = ""
+
+  def update(self, n: int, **numbers: float | str) -> None:
+    """Shows that n steps are done, counted from the start of the run."""
+    now = self._clock()
+    self._marks.append((now, n))
+    self._line = self._format(n, numbers)
+    if now - self._printed_at >= self._period:
+      self._print(now)
+
+  def close(self) -> None:
+    """Prints the last state, and ends the line."""
+    if self._line and self._line != self._printed:
+      self._print(self._clock())
+    if self._is_terminal and self._printed:
+      self._stream.write("\n")
+    self._stream.flush()
+
+  def _format(self, n: int, numbers: Mapping[str, float | str]) -> str:
+    (t0, n0), (t1, n1) = self._marks[0], self._marks[-1]
+    parts = [f"{self._phase} {n}/{self._total}", f"{100 * n // self._total}%"]
+    if n1 > n0:
+      pace = (t1 - t0) / (n1 - n0)
+      parts += [
+        f"{pace:.2g} s/step" if pace < 10 else f"{pace:.0f} s/step",
+        f"ETA {format_seconds(pace * (self._total - n))}",
+      ]
+    for name, value in numbers.items():
+      if not isinstance(value, str):
+        sign = "+" if any(word in name for word in _SIGNED) else ""
+        value = format(float(value), f"{sign}.3g")
+      parts.append(f"{name} {value}")
+    return "  ".join(parts)
+
+  def _print(self, now: float) -> None:
+    if self._is_terminal:
+      self._stream.write(f"\r{self._line}\x1b[K")
+    else:
+      self._stream.write(f"{self._line}\n")
+    self._stream.flush()
+    self._printed, self._printed_at = self._line, now
+
+
+def format_seconds(seconds: float) -> str:
+  """Returns m:ss, or h:mm:ss from an hour on."""
+  minutes, second = divmod(round(seconds), 60)
+  hours, minute = divmod(minutes, 60)
+  if hours:
+    return f"{hours}:{minute:02d}:{second:02d}"
+  return f"{minute}:{second:02d}"
+
+
+def format_table(headers: Sequence[str], rows: Sequence[Sequence]) -> str:
+  """Returns a table for terminals: numbers to the right, text to the left.
+
+  Raises:
+    ValueError: a row with another number of cells than headers.
+  """
+  for row in rows:
+    if len(row) != len(headers):
+      raise ValueError(
+        f"row {list(row)} has {len(row)} cells for {len(headers)} headers."
+      )
+  is_number = [
+    bool(rows) and all(isinstance(row[i], int | float) for row in rows)
+    for i in range(len(headers))
+  ]
+  cells = [[str(header) for header in headers]]
+  for row in rows:
+    cells.append([f"{c:.4g}" if isinstance(c, float) else str(c) for c in row])
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  lines = []
+  for row in cells:
+    padded = [
+      cell.rjust(width) if right else cell.ljust(width)
+      for cell, width, right in zip(row, widths, is_number, strict=True)
+    ]
+    lines.append("  ".join(padded).rstrip())
+  lines.insert(1, "  ".join("-" * width for width in widths))
+  return "\n".join(lines)
+
+
+def _scalar(name: str, value: Any) -> int | float | None:
+  """Returns a Python number, or None for NaN and inf."""
+  if name in RESERVED:
+    raise ValueError(
+      f"metric {name!r}: {RESERVED} are columns of their own. Rename it."
+    )
+  array = np.asarray(value)
+  is_real = array.dtype.kind in "biuf" or array.dtype == "bfloat16"
+  if array.ndim != 0 or not is_real:
+    raise ValueError(
+      f"metric {name!r} has shape {array.shape} and dtype {array.dtype}: "
+      "metrics are scalars. Reduce it under its mask first."
+    )
+  if array.dtype.kind in "biu":
+    return int(array)
+  number = float(array)
+  return number if math.isfinite(number) else None
+
+
+def _plain(value: Any) -> Any:
+  """Returns a sample's cell as JSON: arrays as lists, NaN as null."""
+  if hasattr(value, "tolist"):
+    value = value.tolist()
+  if isinstance(value, list | tuple):
+    return [_plain(item) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def _replace(path: Path, text: str) -> None:
+  """Replaces a file so that a kill leaves the old or the new one."""
+  temporary = path.with_name(f"{path.name}.tmp")
+  with temporary.open("w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def _drop_torn_line(path: Path) -> None:
+  """Cuts what follows the last newline: the rest of a write that was killed."""
+  content = path.read_bytes()
+  whole = content[: content.rfind(b"\n") + 1]
+  if len(whole) < len(content):
+    with path.open("r+b") as file:
+      file.truncate(len(whole))

@@ -1,0 +1,100 @@
+"""The scalar head of reward models and critics.
+
+It reads the residual stream of any layer, normalised to unit root mean square
+(without a gain: a linear map absorbs it), and gives one score for every
+PREFIX of a row, so one set of weights is a reward model (read at the last
+token) and a critic (read before each token): a critic that starts as its
+reward model values each prefix as the reward model would (Stiennon et al.
+2020; Ouyang et al. 2022, who initialise the critic so).
+
+Pooling: "last", the current token's state; or "mean_last", the running mean
+over the prefix beside it, which a frozen trunk needs because its last state
+was never trained to summarise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Settings of a ScalarHead."""
+
+  pooling: str = "last"  # "last" or "mean_last"
+  outputs: int = 1  # objectives
+  hidden_units: int = 0  # > 0 adds a residual MLP whose output starts at 0
+
+  def __post_init__(self) -> None:
+    if self.pooling not in ("last", "mean_last"):
+      raise ValueError(
+        f"head.pooling={self.pooling!r}: must be 'last' or 'mean_last'."
+      )
+    if self.outputs < 1 or self.hidden_units < 0:
+      raise ValueError(
+        f"head.outputs={self.outputs}, head.hidden_units={self.hidden_units}: "
+        "need outputs >= 1 and hidden_units >= 0."
+      )
+
+
+def unit_rms(x: Array) -> Array:
+  """Returns float32 x / rms(x) over the last axis."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-6)
+
+
+def pool(hidden: Array, mask: Array, pooling: str) -> Array:
+  """Returns float32 features [B, L, F] of every prefix of every row.
+
+  Args:
+    hidden: [B, L, D] residual stream.
+    mask: [B, L], the tokens that count in the running mean (the valid ones).
+    pooling: see the module docstring; F is D or 2 D.
+  """
+  normed = unit_rms(hidden)
+  if pooling == "last":
+    return normed
+  kept = jnp.where(mask[..., None] > 0, normed, 0.0)
+  count = jnp.cumsum(mask, axis=1)[..., None]
+  mean = jnp.cumsum(kept, axis=1) / jnp.maximum(count, 1.0)
+  return jnp.concatenate([mean, normed], axis=-1)
+
+
+class ScalarHead(nn.Module):
+  """w . features + b (+ a small residual MLP), float32."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, features: Array) -> Array:
+    """Returns [..., K] scores of features [..., F]."""
+    c = self.config
+    features = features.astype(jnp.float32)
+    width = features.shape[-1]
+    score = nn.Dense(
+      c.outputs,
+      kernel_init=nn.initializers.normal((width + 1) ** -0.5),
+      precision=jax.lax.Precision.HIGHEST,
+      name="output",
+    )(features)
+    if c.hidden_units:
+      inner = nn.tanh(nn.Dense(c.hidden_units, name="hidden")(features))
+      score = score + nn.Dense(
+        c.outputs,
+        kernel_init=nn.initializers.zeros,
+        use_bias=False,
+        name="residual",
+      )(inner)
+    return score
+
+
+def init(config: Config, width: int, key: Array) -> dict:
+  """Returns head parameters for a trunk of the given width."""
+  features = width * (2 if config.pooling == "mean_last" else 1)
+  return ScalarHead(config).init(key, jnp.zeros((1, features)))["params"]

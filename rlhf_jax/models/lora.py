@@ -1,0 +1,55 @@
+"""Low-rank adaptation on parameter trees (Hu et al. 2021, arXiv:2106.09685).
+
+The factors are a tree beside the frozen base: W' = W + s A B. Training applies
+them inside the block (no gradient of the full matrix is formed); the sampler
+merges them once, because it reads the weights many times between updates.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.models import trees
+from rlhf_jax.types import Array
+
+
+def merge(params: dict, lora: dict, scale: float) -> dict:
+  """Returns a parameter tree with s A B added to every adapted kernel.
+
+  Args:
+    params: the base tree; leaves without factors are passed on, not copied.
+    lora: the factor tree, possibly empty.
+    scale: s, config.lora_scale.
+  """
+  flat = trees.flatten(params)
+  factors = trees.flatten(lora)
+  for path, a in factors.items():
+    if not path.endswith("/lora_a"):
+      continue
+    stem = path.removesuffix("/lora_a")
+    b = factors[f"{stem}/lora_b"]
+    kernel = f"{stem}/kernel"
+    flat[kernel] = flat[kernel] + scale * jnp.matmul(
+      a, b, precision=jax.lax.Precision.HIGHEST
+    )
+  return trees.unflatten(flat)
+
+
+def init(abstract_lora: dict, key: Array) -> dict:
+  """Returns fresh factors: A ~ N(0, 1 / fan-in), B = 0, so W' = W.
+
+  Args:
+    abstract_lora: factor tree of shapes, from jax.eval_shape of
+      transformer.init.
+    key: random key.
+  """
+  flat = trees.flatten(abstract_lora)
+  fresh = {}
+  for i, (path, leaf) in enumerate(sorted(flat.items())):
+    if path.endswith("/lora_b"):
+      fresh[path] = jnp.zeros(leaf.shape, leaf.dtype)
+    else:
+      draw = jax.random.normal(jax.random.fold_in(key, i), leaf.shape)
+      fresh[path] = (draw * leaf.shape[-2] ** -0.5).astype(leaf.dtype)
+  return trees.unflatten(fresh)

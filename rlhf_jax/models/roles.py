@@ -1,0 +1,318 @@
+"""The four roles over one decoder: what trains, where it starts, its forward.
+
+A role (policy, reference, reward, value) is a decoder, the range of layers it
+uses and what of it is trainable:
+
+  full  every weight from `first_layer` up (0: the embedding too)
+  lora  low-rank factors from `first_layer` up; the base stays frozen
+  head  only the scalar head on a frozen trunk
+
+Its variables are one dict {"params", "lora", "head"}, split into a trainable
+and a frozen tree with disjoint leaves; `trees.merge` of the two is what the
+module is applied to. Frozen trees are arguments of an update, never closed
+over. With `lora` all roles share one base, and the reference is the base with
+the factors that the policy started from.
+
+Where layers below the first trainable one are frozen, the stream that enters
+it does not change during training: `frozen_streams` computes it once a
+rollout (or once a data set), and the functions below take it as `hidden`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax import ops
+from rlhf_jax.models import heads, lora, transformer, trees
+from rlhf_jax.types import Array, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+  """One use of a decoder."""
+
+  model: transformer.Config
+  trainable: str = "full"  # "full", "lora" or "head"
+  first_layer: int = 0  # lowest layer that trains
+  stop_layer: int | None = None  # the trunk ends before it; None: all layers
+  head: heads.Config | None = None  # scalar head of reward and value roles
+
+  def __post_init__(self) -> None:
+    layers = self.model.n_layers
+    if self.trainable not in ("full", "lora", "head"):
+      raise ValueError(
+        f"trainable={self.trainable!r}: must be 'full', 'lora' or 'head'."
+      )
+    if self.trainable == "head" and self.head is None:
+      raise ValueError(
+        "trainable='head': this role has no scalar head; use 'full' or 'lora'."
+      )
+    if not 0 <= self.first_layer < layers:
+      raise ValueError(
+        f"first_layer={self.first_layer}: must be in 0..{layers - 1}, the "
+        f"model has {layers} layers."
+      )
+    if self.stop_layer is not None and not 0 < self.stop_layer <= layers:
+      raise ValueError(
+        f"stop_layer={self.stop_layer}: must be in 1..{layers}, the model has "
+        f"{layers} layers."
+      )
+    if self.trainable != "head" and self.first_layer >= self.stop:
+      raise ValueError(
+        f"first_layer={self.first_layer} >= stop_layer={self.stop}: no layer "
+        "would train. Lower first_layer or set trainable='head'."
+      )
+    if self.trainable == "lora" and not self.model.lora_rank:
+      raise ValueError(
+        "trainable='lora' with lora_rank=0: set lora_rank, for example 16."
+      )
+
+  @property
+  def stop(self) -> int:
+    """The layer before which the trunk ends."""
+    return self.model.n_layers if self.stop_layer is None else self.stop_layer
+
+  @property
+  def entrance(self) -> int:
+    """The layer whose incoming stream is frozen; 0 when nothing below is."""
+    return self.stop if self.trainable == "head" else self.first_layer
+
+  @property
+  def network(self) -> transformer.Transformer:
+    """The Linen module."""
+    return transformer.Transformer(self.model)
+
+
+def is_trainable(role: Role, path: str) -> bool:
+  """Says whether a leaf of {"params", "lora", "head"} trains in this role."""
+  collection, _, rest = path.partition("/")
+  if collection == "head":
+    return True
+  if role.trainable == "head":
+    return False
+  if collection == "lora":
+    return role.trainable == "lora"
+  if role.trainable == "lora":
+    return False
+  part = rest.split("/")[0]
+  if part.startswith("layer_"):
+    return role.first_layer <= int(part.removeprefix("layer_")) < role.stop
+  if part in ("final_norm", "lm_head"):
+    return role.head is None
+  return role.first_layer == 0  # embeddings, scanned layers
+
+
+def split(role: Role, variables: dict) -> tuple[PyTree, PyTree]:
+  """Returns (trainable, frozen) trees of a role's variables."""
+  return trees.split(variables, lambda path: is_trainable(role, path))
+
+
+def fresh_lora(role: Role, key: Array) -> dict:
+  """Returns LoRA factors for the layers from first_layer to stop, B = 0."""
+  config = dataclasses.replace(role.model, lora_first_layer=role.first_layer)
+  shapes = jax.eval_shape(lambda k: transformer.init(config, k), key)["lora"]
+  kept = {
+    name: tree
+    for name, tree in shapes.items()
+    if not name.startswith("layer_")
+    or int(name.removeprefix("layer_")) < role.stop
+  }
+  return lora.init(kept, key)
+
+
+def sampling_params(role: Role, trainable: PyTree, frozen: PyTree) -> PyTree:
+  """Returns the complete parameter tree that the sampler reads."""
+  variables = trees.merge(trainable, frozen)
+  if "lora" not in variables:
+    return variables["params"]
+  return lora.merge(
+    variables["params"], variables["lora"], role.model.lora_scale
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """The rows of tokens a forward pass reads, with derived positions."""
+
+  tokens: Array  # [B, L]
+  valid_mask: Array  # [B, L]
+  positions: Array  # [B, L]
+  segment_ids: Array | None = None
+
+  @staticmethod
+  def of(batch) -> Rows:
+    """Builds it from any of the structs of types.py."""
+    positions = getattr(batch, "positions", None)
+    if positions is None:
+      positions = ops.positions_from_mask(batch.valid_mask)
+    segments = getattr(batch, "segment_ids", None)
+    return Rows(batch.tokens, batch.valid_mask, positions, segments)
+
+  @property
+  def mask(self) -> Array:
+    """[B, L, L] bool attention mask."""
+    return transformer.causal_mask(self.valid_mask, self.segment_ids)
+
+
+def frozen_streams(
+  model: transformer.Config, params: PyTree, rows: Rows, taps: tuple[int, ...]
+) -> dict[int, Array]:
+  """Returns {layer: [B, L, D] stream entering it}, one pass for all taps.
+
+  Args:
+    model: architecture.
+    params: base parameters (LoRA factors are not applied: the streams below
+      the first adapted layer do not depend on them).
+    rows: tokens.
+    taps: layers to tap, at least one.
+  """
+  net = transformer.Transformer(model)
+  variables = {"params": params}
+  x = net.apply(variables, rows.tokens, rows.positions, method="embed")
+  _, tapped, _ = net.apply(
+    variables,
+    x,
+    rows.positions,
+    rows.mask,
+    stop=max(taps),
+    taps=tuple(sorted(set(taps))),
+    method="run_layers",
+  )
+  return tapped
+
+
+def stream(
+  role: Role, variables: dict, rows: Rows, hidden: Array | None
+) -> Array:
+  """Returns the residual stream [B, L, D] at the end of the role's trunk.
+
+  Args:
+    role: which layers.
+    variables: merged trainable and frozen trees.
+    rows: tokens.
+    hidden: [B, L, D] the stream that enters layer role.entrance, or None to
+      compute it from the tokens.
+  """
+  weights = {k: v for k, v in variables.items() if k in ("params", "lora")}
+  start = role.entrance
+  x = hidden
+  if hidden is None:
+    start = 0
+    x = role.network.apply(weights, rows.tokens, rows.positions, method="embed")
+  if start == role.stop:
+    return x
+  x, _, _ = role.network.apply(
+    weights,
+    x,
+    rows.positions,
+    rows.mask,
+    start=start,
+    stop=role.stop,
+    method="run_layers",
+  )
+  return x
+
+
+def logprobs(
+  role: Role,
+  variables: dict,
+  rows: Rows,
+  target_mask: Array,
+  *,
+  hidden: Array | None = None,
+  temperature: float = 1.0,
+  targets: int | None = None,
+) -> tuple[Array, Array]:
+  """Returns log-probabilities and entropies [B, L] of the rows' own tokens.
+
+  Entry [n, t] concerns tokens[n, t] given tokens[n, <t] (invariant 1) and is
+  0 where target_mask is 0. Logits exist only for target positions.
+
+  Args:
+    role: a policy or reference.
+    variables: merged trees.
+    rows: tokens.
+    target_mask: [B, L], 1 on tokens whose log-probability is wanted; never
+      on the first token of a row.
+    hidden: see `stream`.
+    temperature: divides the logits, as in the sampler (METHODS N2).
+    targets: at most how many targets a row has; None for L.
+  """
+  x = stream(role, variables, rows, hidden)
+  batch, length, width = x.shape
+  count = length if targets is None else min(targets, length)
+  # The columns of the targets come first, in order; the rest is filler.
+  columns = jnp.argsort(target_mask <= 0, axis=1, stable=True)[:, :count]
+  wanted = jnp.take_along_axis(rows.tokens, columns, axis=1)
+  source = jnp.maximum(columns - 1, 0)[..., None]
+  x = jnp.take_along_axis(x, source, axis=1)
+  weights = {"params": variables["params"]}
+  x = role.network.apply(weights, x, method="normed")
+  unembedding = role.network.apply(weights, method="unembedding")
+  log_p, entropy = ops.token_logprobs(
+    x.reshape(-1, width),
+    unembedding.astype(x.dtype),
+    wanted.reshape(-1),
+    temperature=temperature,
+  )
+  row = jnp.arange(batch)[:, None]
+
+  def spread(flat: Array) -> Array:
+    full = jnp.zeros((batch, length), jnp.float32)
+    full = full.at[row, columns].set(flat.reshape(batch, count))
+    return ops.neutral(full, target_mask)
+
+  return spread(log_p), spread(entropy)
+
+
+def prefix_scores(
+  role: Role, variables: dict, rows: Rows, hidden: Array | None = None
+) -> Array:
+  """Returns [B, L, K]: the head's score of every prefix, token t included."""
+  x = stream(role, variables, rows, hidden)
+  features = heads.pool(x, rows.valid_mask, role.head.pooling)
+  return heads.ScalarHead(role.head).apply(
+    {"params": variables["head"]}, features
+  )
+
+
+def values(
+  role: Role, variables: dict, rows: Rows, hidden: Array | None = None
+) -> Array:
+  """Returns [B, L]: the value of the state BEFORE each token (invariant 1)."""
+  scores = prefix_scores(role, variables, rows, hidden)[..., 0]
+  return jnp.pad(scores[:, :-1], ((0, 0), (1, 0)))
+
+
+def score_features(role: Role, stream_end: Array, mask: Array) -> Array:
+  """Returns [B, F]: pooled features at the last 1 of mask [B, L]."""
+  features = heads.pool(stream_end, mask, role.head.pooling)
+  last = ops.last_index(mask)[:, None, None]
+  return jnp.take_along_axis(features, last, axis=1)[:, 0]
+
+
+def score(
+  role: Role,
+  variables: dict,
+  rows: Rows,
+  score_mask: Array,
+  hidden: Array | None = None,
+) -> Array:
+  """Returns [B, K] scores of whole rows, read at the last 1 of score_mask.
+
+  Args:
+    role: a reward role.
+    variables: merged trees.
+    rows: tokens.
+    score_mask: [B, L], the tokens that are judged; without the end token for
+      a reward model that was trained without it.
+    hidden: see `stream`.
+  """
+  x = stream(role, variables, rows, hidden)
+  features = score_features(role, x, score_mask)
+  return heads.ScalarHead(role.head).apply(
+    {"params": variables["head"]}, features
+  )

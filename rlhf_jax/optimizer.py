@@ -1,0 +1,199 @@
+"""Optimizers and learning-rate schedules from config: optax chains.
+
+  update = clip by global norm -> Adam -> weight decay -> learning rate
+
+Adam as Loshchilov & Hutter 2019 (AdamW, arXiv:1711.05101), or with the epsilon
+where TensorFlow 1 put it, before the bias correction, which OpenAI's first
+RLHF code ran with (METHODS 4.6):
+
+  AdamW: lr * m/(1-b1^t) / (sqrt(v/(1-b2^t)) + epsilon)
+  TF:    lr * sqrt(1-b2^t)/(1-b1^t) * m / (sqrt(v) + epsilon)
+
+Left out: other optimizers; the update functions take any optax transformation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlhf_jax.types import PyTree
+
+SCHEDULES = ("constant", "cosine", "linear")
+_DEFAULT_FINAL = {"constant": 1.0, "cosine": 0.1, "linear": 0.0}
+_NEVER_DECAYED = ("scale", "bias")  # also when scanned layers stack them
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Settings of one optimizer."""
+
+  learning_rate: float  # peak; PPO 1e-6 policy, 5e-6 critic (METHODS 4.6)
+  schedule: str = "constant"  # after the warm-up: constant, cosine, linear
+  final_fraction: float | None = None  # of the peak; None: cosine .1, linear 0
+  warmup_steps: int = 0  # updates of linear warm-up; InstructGPT 10
+  warmup_initial_fraction: float = 0.0  # of the peak; InstructGPT 0.1
+  total_steps: int | None = None  # updates, warm-up included; for a decay
+  beta1: float = 0.9  # decay of the first moment
+  beta2: float = 0.95  # decay of the second moment
+  epsilon: float = 1e-8  # 1e-5 in OpenAI's code
+  weight_decay: float = 0.0  # decoupled; never on norms and biases
+  clip_norm: float | None = 1.0  # global gradient norm; None: no clipping
+  adam_tf_style: bool = False  # epsilon before the bias correction
+
+  def __post_init__(self) -> None:
+    ranges = {
+      "learning_rate": self.learning_rate >= 0,
+      "warmup_steps": self.warmup_steps >= 0,
+      "warmup_initial_fraction": 0 <= self.warmup_initial_fraction <= 1,
+      "beta1": 0 <= self.beta1 < 1,
+      "beta2": 0 <= self.beta2 < 1,
+      "epsilon": self.epsilon > 0,
+      "weight_decay": self.weight_decay >= 0,
+      "clip_norm": self.clip_norm is None or self.clip_norm > 0,
+      "final_fraction": self.final_fraction is None
+      or 0 <= self.final_fraction <= 1,
+    }
+    for field, is_valid in ranges.items():
+      if not is_valid:
+        raise ValueError(
+          f"optimizer.{field}={getattr(self, field)!r} is out of range: rates "
+          "and counts are >= 0, fractions in [0, 1], betas in [0, 1), epsilon "
+          "and clip_norm > 0 (clip_norm=None clips nothing)."
+        )
+    if self.schedule not in SCHEDULES:
+      raise ValueError(
+        f"optimizer.schedule={self.schedule!r}: must be one of {SCHEDULES}."
+      )
+    if self.schedule == "constant" and self.final_fraction not in (None, 1.0):
+      raise ValueError(
+        f"optimizer.final_fraction={self.final_fraction} with a constant "
+        "schedule. Set schedule='cosine' or 'linear', or leave it out."
+      )
+    if self.schedule != "constant" and (
+      self.total_steps is None or self.total_steps <= self.warmup_steps
+    ):
+      raise ValueError(
+        f"optimizer.total_steps={self.total_steps} with schedule="
+        f"{self.schedule!r} and warmup_steps={self.warmup_steps}: a decay "
+        "needs an end. Set total_steps > warmup_steps."
+      )
+
+
+def schedule(config: Config) -> optax.Schedule:
+  """Returns step -> learning rate.
+
+  The first update has step 0, so with warmup_steps > 0 and
+  warmup_initial_fraction = 0 it changes nothing. Past total_steps the rate
+  stays at its final value.
+  """
+  peak = config.learning_rate
+  final = config.final_fraction
+  if final is None:
+    final = _DEFAULT_FINAL[config.schedule]
+  if config.schedule == "constant":
+    after = optax.constant_schedule(peak)
+  else:
+    decay_steps = config.total_steps - config.warmup_steps
+    if config.schedule == "cosine":
+      after = optax.cosine_decay_schedule(peak, decay_steps, alpha=final)
+    else:
+      after = optax.linear_schedule(peak, peak * final, decay_steps)
+  if config.warmup_steps == 0:
+    return after
+  warmup = optax.linear_schedule(
+    peak * config.warmup_initial_fraction, peak, config.warmup_steps
+  )
+  return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def decay_mask(params: PyTree) -> PyTree:
+  """Returns a tree of bool: True where weight decay applies.
+
+  Vectors are spared, and so are norms and biases that scanned layers stack
+  into matrices.
+  """
+
+  def is_decayed(path: tuple, leaf: jax.Array) -> bool:
+    name = jax.tree_util.keystr(path[-1:], simple=True)
+    return leaf.ndim > 1 and name not in _NEVER_DECAYED
+
+  return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def scale_by_adam_tf_style(
+  beta1: float, beta2: float, epsilon: float
+) -> optax.GradientTransformation:
+  """Returns Adam with epsilon before the bias correction (METHODS 4.6)."""
+
+  def init(params: PyTree) -> optax.ScaleByAdamState:
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return optax.ScaleByAdamState(
+      count=jnp.zeros([], jnp.int32),
+      mu=zeros,
+      nu=jax.tree.map(jnp.zeros_like, params),
+    )
+
+  def update(grads, state, params=None):
+    del params
+    count = state.count + 1
+    mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, grads)
+    nu = jax.tree.map(
+      lambda v, g: beta2 * v + (1 - beta2) * jnp.square(g), state.nu, grads
+    )
+    correction = jnp.sqrt(1 - beta2**count) / (1 - beta1**count)
+    updates = jax.tree.map(
+      lambda m, v: (correction * m / (jnp.sqrt(v) + epsilon)).astype(m.dtype),
+      mu,
+      nu,
+    )
+    return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+  return optax.GradientTransformation(init, update)
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+  """Returns clip -> Adam -> decoupled weight decay -> -learning rate."""
+  adam = scale_by_adam_tf_style if config.adam_tf_style else optax.scale_by_adam
+  chain = [
+    adam(config.beta1, config.beta2, config.epsilon),
+    optax.scale_by_learning_rate(schedule(config)),
+  ]
+  if config.weight_decay > 0:
+    decay = optax.add_decayed_weights(config.weight_decay, mask=decay_mask)
+    chain.insert(1, decay)
+  if config.clip_norm is not None:
+    chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
+  return optax.chain(*chain)
+
+
+def make_labelled(
+  configs: Mapping[str, Config],
+) -> optax.GradientTransformation:
+  """Returns one optimizer for a dict of trees, each part with its own.
+
+  Clipping, schedule and moments are separate: a large critic gradient does
+  not shrink the policy's step.
+
+  Args:
+    configs: {"policy": ..., "value": ...}, the top-level keys of the params.
+
+  Raises:
+    ValueError: at `init`, when the keys of params and configs differ.
+  """
+
+  def labels(params: Mapping) -> dict[str, str]:
+    if set(params) != set(configs):
+      raise ValueError(
+        f"params have the parts {sorted(params)}, but optimizers are "
+        f"configured for {sorted(configs)}. Give each part its own."
+      )
+    return {name: name for name in params}
+
+  return optax.multi_transform(
+    {name: make_optimizer(config) for name, config in configs.items()}, labels
+  )

@@ -1,0 +1,112 @@
+"""The device mesh and the way of host batches onto it.
+
+Axes: "data" splits the batch; "fsdp" splits the batch and the weights, which
+are gathered when used; "tensor" splits heads, feed-forward width and
+vocabulary. The weights' side of this is rules.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rlhf_jax.types import Array, PyTree
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Devices along each axis; -1, at most once, takes those that are left."""
+
+  data: int = -1  # copies of the weights
+  fsdp: int = 1  # ways to split each weight; also splits the batch
+  tensor: int = 1  # ways to split heads, feed-forward width, vocabulary
+
+  def __post_init__(self) -> None:
+    sizes = dataclasses.asdict(self)
+    for axis, size in sizes.items():
+      if size < 1 and size != -1:
+        raise ValueError(
+          f"mesh.{axis}={size}: set >= 1, or -1 for the devices left."
+        )
+    if list(sizes.values()).count(-1) > 1:
+      raise ValueError(f"mesh {sizes}: at most one axis may be -1.")
+
+
+def make_mesh(config: Config, devices: Sequence | None = None) -> Mesh:
+  """Returns a mesh with axes ("data", "fsdp", "tensor").
+
+  Args:
+    config: sizes.
+    devices: all of them when None; a mesh uses every device it is given.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = {axis: getattr(config, axis) for axis in AXES}
+  given = [size for size in sizes.values() if size != -1]
+  product = int(np.prod(given))
+  rest, remainder = divmod(len(devices), product)
+  is_filled = len(given) < len(sizes)
+  if remainder or (not is_filled and rest != 1):
+    arithmetic = " x ".join(f"{k}={v}" for k, v in sizes.items() if v != -1)
+    raise ValueError(
+      f"mesh: {arithmetic} = {product} but {len(devices)} devices. Set sizes "
+      "whose product is the number of devices; -1 fills one axis."
+    )
+  shape = tuple(rest if size == -1 else size for size in sizes.values())
+  return jax.make_mesh(
+    shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding that keeps a whole copy on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of batches: rows over "data" and "fsdp"."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def shard_batch(mesh: Mesh, tree: PyTree) -> PyTree:
+  """Returns global arrays of a batch on the host, rows split over the mesh.
+
+  Args:
+    mesh: of all processes' devices.
+    tree: numpy leaves [rows, ...], this process's rows when there are several
+      processes; scalars are replicated.
+
+  Raises:
+    ValueError: rows that do not divide among the devices.
+  """
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  processes = jax.process_count()
+
+  def put(leaf: np.ndarray) -> Array:
+    leaf = np.asarray(leaf)
+    if leaf.ndim == 0:
+      sharding = replicated(mesh)
+    else:
+      rows = leaf.shape[0] * processes
+      if rows % ways:
+        raise ValueError(
+          f"batch of {leaf.shape[0]} rows x {processes} processes = {rows}, "
+          f"not a multiple of data={mesh.shape['data']} x "
+          f"fsdp={mesh.shape['fsdp']} = {ways}. Change the batch size or the "
+          "mesh."
+        )
+      sharding = batch_sharding(mesh)
+    if processes > 1:
+      return jax.make_array_from_process_local_data(sharding, leaf)
+    return jax.device_put(leaf, sharding)
+
+  return jax.tree.map(put, tree)

@@ -1,0 +1,160 @@
+"""THE sharding table: path of an array -> how its dimensions are split.
+
+A rule is a pattern for the END of the path and the mesh axes of the LAST
+dimensions (aligned at the right), so one table serves the parameters, the
+same stacked by a layer scan (one more leading axis), Adam's moments (their
+paths end the same way), LoRA factors, quantised kernels and the KV cache.
+
+Split as in Megatron (Shoeybi et al. 2019, arXiv:1909.08053): "tensor" on the
+output of q, k, v, gate and up and on the input of o and down, so a block needs
+two all-reduces; "fsdp" on the other, model-width, dimension.
+
+Left out: sequence sharding; small arrays (norms, scalar heads) are replicated.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rlhf_jax.parallel.mesh import BATCH_AXES
+from rlhf_jax.types import PyTree
+
+COLUMN = "(attention/[qkv]_proj|mlp/(gate|up)_proj)"  # tensor on the output
+ROW = "(attention/o_proj|mlp/down_proj)"  # tensor on the input
+
+# In OPTIONAL dimensions a size that does not divide is replicated, with a
+# warning: few key heads (one, in multi-query attention) and vocabularies of
+# odd size would otherwise forbid tensor parallelism. Elsewhere it is an error.
+OPTIONAL = "?"
+
+RULES: tuple[tuple[str, tuple], ...] = (
+  # [V, D]; the positions' table is [max_length, D]
+  ("position_embedding/embedding", (None, "fsdp")),
+  ("embedding/embedding", ("tensor?", "fsdp")),
+  # [D, V]
+  ("lm_head/(kernel|kernel_int8)", ("fsdp", "tensor?")),
+  ("lm_head/kernel_scale", ("tensor?",)),
+  # [D, heads * head_dim] and [D, F]
+  ("attention/[kv]_proj/(kernel|kernel_int8)", ("fsdp", "tensor?")),
+  ("attention/[kv]_proj/(bias|kernel_scale)", ("tensor?",)),
+  ("attention/[kv]_proj/lora_b", (None, "tensor?")),
+  (f"{COLUMN}/(kernel|kernel_int8)", ("fsdp", "tensor")),
+  (f"{COLUMN}/(bias|kernel_scale)", ("tensor",)),
+  (f"{COLUMN}/lora_a", ("fsdp", None)),  # [D, r]
+  (f"{COLUMN}/lora_b", (None, "tensor")),  # [r, out]
+  # [heads * head_dim, D] and [F, D]
+  (f"{ROW}/(kernel|kernel_int8)", ("tensor", "fsdp")),
+  (f"{ROW}/kernel_scale", ("fsdp",)),
+  (f"{ROW}/bias", (None,)),
+  (f"{ROW}/lora_a", ("tensor", None)),  # [in, r]
+  (f"{ROW}/lora_b", (None, "fsdp")),  # [r, D]
+  # [D]
+  ("(attention|mlp|final)_norm/(scale|bias)", (None,)),
+  # scalar heads: [F, units], [F, K], [K]
+  (r"\w*head/(output|hidden|residual)/kernel", (None, None)),
+  (r"\w*head/(output|hidden|residual)/bias", (None,)),
+  # KV cache [B, heads, S, d] of layer_i, of layers, or of a list's item i
+  (r"(layer_\d+|layers|\d+)/(key|value)", (BATCH_AXES, "tensor?", None, None)),
+)
+_COMPILED = tuple((re.compile(f"(^|.*/){p}$"), axes) for p, axes in RULES)
+
+
+def _axes_for(path: str, shape: tuple[int, ...]) -> tuple:
+  """Returns the rule's entry for each dimension, marks included."""
+  if not shape:
+    return ()
+  for pattern, axes in _COMPILED:
+    if pattern.match(path):
+      if len(axes) > len(shape):
+        raise ValueError(
+          f"{path} has shape {shape}, but its rule {axes} in "
+          f"rlhf_jax/parallel/rules.py needs {len(axes)} dimensions."
+        )
+      return (None,) * (len(shape) - len(axes)) + axes
+  raise ValueError(
+    f"{path}, shape {shape}, matches no sharding rule. Add a line to RULES in "
+    "rlhf_jax/parallel/rules.py."
+  )
+
+
+def spec_for(path: str, shape: tuple[int, ...]) -> PartitionSpec:
+  """Returns the partition of an array, as the table has it.
+
+  Args:
+    path: names joined by "/", such as "params/layer_0/mlp/up_proj/kernel".
+    shape: of the array; scalars are replicated whatever their path.
+
+  Raises:
+    ValueError: no rule, or a rule for more dimensions than the array has.
+  """
+  axes = _axes_for(path, shape)
+  return PartitionSpec(*(_unmarked(entry)[0] for entry in axes))
+
+
+def sharding_tree(mesh: Mesh, tree: PyTree) -> PyTree:
+  """Returns the tree with a NamedSharding for every leaf.
+
+  Args:
+    mesh: from make_mesh.
+    tree: arrays or abstract arrays (jax.eval_shape).
+
+  Raises:
+    ValueError: no rule for a path, or a dimension that does not divide.
+  """
+
+  def one(path: tuple, leaf: Any) -> NamedSharding:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    axes = _axes_for(name, tuple(leaf.shape))
+    entries = [
+      _checked(mesh, name, dimension, size, entry)
+      for dimension, (size, entry) in enumerate(
+        zip(leaf.shape, axes, strict=True)
+      )
+    ]
+    return NamedSharding(mesh, PartitionSpec(*entries))
+
+  return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def init_sharded(mesh: Mesh, init: Callable[..., PyTree], *args) -> PyTree:
+  """Returns init(*args), each array made where it lives.
+
+  With jax_threefry_partitionable the values do not depend on the mesh.
+  """
+  shardings = sharding_tree(mesh, jax.eval_shape(init, *args))
+  return jax.jit(init, out_shardings=shardings)(*args)
+
+
+def _unmarked(entry: Any) -> tuple[Any, bool]:
+  """Returns the mesh axis or axes of a table entry, and if it is optional."""
+  if isinstance(entry, str) and entry.endswith(OPTIONAL):
+    return entry.removesuffix(OPTIONAL), True
+  return entry, False
+
+
+def _checked(mesh: Mesh, path: str, dimension: int, size: int, entry: Any):
+  """Returns the entry if `size` divides over it; None if it may be whole."""
+  entry, is_optional = _unmarked(entry)
+  if entry is None:
+    return None
+  names = (entry,) if isinstance(entry, str) else entry
+  ways = 1
+  for name in names:
+    ways *= mesh.shape[name]
+  if size % ways == 0:
+    return entry
+  arithmetic = " x ".join(f"{name}={mesh.shape[name]}" for name in names)
+  problem = (
+    f"{path}: dimension {dimension} of size {size} is not a multiple of "
+    f"{arithmetic} ({size} / {ways} = {size / ways:g})"
+  )
+  if not is_optional:
+    raise ValueError(f"{problem}. Choose a mesh whose axes divide it.")
+  warnings.warn(f"{problem}; it is replicated instead.", stacklevel=4)
+  return None

@@ -1,0 +1,188 @@
+"""Who takes part in policy training: policy, reference, critic, judges.
+
+Loads the stages before, decides what trains, and refuses combinations that
+are known to fail before anything compiles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from rlhf_jax import generate
+from rlhf_jax.models import heads, roles
+from rlhf_jax.pipelines import build, judge, reward, sft
+from rlhf_jax.pipelines.config import ConfigError, Trainable, section
+from rlhf_jax.rewards import model as reward_model
+from rlhf_jax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+  """The critic."""
+
+  init: str = "reward"  # "reward", or "random" (which PPO suffers from)
+  mode: str = "full"  # what trains: "full", "lora" or "head"
+  first_layer: int = 0
+  hidden_units: int = 0  # residual MLP beside the head, starts at 0
+  pretrain_steps: int = 0  # rollouts on which only the critic learns
+
+  def __post_init__(self) -> None:
+    if self.init not in ("reward", "random"):
+      raise ConfigError(
+        f"init={self.init!r}: must be 'reward' (start as the reward model) "
+        "or 'random'."
+      )
+    if self.pretrain_steps < 0 or self.hidden_units < 0:
+      raise ConfigError(
+        f"pretrain_steps={self.pretrain_steps}, hidden_units="
+        f"{self.hidden_units}: both must be >= 0."
+      )
+
+
+def check_sampling(settings: generate.Config, devices: int) -> None:
+  """Raises ConfigError for sampling that breaks the importance ratio."""
+  if settings.top_k or settings.top_p < 1.0:
+    raise ConfigError(
+      f"generate.top_k={settings.top_k}, top_p={settings.top_p}: truncated "
+      "sampling changes the distribution that the importance ratio divides "
+      "by (METHODS N2). Set top_k=0 and top_p=1.0 for policy training."
+    )
+  if settings.temperature == 0.0:
+    raise ConfigError(
+      "generate.temperature=0.0: greedy samples carry no policy gradient. Set "
+      "a temperature > 0."
+    )
+  if settings.compact and devices > 1:
+    raise ConfigError(
+      f"generate.compact=True on {devices} devices: rows would have to move "
+      "between them. Set generate.compact=False."
+    )
+
+
+def starting_policy(config: Any, base: build.Base, mesh) -> build.Stage:
+  """Returns the policy before training, with the role it trains in.
+
+  A LoRA run on a LoRA start goes on with its factors; otherwise the start is
+  merged into whole weights first.
+  """
+  trainable = section(Trainable, config.trainable, "trainable")
+  if trainable.mode == "head":
+    raise ConfigError("config.trainable.mode='head': a policy has no head.")
+  role = build.make_role(base, trainable)
+  if not config.init_from:
+    variables = sft.start_variables(base, role, jax.random.key(config.seed))
+    return build.Stage(role, variables, {})
+  start = build.load_stage(config.init_from, "sft", base, mesh)
+  if start.role == role:
+    return start
+  whole = roles.sampling_params(
+    start.role, *roles.split(start.role, start.variables)
+  )
+  variables = {"params": whole}
+  if role.trainable == "lora":
+    variables["lora"] = roles.fresh_lora(role, jax.random.key(config.seed))
+  return build.Stage(role, variables, start.info)
+
+
+def starting_critic(
+  settings: Value,
+  scorer: reward_model.Scorer,
+  weights: reward_model.Weights,
+  key: jax.Array,
+) -> build.Stage:
+  """Returns the critic: the reward model, in units of its normalised score."""
+  head_config = dataclasses.replace(
+    scorer.role.head, hidden_units=settings.hidden_units
+  )
+  try:
+    role = dataclasses.replace(
+      scorer.role,
+      trainable=settings.mode,
+      first_layer=settings.first_layer,
+      head=head_config,
+    )
+  except ValueError as error:
+    raise ConfigError(f"config.value: {error}") from error
+  head = heads.init(head_config, role.model.width, key)
+  if settings.init == "reward":
+    trained = reward_model.fold_normalisation(
+      weights.variables["head"], weights.mean, weights.std
+    )
+    head = head | {"output": trained["output"]}
+  else:
+    print(
+      "policy: warning: value.init='random': an untrained critic gives noisy "
+      "advantages at first. Prefer init='reward', or pretrain_steps > 0."
+    )
+  variables = dict(weights.variables) | {"head": head}
+  if role.trainable == "lora" and "lora" not in variables:
+    variables["lora"] = roles.fresh_lora(role, jax.random.fold_in(key, 1))
+  return build.Stage(role, variables, {})
+
+
+def check_reward(info: dict, force: bool) -> None:
+  """Refuses a reward model that is no better than chance (METHODS 19)."""
+  for level, message in info["guards"]:
+    if level == "refuse" and not force:
+      raise ConfigError(
+        f"reward model: {message} Pass --config.force=True to go on anyway."
+      )
+    print(f"policy: reward model: {level}: {message}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Actors:
+  """Everyone, loaded. Trees are split into trainable and frozen."""
+
+  plan: judge.Plan
+  weights: judge.Weights  # frozen: base, reference, reward models
+  params: PyTree  # {"policy", "value"}, trainable
+  frozen: PyTree  # {"policy", "value"}, the rest of the same roles
+
+
+def load(
+  config: Any,
+  base: build.Base,
+  mesh: jax.sharding.Mesh,
+  value: Value,
+  temperature: float,
+) -> Actors:
+  """Returns the actors that a policy configuration names.
+
+  Raises:
+    ConfigError: a stage is missing, or a setting cannot work.
+    CheckpointError: a stage was trained on another model or tokenizer.
+  """
+  if not config.reward:
+    raise ConfigError(
+      "config.reward is empty: name the --workdir of a finished "
+      "configs/reward.py run."
+    )
+  policy = starting_policy(config, base, mesh)
+  scorer, scorer_weights, info = reward.load(config.reward, base, mesh)
+  check_reward(info, config.force)
+  scorers = {"reward": (scorer, scorer_weights)}
+  for name, path in config.monitors.items():
+    scorers[name] = reward.load(path, base, mesh)[:2]
+  critic = starting_critic(
+    value,
+    scorer,
+    scorer_weights,
+    jax.random.fold_in(jax.random.key(config.seed), 1),
+  )
+  plan = judge.make_plan(base, policy, policy, critic, scorers, temperature)
+  policy_params, policy_frozen = roles.split(policy.role, policy.variables)
+  value_params, value_frozen = roles.split(critic.role, critic.variables)
+  return Actors(
+    plan=plan,
+    weights=judge.Weights(
+      base=base.params if plan.shared else {},
+      reference=policy.variables,
+      scorers={name: weights for name, (_, weights) in scorers.items()},
+    ),
+    params={"policy": policy_params, "value": value_params},
+    frozen={"policy": policy_frozen, "value": value_frozen},
+  )

@@ -1,0 +1,279 @@
+"""Config -> mesh, models, roles, checkpoints: what every pipeline starts with.
+
+A stage is a directory that one pipeline filled. Its stage.json says what was
+trained (role, model, tokenizer, normalisation) and its last checkpoint holds
+the trainable tree; `load_stage` puts the two on top of a base model again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax import checkpoint
+from rlhf_jax.data import assets
+from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
+from rlhf_jax.models import gguf, heads, huggingface, transformer, trees
+from rlhf_jax.models.roles import Role, fresh_lora, split
+from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.parallel import rules
+from rlhf_jax.pipelines.config import ConfigError, Model, Trainable, section
+from rlhf_jax.types import PyTree, Samples
+
+STAGE_FILE = "stage.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """A pretrained decoder, its tokenizer and what identifies both."""
+
+  config: transformer.Config
+  params: PyTree
+  tokenizer: Tokenizer
+  fingerprint: str
+  source: str
+
+
+@functools.lru_cache(maxsize=2)
+def _read(source: str) -> tuple[transformer.Config, PyTree, Path]:
+  path = Path(os.path.expanduser(source))
+  if source.startswith("asset:"):
+    path = assets.fetch(source.removeprefix("asset:"))
+  if not source:
+    raise ConfigError(
+      "model.source is empty: set it to asset:NAME, a .gguf file or a folder "
+      "with config.json and *.safetensors."
+    )
+  if not path.exists():
+    raise ConfigError(
+      f"model.source={source!r}: no such file or folder. Check the path."
+    )
+  loader = huggingface if path.is_dir() else gguf
+  config, params = loader.load(path)
+  return config, params, path
+
+
+@functools.lru_cache(maxsize=2)
+def _load(model: Model, mesh: jax.sharding.Mesh) -> Base:
+  read_config, params, path = _read(model.source)
+  config = dataclasses.replace(
+    read_config,
+    dtype=model.dtype,
+    scan_layers=model.scan_layers,
+    remat=model.remat,
+    lora_rank=model.lora_rank,
+    lora_scale=model.lora_scale,
+  )
+  tokenizer = load_tokenizer(model.tokenizer if model.tokenizer else path)
+  if tokenizer.vocab_size > config.vocab_size:
+    raise ConfigError(
+      f"the tokenizer has {tokenizer.vocab_size} tokens and the model "
+      f"{config.vocab_size}: they do not belong together. Set "
+      "model.tokenizer to the model's own."
+    )
+  if config.scan_layers:
+    params = stack_layers(params, config.n_layers)
+  tree = {"params": params}
+  return Base(
+    config=config,
+    params=jax.device_put(tree, rules.sharding_tree(mesh, tree))["params"],
+    tokenizer=tokenizer,
+    fingerprint=checkpoint.fingerprint_params(params),
+    source=model.source,
+  )
+
+
+def stack_layers(params: PyTree, n_layers: int) -> PyTree:
+  """Returns the tree with layer_0..layer_{n-1} stacked under "layers"."""
+  layers = [params[f"layer_{i}"] for i in range(n_layers)]
+  rest = {k: v for k, v in params.items() if not k.startswith("layer_")}
+  return rest | {"layers": jax.tree.map(lambda *x: np.stack(x), *layers)}
+
+
+def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
+  """Returns the base model on the mesh; a second call returns the same."""
+  return _load(model, mesh)
+
+
+def make_mesh(config: Any) -> jax.sharding.Mesh:
+  """Returns the mesh of a config's `mesh` section."""
+  return mesh_lib.make_mesh(section(mesh_lib.Config, config.mesh, "mesh"))
+
+
+def make_role(
+  base: Base,
+  trainable: Trainable,
+  *,
+  stop_layer: int | None = None,
+  head: heads.Config | None = None,
+) -> Role:
+  """Returns the Role of a config's trainable section on a base model."""
+  try:
+    return Role(
+      model=base.config,
+      trainable=trainable.mode,
+      first_layer=trainable.first_layer,
+      stop_layer=stop_layer,
+      head=head,
+    )
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A trained role, ready to be used or trained further."""
+
+  role: Role
+  variables: PyTree  # {"params", "lora"?, "head"?}, complete
+  info: dict  # stage.json
+
+
+def _role_facts(role: Role) -> dict:
+  return {
+    "trainable": role.trainable,
+    "first_layer": role.first_layer,
+    "stop_layer": role.stop_layer,
+    "lora_rank": role.model.lora_rank,
+    "lora_scale": role.model.lora_scale,
+    "head": None if role.head is None else dataclasses.asdict(role.head),
+  }
+
+
+def identity(base: Base) -> dict:
+  """Returns what a checkpoint must agree with: model and tokenizer."""
+  return {
+    "model_fingerprint": base.fingerprint,
+    "tokenizer_fingerprint": base.tokenizer.fingerprint,
+  }
+
+
+def write_stage(
+  workdir: Path, pipeline: str, base: Base, role: Role, **facts: Any
+) -> None:
+  """Writes stage.json, which marks the stage as finished."""
+  info = {
+    "pipeline": pipeline,
+    "model_source": base.source,
+    **identity(base),
+    "role": _role_facts(role),
+    **facts,
+  }
+  path = Path(workdir) / STAGE_FILE
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(info, indent=2) + "\n")
+  os.replace(temporary, path)
+
+
+def report_dropped(
+  phase: str, source: str, kept: int, dropped: Counter
+) -> None:
+  """Prints how many records were read and what was left out, and why."""
+  lost = ", ".join(f"{n} {why}" for why, n in sorted(dropped.items()))
+  print(
+    f"{phase}: {kept} examples from {source}" + (f"; {lost}" if lost else "")
+  )
+
+
+def sharded_state(mesh: jax.sharding.Mesh, state: PyTree) -> PyTree:
+  """Returns a train state laid out by the rules table."""
+  return jax.device_put(state, rules.sharding_tree(mesh, state))
+
+
+def sample_texts(
+  tokenizer: Tokenizer, samples: Samples
+) -> list[tuple[str, str]]:
+  """Returns (prompt, response) texts of samples, end tokens left out."""
+  tokens = np.asarray(samples.tokens)
+  response = np.asarray(samples.response_mask) > 0
+  prompt = (np.asarray(samples.valid_mask) > 0) & ~response
+  return [
+    (tokenizer.decode(row[p].tolist()), tokenizer.decode(row[r].tolist()))
+    for row, p, r in zip(tokens, prompt, response, strict=True)
+  ]
+
+
+def read_stage(workdir: str | Path) -> dict | None:
+  """Returns stage.json of a finished stage, or None."""
+  path = Path(workdir) / STAGE_FILE
+  return json.loads(path.read_text()) if path.is_file() else None
+
+
+def load_stage(
+  workdir: str | Path,
+  pipeline: str,
+  base: Base,
+  mesh: jax.sharding.Mesh,
+  suffix: str = "",
+) -> Stage:
+  """Returns the trained role of a finished stage.
+
+  Args:
+    workdir: the stage's directory.
+    pipeline: what filled it, "sft", "reward" or "policy".
+    base: the model it was trained on.
+    mesh: where the weights go.
+    suffix: "/policy" for the policy of a policy run, else "".
+
+  Raises:
+    ConfigError: when the directory holds no finished stage of that pipeline.
+    CheckpointError: when it was trained on another model or tokenizer.
+  """
+  info = read_stage(workdir)
+  if info is None or info["pipeline"] != pipeline:
+    found = "nothing finished" if info is None else f"a {info['pipeline']} run"
+    raise ConfigError(
+      f"{workdir}: wanted a finished {pipeline} run, found {found}. Run "
+      f"configs/{pipeline}.py with --workdir={workdir} first."
+    )
+  checkpoint.check_meta(info, identity(base))
+  facts = dict(info["role"])
+  head = facts.pop("head")
+  rank, scale = facts.pop("lora_rank"), facts.pop("lora_scale")
+  role = Role(
+    model=dataclasses.replace(base.config, lora_rank=rank, lora_scale=scale),
+    head=None if head is None else heads.Config(**head),
+    **facts,
+  )
+  shapes = variable_shapes(role)
+  wanted, _ = split(role, shapes)
+  template = with_shardings(wanted, mesh)
+  trained = checkpoint.restore_params(
+    Path(workdir) / "checkpoints", template, prefix="train/params" + suffix
+  )
+  flat = trees.flatten({"params": base.params}) | trees.flatten(trained)
+  return Stage(role=role, variables=trees.unflatten(flat), info=info)
+
+
+def variable_shapes(role: Role) -> PyTree:
+  """Returns abstract {"params", "lora"?, "head"?} of a role."""
+  key = jax.random.key(0)
+  plain = dataclasses.replace(role.model, lora_rank=0)
+  shapes = jax.eval_shape(lambda k: transformer.init(plain, k), key)
+  variables = {"params": shapes["params"]}
+  if role.trainable == "lora":
+    variables["lora"] = jax.eval_shape(lambda k: fresh_lora(role, k), key)
+  if role.head is not None:
+    variables["head"] = jax.eval_shape(
+      lambda k: heads.init(role.head, role.model.width, k), key
+    )
+  return variables
+
+
+def with_shardings(shapes: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+  """Returns ShapeDtypeStructs that carry the rules' shardings."""
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    shapes,
+    rules.sharding_tree(mesh, shapes),
+  )

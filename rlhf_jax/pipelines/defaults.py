@@ -1,0 +1,138 @@
+"""The complete configuration of every pipeline, with its default values.
+
+An experiment file calls one of these and states only what it changes. Every
+field can be set on the command line: --config.optimizer.learning_rate=1e-5.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlhf_jax import generate, optimizer
+from rlhf_jax.algorithms import reward as reward_algorithm
+from rlhf_jax.algorithms import sft as sft_algorithm
+from rlhf_jax.algorithms.policy_gradient import epochs, ppo, shaping
+from rlhf_jax.models import heads
+from rlhf_jax.parallel import mesh
+from rlhf_jax.pipelines import actors
+from rlhf_jax.pipelines.config import Data, Model, Schedule, Trainable, tree
+
+
+def _optimizer(learning_rate: float, **changes: Any) -> ConfigDict:
+  section = ConfigDict({"learning_rate": learning_rate})
+  section.update(tree(optimizer.Config))
+  section.update(changes)
+  return section
+
+
+def sft() -> ConfigDict:
+  """Supervised fine-tuning. Rates: METHODS 1 (LoRA runs want 10x more)."""
+  return ConfigDict(
+    {
+      "pipeline": "sft",
+      "seed": 0,
+      "model": tree(Model),
+      "trainable": tree(Trainable),
+      "data": tree(Data),
+      "validation": tree(Data),
+      "loss": tree(sft_algorithm.Config),
+      "optimizer": _optimizer(2e-5, schedule="cosine", weight_decay=0.1),
+      "schedule": tree(Schedule),
+      "mesh": tree(mesh.Config),
+      "samples": 0,
+      "sample_prompts": tree(Data),
+      "generate": tree(generate.Config),
+    }
+  )
+
+
+def reward() -> ConfigDict:
+  """Bradley-Terry reward model; one epoch (METHODS 2)."""
+  return ConfigDict(
+    {
+      "pipeline": "reward",
+      "seed": 0,
+      "model": tree(Model),
+      "trainable": tree(Trainable),
+      "init_from": "",
+      "head": tree(heads.Config),
+      "stop_layer": 0,
+      "data": tree(Data),
+      "heldout": tree(Data),
+      "heldout_fraction": 0.1,
+      "loss": tree(reward_algorithm.Config),
+      "optimizer": _optimizer(9e-6, schedule="cosine"),
+      "schedule": tree(Schedule),
+      "mesh": tree(mesh.Config),
+      "reference_samples": "",
+    }
+  )
+
+
+def policy() -> ConfigDict:
+  """PPO with a critic that learns five times as fast (METHODS 4)."""
+  return ConfigDict(
+    {
+      "pipeline": "policy",
+      "seed": 0,
+      "model": tree(Model),
+      "trainable": tree(Trainable),
+      "init_from": "",
+      "reward": "",
+      "monitors": ConfigDict(),
+      "value": tree(actors.Value),
+      "prompts": tree(Data),
+      "generate": tree(generate.Config),
+      "shaping": tree(shaping.Config),
+      "algorithm": tree(ppo.Config),
+      "update": tree(epochs.Config),
+      "policy_optimizer": _optimizer(1e-6),
+      "value_optimizer": _optimizer(5e-6),
+      "schedule": tree(Schedule),
+      "mesh": tree(mesh.Config),
+      "ptx": tree(Data),
+      "ptx_batch_size": 32,
+      "force": False,
+    }
+  )
+
+
+def evaluate() -> ConfigDict:
+  """Two policies on held-out prompts."""
+  return ConfigDict(
+    {
+      "pipeline": "evaluate",
+      "seed": 1,
+      "model": tree(Model),
+      "policy": "",
+      "init_from": "",
+      "reward": "",
+      "gold": "",
+      "prompts": tree(Data),
+      "generate": tree(generate.Config),
+      "count": 256,
+      "batch_size": 64,
+      "mesh": tree(mesh.Config),
+      "lexicon": False,
+    }
+  )
+
+
+def rlhf() -> ConfigDict:
+  """All stages in a row, each a complete configuration of its own."""
+  return ConfigDict(
+    {
+      "pipeline": "rlhf",
+      "title": "RLHF run",
+      "reuse": "",
+      "sft": sft(),
+      "reward": reward(),
+      "gold": reward(),
+      "policy": policy(),
+      "evaluation": evaluate(),
+      "facts": ConfigDict(),
+      "caveats": (),
+    }
+  )

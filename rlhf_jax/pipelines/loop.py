@@ -1,0 +1,154 @@
+"""The loop that every training stage runs: steps, log, save, stop, resume.
+
+What is trained is one callable. What must survive a kill is `arrays` (a
+pytree), `facts` (JSON) and the positions of the data iterators; nothing else
+carries state, because all randomness is folded from (seed, step).
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax import checkpoint, metrics
+from rlhf_jax.interrupt import Interrupt, Stopped
+from rlhf_jax.pipelines.config import Schedule
+from rlhf_jax.types import PyTree
+
+SKIPPED_LIMIT = 3  # refused updates in a row that end a run (METHODS N14)
+OneStep = Callable[[int, PyTree, dict], tuple[PyTree, dict, dict]]
+
+
+class NonFiniteError(RuntimeError):
+  """The loss was not finite several steps in a row."""
+
+
+class CompileCounter:
+  """Counts XLA compilations; a run that compiles after warm-up is a bug."""
+
+  EVENT = "/jax/core/compile/backend_compile_duration"
+
+  def __init__(self) -> None:
+    self.count = 0
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+  def _listen(self, event: str, duration: float, **_: Any) -> None:
+    del duration
+    self.count += event == self.EVENT
+
+
+_COMPILES = CompileCounter()
+
+
+def run_steps(
+  one_step: OneStep,
+  *,
+  phase: str,
+  workdir: Path,
+  schedule: Schedule,
+  total_steps: int,
+  arrays: PyTree,
+  facts: dict,
+  identity: dict,
+  iterators: dict[str, Any],
+  show: Iterable[tuple[str, str]],
+) -> tuple[PyTree, dict]:
+  """Runs steps until the total, from the newest checkpoint if there is one.
+
+  Args:
+    one_step: (step, arrays, facts) -> (arrays, facts, metrics). A sentence
+      in facts["halt"] ends the run early.
+    phase: name in logs.
+    workdir: holds checkpoints/, metrics.jsonl, TensorBoard events.
+    schedule: how often to save and log.
+    total_steps: steps of the finished run.
+    arrays: initial pytree; arrays["train"] is a TrainState.
+    facts: initial JSON state.
+    identity: fields a checkpoint must agree with (model, tokenizer).
+    iterators: name -> data iterator with get_state and set_state.
+    show: (metric, short label) pairs of the progress line.
+
+  Returns:
+    The final arrays and facts.
+
+  Raises:
+    Stopped: a signal asked for it; a checkpoint is saved.
+    NonFiniteError: three refused updates in a row.
+    CheckpointError: cannot save, or another model's checkpoint.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  with (
+    checkpoint.Checkpoints(
+      str(workdir / "checkpoints"),
+      keep=schedule.keep,
+      every_steps=schedule.save_every,
+    ) as saved,
+    metrics.MetricsWriter(workdir) as writer,
+    Interrupt() as interrupt,
+  ):
+    step = 0
+    if saved.latest() is not None:
+      arrays, meta = saved.restore(arrays)
+      checkpoint.check_meta(meta, identity)
+      step, facts = meta["step"], meta["facts"]
+      for name, iterator in iterators.items():
+        iterator.set_state(meta["iterators"][name])
+      if step < total_steps:
+        print(f"{phase}: goes on from step {step} of {total_steps}")
+    writer.truncate_after(step, phase)
+
+    def save(final: bool) -> None:
+      positions = {name: it.get_state() for name, it in iterators.items()}
+      saved.save(
+        step,
+        arrays,
+        {"step": step, "facts": facts, "iterators": positions, **identity},
+        final=final,
+      )
+
+    with metrics.Progress(phase, total_steps, initial=step) as progress:
+      while step < total_steps and not facts.get("halt"):
+        arrays, facts, row = one_step(step, arrays, facts)
+        step += 1
+        row = {k: float(v) for k, v in jax.device_get(row).items()}
+        _check_finite(phase, step, arrays, saved.latest())
+        if step % schedule.log_every == 0 or step == total_steps:
+          writer.write(step, row | system_metrics(), phase)
+        progress.update(
+          1, **{label: row[name] for name, label in show if name in row}
+        )
+        is_last = step == total_steps or bool(facts.get("halt"))
+        if interrupt.should_stop(step) and not is_last:
+          save(final=False)
+          raise Stopped(step, interrupt.signal)
+        if saved.due(step) and not is_last:
+          save(final=False)
+    save(final=True)
+  return arrays, facts
+
+
+def system_metrics() -> dict[str, float]:
+  """Returns compilations so far and peak host memory in GiB (up is bad)."""
+  peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return {
+    "sys/compiles": float(_COMPILES.count),
+    "sys/mem_peak_gib": peak_kib / 2**20,
+  }
+
+
+def _check_finite(
+  phase: str, step: int, arrays: PyTree, last_good: int | None
+) -> None:
+  skipped = int(np.asarray(arrays["train"].skipped))
+  if skipped >= SKIPPED_LIMIT:
+    where = "none was saved" if last_good is None else f"step {last_good}"
+    raise NonFiniteError(
+      f"{phase}: loss or gradient was not finite at step {step} and the "
+      f"{skipped - 1} steps before it. Last good checkpoint: {where}. Lower "
+      "optimizer.learning_rate, or look at the data of these steps."
+    )

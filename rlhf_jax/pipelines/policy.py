@@ -1,0 +1,370 @@
+"""Policy optimisation against a reward model: PPO with a critic.
+
+    samples = generate(policy)                 # jitted, log-probs from sampler
+    rollout = judge(samples)                   # reference, reward, values
+    rollout = advantages(shape(rollout))       # KL in the reward, GAE
+    state   = update(state, rollout)           # epochs x minibatches
+
+Roles `full` (four trees) or `lora` (one frozen base; the reference is the
+base with the factors the policy started from). For the first
+`value.pretrain_steps` rollouts only the critic learns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import generate, metrics, optimizer
+from rlhf_jax.algorithms.policy_gradient import epochs, ppo, shaping
+from rlhf_jax.algorithms.policy_gradient import update as pg
+from rlhf_jax.data import batches
+from rlhf_jax.models import roles, trees
+from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.pipelines import actors as actors_lib
+from rlhf_jax.pipelines import build, inputs, judge, loop, sft
+from rlhf_jax.pipelines.config import (
+  ConfigError,
+  Data,
+  Model,
+  Schedule,
+  check_sections,
+  optimizer_section,
+  section,
+)
+from rlhf_jax.pipelines.watch import shown, text_metrics, watch
+from rlhf_jax.types import Array, Metrics, PyTree, Rollout, Samples
+
+SECTIONS = frozenset(
+  "pipeline seed model trainable init_from reward monitors value prompts "
+  "generate shaping algorithm update policy_optimizer value_optimizer "
+  "schedule mesh ptx ptx_batch_size force".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """The sections of a policy configuration, checked."""
+
+  schedule: Schedule
+  generate: generate.Config
+  shaping: shaping.Config
+  algorithm: ppo.Config
+  update: epochs.Config
+  value: actors_lib.Value
+  prompts: Data
+  ptx: Data
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+  """The compiled functions of one step."""
+
+  sample: Callable[[PyTree, Any, Array], Samples]
+  judge: Callable[..., tuple[Rollout, dict[str, Array]]]
+  prepare: Callable[..., tuple[Rollout, shaping.Moments, Metrics]]
+  update: Callable[..., tuple[Any, Metrics]]
+  value_update: Callable[..., tuple[Any, Metrics]]
+
+
+def read_settings(config: Any) -> Settings:
+  """Returns the checked sections; raises ConfigError."""
+  check_sections(config, SECTIONS, "")
+  settings = Settings(
+    schedule=section(Schedule, config.schedule, "schedule"),
+    generate=section(generate.Config, config.generate, "generate"),
+    shaping=section(shaping.Config, config.shaping, "shaping"),
+    algorithm=section(ppo.Config, config.algorithm, "algorithm"),
+    update=section(epochs.Config, config.update, "update"),
+    value=section(actors_lib.Value, config.value, "value"),
+    prompts=section(Data, config.prompts, "prompts"),
+    ptx=section(Data, config.ptx, "ptx"),
+  )
+  is_ptx = settings.algorithm.ptx_coefficient > 0.0
+  if is_ptx and not settings.ptx.source:
+    raise ConfigError(
+      f"config.algorithm.ptx_coefficient={settings.algorithm.ptx_coefficient}:"
+      " needs a stream of text. Set ptx.source, or the coefficient to 0."
+    )
+  return settings
+
+
+def prompt_loader(
+  settings: Settings, base: build.Base, seed: int
+) -> tuple[Any, int]:
+  """Returns (iterator of PromptBatch, number of prompts)."""
+  room = settings.prompts.max_length - settings.generate.max_new_tokens
+  ids, dropped = inputs.prompts(settings.prompts, base.tokenizer, room)
+  build.report_dropped("policy", settings.prompts.source, len(ids), dropped)
+  width = max(len(row) for row in ids)
+
+  def collate(index: list[int]):
+    batch = batches.collate_prompts(
+      [ids[i] for i in index], base.tokenizer.pad_id, length=width
+    )
+    return batch.replace(index=np.asarray(index, np.int32))
+
+  loader = batches.make_loader(
+    np.arange(len(ids)),
+    settings.schedule.batch_size,
+    seed=seed,
+    collate=collate,
+  )
+  return loader, len(ids)
+
+
+def ptx_loader(config: Any, settings: Settings, base: build.Base) -> Any:
+  """Returns the iterator of text mixed into PPO (PPO-ptx), or None."""
+  if settings.algorithm.ptx_coefficient == 0.0:
+    return None
+  rows, dropped = inputs.demonstrations(settings.ptx, base.tokenizer)
+  build.report_dropped("ptx", settings.ptx.source, len(rows), dropped)
+  return batches.make_loader(
+    rows,
+    config.ptx_batch_size,
+    seed=config.seed + 1,
+    collate=functools.partial(
+      batches.collate_tokens,
+      length=batches.bucket_length(max(len(r["tokens"]) for r in rows)),
+      pad_id=base.tokenizer.pad_id,
+    ),
+  )
+
+
+def ptx_apply(params: PyTree, frozen: PyTree, batch, *, role: roles.Role):
+  """Returns log-probabilities and entropies of pre-training text."""
+  return sft.apply(params["policy"], frozen["policy"], batch, role=role)
+
+
+def prepare(
+  rollout: Rollout,
+  moments: shaping.Moments,
+  beta: Array,
+  *,
+  shape: shaping.Config,
+  algorithm: ppo.Config,
+) -> tuple[Rollout, shaping.Moments, Metrics]:
+  """Returns the rollout with rewards, advantages and returns."""
+  rollout, moments, row = shaping.shape_rewards(rollout, moments, beta, shape)
+  return ppo.advantages(rollout, algorithm), moments, row
+
+
+def make_programs(
+  settings: Settings,
+  plan: judge.Plan,
+  frozen: PyTree,
+  base: build.Base,
+  transforms: dict[str, Any],
+) -> Programs:
+  """Returns the compiled functions of a step; nothing compiles yet."""
+  merged = jax.jit(functools.partial(roles.sampling_params, plan.policy))
+
+  def sample(policy_params: PyTree, prompts: Any, key: Array) -> Samples:
+    return generate.generate(
+      merged(policy_params, frozen["policy"]),
+      prompts,
+      key,
+      model=plan.policy.model,
+      config=settings.generate,
+      eos_ids=(base.tokenizer.eos_id,),
+      pad_id=base.tokenizer.pad_id,
+    )
+
+  is_ptx = settings.algorithm.ptx_coefficient > 0.0
+  update = functools.partial(
+    pg.update,
+    algorithm=ppo,
+    algorithm_config=settings.algorithm,
+    config=settings.update,
+    apply=functools.partial(
+      judge.policy_and_value,
+      plan=plan,
+      targets=settings.generate.max_new_tokens,
+    ),
+    optimizer=transforms["both"],
+    ptx_apply=functools.partial(ptx_apply, role=plan.policy)
+    if is_ptx
+    else None,
+  )
+  value_update = functools.partial(
+    pg.value_update,
+    config=settings.update,
+    apply=functools.partial(judge.value_only, plan=plan),
+    optimizer=transforms["value"],
+  )
+  return Programs(
+    sample=sample,
+    judge=judge.make_judge(plan),
+    prepare=jax.jit(
+      functools.partial(
+        prepare, shape=settings.shaping, algorithm=settings.algorithm
+      )
+    ),
+    update=jax.jit(update, donate_argnums=0),
+    value_update=jax.jit(value_update, donate_argnums=0),
+  )
+
+
+def make_transforms(
+  config: Any, settings: Settings, total: int
+) -> dict[str, Any]:
+  """Returns optimizers: "both" of PPO and "value" of critic pre-training."""
+  updates = total * settings.update.epochs * settings.update.minibatches
+  policy = optimizer_section(
+    config.policy_optimizer, "policy_optimizer", updates
+  )
+  value = optimizer_section(config.value_optimizer, "value_optimizer", updates)
+  return {
+    "both": optimizer.make_labelled({"policy": policy, "value": value}),
+    "value": optimizer.make_optimizer(value),
+  }
+
+
+def learn(
+  programs: Programs,
+  arrays: PyTree,
+  frozen: PyTree,
+  rollout: Rollout,
+  key: Array,
+  extra: tuple,
+  *,
+  is_pretraining: bool,
+  is_last_pretraining: bool,
+) -> tuple[PyTree, Metrics]:
+  """Returns the arrays after the updates of one rollout, and metrics."""
+  state = arrays["train"]
+  if not is_pretraining:
+    state, found = programs.update(state, frozen, rollout, key, *extra)
+    return arrays | {"train": state}, found
+  critic, found = programs.value_update(
+    arrays["critic"], frozen["value"], rollout, key
+  )
+  arrays = arrays | {"critic": critic}
+  if is_last_pretraining:
+    trained = jax.tree.map(jnp.copy, critic.params)
+    arrays["train"] = state.replace(params=state.params | {"value": trained})
+  return arrays, found
+
+
+def run(config: Any, workdir: Path) -> dict:
+  """Optimises a policy; returns stage.json. A finished run is not repeated."""
+  settings = read_settings(config)
+  mesh = build.make_mesh(config)
+  actors_lib.check_sampling(settings.generate, mesh.size)
+  base = build.load_base(section(Model, config.model, "model"), mesh)
+  info = build.read_stage(workdir)
+  if info is not None:
+    return info
+  actors = actors_lib.load(
+    config, base, mesh, settings.value, settings.generate.temperature
+  )
+  loader, count = prompt_loader(settings, base, config.seed)
+  text = ptx_loader(config, settings, base)
+  pretrain = settings.value.pretrain_steps
+  total = pretrain + settings.schedule.total_steps(count)
+  transforms = make_transforms(config, settings, total)
+  programs = make_programs(
+    settings, actors.plan, actors.frozen, base, transforms
+  )
+  key = jax.random.key(config.seed)
+  timer = metrics.Timer()
+  writer = metrics.MetricsWriter(workdir, tensorboard=False)
+
+  def one_step(step: int, arrays: PyTree, facts: dict):
+    step_key = jax.random.fold_in(key, step)
+    is_pretraining = step < pretrain
+    state = arrays["train"]
+    value = arrays["critic"].params if is_pretraining else state.params["value"]
+    with timer("rollout"):
+      prompts = mesh_lib.shard_batch(mesh, next(loader))
+      samples = jax.block_until_ready(
+        programs.sample(state.params["policy"], prompts, step_key)
+      )
+    with timer("score"):
+      rollout, scores = programs.judge(
+        actors.weights, trees.merge(value, actors.frozen["value"]), samples
+      )
+      rollout, moments, row = jax.block_until_ready(
+        programs.prepare(rollout, arrays["moments"], arrays["beta"])
+      )
+    with timer("update"):
+      is_mixed = text is not None and not is_pretraining
+      extra = (mesh_lib.shard_batch(mesh, next(text)),) if is_mixed else ()
+      arrays, found = learn(
+        programs,
+        arrays,
+        actors.frozen,
+        rollout,
+        jax.random.fold_in(step_key, 1),
+        extra,
+        is_pretraining=is_pretraining,
+        is_last_pretraining=step + 1 == pretrain,
+      )
+      jax.block_until_ready(found)
+    beta = arrays["beta"]
+    if not is_pretraining:
+      beta = shaping.update_kl_coefficient(
+        beta,
+        row["rollout/kl_k1_sum"],
+        len(scores["reward"]),
+        settings.shaping,
+      )
+    arrays = arrays | {"moments": moments, "beta": beta}
+    row = {k: float(v) for k, v in jax.device_get(row | found).items()}
+    for name in config.monitors:
+      row[f"eval/{name}"] = float(jnp.mean(scores[name]))
+    row |= text_metrics(base.tokenizer, samples) | timer.pop()
+    sampled = float(jnp.sum(samples.response_mask))
+    row["rollout/tok_per_s"] = sampled / row["sys/t_rollout"]
+    facts = watch(facts, row, step, settings.shaping)
+    writer.write_samples(step + 1, shown(base.tokenizer, samples, scores))
+    return arrays, facts, row
+
+  arrays = {
+    "train": build.sharded_state(
+      mesh, sft.initial_state(actors.params, transforms["both"])
+    ),
+    "moments": shaping.init_moments(),
+    "beta": jnp.float32(settings.shaping.kl_coefficient),
+  }
+  if pretrain:
+    arrays["critic"] = build.sharded_state(
+      mesh, sft.initial_state(actors.params["value"], transforms["value"])
+    )
+  arrays, facts = loop.run_steps(
+    one_step,
+    phase="policy",
+    workdir=workdir,
+    schedule=settings.schedule,
+    total_steps=total,
+    arrays=arrays,
+    facts={"alarms": []},
+    identity=build.identity(base),
+    iterators={"prompts": loader} | ({"ptx": text} if text else {}),
+    show=(
+      ("rollout/score_mean", "score"),
+      *((f"eval/{name}", name) for name in config.monitors),
+      ("rollout/kl_k1_sum", "kl"),
+      ("rollout/len_mean", "length"),
+    ),
+  )
+  writer.close()
+  build.write_stage(
+    workdir,
+    "policy",
+    base,
+    actors.plan.policy,
+    steps=int(np.asarray(arrays["train"].step)),
+    init_from=config.init_from,
+    kl_coefficient=float(arrays["beta"]),
+    alarms=facts["alarms"],
+    halted=facts.get("halt"),
+  )
+  return build.read_stage(workdir)

@@ -1,0 +1,190 @@
+"""Supervised fine-tuning: demonstrations in, a policy that imitates them out.
+
+One file of data, one loop. The trained policy, or its LoRA factors, is the
+start of reward models and the reference of PPO.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import generate, metrics, optimizer
+from rlhf_jax.algorithms import sft
+from rlhf_jax.data import batches
+from rlhf_jax.models import roles, trees
+from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.pipelines import build, inputs, loop
+from rlhf_jax.pipelines.config import (
+  ConfigError,
+  Data,
+  Model,
+  Schedule,
+  Trainable,
+  check_sections,
+  optimizer_section,
+  section,
+)
+from rlhf_jax.types import Array, PyTree, TokenBatch, TrainState
+
+SECTIONS = frozenset(
+  "pipeline seed model trainable data validation loss optimizer schedule "
+  "mesh samples sample_prompts generate".split()
+)
+
+
+def apply(
+  params: PyTree, frozen: PyTree, batch: TokenBatch, *, role: roles.Role
+) -> tuple[Array, Array]:
+  """Returns log-probabilities and entropies [B, L] of a batch's targets."""
+  return roles.logprobs(
+    role, trees.merge(params, frozen), roles.Rows.of(batch), batch.loss_mask
+  )
+
+
+def initial_state(params: PyTree, optimizer_: Any) -> TrainState:
+  """Returns a TrainState at step 0; params are copied, for donation."""
+  params = jax.tree.map(jnp.copy, params)
+  return TrainState(
+    step=jnp.int32(0),
+    params=params,
+    opt_state=optimizer_.init(params),
+    skipped=jnp.int32(0),
+  )
+
+
+def start_variables(base: build.Base, role: roles.Role, key: Array) -> PyTree:
+  """Returns the variables of an untrained policy on a base model."""
+  variables = {"params": base.params}
+  if role.trainable == "lora":
+    variables["lora"] = roles.fresh_lora(role, key)
+  return variables
+
+
+def run(config: Any, workdir: Path) -> dict:
+  """Trains, validates, samples; returns the numbers of stage.json.
+
+  A finished run is not repeated: its stage.json is returned.
+  """
+  check_sections(config, SECTIONS, "")
+  schedule = section(Schedule, config.schedule, "schedule")
+  data = section(Data, config.data, "data")
+  loss = section(sft.Config, config.loss, "loss")
+  trainable = section(Trainable, config.trainable, "trainable")
+  if trainable.mode == "head":
+    raise ConfigError("config.trainable.mode='head': a policy has no head.")
+  mesh = build.make_mesh(config)
+  base = build.load_base(section(Model, config.model, "model"), mesh)
+  info = build.read_stage(workdir)
+  if info is not None:
+    return info
+  role = build.make_role(base, trainable)
+  key = jax.random.key(config.seed)
+
+  rows, dropped = inputs.demonstrations(data, base.tokenizer)
+  build.report_dropped("sft", data.source, len(rows), dropped)
+  total = schedule.total_steps(len(rows))
+  pad = base.tokenizer.pad_id
+  width = batches.bucket_length(max(len(r["tokens"]) for r in rows))
+  collate = functools.partial(batches.collate_tokens, length=width, pad_id=pad)
+  loader = batches.make_loader(
+    rows, schedule.batch_size, seed=config.seed, collate=collate
+  )
+  tx = optimizer.make_optimizer(
+    optimizer_section(config.optimizer, "optimizer", total)
+  )
+  variables = start_variables(base, role, jax.random.fold_in(key, 1))
+  trainable_tree, frozen = roles.split(role, variables)
+  state = build.sharded_state(mesh, initial_state(trainable_tree, tx))
+  update = jax.jit(
+    functools.partial(
+      sft.update,
+      config=loss,
+      apply=functools.partial(apply, role=role),
+      optimizer=tx,
+    ),
+    donate_argnums=0,
+  )
+
+  def one_step(step: int, arrays: PyTree, facts: dict):
+    batch = mesh_lib.shard_batch(mesh, next(loader))
+    state, row = update(
+      arrays["train"], frozen, batch, jax.random.fold_in(key, step)
+    )
+    return {"train": state}, facts, row
+
+  arrays, _ = loop.run_steps(
+    one_step,
+    phase="sft",
+    workdir=workdir,
+    schedule=schedule,
+    total_steps=total,
+    arrays={"train": state},
+    facts={},
+    identity=build.identity(base),
+    iterators={"data": loader},
+    show=(("sft/loss", "loss"),),
+  )
+  params = arrays["train"].params
+  facts = {"steps": total, "examples": len(rows)}
+  if config.validation.source:
+    facts["validation_loss"] = _validate(
+      config, base, role, params, frozen, mesh, schedule.batch_size
+    )
+  if config.samples:
+    facts["samples"] = _sample(config, workdir, base, role, params, frozen)
+  build.write_stage(workdir, "sft", base, role, **facts)
+  return build.read_stage(workdir)
+
+
+def _validate(config, base, role, params, frozen, mesh, batch_size) -> float:
+  """Returns the mean cross-entropy in nats a target on held-out rows."""
+  data = section(Data, config.validation, "validation")
+  rows, _ = inputs.demonstrations(data, base.tokenizer)
+  width = batches.bucket_length(max(len(r["tokens"]) for r in rows))
+  forward = jax.jit(functools.partial(apply, role=role))
+  total, count = 0.0, 0.0
+  for start in range(0, len(rows), batch_size):
+    part = rows[start : start + batch_size]
+    filled = part + part[:1] * (batch_size - len(part))
+    batch = batches.collate_tokens(
+      filled, length=width, pad_id=base.tokenizer.pad_id
+    )
+    batch.loss_mask[len(part) :] = 0.0
+    logprobs, _ = forward(params, frozen, mesh_lib.shard_batch(mesh, batch))
+    total -= float(np.sum(np.asarray(logprobs), dtype=np.float64))
+    count += float(np.sum(batch.loss_mask))
+  print(f"sft: validation loss {total / count:.4f} nats a token")
+  return total / count
+
+
+def _sample(config, workdir, base, role, params, frozen) -> str:
+  """Samples the trained policy, for reading and to normalise rewards on."""
+  settings = section(generate.Config, config.generate, "generate")
+  data = section(Data, config.sample_prompts, "sample_prompts")
+  ids, _ = inputs.prompts(
+    data, base.tokenizer, data.max_length - settings.max_new_tokens
+  )
+  count = config.samples
+  chosen = [ids[i % len(ids)] for i in range(count)]
+  prompts = batches.collate_prompts(chosen, base.tokenizer.pad_id)
+  samples = generate.generate(
+    roles.sampling_params(role, params, frozen),
+    jax.tree.map(jnp.asarray, prompts),
+    jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1),
+    model=role.model,
+    config=settings,
+    eos_ids=(base.tokenizer.eos_id,),
+    pad_id=base.tokenizer.pad_id,
+  )
+  arrays = {k: np.asarray(v) for k, v in vars(samples).items()}
+  np.savez(workdir / "samples.npz", **arrays)
+  texts = build.sample_texts(base.tokenizer, samples)
+  with metrics.MetricsWriter(workdir) as writer:
+    writer.write_samples(0, [{"prompt": p, "response": r} for p, r in texts])
+  return "samples.npz"

@@ -1,0 +1,300 @@
+"""summary.json, the printed table and report.html of a finished run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax import metrics
+from rlhf_jax.evaluation import reward_model as diagnostics
+from rlhf_jax.evaluation.figures import Curve, Histogram
+from rlhf_jax.evaluation.report import (
+  Report,
+  SummaryRow,
+  write_overview_png,
+  write_report,
+)
+from rlhf_jax.pipelines import build, evaluate
+
+SUMMARY_FILE = "summary.json"
+TIMES_FILE = "phase_seconds.jsonl"
+TEXTS_SHOWN = 12
+TEXTS_PRINTED = 4
+
+
+def phase_seconds(workdir: Path) -> dict[str, float]:
+  """Returns phase -> seconds, summed over restarts."""
+  total: dict[str, float] = {}
+  path = workdir / TIMES_FILE
+  if path.is_file():
+    for line in path.read_text().splitlines():
+      row = json.loads(line)
+      total[row["phase"]] = total.get(row["phase"], 0.0) + row["seconds"]
+  return total
+
+
+def read_texts(folder: Path) -> list[dict]:
+  """Returns the rows of texts.jsonl."""
+  lines = (folder / evaluate.TEXTS_FILE).read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def summary_rows(numbers: dict) -> list[SummaryRow]:
+  """Returns the table of the report from the numbers of summary.json."""
+  get = numbers.get
+  return [
+    SummaryRow(
+      "Reward model score (proxy)",
+      get("proxy_before"),
+      get("proxy_after"),
+      get("proxy_standard_error"),
+      "The score PPO maximised, in deviations of the SFT policy's answers; "
+      "error of the paired difference.",
+    ),
+    SummaryRow(
+      "Held-out reward model (gold)",
+      get("gold_before"),
+      get("gold_after"),
+      get("gold_standard_error"),
+      "A reward model trained on other sentences that PPO never saw; same "
+      "units, error of the paired difference.",
+      headline=True,
+    ),
+    SummaryRow(
+      "Win rate against SFT (gold)",
+      0.5,
+      get("gold_win_rate"),
+      get("gold_win_rate_standard_error"),
+      "Share of held-out prompts on which the gold model prefers the PPO "
+      "answer to the SFT answer; 0.5 is no difference.",
+      decimals=3,
+      headline=True,
+    ),
+    SummaryRow(
+      "VADER sentiment",
+      get("vader_before"),
+      get("vader_after"),
+      get("vader_standard_error"),
+      "A lexicon that nobody trained here, from -1 to 1; error of the paired "
+      "difference.",
+    ),
+    SummaryRow(
+      "KL to the SFT policy (nats)",
+      0.0,
+      get("kl_nats"),
+      get("kl_standard_error"),
+      "Mean over answers of log PPO - log SFT, summed over tokens.",
+      headline=True,
+    ),
+    SummaryRow(
+      "Distinct bigrams",
+      get("distinct_2_before"),
+      get("distinct_2_after"),
+      None,
+      "Unique over all bigrams of the answers, equal sample counts; lower "
+      "means more alike.",
+      decimals=3,
+    ),
+    SummaryRow(
+      "Answer length (tokens)",
+      get("length_before"),
+      get("length_after"),
+      None,
+      "Mean, the end token included.",
+      decimals=1,
+    ),
+    SummaryRow(
+      "Answers that end by themselves",
+      get("eos_share_before"),
+      get("eos_share_after"),
+      None,
+      "The others hit the length limit.",
+      decimals=3,
+    ),
+    SummaryRow(
+      "Reward model accuracy",
+      None,
+      get("reward_model_accuracy"),
+      None,
+      "Held-out comparisons of single raters; people's own ceiling here is "
+      f"{get('reward_model_accuracy_ceiling', float('nan')):.3f}.",
+      decimals=3,
+      headline=True,
+    ),
+  ]
+
+
+def curves(rows: list[dict], config: Any) -> list[Curve]:
+  """Returns the curves of the policy stage from its metrics.jsonl."""
+  steps = [row["step"] for row in rows]
+
+  def series(*pairs: tuple[str, str]) -> dict:
+    return {
+      label: (steps, [row.get(name) for row in rows])
+      for label, name in pairs
+      if any(row.get(name) is not None for row in rows)
+    }
+
+  shaping = config.policy.shaping
+  limits = {"warn": shaping.warn_nats, "halt": shaping.halt_nats}
+  if shaping.kl_controller == "adaptive":
+    limits["target"] = shaping.kl_target
+  top = max((row["rollout/kl_k1_sum"] for row in rows), default=0.0)
+  lines = {k: v for k, v in limits.items() if k == "target" or v < 1.5 * top}
+  return [
+    Curve(
+      "Reward",
+      "score (SFT deviations)",
+      series(("proxy", "rollout/score_mean"), ("gold", "eval/gold")),
+    ),
+    Curve(
+      "KL to the reference",
+      "nats per answer",
+      series(("k1", "rollout/kl_k1_sum"), ("k3", "rollout/kl_k3_sum")),
+      lines,
+    ),
+    Curve(
+      "Entropy of the samples",
+      "nats per token",
+      series(("entropy", "rollout/entropy")),
+    ),
+    Curve("Answer length", "tokens", series(("mean", "rollout/len_mean"))),
+    Curve(
+      "Critic: explained variance",
+      "share",
+      series(("explained variance", "ppo/explained_var")),
+    ),
+    Curve("KL coefficient", "beta", series(("beta", "ppo/beta"))),
+    Curve(
+      "Clip fraction",
+      "share of tokens",
+      series(
+        ("clipped", "ppo/clipfrac"),
+        ("above", "ppo/clipfrac_hi"),
+        ("below", "ppo/clipfrac_lo"),
+      ),
+    ),
+    Curve(
+      "Distinct bigrams in a rollout",
+      "share",
+      series(("distinct-2", "rollout/distinct2")),
+    ),
+    Curve(
+      "Answers that end by themselves",
+      "share",
+      series(("ended", "rollout/eos_share")),
+    ),
+  ]
+
+
+def reward_pictures(info: dict) -> tuple[dict, dict]:
+  """Returns (calibration, length bias) of a reward stage's held-out pairs."""
+  pairs = info["heldout_pairs"]
+  difference = np.asarray(pairs["score_difference"])
+  label = np.asarray(pairs["label"])
+  return diagnostics.calibration(difference, label), {
+    "length_difference": np.asarray(pairs["length_difference"]),
+    "score_difference": difference,
+    "rho": info["diagnosis"]["rm/length_spearman"],
+  }
+
+
+def numbers_of(
+  config: Any, workdir: Path, folders: dict[str, Path]
+) -> dict[str, Any]:
+  """Returns the contents of summary.json."""
+  reward = build.read_stage(folders["reward"])
+  gold = build.read_stage(folders["gold"])
+  policy = build.read_stage(folders["policy"])
+  seconds = phase_seconds(workdir)
+  return {
+    "seed": config.policy.seed,
+    "seconds_total": sum(seconds.values()),
+    "phase_seconds": seconds,
+    "reward_model_accuracy": reward["diagnosis"]["rm/accuracy"],
+    "reward_model_accuracy_low": reward["diagnosis"]["rm/accuracy_low"],
+    "reward_model_accuracy_high": reward["diagnosis"]["rm/accuracy_high"],
+    "reward_model_accuracy_ceiling": reward["ceiling"],
+    "gold_model_accuracy": gold["diagnosis"]["rm/accuracy"],
+    "policy_steps": policy["steps"],
+    "halted": policy["halted"],
+    **evaluate.read_result(folders["evaluation"]),
+  }
+
+
+def make_report(
+  config: Any, workdir: Path, folders: dict[str, Path], numbers: dict
+) -> Report:
+  """Returns the Report of a finished run."""
+  reward = build.read_stage(folders["reward"])
+  policy = build.read_stage(folders["policy"])
+  texts = read_texts(folders["evaluation"])
+  rows = metrics.read_metrics(folders["policy"] / "metrics.jsonl")
+  calibration, length_bias = reward_pictures(reward)
+  warnings = [tuple(guard) for guard in reward["guards"]]
+  warnings += [
+    ("warn", f"step {step}: {text}") for step, text in policy["alarms"]
+  ]
+  if policy["halted"]:
+    warnings.append(("warn", policy["halted"]))
+  return Report(
+    title=config.title,
+    subtitle=f"seed {numbers['seed']}, {numbers['policy_steps']} optimizer "
+    "steps of PPO",
+    facts=[
+      *((key.replace("_", " "), value) for key, value in config.facts.items()),
+      ("wall time", f"{numbers['seconds_total']:.0f} s"),
+    ],
+    caveats=list(config.caveats),
+    summary_rows=summary_rows(numbers),
+    curves=curves(rows, config),
+    phase_seconds=numbers["phase_seconds"],
+    calibration=calibration,
+    length_bias=length_bias,
+    histograms=[
+      Histogram(
+        f"{name} scores",
+        "score (raw, normalised by its reference samples)",
+        {
+          "before": [row[f"{name}_before"] for row in texts],
+          "after": [row[f"{name}_after"] for row in texts],
+        },
+      )
+      for name in ("proxy", "gold")
+    ],
+    samples=texts[:TEXTS_SHOWN],
+    warnings=warnings,
+  )
+
+
+def print_table(report: Report, texts: list[dict]) -> None:
+  """Prints the summary table and a few answers side by side."""
+  rows = []
+  for row in report.summary_rows:
+    show = lambda x, d=row.decimals: "" if x is None else f"{x:.{d}f}"  # noqa: E731
+    rows.append(
+      [row.name, show(row.before), show(row.after), show(row.standard_error)]
+    )
+  print(metrics.format_table(["", "before", "after", "std. error"], rows))
+  for text in texts[:TEXTS_PRINTED]:
+    print(f"\n{text['prompt']} ...")
+    print(f"  before: {text['before'].strip()}")
+    print(f"  after:  {text['after'].strip()}")
+
+
+def write(config: Any, workdir: Path, folders: dict[str, Path]) -> dict:
+  """Writes summary.json, report.html and overview.png; prints the table."""
+  numbers = numbers_of(config, workdir, folders)
+  report = make_report(config, workdir, folders, numbers)
+  (workdir / SUMMARY_FILE).write_text(json.dumps(numbers, indent=2) + "\n")
+  write_report(workdir / "report.html", report)
+  write_overview_png(workdir / "overview.png", report)
+  print_table(report, read_texts(folders["evaluation"]))
+  print(
+    f"\n{numbers['seconds_total']:.0f} s in all. Read "
+    f"{workdir / 'report.html'}; numbers in {workdir / SUMMARY_FILE}."
+  )
+  return numbers

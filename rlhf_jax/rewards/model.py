@@ -1,0 +1,94 @@
+"""Scoring with a trained reward model: rows of tokens in, numbers out.
+
+A reward model's raw scale means nothing (only differences are trained), so
+each carries the mean and deviation of its scores on samples of the reference
+policy, stored with its checkpoint (METHODS 2.5b; Ziegler et al. 2019). The
+KL coefficient has a meaning only relative to that scale.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax.numpy as jnp
+
+from rlhf_jax import ops
+from rlhf_jax.models import roles, trees
+from rlhf_jax.types import FINISH_EOS, Array, PyTree, Samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+  """The static part of a reward model.
+
+  reads_end_token: whether it was trained on rows that end with the end token;
+    if not, a sampled end token is not judged.
+  """
+
+  role: roles.Role
+  reads_end_token: bool
+
+
+@flax.struct.dataclass
+class Weights:
+  """The arrays of a reward model.
+
+  variables: merged {"params", "head", "lora"?}.
+  mean, std: [] float32, of raw scores on reference samples.
+  """
+
+  variables: PyTree
+  mean: Array
+  std: Array
+
+
+def judged_mask(scorer: Scorer, samples: Samples) -> Array:
+  """Returns [N, L]: the tokens that the reward model reads."""
+  if scorer.reads_end_token:
+    return samples.valid_mask
+  length = samples.tokens.shape[1]
+  last = ops.last_index(samples.response_mask)[:, None]
+  is_end = (jnp.arange(length)[None, :] == last) & (
+    samples.finish_reason == FINISH_EOS
+  )[:, None]
+  return jnp.where(is_end, 0.0, samples.valid_mask)
+
+
+def score(
+  scorer: Scorer,
+  weights: Weights,
+  samples: Samples,
+  hidden: Array | None = None,
+) -> Array:
+  """Returns [N] scores in units of the reference policy's deviation.
+
+  Args:
+    scorer: static part.
+    weights: arrays.
+    samples: rows to judge.
+    hidden: the stream that enters scorer.role.entrance, or None.
+  """
+  raw = roles.score(
+    scorer.role,
+    weights.variables,
+    roles.Rows.of(samples),
+    judged_mask(scorer, samples),
+    hidden,
+  )[:, 0]
+  return (raw - weights.mean) / weights.std
+
+
+def fold_normalisation(head: PyTree, mean: float, std: float) -> PyTree:
+  """Returns head parameters whose output is (score - mean) / std.
+
+  Used to start a critic in the units of the normalised reward.
+  """
+  flat = trees.flatten(head)
+  folded = {
+    path: leaf / std
+    for path, leaf in flat.items()
+    if path.startswith(("output/", "residual/"))
+  }
+  folded["output/bias"] = (flat["output/bias"] - mean) / std
+  return trees.unflatten(flat | folded)

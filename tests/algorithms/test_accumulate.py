@@ -1,0 +1,104 @@
+"""Microbatches with global denominators; the guarded optimizer step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlhf_jax import ops
+from rlhf_jax.algorithms import accumulate
+from rlhf_jax.types import TrainState
+
+RNG = np.random.default_rng(1)
+LENGTHS = np.array([1, 9, 2, 8, 3, 7, 4, 6])
+BATCH = {
+  "x": jnp.asarray(RNG.normal(size=(8, 9, 3)), jnp.float32),
+  "mask": jnp.asarray(np.arange(9)[None] < LENGTHS[:, None], jnp.float32),
+}
+PARAMS = {"w": jnp.asarray(RNG.normal(size=3), jnp.float32)}
+
+
+def loss(params, batch, tokens):
+  y = jnp.square(jnp.einsum("nld,d->nl", batch["x"], params["w"]) - 1.0)
+  value = ops.masked_mean(y, batch["mask"], tokens)
+  return value, {"mean": value, "y_max": jnp.max(y * batch["mask"])}
+
+
+def mean_of_means(params, batch, tokens):
+  del tokens
+  value, _ = loss(params, batch, jnp.sum(batch["mask"]))
+  return value / 8, {}
+
+
+def test_trap_13_25_eight_microbatches_equal_one():
+  tokens = jnp.sum(BATCH["mask"])
+  whole, pieces = (
+    accumulate.accumulate(loss, PARAMS, BATCH, n, tokens) for n in (1, 8)
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), whole, pieces
+  )
+  wrong, _, _ = accumulate.accumulate(mean_of_means, PARAMS, BATCH, 8, tokens)
+  assert np.abs(wrong["w"] - whole[0]["w"]).max() > 1e-2
+
+
+def test_rows_are_dealt_out_in_strides():
+  parts = accumulate.split_rows({"i": jnp.arange(6)}, 3)
+  np.testing.assert_array_equal(parts["i"], [[0, 3], [1, 4], [2, 5]])
+
+
+def test_gradients_keep_the_dtype_of_the_parameters():
+  params = {"w": PARAMS["w"].astype(jnp.bfloat16)}
+  grads, _, _ = accumulate.accumulate(
+    loss, params, BATCH, 4, jnp.sum(BATCH["mask"])
+  )
+  assert grads["w"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("microbatches", [0, 3])
+def test_microbatches_must_divide_the_rows(microbatches):
+  with pytest.raises(ValueError, match=f"microbatches={microbatches}: 8 rows"):
+    accumulate.accumulate(loss, PARAMS, BATCH, microbatches, 1.0)
+
+
+def test_leading_axes_must_agree():
+  with pytest.raises(ValueError, match="leading axes differ.*'score'"):
+    accumulate.row_count({"x": jnp.zeros((4, 2)), "score": jnp.zeros(3)})
+
+
+def fresh_state(optimizer):
+  return TrainState(
+    step=jnp.int32(5),
+    params=PARAMS,
+    opt_state=optimizer.init(PARAMS),
+    skipped=jnp.int32(1),
+  )
+
+
+def test_a_finite_step_is_taken_and_clears_the_count():
+  optimizer = optax.sgd(0.1, momentum=0.9)
+  grads = {"w": jnp.array([3.0, 0.0, 4.0])}
+  state, report = accumulate.apply_gradients(
+    fresh_state(optimizer), grads, optimizer, jnp.bool_(True)
+  )
+  np.testing.assert_allclose(
+    state.params["w"], PARAMS["w"] - 0.1 * grads["w"], rtol=1e-6
+  )
+  np.testing.assert_allclose(report.grad_norm, 5.0)
+  assert (state.step, state.skipped, report.applied) == (6, 0, True)
+
+
+@pytest.mark.parametrize("where", ["gradient", "loss"])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count(where):
+  optimizer = optax.adam(0.1)
+  bad = jnp.nan if where == "gradient" else 1.0
+  before = fresh_state(optimizer)
+  state, report = jax.jit(
+    lambda s, g, f: accumulate.apply_gradients(s, g, optimizer, f)
+  )(before, {"w": jnp.array([1.0, bad, 1.0])}, jnp.bool_(where != "loss"))
+  for name in ("params", "opt_state", "step"):
+    jax.tree.map(
+      np.testing.assert_array_equal, getattr(state, name), getattr(before, name)
+    )
+  assert (state.skipped, report.applied) == (2, False)

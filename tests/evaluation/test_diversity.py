@@ -1,0 +1,114 @@
+"""Diversity by hand, against naive loops, and by simulation."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from rlhf_jax.evaluation import diversity
+
+
+def test_t19_distinct_1_and_self_bleu_of_identical_texts():
+  assert diversity.distinct_n(["a a b"], 1) == pytest.approx(2 / 3)
+  assert diversity.self_bleu(["a b c d e f"] * 3) == pytest.approx(1.0)
+
+
+def test_self_bleu_of_identical_short_texts_is_one():
+  assert diversity.self_bleu(["so good"] * 4) == pytest.approx(1.0)
+  assert diversity.self_bleu(["", ""]) == 1.0
+
+
+def test_words_rule():
+  assert diversity.words("It's GOOD,  really!") == (
+    *("it", "'", "s", "good", ",", "really", "!"),
+  )
+
+
+def test_distinct_n_does_not_cross_texts_and_cuts():
+  # bigrams: ab, ba | ab  -> 2 of 3; crossing would add "a a".
+  assert diversity.distinct_n(["a b a", "a b"], 2) == pytest.approx(2 / 3)
+  assert diversity.distinct_n(["a b a", "a b"], 2, max_words=2) == 0.5
+  assert math.isnan(diversity.distinct_n(["a", ""], 2))
+
+
+def test_distinct_n_per_group_keeps_prompts_apart():
+  texts = ["a b", "a b", "a c", "x y", "z w", "u v"]  # 2 prompts, G = 3
+  expected = (3 / 6 + 6 / 6) / 2
+  assert diversity.distinct_n_per_group(texts, 1, 3) == pytest.approx(expected)
+  with pytest.raises(ValueError, match="group_size=4"):
+    diversity.distinct_n_per_group(texts, 1, 4)
+
+
+def test_ead_is_one_for_uniform_draws_at_any_length():
+  rng = np.random.default_rng(0)
+  for length in (100, 3000):
+    texts = [" ".join(f"w{i}" for i in rng.integers(0, 500, length))]
+    ead = diversity.expectation_adjusted_distinct(texts, 1, 500)
+    assert ead == pytest.approx(1.0, abs=0.06)
+  assert diversity.distinct_n(texts, 1) < 0.2  # which length drives down
+
+
+def test_ead_by_hand_and_refusal():
+  # U = 2, C = 3, V = 4: 2 / (4 (1 - (3/4)^3))
+  ead = diversity.expectation_adjusted_distinct(["a a b"], 1, 4)
+  assert ead == pytest.approx(2 / (4 * (1 - 27 / 64)))
+  with pytest.raises(ValueError, match="vocabulary_size=1"):
+    diversity.expectation_adjusted_distinct(["a a b"], 1, 1)
+
+
+def naive_self_bleu(texts):
+  rows = [text.split() for text in texts]
+  scores = []
+  for i, row in enumerate(rows):
+    others = [other for j, other in enumerate(rows) if j != i]
+    logs = []
+    for n in range(1, min(4, len(row)) + 1):
+      grams = Counter(tuple(row[k : k + n]) for k in range(len(row) - n + 1))
+      hit = 0
+      for gram, count in grams.items():
+        most = 0
+        for other in others:
+          seen = 0
+          for k in range(len(other) - n + 1):
+            seen += tuple(other[k : k + n]) == gram
+          most = max(most, seen)
+        hit += min(count, most)
+      logs.append(math.log((hit if hit else 0.1) / sum(grams.values())))
+      if n == 1 and hit == 0:
+        logs = [-math.inf]
+        break
+    closest = min((abs(len(o) - len(row)), len(o)) for o in others)[1]
+    penalty = 1.0
+    if closest > len(row):
+      penalty = math.exp(1 - closest / len(row))
+    scores.append(penalty * math.exp(sum(logs) / len(logs)))
+  return sum(scores) / len(scores)
+
+
+def test_self_bleu_against_naive_loops():
+  rng = np.random.default_rng(1)
+  texts = [
+    " ".join(rng.choice(list("abcde"), rng.integers(1, 11))) for _ in range(12)
+  ]
+  texts += ["x y", texts[0]]
+  assert diversity.self_bleu(texts) == pytest.approx(naive_self_bleu(texts))
+  assert diversity.self_bleu(["a b", "c d", "e f"]) == 0.0
+
+
+def test_self_bleu_needs_two_texts():
+  with pytest.raises(ValueError, match="at least 2"):
+    diversity.self_bleu(["alone"])
+
+
+def test_duplicates_and_repetition():
+  texts = ["Good film", "good  film", "bad film", "good film"]
+  assert diversity.duplicate_share(texts) == 0.5
+  # abab: bigrams ab, ba, ab -> 1 of 3; cd -> 0 of 1
+  assert diversity.repeated_ngram_rate(["a b a b", "c d"], 2) == 0.25
+  assert math.isnan(diversity.repeated_ngram_rate(["a b"], 3))
+
+
+def test_one_string_is_refused():
+  with pytest.raises(ValueError, match="not a list of texts"):
+    diversity.distinct_n("a a b", 1)

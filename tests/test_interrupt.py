@@ -1,0 +1,79 @@
+"""The first signal asks, the second Ctrl-C quits, handlers come back."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from rlhf_jax import interrupt
+
+
+def send(number: int) -> None:
+  os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_only_asks(number, capsys):
+  with interrupt.Interrupt() as stop:
+    assert not stop.requested and not stop.should_stop(3)
+    send(number)
+    assert stop.requested and stop.should_stop(4)
+    assert stop.signal == number
+  name = signal.Signals(number).name
+  assert capsys.readouterr().err == (
+    f"{name}: saving a checkpoint after this step; "
+    "repeat Ctrl-C to quit at once\n"
+  )
+
+
+def test_second_ctrl_c_quits_at_once():
+  with pytest.raises(KeyboardInterrupt), interrupt.Interrupt():
+    send(signal.SIGINT)
+    send(signal.SIGINT)
+
+
+def test_ctrl_c_after_sigterm_quits_but_a_second_sigterm_waits(capsys):
+  with interrupt.Interrupt() as stop:
+    send(signal.SIGTERM)
+    send(signal.SIGTERM)
+    assert stop.signal == signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt):
+      send(signal.SIGINT)
+  assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_handlers_are_restored_even_after_an_error():
+  def mine(*_):
+    pass
+
+  before = signal.signal(signal.SIGTERM, mine)
+  try:
+    with pytest.raises(RuntimeError), interrupt.Interrupt():
+      assert signal.getsignal(signal.SIGTERM) is not mine
+      raise RuntimeError
+    assert signal.getsignal(signal.SIGTERM) is mine
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_other_threads_are_left_alone():
+  seen = []
+
+  def work():
+    with interrupt.Interrupt() as stop:
+      seen.append((stop.requested, signal.getsignal(signal.SIGTERM)))
+
+  before = signal.getsignal(signal.SIGTERM)
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert seen == [(False, before)]
+
+
+def test_stopped_tells_step_and_signal():
+  stopped = interrupt.Stopped(step=7, signal=signal.SIGTERM)
+  assert (stopped.step, stopped.signal) == (7, 15)
+  assert "after step 7" in str(stopped)
+  assert interrupt.EXIT_INTERRUPTED == 75
