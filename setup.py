@@ -29,7 +29,7 @@ setuptools.setup(
     "ml-collections>=1.0",
     "numpy>=1.26",
     "optax>=0.2.4",
-    "orbax-checkpoint>=0.11.20",
+    "orbax-checkpoint>=0.12",
     "safetensors>=0.4.3",
     "sentencepiece>=0.2.0",
     "tensorboardX>=2.6.2",

@@ -7,8 +7,7 @@ differ) is refused with a reason: `load` raises and counts all of them,
 `load_and_count` leaves them out and returns the counts. Nothing disappears
 silently.
 
-Comparisons drawn from ratings are in ratings.py. Left out: rankings of more
-than two answers, tool calls.
+Left out: rankings of more than two answers, tool calls.
 """
 
 from __future__ import annotations
@@ -16,23 +15,18 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from rlhf_jax.data import chat, sources
+import numpy as np
+
+from rlhf_jax.data import records, sources
 from rlhf_jax.data.chat import Message
 from rlhf_jax.data.sources import DataError
 
 Dropped = Counter  # reason -> number of examples left out
-
-
-class RefusedExample(DataError):
-  """A well-formed record that cannot be learned from; `reason` is countable."""
-
-  def __init__(self, reason: str, message: str):
-    super().__init__(message)
-    self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -86,92 +80,32 @@ class RatedText:
 
 Example = Demonstration | Comparison | Prompt | RatedText
 
-# Fields that a record of each format must have; others are ignored.
-FIELDS = {
-  "hh": ("chosen", "rejected"),
-  "comparison": ("prompt", "chosen", "rejected"),
-  "demonstration": ("prompt", "response"),
-  "messages": ("messages",),
-  "prompt": ("prompt",),
-  "ratings": ("text", "ratings"),
-  "gsm8k": ("question", "answer"),
-}
+def prompt_messages(example: Demonstration | Comparison | Prompt):
+  """Returns the dialogue to answer; a text prompt is one user message."""
+  if isinstance(example, Demonstration) and example.messages is not None:
+    roles = [message["role"] for message in example.messages]
+    last = len(roles) - 1 - roles[::-1].index("assistant")
+    return example.messages[:last]
+  if isinstance(example.prompt, str):
+    return [{"role": "user", "content": example.prompt}]
+  return example.prompt
 
 
-def _suggestion(record: dict, format: str) -> str:
-  """Returns " Did you mean format=...?" if the keys match another format."""
-  fitting = [
-    name
-    for name, fields in FIELDS.items()
-    if name != format and set(fields) <= set(record)
-  ]
-  if not fitting:
-    return ""
-  best = max(fitting, key=lambda name: len(FIELDS[name]))
-  return f" Did you mean format={best!r}?"
+def prompt_text(example: Demonstration | Comparison | Prompt) -> str:
+  """Returns the prompt as plain text; a dialogue becomes an HH transcript.
+
+  That is "\\n\\nHuman: ...\\n\\nAssistant:", so an answer to it starts with a
+  space: see response_text.
+  """
+  messages = getattr(example, "messages", None)
+  if messages is None and isinstance(example.prompt, str):
+    return example.prompt
+  return transcripts.write(prompt_messages(example))
 
 
-def _field(record: dict, name: str, kinds: tuple, format: str, where: str):
-  """Returns record[name], or raises DataError naming what was found."""
-  hint = _suggestion(record, format)
-  needed = ", ".join(FIELDS[format])
-  if name not in record:
-    raise DataError(
-      f"{where}: field {name!r} is missing; the record has "
-      f"{sorted(record)}. format={format!r} needs {needed}.{hint}"
-    )
-  value = record[name]
-  if isinstance(value, bool) or not isinstance(value, kinds):
-    expected = " or ".join(kind.__name__ for kind in kinds)
-    raise DataError(
-      f"{where}: field {name!r} is a {type(value).__name__} "
-      f"({str(value)[:60]!r}); format={format!r} needs {expected}. Correct the "
-      f"record.{hint}"
-    )
-  return value
-
-
-def _answer(text: str, name: str, where: str) -> str:
-  if not text.strip():
-    raise RefusedExample(
-      "empty_response",
-      f"{where}: field {name!r} holds an empty response ({text!r}): nothing to "
-      "learn from. Remove the record, or load it with load_and_count.",
-    )
-  return text
-
-
-def _dialogue(messages: list, where: str) -> list[Message]:
-  try:
-    chat.check_messages(messages)
-  except ValueError as error:
-    raise DataError(f"{where}: {error}") from error
-  return messages
-
-
-def _prompt(record: dict, format: str, where: str) -> str | list[Message]:
-  value = _field(record, "prompt", (str, list), format, where)
-  return value if isinstance(value, str) else _dialogue(value, where)
-
-
-_TURN = re.compile(r"\n\n(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
-
-
-def _transcript(text: str, name: str, record: dict, where: str):
-  """Splits "\\n\\nHuman: ...\\n\\nAssistant: ..." into stripped messages."""
-  head, *turns = _TURN.split(text)
-  messages = [
-    {"role": _ROLES[role], "content": content.strip()}
-    for role, content in zip(turns[::2], turns[1::2], strict=True)
-  ]
-  if head or not messages or messages[-1]["role"] != "assistant":
-    raise DataError(
-      f"{where}: field {name!r} is no transcript from '\\n\\nHuman:' to a last "
-      f"'\\n\\nAssistant:' turn: {text[:60]!r}. Use another "
-      f"format.{_suggestion(record, 'hh')}"
-    )
-  return messages
+def response_text(example: Comparison, response: str) -> str:
+  """Returns a response as it follows prompt_text."""
+  return response if isinstance(example.prompt, str) else f" {response}"
 
 
 def parse_hh(record: dict, where: str) -> Comparison:
@@ -179,15 +113,13 @@ def parse_hh(record: dict, where: str) -> Comparison:
 
   Outer whitespace of each turn is removed. Bai et al. 2022, arXiv:2204.05862.
   """
-  *prompt, chosen = _transcript(
-    _field(record, "chosen", (str,), "hh", where), "chosen", record, where
-  )
-  *other, rejected = _transcript(
-    _field(record, "rejected", (str,), "hh", where), "rejected", record, where
+  (*prompt, chosen), (*other, rejected) = (
+    transcripts.parse(records.field(record, name, (str,), "hh", where))
+    for name in ("chosen", "rejected")
   )
   if prompt != other:
-    raise RefusedExample(
-      "prompts_differ",
+    raise records.RefusedExample(
+      "prompts differ",
       f"{where}: fields 'chosen' and 'rejected' differ before their last "
       "Assistant turn, so they answer different prompts. Remove the record, "
       "or load it with load_and_count.",
@@ -195,8 +127,8 @@ def parse_hh(record: dict, where: str) -> Comparison:
   return Comparison(
     where,
     prompt,
-    _answer(chosen["content"], "chosen", where),
-    _answer(rejected["content"], "rejected", where),
+    records.answer(chosen["content"], "chosen", where),
+    records.answer(rejected["content"], "rejected", where),
   )
 
 
@@ -204,15 +136,17 @@ def parse_comparison(record: dict, where: str) -> Comparison:
   """prompt (text or messages), chosen, rejected and an optional label."""
   label = 1.0
   if "label" in record:
-    label = _field(record, "label", (int, float), "comparison", where)
+    label = records.field(record, "label", (int, float), "comparison", where)
     if not 0 <= label <= 1:
       raise DataError(
         f"{where}: field 'label' is {label}; it is the probability that "
         "'chosen' wins. Give a number in [0, 1]."
       )
-  prompt = _prompt(record, "comparison", where)
+  prompt = records.prompt(record, "comparison", where)
   answers = [
-    _answer(_field(record, name, (str,), "comparison", where), name, where)
+    records.answer(
+      records.field(record, name, (str,), "comparison", where), name, where
+    )
     for name in ("chosen", "rejected")
   ]
   return Comparison(where, prompt, *answers, label=float(label))
@@ -220,34 +154,38 @@ def parse_comparison(record: dict, where: str) -> Comparison:
 
 def parse_demonstration(record: dict, where: str) -> Demonstration:
   """prompt and response, joined as they are."""
-  prompt = _field(record, "prompt", (str,), "demonstration", where)
-  response = _field(record, "response", (str,), "demonstration", where)
-  return Demonstration(where, prompt, _answer(response, "response", where))
+  prompt = records.field(record, "prompt", (str,), "demonstration", where)
+  response = records.field(record, "response", (str,), "demonstration", where)
+  return Demonstration(
+    where, prompt, records.answer(response, "response", where)
+  )
 
 
 def parse_messages(record: dict, where: str) -> Demonstration:
   """messages: a dialogue with at least one assistant turn."""
-  messages = _field(record, "messages", (list,), "messages", where)
+  messages = records.field(record, "messages", (list,), "messages", where)
   answers = [
-    m["content"] for m in _dialogue(messages, where) if m["role"] == "assistant"
+    m["content"]
+    for m in records.dialogue(messages, where)
+    if m["role"] == "assistant"
   ]
   if not answers:
-    raise RefusedExample(
-      "no_assistant_turn",
+    raise records.RefusedExample(
+      "no assistant turn",
       f"{where}: no message has the role 'assistant': nothing to learn from. "
       "Remove the record, or load it with load_and_count.",
     )
   for answer in answers:
-    _answer(answer, "messages", where)
+    records.answer(answer, "messages", where)
   return Demonstration(where, messages=messages)
 
 
 def parse_prompt(record: dict, where: str) -> Prompt:
   """prompt: text or messages."""
-  prompt = _prompt(record, "prompt", where)
+  prompt = records.prompt(record, "prompt", where)
   if isinstance(prompt, str) and not prompt.strip():
-    raise RefusedExample(
-      "empty_prompt",
+    raise records.RefusedExample(
+      "empty prompt",
       f"{where}: field 'prompt' is empty: nothing to answer. Remove the "
       "record, or load it with load_and_count.",
     )
@@ -256,8 +194,8 @@ def parse_prompt(record: dict, where: str) -> Prompt:
 
 def parse_ratings(record: dict, where: str) -> RatedText:
   """text and ratings, a list of numbers by different people."""
-  text = _field(record, "text", (str,), "ratings", where)
-  ratings = _field(record, "ratings", (list,), "ratings", where)
+  text = records.field(record, "text", (str,), "ratings", where)
+  ratings = records.field(record, "ratings", (list,), "ratings", where)
   numbers = [
     r
     for r in ratings
@@ -271,15 +209,17 @@ def parse_ratings(record: dict, where: str) -> RatedText:
       "numbers, at least one. Correct the record."
     )
   return RatedText(
-    where, _answer(text, "text", where), tuple(map(float, numbers))
+    where, records.answer(text, "text", where), tuple(map(float, numbers))
   )
 
 
 def parse_gsm8k(record: dict, where: str) -> Demonstration:
   """question and answer; a line break joins them (Cobbe et al. 2021)."""
-  question = _field(record, "question", (str,), "gsm8k", where)
-  answer = _field(record, "answer", (str,), "gsm8k", where)
-  return Demonstration(where, question + "\n", _answer(answer, "answer", where))
+  question = records.field(record, "question", (str,), "gsm8k", where)
+  answer = records.field(record, "answer", (str,), "gsm8k", where)
+  return Demonstration(
+    where, question + "\n", records.answer(answer, "answer", where)
+  )
 
 
 FORMATS: dict[str, Callable[[dict, str], Example]] = {
@@ -295,7 +235,7 @@ FORMATS: dict[str, Callable[[dict, str], Example]] = {
 
 def _parse_all(
   source: str | Path, format: str
-) -> tuple[list[Example], list[RefusedExample]]:
+) -> tuple[list[Example], list[records.RefusedExample]]:
   if format not in FORMATS:
     raise DataError(
       f"format={format!r} is unknown. Choose one of {', '.join(FORMATS)}."
@@ -304,7 +244,7 @@ def _parse_all(
   for number, record in enumerate(sources.read_source(source), 1):
     try:
       kept.append(FORMATS[format](record, f"{source}:{number}"))
-    except RefusedExample as error:
+    except records.RefusedExample as error:
       refused.append(error)
   return kept, refused
 
@@ -346,3 +286,99 @@ def load(source: str | Path, format: str) -> list[Example]:
       f"refused: {counts})"
     )
   return kept
+
+
+def _rating_table(
+  texts: Sequence[RatedText],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns ratings [texts, most raters], zero-padded, and counts [texts]."""
+  counts = np.array([len(t.ratings) for t in texts])
+  table = np.zeros((len(texts), counts.max()), np.float32)
+  for row, text in zip(table, texts, strict=True):
+    row[: len(text.ratings)] = text.ratings
+  return table, counts
+
+
+def comparisons_from_ratings(
+  texts: Sequence[RatedText],
+  count: int,
+  seed: int,
+  ties: Literal["drop", "soft"] = "drop",
+) -> tuple[np.ndarray, np.ndarray]:
+  """Draws pairs of texts and which of them a random rater of each prefers.
+
+    P(i beats j) = P(r_i > r_j),  r_i, r_j drawn from the raters of i and of j.
+
+  These are not judgements between two answers to one prompt: raters use the
+  scale differently, and rater_ceiling measures that noise.
+
+  Args:
+    texts: at least two, each with at least one rating.
+    count: pairs to return.
+    seed: >= 0; the same seed gives the same pairs.
+    ties: "drop" draws again until no pair is tied; "soft" labels ties 0.5.
+
+  Returns:
+    pairs [count, 2] int32, indices into texts, never equal in a row; label
+    [count] float32, 1.0 where the first wins, 0.0 or 0.5.
+
+  Raises:
+    ValueError: too few texts, count < 1, unknown `ties`, or nothing but ties.
+  """
+  if len(texts) < 2 or count < 1:
+    raise ValueError(
+      f"{len(texts)} texts, count={count}: a comparison needs two texts. Give "
+      "at least 2 texts and count >= 1."
+    )
+  if ties not in ("drop", "soft"):
+    raise ValueError(f"ties={ties!r} is unknown. Choose 'drop' or 'soft'.")
+  table, counts = _rating_table(texts)
+  values = {rating for text in texts for rating in text.ratings}
+  if ties == "drop" and len(values) == 1:
+    raise ValueError(
+      f"every rating is {values.pop()}: all pairs tie, and ties='drop' would "
+      "draw forever. Set ties='soft' or give texts whose ratings differ."
+    )
+  random = np.random.default_rng(seed)
+  pairs, labels, found = [], [], 0
+  while found < count:
+    first = random.integers(0, len(texts), count)
+    second = (first + random.integers(1, len(texts), count)) % len(texts)
+    rating_a = table[first, random.integers(0, counts[first])]
+    rating_b = table[second, random.integers(0, counts[second])]
+    keep = np.flatnonzero((rating_a != rating_b) | (ties == "soft"))
+    pairs.append(np.stack([first, second], axis=1)[keep])
+    labels.append(0.5 + 0.5 * np.sign(rating_a - rating_b)[keep])
+    found += len(keep)
+  return (
+    np.concatenate(pairs)[:count].astype(np.int32),
+    np.concatenate(labels)[:count].astype(np.float32),
+  )
+
+
+def rater_ceiling(
+  texts: Sequence[RatedText], pairs: np.ndarray, labels: np.ndarray
+) -> float:
+  """Returns how often the higher mean rating agrees with the single raters.
+
+  Args:
+    texts: what `pairs` indexes.
+    pairs: [count, 2] int.
+    labels: [count] float, 1.0 where the first won; ties (0.5) are left out.
+
+  Returns:
+    accuracy in [0, 1]; equal means count one half.
+
+  Raises:
+    ValueError: every label is a tie.
+  """
+  decided = labels != 0.5
+  if not decided.any():
+    raise ValueError(
+      f"all {len(labels)} labels are ties: accuracy is undefined. Give at "
+      "least one pair with label 0.0 or 1.0."
+    )
+  means = np.array([np.mean(t.ratings, dtype=np.float64) for t in texts])
+  gap = means[pairs[decided, 0]] - means[pairs[decided, 1]]
+  predicted = 0.5 + 0.5 * np.sign(gap)
+  return float(np.mean(1.0 - np.abs(predicted - labels[decided])))

@@ -106,7 +106,7 @@ class Dense(nn.Module):
     y = jnp.matmul(x, kernel.astype(self.dtype))
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,))
-      y = y + bias.astype(self.dtype)
+      y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
     if self.lora_rank and self.is_initializing():
       make_a = lambda: init(  # noqa: E731
         self.make_rng("params"), (width, self.lora_rank)

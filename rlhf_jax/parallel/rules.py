@@ -59,8 +59,8 @@ RULES: tuple[tuple[str, tuple], ...] = (
   # scalar heads: [F, units], [F, K], [K]
   (r"\w*head/(output|hidden|residual)/kernel", (None, None)),
   (r"\w*head/(output|hidden|residual)/bias", (None,)),
-  # KV cache [B, heads, S, d] of layer_i, of layers, or of a list's item i
-  (r"(layer_\d+|layers|\d+)/(key|value)", (BATCH_AXES, "tensor?", None, None)),
+  # KV cache [B, heads, S, d], by layer or stacked
+  ("(key|value)", (BATCH_AXES, "tensor?", None, None)),
 )
 _COMPILED = tuple((re.compile(f"(^|.*/){p}$"), axes) for p, axes in RULES)
 
@@ -125,7 +125,8 @@ def sharding_tree(mesh: Mesh, tree: PyTree) -> PyTree:
 def init_sharded(mesh: Mesh, init: Callable[..., PyTree], *args) -> PyTree:
   """Returns init(*args), each array made where it lives.
 
-  With jax_threefry_partitionable the values do not depend on the mesh.
+  With jax_threefry_partitionable, set by default, the random bits do not
+  depend on the mesh.
   """
   shardings = sharding_tree(mesh, jax.eval_shape(init, *args))
   return jax.jit(init, out_shardings=shardings)(*args)

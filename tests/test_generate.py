@@ -1,0 +1,244 @@
+"""Sampling against the training forward pass, and against arithmetic."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax import generate, ops
+from rlhf_jax.models import roles, transformer
+from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, PromptBatch
+
+MODEL = transformer.Config(
+  vocab_size=23,
+  width=16,
+  n_layers=2,
+  n_heads=4,
+  n_kv_heads=2,
+  head_dim=4,
+  mlp_width=24,
+  max_length=32,
+)
+EOS = 5
+SETTINGS = generate.Config(max_new_tokens=7, temperature=0.6)
+
+
+@pytest.fixture(scope="module")
+def params():
+  found = transformer.init(MODEL, jax.random.key(0))["params"]
+  # Sharper than at initialisation, so that argmax and temperature matter.
+  found["embedding"]["embedding"] *= 6.0
+  return found
+
+
+def prompt_batch(rows: int = 24, pad: int = 0) -> PromptBatch:
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(1, 5, rows)
+  tokens = np.zeros((rows, 4 + pad), np.int32)
+  mask = np.zeros((rows, 4 + pad), np.float32)
+  for i, n in enumerate(lengths):
+    tokens[i, -n:] = rng.integers(0, MODEL.vocab_size, n)
+    mask[i, -n:] = 1.0
+  return PromptBatch(
+    tokens=jnp.asarray(tokens),
+    valid_mask=jnp.asarray(mask),
+    index=jnp.arange(rows),
+  )
+
+
+def run(params, prompts, config=SETTINGS, model=MODEL, eos=(EOS,), pad_id=EOS):
+  return generate.generate(
+    params,
+    prompts,
+    jax.random.key(3),
+    model=model,
+    config=config,
+    eos_ids=eos,
+    pad_id=pad_id,
+  )
+
+
+def teacher_forced(params, samples, temperature):
+  role = roles.Role(MODEL)
+  logprobs, _ = roles.logprobs(
+    role,
+    {"params": params},
+    roles.Rows.of(samples),
+    samples.response_mask,
+    temperature=temperature,
+  )
+  return logprobs
+
+
+def test_trap_06_sampler_logprobs_equal_the_trainers_at_temperature(params):
+  samples = run(params, prompt_batch())
+  trained = teacher_forced(params, samples, 0.6)
+  np.testing.assert_allclose(samples.behaviour_logprobs, trained, atol=2e-5)
+  wrong = teacher_forced(params, samples, 1.0)
+  assert np.abs(samples.behaviour_logprobs - wrong).max() > 0.1
+
+
+def test_trap_07_truncated_sampling_reports_renormalised_logprobs(params):
+  settings = dataclasses.replace(SETTINGS, top_k=3, temperature=1.0)
+  samples = run(params, prompt_batch(), settings)
+  full = teacher_forced(params, samples, 1.0)
+  mask = np.asarray(samples.response_mask) > 0
+  # Renormalising over three tokens can only raise a probability.
+  assert np.all((np.asarray(samples.behaviour_logprobs) - full)[mask] >= -1e-5)
+  assert np.any((np.asarray(samples.behaviour_logprobs) - full)[mask] > 1e-3)
+
+
+def test_trap_24_greedy_sample_is_the_argmax_of_the_training_forward(params):
+  settings = dataclasses.replace(SETTINGS, temperature=0.0)
+  samples = run(params, prompt_batch(), settings)
+  logits = transformer.Transformer(MODEL).apply(
+    {"params": params}, samples.tokens, samples.valid_mask
+  )
+  expected = np.asarray(jnp.argmax(logits, -1))[:, :-1]
+  mask = np.asarray(samples.response_mask)[:, 1:] > 0
+  np.testing.assert_array_equal(
+    np.asarray(samples.tokens)[:, 1:][mask], expected[mask]
+  )
+
+
+def test_trap_01_pad_equals_eos_and_the_sampled_eos_counts(params):
+  samples = run(params, prompt_batch(), pad_id=EOS)
+  other = run(params, prompt_batch(), pad_id=0)
+  for name in ("response_mask", "behaviour_logprobs", "finish_reason"):
+    np.testing.assert_array_equal(
+      getattr(samples, name), getattr(other, name), err_msg=name
+    )
+  ended = np.asarray(samples.finish_reason) == FINISH_EOS
+  last = np.asarray(ops.last_index(samples.response_mask))
+  tokens = np.asarray(samples.tokens)[np.arange(len(last)), last]
+  assert ended.any() and np.all((tokens == EOS) == ended)
+
+
+def test_trap_03_length_limit_is_not_termination(params):
+  samples = run(params, prompt_batch(), eos=(MODEL.vocab_size + 1,))
+  assert np.all(np.asarray(samples.finish_reason) == FINISH_LENGTH)
+  assert np.all(np.sum(np.asarray(samples.response_mask), 1) == 7)
+
+
+@pytest.mark.parametrize("rows", [16, 32])
+def test_compaction_changes_nothing(params, rows):
+  prompts = prompt_batch(rows)
+  ends = (2, EOS, 7, 11)
+  settings = dataclasses.replace(SETTINGS, compact=True)
+  plain = run(params, prompts, eos=ends)
+  compact = run(params, prompts, settings, eos=ends)
+  assert len(set(np.sum(np.asarray(plain.response_mask), 1))) > 3
+  for name, value in vars(plain).items():
+    np.testing.assert_allclose(
+      value, getattr(compact, name), atol=1e-5, err_msg=name
+    )
+
+
+def test_batch_split_and_padding_change_nothing(params):
+  plain = run(params, prompt_batch())
+  split = run(
+    params, prompt_batch(), dataclasses.replace(SETTINGS, batch_size=8)
+  )
+  np.testing.assert_array_equal(plain.tokens, split.tokens)
+  padded = run(params, prompt_batch(pad=3))
+  np.testing.assert_array_equal(plain.tokens[:, 4:], padded.tokens[:, 7:])
+
+
+def test_trap_29_same_samples_on_one_and_eight_devices(params):
+  mesh = jax.make_mesh(
+    (8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  one = run(params, prompt_batch())
+  eight = run(
+    jax.device_put(params, whole), jax.device_put(prompt_batch(), rows)
+  )
+  np.testing.assert_array_equal(one.tokens, eight.tokens)
+
+
+def test_trap_33_samples_of_a_prompt_are_contiguous_and_differ(params):
+  settings = dataclasses.replace(SETTINGS, num_samples=3)
+  prompts = prompt_batch(8)
+  samples = run(params, prompts, settings)
+  repeated = np.repeat(np.asarray(prompts.tokens), 3, axis=0)
+  np.testing.assert_array_equal(samples.tokens[:, :4], repeated)
+  assert len(np.unique(np.asarray(samples.tokens), axis=0)) > 16
+  order = jnp.asarray([5, 2, 7, 0, 1, 3, 4, 6])
+  permuted = run(params, jax.tree.map(lambda x: x[order], prompts), settings)
+  np.testing.assert_array_equal(
+    np.asarray(permuted.tokens).reshape(8, 3, -1),
+    np.asarray(samples.tokens).reshape(8, 3, -1)[np.asarray(order)],
+  )
+
+
+def test_scanned_layers_sample_the_same(params):
+  scanned = dataclasses.replace(MODEL, scan_layers=True)
+  layers = [params[f"layer_{i}"] for i in range(2)]
+  stacked = {
+    "embedding": params["embedding"],
+    "final_norm": params["final_norm"],
+    "layers": jax.tree.map(lambda *x: jnp.stack(x), *layers),
+  }
+  np.testing.assert_array_equal(
+    run(params, prompt_batch()).tokens,
+    run(stacked, prompt_batch(), model=scanned).tokens,
+  )
+
+
+def test_sampler_draws_from_the_softmax():
+  vocabulary, draws = 700, 200_000  # more than two blocks, the last ragged
+  logits = 2.0 * jax.random.normal(jax.random.key(1), (1, vocabulary))
+  uniform = jax.random.uniform(jax.random.key(2), (draws,))
+  config = generate.Config(temperature=0.7)
+  draw = jax.jit(
+    jax.vmap(lambda u: generate.sample_tokens(logits, u[None], config))
+  )
+  tokens, logprobs = draw(uniform)
+  expected = np.asarray(jax.nn.log_softmax(logits[0] / 0.7))
+  counts = np.bincount(np.asarray(tokens)[:, 0], minlength=vocabulary)
+  np.testing.assert_allclose(
+    logprobs[:, 0], expected[np.asarray(tokens)[:, 0]], atol=1e-5
+  )
+  p = np.exp(expected)
+  chi_square = np.sum((counts - draws * p) ** 2 / (draws * p))
+  assert chi_square < vocabulary + 5 * np.sqrt(2 * vocabulary)
+
+
+def test_the_ends_of_the_unit_interval_stay_in_the_support():
+  logits = jnp.full((2, 600), -jnp.inf).at[:, jnp.array([3, 300])].set(0.0)
+  uniform = jnp.asarray([0.0, 1.0 - 2**-24])
+  tokens, _ = generate.sample_tokens(logits, uniform, generate.Config())
+  np.testing.assert_array_equal(tokens, [3, 300])
+
+
+def test_nucleus_keeps_the_smallest_set_that_reaches_the_mass():
+  probabilities = jnp.asarray([[0.5, 0.2, 0.15, 0.1, 0.05]])
+  config = generate.Config(top_p=0.7)
+  kept = generate.truncate(jnp.log(probabilities), config)
+  np.testing.assert_array_equal(
+    np.isfinite(kept[0]), [True, True, False, False, False]
+  )
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"max_new_tokens": 0},
+    {"temperature": -0.1},
+    {"top_p": 0.0},
+    {"top_k": -1},
+    {"num_samples": 0},
+  ],
+)
+def test_impossible_settings_are_refused(changes):
+  with pytest.raises(ValueError, match=next(iter(changes))):
+    generate.Config(**changes)
+
+
+def test_prompt_longer_than_the_context_is_refused(params):
+  settings = dataclasses.replace(SETTINGS, max_new_tokens=30)
+  with pytest.raises(ValueError, match="context of 32"):
+    run(params, prompt_batch(), settings)
