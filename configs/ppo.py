@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
   config.generate.max_new_tokens = 128
   config.shaping.update(missing_eos="replace", kl_target=6.0, kl_horizon=640.0)
   config.algorithm.value_coefficient = 1.0
-  config.update.update(epochs=2, minibatches=2, microbatches=4)
+  config.epochs.update(epochs=2, minibatches=2, microbatches=4)
   config.policy_optimizer.warmup_steps = 10
   config.value_optimizer.warmup_steps = 10
   config.schedule.update(batch_size=64, steps=200, save_every=10)

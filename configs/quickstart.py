@@ -101,7 +101,7 @@ def policy() -> ConfigDict:
     kl_horizon=640.0,  # 64 samples a step: K_beta = 0.1
   )
   config.algorithm.update(value_coefficient=1.0)  # separate optimizer
-  config.update.update(epochs=2, minibatches=2)
+  config.epochs.update(epochs=2, minibatches=2)
   config.policy_optimizer.update(
     learning_rate=5e-4, beta2=0.98, warmup_steps=16
   )

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -72,6 +72,7 @@ def set_up_jax() -> None:
 
   from rlhf_jax.data import assets
 
+  logging.set_verbosity(logging.WARNING)
   cache = assets.cache_directory() / "xla"
   cache.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str(cache))

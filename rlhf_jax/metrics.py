@@ -258,6 +258,12 @@ class Progress:
     self._printed_at = -math.inf
     self._line = self._printed = ""
 
+  def __enter__(self) -> Progress:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
   def update(self, n: int, **numbers: float | str) -> None:
     """Shows that n steps are done, counted from the start of the run."""
     now = self._clock()

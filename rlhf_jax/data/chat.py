@@ -94,7 +94,13 @@ def _compile(template: str) -> jinja2.Template:
     value, ensure_ascii=False, indent=indent
   )
   environment.globals["raise_exception"] = _raise_exception
-  return environment.from_string(template)
+  try:
+    return environment.from_string(template)
+  except jinja2.TemplateSyntaxError as error:
+    raise ValueError(
+      f"the chat template is not valid Jinja (line {error.lineno}: {error}). "
+      "Correct it."
+    ) from error
 
 
 def check_messages(messages: Sequence[Message]) -> None:

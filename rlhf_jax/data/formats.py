@@ -13,7 +13,6 @@ Left out: rankings of more than two answers, tool calls.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from rlhf_jax.data import records, sources
+from rlhf_jax.data import records, sources, transcripts
 from rlhf_jax.data.chat import Message
 from rlhf_jax.data.sources import DataError
 
@@ -80,6 +79,7 @@ class RatedText:
 
 Example = Demonstration | Comparison | Prompt | RatedText
 
+
 def prompt_messages(example: Demonstration | Comparison | Prompt):
   """Returns the dialogue to answer; a text prompt is one user message."""
   if isinstance(example, Demonstration) and example.messages is not None:
@@ -114,8 +114,7 @@ def parse_hh(record: dict, where: str) -> Comparison:
   Outer whitespace of each turn is removed. Bai et al. 2022, arXiv:2204.05862.
   """
   (*prompt, chosen), (*other, rejected) = (
-    transcripts.parse(records.field(record, name, (str,), "hh", where))
-    for name in ("chosen", "rejected")
+    records.transcript(record, name, where) for name in ("chosen", "rejected")
   )
   if prompt != other:
     raise records.RefusedExample(

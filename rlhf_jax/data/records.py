@@ -6,7 +6,7 @@ keys look like those of another format of rlhf_jax/data/formats.py.
 
 from __future__ import annotations
 
-from rlhf_jax.data import chat
+from rlhf_jax.data import chat, transcripts
 from rlhf_jax.data.chat import Message
 from rlhf_jax.data.sources import DataError
 
@@ -87,3 +87,14 @@ def prompt(record: dict, format: str, where: str) -> str | list[Message]:
   """Returns the record's prompt: text, or a well-formed dialogue."""
   value = field(record, "prompt", (str, list), format, where)
   return value if isinstance(value, str) else dialogue(value, where)
+
+
+def transcript(record: dict, name: str, where: str) -> list[Message]:
+  """Returns the messages of an HH transcript, the last the assistant's."""
+  text = field(record, name, (str,), "hh", where)
+  try:
+    return transcripts.parse(text)
+  except ValueError as error:
+    raise DataError(
+      f"{where}: field {name!r}: {error}{suggestion(record, 'hh')}"
+    ) from error

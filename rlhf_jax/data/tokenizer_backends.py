@@ -53,7 +53,6 @@ class _Base:
   name: str
   vocab_size: int
   special_tokens: dict[str, int]
-  _unknown_id: int | None = None
 
   def _encode_raw(self, text: str) -> list[int]:
     raise NotImplementedError
@@ -110,11 +109,7 @@ class _Base:
 
   def _forbidden(self, ids: list[int]) -> list[str]:
     present = set(ids)
-    return [
-      name
-      for name, i in self.special_tokens.items()
-      if i in present and i != self._unknown_id
-    ]
+    return [name for name, i in self.special_tokens.items() if i in present]
 
 
 class SentencePieceTokenizer(_Base):
@@ -136,9 +131,7 @@ class SentencePieceTokenizer(_Base):
     size = model.get_piece_size()
     pieces = [model.id_to_piece(i) for i in range(size)]
     special = {
-      piece: i
-      for i, piece in enumerate(pieces)
-      if model.is_control(i) or model.is_unknown(i)
+      piece: i for i, piece in enumerate(pieces) if model.is_control(i)
     }
     for piece in special_tokens:
       if piece not in pieces:
@@ -164,7 +157,6 @@ class SentencePieceTokenizer(_Base):
       {piece: i for i, piece in enumerate(pieces)}, scores, special
     )
     self._model = model
-    self._unknown_id = model.unk_id() if model.unk_id() >= 0 else None
 
   def _encode_raw(self, text: str) -> list[int]:
     return self._model.encode(text)
@@ -201,19 +193,19 @@ class HuggingFaceTokenizer(_Base):
           f"{name}: {role} token {token!r} is not in the vocabulary. Correct "
           "its name in tokenizer_config.json."
         )
-    special = {
-      token.content: i
-      for i, token in backend.get_added_tokens_decoder().items()
-      if token.special
-    }
-    for token in named.values():
-      if token is not None:
-        special[token] = backend.token_to_id(token)
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = True
     vocabulary = backend.get_vocab(with_added_tokens=True)
     model = json.loads(backend.to_str())["model"]
+    special = {
+      token.content: i
+      for i, token in backend.get_added_tokens_decoder().items()
+      if token.special and token.content != model.get("unk_token")
+    }
+    for token in named.values():
+      if token is not None:
+        special[token] = backend.token_to_id(token)
     merges = [
       pair if isinstance(pair, str) else " ".join(pair)
       for pair in model.get("merges", [])
@@ -228,8 +220,6 @@ class HuggingFaceTokenizer(_Base):
     self.fingerprint = fingerprint(vocabulary, merges, special)
     self._backend = backend
     self._missing = _missing_bytes(backend, model, vocabulary)
-    unknown = model.get("unk_token")
-    self._unknown_id = None if unknown is None else vocabulary.get(unknown)
 
   def _encode_raw(self, text: str) -> list[int]:
     if self._missing:

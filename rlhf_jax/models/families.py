@@ -7,9 +7,14 @@ there (and so is transposed on the way in and out).
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Mapping
 from typing import Any
 
-from rlhf_jax.models import transformer
+import jax
+
+from rlhf_jax.models import transformer, trees
 
 _LAYER = "model.layers.{i}."
 
@@ -58,26 +63,39 @@ def llama_config(hf: dict[str, Any]) -> transformer.Config:
   Accepts the newer `rope_parameters` and the older `rope_theta`.
 
   Raises:
-    ValueError: for a setting that this family is not implemented with.
+    ValueError: for a size that is not given, or a setting that this family
+      is not implemented with.
   """
-  rope = hf.get("rope_parameters")
-  scaling = hf.get("rope_scaling")
-  if rope is not None:
-    theta = rope["rope_theta"]
-    if rope.get("rope_type", "default") != "default":
-      scaling = rope
-  else:
-    theta = hf.get("rope_theta", 10_000.0)
-  for field, found, allowed in (
-    ("rope scaling", scaling, (None,)),
-    ("hidden_act", hf.get("hidden_act", "silu"), ("silu",)),
-    ("mlp_bias", hf.get("mlp_bias", False), (False,)),
-    ("attention_bias", hf.get("attention_bias", False), (False,)),
+  for field in (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
   ):
-    if found not in allowed:
+    if field not in hf:
+      raise ValueError(
+        f"config.json names no {field!r}: it is not a complete llama config. "
+        "Copy it again from where the weights come from."
+      )
+  rope = hf.get("rope_parameters")
+  if rope is None:
+    rope = {"rope_theta": hf.get("rope_theta", 10_000.0)}
+    scaling = hf.get("rope_scaling")
+    rope |= {} if scaling is None else scaling
+  theta = rope.get("rope_theta", hf.get("rope_theta", 10_000.0))
+  # "type" is the older name of "rope_type"
+  rope_type = rope.get("rope_type", rope.get("type", "default"))
+  for field, found, allowed in (
+    ("rope type", rope_type, "default"),
+    ("hidden_act", hf.get("hidden_act", "silu"), "silu"),
+    ("mlp_bias", hf.get("mlp_bias", False), False),
+    ("attention_bias", hf.get("attention_bias", False), False),
+  ):
+    if found != allowed:
       raise ValueError(
         f"{field}={found!r}: the llama family is implemented for "
-        f"{allowed[0]!r} only. Convert the model or extend "
+        f"{allowed!r} only. Convert the model or extend "
         "rlhf_jax/models/families.py."
       )
   heads = hf["num_attention_heads"]
@@ -116,3 +134,25 @@ def names_of_layers(
     for i in range(config.n_layers):
       names[path.format(i=i)] = (name.format(i=i), transposed)
   return names
+
+
+def check_shapes(
+  flat: Mapping[str, Any], config: transformer.Config, source: str
+) -> None:
+  """Raises ValueError unless every weight has the shape that config gives.
+
+  Args:
+    flat: {path in our tree: array}.
+    config: layers unrolled, as read from `source`.
+    source: file or folder, for the message.
+  """
+  plain = dataclasses.replace(config, scan_layers=False, lora_rank=0)
+  expected = jax.eval_shape(
+    functools.partial(transformer.init, plain), jax.random.key(0)
+  )
+  for path, leaf in trees.flatten(expected["params"]).items():
+    if flat[path].shape != leaf.shape:
+      raise ValueError(
+        f"{source}: {path} has shape {flat[path].shape} where the config "
+        f"gives {leaf.shape}. The weights do not belong to this config."
+      )

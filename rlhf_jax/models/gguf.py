@@ -38,14 +38,30 @@ def _config(reader: Any) -> transformer.Config:
   )
   width, heads = int(get("embedding_length")), int(get("attention.head_count"))
   names = {tensor.name for tensor in reader.tensors}
+  if "token_embd.weight" not in names:
+    raise ValueError(
+      "no tensor 'token_embd.weight' in this GGUF file: it is damaged or "
+      "holds no language model. Fetch it again."
+    )
   embedding = next(t for t in reader.tensors if t.name == "token_embd.weight")
+  head_dim = int(get("attention.key_length", width // heads))
+  for key, allowed in (
+    ("rope.scaling.type", "none"),
+    ("rope.dimension_count", head_dim),
+    ("attention.value_length", head_dim),
+  ):
+    if get(key, allowed) != allowed:
+      raise ValueError(
+        f"GGUF llama.{key}={get(key)!r}: only {allowed!r} is implemented. Use "
+        "a file without it or extend rlhf_jax/models/gguf.py."
+      )
   return transformer.Config(
     vocab_size=int(embedding.shape[1]),
     width=width,
     n_layers=int(get("block_count")),
     n_heads=heads,
     n_kv_heads=int(get("attention.head_count_kv", heads)),
-    head_dim=int(get("attention.key_length", width // heads)),
+    head_dim=head_dim,
     mlp_width=int(get("feed_forward_length")),
     norm_epsilon=float(get("attention.layer_norm_rms_epsilon")),
     rope_theta=float(get("rope.freq_base", 10_000.0)),
@@ -65,7 +81,9 @@ def load(path: str | Path) -> tuple[transformer.Config, dict]:
   """Returns (config, parameter tree of float32 numpy arrays) of a GGUF file.
 
   Raises:
-    ValueError: for another architecture, or a tensor that is missing.
+    ValueError: for another architecture, or a tensor that is missing,
+      misshapen or unknown (for example the factors of scaled rotary
+      positions).
     FileNotFoundError: when there is no such file.
   """
   import gguf
@@ -77,6 +95,12 @@ def load(path: str | Path) -> tuple[transformer.Config, dict]:
   tensors = {tensor.name: tensor for tensor in reader.tensors}
   flat: dict[str, np.ndarray] = {}
   table = families.names_of_layers(families.LLAMA_GGUF_NAMES, config)
+  unread = sorted(set(tensors) - {theirs for theirs, _ in table.values()})
+  if unread:
+    raise ValueError(
+      f"{path}: {len(unread)} tensors have no place in the llama family, the "
+      f"first is {unread[0]!r}. Extend rlhf_jax/models/families.py."
+    )
   for ours, (theirs, transposed) in table.items():
     if theirs not in tensors:
       raise ValueError(
@@ -91,4 +115,5 @@ def load(path: str | Path) -> tuple[transformer.Config, dict]:
     elif ours.endswith("k_proj/kernel"):
       weight = _halves(weight, config.n_kv_heads)
     flat[ours] = np.ascontiguousarray(weight.T) if transposed else weight
+  families.check_shapes(flat, config, str(path))
   return config, trees.unflatten(flat)

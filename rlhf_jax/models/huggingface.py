@@ -63,7 +63,8 @@ def load(folder: str | Path) -> tuple[transformer.Config, dict]:
 
   Raises:
     FileNotFoundError: for a missing file.
-    ValueError: for an unknown family, or missing or misshapen tensors.
+    ValueError: for an unknown family, or missing, misshapen or unknown
+      tensors (a weight left out would silently be another model).
   """
   import ml_dtypes  # noqa: F401  (lets numpy read bfloat16 tensors)
   from safetensors import safe_open
@@ -78,6 +79,13 @@ def load(folder: str | Path) -> tuple[transformer.Config, dict]:
       f"{folder}: {len(missing)} tensors are missing, the first is "
       f"{missing[0]!r}. The weights do not belong to this config.json."
     )
+  unread = set(files) - {theirs for theirs, _ in table.values()}
+  unread = sorted(name for name in unread if not _is_derived(name, config))
+  if unread:
+    raise ValueError(
+      f"{folder}: {len(unread)} tensors have no place in the {family} family, "
+      f"the first is {unread[0]!r}. Extend rlhf_jax/models/families.py."
+    )
   flat: dict[str, np.ndarray] = {}
   for file in sorted({files[theirs] for theirs, _ in table.values()}):
     with safe_open(file, framework="np") as opened:
@@ -86,7 +94,23 @@ def load(folder: str | Path) -> tuple[transformer.Config, dict]:
           continue
         weight = np.asarray(opened.get_tensor(theirs)).astype(np.float32)
         flat[ours] = np.ascontiguousarray(weight.T) if transposed else weight
+  families.check_shapes(flat, config, str(folder))
   return config, trees.unflatten(flat)
+
+
+def _is_derived(name: str, config: transformer.Config) -> bool:
+  """Returns whether a tensor repeats what the config or another one says."""
+  is_tied_head = name == "lm_head.weight" and config.tie_embeddings
+  return is_tied_head or name.endswith("rotary_emb.inv_freq")
+
+
+def _leaf(flat: dict, path: str, config: transformer.Config) -> np.ndarray:
+  """Returns one weight as float32 numpy, out of its stack when scanned."""
+  if config.scan_layers and path.startswith("layer_"):
+    layer, rest = path.split("/", 1)
+    index = int(layer.removeprefix("layer_"))
+    return np.asarray(flat[f"layers/{rest}"][index], np.float32)
+  return np.asarray(flat[path], np.float32)
 
 
 def _hf_config(config: transformer.Config) -> dict:
@@ -115,7 +139,8 @@ def save(folder: str | Path, config: transformer.Config, params: dict) -> None:
   Args:
     folder: created when absent.
     config: a llama-shaped config (rms norm, rotary positions, gated silu).
-    params: the tree under "params", LoRA factors already merged.
+    params: the tree under "params", LoRA factors already merged; layers
+      stacked when config.scan_layers.
 
   Raises:
     ValueError: for an architecture that the llama family cannot express.
@@ -125,8 +150,9 @@ def save(folder: str | Path, config: transformer.Config, params: dict) -> None:
   shape = (config.norm, config.positions, config.gated_mlp, config.activation)
   if shape != ("rms", "rope", True, "silu") or config.attention_bias:
     raise ValueError(
-      f"norm, positions, gated_mlp, activation = {shape}: only the llama "
-      "family can be exported."
+      f"norm, positions, gated_mlp, activation = {shape}, attention_bias = "
+      f"{config.attention_bias}: only the llama family (rms, rope, gated "
+      "silu, no bias) can be exported. Train a model of that family."
     )
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +160,7 @@ def save(folder: str | Path, config: transformer.Config, params: dict) -> None:
   tensors = {}
   table = families.names_of_layers(families.LLAMA_NAMES, config)
   for ours, (theirs, transposed) in table.items():
-    weight = np.asarray(flat[ours], np.float32)
+    weight = _leaf(flat, ours, config)
     tensors[theirs] = np.ascontiguousarray(weight.T if transposed else weight)
   save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
   text = json.dumps(_hf_config(config), indent=2)

@@ -87,7 +87,7 @@ def policy() -> ConfigDict:
       "generate": tree(generate.Config),
       "shaping": tree(shaping.Config),
       "algorithm": tree(ppo.Config),
-      "update": tree(epochs.Config),
+      "epochs": tree(epochs.Config),
       "policy_optimizer": _optimizer(1e-6),
       "value_optimizer": _optimizer(5e-6),
       "schedule": tree(Schedule),

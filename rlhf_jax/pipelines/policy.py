@@ -44,7 +44,7 @@ from rlhf_jax.types import Array, Metrics, PyTree, Rollout, Samples
 
 SECTIONS = frozenset(
   "pipeline seed model trainable init_from reward monitors value prompts "
-  "generate shaping algorithm update policy_optimizer value_optimizer "
+  "generate shaping algorithm epochs policy_optimizer value_optimizer "
   "schedule mesh ptx ptx_batch_size force".split()
 )
 
@@ -82,7 +82,7 @@ def read_settings(config: Any) -> Settings:
     generate=section(generate.Config, config.generate, "generate"),
     shaping=section(shaping.Config, config.shaping, "shaping"),
     algorithm=section(ppo.Config, config.algorithm, "algorithm"),
-    update=section(epochs.Config, config.update, "update"),
+    update=section(epochs.Config, config.epochs, "epochs"),
     value=section(actors_lib.Value, config.value, "value"),
     prompts=section(Data, config.prompts, "prompts"),
     ptx=section(Data, config.ptx, "ptx"),

@@ -71,7 +71,8 @@ def connect(config: Any, workdir: Path) -> dict[str, Path]:
   config.gold.reference_samples = samples
   config.policy.init_from = str(folders["sft"])
   config.policy.reward = str(folders["reward"])
-  config.policy.monitors.gold = str(folders["gold"])
+  with config.unlocked():
+    config.policy.monitors.gold = str(folders["gold"])
   config.evaluation.policy = str(folders["policy"])
   config.evaluation.reward = str(folders["reward"])
   config.evaluation.gold = str(folders["gold"])
@@ -129,7 +130,7 @@ def forecast_flops(config: Any, base: build.Base) -> dict[str, float]:
   )
   sft_rows = config.sft.schedule.steps * config.sft.schedule.batch_size
   samples = config.policy.schedule.batch_size * settings.num_samples
-  updates = config.policy.update.epochs
+  updates = config.policy.epochs.epochs
 
   def sampling(count: float) -> float:
     return estimate.forward_flops(

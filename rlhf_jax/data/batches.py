@@ -1,0 +1,381 @@
+"""Encoded examples -> padded batches, packed rows, and the loader of both.
+
+Leaves are numpy arrays; masks are float32 and come from lengths, never from
+ids, so the padding id may equal the end token. TokenBatch and PreferenceBatch
+are padded on the right, PromptBatch on the left, where sampling goes on.
+
+The encoders of rlhf_jax/data/encode.py are importable from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from rlhf_jax.data.encode import (
+  DroppedExample,
+  Row,
+  encode_comparison,
+  encode_comparisons,
+  encode_demonstration,
+  encode_demonstrations,
+  encode_prompt,
+  validate_token_ids,
+)
+from rlhf_jax.types import PreferenceBatch, PromptBatch, TokenBatch
+
+__all__ = [
+  "DroppedExample",
+  "Loader",
+  "Row",
+  "bucket_length",
+  "collate_preferences",
+  "collate_prompts",
+  "collate_tokens",
+  "encode_comparison",
+  "encode_comparisons",
+  "encode_demonstration",
+  "encode_demonstrations",
+  "encode_prompt",
+  "make_loader",
+  "pack_examples",
+  "validate_token_ids",
+]
+
+_SEED_LIMIT = 2**32  # grain shuffles with 32-bit seeds
+
+
+def bucket_length(length: int, multiple: int = 8) -> int:
+  """Returns length rounded up to a multiple: fewer shapes to compile."""
+  return -(-length // multiple) * multiple
+
+
+def _padded_length(lengths: Sequence[int], length: int | None) -> int:
+  if not lengths:
+    raise ValueError("an empty batch cannot be padded. Give at least one row.")
+  longest = max(lengths)
+  if length is None:
+    return bucket_length(longest)
+  if longest > length:
+    raise ValueError(
+      f"row {lengths.index(longest)} has {longest} tokens and length={length}: "
+      "cutting it here would be silent. Encode with max_length <= length, or "
+      "raise length."
+    )
+  return length
+
+
+def _fill(examples: Sequence, rows: int | None) -> list:
+  """Returns examples, the last repeated up to `rows`."""
+  if rows is None:
+    return list(examples)
+  if not 0 < len(examples) <= rows:
+    raise ValueError(
+      f"{len(examples)} examples cannot fill rows={rows}. Give between 1 and "
+      f"{rows} of them."
+    )
+  return [*examples, *[examples[-1]] * (rows - len(examples))]
+
+
+def collate_tokens(
+  examples: Sequence[Row],
+  length: int | None,
+  pad_id: int,
+  *,
+  rows: int | None = None,
+) -> TokenBatch:
+  """Pads rows on the right.
+
+  Args:
+    examples: tokens and loss_mask [n]; packed ones also segment_ids and
+      positions.
+    length: tokens of a row; None for the longest, rounded up to 8.
+    pad_id: fills tokens; any id of the vocabulary.
+    rows: repeat the last example up to this many rows, without loss.
+
+  Returns:
+    numpy leaves [B, length].
+
+  Raises:
+    ValueError: no examples, or one longer than length.
+  """
+  filled = _fill(examples, rows)
+  length = _padded_length([len(e["tokens"]) for e in filled], length)
+  shape = (len(filled), length)
+
+  def stack(key: str, dtype, fill=0) -> np.ndarray:
+    out = np.full(shape, fill, dtype)
+    for row, example in zip(out, filled, strict=True):
+      row[: len(example[key])] = example[key]
+    return out
+
+  valid_mask = np.zeros(shape, np.float32)
+  for row, example in zip(valid_mask, filled, strict=True):
+    row[: len(example["tokens"])] = 1.0
+  loss_mask = stack("loss_mask", np.float32)
+  loss_mask[len(examples) :] = 0.0
+  is_packed = "segment_ids" in filled[0]
+  return TokenBatch(
+    tokens=stack("tokens", np.int32, pad_id),
+    valid_mask=valid_mask,
+    loss_mask=loss_mask,
+    segment_ids=stack("segment_ids", np.int32) if is_packed else None,
+    positions=stack("positions", np.int32) if is_packed else None,
+  )
+
+
+def collate_preferences(
+  examples: Sequence[dict],
+  length: int | None,
+  pad_id: int,
+  *,
+  rows: int | None = None,
+) -> PreferenceBatch:
+  """Pads comparisons on the right: candidate 0 is the chosen one.
+
+  Args:
+    examples: from encode_comparison.
+    length: tokens of a row; None for the longest, rounded up to 8.
+    pad_id: fills tokens.
+    rows: repeat the last example up to this many rows, with weight 0.
+
+  Returns:
+    numpy leaves [B, 2, length]; label and weight [B].
+
+  Raises:
+    ValueError: no examples, or one longer than length.
+  """
+  filled = _fill(examples, rows)
+  candidates = [e[name] for e in filled for name in ("chosen", "rejected")]
+  flat = collate_tokens(candidates, length, pad_id)
+  shape = (len(filled), 2, flat.tokens.shape[-1])
+  weight = np.ones(len(filled), np.float32)
+  weight[len(examples) :] = 0.0
+  return PreferenceBatch(
+    tokens=flat.tokens.reshape(shape),
+    valid_mask=flat.valid_mask.reshape(shape),
+    loss_mask=flat.loss_mask.reshape(shape),
+    label=np.array([e["label"] for e in filled], np.float32),
+    weight=weight,
+  )
+
+
+def collate_prompts(
+  prompts: Sequence[Sequence[int]],
+  pad_id: int,
+  length: int | None = None,
+  *,
+  index: Sequence[int] | None = None,
+) -> PromptBatch:
+  """Pads prompts on the left.
+
+  Args:
+    prompts: token ids, at least one each.
+    pad_id: fills tokens.
+    length: columns; None for the longest, rounded up to 8.
+    index: number of each prompt in its data set, part of its random keys;
+      None numbers the rows of this batch, which suits a single batch only.
+
+  Returns:
+    numpy leaves [B, length] and index [B] int32.
+
+  Raises:
+    ValueError: a prompt that is empty or longer than length.
+  """
+  lengths = [len(prompt) for prompt in prompts]
+  if 0 in lengths:
+    raise ValueError(
+      f"prompt {lengths.index(0)} of the batch has no tokens, so nothing "
+      "predicts the first response token. Give it a text or a begin token."
+    )
+  if length is not None and max(lengths, default=0) > length:
+    raise ValueError(
+      f"prompt {lengths.index(max(lengths))} of the batch has {max(lengths)} "
+      f"tokens and the context leaves {length} for prompts. Shorten it, or "
+      "raise the context length (or lower the number of new tokens)."
+    )
+  length = _padded_length(lengths, length)
+  tokens = np.full((len(prompts), length), pad_id, np.int32)
+  valid_mask = np.zeros((len(prompts), length), np.float32)
+  for n, prompt in enumerate(prompts):
+    tokens[n, length - len(prompt) :] = prompt
+    valid_mask[n, length - len(prompt) :] = 1.0
+  numbers = np.arange(len(prompts)) if index is None else np.asarray(index)
+  if numbers.shape != (len(prompts),):
+    raise ValueError(
+      f"index has shape {numbers.shape} for {len(prompts)} prompts. Give one "
+      "number a prompt."
+    )
+  return PromptBatch(tokens, valid_mask, numbers.astype(np.int32))
+
+
+def pack_examples(
+  examples: Sequence[Row], length: int
+) -> tuple[list[Row], float]:
+  """Puts several examples into each row, first-fit decreasing.
+
+  Attention must stay inside a segment; positions restart at 0 in each, and
+  its first token is never a target (METHODS 1; Krell et al. 2021).
+
+  Args:
+    examples: tokens and loss_mask [n], n <= length.
+    length: tokens of a row.
+
+  Returns:
+    rows with tokens, loss_mask, segment_ids (1, 2, ...) and positions, and
+    the fill ratio in (0, 1].
+
+  Raises:
+    ValueError: no examples, or one longer than length.
+  """
+  sizes = [len(e["tokens"]) for e in examples]
+  _padded_length(sizes, length)
+  free = np.full(len(examples), length)
+  bins: list[list[Row]] = []
+  for n in sorted(range(len(sizes)), key=lambda n: (-sizes[n], n)):
+    place = int(np.argmax(free >= sizes[n]))
+    if place == len(bins):
+      bins.append([])
+    bins[place].append(examples[n])
+    free[place] -= sizes[n]
+
+  rows = []
+  for members in bins:
+    masks = [member["loss_mask"].copy() for member in members]
+    for mask in masks:
+      mask[0] = 0.0
+    counts = [len(mask) for mask in masks]
+    rows.append(
+      {
+        "tokens": np.concatenate([m["tokens"] for m in members]),
+        "loss_mask": np.concatenate(masks),
+        "segment_ids": np.repeat(
+          np.arange(1, len(members) + 1, dtype=np.int32), counts
+        ),
+        "positions": np.concatenate(
+          [np.arange(count, dtype=np.int32) for count in counts]
+        ),
+      }
+    )
+  return rows, sum(sizes) / (len(rows) * length)
+
+
+class Loader(Iterator):
+  """An open stream of batches whose position can be saved (make_loader)."""
+
+  def __init__(self, dataset: grain.MapDataset, settings: dict):
+    self._settings = settings
+    self._iterator = iter(
+      dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+      )
+    )
+
+  def __next__(self):
+    return next(self._iterator)
+
+  def get_state(self) -> dict:
+    """Returns the position, JSON-able, with the settings it belongs to."""
+    return {**self._settings, "position": self._iterator.get_state()}
+
+  def set_state(self, state: dict) -> None:
+    """Continues with the batch after the one that `state` was taken at.
+
+    Raises:
+      ValueError: the state belongs to other data or another order.
+    """
+    for name, value in self._settings.items():
+      if state.get(name) != value:
+        raise ValueError(
+          f"resume: the saved data position has {name}={state.get(name)} and "
+          f"this run {name}={value}, so batches would repeat or be skipped. "
+          "Restore the setting, or start a new run."
+        )
+    self._iterator.set_state(state["position"])
+
+
+def _check_order(
+  count: int, batch_size: int, num_epochs: int | None, drop_remainder: bool
+) -> None:
+  if count == 0:
+    raise ValueError("the data set is empty. Give at least one example.")
+  if batch_size < 1:
+    raise ValueError(f"batch_size={batch_size}: set batch_size >= 1.")
+  if num_epochs is not None and num_epochs < 1:
+    raise ValueError(
+      f"num_epochs={num_epochs}: set num_epochs >= 1, or None for no end."
+    )
+  if count < batch_size and (drop_remainder or num_epochs is None):
+    raise ValueError(
+      f"{count} examples do not fill one batch of batch_size={batch_size}. "
+      "Lower batch_size, or give more examples."
+    )
+
+
+def make_loader(
+  examples: Sequence[Any],
+  batch_size: int,
+  *,
+  seed: int,
+  shuffle: bool = True,
+  num_epochs: int | None = None,
+  shard_index: int = 0,
+  shard_count: int = 1,
+  collate: Callable[[list], Any],
+  drop_remainder: bool = True,
+) -> Loader:
+  """Returns an endless or finite stream of this host's part of each batch.
+
+  The order is one global order: batch b holds the same examples however many
+  hosts share it, host i taking its i-th slice. Each epoch has an order of its
+  own; a batch may span the border of two epochs, so no example is lost there.
+
+  Args:
+    examples: anything with a length and integer indexing.
+    batch_size: rows of the global batch, all hosts together.
+    seed: of the shuffle, in [0, 2**32).
+    shuffle: False keeps the order.
+    num_epochs: None never ends.
+    shard_index, shard_count: this host and the number of hosts.
+    collate: list of batch_size / shard_count examples -> batch.
+    drop_remainder: False yields a smaller last batch (one host only).
+
+  Raises:
+    ValueError: settings that cannot make one full batch.
+  """
+  count = len(examples)
+  _check_order(count, batch_size, num_epochs, drop_remainder)
+  if batch_size % shard_count or not 0 <= shard_index < shard_count:
+    raise ValueError(
+      f"batch_size={batch_size} for host shard_index={shard_index} of "
+      f"shard_count={shard_count}: each host takes an equal part. Set "
+      "batch_size to a multiple of the hosts, numbered from 0."
+    )
+  if not drop_remainder and shard_count > 1:
+    raise ValueError(
+      f"drop_remainder=False with shard_count={shard_count}: hosts would "
+      "get last batches of different sizes. Set drop_remainder=True."
+    )
+  if not 0 <= seed < _SEED_LIMIT:
+    raise ValueError(f"seed={seed}: must be in [0, 2**32). Choose another.")
+  dataset = grain.MapDataset.source(examples).seed(seed)
+  if shuffle:
+    dataset = dataset.shuffle()
+  rows = batch_size // shard_count
+
+  def part(batch: Sequence) -> Any:
+    return collate(list(batch)[shard_index * rows : (shard_index + 1) * rows])
+
+  dataset = dataset.repeat(num_epochs).batch(
+    batch_size, drop_remainder=drop_remainder, batch_fn=part
+  )
+  settings = {
+    "examples": count,
+    "batch_size": batch_size,
+    "seed": seed,
+    "shuffle": shuffle,
+  }
+  return Loader(dataset, settings)

@@ -1,0 +1,216 @@
+"""Examples to ids: masks, truncation, drops, on hand-counted characters."""
+
+import numpy as np
+import pytest
+
+from rlhf_jax.data import encode
+from rlhf_jax.data.formats import Comparison, Demonstration, Prompt
+from rlhf_jax.data.tokenizer_backends import EncodingError
+
+EOS = 2
+TURNS = [
+  {"role": "user", "content": "ab"},
+  {"role": "assistant", "content": "cd"},
+  {"role": "user", "content": "ef"},
+  {"role": "assistant", "content": "ghi"},
+]
+
+
+class Letters:
+  """One token a character, so that lengths can be counted by eye."""
+
+  name = "letters"
+  vocab_size = 200
+  bos_id = None
+  eos_id = EOS
+  pad_id = EOS  # trap 1
+  chat_template = (
+    "{% for m in messages %}{{ m.role[0] }}{{ m.content }}<e>{% endfor %}"
+    "{% if add_generation_prompt %}a{% endif %}"
+  )
+  special_tokens = {"<e>": EOS}
+  fingerprint = "letters"
+
+  def encode(self, text):
+    if "?" in text:
+      raise EncodingError("no token spells '?'")
+    return [ord(c) for c in text]
+
+  def decode(self, ids, skip_special=True):
+    return "".join("<e>" if i == EOS else chr(i) for i in ids)
+
+
+LETTERS = Letters()
+
+
+def spell(row):
+  """Writes a row with a star behind each target."""
+  pairs = zip(row["tokens"], row["loss_mask"], strict=True)
+  return "".join(LETTERS.decode([i]) + "*" * int(m) for i, m in pairs)
+
+
+def demonstration(prompt="abc", response="de"):
+  return Demonstration("f:1", prompt, response)
+
+
+def test_trap_01_end_token_keeps_its_weight_though_it_pads():
+  row = encode.encode_demonstration(demonstration(), LETTERS, 20)
+  assert spell(row) == "abcd*e*<e>*"
+  assert row["tokens"].dtype == np.int32
+  assert row["loss_mask"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+  "length, expected",
+  [(6, "abcd*e*<e>*"), (5, "bcd*e*<e>*"), (4, "cd*e*<e>*"), (3, None)],
+)
+def test_truncation_cuts_the_prompt_only(length, expected):
+  if expected is None:
+    with pytest.raises(encode.DroppedExample, match="f:1: response does not"):
+      encode.encode_demonstration(demonstration(), LETTERS, length)
+  else:
+    row = encode.encode_demonstration(demonstration(), LETTERS, length)
+    assert spell(row) == expected
+
+
+def test_first_token_is_never_a_target():
+  example = demonstration(prompt="")
+  row = encode.encode_demonstration(example, LETTERS, 3)
+  assert spell(row) == "de*<e>*"
+  with pytest.raises(encode.DroppedExample):
+    encode.encode_demonstration(example, LETTERS, 2)
+
+
+def test_train_on_prompt():
+  row = encode.encode_demonstration(demonstration(), LETTERS, 5, True)
+  assert spell(row) == "bc*d*e*<e>*"
+  with pytest.raises(encode.DroppedExample):
+    encode.encode_demonstration(demonstration(), LETTERS, 3, True)
+
+
+def test_chat_demonstration():
+  row = encode.encode_demonstration(demonstration(), LETTERS, 20, chat=True)
+  assert spell(row) == "uabc<e>ad*e*<e>*"
+
+
+@pytest.mark.parametrize(
+  "length, expected",
+  [
+    (18, "uab<e>ac*d*<e>*uef<e>ag*h*i*<e>*"),
+    (17, "uab<e>ac*d*<e>*uef<e>ag*h*i*<e>*"),
+    (13, "ac*d*<e>*uef<e>ag*h*i*<e>*"),
+    (12, "cd*<e>*uef<e>ag*h*i*<e>*"),
+    (11, "d<e>uef<e>ag*h*i*<e>*"),  # half an answer is context only
+    (5, "ag*h*i*<e>*"),
+    (4, None),
+  ],
+)
+def test_dialogues_keep_their_last_answer(length, expected):
+  example = Demonstration("f:1", messages=TURNS)
+  if expected is None:
+    with pytest.raises(encode.DroppedExample):
+      encode.encode_demonstration(example, LETTERS, length, chat=True)
+  else:
+    row = encode.encode_demonstration(example, LETTERS, length, chat=True)
+    assert spell(row) == expected
+
+
+def test_dialogue_without_template_is_refused():
+  with pytest.raises(ValueError, match="f:1: .*Set chat=True"):
+    encode.encode_demonstration(
+      Demonstration("f:1", messages=TURNS), LETTERS, 20
+    )
+
+
+@pytest.mark.parametrize(
+  "length, chosen, rejected",
+  [
+    (20, "abcd*<e>*", "abce*f*g*<e>*"),
+    (7, "abcd*<e>*", "abce*f*g*<e>*"),
+    (6, "bcd*<e>*", "bce*f*g*<e>*"),  # both lose the same token
+    (5, "cd*<e>*", "ce*f*g*<e>*"),
+    (4, None, None),
+  ],
+)
+def test_candidates_share_their_prompt(length, chosen, rejected):
+  example = Comparison("f:1", "abc", "d", "efg", 0.75)
+  if chosen is None:
+    with pytest.raises(encode.DroppedExample, match="does not fit"):
+      encode.encode_comparison(example, LETTERS, length)
+    return
+  pair = encode.encode_comparison(example, LETTERS, length)
+  assert spell(pair["chosen"]) == chosen
+  assert spell(pair["rejected"]) == rejected
+  assert pair["label"] == 0.75
+  prompt = len(pair["prompt"])
+  for name in ("chosen", "rejected"):
+    assert tuple(pair[name]["tokens"][:prompt]) == pair["prompt"]
+
+
+def test_comparison_prompts_chat_and_plain():
+  example = Comparison("f:1", TURNS[:3], "g", "h")
+  pair = encode.encode_comparison(example, LETTERS, 60, chat=True)
+  assert spell(pair["chosen"]) == "uab<e>acd<e>uef<e>ag*<e>*"
+  pair = encode.encode_comparison(example, LETTERS, 60)
+  assert spell(pair["rejected"]).endswith("\n\nAssistant: *h*<e>*")
+  pair = encode.encode_comparison(example, LETTERS, 60, end_token=False)
+  assert spell(pair["rejected"]).endswith("\n\nAssistant: *h*")
+
+
+def test_comparison_without_prompt():
+  example = Comparison("f:1", "", "ab", "c")
+  pair = encode.encode_comparison(example, LETTERS, 3)
+  assert spell(pair["chosen"]) == "ab*<e>*"
+  assert pair["prompt"] == ()
+  with pytest.raises(encode.DroppedExample):
+    encode.encode_comparison(example, LETTERS, 2)
+
+
+def test_encode_prompt():
+  assert LETTERS.decode(
+    encode.encode_prompt(Prompt("f:1", TURNS[:1]), LETTERS, chat=True)
+  ) == ("uab<e>a")
+  assert encode.encode_prompt(Prompt("f:1", "ab"), LETTERS) == [97, 98]
+
+
+def test_drops_are_counted():
+  demonstrations = [
+    demonstration(),
+    demonstration(response="defghijk"),
+    demonstration(response="what?"),
+    demonstration(response=""),
+    demonstration(prompt="abcdefgh"),
+  ]
+  rows, dropped = encode.encode_demonstrations(demonstrations, LETTERS, 6)
+  assert [spell(row) for row in rows] == ["abcd*e*<e>*", "fghd*e*<e>*"]
+  assert dropped == {
+    "response does not fit in max_length": 1,
+    "a character has no token": 1,
+    "empty response": 1,
+  }
+  comparisons = [
+    Comparison("f:1", "a", "b", "c"),
+    Comparison("f:2", "a", "b", "b"),
+    Comparison("f:3", "a", "b", "cdefghi"),
+  ]
+  pairs, dropped = encode.encode_comparisons(comparisons, LETTERS, 6)
+  assert len(pairs) == 1
+  assert dropped == {
+    "candidates are equal": 1,
+    "response does not fit in max_length": 1,
+  }
+
+
+def test_trap_28_ids_are_validated_with_file_and_line():
+  with pytest.raises(ValueError, match=r"f:3: token 1 has id 9, .*\[0, 9\)"):
+    encode.validate_token_ids([8, 9, 0], 9, "f:3")
+  with pytest.raises(ValueError, match="f:3: token 0 has id -1"):
+    encode.validate_token_ids([-1], 9, "f:3")
+  encode.validate_token_ids([0, 8], 9, "f:3")
+  with pytest.raises(ValueError, match="f:1: token 3 has id 8230"):
+    encode.encode_demonstration(demonstration(response="…"), LETTERS, 20)
+
+
+def test_max_length_leaves_room_for_context():
+  with pytest.raises(ValueError, match="max_length=1"):
+    encode.encode_demonstration(demonstration(), LETTERS, 1)

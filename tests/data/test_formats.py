@@ -1,0 +1,188 @@
+"""Records to examples: every format, every refusal, ratings to pairs."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rlhf_jax.data import formats
+from rlhf_jax.data.formats import FORMATS, RatedText
+from rlhf_jax.data.sources import DataError
+
+HH = {
+  "chosen": "\n\nHuman: Hi\n\nAssistant:  Hello. \n\nHuman: ok?"
+  "\n\nAssistant: y",
+  "rejected": "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: ok?"
+  "\n\nAssistant: n",
+}
+TURNS = [
+  {"role": "user", "content": "Hi"},
+  {"role": "assistant", "content": "Hello."},
+  {"role": "user", "content": "ok?"},
+]
+
+
+def write(path, *records):
+  path.write_text("".join(json.dumps(r) + "\n" for r in records))
+  return path
+
+
+def test_hh_splits_at_the_last_answer():
+  example = FORMATS["hh"](HH, "f:1")
+  assert example.prompt == TURNS
+  assert (example.chosen, example.rejected, example.label) == ("y", "n", 1.0)
+  assert (
+    formats.prompt_text(example)
+    == "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: ok?\n\nAssistant:"
+  )
+  assert formats.response_text(example, "y") == " y"
+
+
+@pytest.mark.parametrize(
+  "change, reason",
+  [
+    ({"chosen": "\n\nHuman: Hi\n\nAssistant: x"}, "prompts differ"),
+    ({"chosen": HH["chosen"][:-1]}, "empty response"),
+  ],
+)
+def test_hh_refusals_are_counted(tmp_path, change, reason):
+  path = write(tmp_path / "hh.jsonl", HH, {**HH, **change}, HH)
+  kept, dropped = formats.load_and_count(path, "hh")
+  assert [e.where for e in kept] == [f"{path}:1", f"{path}:3"]
+  assert dropped == {reason: 1}
+  with pytest.raises(DataError, match=f"hh.jsonl:2: .*1 of 3.*{reason}"):
+    formats.load(path, "hh")
+
+
+def test_hh_needs_transcripts(tmp_path):
+  for text in ("just text", "\n\nHuman: only", "x\n\nHuman: a\n\nAssistant: b"):
+    with pytest.raises(DataError, match="f:7: field 'rejected'.*no transcript"):
+      FORMATS["hh"]({**HH, "rejected": text}, "f:7")
+  record = {"prompt": "p", "chosen": "a", "rejected": "b"}
+  with pytest.raises(DataError, match="Did you mean format='comparison'"):
+    FORMATS["hh"](record, "f:7")
+
+
+def test_comparison():
+  record = {"prompt": "p", "chosen": "a", "rejected": "b"}
+  assert FORMATS["comparison"](record, "f:1").label == 1.0
+  for label in (0, 0.0, 0.5, 1):
+    example = FORMATS["comparison"]({**record, "label": label}, "f:1")
+    assert example.label == label
+  assert FORMATS["comparison"]({**record, "prompt": TURNS}, "f").prompt == TURNS
+  for label in (1.5, -0.1, True, "1", None):
+    with pytest.raises(DataError, match="f:1: field 'label' is"):
+      FORMATS["comparison"]({**record, "label": label}, "f:1")
+
+
+def test_demonstrations():
+  example = FORMATS["demonstration"]({"prompt": "p ", "response": "r"}, "f:1")
+  assert (example.prompt, example.response) == ("p ", "r")
+  example = FORMATS["gsm8k"]({"question": "2?", "answer": "#### 2"}, "f:1")
+  assert (example.prompt, example.response) == ("2?\n", "#### 2")
+  answer = {"role": "assistant", "content": "y"}
+  example = FORMATS["messages"]({"messages": [*TURNS, answer]}, "f:1")
+  assert formats.prompt_messages(example) == TURNS
+  with pytest.raises(DataError, match="no message has the role 'assistant'"):
+    FORMATS["messages"]({"messages": TURNS[:1]}, "f:1")
+  with pytest.raises(DataError, match=r"f:1: messages\[0\] has"):
+    FORMATS["messages"]({"messages": [{"role": "user"}]}, "f:1")
+  with pytest.raises(DataError, match="empty response"):
+    FORMATS["messages"]({"messages": [{**answer, "content": " "}]}, "f:1")
+
+
+def test_prompts_and_ratings():
+  assert FORMATS["prompt"]({"prompt": "p"}, "f:1").prompt == "p"
+  with pytest.raises(DataError, match="nothing to answer"):
+    FORMATS["prompt"]({"prompt": " "}, "f:1")
+  record = {"text": "t", "ratings": [1, 0.5, -2]}
+  assert FORMATS["ratings"](record, "f:1").ratings == (1.0, 0.5, -2.0)
+  for bad in ([], [1, "2"], [True], [float("nan")]):
+    with pytest.raises(DataError, match="f:1: field 'ratings' is"):
+      FORMATS["ratings"]({"text": "t", "ratings": bad}, "f:1")
+
+
+@pytest.mark.parametrize(
+  "format, record, hint",
+  [
+    ("comparison", HH, "format='hh'"),
+    ("demonstration", {"question": "q", "answer": "a"}, "format='gsm8k'"),
+    ("gsm8k", {"prompt": "q", "response": "a"}, "format='demonstration'"),
+    ("hh", {"messages": TURNS}, "format='messages'"),
+  ],
+)
+def test_wrong_format_is_suggested(tmp_path, format, record, hint):
+  path = write(tmp_path / "d.jsonl", record)
+  with pytest.raises(DataError, match=f"d.jsonl:1: field .*{hint}"):
+    formats.load(path, format)
+
+
+def test_errors_name_field_and_find(tmp_path):
+  path = write(tmp_path / "d.jsonl", {"prompt": "p", "response": 3})
+  with pytest.raises(
+    DataError, match="d.jsonl:1: field 'response' is a int .'3'.*needs str"
+  ):
+    formats.load(path, "demonstration")
+  with pytest.raises(DataError, match="format='sharegpt' is unknown"):
+    formats.load(path, "sharegpt")
+  path = write(tmp_path / "e.jsonl", {"prompt": "p", "response": " "})
+  with pytest.raises(DataError, match="every record was refused.*e.jsonl:1"):
+    formats.load_and_count(path, "demonstration")
+
+
+TEXTS = [
+  RatedText("f:1", "low", (-2.0, -1.0)),
+  RatedText("f:2", "middle", (0.0, 0.0, 1.0)),
+  RatedText("f:3", "high", (1.0, 2.0, 2.0, 3.0)),
+  RatedText("f:4", "also high", (1.0, 2.0, 2.0, 3.0)),
+]
+
+
+@pytest.mark.parametrize("ties", ["drop", "soft"])
+def test_pairs_follow_the_raters(ties):
+  pairs, labels = formats.comparisons_from_ratings(TEXTS, 20_000, 3, ties)
+  assert pairs.shape == (20_000, 2) and pairs.dtype == np.int32
+  assert labels.shape == (20_000,) and labels.dtype == np.float32
+  assert (pairs[:, 0] != pairs[:, 1]).all()
+  for i, a in enumerate(TEXTS):
+    for j, b in enumerate(TEXTS):
+      if i == j:
+        continue
+      chosen = labels[(pairs == [i, j]).all(axis=1)]
+      draws = [0.5 + 0.5 * np.sign(x - y) for x in a.ratings for y in b.ratings]
+      if ties == "drop":
+        draws = [d for d in draws if d != 0.5]
+        assert not (chosen == 0.5).any()
+      expected = np.mean(draws)
+      assert len(chosen) > 600
+      assert abs(chosen.mean() - expected) < 4 * 0.5 / np.sqrt(len(chosen))
+
+
+def test_pairs_are_deterministic():
+  first = formats.comparisons_from_ratings(TEXTS, 50, 3)
+  again = formats.comparisons_from_ratings(TEXTS, 50, 3)
+  other = formats.comparisons_from_ratings(TEXTS, 50, 4)
+  np.testing.assert_array_equal(first[0], again[0])
+  np.testing.assert_array_equal(first[1], again[1])
+  assert (first[0] != other[0]).any()
+
+
+def test_pairs_that_cannot_be_drawn():
+  same = [RatedText("f:1", "a", (1.0,)), RatedText("f:2", "b", (1.0, 1.0))]
+  with pytest.raises(ValueError, match="all pairs tie"):
+    formats.comparisons_from_ratings(same, 5, 0)
+  labels = formats.comparisons_from_ratings(same, 5, 0, "soft")[1]
+  assert (labels == 0.5).all()
+  with pytest.raises(ValueError, match="all 5 labels are ties"):
+    formats.rater_ceiling(same, np.zeros((5, 2), int), labels)
+  with pytest.raises(ValueError, match="at least 2 texts"):
+    formats.comparisons_from_ratings(TEXTS[:1], 5, 0)
+  with pytest.raises(ValueError, match="ties='skip'"):
+    formats.comparisons_from_ratings(TEXTS, 5, 0, "skip")
+
+
+def test_rater_ceiling_known_value():
+  pairs = np.array([[0, 1], [1, 0], [1, 2], [2, 3], [0, 2]], np.int32)
+  labels = np.array([0.0, 1.0, 1.0, 1.0, 0.5], np.float32)
+  # right, right, wrong, equal means, tie left out
+  assert formats.rater_ceiling(TEXTS, pairs, labels) == (1 + 1 + 0 + 0.5) / 4
