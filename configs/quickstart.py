@@ -56,8 +56,8 @@ def sft() -> ConfigDict:
   config = defaults.sft()
   config.model.update(policy_model())
   config.trainable.update(mode="lora", first_layer=FIRST_LAYER)
-  config.data.update(ratings("A"))
-  config.schedule.update(batch_size=32, steps=50, save_every=25)
+  config.data.update(ratings("A", pack=True, max_length=64))
+  config.schedule.update(batch_size=8, steps=50, save_every=25)
   config.optimizer.update(
     learning_rate=2e-3, warmup_steps=5, final_fraction=0.0, weight_decay=0.0
   )
@@ -106,7 +106,7 @@ def policy() -> ConfigDict:
     learning_rate=5e-4, beta2=0.98, warmup_steps=16
   )
   config.value_optimizer.update(learning_rate=1e-3, beta2=0.98)
-  config.schedule.update(batch_size=64, steps=24, save_every=6)
+  config.schedule.update(batch_size=64, steps=20, save_every=5)
   return config
 
 

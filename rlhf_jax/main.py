@@ -72,7 +72,7 @@ def set_up_jax() -> None:
 
   from rlhf_jax.data import assets
 
-  logging.set_verbosity(logging.WARNING)
+  logging.set_verbosity(logging.ERROR)
   cache = assets.cache_directory() / "xla"
   cache.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str(cache))

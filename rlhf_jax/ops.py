@@ -6,6 +6,8 @@ it is given, so under jit with sharded inputs the statistics are global.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -124,6 +126,68 @@ def logprobs_of_logits(logits: Array, tokens: Array) -> Array:
   return picked - jax.nn.logsumexp(logits, axis=-1)
 
 
+def _scaled_logits(
+  hidden: Array, unembedding: Array, temperature: float, soft_cap: float | None
+) -> tuple[Array, Array | float]:
+  """Returns float32 logits [M, V] and their slope in the raw ones."""
+  logits = jnp.matmul(hidden, unembedding, preferred_element_type=jnp.float32)
+  if soft_cap is None:
+    return logits / temperature, 1.0 / temperature
+  squashed = jnp.tanh(logits / soft_cap)
+  slope = (1.0 - jnp.square(squashed)) / temperature
+  return soft_cap * squashed / temperature, slope
+
+
+def _softmax_parts(logits: Array) -> tuple[Array, Array, Array, Array]:
+  """Returns exp(z - max), its sum, logsumexp(z) and the entropy."""
+  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+  weights = jnp.exp(logits - top)
+  total = jnp.sum(weights, axis=-1)
+  normaliser = top[:, 0] + jnp.log(total)
+  entropies = normaliser - jnp.sum(weights * logits, axis=-1) / total
+  return weights, total, normaliser, entropies
+
+
+def _chunk_logprobs(hidden, unembedding, tokens, temperature, soft_cap):
+  logits, _ = _scaled_logits(hidden, unembedding, temperature, soft_cap)
+  _, _, normaliser, entropies = _softmax_parts(logits)
+  picked = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+  return picked - normaliser, entropies
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _frozen_logprobs(hidden, unembedding, tokens, temperature, soft_cap):
+  return _chunk_logprobs(hidden, unembedding, tokens, temperature, soft_cap)
+
+
+def _frozen_forward(hidden, unembedding, tokens, temperature, soft_cap):
+  """Computes d log p / d hidden = (e_token - p) W^T beside log p."""
+  logits, slope = _scaled_logits(hidden, unembedding, temperature, soft_cap)
+  weights, total, normaliser, entropies = _softmax_parts(logits)
+  picked = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+  if soft_cap is None:
+    towards = jnp.take(unembedding, tokens, axis=1).T.astype(jnp.float32)
+    mean = jnp.matmul(
+      weights, unembedding.T, preferred_element_type=jnp.float32
+    )
+    jacobian = (towards - mean / total[:, None]) * slope
+  else:
+    one_hot = jax.nn.one_hot(tokens, logits.shape[-1])
+    inner = (one_hot - weights / total[:, None]) * slope
+    jacobian = jnp.matmul(
+      inner, unembedding.T, preferred_element_type=jnp.float32
+    )
+  return (picked - normaliser, entropies), jacobian.astype(hidden.dtype)
+
+
+def _frozen_backward(temperature, soft_cap, jacobian, cotangents):
+  del temperature, soft_cap
+  return jacobian * cotangents[0][:, None].astype(jacobian.dtype), None, None
+
+
+_frozen_logprobs.defvjp(_frozen_forward, _frozen_backward)
+
+
 def token_logprobs(
   hidden: Array,
   unembedding: Array,
@@ -132,11 +196,15 @@ def token_logprobs(
   temperature: float = 1.0,
   chunk: int = 512,
   soft_cap: float | None = None,
+  frozen_unembedding: bool = False,
 ) -> tuple[Array, Array]:
   """Returns log-probabilities and entropies without a full logits array.
 
-  Rows go through the unembedding `chunk` at a time, and the backward pass
-  recomputes each chunk, so no [M, V] float32 array exists (METHODS 20.2).
+  Rows go through the unembedding at most `chunk` at a time, and no [M, V]
+  array outlives its chunk (METHODS 20.2). With a trainable unembedding the
+  backward pass computes each chunk again. With a frozen one the gradient of
+  the log-probabilities in `hidden` is computed in the forward pass, which
+  saves one of three matrix products.
 
   Args:
     hidden: [M, D] states that predict `tokens`, compute dtype.
@@ -145,32 +213,28 @@ def token_logprobs(
     temperature: divides the logits, as when the tokens were sampled.
     chunk: rows at a time.
     soft_cap: c in c * tanh(logits / c), before the temperature; None for none.
+    frozen_unembedding: no gradient reaches the unembedding, and NONE flows
+      through the entropies, which then are for monitoring only.
 
   Returns:
     log-probabilities [M] <= 0 and entropies [M] in nats, float32.
   """
   rows, width = hidden.shape
-  chunk = min(chunk, rows)
-  padded = -(-rows // chunk) * chunk
-  hidden = jnp.pad(hidden, ((0, padded - rows), (0, 0)))
-  tokens = jnp.pad(tokens, (0, padded - rows))
-
-  @jax.checkpoint
-  def one_chunk(hidden_c: Array, tokens_c: Array) -> tuple[Array, Array]:
-    logits = jnp.matmul(
-      hidden_c, unembedding, preferred_element_type=jnp.float32
-    )
-    if soft_cap is not None:
-      logits = soft_cap * jnp.tanh(logits / soft_cap)
-    logits = logits / temperature
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, tokens_c[:, None], axis=-1)[:, 0]
-    probabilities = jnp.exp(logits - normaliser[:, None])
-    return picked - normaliser, normaliser - jnp.sum(probabilities * logits, -1)
-
+  chunks = -(-rows // chunk)
+  chunk = -(-rows // chunks)
+  padding = chunks * chunk - rows
+  hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
+  tokens = jnp.pad(tokens, (0, padding))
+  one_chunk = (
+    _frozen_logprobs
+    if frozen_unembedding
+    else jax.checkpoint(_chunk_logprobs, static_argnums=(3, 4))
+  )
   logprobs, entropies = jax.lax.map(
-    lambda pair: one_chunk(*pair),
-    (hidden.reshape(-1, chunk, width), tokens.reshape(-1, chunk)),
+    lambda pair: one_chunk(
+      pair[0], unembedding, pair[1], temperature, soft_cap
+    ),
+    (hidden.reshape(chunks, chunk, width), tokens.reshape(chunks, chunk)),
   )
   return logprobs.reshape(-1)[:rows], entropies.reshape(-1)[:rows]
 

@@ -157,6 +157,12 @@ class Rows:
     return transformer.causal_mask(self.valid_mask, self.segment_ids)
 
 
+def trains_unembedding(role: Role) -> bool:
+  """Says whether the (possibly tied) unembedding of a policy role trains."""
+  name = "embedding/embedding" if role.model.tie_embeddings else "lm_head"
+  return is_trainable(role, f"params/{name}")
+
+
 def frozen_streams(
   model: transformer.Config, params: PyTree, rows: Rows, taps: tuple[int, ...]
 ) -> dict[int, Array]:
@@ -225,6 +231,7 @@ def logprobs(
   hidden: Array | None = None,
   temperature: float = 1.0,
   targets: int | None = None,
+  frozen_unembedding: bool = False,
 ) -> tuple[Array, Array]:
   """Returns log-probabilities and entropies [B, L] of the rows' own tokens.
 
@@ -240,6 +247,7 @@ def logprobs(
     hidden: see `stream`.
     temperature: divides the logits, as in the sampler (METHODS N2).
     targets: at most how many targets a row has; None for L.
+    frozen_unembedding: see ops.token_logprobs; no gradient in entropies then.
   """
   x = stream(role, variables, rows, hidden)
   batch, length, width = x.shape
@@ -257,6 +265,7 @@ def logprobs(
     unembedding.astype(x.dtype),
     wanted.reshape(-1),
     temperature=temperature,
+    frozen_unembedding=frozen_unembedding,
   )
   row = jnp.arange(batch)[:, None]
 

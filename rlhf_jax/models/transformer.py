@@ -101,6 +101,8 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     width = x.shape[-1]
+    leading = x.shape[:-1]
+    x = x.reshape(-1, width)
     init = nn.initializers.normal(width**-0.5)
     kernel = self.param("kernel", init, (width, self.features))
     y = jnp.matmul(x, kernel.astype(self.dtype))
@@ -118,7 +120,7 @@ class Dense(nn.Module):
       a = self.get_variable("lora", "lora_a").astype(self.dtype)
       b = self.get_variable("lora", "lora_b").astype(self.dtype)
       y = y + self.lora_scale * jnp.matmul(jnp.matmul(x, a), b)
-    return y
+    return y.reshape(*leading, self.features)
 
 
 class Norm(nn.Module):

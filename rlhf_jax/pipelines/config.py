@@ -64,6 +64,7 @@ class Data:
   max_text_tokens: int = 0  # texts with more are left out; 0: no limit
   end_token: bool = True  # responses end with the end-of-sequence token
   train_on_prompt: bool = False  # SFT only
+  pack: bool = False  # SFT only: several examples fill a row of max_length
   split: str = ""  # "" for all, or NAME of splits
   splits: str = ""  # "test:700,A:1500,B:1500": disjoint, drawn in this order
   split_seed: int = 0

@@ -97,7 +97,7 @@ def answer(
       }
       for column, values in rows.items():
         columns.setdefault(column, []).append(np.asarray(values))
-      progress.update(len(found))
+      progress.update(len(texts))
   joined = {name: np.concatenate(parts) for name, parts in columns.items()}
   return Answers(
     prompts=prompts,
@@ -224,8 +224,11 @@ def run(config: Any, workdir: Path) -> dict:
   width = max(len(row) for row in ids[: config.count])
   prompt_batches = [
     batches.collate_prompts(
-      ids[i : i + config.batch_size], base.tokenizer.pad_id, length=width
-    ).replace(index=np.arange(i, i + config.batch_size, dtype=np.int32))
+      ids[i : i + config.batch_size],
+      base.tokenizer.pad_id,
+      width,
+      index=range(i, i + config.batch_size),
+    )
     for i in range(0, config.count, config.batch_size)
   ]
   judge_samples = judge.make_judge(plan)

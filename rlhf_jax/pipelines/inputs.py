@@ -59,7 +59,8 @@ def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
       assets.fetch(data.source.removeprefix("asset:"))
     )
   else:
-    found = formats.load(data.source, data.format)
+    found, refused = formats.load_and_count(data.source, data.format)
+    dropped += refused
   if data.min_words or data.max_text_tokens:
     found = _filter(found, data, tokenizer, dropped)
   sizes = data.split_sizes()

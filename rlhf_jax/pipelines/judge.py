@@ -158,12 +158,13 @@ def policy_and_value(
   *,
   plan: Plan,
   targets: int | None,
+  frozen_unembedding: bool,
 ) -> tuple[Array, Array, Array | None]:
   """Returns log-probabilities, entropies and values [N, L] of a rollout.
 
   The `apply` of policy-gradient updates. Args: params {"policy", "value"},
   frozen trees under the same keys; `targets` bounds the response tokens of a
-  row.
+  row; `frozen_unembedding` is the cheaper path without entropy gradients.
   """
   rows = roles.Rows.of(rollout)
   logprobs, entropies = roles.logprobs(
@@ -174,6 +175,7 @@ def policy_and_value(
     hidden=rollout.hidden.get("policy"),
     temperature=plan.temperature,
     targets=targets,
+    frozen_unembedding=frozen_unembedding,
   )
   if plan.value is None:
     return logprobs, entropies, None

@@ -120,7 +120,7 @@ def run_steps(
         if step % schedule.log_every == 0 or step == total_steps:
           writer.write(step, row | system_metrics(), phase)
         progress.update(
-          1, **{label: row[name] for name, label in show if name in row}
+          step, **{label: row[name] for name, label in show if name in row}
         )
         is_last = step == total_steps or bool(facts.get("halt"))
         if interrupt.should_stop(step) and not is_last:

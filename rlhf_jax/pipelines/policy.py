@@ -106,10 +106,9 @@ def prompt_loader(
   width = max(len(row) for row in ids)
 
   def collate(index: list[int]):
-    batch = batches.collate_prompts(
-      [ids[i] for i in index], base.tokenizer.pad_id, length=width
+    return batches.collate_prompts(
+      [ids[i] for i in index], base.tokenizer.pad_id, width, index=index
     )
-    return batch.replace(index=np.asarray(index, np.int32))
 
   loader = batches.make_loader(
     np.arange(len(ids)),
@@ -187,6 +186,8 @@ def make_programs(
       judge.policy_and_value,
       plan=plan,
       targets=settings.generate.max_new_tokens,
+      frozen_unembedding=not roles.trains_unembedding(plan.policy)
+      and settings.algorithm.entropy_coefficient == 0.0,
     ),
     optimizer=transforms["both"],
     ptx_apply=functools.partial(ptx_apply, role=plan.policy)

@@ -90,7 +90,7 @@ def row_features(
       if result is None:
         result = np.zeros((len(rows), found.shape[1]), np.float32)
       result[index] = found[: len(index)]
-      progress.update(len(index))
+      progress.update(start + len(index))
   return result
 
 

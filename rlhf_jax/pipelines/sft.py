@@ -39,11 +39,24 @@ SECTIONS = frozenset(
 
 
 def apply(
-  params: PyTree, frozen: PyTree, batch: TokenBatch, *, role: roles.Role
+  params: PyTree,
+  frozen: PyTree,
+  batch: TokenBatch,
+  *,
+  role: roles.Role,
+  targets: int | None = None,
 ) -> tuple[Array, Array]:
-  """Returns log-probabilities and entropies [B, L] of a batch's targets."""
+  """Returns log-probabilities and entropies [B, L] of a batch's targets.
+
+  `targets` bounds the targets of a row; None for no bound.
+  """
   return roles.logprobs(
-    role, trees.merge(params, frozen), roles.Rows.of(batch), batch.loss_mask
+    role,
+    trees.merge(params, frozen),
+    roles.Rows.of(batch),
+    batch.loss_mask,
+    targets=targets,
+    frozen_unembedding=not roles.trains_unembedding(role),
   )
 
 
@@ -88,9 +101,14 @@ def run(config: Any, workdir: Path) -> dict:
 
   rows, dropped = inputs.demonstrations(data, base.tokenizer)
   build.report_dropped("sft", data.source, len(rows), dropped)
+  examples = len(rows)
+  if data.pack:
+    rows, fill = batches.pack_examples(rows, data.max_length)
+    print(f"sft: packed into {len(rows)} rows, {fill:.0%} filled")
   total = schedule.total_steps(len(rows))
   pad = base.tokenizer.pad_id
   width = batches.bucket_length(max(len(r["tokens"]) for r in rows))
+  targets = int(max(np.sum(row["loss_mask"]) for row in rows))
   collate = functools.partial(batches.collate_tokens, length=width, pad_id=pad)
   loader = batches.make_loader(
     rows, schedule.batch_size, seed=config.seed, collate=collate
@@ -105,7 +123,7 @@ def run(config: Any, workdir: Path) -> dict:
     functools.partial(
       sft.update,
       config=loss,
-      apply=functools.partial(apply, role=role),
+      apply=functools.partial(apply, role=role, targets=targets),
       optimizer=tx,
     ),
     donate_argnums=0,
@@ -131,7 +149,7 @@ def run(config: Any, workdir: Path) -> dict:
     show=(("sft/loss", "loss"),),
   )
   params = arrays["train"].params
-  facts = {"steps": total, "examples": len(rows)}
+  facts = {"steps": total, "examples": examples}
   if config.validation.source:
     facts["validation_loss"] = _validate(
       config, base, role, params, frozen, mesh, schedule.batch_size
