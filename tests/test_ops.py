@@ -234,3 +234,39 @@ def test_positions_and_last_index_do_not_depend_on_padding():
   positions = np.asarray(ops.positions_from_mask(mask))
   np.testing.assert_array_equal(positions[0, 2:], [0, 1, 2])
   np.testing.assert_array_equal(positions[1, :3], [0, 1, 2])
+
+
+@pytest.mark.parametrize("soft_cap", [None, 3.0])
+def test_trap_21_frozen_unembedding_has_the_same_values_and_gradient(soft_cap):
+  rows, width, vocabulary = 13, 5, 31
+  keys = jax.random.split(jax.random.key(0), 4)
+  hidden = jax.random.normal(keys[0], (rows, width))
+  unembedding = jax.random.normal(keys[1], (width, vocabulary))
+  tokens = jax.random.randint(keys[2], (rows,), 0, vocabulary)
+  weight = jax.random.normal(keys[3], (rows,))
+
+  def run(hidden, is_frozen):
+    logprobs, entropies = ops.token_logprobs(
+      hidden,
+      unembedding,
+      tokens,
+      temperature=0.7,
+      chunk=4,
+      soft_cap=soft_cap,
+      frozen_unembedding=is_frozen,
+    )
+    return jnp.sum(logprobs * weight), (logprobs, entropies)
+
+  found = jax.value_and_grad(run, has_aux=True)(hidden, True)
+  expected = jax.value_and_grad(run, has_aux=True)(hidden, False)
+  for a, b in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  naive = hidden @ unembedding
+  if soft_cap is not None:
+    naive = soft_cap * jnp.tanh(naive / soft_cap)
+  naive = jax.nn.log_softmax(naive / 0.7)
+  np.testing.assert_allclose(
+    found[0][1][0], naive[np.arange(rows), tokens], rtol=1e-4, atol=1e-5
+  )

@@ -49,20 +49,29 @@ def unit_rms(x: Array) -> Array:
   return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-6)
 
 
-def pool(hidden: Array, mask: Array, pooling: str) -> Array:
+def pool(
+  hidden: Array, mask: Array, pooling: str, positions: Array | None = None
+) -> Array:
   """Returns float32 features [B, L, F] of every prefix of every row.
 
   Args:
     hidden: [B, L, D] residual stream.
     mask: [B, L], the tokens that count in the running mean (the valid ones).
     pooling: see the module docstring; F is D or 2 D.
+    positions: [B, L] int32 of packed rows: the mean then starts at the token
+      whose position is 0; None for one example a row.
   """
   normed = unit_rms(hidden)
   if pooling == "last":
     return normed
   kept = jnp.where(mask[..., None] > 0, normed, 0.0)
-  count = jnp.cumsum(mask, axis=1)[..., None]
-  mean = jnp.cumsum(kept, axis=1) / jnp.maximum(count, 1.0)
+  counted = jnp.concatenate([kept, mask[..., None]], axis=-1)
+  total = jnp.cumsum(counted, axis=1)
+  if positions is not None:
+    before = jnp.pad(total, ((0, 0), (1, 0), (0, 0)))
+    start = jnp.arange(mask.shape[1])[None, :] - positions
+    total = total - jnp.take_along_axis(before, start[..., None], axis=1)
+  mean = total[..., :-1] / jnp.maximum(total[..., -1:], 1.0)
   return jnp.concatenate([mean, normed], axis=-1)
 
 

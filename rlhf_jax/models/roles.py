@@ -282,7 +282,8 @@ def prefix_scores(
 ) -> Array:
   """Returns [B, L, K]: the head's score of every prefix, token t included."""
   x = stream(role, variables, rows, hidden)
-  features = heads.pool(x, rows.valid_mask, role.head.pooling)
+  positions = None if rows.segment_ids is None else rows.positions
+  features = heads.pool(x, rows.valid_mask, role.head.pooling, positions)
   return heads.ScalarHead(role.head).apply(
     {"params": variables["head"]}, features
   )

@@ -149,6 +149,7 @@ def load(
   mesh: jax.sharding.Mesh,
   value: Value,
   temperature: float,
+  row_targets: int,
 ) -> Actors:
   """Returns the actors that a policy configuration names.
 
@@ -173,7 +174,9 @@ def load(
     scorer_weights,
     jax.random.fold_in(jax.random.key(config.seed), 1),
   )
-  plan = judge.make_plan(base, policy, policy, critic, scorers, temperature)
+  plan = judge.make_plan(
+    base, policy, policy, critic, scorers, temperature, row_targets
+  )
   policy_params, policy_frozen = roles.split(policy.role, policy.variables)
   value_params, value_frozen = roles.split(critic.role, critic.variables)
   return Actors(

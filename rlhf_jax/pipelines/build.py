@@ -253,6 +253,7 @@ def load_stage(
   return Stage(role=role, variables=trees.unflatten(flat), info=info)
 
 
+@functools.lru_cache(maxsize=16)
 def variable_shapes(role: Role) -> PyTree:
   """Returns abstract {"params", "lora"?, "head"?} of a role."""
   key = jax.random.key(0)

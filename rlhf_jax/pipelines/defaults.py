@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import generate, optimizer
 from rlhf_jax.algorithms import reward as reward_algorithm
 from rlhf_jax.algorithms import sft as sft_algorithm
-from rlhf_jax.algorithms.policy_gradient import epochs, ppo, shaping
+from rlhf_jax.algorithms.policy_gradient import epochs, packing, ppo, shaping
 from rlhf_jax.models import heads
 from rlhf_jax.parallel import mesh
 from rlhf_jax.pipelines import actors
@@ -88,6 +88,7 @@ def policy() -> ConfigDict:
       "shaping": tree(shaping.Config),
       "algorithm": tree(ppo.Config),
       "epochs": tree(epochs.Config),
+      "packing": tree(packing.Config),
       "policy_optimizer": _optimizer(1e-6),
       "value_optimizer": _optimizer(5e-6),
       "schedule": tree(Schedule),
@@ -112,6 +113,7 @@ def evaluate() -> ConfigDict:
       "gold": "",
       "prompts": tree(Data),
       "generate": tree(generate.Config),
+      "packing": tree(packing.Config),
       "count": 256,
       "batch_size": 64,
       "mesh": tree(mesh.Config),
@@ -126,6 +128,7 @@ def rlhf() -> ConfigDict:
     {
       "pipeline": "rlhf",
       "title": "RLHF run",
+      "seed": 0,
       "reuse": "",
       "sft": sft(),
       "reward": reward(),

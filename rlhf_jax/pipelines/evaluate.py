@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import generate, metrics
+from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.data import batches
 from rlhf_jax.evaluation import diversity, lexicon, win_rate
 from rlhf_jax.models import roles
@@ -33,7 +34,7 @@ from rlhf_jax.pipelines.config import (
 from rlhf_jax.types import FINISH_EOS, Samples
 
 SECTIONS = frozenset(
-  "pipeline seed model policy init_from reward gold prompts generate "
+  "pipeline seed model policy init_from reward gold prompts generate packing "
   "count batch_size mesh lexicon".split()
 )
 RESULT_FILE = "evaluation.json"
@@ -66,6 +67,7 @@ def answer(
   name: str,
   base: build.Base,
   settings: generate.Config,
+  packed: packing.Config,
 ) -> Answers:
   """Samples and judges the answers of one policy to batches of prompts."""
   prompts: list[str] = []
@@ -83,7 +85,8 @@ def answer(
         eos_ids=(base.tokenizer.eos_id,),
         pad_id=base.tokenizer.pad_id,
       )
-      rollout, scores = judge_samples(weights, {}, samples)
+      layout = packing.plan(samples, packed) if packed.row_tokens else None
+      rollout, scores = judge_samples(weights, {}, samples, layout)
       found = build.sample_texts(base.tokenizer, samples)
       prompts += [prompt for prompt, _ in found]
       texts += [text for _, text in found]
@@ -177,6 +180,7 @@ def run(config: Any, workdir: Path) -> dict:
   """Evaluates a finished policy; returns the numbers of evaluation.json."""
   check_sections(config, SECTIONS, "")
   settings = section(generate.Config, config.generate, "generate")
+  packed = section(packing.Config, config.packing, "packing")
   data = section(Data, config.prompts, "prompts")
   mesh = build.make_mesh(config)
   base = build.load_base(section(Model, config.model, "model"), mesh)
@@ -206,7 +210,13 @@ def run(config: Any, workdir: Path) -> dict:
   if config.gold:
     scorers["gold"] = reward.load(config.gold, base, mesh)[:2]
   plan = judge.make_plan(
-    base, trained, reference, None, scorers, settings.temperature
+    base,
+    trained,
+    reference,
+    None,
+    scorers,
+    settings.temperature,
+    packed.targets if packed.row_tokens else settings.max_new_tokens,
   )
   weights = judge.Weights(
     base=base.params if plan.shared else {},
@@ -248,6 +258,7 @@ def run(config: Any, workdir: Path) -> dict:
       name=name,
       base=base,
       settings=settings,
+      packed=packed,
     )
   before, after = answers["before"], answers["after"]
   facts = summarise(before, after, config.lexicon)

@@ -14,6 +14,7 @@ import functools
 import flax.struct
 import jax
 
+from rlhf_jax.algorithms.policy_gradient.packing import Packing, pack, unpack
 from rlhf_jax.models import roles, trees
 from rlhf_jax.pipelines import build
 from rlhf_jax.rewards import model as reward_model
@@ -34,6 +35,7 @@ class Plan:
   scorers: tuple[tuple[str, reward_model.Scorer], ...]
   shared: frozenset[str]
   temperature: float
+  row_targets: int  # response tokens of a (packed) row at most
 
 
 @flax.struct.dataclass
@@ -68,6 +70,7 @@ def make_plan(
   value: build.Stage | None,
   scorers: dict[str, tuple[reward_model.Scorer, reward_model.Weights]],
   temperature: float,
+  row_targets: int,
 ) -> Plan:
   """Returns the Plan of the given roles; their variables are only compared."""
   used = {"policy": policy, "reference": reference}
@@ -89,11 +92,17 @@ def make_plan(
     scorers=tuple((name, scorer) for name, (scorer, _) in scorers.items()),
     shared=frozenset(shared),
     temperature=temperature,
+    row_targets=row_targets,
   )
 
 
 def judge(
-  weights: Weights, value: PyTree, samples: Samples, *, plan: Plan
+  weights: Weights,
+  value: PyTree,
+  samples: Samples,
+  packing: Packing | None = None,
+  *,
+  plan: Plan,
 ) -> tuple[Rollout, dict[str, Array]]:
   """Returns the rollout and the scores [N] of every reward model by name.
 
@@ -101,9 +110,22 @@ def judge(
     weights: frozen arrays.
     value: merged variables of the critic, or {} without one.
     samples: [N, L].
+    packing: where their tokens stand when the decoder runs on packed rows;
+      what is returned is unpacked either way.
     plan: static part.
   """
   rows = roles.Rows.of(samples)
+  dense, targets = rows, samples.response_mask
+  spread = lambda x: x  # noqa: E731
+  if packing is not None:
+    dense = roles.Rows(
+      pack(samples.tokens, packing),
+      pack(samples.valid_mask, packing),
+      packing.positions,
+      packing.segment_ids,
+    )
+    targets = pack(samples.response_mask, packing)
+    spread = functools.partial(unpack, packing=packing)
   entrances = {
     "policy": plan.policy.entrance,
     "reference": plan.reference.entrance,
@@ -113,19 +135,23 @@ def judge(
     entrances["value"] = plan.value.entrance
   taps = tuple(sorted({entrances[name] for name in plan.shared}))
   streams = (
-    roles.frozen_streams(plan.policy.model, weights.base, rows, taps)
+    roles.frozen_streams(plan.policy.model, weights.base, dense, taps)
     if taps
     else {}
   )
-  hidden = {name: streams[entrances[name]] for name in plan.shared}
   reference_logprobs, _ = roles.logprobs(
     plan.reference,
     weights.reference,
-    rows,
-    samples.response_mask,
-    hidden=hidden.get("reference"),
+    dense,
+    targets,
+    hidden=streams[entrances["reference"]]
+    if "reference" in plan.shared
+    else None,
     temperature=plan.temperature,
+    targets=plan.row_targets,
   )
+  unpacked = {layer: spread(stream) for layer, stream in streams.items()}
+  hidden = {name: unpacked[entrances[name]] for name in plan.shared}
   scores = {
     name: reward_model.score(
       scorer, weights.scorers[name], samples, hidden.get(name)
@@ -138,7 +164,7 @@ def judge(
     values = jax.numpy.where(samples.response_mask > 0, values, 0.0)
   rollout = Rollout(
     **vars(samples),
-    reference_logprobs=reference_logprobs,
+    reference_logprobs=spread(reference_logprobs),
     score=scores["reward"],
     values=values,
     hidden={k: v for k, v in hidden.items() if k in ("policy", "value")},
@@ -157,14 +183,13 @@ def policy_and_value(
   rollout: Rollout,
   *,
   plan: Plan,
-  targets: int | None,
   frozen_unembedding: bool,
 ) -> tuple[Array, Array, Array | None]:
   """Returns log-probabilities, entropies and values [N, L] of a rollout.
 
   The `apply` of policy-gradient updates. Args: params {"policy", "value"},
-  frozen trees under the same keys; `targets` bounds the response tokens of a
-  row; `frozen_unembedding` is the cheaper path without entropy gradients.
+  frozen trees under the same keys; `frozen_unembedding` is the cheaper path
+  without entropy gradients.
   """
   rows = roles.Rows.of(rollout)
   logprobs, entropies = roles.logprobs(
@@ -174,7 +199,7 @@ def policy_and_value(
     rollout.response_mask,
     hidden=rollout.hidden.get("policy"),
     temperature=plan.temperature,
-    targets=targets,
+    targets=plan.row_targets,
     frozen_unembedding=frozen_unembedding,
   )
   if plan.value is None:

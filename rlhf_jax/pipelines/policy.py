@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import generate, metrics, optimizer
-from rlhf_jax.algorithms.policy_gradient import epochs, ppo, shaping
+from rlhf_jax.algorithms.policy_gradient import epochs, packing, ppo, shaping
 from rlhf_jax.algorithms.policy_gradient import update as pg
 from rlhf_jax.data import batches
 from rlhf_jax.models import roles, trees
@@ -44,7 +44,7 @@ from rlhf_jax.types import Array, Metrics, PyTree, Rollout, Samples
 
 SECTIONS = frozenset(
   "pipeline seed model trainable init_from reward monitors value prompts "
-  "generate shaping algorithm epochs policy_optimizer value_optimizer "
+  "generate shaping algorithm epochs packing policy_optimizer value_optimizer "
   "schedule mesh ptx ptx_batch_size force".split()
 )
 
@@ -58,6 +58,7 @@ class Settings:
   shaping: shaping.Config
   algorithm: ppo.Config
   update: epochs.Config
+  packing: packing.Config
   value: actors_lib.Value
   prompts: Data
   ptx: Data
@@ -83,6 +84,7 @@ def read_settings(config: Any) -> Settings:
     shaping=section(shaping.Config, config.shaping, "shaping"),
     algorithm=section(ppo.Config, config.algorithm, "algorithm"),
     update=section(epochs.Config, config.epochs, "epochs"),
+    packing=section(packing.Config, config.packing, "packing"),
     value=section(actors_lib.Value, config.value, "value"),
     prompts=section(Data, config.prompts, "prompts"),
     ptx=section(Data, config.ptx, "ptx"),
@@ -94,6 +96,13 @@ def read_settings(config: Any) -> Settings:
       " needs a stream of text. Set ptx.source, or the coefficient to 0."
     )
   return settings
+
+
+def row_targets(settings: Settings) -> int:
+  """Returns how many response tokens a row of a rollout holds at most."""
+  if settings.packing.row_tokens:
+    return settings.packing.targets
+  return settings.generate.max_new_tokens
 
 
 def prompt_loader(
@@ -146,13 +155,19 @@ def prepare(
   rollout: Rollout,
   moments: shaping.Moments,
   beta: Array,
+  layout: packing.Packing | None,
   *,
   shape: shaping.Config,
   algorithm: ppo.Config,
 ) -> tuple[Rollout, shaping.Moments, Metrics]:
-  """Returns the rollout with rewards, advantages and returns."""
+  """Returns the rollout with rewards, advantages and returns, packed."""
   rollout, moments, row = shaping.shape_rewards(rollout, moments, beta, shape)
-  return ppo.advantages(rollout, algorithm), moments, row
+  rollout = ppo.advantages(rollout, algorithm)
+  row["rollout/fill"] = jnp.mean(rollout.valid_mask)
+  if layout is not None:
+    rollout = packing.pack_rollout(rollout, layout)
+    row["rollout/fill"] = jnp.mean(rollout.valid_mask)
+  return rollout, moments, row
 
 
 def make_programs(
@@ -185,7 +200,6 @@ def make_programs(
     apply=functools.partial(
       judge.policy_and_value,
       plan=plan,
-      targets=settings.generate.max_new_tokens,
       frozen_unembedding=not roles.trains_unembedding(plan.policy)
       and settings.algorithm.entropy_coefficient == 0.0,
     ),
@@ -264,7 +278,12 @@ def run(config: Any, workdir: Path) -> dict:
   if info is not None:
     return info
   actors = actors_lib.load(
-    config, base, mesh, settings.value, settings.generate.temperature
+    config,
+    base,
+    mesh,
+    settings.value,
+    settings.generate.temperature,
+    row_targets(settings),
   )
   loader, count = prompt_loader(settings, base, config.seed)
   text = ptx_loader(config, settings, base)
@@ -289,11 +308,17 @@ def run(config: Any, workdir: Path) -> dict:
         programs.sample(state.params["policy"], prompts, step_key)
       )
     with timer("score"):
+      layout = None
+      if settings.packing.row_tokens:
+        layout = packing.plan(samples, settings.packing)
       rollout, scores = programs.judge(
-        actors.weights, trees.merge(value, actors.frozen["value"]), samples
+        actors.weights,
+        trees.merge(value, actors.frozen["value"]),
+        samples,
+        layout,
       )
       rollout, moments, row = jax.block_until_ready(
-        programs.prepare(rollout, arrays["moments"], arrays["beta"])
+        programs.prepare(rollout, arrays["moments"], arrays["beta"], layout)
       )
     with timer("update"):
       is_mixed = text is not None and not is_pretraining

@@ -77,14 +77,18 @@ def row_features(
     x = roles.frozen_streams(base.config, params, row, (role.stop,))
     return roles.score_features(role, x[role.stop], mask)
 
-  order = np.argsort([len(row["tokens"]) for row in rows], kind="stable")
+  lengths = np.asarray([len(row["tokens"]) for row in rows])
+  order = np.argsort(lengths, kind="stable")
+  # Two widths, so that two programs compile: the median, and the longest.
+  middle = len(rows) // 2 // FEATURE_ROWS * FEATURE_ROWS
+  widths = (int(lengths[order[max(middle - 1, 0)]]), int(lengths.max()))
   result: np.ndarray | None = None
   with metrics.Progress("features", len(rows)) as progress:
     for start in range(0, len(rows), FEATURE_ROWS):
       index = order[start : start + FEATURE_ROWS]
       part = [rows[i] for i in index]
       part += part[-1:] * (FEATURE_ROWS - len(part))
-      width = batches.bucket_length(len(part[-1]["tokens"]))
+      width = widths[0] if start < middle else widths[1]
       batch = batches.collate_tokens(part, length=width, pad_id=pad)
       found = np.asarray(forward(trunk, batch.tokens, batch.valid_mask))
       if result is None:

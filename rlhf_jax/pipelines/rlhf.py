@@ -34,7 +34,7 @@ from rlhf_jax.pipelines.config import (
 )
 
 SECTIONS = frozenset(
-  "pipeline title reuse sft reward gold policy evaluation facts caveats".split()
+  "pipeline title seed reuse sft reward gold policy evaluation facts caveats".split()
 )
 PHASES = ("sft", "reward", "gold", "policy", "evaluation")
 
@@ -52,7 +52,9 @@ def timed(workdir: Path, phase: str):
 
 
 def connect(config: Any, workdir: Path) -> dict[str, Path]:
-  """Tells each stage where the stages before it are; returns their folders.
+  """Tells each stage its seed and where the stages before it are.
+
+  Returns the folders of the stages by name.
 
   Raises:
     ConfigError: `reuse` names a run without the finished stages.
@@ -66,6 +68,8 @@ def connect(config: Any, workdir: Path) -> dict[str, Path]:
           f"config.reuse={config.reuse!r}: {folders[phase]} is not finished. "
           "Finish that run first, or set reuse=''."
         )
+  for offset, phase in enumerate(PHASES):
+    config[phase].seed = config.seed + 1000 * offset
   samples = str(folders["sft"] / "samples.npz")
   config.reward.reference_samples = samples
   config.gold.reference_samples = samples
@@ -183,7 +187,8 @@ def run(config: Any, workdir: Path) -> dict:
   check_sections(config, SECTIONS, "")
   workdir.mkdir(parents=True, exist_ok=True)
   folders = connect(config, workdir)
-  announce(config, folders)
+  with timed(workdir, "load"):
+    announce(config, folders)
   stages = {
     "sft": sft.run,
     "reward": reward.run,

@@ -190,7 +190,8 @@ def _sample(config, workdir, base, role, params, frozen) -> str:
   )
   count = config.samples
   chosen = [ids[i % len(ids)] for i in range(count)]
-  prompts = batches.collate_prompts(chosen, base.tokenizer.pad_id)
+  width = max(len(row) for row in ids)  # as in PPO: one compilation for both
+  prompts = batches.collate_prompts(chosen, base.tokenizer.pad_id, width)
   samples = generate.generate(
     roles.sampling_params(role, params, frozen),
     jax.tree.map(jnp.asarray, prompts),

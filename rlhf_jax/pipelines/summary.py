@@ -211,7 +211,7 @@ def numbers_of(
   policy = build.read_stage(folders["policy"])
   seconds = phase_seconds(workdir)
   return {
-    "seed": config.policy.seed,
+    "seed": config.seed,
     "seconds_total": sum(seconds.values()),
     "phase_seconds": seconds,
     "reward_model_accuracy": reward["diagnosis"]["rm/accuracy"],

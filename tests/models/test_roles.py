@@ -244,3 +244,30 @@ def test_folded_normalisation_gives_normalised_scores():
 def test_impossible_roles_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     roles.Role(MODEL, **changes)
+
+
+def test_packed_rows_give_the_values_of_separate_rows(base, rows):
+  """Two rows packed into one: logits, running means and shifts stay apart."""
+  head = heads.Config(pooling="mean_last")
+  role = roles.Role(MODEL, trainable="head", stop_layer=3, head=head)
+  variables = {"params": base, "head": heads.init(head, 16, jax.random.key(5))}
+  first = np.flatnonzero(np.asarray(rows.valid_mask)[1])
+  second = np.flatnonzero(np.asarray(rows.valid_mask)[2])
+  tokens = np.concatenate(
+    [np.asarray(rows.tokens)[1, first], np.asarray(rows.tokens)[2, second]]
+  )
+  sizes = [len(first), len(second)]
+  packed = roles.Rows(
+    jnp.asarray(tokens)[None],
+    jnp.ones((1, len(tokens))),
+    jnp.asarray(np.concatenate([np.arange(n) for n in sizes]))[None],
+    jnp.asarray(np.repeat([1, 2], sizes))[None],
+  )
+  expected = np.asarray(roles.values(role, variables, rows))
+  found = np.asarray(roles.values(role, variables, packed))[0]
+  np.testing.assert_allclose(
+    found[1 : sizes[0]], expected[1, first[1:]], atol=1e-5
+  )
+  np.testing.assert_allclose(
+    found[sizes[0] + 1 :], expected[2, second[1:]], atol=1e-5
+  )

@@ -1,0 +1,150 @@
+"""Several samples in a row: the work follows the tokens, not the padding.
+
+Samples end at different lengths, so a rollout [N, L] is largely padding. A
+Packing places them in R rows of S tokens, where attention stays inside a
+sample (segment ids) and positions restart. Losses that are sums over tokens
+do not change; only the number of rows does. Rows are placed on the host,
+first-fit decreasing, under two capacities: tokens, and response tokens (which
+bounds the logits of a row). R is rounded up to a multiple, so that few shapes
+ever compile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.types import Array, Rollout, Samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Shape of packed rows."""
+
+  row_tokens: int = 0  # S, tokens of a row; 0 does not pack
+  row_targets: int = 0  # response tokens of a row at most; 0: no bound
+  row_multiple: int = 8  # R is a multiple of this (and so of minibatches)
+
+  def __post_init__(self) -> None:
+    if self.row_tokens < 0 or self.row_targets < 0 or self.row_multiple < 1:
+      raise ValueError(
+        f"row_tokens={self.row_tokens}, row_targets={self.row_targets}, "
+        f"row_multiple={self.row_multiple}: need >= 0, >= 0 and >= 1."
+      )
+
+  @property
+  def targets(self) -> int:
+    """Response tokens that a row may hold."""
+    return self.row_targets if self.row_targets else self.row_tokens
+
+
+@flax.struct.dataclass
+class Packing:
+  """Where each token goes.
+
+  cell: [R, S] int32, which of the N * L tokens stands here, N * L for none.
+  place: [N, L] int32, which of the R * S cells holds this token, R * S for
+    padding.
+  segment_ids, positions: [R, S] int32 of the packed rows.
+  """
+
+  cell: Array
+  place: Array
+  segment_ids: Array
+  positions: Array
+
+
+def plan(samples: Samples, config: Config) -> Packing:
+  """Returns where every valid token of the samples goes, on the host.
+
+  Args:
+    samples: [N, L].
+    config: row_tokens > 0.
+
+  Raises:
+    ValueError: a sample is longer than a row.
+  """
+  valid = np.asarray(samples.valid_mask) > 0
+  response = np.asarray(samples.response_mask) > 0
+  sizes = np.stack([valid.sum(1), response.sum(1)], axis=1)
+  capacity = np.asarray([config.row_tokens, config.targets])
+  too_long = np.flatnonzero((sizes > capacity).any(1))
+  if too_long.size:
+    n = int(too_long[0])
+    raise ValueError(
+      f"sample {n} has {sizes[n, 0]} tokens, {sizes[n, 1]} of them response: "
+      f"more than row_tokens={capacity[0]} or row_targets={capacity[1]}. Raise "
+      "packing.row_tokens and packing.row_targets."
+    )
+  free = np.tile(capacity, (len(sizes), 1))
+  bins: list[list[int]] = []
+  for n in np.argsort(-sizes[:, 0], kind="stable"):
+    row = int(np.argmax((free >= sizes[n]).all(1)))
+    if row == len(bins):
+      bins.append([])
+    bins[row].append(int(n))
+    free[row] -= sizes[n]
+  count = -(-len(bins) // config.row_multiple) * config.row_multiple
+  return _fill(bins, valid, count, config.row_tokens)
+
+
+def _fill(
+  bins: list[list[int]], valid: np.ndarray, rows: int, width: int
+) -> Packing:
+  samples, length = valid.shape
+  cell = np.full((rows, width), samples * length, np.int32)
+  place = np.full((samples, length), rows * width, np.int32)
+  segment_ids = np.zeros((rows, width), np.int32)
+  positions = np.zeros((rows, width), np.int32)
+  for row, members in enumerate(bins):
+    start = 0
+    for segment, n in enumerate(members, 1):
+      columns = np.flatnonzero(valid[n])
+      span = np.arange(start, start + columns.size)
+      cell[row, span] = n * length + columns
+      place[n, columns] = row * width + span
+      segment_ids[row, span] = segment
+      positions[row, span] = np.arange(columns.size)
+      start += columns.size
+  return Packing(
+    cell=jnp.asarray(cell),
+    place=jnp.asarray(place),
+    segment_ids=jnp.asarray(segment_ids),
+    positions=jnp.asarray(positions),
+  )
+
+
+def pack(x: Array, packing: Packing) -> Array:
+  """Returns [R, S, ...] of x [N, L, ...], 0 where no token stands."""
+  flat = x.reshape(-1, *x.shape[2:])
+  return jnp.take(flat, packing.cell, axis=0, mode="fill", fill_value=0)
+
+
+def unpack(x: Array, packing: Packing) -> Array:
+  """Returns [N, L, ...] of x [R, S, ...], 0 on padding."""
+  flat = x.reshape(-1, *x.shape[2:])
+  return jnp.take(flat, packing.place, axis=0, mode="fill", fill_value=0)
+
+
+def pack_rollout(rollout: Rollout, packing: Packing) -> Rollout:
+  """Returns the rollout with every per-token field packed.
+
+  score and finish_reason stay one a sample. Shape rewards and compute
+  advantages before: they need whole samples.
+  """
+  per_token = {
+    name: pack(value, packing)
+    for name, value in vars(rollout).items()
+    if value is not None
+    and name
+    not in ("score", "finish_reason", "hidden", "segment_ids", "positions")
+  }
+  return rollout.replace(
+    **per_token,
+    hidden={k: pack(v, packing) for k, v in rollout.hidden.items()},
+    segment_ids=packing.segment_ids,
+    positions=packing.positions,
+  )

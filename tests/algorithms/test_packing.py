@@ -1,0 +1,114 @@
+"""Packed rollouts: every token once, and the same loss as without packing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.algorithms.policy_gradient import packing, ppo
+from rlhf_jax.types import Rollout, Samples
+
+N, PROMPT, T = 9, 3, 6
+L = PROMPT + T
+
+
+def ragged_samples(seed: int = 0) -> Samples:
+  rng = np.random.default_rng(seed)
+  valid = np.zeros((N, L), np.float32)
+  response = np.zeros((N, L), np.float32)
+  for n in range(N):
+    valid[n, n % PROMPT : PROMPT + 1 + n % T] = 1.0
+    response[n, PROMPT : PROMPT + 1 + n % T] = 1.0
+  return Samples(
+    tokens=jnp.asarray(rng.integers(1, 50, (N, L)), jnp.int32),
+    valid_mask=jnp.asarray(valid),
+    response_mask=jnp.asarray(response),
+    behaviour_logprobs=jnp.asarray(-rng.random((N, L)) * response),
+    finish_reason=jnp.zeros((N,), jnp.int32),
+  )
+
+
+def test_unpack_inverts_pack_and_padding_is_zero():
+  samples = ragged_samples()
+  layout = packing.plan(samples, packing.Config(row_tokens=12, row_multiple=4))
+  x = jax.random.normal(jax.random.key(0), (N, L, 5))
+  packed = packing.pack(x, layout)
+  assert packed.shape[0] % 4 == 0 and packed.shape[1:] == (12, 5)
+  expected = np.asarray(x) * np.asarray(samples.valid_mask)[..., None]
+  np.testing.assert_array_equal(packing.unpack(packed, layout), expected)
+  empty = np.asarray(layout.segment_ids) == 0
+  assert np.all(np.asarray(packed)[empty] == 0.0)
+
+
+def test_segments_are_whole_samples_with_positions_from_zero():
+  samples = ragged_samples()
+  layout = packing.plan(samples, packing.Config(row_tokens=20))
+  tokens = np.asarray(packing.pack(samples.tokens, layout))
+  segments, positions = map(np.asarray, (layout.segment_ids, layout.positions))
+  found = []
+  for row in range(len(tokens)):
+    for segment in range(1, segments[row].max() + 1):
+      here = segments[row] == segment
+      np.testing.assert_array_equal(positions[row][here], np.arange(here.sum()))
+      found.append(tuple(tokens[row][here]))
+  valid = np.asarray(samples.valid_mask) > 0
+  expected = [
+    tuple(row[v])
+    for row, v in zip(np.asarray(samples.tokens), valid, strict=True)
+  ]
+  assert sorted(found) == sorted(expected)
+
+
+def test_rows_respect_both_capacities():
+  config = packing.Config(row_tokens=18, row_targets=7, row_multiple=1)
+  samples = ragged_samples()
+  layout = packing.plan(samples, config)
+  targets = np.asarray(packing.pack(samples.response_mask, layout)).sum(1)
+  assert targets.max() <= 7 and targets.sum() == samples.response_mask.sum()
+
+
+def _rollout(samples: Samples) -> Rollout:
+  key = jax.random.key(1)
+  draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), (N, L))  # noqa: E731
+  rollout = Rollout(
+    **vars(samples),
+    reference_logprobs=draw(0),
+    score=jnp.arange(N, dtype=jnp.float32),
+    values=draw(1) * samples.response_mask,
+    rewards=draw(2) * samples.response_mask,
+    hidden={"policy": jax.random.normal(key, (N, L, 4))},
+  )
+  return ppo.advantages(rollout, ppo.Config())
+
+
+def test_ppo_loss_and_its_gradient_do_not_change_by_packing():
+  samples = ragged_samples()
+  rollout = _rollout(samples)
+  config = ppo.Config(entropy_coefficient=0.1)
+  layout = packing.plan(samples, packing.Config(row_tokens=16))
+  packed = packing.pack_rollout(rollout, layout)
+  weights = jax.random.normal(jax.random.key(2), (4,))
+
+  def loss(weights, rollout):
+    x = rollout.hidden["policy"] @ weights
+    value, _ = ppo.loss(
+      rollout.behaviour_logprobs + 0.1 * x,
+      jnp.square(x),
+      x,
+      rollout,
+      config,
+      ppo.denominators(rollout, config),
+    )
+    return value
+
+  plain_value, plain_grad = jax.value_and_grad(loss)(weights, rollout)
+  value, grad = jax.value_and_grad(loss)(weights, packed)
+  np.testing.assert_allclose(value, plain_value, rtol=1e-5)
+  np.testing.assert_allclose(grad, plain_grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_sample_longer_than_a_row_is_refused():
+  with pytest.raises(ValueError, match="row_tokens=6"):
+    packing.plan(ragged_samples(), packing.Config(row_tokens=6))
+  with pytest.raises(ValueError, match="row_multiple=0"):
+    packing.Config(row_multiple=0)
