@@ -34,7 +34,8 @@ from rlhf_jax.pipelines.config import (
 )
 
 SECTIONS = frozenset(
-  "pipeline title seed reuse sft reward gold policy evaluation facts caveats".split()
+  "pipeline title seed reuse sft reward gold policy evaluation facts "
+  "caveats".split()
 )
 PHASES = ("sft", "reward", "gold", "policy", "evaluation")
 
