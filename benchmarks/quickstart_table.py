@@ -1,7 +1,9 @@
 """Prints the README's table from the summary.json of several quickstart runs.
 
-  for seed in 0 1 2; do python -m rlhf_jax.main --config=configs/quickstart.py \\
-      --config.seed=$seed --workdir=runs/seed$seed; done
+  for seed in 0 1 2; do
+    python -m rlhf_jax.main --config=configs/quickstart.py \\
+        --config.seed=$seed --workdir=runs/seed$seed
+  done
   python benchmarks/quickstart_table.py runs/seed0 runs/seed1 runs/seed2
 """
 

@@ -11,15 +11,11 @@ Decoding runs in jitted chunks. With `compact` a chunk ends when enough rows
 are done, the finished rows are taken out and the rest goes on in a smaller
 batch: the work follows the mean length and not the longest.
 
-Tokens are drawn by inverting the cumulative distribution in two levels
-(blocks, then inside a block): one uniform number a row, no sort, no Gumbel
-noise for every vocabulary entry. The uniform has 24 bits, so tokens under
-about 6e-8 are drawn only in groups.
+How one token is drawn from logits is in sampling.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import flax.struct
@@ -30,6 +26,7 @@ import numpy as np
 from rlhf_jax import ops
 from rlhf_jax.models import transformer
 from rlhf_jax.models.cache import LayerCache, make_cache, take_rows
+from rlhf_jax.sampling import Config, sample_tokens
 from rlhf_jax.types import (
   FINISH_EOS,
   FINISH_LENGTH,
@@ -38,36 +35,6 @@ from rlhf_jax.types import (
   PyTree,
   Samples,
 )
-
-BLOCK = 256  # vocabulary entries a block of the two-level inverse
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """How to sample."""
-
-  max_new_tokens: int = 64
-  temperature: float = 1.0  # 0 is greedy
-  top_k: int = 0  # 0 keeps all
-  top_p: float = 1.0  # 1 keeps all
-  nucleus_candidates: int = 1024  # most likely tokens that top_p chooses from
-  num_samples: int = 1  # G, samples of each prompt
-  compact: bool = False  # shrink the batch as rows finish (one device only)
-  batch_size: int | None = None  # rows decoded together; None for all
-
-  def __post_init__(self) -> None:
-    if self.max_new_tokens < 1 or self.num_samples < 1:
-      raise ValueError(
-        f"max_new_tokens={self.max_new_tokens}, num_samples="
-        f"{self.num_samples}: both must be >= 1."
-      )
-    if not self.temperature >= 0.0:
-      raise ValueError(f"temperature={self.temperature}: must be >= 0.")
-    if self.top_k < 0 or not 0.0 < self.top_p <= 1.0:
-      raise ValueError(
-        f"top_k={self.top_k}, top_p={self.top_p}: need top_k >= 0 and "
-        "0 < top_p <= 1."
-      )
 
 
 @flax.struct.dataclass
@@ -84,78 +51,6 @@ class _State:
   done: Array  # [n] bool
   row: Array  # [n] int32, which sample this is; repeated on filler rows
   step: Array  # [] int32, tokens sampled so far
-
-
-def truncate(logits: Array, config: Config) -> Array:
-  """Returns logits [n, V] with -inf outside the top-k and nucleus sets.
-
-  The nucleus is the smallest set of most likely tokens whose mass reaches
-  top_p (Holtzman et al. 2020), sought among `nucleus_candidates`.
-  """
-  if not config.top_k and config.top_p >= 1.0:
-    return logits
-  vocabulary = logits.shape[-1]
-  count = min(
-    config.top_k if config.top_k else config.nucleus_candidates, vocabulary
-  )
-  best, _ = jax.lax.top_k(logits, count)
-  keep = jnp.ones_like(best, bool)
-  if config.top_p < 1.0:
-    scope = best if config.top_k else logits
-    total = jax.nn.logsumexp(scope, axis=-1, keepdims=True)
-    mass = jnp.cumsum(jnp.exp(best - total), axis=-1)
-    before = jnp.concatenate([jnp.zeros_like(mass[:, :1]), mass[:, :-1]], -1)
-    keep = before < config.top_p
-  threshold = jnp.min(jnp.where(keep, best, jnp.inf), axis=-1, keepdims=True)
-  return jnp.where(logits >= threshold, logits, -jnp.inf)
-
-
-def sample_tokens(
-  logits: Array, uniform: Array, config: Config
-) -> tuple[Array, Array]:
-  """Returns a token and its log-probability for every row.
-
-  Args:
-    logits: [n, V] float32, of the model.
-    uniform: [n] in [0, 1).
-    config: temperature 0 takes the most likely token, log-probability 0.
-
-  Returns:
-    tokens [n] int32 and log-probabilities [n] under the distribution drawn
-    from: softmax(logits / temperature), renormalised after truncation.
-  """
-  if config.temperature == 0.0:
-    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return tokens, jnp.zeros(tokens.shape, jnp.float32)
-  logits = truncate(logits / config.temperature, config)
-  rows, vocabulary = logits.shape
-  shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
-  blocks = -(-vocabulary // BLOCK)
-  weights = jnp.pad(
-    jnp.exp(shifted), ((0, 0), (0, blocks * BLOCK - vocabulary))
-  ).reshape(rows, blocks, BLOCK)
-  block_ends = jnp.cumsum(jnp.sum(weights, axis=-1), axis=-1)
-  total = block_ends[:, -1]
-  target = uniform * total
-  block = _first_above(block_ends, target)
-  start = jnp.where(
-    block > 0,
-    jnp.take_along_axis(block_ends, jnp.maximum(block - 1, 0)[:, None], axis=1)[
-      :, 0
-    ],
-    0.0,
-  )
-  chosen = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
-  inside = _first_above(jnp.cumsum(chosen, axis=-1), target - start)
-  last = ops.last_index(chosen)  # rounding must not reach past the support
-  token = block * BLOCK + jnp.minimum(inside, last)
-  picked = jnp.take_along_axis(shifted, token[:, None], axis=1)[:, 0]
-  return token.astype(jnp.int32), picked - jnp.log(total)
-
-
-def _first_above(cumulative: Array, target: Array) -> Array:
-  index = jnp.sum(cumulative <= target[:, None], axis=-1)
-  return jnp.minimum(index, cumulative.shape[-1] - 1)
 
 
 def _draw(state: _State, logits: Array, column: Array, config: Config, eos_ids):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import generate, ops
+from rlhf_jax import generate, ops, sampling
 from rlhf_jax.models import roles, transformer
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, PromptBatch
 
@@ -194,7 +194,7 @@ def test_sampler_draws_from_the_softmax():
   uniform = jax.random.uniform(jax.random.key(2), (draws,))
   config = generate.Config(temperature=0.7)
   draw = jax.jit(
-    jax.vmap(lambda u: generate.sample_tokens(logits, u[None], config))
+    jax.vmap(lambda u: sampling.sample_tokens(logits, u[None], config))
   )
   tokens, logprobs = draw(uniform)
   expected = np.asarray(jax.nn.log_softmax(logits[0] / 0.7))
@@ -210,14 +210,14 @@ def test_sampler_draws_from_the_softmax():
 def test_the_ends_of_the_unit_interval_stay_in_the_support():
   logits = jnp.full((2, 600), -jnp.inf).at[:, jnp.array([3, 300])].set(0.0)
   uniform = jnp.asarray([0.0, 1.0 - 2**-24])
-  tokens, _ = generate.sample_tokens(logits, uniform, generate.Config())
+  tokens, _ = sampling.sample_tokens(logits, uniform, generate.Config())
   np.testing.assert_array_equal(tokens, [3, 300])
 
 
 def test_nucleus_keeps_the_smallest_set_that_reaches_the_mass():
   probabilities = jnp.asarray([[0.5, 0.2, 0.15, 0.1, 0.05]])
   config = generate.Config(top_p=0.7)
-  kept = generate.truncate(jnp.log(probabilities), config)
+  kept = sampling.truncate(jnp.log(probabilities), config)
   np.testing.assert_array_equal(
     np.isfinite(kept[0]), [True, True, False, False, False]
   )

@@ -14,7 +14,7 @@ ORDER = (
   ("types",),
   ("ops",),
   ("algorithms", "parallel", "data", "optimizer", "metrics", "interrupt"),
-  ("models", "integrity"),
+  ("models", "integrity", "sampling"),
   ("generate",),
   ("rewards",),
   ("checkpoint",),

@@ -1,0 +1,178 @@
+"""Rows and comparisons as a reward model reads them.
+
+Batches of comparisons, scores of rows, and the pooled features of a frozen
+trunk, which are computed once for each distinct row when only a head trains.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from rlhf_jax import metrics, ops
+from rlhf_jax.data import batches
+from rlhf_jax.models import heads, roles, trees
+from rlhf_jax.pipelines import build, inputs
+from rlhf_jax.pipelines.config import ConfigError
+from rlhf_jax.types import Array, PreferenceBatch, PyTree
+
+FEATURE_ROWS = 64  # rows in one forward pass of a frozen trunk
+
+
+def apply(
+  params: PyTree, frozen: PyTree, batch: PreferenceBatch, *, role: roles.Role
+) -> Array:
+  """Returns scores [B, K] of the candidates of a batch."""
+  variables = trees.merge(params, frozen)
+  if batch.features is not None:
+    scores = heads.ScalarHead(role.head).apply(
+      {"params": variables["head"]}, batch.features
+    )
+    return scores[..., 0]
+  rows, candidates, length = batch.tokens.shape
+  flat = lambda x: x.reshape(rows * candidates, length)  # noqa: E731
+  valid = flat(batch.valid_mask)
+  row = roles.Rows(flat(batch.tokens), valid, ops.positions_from_mask(valid))
+  scores = roles.score(role, variables, row, valid)
+  return scores[:, 0].reshape(rows, candidates)
+
+
+def row_features(
+  base: build.Base, trunk: PyTree, role: roles.Role, rows: list[dict]
+) -> np.ndarray:
+  """Returns [U, F] pooled features of a frozen trunk, one pass for each row.
+
+  Rows are batched by length, so that little padding is computed.
+  """
+  pad = base.tokenizer.pad_id
+
+  @jax.jit
+  def forward(params: PyTree, tokens: Array, mask: Array) -> Array:
+    row = roles.Rows(tokens, mask, ops.positions_from_mask(mask))
+    x = roles.frozen_streams(base.config, params, row, (role.stop,))
+    return roles.score_features(role, x[role.stop], mask)
+
+  lengths = np.asarray([len(row["tokens"]) for row in rows])
+  order = np.argsort(lengths, kind="stable")
+  # Two widths, so that two programs compile: the median, and the longest.
+  middle = len(rows) // 2 // FEATURE_ROWS * FEATURE_ROWS
+  widths = (int(lengths[order[max(middle - 1, 0)]]), int(lengths.max()))
+  result: np.ndarray | None = None
+  with metrics.Progress("features", len(rows)) as progress:
+    for start in range(0, len(rows), FEATURE_ROWS):
+      index = order[start : start + FEATURE_ROWS]
+      part = [rows[i] for i in index]
+      part += part[-1:] * (FEATURE_ROWS - len(part))
+      width = widths[0] if start < middle else widths[1]
+      batch = batches.collate_tokens(part, length=width, pad_id=pad)
+      found = np.asarray(forward(trunk, batch.tokens, batch.valid_mask))
+      if result is None:
+        result = np.zeros((len(rows), found.shape[1]), np.float32)
+      result[index] = found[: len(index)]
+      progress.update(start + len(index))
+  return result
+
+
+def collate(
+  pairs: list[int],
+  *,
+  data: inputs.Comparisons,
+  features: np.ndarray | None,
+  width: int,
+  pad_id: int,
+) -> PreferenceBatch:
+  """Returns the PreferenceBatch of the comparisons with these numbers."""
+  chosen = np.asarray(pairs)
+  index = data.pairs[chosen]
+  labels = data.labels[chosen]
+  weight = np.ones(len(chosen), np.float32)
+  if features is not None:
+    nothing = np.zeros((*index.shape, 1), np.int32)
+    return PreferenceBatch(
+      tokens=nothing,
+      valid_mask=nothing.astype(np.float32) + 1.0,
+      loss_mask=nothing.astype(np.float32),
+      label=labels,
+      weight=weight,
+      features=features[index],
+    )
+  flat = batches.collate_tokens(
+    [data.rows[i] for i in index.reshape(-1)], length=width, pad_id=pad_id
+  )
+  fold = lambda x: x.reshape(*index.shape, -1)  # noqa: E731
+  return PreferenceBatch(
+    tokens=fold(flat.tokens),
+    valid_mask=fold(flat.valid_mask),
+    loss_mask=fold(flat.loss_mask),
+    label=labels,
+    weight=weight,
+  )
+
+
+def row_scores(
+  base: build.Base,
+  role: roles.Role,
+  params: PyTree,
+  frozen: PyTree,
+  rows: list[dict],
+  features: np.ndarray | None,
+  batch_size: int,
+) -> np.ndarray:
+  """Returns [U] raw scores of rows, from features where they are given."""
+  if features is not None:
+    head = heads.ScalarHead(role.head)
+    return np.asarray(head.apply({"params": params["head"]}, features))[:, 0]
+  forward = jax.jit(functools.partial(apply, role=role))
+  width = batches.bucket_length(max(len(r["tokens"]) for r in rows))
+  everything = inputs.Comparisons(
+    rows=rows,
+    pairs=np.arange(len(rows))[:, None],
+    labels=np.ones(len(rows), np.float32),
+    groups=np.arange(len(rows)),
+    dropped=None,
+    ceiling=None,
+  )
+  scores = []
+  for start in range(0, len(rows), batch_size):
+    index = [min(start + i, len(rows) - 1) for i in range(batch_size)]
+    batch = collate(
+      index,
+      data=everything,
+      features=None,
+      width=width,
+      pad_id=base.tokenizer.pad_id,
+    )
+    scores.append(np.asarray(forward(params, frozen, batch))[:, 0])
+  return np.concatenate(scores)[: len(rows)]
+
+
+def split_heldout(
+  data: inputs.Comparisons, fraction: float, seed: int
+) -> tuple[inputs.Comparisons, inputs.Comparisons]:
+  """Returns (training, held-out) comparisons, split by prompt (METHODS 2.8).
+
+  Raises:
+    ConfigError: a fraction that leaves one side empty.
+  """
+  groups = np.unique(data.groups)
+  count = int(round(fraction * len(groups)))
+  if not 0 < count < len(groups):
+    raise ConfigError(
+      f"heldout_fraction={fraction} of {len(groups)} prompts leaves "
+      f"{count} held out: name a heldout.source or change the fraction."
+    )
+  chosen = np.random.default_rng(seed).permutation(groups)[:count]
+  is_held = np.isin(data.groups, chosen)
+
+  def part(keep: np.ndarray) -> inputs.Comparisons:
+    return dataclasses.replace(
+      data,
+      pairs=data.pairs[keep],
+      labels=data.labels[keep],
+      groups=data.groups[keep],
+    )
+
+  return part(~is_held), part(is_held)
