@@ -350,7 +350,9 @@ def run(config: Any, workdir: Path) -> dict:
     sampled = float(jnp.sum(samples.response_mask))
     row["rollout/tok_per_s"] = sampled / row["sys/t_rollout"]
     facts = watch(facts, row, step, settings.shaping)
-    writer.write_samples(step + 1, shown(base.tokenizer, samples, scores))
+    writer.write_samples(
+      step + 1, shown(base.tokenizer, samples, scores), "policy"
+    )
     return arrays, facts, row
 
   arrays = {

@@ -78,6 +78,7 @@ def connect(config: Any, workdir: Path) -> dict[str, Path]:
   config.policy.reward = str(folders["reward"])
   with config.unlocked():
     config.policy.monitors.gold = str(folders["gold"])
+  config.evaluation.init_from = str(folders["sft"])
   config.evaluation.policy = str(folders["policy"])
   config.evaluation.reward = str(folders["reward"])
   config.evaluation.gold = str(folders["gold"])

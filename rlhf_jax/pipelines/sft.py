@@ -205,5 +205,6 @@ def _sample(config, workdir, base, role, params, frozen) -> str:
   np.savez(workdir / "samples.npz", **arrays)
   texts = build.sample_texts(base.tokenizer, samples)
   with metrics.MetricsWriter(workdir) as writer:
-    writer.write_samples(0, [{"prompt": p, "response": r} for p, r in texts])
+    rows = [{"prompt": p, "response": r} for p, r in texts]
+    writer.write_samples(0, rows, "sft")
   return "samples.npz"
