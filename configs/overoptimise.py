@@ -34,9 +34,7 @@ def get_config() -> ConfigDict:
     warn_nats=15.0,
     halt_nats=1000.0,  # let it run away: that is the point
   )
-  config.policy.policy_optimizer.update(
-    learning_rate=1e-3, schedule="constant"
-  )
+  config.policy.policy_optimizer.update(learning_rate=1e-3, schedule="constant")
   config.policy.policy_optimizer.final_fraction = None
   config.policy.schedule.steps = 40
   return config

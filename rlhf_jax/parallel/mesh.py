@@ -27,9 +27,12 @@ class Config:
   data: int = -1  # copies of the weights
   fsdp: int = 1  # ways to split each weight; also splits the batch
   tensor: int = 1  # ways to split heads, feed-forward width, vocabulary
+  devices: int = 0  # only the first so many devices; 0 takes all
 
   def __post_init__(self) -> None:
-    sizes = dataclasses.asdict(self)
+    if self.devices < 0:
+      raise ValueError(f"mesh.devices={self.devices}: must be >= 0; 0 is all.")
+    sizes = {axis: getattr(self, axis) for axis in AXES}
     for axis, size in sizes.items():
       if size < 1 and size != -1:
         raise ValueError(
@@ -44,12 +47,18 @@ def make_mesh(config: Config, devices: Sequence | None = None) -> Mesh:
 
   Args:
     config: sizes.
-    devices: all of them when None; a mesh uses every device it is given.
+    devices: all of them when None; a mesh uses every device it is given, or
+      the first config.devices of them.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else list(devices)
+  if config.devices > len(devices):
+    raise ValueError(
+      f"mesh.devices={config.devices}: there are {len(devices)}. Lower it."
+    )
+  devices = devices[: config.devices] if config.devices else devices
   sizes = {axis: getattr(config, axis) for axis in AXES}
   given = [size for size in sizes.values() if size != -1]
   product = int(np.prod(given))

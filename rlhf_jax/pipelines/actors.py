@@ -77,14 +77,11 @@ def starting_policy(config: Any, base: build.Base, mesh) -> build.Stage:
     return build.Stage(role, variables, {})
   start = build.load_stage(config.init_from, "sft", base, mesh)
   if start.role == role:
-    return start
-  whole = roles.sampling_params(
-    start.role, *roles.split(start.role, start.variables)
-  )
-  variables = {"params": whole}
+    return build.Stage(role, start.variables, {"merged_from": ""})
+  variables = {"params": build.start_params(base, mesh, config.init_from)}
   if role.trainable == "lora":
     variables["lora"] = roles.fresh_lora(role, jax.random.key(config.seed))
-  return build.Stage(role, variables, start.info)
+  return build.Stage(role, variables, {"merged_from": config.init_from})
 
 
 def starting_critic(
@@ -141,6 +138,7 @@ class Actors:
   weights: judge.Weights  # frozen: base, reference, reward models
   params: PyTree  # {"policy", "value"}, trainable
   frozen: PyTree  # {"policy", "value"}, the rest of the same roles
+  merged_from: str  # SFT stage whose whole weights the policy started from
 
 
 def load(
@@ -188,4 +186,5 @@ def load(
     ),
     params={"policy": policy_params, "value": value_params},
     frozen={"policy": policy_frozen, "value": value_frozen},
+    merged_from=policy.info.get("merged_from", ""),
   )

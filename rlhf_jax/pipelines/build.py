@@ -19,12 +19,17 @@ import jax
 import numpy as np
 
 from rlhf_jax import checkpoint
-from rlhf_jax.data import assets
-from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
-from rlhf_jax.models import gguf, heads, huggingface, transformer, trees
-from rlhf_jax.models.roles import Role, fresh_lora, split
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.models import heads, transformer, trees
+from rlhf_jax.models.roles import (
+  Role,
+  fresh_lora,
+  sampling_params,
+  split,
+)
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
+from rlhf_jax.pipelines import pretrained
 from rlhf_jax.pipelines.config import ConfigError, Model, Trainable, section
 from rlhf_jax.types import PyTree, Samples
 
@@ -43,27 +48,10 @@ class Base:
 
 
 @functools.lru_cache(maxsize=2)
-def _read(source: str) -> tuple[transformer.Config, PyTree, Path]:
-  path = Path(os.path.expanduser(source))
-  if source.startswith("asset:"):
-    path = assets.fetch(source.removeprefix("asset:"))
-  if not source:
-    raise ConfigError(
-      "model.source is empty: set it to asset:NAME, a .gguf file or a folder "
-      "with config.json and *.safetensors."
-    )
-  if not path.exists():
-    raise ConfigError(
-      f"model.source={source!r}: no such file or folder. Check the path."
-    )
-  loader = huggingface if path.is_dir() else gguf
-  config, params = loader.load(path)
-  return config, params, path
-
-
-@functools.lru_cache(maxsize=2)
 def _load(model: Model, mesh: jax.sharding.Mesh) -> Base:
-  read_config, params, path = _read(model.source)
+  path = pretrained.locate(model.source)
+  tokenizer = pretrained.read_tokenizer(model, path)
+  read_config, params = pretrained.read_weights(path)
   config = dataclasses.replace(
     read_config,
     dtype=model.dtype,
@@ -72,12 +60,11 @@ def _load(model: Model, mesh: jax.sharding.Mesh) -> Base:
     lora_rank=model.lora_rank,
     lora_scale=model.lora_scale,
   )
-  tokenizer = load_tokenizer(model.tokenizer if model.tokenizer else path)
   if tokenizer.vocab_size > config.vocab_size:
     raise ConfigError(
-      f"the tokenizer has {tokenizer.vocab_size} tokens and the model "
-      f"{config.vocab_size}: they do not belong together. Set "
-      "model.tokenizer to the model's own."
+      f"config.model.tokenizer: {tokenizer.name} has {tokenizer.vocab_size} "
+      f"tokens and the model {model.source} {config.vocab_size}: they do not "
+      "belong together. Set model.tokenizer to the model's own."
     )
   if config.scan_layers:
     params = stack_layers(params, config.n_layers)
@@ -103,9 +90,29 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
   return _load(model, mesh)
 
 
-def make_mesh(config: Any) -> jax.sharding.Mesh:
-  """Returns the mesh of a config's `mesh` section."""
-  return mesh_lib.make_mesh(section(mesh_lib.Config, config.mesh, "mesh"))
+def check_context(base: Base, longest: int, name: str) -> None:
+  """Raises ConfigError for rows longer than the model's context.
+
+  Args:
+    base: the model.
+    longest: tokens of the longest row.
+    name: of the Data section, for the message.
+  """
+  if longest > base.config.max_length:
+    raise ConfigError(
+      f"config.{name}.max_length: a row has {longest} tokens and the context "
+      f"of {base.source} is {base.config.max_length}. Set {name}.max_length <= "
+      f"{base.config.max_length}; longer prompts are then cut from the left."
+    )
+
+
+def make_mesh(config: Any, prefix: str = "") -> jax.sharding.Mesh:
+  """Returns the mesh of a config's `mesh` section; prefix is its stage."""
+  settings = section(mesh_lib.Config, config.mesh, prefix + "mesh")
+  try:
+    return mesh_lib.make_mesh(settings)
+  except ValueError as error:
+    raise ConfigError(f"config.{prefix}{error}") from error
 
 
 def make_role(
@@ -125,7 +132,7 @@ def make_role(
       head=head,
     )
   except ValueError as error:
-    raise ConfigError(str(error)) from error
+    raise ConfigError(f"config.trainable: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,20 +198,105 @@ def sharded_state(mesh: jax.sharding.Mesh, state: PyTree) -> PyTree:
 def sample_texts(
   tokenizer: Tokenizer, samples: Samples
 ) -> list[tuple[str, str]]:
-  """Returns (prompt, response) texts of samples, end tokens left out."""
+  """Returns (prompt, response) texts of samples, end tokens left out.
+
+  A model's vocabulary may be padded beyond its tokenizer's; such tokens have
+  no text and are left out.
+  """
   tokens = np.asarray(samples.tokens)
   response = np.asarray(samples.response_mask) > 0
   prompt = (np.asarray(samples.valid_mask) > 0) & ~response
+  has_text = tokens < tokenizer.vocab_size
+
+  def text(row: np.ndarray, mask: np.ndarray) -> str:
+    return tokenizer.decode(row[mask].tolist())
+
   return [
-    (tokenizer.decode(row[p].tolist()), tokenizer.decode(row[r].tolist()))
-    for row, p, r in zip(tokens, prompt, response, strict=True)
+    (text(row, p & known), text(row, r & known))
+    for row, p, r, known in zip(tokens, prompt, response, has_text, strict=True)
   ]
 
 
 def read_stage(workdir: str | Path) -> dict | None:
-  """Returns stage.json of a finished stage, or None."""
+  """Returns stage.json of a finished stage, or None.
+
+  Raises:
+    ConfigError: the file is damaged.
+  """
   path = Path(workdir) / STAGE_FILE
-  return json.loads(path.read_text()) if path.is_file() else None
+  if not path.is_file():
+    return None
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ConfigError(
+      f"{path}: damaged ({error}). Delete it and run the stage again; it goes "
+      "on from its last checkpoint."
+    ) from error
+
+
+def need_stage(workdir: str | Path, pipeline: str, field: str = "") -> dict:
+  """Returns stage.json of a finished stage of a pipeline.
+
+  Args:
+    workdir: the stage's directory.
+    pipeline: what filled it, "sft", "reward" or "policy".
+    field: where the directory was named, for the message.
+
+  Raises:
+    ConfigError: when the directory holds no finished stage of that pipeline.
+  """
+  info = read_stage(workdir)
+  if info is not None and info["pipeline"] == pipeline:
+    return info
+  remedy = f"Finish it first, with --workdir={workdir}."
+  if info is not None:
+    found, remedy = f"a {info['pipeline']} run", "Name another folder."
+  elif (Path(workdir) / "checkpoints").is_dir():
+    found = "one that is not finished"
+  elif Path(workdir).is_dir():
+    found = "no run in it"
+  else:
+    found = "no such folder"
+  where = f"{field}={str(workdir)!r}" if field else str(workdir)
+  raise ConfigError(
+    f"{where}: wanted a finished {pipeline} run, found {found}. {remedy}"
+  )
+
+
+def check_same_base(info: dict, base: Base, workdir: str | Path) -> None:
+  """Checks that a stage was trained on this model and this tokenizer.
+
+  Raises:
+    CheckpointError: naming what differs.
+  """
+  for field, value in identity(base).items():
+    if info[field] != value:
+      what = field.removesuffix("_fingerprint")
+      raise checkpoint.CheckpointError(
+        f"{workdir} was trained with another {what} (fingerprint "
+        f"{info[field][:16]}, of {info['model_source']}) than this run "
+        f"({value[:16]}, of {base.source}). Set model.source, model.tokenizer "
+        "and model.scan_layers as they were there, or name another folder."
+      )
+
+
+def finished(workdir: Path, pipeline: str, base: Base) -> dict | None:
+  """Returns stage.json if the stage of this run is finished, else None.
+
+  Raises:
+    ConfigError, CheckpointError: finished by another pipeline, or on another
+      model or tokenizer.
+  """
+  if read_stage(workdir) is None:
+    return None
+  info = need_stage(workdir, pipeline, "--workdir")
+  check_same_base(info, base, workdir)
+  print(
+    f"{pipeline}: {workdir} is finished, nothing to do. To train anew, choose "
+    "another --workdir."
+  )
+  return info
 
 
 def load_stage(
@@ -227,14 +319,8 @@ def load_stage(
     ConfigError: when the directory holds no finished stage of that pipeline.
     CheckpointError: when it was trained on another model or tokenizer.
   """
-  info = read_stage(workdir)
-  if info is None or info["pipeline"] != pipeline:
-    found = "nothing finished" if info is None else f"a {info['pipeline']} run"
-    raise ConfigError(
-      f"{workdir}: wanted a finished {pipeline} run, found {found}. Run "
-      f"configs/{pipeline}.py with --workdir={workdir} first."
-    )
-  checkpoint.check_meta(info, identity(base))
+  info = need_stage(workdir, pipeline)
+  check_same_base(info, base, workdir)
   facts = dict(info["role"])
   head = facts.pop("head")
   rank, scale = facts.pop("lora_rank"), facts.pop("lora_scale")
@@ -249,8 +335,24 @@ def load_stage(
   trained = checkpoint.restore_params(
     Path(workdir) / "checkpoints", template, prefix="train/params" + suffix
   )
-  flat = trees.flatten({"params": base.params}) | trees.flatten(trained)
+  params = start_params(base, mesh, info.get("merged_from", ""))
+  flat = trees.flatten({"params": params}) | trees.flatten(trained)
   return Stage(role=role, variables=trees.unflatten(flat), info=info)
+
+
+def start_params(
+  base: Base, mesh: jax.sharding.Mesh, merged_from: str | Path
+) -> PyTree:
+  """Returns the whole weights a stage starts from.
+
+  Those of the base model, or of a finished SFT stage with its LoRA factors
+  merged. Frozen weights are in no checkpoint, so a stage records this as
+  `merged_from` and finds them here again.
+  """
+  if not merged_from:
+    return base.params
+  stage = load_stage(merged_from, "sft", base, mesh)
+  return sampling_params(stage.role, *split(stage.role, stage.variables))
 
 
 @functools.lru_cache(maxsize=16)

@@ -9,16 +9,28 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import types
 import typing
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 import ml_collections
 from ml_collections import config_dict
 
 from rlhf_jax import optimizer
+from rlhf_jax.data import formats
 
 T = TypeVar("T")
+
+_WORDS = {
+  int: "a whole number",
+  float: "a number",
+  bool: "True or False",
+  str: "text",
+  type(None): "None",
+}
 
 
 class ConfigError(ValueError):
@@ -40,6 +52,7 @@ class Model:
   def __post_init__(self) -> None:
     if self.lora_rank < 0:
       raise ConfigError(f"lora_rank={self.lora_rank}: must be >= 0.")
+    _check_choice("dtype", self.dtype, ("float32", "bfloat16"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +61,11 @@ class Trainable:
 
   mode: str = "full"  # "full", "lora" or "head"
   first_layer: int = 0  # layers below are frozen, their output computed once
+
+  def __post_init__(self) -> None:
+    _check_choice("mode", self.mode, ("full", "lora", "head"))
+    if self.first_layer < 0:
+      raise ConfigError(f"first_layer={self.first_layer}: must be >= 0.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +102,10 @@ class Data:
         raise ConfigError(f"{field}={getattr(self, field)}: must be >= 0.")
     if self.max_length < 2:
       raise ConfigError(f"max_length={self.max_length}: must be >= 2 tokens.")
-    if self.ties not in ("drop", "soft"):
-      raise ConfigError(f"ties={self.ties!r}: must be 'drop' or 'soft'.")
+    _check_choice("ties", self.ties, ("drop", "soft"))
+    _check_choice("format", self.format, tuple(formats.FORMATS))
+    if not 0 <= self.split_seed < 2**32:
+      raise ConfigError(f"split_seed={self.split_seed}: must be in 0..2**32-1.")
     self.split_sizes()
 
   def split_sizes(self) -> dict[str, int]:
@@ -101,7 +121,8 @@ class Data:
       sizes[name] = int(size)
     if self.split and self.split not in sizes:
       raise ConfigError(
-        f"split={self.split!r} is not in splits={self.splits!r}."
+        f"split={self.split!r}: splits={self.splits!r} holds no part of this "
+        "name. Add it there as NAME:SIZE, or set split=''."
       )
     return sizes
 
@@ -128,34 +149,62 @@ class Schedule:
         f"steps={self.steps}, epochs={self.epochs}, log_every="
         f"{self.log_every}: need steps, epochs >= 0 and log_every >= 1."
       )
+    if self.steps > 0 and self.epochs > 0:
+      raise ConfigError(
+        f"steps={self.steps}, epochs={self.epochs}: set exactly one of them "
+        "and the other to 0."
+      )
 
   def total_steps(self, examples: int) -> int:
     """Returns the number of steps for a data set of `examples` rows."""
-    if (self.steps > 0) == (self.epochs > 0):
+    if self.steps == 0 and self.epochs == 0:
       raise ConfigError(
-        f"steps={self.steps}, epochs={self.epochs}: set exactly one of them."
+        f"config.schedule.steps={self.steps}, epochs={self.epochs}: nothing "
+        "would be trained. Set one of them."
       )
     if self.steps:
       return self.steps
     return max(1, round(self.epochs * (examples // self.batch_size)))
 
 
+def _check_choice(field: str, value: str, allowed: Collection[str]) -> None:
+  """Raises ConfigError unless the value is an allowed one."""
+  if value not in allowed:
+    raise ConfigError(
+      f"{field}={value!r}: must be one of {', '.join(allowed)}."
+      f"{nearest(value, allowed)}"
+    )
+
+
+def nearest(word: str, known: Collection[str]) -> str:
+  """Returns " Did you mean ...?", or "" where no known word is near."""
+  near = difflib.get_close_matches(word, known, 1)
+  return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _options(hint: Any) -> tuple:
+  """Returns the alternatives of a type hint."""
+  if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    return typing.get_args(hint)
+  return (hint,)
+
+
 def tree(cls: type) -> ml_collections.ConfigDict:
   """Returns a config section with the defaults of a dataclass.
 
-  Fields whose default is None become typed placeholders, so that the command
-  line can set them.
+  Fields that may be None become typed references: they keep their type while
+  they are None, so that the command line can set them again.
   """
   hints = typing.get_type_hints(cls)
   section = ml_collections.ConfigDict()
   for field in dataclasses.fields(cls):
     if field.default is dataclasses.MISSING:
       continue
-    if field.default is None:
-      kinds = [
-        t for t in typing.get_args(hints[field.name]) if t is not type(None)
-      ]
-      section[field.name] = config_dict.placeholder(kinds[0])
+    kinds = [t for t in _options(hints[field.name]) if t is not type(None)]
+    if kinds != [hints[field.name]]:
+      section[field.name] = config_dict.FieldReference(
+        field.default, field_type=kinds[0]
+      )
     else:
       section[field.name] = field.default
   return section
@@ -168,12 +217,7 @@ def _plain(value: Any) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-  options = (
-    typing.get_args(hint)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType)
-    else (hint,)
-  )
-  for option in options:
+  for option in _options(hint):
     kind = typing.get_origin(option) or option
     if kind is Any or (kind is float and type(value) is int):
       return True
@@ -182,6 +226,21 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(kind, type) and isinstance(value, kind):
       return True
   return False
+
+
+def _checked(value: Any, hint: Any, name: str) -> Any:
+  """Returns a value of a field's type; whole numbers become floats there."""
+  if not _fits(value, hint):
+    wanted = " or ".join(
+      _WORDS.get(option, str(option)) for option in _options(hint)
+    )
+    raise ConfigError(
+      f"config.{name}={value!r}: must be {wanted}, not {type(value).__name__}."
+    )
+  if isinstance(value, float) and math.isnan(value):
+    raise ConfigError(f"config.{name}={value}: must be a number.")
+  is_float = float in _options(hint) and int not in _options(hint)
+  return float(value) if is_float and type(value) is int else value
 
 
 def section(cls: type[T], values: Any, name: str) -> T:
@@ -193,43 +252,70 @@ def section(cls: type[T], values: Any, name: str) -> T:
     name: where the section stands, for messages ("policy.optimizer").
 
   Raises:
-    ConfigError: for an unknown field (with the nearest known one), a wrong
-      type or a value out of range.
+    ConfigError: for an unknown field (with the nearest known one), a missing
+      one, a wrong type or a value out of range.
   """
+  if not isinstance(values, (ml_collections.ConfigDict, dict)):
+    raise ConfigError(
+      f"config.{name}={values!r}: is a section. Set its fields, for example "
+      f"config.{name}.{dataclasses.fields(cls)[0].name}."
+    )
   values = {key: _plain(value) for key, value in dict(values).items()}
   hints = typing.get_type_hints(cls)
-  known = {field.name for field in dataclasses.fields(cls)}
-  for key, value in values.items():
+  known = [field.name for field in dataclasses.fields(cls)]
+  for key in values:
     if key not in known:
-      near = difflib.get_close_matches(key, known, 1)
-      hint = f" Did you mean {near[0]!r}?" if near else ""
       raise ConfigError(
-        f"config.{name}.{key}: no such field.{hint} Known: "
+        f"config.{name}.{key}: no such field.{nearest(key, known)} Known: "
         f"{', '.join(sorted(known))}."
       )
-    if not _fits(value, hints[key]):
-      raise ConfigError(
-        f"config.{name}.{key}={value!r}: wants {hints[key]}, got "
-        f"{type(value).__name__}."
-      )
+  for field in dataclasses.fields(cls):
+    if field.default is dataclasses.MISSING and field.name not in values:
+      raise ConfigError(f"config.{name}.{field.name}: not set, has no default.")
+  typed = {
+    key: _checked(value, hints[key], f"{name}.{key}")
+    for key, value in values.items()
+  }
   try:
-    return cls(**values)
-  except (ValueError, TypeError) as error:
-    raise ConfigError(f"config.{name}: {error}") from error
+    return cls(**typed)
+  except ValueError as error:
+    raise ConfigError(_located(str(error), name, known)) from error
 
 
-def check_sections(config: Any, known: set[str], name: str) -> None:
+def _located(message: str, name: str, known: Collection[str]) -> str:
+  """Returns a message about a field, with the field's full name."""
+  start = re.match(r"(?:\w+\.)?(\w+)=", message)
+  if start is not None and start[1] in known:
+    return f"config.{name}.{message[start.start(1) :]}"
+  return f"config.{name}: {message}"
+
+
+def check_sections(config: Any, known: Collection[str], name: str) -> None:
   """Raises ConfigError for sections of an experiment that nobody reads."""
   for key in config:
     if key not in known:
-      near = difflib.get_close_matches(key, known, 1)
-      hint = f" Did you mean {near[0]!r}?" if near else ""
-      raise ConfigError(f"config.{name}{key}: no such section.{hint}")
+      raise ConfigError(
+        f"config.{name}{key}: no such section or field.{nearest(key, known)} "
+        f"Known: {', '.join(sorted(known))}."
+      )
 
 
 def optimizer_section(values: Any, name: str, total_steps: int) -> Any:
-  """Returns optimizer.Config, its decay ending at `total_steps` if not set."""
+  """Returns optimizer.Config, its decay ending at `total_steps` if not set.
+
+  Raises:
+    ConfigError: as `section`; or the run ends within the warm-up.
+  """
   values = {key: _plain(value) for key, value in dict(values).items()}
   if values.get("total_steps") is None:
     values["total_steps"] = total_steps
+    warmup = values.get("warmup_steps")
+    decays = values.get("schedule") in ("cosine", "linear")
+    if decays and type(warmup) is int and warmup >= total_steps:
+      raise ConfigError(
+        f"config.{name}.warmup_steps={warmup}: the run has {total_steps} "
+        "updates in all, so it would end within the warm-up. Lower "
+        "warmup_steps, or train longer (more data, more steps, smaller "
+        "batches)."
+      )
   return section(optimizer.Config, values, name)

@@ -61,10 +61,11 @@ def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
   else:
     found, refused = formats.load_and_count(data.source, data.format)
     dropped += refused
-  if data.min_words or data.max_text_tokens:
+  if data.min_words or data.max_text_tokens or data.split:
+    _check_rated(found, data)
     found = _filter(found, data, tokenizer, dropped)
-  sizes = data.split_sizes()
-  if sizes:
+  if data.split:
+    sizes = data.split_sizes()
     found = assets.split_ratings(found, data.split_seed, sizes)[data.split]
   if data.limit:
     found = found[: data.limit]
@@ -79,10 +80,6 @@ def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
 def _filter(found: list, data: Data, tokenizer: Tokenizer, dropped: Counter):
   kept = []
   for record in found:
-    if not isinstance(record, formats.RatedText):
-      raise ConfigError(
-        "min_words and max_text_tokens apply to format='ratings' only."
-      )
     if len(record.text.split()) < data.min_words:
       dropped["fewer than min_words"] += 1
     elif (
@@ -95,6 +92,23 @@ def _filter(found: list, data: Data, tokenizer: Tokenizer, dropped: Counter):
   return kept
 
 
+def _check_rated(found: list, data: Data) -> None:
+  if not isinstance(found[0], formats.RatedText):
+    raise ConfigError(
+      f"min_words={data.min_words}, max_text_tokens={data.max_text_tokens}, "
+      f"split={data.split!r}: for rated texts only, and {data.source} was read "
+      f"with format={data.format!r}. Set them to 0, 0 and ''."
+    )
+
+
+def _check_rows(rows: list, data: Data, dropped: Counter) -> None:
+  if not rows:
+    raise DataError(
+      f"{data.source}: no example is left ({dict(dropped)}). Raise data."
+      f"max_length={data.max_length}, or check the records."
+    )
+
+
 def _row(prompt: list[int], response: list[int], train_on_prompt: bool) -> dict:
   mask = [1.0 if train_on_prompt else 0.0] * len(prompt) + [1.0] * len(response)
   mask[0] = 0.0  # the first token has nothing before it to be predicted from
@@ -105,12 +119,17 @@ def _row(prompt: list[int], response: list[int], train_on_prompt: bool) -> dict:
 
 
 def _rated_row(record: Any, data: Data, tokenizer: Tokenizer) -> dict:
-  end = [tokenizer.eos_id] if data.end_token else []
-  return _row(
-    tokenizer.encode(data.prompt),
-    tokenizer.encode(" " + record.text) + end,
-    data.train_on_prompt,
-  )
+  prompt = tokenizer.encode(data.prompt)
+  response = tokenizer.encode(" " + record.text)
+  if data.end_token:
+    response = [*response, tokenizer.eos_id]
+  if len(prompt) + len(response) > data.max_length:
+    raise DataError(
+      f"{record.where}: {len(prompt)} + {len(response)} tokens do not fit in "
+      f"max_length={data.max_length}. Raise it, or set max_text_tokens to "
+      "leave out long texts."
+    )
+  return _row(prompt, response, data.train_on_prompt)
 
 
 def demonstrations(
@@ -120,6 +139,11 @@ def demonstrations(
   found, dropped = records(data, tokenizer)
   if isinstance(found[0], formats.RatedText):
     return [_rated_row(r, data, tokenizer) for r in found], dropped
+  if not isinstance(found[0], formats.Demonstration):
+    raise ConfigError(
+      f"format={data.format!r} holds no demonstrations: use 'demonstration', "
+      "'messages', 'gsm8k' or 'ratings'."
+    )
   rows, lost = batches.encode_demonstrations(
     found,
     tokenizer,
@@ -127,6 +151,7 @@ def demonstrations(
     train_on_prompt=data.train_on_prompt,
     chat=data.chat,
   )
+  _check_rows(rows, data, dropped + lost)
   return rows, dropped + lost
 
 
@@ -162,6 +187,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
     end_token=data.end_token,
     chat=data.chat,
   )
+  _check_rows(encoded, data, dropped + lost)
   rows, pairs, groups = [], [], {}
   group_of_pair = []
   for example in encoded:
@@ -203,7 +229,7 @@ def prompts(
       raise DataError(
         f"{record.where}: a prompt of {len(row)} tokens leaves no room in "
         f"max_length={data.max_length} for the response: at most {max_prompt} "
-        "fit. Shorten the prompt, raise data.max_length, or lower "
+        "fit. Shorten the prompt, raise max_length, or lower "
         "generate.max_new_tokens."
       )
     ids.append(row)

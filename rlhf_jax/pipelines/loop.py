@@ -7,6 +7,7 @@ carries state, because all randomness is folded from (seed, step).
 
 from __future__ import annotations
 
+import math
 import resource
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -116,7 +117,7 @@ def run_steps(
         arrays, facts, row = one_step(step, arrays, facts)
         step += 1
         row = {k: float(v) for k, v in jax.device_get(row).items()}
-        _check_finite(phase, step, arrays, saved.latest())
+        _check_finite(phase, step, arrays, row, saved)
         if step % schedule.log_every == 0 or step == total_steps:
           writer.write(step, row | system_metrics(), phase)
         progress.update(
@@ -142,13 +143,23 @@ def system_metrics() -> dict[str, float]:
 
 
 def _check_finite(
-  phase: str, step: int, arrays: PyTree, last_good: int | None
+  phase: str,
+  step: int,
+  arrays: PyTree,
+  row: dict[str, float],
+  saved: checkpoint.Checkpoints,
 ) -> None:
+  """Raises NonFiniteError after the third refused update in a row."""
   skipped = int(np.asarray(arrays["train"].skipped))
-  if skipped >= SKIPPED_LIMIT:
-    where = "none was saved" if last_good is None else f"step {last_good}"
-    raise NonFiniteError(
-      f"{phase}: loss or gradient was not finite at step {step} and the "
-      f"{skipped - 1} steps before it. Last good checkpoint: {where}. Lower "
-      "optimizer.learning_rate, or look at the data of these steps."
-    )
+  if skipped < SKIPPED_LIMIT:
+    return
+  bad = [f"{k}={v}" for k, v in row.items() if not math.isfinite(v)]
+  what = ", ".join(bad[:3]) if bad else "the loss or its gradient"
+  last = saved.latest()
+  where = "none was saved" if last is None else f"step {last}"
+  raise NonFiniteError(
+    f"{phase}: {what} at step {step}: not finite in {skipped} updates in a "
+    f"row. Last good checkpoint: {where}. Lower the learning rate and go on "
+    "from there in the same --workdir (or start in an empty one if the weights "
+    "are spoilt already), or look at the data of these steps."
+  )

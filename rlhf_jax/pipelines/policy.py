@@ -274,7 +274,7 @@ def run(config: Any, workdir: Path) -> dict:
   mesh = build.make_mesh(config)
   actors_lib.check_sampling(settings.generate, mesh.size)
   base = build.load_base(section(Model, config.model, "model"), mesh)
-  info = build.read_stage(workdir)
+  info = build.finished(workdir, "policy", base)
   if info is not None:
     return info
   actors = actors_lib.load(
@@ -391,6 +391,7 @@ def run(config: Any, workdir: Path) -> dict:
     actors.plan.policy,
     steps=int(np.asarray(arrays["train"].step)),
     init_from=config.init_from,
+    merged_from=actors.merged_from,
     kl_coefficient=float(arrays["beta"]),
     alarms=facts["alarms"],
     halted=facts.get("halt"),

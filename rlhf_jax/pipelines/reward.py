@@ -61,11 +61,8 @@ def start_variables(
   key: jax.Array,
 ) -> tuple[roles.Role, PyTree]:
   """Returns the reward role and its variables, from the SFT model if named."""
-  variables = {"params": base.params}
-  if config.init_from:
-    stage = build.load_stage(config.init_from, "sft", base, mesh)
-    trained = roles.split(stage.role, stage.variables)
-    variables = {"params": roles.sampling_params(stage.role, *trained)}
+  params = build.start_params(base, mesh, config.init_from)
+  variables = {"params": params}
   role = build.make_role(
     base,
     trainable,
@@ -119,12 +116,14 @@ def run(config: Any, workdir: Path) -> dict:
   head = section(heads.Config, config.head, "head")
   mesh = build.make_mesh(config)
   base = build.load_base(section(Model, config.model, "model"), mesh)
-  info = build.read_stage(workdir)
+  info = build.finished(workdir, "reward", base)
   if info is not None:
     return info
   key = jax.random.key(config.seed)
   role, variables = start_variables(config, base, trainable, head, mesh, key)
   train, held = load_comparisons(config, data, heldout, base.tokenizer, name)
+  longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
+  build.check_context(base, longest, "data")
   total = schedule.total_steps(len(train.pairs))
   tx = optimizer.make_optimizer(
     optimizer_section(config.optimizer, "optimizer", total)
@@ -201,7 +200,9 @@ def run(config: Any, workdir: Path) -> dict:
   )
   for level, message in facts["guards"]:
     print(f"{name}: {level}: {message}")
-  build.write_stage(workdir, "reward", base, role, **facts)
+  build.write_stage(
+    workdir, "reward", base, role, merged_from=config.init_from, **facts
+  )
   return build.read_stage(workdir)
 
 

@@ -93,7 +93,7 @@ def run(config: Any, workdir: Path) -> dict:
     raise ConfigError("config.trainable.mode='head': a policy has no head.")
   mesh = build.make_mesh(config)
   base = build.load_base(section(Model, config.model, "model"), mesh)
-  info = build.read_stage(workdir)
+  info = build.finished(workdir, "sft", base)
   if info is not None:
     return info
   role = build.make_role(base, trainable)
@@ -102,6 +102,7 @@ def run(config: Any, workdir: Path) -> dict:
   rows, dropped = inputs.demonstrations(data, base.tokenizer)
   build.report_dropped("sft", data.source, len(rows), dropped)
   examples = len(rows)
+  build.check_context(base, max(len(r["tokens"]) for r in rows), "data")
   if data.pack:
     rows, fill = batches.pack_examples(rows, data.max_length)
     print(f"sft: packed into {len(rows)} rows, {fill:.0%} filled")

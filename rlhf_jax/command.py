@@ -1,0 +1,310 @@
+"""The command line, and what is wrong with it in one sentence.
+
+ml_collections parses `--config=FILE.py --config.section.field=VALUE`; what it
+raises for a mistake is whatever Python raised inside. `explain` finds the
+option, or the line of the experiment file, that the error is about.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import runpy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+_WORDS = {
+  int: "a whole number, such as 8",
+  float: "a number, such as 1e-5",
+  bool: "True or False",
+  tuple: "a tuple, such as '(1, 2)'",
+}
+_EXAMPLE = "--config=configs/sft.py --workdir=runs/sft"
+
+
+class CommandError(Exception):
+  """A mistake on the command line or in the experiment file."""
+
+
+class _OrNone(flags.ArgumentParser):
+  """Reads None as None, and everything else as another parser does."""
+
+  def __init__(self, parser: flags.ArgumentParser) -> None:
+    super().__init__()
+    self._parser = parser
+    self.syntactic_help = parser.syntactic_help
+
+  def parse(self, argument: Any) -> Any:
+    return None if argument == "None" else self._parser.parse(argument)
+
+  def flag_type(self) -> str:
+    return self._parser.flag_type()
+
+
+_PARSERS = {
+  float: _OrNone(flags.FloatParser()),
+  int: _OrNone(flags.IntegerParser()),
+  str: _OrNone(flags.ArgumentParser()),
+  bool: flags.BooleanParser(),
+}
+
+
+def accept_none() -> None:
+  """Lets --config.a.b=None set a field to None.
+
+  Whether the field may be None, its dataclass says (pipelines/config.py).
+  """
+  for kind, parser in _PARSERS.items():
+    config_flags.register_flag_parser_for_type(kind, parser)
+
+
+def check_before(argv: Sequence[str]) -> None:
+  """Checks what is there before anything is parsed.
+
+  Args:
+    argv: the whole command line.
+
+  Raises:
+    CommandError: an experiment file that is not there, or named too late.
+  """
+  file = _value_of("config", argv)
+  if file is None:
+    return
+  _check_file(file.partition(":")[0])
+  for argument in argv[1:]:
+    option = argument.lstrip("-").partition("=")[0]
+    if option == "config":
+      break
+    if option.startswith("config."):
+      raise CommandError(
+        f"{argument} stands before --config={file}. Put --config first."
+      )
+
+
+def check_after(
+  rest: Sequence[str], config: Any, workdir: str | None, argv: Sequence[str]
+) -> None:
+  """Checks what parsing left over and what it found.
+
+  Args:
+    rest: arguments that are no options, the program's name first.
+    config: value of --config.
+    workdir: value of --workdir.
+    argv: the whole command line.
+
+  Raises:
+    CommandError: an argument too many, or one that is missing.
+  """
+  if len(rest) > 1:
+    raise CommandError(
+      f"unexpected argument {rest[1]!r}: options are written --name=value, "
+      f"without spaces, for example {_EXAMPLE}."
+    )
+  file = _value_of("config", argv)
+  missing = [
+    name
+    for name, value in (("--config=FILE.py", file), ("--workdir=DIR", workdir))
+    if not value
+  ]
+  if missing:
+    raise CommandError(
+      f"{' and '.join(missing)} missing. Both are needed, for example "
+      f"{_EXAMPLE}."
+    )
+  if isinstance(config, ConfigDict):
+    return
+  error = getattr(config, "__dict__", {}).get("_error")
+  if isinstance(error, Exception):  # a file that the experiment file reads
+    raise CommandError(_of_file(file, error)) from error
+  raise CommandError(
+    f"{file}: get_config() returned {type(config).__name__}, not ConfigDict. "
+    "End it with `return config`."
+  )
+
+
+def explain(argv: Sequence[str], error: Exception) -> str | None:
+  """Returns what is wrong with a command line that did not parse.
+
+  Args:
+    argv: the whole command line.
+    error: what parsing raised.
+
+  Returns:
+    a sentence or two; None when the error is not about the command.
+  """
+  file = _value_of("config", argv)
+  if file is None:
+    if any(arg.lstrip("-").startswith("config.") for arg in argv[1:]):
+      return f"--config=FILE.py missing, for example {_EXAMPLE}."
+    return str(error) if isinstance(error, flags.Error) else None
+  try:
+    config = _load(file)
+    fields = dict(_flat(config)) if isinstance(config, ConfigDict) else {}
+  except Exception as broken:  # whatever the experiment file does
+    return _of_file(file, broken)
+  for path, value in _overrides(argv):
+    complaint = _about_override(path, value, fields)
+    if fields and complaint is not None:
+      return complaint
+  if isinstance(error, flags.UnrecognizedFlagError):
+    near = _nearest(error.flagname, fields)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return (
+      f"--{error.flagname}: no such option.{hint} There are --config, "
+      "--workdir, and --config.FIELD for the fields of the experiment."
+    )
+  return str(error) if isinstance(error, flags.Error) else None
+
+
+def _load(file: str) -> Any:
+  """Returns what get_config() of an experiment file returns."""
+  name, colon, argument = file.partition(":")
+  get_config = runpy.run_path(name)["get_config"]
+  return get_config(argument) if colon else get_config()
+
+
+def _value_of(name: str, argv: Sequence[str]) -> str | None:
+  """Returns the last value of an option, or None."""
+  found = None
+  for i, argument in enumerate(argv[1:], 1):
+    option, equals, value = argument.partition("=")
+    if option in (f"--{name}", f"-{name}"):
+      following = argv[i + 1] if i + 1 < len(argv) else None
+      found = value if equals else following
+  return found
+
+
+def _overrides(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+  """Yields (field, value) of each --config.field=value."""
+  for i, argument in enumerate(argv[1:], 1):
+    option, equals, value = argument.partition("=")
+    if argument.startswith("-") and option.lstrip("-").startswith("config."):
+      following = argv[i + 1] if i + 1 < len(argv) else None
+      yield (
+        option.lstrip("-").removeprefix("config."),
+        value if equals else following,
+      )
+
+
+def _check_file(name: str) -> None:
+  path = Path(name)
+  if path.is_file():
+    return
+  candidates = sorted(
+    {*path.parent.glob("*.py"), *Path("configs").glob("*.py")}
+  )
+  names = {candidate.name: str(candidate) for candidate in candidates}
+  near = difflib.get_close_matches(path.with_suffix(".py").name, names, 1)
+  hint = f" Did you mean {names[near[0]]}?" if near else ""
+  what = "is a folder" if path.is_dir() else "no such file"
+  raise CommandError(
+    f"--config={name}: {what}.{hint} Name an experiment file, such as "
+    "configs/sft.py."
+  )
+
+
+def _of_file(file: str, error: BaseException) -> str:
+  """Returns what is wrong in an experiment file, with its line."""
+  name, colon, argument = file.partition(":")
+  line, cause = None, error
+  while error is not None:
+    if isinstance(error, SyntaxError):
+      text = (error.text or "").strip()
+      return f"{error.filename}:{error.lineno}: {error.msg}: {text!r}."
+    trace = error.__traceback__
+    while trace is not None:
+      if os.path.abspath(trace.tb_frame.f_code.co_filename) == os.path.abspath(
+        name
+      ):
+        line, cause = trace.tb_lineno, error
+      trace = trace.tb_next
+    error = error.__context__ if error.__cause__ is None else error.__cause__
+  if line is not None:
+    return f"{name}:{line}: {type(cause).__name__}: {_text(cause)}"
+  if isinstance(cause, KeyError) and "get_config" in str(cause):
+    return f"{name}: it has no get_config(). See configs/sft.py for one."
+  if "get_config" in str(cause) and colon:
+    return f"{file}: get_config() takes no argument. Leave out :{argument}."
+  if "get_config" in str(cause):
+    return f"{name}: get_config() wants an argument: --config={name}:ARGUMENT."
+  return f"{name}: {type(cause).__name__}: {cause}"
+
+
+def _text(error: BaseException) -> str:
+  """Returns an error's message in one line, without the quotes of a KeyError.
+
+  A ConfigDict wraps a KeyError into an AttributeError.
+  """
+  while len(error.args) == 1 and isinstance(error, (KeyError, AttributeError)):
+    inner = error.args[0]
+    if not isinstance(inner, BaseException):
+      return " ".join(str(inner).split())
+    error = inner
+  return " ".join(str(error).split())
+
+
+def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """Yields (dotted field, type); sections have the type ConfigDict."""
+  for key in config:
+    kind = config.get_type(key)
+    yield f"{prefix}{key}", kind
+    if issubclass(kind, ConfigDict):
+      yield from _flat(config[key], f"{prefix}{key}.")
+
+
+def _about_override(
+  path: str, value: str | None, fields: dict[str, type]
+) -> str | None:
+  """Returns what is wrong with --config.path=value, or None."""
+  if path not in fields:
+    if path.startswith("no") and path.removeprefix("no") in fields:
+      return None  # absl's --noflag
+    near = _nearest(path, fields)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    section = path.rpartition(".")[0]
+    inside = [
+      f.removeprefix(f"{section}.")
+      for f in fields
+      if section and f.startswith(f"{section}.")
+    ]
+    rest = (
+      f" Fields of config.{section}: {', '.join(inside)}."
+      if inside
+      else " All fields and their defaults: rlhf_jax/pipelines/defaults.py."
+    )
+    return f"--config.{path}: no such field.{hint}{rest}"
+  kind = fields[path]
+  if issubclass(kind, ConfigDict):
+    inside = [f for f in fields if f.startswith(path + ".")]
+    hint = f" such as --config.{inside[0]}" if inside else ""
+    return f"--config.{path} is a section: set one of its fields{hint}."
+  if kind not in _PARSERS or value is None:
+    return None
+  try:
+    _PARSERS[kind].parse(value)
+  except (ValueError, TypeError):
+    return f"--config.{path}={value}: must be {_WORDS[kind]}."
+  return None
+
+
+def _nearest(path: str, fields: dict[str, type]) -> list[str]:
+  """Returns up to two options near a misspelt one.
+
+  Near is: the same last word in another section, its initials ("lr"), or a
+  similar spelling of the whole.
+  """
+  leaf = path.rpartition(".")[2]
+  plain = [f for f, kind in fields.items() if not issubclass(kind, ConfigDict)]
+  words = {f: f.rpartition(".")[2] for f in plain}
+  initials = {f: "".join(w[:1] for w in words[f].split("_")) for f in plain}
+  for same in (words, initials):
+    alike = [f for f in plain if same[f] == leaf]
+    if alike:
+      near = difflib.get_close_matches(path, alike, 2, cutoff=0.0)
+      return [f"--config.{f}" for f in near]
+  near = difflib.get_close_matches(path, plain, 1, cutoff=0.7)
+  return [f"--config.{f}" for f in near]

@@ -1,0 +1,315 @@
+"""An experiment, checked as a whole before a model is loaded.
+
+Every section of every stage becomes its dataclass once, so a mistake in the
+last stage of a long run is found in the first second. Beyond single fields:
+files that are not there, batches that do not divide, prompts without room.
+
+Left out: what only the data or the model can tell (a broken line, a prompt
+that is too long); the stages say that when they read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlhf_jax import generate, optimizer
+from rlhf_jax.algorithms import reward as reward_algorithm
+from rlhf_jax.algorithms import sft as sft_algorithm
+from rlhf_jax.algorithms.policy_gradient import epochs, packing, ppo, shaping
+from rlhf_jax.data import sources
+from rlhf_jax.models import heads
+from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.pipelines import actors, build, defaults, pretrained
+from rlhf_jax.pipelines.config import (
+  ConfigError,
+  Data,
+  Model,
+  Schedule,
+  Trainable,
+  check_sections,
+  nearest,
+  optimizer_section,
+  section,
+)
+
+_COMMON = {
+  "model": Model,
+  "trainable": Trainable,
+  "schedule": Schedule,
+  "mesh": mesh_lib.Config,
+  "generate": generate.Config,
+  "packing": packing.Config,
+  "data": Data,
+  "validation": Data,
+  "heldout": Data,
+  "prompts": Data,
+  "sample_prompts": Data,
+  "ptx": Data,
+  "head": heads.Config,
+  "value": actors.Value,
+  "shaping": shaping.Config,
+  "algorithm": ppo.Config,
+  "epochs": epochs.Config,
+  "optimizer": optimizer.Config,
+  "policy_optimizer": optimizer.Config,
+  "value_optimizer": optimizer.Config,
+}
+_LOSSES = {"sft": sft_algorithm.Config, "reward": reward_algorithm.Config}
+PIPELINE_OF_STAGE = {  # of the stages of pipelines/rlhf.py
+  "sft": "sft",
+  "reward": "reward",
+  "gold": "reward",
+  "policy": "policy",
+  "evaluation": "evaluate",
+}
+_LOWEST = {  # of plain fields
+  "seed": 0,
+  "samples": 0,
+  "stop_layer": 0,
+  "ptx_batch_size": 1,
+  "count": 2,
+  "batch_size": 1,
+}
+_SOME_STEPS = 2**31  # stands for a length that only the data can tell
+
+
+def check_config(config: Any) -> None:
+  """Checks all that can be checked without a model and without data.
+
+  Raises:
+    ConfigError, DataError, AssetError, ValueError: value, rule and remedy.
+  """
+  pipeline = config.get("pipeline")
+  if pipeline not in ("rlhf", *PIPELINE_OF_STAGE.values()):
+    known = ("sft", "reward", "policy", "evaluate", "rlhf")
+    raise ConfigError(
+      f"config.pipeline={pipeline!r}: must be one of {', '.join(known)}."
+      f"{nearest(str(pipeline), known)}"
+    )
+  if pipeline != "rlhf":
+    _check_stage(config, pipeline, "")
+    _check_stages_before(config, pipeline)
+    return
+  _check_fields(config, defaults.rlhf(), "")
+  for stage, kind in PIPELINE_OF_STAGE.items():
+    _check_stage(config[stage], kind, f"{stage}.")
+
+
+def _check_fields(config: Any, default: ConfigDict, prefix: str) -> None:
+  """Checks that sections and plain fields are those of the defaults."""
+  check_sections(config, tuple(default), prefix)
+  for key, value in default.items():
+    if key not in config:
+      raise ConfigError(
+        f"config.{prefix}{key} is missing. Start the experiment file from "
+        "rlhf_jax.pipelines.defaults, which holds every field."
+      )
+    found = config[key]
+    is_whole_float = type(value) is float and type(found) is int
+    if not isinstance(found, type(value)) and not is_whole_float:
+      raise ConfigError(
+        f"config.{prefix}{key}={found!r}: must be a {type(value).__name__}, "
+        f"such as {value!r}."
+      )
+    if key in _LOWEST and type(value) is int and found < _LOWEST[key]:
+      raise ConfigError(
+        f"config.{prefix}{key}={found}: must be >= {_LOWEST[key]}."
+      )
+
+
+def _check_stage(config: Any, pipeline: str, prefix: str) -> None:
+  default = getattr(defaults, pipeline)()
+  _check_fields(config, default, prefix)
+  classes = _COMMON | {"loss": _LOSSES.get(pipeline)}
+  found = {
+    key: section(classes[key], config[key], prefix + key)
+    for key in default
+    if key in classes and not key.endswith("optimizer")
+  }
+  pretrained.check_source(found["model"].source, f"{prefix}model")
+  _check_trainable(pipeline, found, prefix)
+  _check_lengths(config, found, prefix)
+  for key, data in _used_data(config, pipeline, found):
+    check_source(data.source, f"{prefix}{key}")
+  if pipeline == "reward":
+    _check_reward(config, found, prefix)
+  _check_rows(config, pipeline, found, prefix)
+  if "prompts" in found:
+    _check_room(found["prompts"], found["generate"], prefix + "prompts")
+
+
+def _check_trainable(pipeline: str, found: dict, prefix: str) -> None:
+  """Checks what trains against what the model has."""
+  if "trainable" not in found:
+    return
+  mode = found["trainable"].mode
+  if mode == "head" and pipeline != "reward":
+    raise ConfigError(
+      f"config.{prefix}trainable.mode='head': a policy has no head. Set 'full' "
+      "or 'lora'."
+    )
+  if mode == "lora" and not found["model"].lora_rank:
+    raise ConfigError(
+      f"config.{prefix}trainable.mode='lora': needs factors, and model."
+      f"lora_rank=0. Set --config.{prefix}model.lora_rank=16."
+    )
+
+
+def _check_lengths(config: Any, found: dict, prefix: str) -> None:
+  """Checks optimizers against the number of updates, where it is known."""
+  if "schedule" not in found:
+    return
+  schedule = found["schedule"]
+  schedule.total_steps(_SOME_STEPS)
+  updates = schedule.steps if schedule.steps else _SOME_STEPS
+  if "epochs" in found and schedule.steps:
+    updates += found["value"].pretrain_steps
+    updates *= found["epochs"].epochs * found["epochs"].minibatches
+  for key in config:
+    if key.endswith("optimizer"):
+      optimizer_section(config[key], prefix + key, updates)
+
+
+def _used_data(
+  config: Any, pipeline: str, found: dict
+) -> Iterator[tuple[str, Data]]:
+  """Yields the Data sections that the stage will read."""
+  first = "data" if pipeline in ("sft", "reward") else "prompts"
+  yield first, found[first]
+  for key in ("validation", "heldout"):
+    if key in found and found[key].source:
+      yield key, found[key]
+  if "sample_prompts" in found and config.samples:
+    yield "sample_prompts", found["sample_prompts"]
+  if "ptx" in found and found["algorithm"].ptx_coefficient > 0.0:
+    yield "ptx", found["ptx"]
+
+
+def check_source(source: str, name: str) -> None:
+  """Raises an error unless the source of a Data section can be there.
+
+  Args:
+    source: asset:NAME, tfds:NAME:SPLIT or a path.
+    name: of the section, for the message.
+  """
+  field = f"config.{name}.source"
+  if not source:
+    raise ConfigError(
+      f"{field} is empty: name a file (--{field}=my.jsonl), tfds:NAME:SPLIT "
+      "or asset:NAME."
+    )
+  if source.startswith("asset:"):
+    pretrained.check_asset(source, field)
+  elif not source.startswith(sources.TFDS_PREFIX):
+    path = Path(source).expanduser()
+    if not path.is_file():
+      is_folder = "is a folder, not a file" if path.is_dir() else "no such file"
+      near = [p.name for p in path.parent.glob("*.jsonl*")]
+      raise ConfigError(
+        f"{field}={source!r}: {is_folder}.{nearest(path.name, near)} Give the "
+        "path of a .jsonl or .jsonl.gz file."
+      )
+
+
+def _check_reward(config: Any, found: dict, prefix: str) -> None:
+  for key in ("data", "heldout"):
+    data = found[key]
+    if data.source and data.format == "ratings" and data.pairs < 1:
+      raise ConfigError(
+        f"config.{prefix}{key}.pairs={data.pairs}: comparisons are drawn from "
+        f"ratings; say how many, for example --config.{prefix}{key}"
+        ".pairs=20000."
+      )
+  if not 0.0 <= config.heldout_fraction < 1.0:
+    raise ConfigError(
+      f"config.{prefix}heldout_fraction={config.heldout_fraction}: must be in "
+      "[0, 1)."
+    )
+
+
+def _check_rows(config: Any, pipeline: str, found: dict, prefix: str) -> None:
+  """Checks that batches divide among devices, mini- and microbatches."""
+  mesh = build.make_mesh(config, prefix)
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  is_evaluation = pipeline == "evaluate"
+  rows = config.batch_size if is_evaluation else found["schedule"].batch_size
+  field = "batch_size" if is_evaluation else "schedule.batch_size"
+  parts = {"devices along mesh.data x mesh.fsdp": ways}
+  if pipeline in _LOSSES:
+    parts["loss.microbatches"] = found["loss"].microbatches
+  for what, count in parts.items():
+    if rows % count:
+      raise ConfigError(
+        f"config.{prefix}{field}={rows}: not a multiple of {count}, the "
+        f"{what}. Change one of them."
+      )
+  if pipeline == "policy":
+    _check_minibatches(found, prefix)
+  sampled = {"sft": "samples", "evaluate": "batch_size"}.get(pipeline)
+  if sampled is not None:
+    _check_sampling(config[sampled], found["generate"], prefix, sampled)
+  if pipeline == "policy":
+    actors.check_sampling(found["generate"], mesh.size)
+    _check_sampling(rows, found["generate"], prefix, field)
+  if is_evaluation and config.count % rows:
+    raise ConfigError(
+      f"config.{prefix}count={config.count}: must be a multiple of "
+      f"config.{prefix}batch_size={rows}."
+    )
+
+
+def _check_minibatches(found: dict, prefix: str) -> None:
+  update, packed = found["epochs"], found["packing"]
+  rows = found["schedule"].batch_size * found["generate"].num_samples
+  what = "schedule.batch_size x generate.num_samples"
+  if packed.row_tokens:
+    rows, what = packed.row_multiple, "packing.row_multiple"
+  parts = update.minibatches * update.microbatches
+  if rows % parts:
+    raise ConfigError(
+      f"config.{prefix}epochs: minibatches={update.minibatches} x "
+      f"microbatches={update.microbatches} = {parts} must divide {what} = "
+      f"{rows}. Change one of them."
+    )
+
+
+def _check_sampling(
+  prompts: int, settings: generate.Config, prefix: str, field: str
+) -> None:
+  rows, size = prompts * settings.num_samples, settings.batch_size
+  if size is not None and (size < 1 or rows % size):
+    raise ConfigError(
+      f"config.{prefix}generate.batch_size={size}: must divide {field} x "
+      f"num_samples = {rows}. Set None for all rows at once."
+    )
+
+
+def _check_room(data: Data, settings: generate.Config, name: str) -> None:
+  if data.max_length <= settings.max_new_tokens:
+    raise ConfigError(
+      f"config.{name}.max_length={data.max_length}: leaves no room for a "
+      f"prompt beside generate.max_new_tokens={settings.max_new_tokens}. Raise "
+      "max_length or lower max_new_tokens."
+    )
+
+
+def _check_stages_before(config: Any, pipeline: str) -> None:
+  """Checks that the finished runs that a stage starts from are there."""
+  wanted = {"init_from": "sft"}
+  if pipeline in ("policy", "evaluate"):
+    wanted |= {"reward": "reward"}
+  if pipeline == "evaluate":
+    wanted |= {"policy": "policy", "gold": "reward"}
+  for key, kind in wanted.items():
+    folder = config.get(key)
+    if folder:
+      build.need_stage(folder, kind, f"config.{key}")
+    elif key in ("reward", "policy") and folder is not None:
+      raise ConfigError(
+        f"config.{key} is empty: name the --workdir of a finished {kind} run, "
+        f"--config.{key}=runs/{kind}."
+      )

@@ -1,0 +1,154 @@
+"""The working directory: whose it is, and what was asked for in it.
+
+config.json records the whole configuration, the command, and the versions of
+code and packages. A directory belongs to one run: the next command there goes
+on with it, so what differs from the record is refused or printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.pipelines import build, evaluate
+from rlhf_jax.pipelines.check import PIPELINE_OF_STAGE
+from rlhf_jax.pipelines.config import ConfigError
+
+CONFIG_FILE = "config.json"
+_FREE_TEXT = ("title", "facts", "caveats")  # of a report; may change later
+
+
+def prepare(config: Any, workdir: Path) -> None:
+  """Makes the working directory; refuses one that holds another run.
+
+  Settings of a run that goes on may change, and what changed is printed.
+  Those of a finished stage may not: it would not be repeated, and its results
+  would stand beside settings they were not made with.
+
+  Raises:
+    ConfigError: not a writable folder, or finished with other settings.
+  """
+  if str(workdir).startswith(("gs:", "s3:")):
+    raise ConfigError(
+      f"--workdir={str(workdir)!r}: must be a local or mounted folder."
+    )
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=workdir):
+      pass
+  except FileExistsError as error:
+    raise ConfigError(
+      f"--workdir={str(workdir)!r}: is a file. Name a folder; it is made if it "
+      "is not there."
+    ) from error
+  except OSError as error:
+    raise ConfigError(
+      f"--workdir={str(workdir)!r}: cannot be written ({error.strerror}). "
+      "Choose another folder, or change its permissions."
+    ) from error
+  changes = changed_settings(config, workdir)
+  folders = _stage_folders(config, workdir)
+  finished = tuple(prefix for prefix, folder in folders if _is_finished(folder))
+  is_begun = any((folder / "checkpoints").is_dir() for _, folder in folders)
+  if "pipeline" in changes and (finished or is_begun):
+    raise ConfigError(
+      f"--workdir={str(workdir)!r}: holds a {changes['pipeline'][0]} run, and "
+      f"this is a {config.pipeline} run. Choose another folder."
+    )
+  for field, (before, now) in changes.items():
+    if field.startswith(finished):
+      raise ConfigError(
+        f"config.{field}={now!r}: {workdir} holds a finished run with "
+        f"{before!r}, which would not be repeated. Choose another --workdir "
+        "for the new settings, or leave them as they were."
+      )
+    if is_begun:
+      print(f"config.{field} was {before!r} in {workdir}, is {now!r} now")
+
+
+def write_durably(path: Path, text: str) -> None:
+  """Writes a file that is absent, old or complete, also on a full disk."""
+  temporary = path.with_name(path.name + ".tmp")
+  try:
+    temporary.write_text(text)
+    os.replace(temporary, path)
+  except OSError as error:  # a failed write does not say where
+    raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
+def recorded(workdir: Path, record: str) -> Iterator[None]:
+  """Writes config.json; takes it back if an error comes before any progress.
+
+  So a command that could not go on (another model, say) leaves the record of
+  the run that made the checkpoints.
+
+  Args:
+    workdir: prepared.
+    record: text of config.json.
+  """
+  path = workdir / CONFIG_FILE
+  before = path.read_text() if path.is_file() else None
+  saved = set(workdir.glob("**/checkpoints/*"))
+  write_durably(path, record)
+  try:
+    yield
+  except Exception:
+    if before is not None and saved == set(workdir.glob("**/checkpoints/*")):
+      with contextlib.suppress(OSError):
+        write_durably(path, before)
+    raise
+
+
+def changed_settings(config: Any, workdir: Path) -> dict[str, tuple]:
+  """Returns {field: (before, now)} against the run that config.json records.
+
+  Fields that the record does not know, and texts of the report, do not count.
+
+  Raises:
+    ConfigError: config.json is damaged.
+  """
+  path = workdir / CONFIG_FILE
+  if not path.is_file():
+    return {}
+  try:
+    before = dict(_flat(json.loads(path.read_text())["config"]))
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ConfigError(
+      f"{path}: is not the record of a run ({error}). Choose another "
+      "--workdir, or delete the file."
+    ) from error
+  now = dict(_flat(json.loads(json.dumps(config.to_dict(), default=str))))
+  return {
+    field: (before[field], value)
+    for field, value in now.items()
+    if field in before
+    and before[field] != value
+    and field.split(".")[0] not in _FREE_TEXT
+  }
+
+
+def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flat(value, f"{prefix}{key}.")
+    else:
+      yield f"{prefix}{key}", value
+
+
+def _stage_folders(config: Any, workdir: Path) -> list[tuple[str, Path]]:
+  """Returns (prefix of its fields, folder) of each stage of a run."""
+  if config.pipeline != "rlhf":
+    return [("", workdir)]
+  return [(f"{stage}.", workdir / stage) for stage in PIPELINE_OF_STAGE]
+
+
+def _is_finished(folder: Path) -> bool:
+  return (folder / build.STAGE_FILE).is_file() or (
+    folder / evaluate.RESULT_FILE
+  ).is_file()
