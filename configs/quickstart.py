@@ -102,7 +102,7 @@ def policy() -> ConfigDict:
   )
   config.algorithm.update(
     value_coefficient=1.0,  # the critic has an optimizer of its own
-    entropy_coefficient=0.02,  # against falling for a few fine words
+    entropy_coefficient=0.04,  # against falling for a few fine words
   )
   config.epochs.update(epochs=1, minibatches=4)
   config.policy_optimizer.update(

@@ -23,7 +23,9 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import traceback
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.")
 
 EXIT_USAGE = 2
 EXIT_DIVERGED = 3
+_LATE = ("Event loop is closed", "cannot schedule new futures after shutdown")
 PACKAGES = (
   "jax",
   "jaxlib",
@@ -80,7 +83,7 @@ def set_up_jax() -> None:
 
   from rlhf_jax.data import assets
 
-  logging.set_verbosity(logging.ERROR)
+  logging.set_verbosity(logging.FATAL)  # Orbax logs all that it raises
   cache = assets.cache_directory() / "xla"
   cache.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -173,9 +176,25 @@ def _terminate(number: int, frame: Any) -> None:
   raise KeyboardInterrupt
 
 
+def _without_late(show: Callable[[Any], None]) -> Callable[[Any], None]:
+  """Returns a hook that leaves out what threads of a failed save still meet.
+
+  Threads of TensorStore and Orbax go on for a moment after Orbax has raised
+  the reason, which is reported; hundreds of complaints would bury it.
+  """
+
+  def hook(found: Any) -> None:
+    if not (found.exc_type is RuntimeError and str(found.exc_value) in _LATE):
+      show(found)
+
+  return hook
+
+
 def _main(argv: list[str]) -> int:
   del argv
   signal.signal(signal.SIGTERM, _terminate)
+  sys.unraisablehook = _without_late(sys.__unraisablehook__)
+  threading.excepthook = _without_late(threading.__excepthook__)
   try:
     set_up_jax()
   except OSError as error:

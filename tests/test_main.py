@@ -80,7 +80,7 @@ def experiment(tmp_path):
     ("data.sorce=x", "Did you mean --config.data.source"),
     ("optimizer.lr=1", "Did you mean --config.optimizer.learning_rate"),
     ("learning_rate=1", "Did you mean --config.optimizer.learning_rate?"),
-    ("data.nothing_like_it=1", "Fields of config.data: source,"),
+    ("data.nothing_like_it=1", "Fields of config.data: chat,"),
     ("quite.another=1", "rlhf_jax/pipelines/defaults.py"),
     ("schedule.steps=1e3", "steps=1e3: must be a whole number"),
     ("optimizer.learning_rate=fast", "learning_rate=fast: must be a number"),
@@ -125,7 +125,9 @@ def test_files_that_an_experiment_file_misses(experiment):
   file = experiment("def get_config():\n  return open('gone.txt').read()\n")
   config = parse(f"--config={file}")
   argv = ["main", f"--config={file}", "--workdir=r"]
-  with pytest.raises(command.CommandError, match=r":2: FileNotFoundError.*gone"):
+  with pytest.raises(
+    command.CommandError, match=r":2: FileNotFoundError.*gone"
+  ):
     command.check_after(argv[:1], config, "r", argv)
 
 
@@ -187,7 +189,9 @@ def test_optional_fields_take_numbers_and_none(field, value):
 
 
 def test_a_file_may_set_none_and_the_command_line_a_number(experiment):
-  file = experiment(SFT + "  config.optimizer.clip_norm = None\n  return config")
+  file = experiment(
+    SFT + "  config.optimizer.clip_norm = None\n  return config"
+  )
   config = parse(f"--config={file}", "--config.optimizer.clip_norm=2")
   assert config.optimizer.clip_norm == 2.0
 
@@ -270,7 +274,9 @@ def test_the_command_ends_with_2_and_one_line():
       "--config=configs/sft.py", "--workdir=r", "--config.data.sorce=x"
     ),
     "config.data.source='gone.jsonl': no such file": start(
-      "--config=configs/sft.py", "--workdir=r", "--config.data.source=gone.jsonl"
+      "--config=configs/sft.py",
+      "--workdir=r",
+      "--config.data.source=gone.jsonl",
     ),
   }
   for words, process in runs.items():

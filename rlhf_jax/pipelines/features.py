@@ -131,7 +131,7 @@ def row_scores(
     rows=rows,
     pairs=np.arange(len(rows))[:, None],
     labels=np.ones(len(rows), np.float32),
-    groups=np.arange(len(rows)),
+    groups=np.arange(len(rows))[:, None],
     dropped=None,
     ceiling=None,
   )
@@ -154,18 +154,26 @@ def split_heldout(
 ) -> tuple[inputs.Comparisons, inputs.Comparisons]:
   """Returns (training, held-out) comparisons, split by prompt (METHODS 2.8).
 
+  Pairs of rated sentences are split by sentence: those of one held-out and one
+  training sentence would leak and are left out of both sides.
+
   Raises:
     ConfigError: a fraction that leaves one side empty.
   """
   groups = np.unique(data.groups)
   count = int(round(fraction * len(groups)))
-  if not 0 < count < len(groups):
-    raise ConfigError(
-      f"heldout_fraction={fraction} of {len(groups)} prompts leaves "
-      f"{count} held out: name a heldout.source or change the fraction."
-    )
   chosen = np.random.default_rng(seed).permutation(groups)[:count]
   is_held = np.isin(data.groups, chosen)
+  train, held = ~is_held.any(axis=1), is_held.all(axis=1)
+  if not train.any() or not held.any():
+    raise ConfigError(
+      f"heldout_fraction={fraction} of {len(groups)} prompts or sentences "
+      f"leaves {train.sum()} comparisons to train on and {held.sum()} held "
+      "out: name a heldout.source or change the fraction."
+    )
+  lost = len(data.pairs) - train.sum() - held.sum()
+  if lost:
+    print(f"held out: {lost} comparisons across the split are left out")
 
   def part(keep: np.ndarray) -> inputs.Comparisons:
     return dataclasses.replace(
@@ -175,4 +183,4 @@ def split_heldout(
       groups=data.groups[keep],
     )
 
-  return part(~is_held), part(is_held)
+  return part(train), part(held)

@@ -26,8 +26,8 @@ class Comparisons:
   rows: token rows {"tokens", "loss_mask"}, each distinct one once.
   pairs: [P, 2] int32 indices into rows; the first is the preferred one.
   labels: [P] float32, probability that the first is preferred.
-  groups: [P] int32, equal for comparisons that share a prompt or a sentence;
-    a split by group leaks nothing.
+  groups: [P, G] int32, what a held-out set must not share with the training
+    set: the prompt (G = 1), or both rated sentences of a pair (G = 2).
   dropped: reason -> count.
   ceiling: accuracy of the mean human rating against the single raters of
     these pairs, or None when records carry no ratings.
@@ -171,7 +171,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
       rows=[_rated_row(r, data, tokenizer) for r in found],
       pairs=pairs,
       labels=labels,
-      groups=pairs[:, 0],
+      groups=pairs,
       dropped=dropped,
       ceiling=formats.rater_ceiling(found, pairs, labels),
     )
@@ -198,7 +198,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
     rows=rows,
     pairs=np.asarray(pairs, np.int32).reshape(-1, 2),
     labels=np.asarray([e["label"] for e in encoded], np.float32),
-    groups=np.asarray(group_of_pair, np.int32),
+    groups=np.asarray(group_of_pair, np.int32)[:, None],
     dropped=dropped + lost,
     ceiling=None,
   )

@@ -19,7 +19,7 @@ import numpy as np
 from rlhf_jax import checkpoint, metrics
 from rlhf_jax.interrupt import Interrupt, Stopped
 from rlhf_jax.pipelines.config import Schedule
-from rlhf_jax.types import PyTree
+from rlhf_jax.types import PyTree, TrainState
 
 SKIPPED_LIMIT = 3  # refused updates in a row that end a run (METHODS N14)
 OneStep = Callable[[int, PyTree, dict], tuple[PyTree, dict, dict]]
@@ -68,7 +68,8 @@ def run_steps(
     workdir: holds checkpoints/, metrics.jsonl, TensorBoard events.
     schedule: how often to save and log.
     total_steps: steps of the finished run.
-    arrays: initial pytree; arrays["train"] is a TrainState.
+    arrays: initial pytree, a dict; its TrainStates are watched for updates
+      that were refused.
     facts: initial JSON state.
     identity: fields a checkpoint must agree with (model, tokenizer).
     iterators: name -> data iterator with get_state and set_state.
@@ -150,7 +151,11 @@ def _check_finite(
   saved: checkpoint.Checkpoints,
 ) -> None:
   """Raises NonFiniteError after the third refused update in a row."""
-  skipped = int(np.asarray(arrays["train"].skipped))
+  skipped = max(
+    int(np.asarray(state.skipped))
+    for state in arrays.values()
+    if isinstance(state, TrainState)
+  )
   if skipped < SKIPPED_LIMIT:
     return
   bad = [f"{k}={v}" for k, v in row.items() if not math.isfinite(v)]

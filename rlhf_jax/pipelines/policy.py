@@ -356,15 +356,13 @@ def run(config: Any, workdir: Path) -> dict:
     return arrays, facts, row
 
   arrays = {
-    "train": build.sharded_state(
-      mesh, sft.initial_state(actors.params, transforms["both"])
-    ),
+    "train": sft.initial_state(actors.params, transforms["both"]),
     "moments": shaping.init_moments(),
     "beta": jnp.float32(settings.shaping.kl_coefficient),
   }
   if pretrain:
-    arrays["critic"] = build.sharded_state(
-      mesh, sft.initial_state(actors.params["value"], transforms["value"])
+    arrays["critic"] = sft.initial_state(
+      actors.params["value"], transforms["value"]
     )
   arrays, facts = loop.run_steps(
     one_step,
@@ -372,7 +370,7 @@ def run(config: Any, workdir: Path) -> dict:
     workdir=workdir,
     schedule=settings.schedule,
     total_steps=total,
-    arrays=arrays,
+    arrays=build.sharded_state(mesh, arrays),
     facts={"alarms": []},
     identity=build.identity(base),
     iterators={"prompts": loader} | ({"ptx": text} if text else {}),

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from rlhf_jax import checkpoint
-from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models import huggingface, roles, transformer, trees
 from rlhf_jax.pipelines import build, defaults, judge, loop, policy, reward, sft
 from rlhf_jax.pipelines.config import ConfigError, Model, section

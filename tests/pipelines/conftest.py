@@ -1,0 +1,116 @@
+"""Finished tiny stages, shared by all tests of the pipelines.
+
+Each is a folder that one pipeline filled. Compiled programs are kept for the
+session, because a second run of a stage compiles the same ones.
+"""
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from rlhf_jax.pipelines import policy, reward, sft
+from tests.pipelines import tiny_runs
+
+
+@pytest.fixture(scope="session")
+def compile_cache(tmp_path_factory):
+  """Keeps compiled programs in a folder; returns it, for subprocesses too."""
+  folder = tmp_path_factory.mktemp("cache")
+  settings = {
+    "jax_compilation_cache_dir": str(folder / "xla"),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+  }
+  before = {name: getattr(jax.config, name) for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield folder
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def files(compile_cache, tmp_path_factory):
+  del compile_cache
+  return tiny_runs.make_files(tmp_path_factory.mktemp("pipelines"))
+
+
+@pytest.fixture(scope="session")
+def sft_full(files):
+  folder = files.root / "sft_full"
+  sft.run(tiny_runs.sft_config(files, "full"), folder)
+  return folder
+
+
+@pytest.fixture(scope="session")
+def sft_lora(files):
+  folder = files.root / "sft_lora"
+  sft.run(tiny_runs.sft_config(files, "lora"), folder)
+  return folder
+
+
+def _reward(files, mode, start, samples):
+  folder = files.root / f"reward_{mode}"
+  config = tiny_runs.reward_config(files, mode, start, samples)
+  reward.run(config, folder)
+  return folder
+
+
+@pytest.fixture(scope="session")
+def reward_head(files, sft_lora):
+  return _reward(files, "head", "", sft_lora / "samples.npz")
+
+
+@pytest.fixture(scope="session")
+def reward_lora(files, sft_lora):
+  return _reward(files, "lora", sft_lora, sft_lora / "samples.npz")
+
+
+@pytest.fixture(scope="session")
+def reward_full(files, sft_full):
+  return _reward(files, "full", sft_full, sft_full / "samples.npz")
+
+
+@pytest.fixture(scope="session")
+def sampled_tokens():
+  """Returns {folder name: tokens of every rollout}, filled by `policy.run`."""
+  return {}
+
+
+@pytest.fixture(scope="session")
+def run_policy(sampled_tokens):
+  """Returns policy.run that also notes the tokens it samples."""
+
+  def run(config, folder):
+    noted = sampled_tokens.setdefault(folder.name, [])
+    plain = policy.text_metrics
+
+    def note(tokenizer, samples):
+      noted.append(np.asarray(samples.tokens))
+      return plain(tokenizer, samples)
+
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(policy, "text_metrics", note)
+      return policy.run(config, folder)
+
+  return run
+
+
+@pytest.fixture(scope="session")
+def policy_lora(files, sft_lora, reward_head, run_policy):
+  """20 rollouts, the first 2 of them for the critic alone."""
+  config = tiny_runs.policy_config(files, "lora", sft_lora, reward_head)
+  config.schedule.steps = 18
+  run_policy(config, files.root / "policy_lora")
+  return files.root / "policy_lora"
+
+
+@pytest.fixture(scope="session")
+def policy_full(files, sft_full, reward_full, run_policy):
+  """4 rollouts, all four roles with weights of their own, and ptx text."""
+  config = tiny_runs.full_policy_config(files, sft_full, reward_full)
+  run_policy(config, files.root / "policy_full")
+  return files.root / "policy_full"
