@@ -98,7 +98,7 @@ def run(config: Any, workdir: Path) -> int:
   from rlhf_jax.pipelines import RUN, check, loop
   from rlhf_jax.pipelines import workdir as workdir_lib
 
-  workdir = Path(workdir)
+  workdir = Path(workdir).expanduser()
   try:
     config = config.copy_and_resolve_references()
     check.check_config(config)

@@ -82,7 +82,7 @@ def read_jsonl(path: str | Path) -> list[dict]:
   Raises:
     DataError: "FILE:LINE: reason. remedy" at the first line that is not one.
   """
-  path = Path(path)
+  path = Path(path).expanduser()
   if not path.is_file():
     raise DataError(
       f"{path}: no such file. Give the path of a .jsonl or .jsonl.gz file, or "

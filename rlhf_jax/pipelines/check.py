@@ -1,15 +1,18 @@
 """An experiment, checked as a whole before a model is loaded.
 
-Every section of every stage becomes its dataclass once, so a mistake in the
-last stage of a long run is found in the first second. Beyond single fields:
-files that are not there, batches that do not divide, prompts without room.
+Every section of every stage becomes its dataclass once, and every file of
+records is read once, so a mistake in the last stage of a long run is found in
+the first seconds. Beyond single fields: files that are not there, batches that
+do not divide, prompts without room.
 
-Left out: what only the data or the model can tell (a broken line, a prompt
-that is too long); the stages say that when they read them.
+Left out: what needs the model or its tokenizer (a prompt that is too long),
+and TFDS sources; the stages say that when they read them.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from rlhf_jax import generate, optimizer
 from rlhf_jax.algorithms import reward as reward_algorithm
 from rlhf_jax.algorithms import sft as sft_algorithm
 from rlhf_jax.algorithms.policy_gradient import epochs, packing, ppo, shaping
-from rlhf_jax.data import sources
+from rlhf_jax.data import formats, sources
 from rlhf_jax.models import heads
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import actors, build, defaults, pretrained
@@ -135,6 +138,9 @@ def _check_stage(config: Any, pipeline: str, prefix: str) -> None:
   _check_lengths(config, found, prefix)
   for key, data in _used_data(config, pipeline, found):
     check_source(data.source, f"{prefix}{key}")
+    if ":" not in data.source:
+      status = os.stat(os.path.expanduser(data.source))
+      _check_records(data.source, data.format, status.st_mtime_ns)
   if pipeline == "reward":
     _check_reward(config, found, prefix)
   _check_rows(config, pipeline, found, prefix)
@@ -208,11 +214,19 @@ def check_source(source: str, name: str) -> None:
     path = Path(source).expanduser()
     if not path.is_file():
       is_folder = "is a folder, not a file" if path.is_dir() else "no such file"
-      near = [p.name for p in path.parent.glob("*.jsonl*")]
+      near = [p.name.partition(".")[0] for p in path.parent.glob("*.jsonl*")]
+      hint = nearest(path.name.partition(".")[0], near)
       raise ConfigError(
-        f"{field}={source!r}: {is_folder}.{nearest(path.name, near)} Give the "
-        "path of a .jsonl or .jsonl.gz file."
+        f"{field}={source!r}: {is_folder}.{hint} Give the path of a .jsonl or "
+        ".jsonl.gz file."
       )
+
+
+@functools.lru_cache(maxsize=64)
+def _check_records(source: str, format: str, changed: int) -> None:
+  """Reads a file once, so that a broken line is found before a model loads."""
+  del changed
+  formats.load_and_count(source, format)
 
 
 def _check_reward(config: Any, found: dict, prefix: str) -> None:

@@ -17,6 +17,7 @@ from rlhf_jax.pipelines import build
 from rlhf_jax.types import Samples
 
 SAMPLES_SHOWN = 4  # rows of samples.jsonl a step
+ROUNDING_NATS = 1e-3  # of an answer's log-probability: no KL below 0
 
 
 def text_metrics(tokenizer: Any, samples: Samples) -> dict[str, float]:
@@ -36,7 +37,7 @@ def alarms(row: dict, first: dict, step: int, settings: shaping.Config):
   """Yields sentences about a rollout that looks wrong (METHODS 19)."""
   kl = row["rollout/kl_k1_sum"]
   state = shaping.check_kl(
-    kl, settings, 2 * row["rollout/kl_k1_standard_error"]
+    kl, settings, 2 * row["rollout/kl_k1_standard_error"] + ROUNDING_NATS
   )
   if state == "warn" and kl > 0:
     yield (

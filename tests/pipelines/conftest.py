@@ -5,7 +5,6 @@ session, because a second run of a stage compiles the same ones.
 """
 
 import jax
-import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -18,11 +17,12 @@ def compile_cache(tmp_path_factory):
   """Keeps compiled programs in a folder; returns it, for subprocesses too."""
   folder = tmp_path_factory.mktemp("cache")
   settings = {
+    "jax_disable_most_optimizations": True,  # compiling is most of the time
     "jax_compilation_cache_dir": str(folder / "xla"),
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": 0,
   }
-  before = {name: getattr(jax.config, name) for name in settings}
+  before = {name: jax.config.values[name] for name in settings}
   for name, value in settings.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()
@@ -75,25 +75,19 @@ def reward_full(files, sft_full):
 
 
 @pytest.fixture(scope="session")
-def sampled_tokens():
-  """Returns {folder name: tokens of every rollout}, filled by `policy.run`."""
+def records():
+  """Returns {folder name: Record}, filled by `run_policy`."""
   return {}
 
 
 @pytest.fixture(scope="session")
-def run_policy(sampled_tokens):
-  """Returns policy.run that also notes the tokens it samples."""
+def run_policy(records):
+  """Returns policy.run that also notes what it samples, holds and updates on."""
 
   def run(config, folder):
-    noted = sampled_tokens.setdefault(folder.name, [])
-    plain = policy.text_metrics
-
-    def note(tokenizer, samples):
-      noted.append(np.asarray(samples.tokens))
-      return plain(tokenizer, samples)
-
+    record = records.setdefault(folder.name, tiny_runs.Record())
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(policy, "text_metrics", note)
+      record.watch(patch)
       return policy.run(config, folder)
 
   return run

@@ -8,6 +8,7 @@ is the word that reward models are taught to like.
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from rlhf_jax import checkpoint
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models import huggingface, transformer, trees
-from rlhf_jax.pipelines import build, defaults
+from rlhf_jax.pipelines import build, defaults, policy
 from rlhf_jax.pipelines.config import Model, section
 from rlhf_jax.types import Samples
 from tests import tiny
@@ -42,6 +43,54 @@ class Files:
   comparisons: str
   prompts: str
   ratings: str
+
+
+@dataclasses.dataclass
+class Record:
+  """What a policy run sampled, held frozen and trained on.
+
+  tokens: of each rollout.
+  actors, before: those of the run, and a copy of their frozen arrays.
+  rollouts: (copy before, copy after) each update.
+  """
+
+  tokens: list = dataclasses.field(default_factory=list)
+  actors: Any = None
+  before: Any = None
+  rollouts: list = dataclasses.field(default_factory=list)
+
+  @property
+  def frozen(self):
+    return self.actors.weights, self.actors.frozen
+
+  def watch(self, patch) -> None:
+    """Wraps what policy.run calls."""
+    load, text_metrics = policy.actors_lib.load, policy.text_metrics
+    make_programs = policy.make_programs
+
+    def watched_load(*args):
+      self.actors = load(*args)
+      self.before = jax.tree.map(np.array, self.frozen)
+      return self.actors
+
+    def watched_metrics(tokenizer, samples):
+      self.tokens.append(np.asarray(samples.tokens))
+      return text_metrics(tokenizer, samples)
+
+    def watched_programs(*args):
+      programs = make_programs(*args)
+
+      def update(state, frozen, rollout, *rest):
+        before = jax.tree.map(np.array, rollout)
+        result = programs.update(state, frozen, rollout, *rest)
+        self.rollouts.append((before, jax.tree.map(np.array, rollout)))
+        return result
+
+      return dataclasses.replace(programs, update=update)
+
+    patch.setattr(policy.actors_lib, "load", watched_load)
+    patch.setattr(policy, "text_metrics", watched_metrics)
+    patch.setattr(policy, "make_programs", watched_programs)
 
 
 def _write(path: Path, rows: list[dict]) -> str:

@@ -1,0 +1,153 @@
+"""Reward models as a pipeline: the planted word, splits, normalisation."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax.models import roles, trees
+from rlhf_jax.pipelines import build, features, inputs, reward
+from rlhf_jax.pipelines.config import ConfigError, Data, section
+from rlhf_jax.rewards import model as reward_model
+from tests.pipelines import tiny_runs
+
+STAGES = ["reward_head", "reward_lora", "reward_full"]
+
+
+def loaded(files, folder, mode):
+  config = tiny_runs.reward_config(files, mode, "", "")
+  base = tiny_runs.load_base(config)
+  return base, reward.load(folder, base, build.make_mesh(config))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_planted_word_is_learned(stage, request):
+  info = build.read_stage(request.getfixturevalue(stage))
+  assert info["diagnosis"]["rm/accuracy"] > 0.8
+  assert info["diagnosis"]["rm/pairs"] == 60  # a quarter of 240
+  assert info["comparisons"] == 180
+  assert not any(level == "refuse" for level, _ in info["guards"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_reference_samples_have_mean_0_and_deviation_1(files, stage, request):
+  folder, mode = request.getfixturevalue(stage), stage.removeprefix("reward_")
+  _, (scorer, weights, info) = loaded(files, folder, mode)
+  start = "sft_full" if mode == "full" else "sft_lora"
+  samples = tiny_runs.load_samples(files.root / start / "samples.npz")
+  score = jax.jit(functools.partial(reward_model.score, scorer))
+  scores = np.asarray(score(weights, samples))
+  np.testing.assert_allclose(scores.mean(), 0.0, atol=2e-5)
+  np.testing.assert_allclose(scores.std(), 1.0, atol=2e-5)
+  assert info["normalisation"]["count"] == 32
+
+
+def test_a_head_trains_on_features_as_on_rows(files, reward_head):
+  """Cached features, batched by length, against one row at a time."""
+  base, (scorer, weights, _) = loaded(files, reward_head, "head")
+  config = tiny_runs.reward_config(files, "head", "", "")
+  data = inputs.comparisons(
+    section(Data, config.data, "data"), base.tokenizer, 0
+  )
+  cached = features.row_features(base, base.params, scorer.role, data.rows)
+  head = {"head": weights.variables["head"]}
+  scores = features.row_scores(
+    base, scorer.role, head, {}, data.rows, cached, batch_size=8
+  )
+  trunk = {"params": base.params}
+  alone = features.row_scores(
+    base, scorer.role, head, trunk, data.rows[:9], None, batch_size=4
+  )
+  np.testing.assert_allclose(scores[:9], alone, atol=2e-5)
+
+
+def test_trap_31_a_head_run_saves_the_head_alone(reward_head):
+  saved = tiny_runs.saved_arrays(reward_head)
+  trained = [p for p in saved if p.startswith("train/params/")]
+  assert sorted(trained) == [
+    "train/params/head/output/bias",
+    "train/params/head/output/kernel",
+  ]
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_trap_31_frozen_parts_of_a_reward_model_are_the_sft_models(
+  files, mode, request
+):
+  folder = request.getfixturevalue(f"reward_{mode}")
+  start = request.getfixturevalue(f"sft_{mode}")
+  base, (scorer, weights, info) = loaded(files, folder, mode)
+  assert info["merged_from"] == str(start)
+  mesh = build.make_mesh(tiny_runs.reward_config(files, mode, "", ""))
+  merged = trees.flatten({"params": build.start_params(base, mesh, start)})
+  found = trees.flatten(weights.variables)
+  frozen = [p for p in merged if not roles.is_trainable(scorer.role, p)]
+  assert frozen
+  for path in frozen:
+    np.testing.assert_array_equal(found[path], merged[path], err_msg=path)
+  moved = {p for p in merged if not np.array_equal(found[p], merged[p])}
+  assert bool(moved) == (mode == "full")
+
+
+def test_a_prompt_is_on_one_side_of_the_split(files):
+  config = tiny_runs.reward_config(files, "head", "", "")
+  tokenizer = tiny_runs.load_base(config).tokenizer
+  data = section(Data, config.data, "data")
+  everything = inputs.comparisons(data, tokenizer, 0)
+  train, held = features.split_heldout(everything, 0.25, seed=3)
+  assert len(train.pairs) == 180 and len(held.pairs) == 60
+  records = [json.loads(line) for line in open(files.comparisons)]
+  sides = [
+    {records[first // 2]["prompt"] for first in part.pairs[:, 0]}
+    for part in (train, held)
+  ]
+  assert len(sides[0]) == 18 and len(sides[1]) == 6
+  assert not sides[0] & sides[1]
+
+
+def test_a_rated_sentence_is_on_one_side_of_the_split(files, capsys):
+  config = tiny_runs.reward_config(files, "head", "", "")
+  config.data.update(
+    source=files.ratings, format="ratings", prompt="the", pairs=500
+  )
+  tokenizer = tiny_runs.load_base(config).tokenizer
+  data = section(Data, config.data, "data")
+  everything = inputs.comparisons(data, tokenizer, 0)
+  train, held = features.split_heldout(everything, 0.25, seed=3)
+  assert not set(train.pairs.ravel()) & set(held.pairs.ravel())
+  assert len(train.pairs) > 200 and len(held.pairs) > 10
+  lost = 500 - len(train.pairs) - len(held.pairs)
+  assert f"{lost} comparisons" in capsys.readouterr().out
+  with pytest.raises(ConfigError, match="heldout_fraction=0.01"):
+    features.split_heldout(everything, 0.01, seed=3)
+
+
+HH = [
+  ("Is it the cat?", "It is a cat.", "It is."),
+  ("Where?", "On the mat, a cat.", "On the log."),
+  ("And who sat?", "The cat sat.", "No one sat."),
+  ("With whom?", "With a cat.", "With a dog of the log."),
+]
+
+
+def test_hh_transcripts(files, tmp_path, capsys):
+  path = tmp_path / "hh.jsonl"
+  lines = []
+  for i in range(40):
+    question, good, bad = HH[i % 4]
+    start = f"\n\nHuman: {question} {i}\n\nAssistant:"
+    lines.append({"chosen": f"{start} {good}", "rejected": f"{start} {bad}"})
+  lines.append(
+    {"chosen": f"{start} a", "rejected": "\n\nHuman: b\n\nAssistant: c"}
+  )
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  config = tiny_runs.reward_config(files, "head", "", "")
+  config.data.update(source=str(path), format="hh", max_length=64)
+  config.schedule.update(batch_size=16, steps=60)
+  info = reward.run(config, tmp_path / "run")
+  assert "1 prompts differ" in capsys.readouterr().out
+  assert info["comparisons"] == 30
+  assert info["diagnosis"]["rm/accuracy"] > 0.8
+  assert info["normalisation"]["source"] == "training rows"
