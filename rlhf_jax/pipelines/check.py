@@ -11,6 +11,7 @@ and TFDS sources; the stages say that when they read them.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
 from collections.abc import Iterator
@@ -138,7 +139,7 @@ def _check_stage(config: Any, pipeline: str, prefix: str) -> None:
   _check_lengths(config, found, prefix)
   for key, data in _used_data(config, pipeline, found):
     check_source(data.source, f"{prefix}{key}")
-    if ":" not in data.source:
+    if not data.source.startswith(("asset:", sources.TFDS_PREFIX)):
       status = os.stat(os.path.expanduser(data.source))
       _check_records(data.source, data.format, status.st_mtime_ns)
   if pipeline == "reward":
@@ -214,8 +215,13 @@ def check_source(source: str, name: str) -> None:
     path = Path(source).expanduser()
     if not path.is_file():
       is_folder = "is a folder, not a file" if path.is_dir() else "no such file"
-      near = [p.name.partition(".")[0] for p in path.parent.glob("*.jsonl*")]
-      hint = nearest(path.name.partition(".")[0], near)
+      near = {
+        other.name.partition(".")[0]: other.name
+        for other in path.parent.glob("*.jsonl*")
+      }
+      stem = path.name.partition(".")[0]
+      alike = difflib.get_close_matches(stem, near, 1)
+      hint = f" Did you mean {near[alike[0]]!r}?" if alike else ""
       raise ConfigError(
         f"{field}={source!r}: {is_folder}.{hint} Give the path of a .jsonl or "
         ".jsonl.gz file."

@@ -82,7 +82,7 @@ def records():
 
 @pytest.fixture(scope="session")
 def run_policy(records):
-  """Returns policy.run that also notes what it samples, holds and updates on."""
+  """Returns policy.run that also fills a Record."""
 
   def run(config, folder):
     record = records.setdefault(folder.name, tiny_runs.Record())
