@@ -151,7 +151,7 @@ def make_files(root: Path) -> Files:
     for i in range(240)
   ]
   rated = []
-  for i in range(96):
+  for i in range(240):
     words = answer(i % 2 == 0) + text(2, WORDS[1:])
     ratings = rng.integers(-1, 2, 5) + (3 if i % 2 == 0 else -1)
     rated.append({"text": f"{words.strip()} {i}", "ratings": ratings.tolist()})

@@ -1,0 +1,80 @@
+"""Every file of configs/ loads, and all its sections are what they must be."""
+
+import dataclasses
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from rlhf_jax.pipelines import check, defaults
+from rlhf_jax.pipelines.config import ConfigError
+
+FILES = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.py"))
+
+
+HH = {
+  "chosen": "\n\nHuman: Is it?\n\nAssistant: It is.",
+  "rejected": "\n\nHuman: Is it?\n\nAssistant: No.",
+}
+
+
+def load(path):
+  return runpy.run_path(str(path))["get_config"]()
+
+
+def test_there_are_files():
+  assert {"sft", "reward", "ppo", "quickstart"} <= {p.stem for p in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_all_sections_parse(path, files, sft_lora, reward_head, tmp_path):
+  """As the command checks it, with the files that a user would name."""
+  config = load(path)
+  transcripts = tmp_path / "hh.jsonl"
+  transcripts.write_text(json.dumps(HH) + "\n")
+  if "data" in config:
+    config.data.source = {
+      "demonstration": files.demonstrations,
+      "comparison": files.comparisons,
+      "hh": str(transcripts),
+    }[config.data.format]
+  if config.pipeline == "policy":
+    config.prompts.source = files.prompts
+    config.init_from, config.reward = str(sft_lora), str(reward_head)
+  for stage in (config, *config.values()):  # compact sampling wants one device
+    if isinstance(stage, ConfigDict) and "mesh" in stage:
+      stage.mesh.devices = 1
+  check.check_config(config)
+  known = set(getattr(defaults, config.pipeline)())
+  assert set(config) == known
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_misspelt_field_is_named(path):
+  config = load(path)
+  stage = config.sft if config.pipeline == "rlhf" else config
+  prefix = "sft." if config.pipeline == "rlhf" else ""
+  with stage.model.unlocked():
+    stage.model.lora_rnak = 4
+  with pytest.raises(ConfigError) as caught:
+    check.check_config(config)
+  assert f"config.{prefix}model.lora_rnak" in str(caught.value)
+  assert "lora_rank" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_docstring_shows_the_command(path):
+  text = path.read_text()
+  assert f"--config=configs/{path.name}" in text
+
+
+def test_default_sections_are_the_dataclasses_defaults(files):
+  """tree() and section() are each other's inverse."""
+  del files
+  config = defaults.policy()
+  for name, cls in check._COMMON.items():
+    if name in config and not name.endswith("optimizer"):
+      assert check.section(cls, config[name], name) == cls()
+      assert set(config[name]) == {f.name for f in dataclasses.fields(cls)}
