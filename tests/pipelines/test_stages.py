@@ -146,12 +146,10 @@ def rows_of(path, drop=("time", "sys/")):
   ]
 
 
-def test_reward_models_learn_and_score_the_same_after_loading(files, stages):
+def test_reward_models_score_the_same_after_loading(files, stages):
   """A frozen trunk that started from SFT weights is found again on loading."""
   mode, root = stages
   for kind in ("head", mode):
-    info = build.read_stage(root / f"rm_{kind}")
-    assert info["diagnosis"]["rm/accuracy"] > 0.8
     config = reward_config(files, kind, root / "sft")
     mesh = build.make_mesh(config)
     base = build.load_base(section(Model, config.model, "model"), mesh)
