@@ -1,0 +1,191 @@
+"""PPO as a pipeline: what it learns, what it leaves alone, when it stops."""
+
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax.models import roles, trees
+from rlhf_jax.pipelines import build, loop, policy
+from tests.pipelines import tiny_runs
+
+PRETRAIN = 2  # steps of the LoRA run that train the critic alone
+
+
+def test_the_score_rises_on_the_planted_word(policy_lora):
+  rows = tiny_runs.rows_of(policy_lora)
+  assert [row["step"] for row in rows] == list(range(1, 21))
+  scores = [row["rollout/score_mean"] for row in rows]
+  assert np.mean(scores[-5:]) > np.mean(scores[: PRETRAIN + 1]) + 0.5
+  samples = tiny_runs.rows_of(policy_lora, "samples.jsonl")
+  share = {
+    last: np.mean(
+      [
+        tiny_runs.PLANTED in row["response"]
+        for row in samples
+        if (row["step"] > 10) == last
+      ]
+    )
+    for last in (False, True)
+  }
+  assert share[True] > share[False]
+
+
+def test_t03_n11_trap_08_the_first_ratio_is_one(policy_lora, policy_full):
+  rows = tiny_runs.rows_of(policy_lora)[PRETRAIN:]
+  rows += tiny_runs.rows_of(policy_full)
+  assert len(rows) == 22
+  for row in rows:
+    assert row["ppo/first_ratio_error"] < 1e-4
+    assert row["ppo/first_clip_fraction"] == 0.0
+    assert row["ppo/ratio_error_max"] > 1e-3  # and later ones are not
+
+
+@pytest.mark.parametrize("run", ["policy_lora", "policy_full"])
+def test_t17_the_policy_starts_as_its_reference(run, request):
+  rows = tiny_runs.rows_of(request.getfixturevalue(run))
+  before = PRETRAIN + 1 if run == "policy_lora" else 1
+  for row in rows[:before]:
+    assert abs(row["rollout/kl_k1_sum"]) < 1e-5
+    assert row["rollout/kl_k3_sum"] < 1e-5
+  assert rows[before]["rollout/kl_k3_sum"] > 1e-3
+
+
+def test_trap_30_31_only_trainable_leaves_are_saved_and_move(
+  files, policy_lora, policy_full
+):
+  lora = tiny_runs.saved_arrays(policy_lora)
+  for path in lora:
+    if path.startswith("train/params/policy/"):
+      assert "/lora_" in path
+    if path.startswith("train/params/value/"):
+      assert path.startswith("train/params/value/head/")
+  moments = {p for p in lora if "opt_state" in p and lora[p].ndim > 0}
+  assert moments
+  assert all("/lora_" in path or "/head/" in path for path in moments)
+  full = tiny_runs.saved_arrays(policy_full)
+  start = tiny_runs.saved_arrays(files.root / "sft_full")
+  moved = 0
+  for path, leaf in start.items():
+    if path.startswith("train/params/params/"):
+      now = full[path.replace("train/params/", "train/params/policy/", 1)]
+      moved += not np.array_equal(now, leaf)
+  assert moved == sum(p.startswith("train/params/params/") for p in start)
+
+
+@pytest.mark.parametrize("run", ["policy_lora", "policy_full"])
+def test_trap_30_reference_and_reward_model_keep_their_bits(
+  run, request, records
+):
+  """After the last step, in the arrays that the run held itself."""
+  request.getfixturevalue(run)
+  record = records[run]
+  jax.tree.map(np.testing.assert_array_equal, record.before, record.frozen)
+  assert len(jax.tree.leaves(record.before)) > 30
+
+
+@pytest.mark.parametrize("run", ["policy_lora", "policy_full"])
+def test_trap_32_a_rollout_is_fixed_for_all_its_epochs(run, request, records):
+  rows = tiny_runs.rows_of(request.getfixturevalue(run))
+  rollouts = records[run].rollouts
+  assert len(rollouts) == sum("ppo/loss_pi" in row for row in rows)
+  for before, after in rollouts:
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    mask = before.response_mask > 0
+    assert before.behaviour_logprobs[mask].max() < 0.0
+    assert not before.advantages[~mask].any()
+
+
+def test_value_pretraining_trains_the_critic_alone(
+  files, sft_lora, policy_lora
+):
+  after = tiny_runs.saved_arrays(policy_lora, PRETRAIN)
+  start = tiny_runs.saved_arrays(sft_lora)
+  compared = 0
+  for path, leaf in after.items():
+    if path.startswith("train/params/policy/"):
+      old = start[path.replace("/policy/", "/", 1)]
+      np.testing.assert_array_equal(leaf, old, err_msg=path)
+      compared += 1
+    if path.startswith("train/opt_state") and leaf.ndim:
+      assert not leaf.any(), path
+    if path.startswith("train/params/value/"):
+      critic = path.replace("train/params/value/", "critic/params/")
+      np.testing.assert_array_equal(leaf, after[critic])
+  assert compared > 5
+  assert after["train/step"] == 0 and after["critic/step"] > 0
+  residual = after["train/params/value/head/residual/kernel"]
+  assert np.abs(residual).max() > 0.0  # starts at 0
+  rows = tiny_runs.rows_of(policy_lora)
+  assert "ppo/loss_pi" not in rows[PRETRAIN - 1]
+  assert "ppo/loss_pi" in rows[PRETRAIN]
+  variance = [row["ppo/explained_var"] for row in rows[: PRETRAIN + 1]]
+  assert variance[-1] > variance[0]
+
+
+def test_ptx_text_is_mixed_in(policy_full):
+  for row in tiny_runs.rows_of(policy_full):
+    assert 0.0 < row["ppo/loss_ptx"] < 4.0
+    assert row["ppo/grad_norm_ptx_ratio"] > 0.0
+  assert set(tiny_runs.saved_meta(policy_full, 4)["iterators"]) == {
+    "prompts",
+    "ptx",
+  }
+
+
+def test_the_adaptive_coefficient_follows_the_kl_and_is_saved(policy_lora):
+  rows = tiny_runs.rows_of(policy_lora)
+  gain, target = 32 / 80.0, 6.0
+  beta = 0.1
+  for row in rows:
+    np.testing.assert_allclose(row["ppo/beta"], beta, rtol=1e-5)
+    if row["step"] > PRETRAIN:
+      error = np.clip(row["rollout/kl_k1_sum"] / target - 1.0, -0.2, 0.2)
+      beta *= 1.0 + gain * error
+  saved = tiny_runs.saved_arrays(policy_lora)
+  np.testing.assert_allclose(saved["beta"], beta, rtol=1e-5)
+  np.testing.assert_allclose(saved["moments/count"], 32 * 20)
+  stage = build.read_stage(policy_lora)
+  np.testing.assert_allclose(stage["kl_coefficient"], beta, rtol=1e-5)
+  assert stage["halted"] is None
+
+
+def test_a_run_with_too_much_kl_stops_and_says_so(
+  files, sft_lora, reward_head, capsys, monkeypatch
+):
+  config = tiny_runs.policy_config(files, "lora", sft_lora, reward_head)
+  config.shaping.update(warn_nats=1e-3, halt_nats=2e-3)
+  config.policy_optimizer.warmup_steps = 0
+  config.schedule.steps = 18
+  folder = files.root / "policy_halted"
+  info = policy.run(config, folder)
+  rows = tiny_runs.rows_of(folder)
+  assert len(rows) < 20 and rows[-1]["rollout/kl_k1_sum"] > 2e-3
+  assert info["halted"].startswith(f"stopped at step {len(rows)}: KL")
+  assert "shaping.halt_nats=0.002" in info["halted"]
+  assert info["halted"] in capsys.readouterr().out
+  final = tiny_runs.saved_meta(folder, len(rows))
+  assert final["facts"]["halt"] == info["halted"]
+
+  def refuse(*args, **options):
+    raise AssertionError("went on")
+
+  monkeypatch.setattr(loop, "run_steps", refuse)
+  assert policy.run(config, folder) == info
+
+
+def test_loading_a_policy_gives_what_was_saved(files, policy_lora):
+  config = tiny_runs.sft_config(files, "lora")
+  base = tiny_runs.load_base(config)
+  stage = build.load_stage(
+    policy_lora, "policy", base, build.make_mesh(config), "/policy"
+  )
+  saved = tiny_runs.saved_arrays(policy_lora)
+  flat = trees.flatten(stage.variables)
+  trained = [p for p in flat if roles.is_trainable(stage.role, p)]
+  assert trained
+  for path in trained:
+    np.testing.assert_array_equal(
+      flat[path], saved[f"train/params/policy/{path}"]
+    )
+  for path, leaf in trees.flatten({"params": base.params}).items():
+    np.testing.assert_array_equal(flat[path], leaf)

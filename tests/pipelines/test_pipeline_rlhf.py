@@ -1,0 +1,161 @@
+"""The whole job on rated sentences: five stages, a report, no repetition."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rlhf_jax.pipelines import build, defaults, evaluate, inputs, rlhf
+from rlhf_jax.pipelines.config import ConfigError, Data, section
+from tests.pipelines import tiny_runs
+
+PROMISED = [
+  "seconds_total",
+  "reward_model_accuracy",
+  "reward_model_accuracy_ceiling",
+  "proxy_before",
+  "proxy_after",
+  "gold_before",
+  "gold_after",
+  "gold_win_rate",
+  "gold_win_rate_standard_error",
+  "vader_before",
+  "vader_after",
+  "kl_nats",
+  "distinct_2_before",
+  "distinct_2_after",
+  "length_before",
+  "length_after",
+]
+
+
+def ratings(files, split, **changes):
+  return {
+    "source": files.ratings,
+    "format": "ratings",
+    "prompt": "the",
+    "max_length": 16,
+    "splits": "test:60,A:90,B:90",
+    "split": split,
+    **changes,
+  }
+
+
+def make_config(files):
+  config = defaults.rlhf()
+  config.title = "Tiny"
+  config.facts = {"model": "random"}
+  config.caveats = ("None of this means anything.",)
+  start = tiny_runs.sft_config(files, "lora")
+  start.data.update(ratings(files, "A"))
+  start.sample_prompts.update(ratings(files, "A", prefix_tokens=2))
+  start.schedule.steps = 4
+  config.sft = start
+  for name, split in (("reward", "A"), ("gold", "B")):
+    judge = tiny_runs.reward_config(files, "head", "", "")
+    judge.data.update(ratings(files, split, pairs=400, end_token=False))
+    judge.heldout.update(ratings(files, "test", pairs=100, end_token=False))
+    config[name] = judge
+  learner = tiny_runs.policy_config(files, "lora", "", "")
+  learner.prompts.update(ratings(files, "A", prefix_tokens=2))
+  learner.schedule.steps = 3
+  config.policy = learner
+  last = config.evaluation
+  last.mesh.devices = 1
+  last.model.update(source=files.model, lora_rank=2)
+  last.prompts.update(ratings(files, "test", prefix_tokens=2))
+  last.generate.update(learner.generate.to_dict())
+  last.generate.num_samples = 1
+  last.update(count=16, batch_size=8, lexicon=True)
+  return config
+
+
+@pytest.fixture(scope="module")
+def finished(files):
+  folder = files.root / "rlhf"
+  return folder, rlhf.run(make_config(files), folder)
+
+
+def test_the_summary_holds_all_promised_numbers(finished):
+  folder, numbers = finished
+  assert json.loads((folder / "summary.json").read_text()) == numbers
+  for name in PROMISED:
+    assert np.isfinite(numbers[name]), name
+  assert 0.0 <= numbers["gold_win_rate"] <= 1.0
+  assert 0.7 < numbers["reward_model_accuracy"] <= 1.0
+  assert 0.7 < numbers["reward_model_accuracy_ceiling"] <= 1.0
+  assert abs(numbers["proxy_before"]) < 1e-5  # in units of `before` itself
+  assert numbers["kl_nats"] > 0.0
+  assert set(numbers["phase_seconds"]) == {"load", *rlhf.PHASES}
+  total = sum(numbers["phase_seconds"].values())
+  assert numbers["seconds_total"] == pytest.approx(total)
+
+
+def test_everything_that_is_promised_is_written(finished):
+  folder, numbers = finished
+  report = (folder / "report.html").read_text()
+  assert "None of this means anything." in report
+  assert f"{numbers['gold_win_rate']:.3f}" in report
+  assert (folder / "overview.png").read_bytes().startswith(b"\x89PNG")
+  for stage in ("sft", "reward", "gold", "policy"):
+    assert build.read_stage(folder / stage) is not None
+    assert tiny_runs.rows_of(folder / stage)
+  assert tiny_runs.rows_of(folder / "policy", "samples.jsonl")
+  rows = tiny_runs.rows_of(folder / "evaluation", evaluate.TEXTS_FILE)
+  assert len(rows) == 16
+  assert {"prompt", "before", "after", "gold_after"} <= set(rows[0])
+
+
+def test_proxy_and_gold_read_disjoint_sentences(files, finished):
+  config = make_config(files)
+  tokenizer = tiny_runs.load_base(config.sft).tokenizer
+  parts = [
+    {
+      record.text
+      for record in inputs.records(section(Data, data, "data"), tokenizer)[0]
+    }
+    for data in (
+      config.reward.data,
+      config.gold.data,
+      config.gold.heldout,
+    )
+  ]
+  assert [len(part) for part in parts] == [90, 90, 60]
+  assert len(set.union(*parts)) == 240
+  rlhf.connect(config, finished[0])
+  assert len({config[stage].seed for stage in rlhf.PHASES}) == 5
+
+
+def refuse(*args, **options):
+  raise AssertionError("a finished stage was run again")
+
+
+def test_a_second_call_repeats_nothing(files, finished, monkeypatch):
+  folder, numbers = finished
+  for stage in (rlhf.sft, rlhf.reward, rlhf.policy, rlhf.evaluate):
+    monkeypatch.setattr(stage, "run", refuse)
+  again = rlhf.run(make_config(files), folder)
+  times = ("seconds_total", "phase_seconds")
+  assert {k: v for k, v in again.items() if k not in times} == {
+    k: v for k, v in numbers.items() if k not in times
+  }
+
+
+def test_reuse_takes_the_stages_before_from_another_run(
+  files, finished, monkeypatch
+):
+  for stage in (rlhf.sft, rlhf.reward):
+    monkeypatch.setattr(stage, "run", refuse)
+  config = make_config(files)
+  config.reuse = str(finished[0])
+  config.policy.schedule.steps = 1
+  folder = files.root / "rlhf_reused"
+  numbers = rlhf.run(config, folder)
+  assert not (folder / "sft").exists() and not (folder / "gold").exists()
+  stage = build.read_stage(folder / "policy")
+  assert stage["init_from"] == str(finished[0] / "sft")
+  for name in ("reward_model_accuracy", "gold_model_accuracy"):
+    assert numbers[name] == finished[1][name]
+  config.reuse = str(files.root / "nothing_here")
+  with pytest.raises(ConfigError, match="is not finished"):
+    rlhf.run(config, files.root / "rlhf_reused_2")
