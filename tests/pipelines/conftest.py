@@ -1,7 +1,7 @@
 """Finished tiny stages, shared by all tests of the pipelines.
 
-Each is a folder that one pipeline filled. Compiled programs are kept for the
-session, because a second run of a stage compiles the same ones.
+Each is a folder that one pipeline filled. Compiled programs are kept for these
+tests only, because a second run of a stage compiles the same ones.
 """
 
 import jax
@@ -12,7 +12,7 @@ from rlhf_jax.pipelines import policy, reward, sft
 from tests.pipelines import tiny_runs
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def compile_cache(tmp_path_factory):
   """Keeps compiled programs in a folder; returns it, for subprocesses too."""
   folder = tmp_path_factory.mktemp("cache")
@@ -32,20 +32,20 @@ def compile_cache(tmp_path_factory):
   compilation_cache.reset_cache()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def files(compile_cache, tmp_path_factory):
   del compile_cache
   return tiny_runs.make_files(tmp_path_factory.mktemp("pipelines"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def sft_full(files):
   folder = files.root / "sft_full"
   sft.run(tiny_runs.sft_config(files, "full"), folder)
   return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def sft_lora(files):
   folder = files.root / "sft_lora"
   sft.run(tiny_runs.sft_config(files, "lora"), folder)
@@ -59,28 +59,28 @@ def _reward(files, mode, start, samples):
   return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def reward_head(files, sft_lora):
   return _reward(files, "head", "", sft_lora / "samples.npz")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def reward_lora(files, sft_lora):
   return _reward(files, "lora", sft_lora, sft_lora / "samples.npz")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def reward_full(files, sft_full):
   return _reward(files, "full", sft_full, sft_full / "samples.npz")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def records():
   """Returns {folder name: Record}, filled by `run_policy`."""
   return {}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def run_policy(records):
   """Returns policy.run that also fills a Record."""
 
@@ -93,7 +93,7 @@ def run_policy(records):
   return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def policy_lora(files, sft_lora, reward_head, run_policy):
   """20 rollouts, the first 2 of them for the critic alone."""
   config = tiny_runs.policy_config(files, "lora", sft_lora, reward_head)
@@ -102,7 +102,7 @@ def policy_lora(files, sft_lora, reward_head, run_policy):
   return files.root / "policy_lora"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def policy_full(files, sft_full, reward_full, run_policy):
   """4 rollouts, all four roles with weights of their own, and ptx text."""
   config = tiny_runs.full_policy_config(files, sft_full, reward_full)
