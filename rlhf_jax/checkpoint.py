@@ -31,7 +31,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from rlhf_jax import integrity
+from rlhf_jax import distributed, integrity
 from rlhf_jax.integrity import CheckpointError
 from rlhf_jax.models import trees
 from rlhf_jax.types import Array, PyTree
@@ -271,14 +271,14 @@ class Checkpoints:
       self._manager.wait_until_finished()
       if jax.process_index() == 0:
         integrity.write_manifest(self._root / str(step), record)
-    _barrier("manifest")
+    distributed.barrier("checkpoint/manifest")
     self._own.add(step)
     kept = [s for s in self.steps() if s not in self._damaged]
     final = {s for s in kept if self._record(s)["final"]}
     plain = [s for s in kept if s not in final]
     survivors = final | set(plain[-self._keep :]) | {step}
     doomed = [s for s in self._directories() if s not in survivors]
-    _barrier("removal")
+    distributed.barrier("checkpoint/removal")
     for old in doomed:
       self._delete(old)
 
@@ -356,7 +356,7 @@ class Checkpoints:
         f"step {step} of {self._root} belongs to another run. Resume that run "
         "or start in an empty --workdir."
       )
-    _barrier("room")
+    distributed.barrier("checkpoint/room")
     self._delete(step)
 
   def _delete(self, step: int) -> None:
@@ -383,18 +383,15 @@ class Checkpoints:
       self._open()  # removes the temporary files of the failed save
       if not _NO_SPACE.search(_whole_story(error)):
         raise
+      last = self.latest()
+      kept = "none was saved before" if last is None else f"step {last}"
       raise CheckpointError(
         f"no space left to save step {step} in {self._root}. Free some, or "
-        f"keep fewer checkpoints than {self._keep}; the last good checkpoint "
-        f"is step {self.latest()}."
+        f"keep fewer checkpoints than {self._keep}; the last good checkpoint: "
+        f"{kept}."
       ) from error
     finally:
       logger.setLevel(level)
-
-
-def _barrier(name: str) -> None:
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f"checkpoint/{name}")
 
 
 def _whole_story(error: BaseException | None) -> str:

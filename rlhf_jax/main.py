@@ -10,6 +10,7 @@ Exit codes:
   2   a mistake in the command, the configuration, the data or the machine's
       set-up: one message says which value, which rule and what to do
   3   training diverged
+  42  another process of the run died: start all of them again
   75  stopped by a signal with a checkpoint saved: the same command goes on
 
 RLHF_JAX_TRACEBACK=1 shows where a mistake was noticed.
@@ -40,6 +41,14 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.")
 
+_DISTRIBUTED = flags.DEFINE_string(
+  "distributed", "auto", "auto, off or HOST:PORT,PROCESSES,INDEX."
+)
+
+PEER_LOST = (
+  "another process of this run is gone ({:.200}). Start all processes again; "
+  "they go on from the last checkpoint."
+)
 EXIT_USAGE = 2
 EXIT_DIVERGED = 3
 _LATE = ("Event loop is closed", "cannot schedule new futures after shutdown")
@@ -92,9 +101,23 @@ def set_up_jax() -> None:
   jax.config.update("jax_threefry_partitionable", True)
 
 
+def join_processes(text: str) -> None:
+  """Joins the other processes of a run; only the first one talks."""
+  import jax
+
+  from rlhf_jax import distributed, metrics
+
+  distributed.initialise(text)
+  if jax.process_count() > 1 and not distributed.is_first():
+    sys.stdout = open(os.devnull, "w")
+    metrics.Progress.default_stream = sys.stdout
+
+
 def run(config: Any, workdir: Path) -> int:
   """Runs the pipeline that the configuration names; returns the exit code."""
-  from rlhf_jax import interrupt
+  import jax
+
+  from rlhf_jax import distributed, interrupt
   from rlhf_jax.pipelines import RUN, check, loop
   from rlhf_jax.pipelines import workdir as workdir_lib
 
@@ -113,11 +136,34 @@ def run(config: Any, workdir: Path) -> int:
   except loop.NonFiniteError as error:
     return _fail(error, str(error), EXIT_DIVERGED)
   except Exception as error:
+    if distributed.is_peer_lost(error):
+      return _fail(
+        error, PEER_LOST.format(str(error)), distributed.EXIT_PEER_LOST
+      )
     message = mistake(error)
     if message is None:
+      if jax.process_count() > 1:
+        traceback.print_exception(error)
+        _leave_if_alone(1)
       raise
     return _fail(error, message, EXIT_USAGE)
   return 0
+
+
+def _leave_if_alone(code: int) -> None:
+  """Ends a process that failed, without waiting for the others.
+
+  A normal exit waits for all processes, which wait for this one. They notice
+  that it is gone and leave with EXIT_PEER_LOST.
+  """
+  import jax
+
+  from rlhf_jax import interrupt
+
+  if jax.process_count() > 1 and code not in (0, interrupt.EXIT_INTERRUPTED):
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def mistake(error: Exception) -> str | None:
@@ -200,7 +246,13 @@ def _main(argv: list[str]) -> int:
   except OSError as error:
     message = f"RLHF_JAX_CACHE: cannot write the cache ({error})."
     return _fail(error, f"{message} Set it to another folder.", EXIT_USAGE)
-  return run(_CONFIG.value, Path(_WORKDIR.value))
+  try:
+    join_processes(_DISTRIBUTED.value)
+  except (ValueError, RuntimeError) as error:
+    return _fail(error, str(error), EXIT_USAGE)
+  code = run(_CONFIG.value, Path(_WORKDIR.value))
+  _leave_if_alone(code)
+  return code
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -222,6 +222,8 @@ class Progress:
   Rewritten in place on a terminal, else printed every few seconds.
   """
 
+  default_stream: TextIO | None = None  # None is standard error
+
   def __init__(
     self,
     phase: str,
@@ -239,7 +241,7 @@ class Progress:
       phase: first word of the line.
       total: steps when done.
       initial: steps done before this process, which tell nothing of its pace.
-      stream: standard error when None.
+      stream: default_stream when None.
       every_seconds: between lines where there is no terminal.
       window: the pace is that of so many updates.
       clock: seconds.
@@ -250,6 +252,7 @@ class Progress:
         "total >= 1."
       )
     self._phase, self._total = phase, total
+    stream = self.default_stream if stream is None else stream
     self._stream = sys.stderr if stream is None else stream
     self._is_terminal = self._stream.isatty()
     self._period = 0.1 if self._is_terminal else every_seconds

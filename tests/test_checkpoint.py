@@ -290,13 +290,24 @@ def test_full_disk_leaves_the_last_step(tmp_path):
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "no space left" in str(caught.value)
-    assert "last good checkpoint is step 1" in str(caught.value)
+    assert "last good checkpoint: step 1" in str(caught.value)
     assert checkpoints.steps() == [1]
     assert bits(checkpoints.restore(abstract(small))[0]) == bits(small)
     checkpoints.save(2, big, {})  # space was freed
     assert os.listdir(tmp_path) == ["2"]  # no temporary files are left either
   del caught
   gc.collect()  # Orbax's abandoned tasks complain here, not in another test
+
+
+def test_full_disk_before_any_checkpoint_says_so(tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    with monkeypatch.context() as patch:
+      patch.setattr(integrity, "_write_durably", full)
+      with pytest.raises(checkpoint.CheckpointError, match="none was saved"):
+        checkpoints.save(1, fresh(), {})
 
 
 def test_full_disk_while_the_manifest_is_written(tmp_path, monkeypatch):
@@ -307,7 +318,9 @@ def test_full_disk_while_the_manifest_is_written(tmp_path, monkeypatch):
     checkpoints.save(1, fresh(), {})
     with monkeypatch.context() as patch:
       patch.setattr(integrity, "_write_durably", full)
-      with pytest.raises(checkpoint.CheckpointError, match="is step 1"):
+      with pytest.raises(
+        checkpoint.CheckpointError, match="checkpoint: step 1"
+      ):
         checkpoints.save(2, fresh(), {})
     assert os.listdir(tmp_path) == ["1"]
 

@@ -86,36 +86,93 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def host_part(mesh: Mesh) -> tuple[int, int]:
+  """Returns (index, count): which equal part of a batch this process reads.
+
+  Processes whose devices hold the same rows (a tensor axis that spans them)
+  have the same index.
+
+  Raises:
+    ValueError: a mesh that gives a process rows that are not one part.
+  """
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  indices = batch_sharding(mesh).addressable_devices_indices_map((ways,))
+  mine = sorted({index[0].indices(ways)[0] for index in indices.values()})
+  first, size = mine[0], len(mine)
+  if mine != list(range(first, first + size)) or ways % size or first % size:
+    raise ValueError(
+      f"mesh {dict(mesh.shape)}: process {jax.process_index()} would hold the "
+      f"parts {mine} of {ways} of a batch, which are not one block. Choose "
+      "data x fsdp as a multiple or a divisor of the processes."
+    )
+  return first // size, ways // size
+
+
 def shard_batch(mesh: Mesh, tree: PyTree) -> PyTree:
   """Returns global arrays of a batch on the host, rows split over the mesh.
 
   Args:
     mesh: of all processes' devices.
-    tree: numpy leaves [rows, ...], this process's rows when there are several
-      processes; scalars are replicated.
+    tree: numpy leaves [rows, ...], this process's part (`host_part`) when
+      there are several processes; scalars are replicated.
 
   Raises:
     ValueError: rows that do not divide among the devices.
   """
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  processes = jax.process_count()
+  parts = host_part(mesh)[1]
 
   def put(leaf: np.ndarray) -> Array:
     leaf = np.asarray(leaf)
     if leaf.ndim == 0:
       sharding = replicated(mesh)
     else:
-      rows = leaf.shape[0] * processes
+      rows = leaf.shape[0] * parts
       if rows % ways:
         raise ValueError(
-          f"batch of {leaf.shape[0]} rows x {processes} processes = {rows}, "
+          f"batch of {leaf.shape[0]} rows x {parts} hosts = {rows}, "
           f"not a multiple of data={mesh.shape['data']} x "
           f"fsdp={mesh.shape['fsdp']} = {ways}. Change the batch size or the "
           "mesh."
         )
       sharding = batch_sharding(mesh)
-    if processes > 1:
-      return jax.make_array_from_process_local_data(sharding, leaf)
+    if jax.process_count() > 1:
+      shape = (rows, *leaf.shape[1:]) if leaf.ndim else ()
+      return jax.make_array_from_process_local_data(sharding, leaf, shape)
     return jax.device_put(leaf, sharding)
 
   return jax.tree.map(put, tree)
+
+
+def spread_batch(mesh: Mesh, tree: PyTree) -> PyTree:
+  """Returns global arrays of a batch that every process holds whole.
+
+  Rows are split over the mesh where they divide among its devices; else every
+  device computes all of them, which costs time and changes no number.
+  """
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+
+  def put(leaf: np.ndarray) -> Array:
+    leaf = np.asarray(leaf)
+    is_split = leaf.ndim > 0 and leaf.shape[0] % ways == 0
+    sharding = batch_sharding(mesh) if is_split else replicated(mesh)
+    return place(leaf, sharding)
+
+  return jax.tree.map(put, tree)
+
+
+def place(tree: PyTree, shardings: PyTree) -> PyTree:
+  """Returns host arrays, the same on every process, as global arrays.
+
+  Each device is sent its own piece only.
+  """
+
+  def put(leaf: np.ndarray, sharding: NamedSharding) -> Array:
+    if jax.process_count() == 1:
+      return jax.device_put(leaf, sharding)
+    leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(
+      leaf.shape, sharding, lambda index: leaf[index]
+    )
+
+  return jax.tree.map(put, tree, shardings)

@@ -12,13 +12,15 @@ import functools
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlhf_jax import checkpoint
+from rlhf_jax import checkpoint, distributed
+from rlhf_jax.data import batches
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.models import heads, transformer, trees
 from rlhf_jax.models.roles import (
@@ -71,7 +73,7 @@ def _load(model: Model, mesh: jax.sharding.Mesh) -> Base:
   tree = {"params": params}
   return Base(
     config=config,
-    params=jax.device_put(tree, rules.sharding_tree(mesh, tree))["params"],
+    params=mesh_lib.place(tree, rules.sharding_tree(mesh, tree))["params"],
     tokenizer=tokenizer,
     fingerprint=checkpoint.fingerprint_params(params),
     source=model.source,
@@ -163,6 +165,16 @@ def identity(base: Base) -> dict:
   }
 
 
+def make_loader(
+  mesh: jax.sharding.Mesh, examples: Any, batch_size: int, **settings: Any
+) -> batches.Loader:
+  """Returns batches.make_loader of this process's part of each batch."""
+  index, count = mesh_lib.host_part(mesh)
+  return batches.make_loader(
+    examples, batch_size, shard_index=index, shard_count=count, **settings
+  )
+
+
 def write_stage(
   workdir: Path, pipeline: str, base: Base, role: Role, **facts: Any
 ) -> None:
@@ -175,9 +187,11 @@ def write_stage(
     **facts,
   }
   path = Path(workdir) / STAGE_FILE
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(info, indent=2) + "\n")
-  os.replace(temporary, path)
+  if distributed.is_first():
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(info, indent=2) + "\n")
+    os.replace(temporary, path)
+  distributed.barrier(STAGE_FILE)
 
 
 def report_dropped(
@@ -190,9 +204,11 @@ def report_dropped(
   )
 
 
-def sharded_state(mesh: jax.sharding.Mesh, state: PyTree) -> PyTree:
-  """Returns a train state laid out by the rules table."""
-  return jax.device_put(state, rules.sharding_tree(mesh, state))
+def sharded_state(
+  mesh: jax.sharding.Mesh, make: Callable[..., PyTree], *args: PyTree
+) -> PyTree:
+  """Returns make(*args), a train state, each array made where it lives."""
+  return rules.init_sharded(mesh, make, *args)
 
 
 def sample_texts(
@@ -203,9 +219,11 @@ def sample_texts(
   A model's vocabulary may be padded beyond its tokenizer's; such tokens have
   no text and are left out.
   """
-  tokens = np.asarray(samples.tokens)
-  response = np.asarray(samples.response_mask) > 0
-  prompt = (np.asarray(samples.valid_mask) > 0) & ~response
+  tokens, response, valid = distributed.fetch(
+    (samples.tokens, samples.response_mask, samples.valid_mask)
+  )
+  response = response > 0
+  prompt = (valid > 0) & ~response
   has_text = tokens < tokenizer.vocab_size
 
   def text(row: np.ndarray, mask: np.ndarray) -> str:

@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import generate, metrics
+from rlhf_jax import distributed, generate, metrics
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.data import batches
 from rlhf_jax.evaluation import diversity, lexicon, win_rate
 from rlhf_jax.models import roles
+from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import build, inputs, judge, reward
 from rlhf_jax.pipelines.config import (
   ConfigError,
@@ -66,6 +67,7 @@ def answer(
   *,
   name: str,
   base: build.Base,
+  mesh: jax.sharding.Mesh,
   settings: generate.Config,
   packed: packing.Config,
 ) -> Answers:
@@ -78,16 +80,17 @@ def answer(
     for batch in prompt_batches:
       samples: Samples = generate.generate(
         params,
-        jax.tree.map(jnp.asarray, batch),
+        mesh_lib.spread_batch(mesh, batch),
         key,
         model=base.config,
         config=settings,
         eos_ids=(base.tokenizer.eos_id,),
         pad_id=base.tokenizer.pad_id,
       )
-      layout = packing.plan(samples, packed) if packed.row_tokens else None
+      on_host = distributed.fetch(samples)
+      layout = packing.plan(on_host, packed) if packed.row_tokens else None
       rollout, scores = judge_samples(weights, {}, samples, layout)
-      found = build.sample_texts(base.tokenizer, samples)
+      found = build.sample_texts(base.tokenizer, on_host)
       prompts += [prompt for prompt, _ in found]
       texts += [text for _, text in found]
       kl = jnp.sum(
@@ -98,8 +101,8 @@ def answer(
         "length": jnp.sum(samples.response_mask, axis=1),
         "ended": samples.finish_reason == FINISH_EOS,
       }
-      for column, values in rows.items():
-        columns.setdefault(column, []).append(np.asarray(values))
+      for column, values in distributed.fetch(rows).items():
+        columns.setdefault(column, []).append(values)
       progress.update(len(texts))
   joined = {name: np.concatenate(parts) for name, parts in columns.items()}
   return Answers(
@@ -257,15 +260,18 @@ def run(config: Any, workdir: Path) -> dict:
       jax.random.fold_in(jax.random.key(config.seed), number),
       name=name,
       base=base,
+      mesh=mesh,
       settings=settings,
       packed=packed,
     )
   before, after = answers["before"], answers["after"]
   facts = summarise(before, after, config.lexicon)
-  _write_texts(workdir / TEXTS_FILE, before, after)
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(facts, indent=2) + "\n")
-  os.replace(temporary, path)
+  if distributed.is_first():
+    _write_texts(workdir / TEXTS_FILE, before, after)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(facts, indent=2) + "\n")
+    os.replace(temporary, path)
+  distributed.barrier(RESULT_FILE)
   return facts
 
 

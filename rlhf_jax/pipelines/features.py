@@ -12,9 +12,10 @@ import functools
 import jax
 import numpy as np
 
-from rlhf_jax import metrics, ops
+from rlhf_jax import distributed, metrics, ops
 from rlhf_jax.data import batches
 from rlhf_jax.models import heads, roles, trees
+from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import build, inputs
 from rlhf_jax.pipelines.config import ConfigError
 from rlhf_jax.types import Array, PreferenceBatch, PyTree
@@ -41,7 +42,11 @@ def apply(
 
 
 def row_features(
-  base: build.Base, trunk: PyTree, role: roles.Role, rows: list[dict]
+  base: build.Base,
+  trunk: PyTree,
+  role: roles.Role,
+  rows: list[dict],
+  mesh: jax.sharding.Mesh,
 ) -> np.ndarray:
   """Returns [U, F] pooled features of a frozen trunk, one pass for each row.
 
@@ -68,7 +73,8 @@ def row_features(
       part += part[-1:] * (FEATURE_ROWS - len(part))
       width = widths[0] if start < middle else widths[1]
       batch = batches.collate_tokens(part, length=width, pad_id=pad)
-      found = np.asarray(forward(trunk, batch.tokens, batch.valid_mask))
+      batch = mesh_lib.spread_batch(mesh, batch)
+      found = distributed.fetch(forward(trunk, batch.tokens, batch.valid_mask))
       if result is None:
         result = np.zeros((len(rows), found.shape[1]), np.float32)
       result[index] = found[: len(index)]
@@ -120,11 +126,13 @@ def row_scores(
   rows: list[dict],
   features: np.ndarray | None,
   batch_size: int,
+  mesh: jax.sharding.Mesh,
 ) -> np.ndarray:
   """Returns [U] raw scores of rows, from features where they are given."""
   if features is not None:
     head = heads.ScalarHead(role.head)
-    return np.asarray(head.apply({"params": params["head"]}, features))[:, 0]
+    scores = jax.jit(head.apply)({"params": params["head"]}, features)
+    return distributed.fetch(scores)[:, 0]
   forward = jax.jit(functools.partial(apply, role=role))
   width = batches.bucket_length(max(len(r["tokens"]) for r in rows))
   everything = inputs.Comparisons(
@@ -145,7 +153,8 @@ def row_scores(
       width=width,
       pad_id=base.tokenizer.pad_id,
     )
-    scores.append(np.asarray(forward(params, frozen, batch))[:, 0])
+    batch = mesh_lib.spread_batch(mesh, batch)
+    scores.append(distributed.fetch(forward(params, frozen, batch))[:, 0])
   return np.concatenate(scores)[: len(rows)]
 
 

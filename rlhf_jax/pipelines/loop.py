@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import checkpoint, metrics
+from rlhf_jax import checkpoint, distributed, metrics
 from rlhf_jax.interrupt import Interrupt, Stopped
 from rlhf_jax.pipelines.config import Schedule
 from rlhf_jax.types import PyTree, TrainState
@@ -90,7 +90,7 @@ def run_steps(
       keep=schedule.keep,
       every_steps=schedule.save_every,
     ) as saved,
-    metrics.MetricsWriter(workdir) as writer,
+    metrics.MetricsWriter(workdir, enabled=distributed.is_first()) as writer,
     Interrupt() as interrupt,
   ):
     step = 0
@@ -118,7 +118,8 @@ def run_steps(
         arrays, facts, row = one_step(step, arrays, facts)
         step += 1
         row = {k: float(v) for k, v in jax.device_get(row).items()}
-        _check_finite(phase, step, arrays, row, saved)
+        refused = _refused_in_a_row(arrays)
+        _check_finite(phase, step, refused, row, saved)
         if step % schedule.log_every == 0 or step == total_steps:
           writer.write(step, row | system_metrics(), phase)
         progress.update(
@@ -128,7 +129,9 @@ def run_steps(
         if interrupt.should_stop(step) and not is_last:
           save(final=False)
           raise Stopped(step, interrupt.signal)
-        if saved.due(step) and not is_last:
+        # While updates are refused the weights may be spoilt: the good
+        # checkpoints stay until one is accepted.
+        if saved.due(step) and not is_last and not refused:
           save(final=False)
     save(final=True)
   return arrays, facts
@@ -143,19 +146,23 @@ def system_metrics() -> dict[str, float]:
   }
 
 
-def _check_finite(
-  phase: str,
-  step: int,
-  arrays: PyTree,
-  row: dict[str, float],
-  saved: checkpoint.Checkpoints,
-) -> None:
-  """Raises NonFiniteError after the third refused update in a row."""
-  skipped = max(
+def _refused_in_a_row(arrays: PyTree) -> int:
+  """Returns how many updates up to now were refused, the worst state's."""
+  return max(
     int(np.asarray(state.skipped))
     for state in arrays.values()
     if isinstance(state, TrainState)
   )
+
+
+def _check_finite(
+  phase: str,
+  step: int,
+  skipped: int,
+  row: dict[str, float],
+  saved: checkpoint.Checkpoints,
+) -> None:
+  """Raises NonFiniteError after the third refused update in a row."""
   if skipped < SKIPPED_LIMIT:
     return
   bad = [f"{k}={v}" for k, v in row.items() if not math.isfinite(v)]

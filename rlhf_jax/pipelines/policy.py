@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import generate, metrics, optimizer
+from rlhf_jax import distributed, generate, metrics, optimizer
 from rlhf_jax.algorithms.policy_gradient import epochs, packing, ppo, shaping
 from rlhf_jax.algorithms.policy_gradient import update as pg
 from rlhf_jax.data import batches
@@ -106,7 +106,7 @@ def row_targets(settings: Settings) -> int:
 
 
 def prompt_loader(
-  settings: Settings, base: build.Base, seed: int
+  settings: Settings, base: build.Base, seed: int, mesh: jax.sharding.Mesh
 ) -> tuple[Any, int]:
   """Returns (iterator of PromptBatch, number of prompts)."""
   room = settings.prompts.max_length - settings.generate.max_new_tokens
@@ -119,7 +119,8 @@ def prompt_loader(
       [ids[i] for i in index], base.tokenizer.pad_id, width, index=index
     )
 
-  loader = batches.make_loader(
+  loader = build.make_loader(
+    mesh,
     np.arange(len(ids)),
     settings.schedule.batch_size,
     seed=seed,
@@ -128,13 +129,16 @@ def prompt_loader(
   return loader, len(ids)
 
 
-def ptx_loader(config: Any, settings: Settings, base: build.Base) -> Any:
+def ptx_loader(
+  config: Any, settings: Settings, base: build.Base, mesh: jax.sharding.Mesh
+) -> Any:
   """Returns the iterator of text mixed into PPO (PPO-ptx), or None."""
   if settings.algorithm.ptx_coefficient == 0.0:
     return None
   rows, dropped = inputs.demonstrations(settings.ptx, base.tokenizer)
   build.report_dropped("ptx", settings.ptx.source, len(rows), dropped)
-  return batches.make_loader(
+  return build.make_loader(
+    mesh,
     rows,
     config.ptx_batch_size,
     seed=config.seed + 1,
@@ -242,6 +246,24 @@ def make_transforms(
   }
 
 
+def initial_arrays(
+  params: PyTree,
+  *,
+  transforms: dict[str, Any],
+  beta: float,
+  has_pretraining: bool,
+) -> PyTree:
+  """Returns what a run carries from step to step, before the first."""
+  arrays = {
+    "train": sft.initial_state(params, transforms["both"]),
+    "moments": shaping.init_moments(),
+    "beta": jnp.float32(beta),
+  }
+  if has_pretraining:
+    arrays["critic"] = sft.initial_state(params["value"], transforms["value"])
+  return arrays
+
+
 def learn(
   programs: Programs,
   arrays: PyTree,
@@ -285,8 +307,8 @@ def run(config: Any, workdir: Path) -> dict:
     settings.generate.temperature,
     row_targets(settings),
   )
-  loader, count = prompt_loader(settings, base, config.seed)
-  text = ptx_loader(config, settings, base)
+  loader, count = prompt_loader(settings, base, config.seed, mesh)
+  text = ptx_loader(config, settings, base, mesh)
   pretrain = settings.value.pretrain_steps
   total = pretrain + settings.schedule.total_steps(count)
   transforms = make_transforms(config, settings, total)
@@ -295,7 +317,9 @@ def run(config: Any, workdir: Path) -> dict:
   )
   key = jax.random.key(config.seed)
   timer = metrics.Timer()
-  writer = metrics.MetricsWriter(workdir, tensorboard=False)
+  writer = metrics.MetricsWriter(
+    workdir, tensorboard=False, enabled=distributed.is_first()
+  )
 
   def one_step(step: int, arrays: PyTree, facts: dict):
     step_key = jax.random.fold_in(key, step)
@@ -310,7 +334,7 @@ def run(config: Any, workdir: Path) -> dict:
     with timer("score"):
       layout = None
       if settings.packing.row_tokens:
-        layout = packing.plan(samples, settings.packing)
+        layout = packing.plan(distributed.fetch(samples), settings.packing)
       rollout, scores = programs.judge(
         actors.weights,
         trees.merge(value, actors.frozen["value"]),
@@ -346,8 +370,10 @@ def run(config: Any, workdir: Path) -> dict:
     row = {k: float(v) for k, v in jax.device_get(row | found).items()}
     for name in config.monitors:
       row[f"eval/{name}"] = float(jnp.mean(scores[name]))
-    row |= text_metrics(base.tokenizer, samples) | timer.pop()
-    sampled = float(jnp.sum(samples.response_mask))
+    row |= timer.pop()
+    samples = distributed.fetch(samples)
+    row |= text_metrics(base.tokenizer, samples)
+    sampled = float(np.sum(samples.response_mask))
     row["rollout/tok_per_s"] = sampled / row["sys/t_rollout"]
     facts = watch(facts, row, step, settings.shaping)
     writer.write_samples(
@@ -355,22 +381,19 @@ def run(config: Any, workdir: Path) -> dict:
     )
     return arrays, facts, row
 
-  arrays = {
-    "train": sft.initial_state(actors.params, transforms["both"]),
-    "moments": shaping.init_moments(),
-    "beta": jnp.float32(settings.shaping.kl_coefficient),
-  }
-  if pretrain:
-    arrays["critic"] = sft.initial_state(
-      actors.params["value"], transforms["value"]
-    )
+  start = functools.partial(
+    initial_arrays,
+    transforms=transforms,
+    beta=settings.shaping.kl_coefficient,
+    has_pretraining=pretrain > 0,
+  )
   arrays, facts = loop.run_steps(
     one_step,
     phase="policy",
     workdir=workdir,
     schedule=settings.schedule,
     total_steps=total,
-    arrays=build.sharded_state(mesh, arrays),
+    arrays=build.sharded_state(mesh, start, actors.params),
     facts={"alarms": []},
     identity=build.identity(base),
     iterators={"prompts": loader} | ({"ptx": text} if text else {}),

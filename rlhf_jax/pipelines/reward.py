@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import optimizer
+from rlhf_jax import distributed, optimizer
 from rlhf_jax.algorithms import reward
 from rlhf_jax.data import batches
 from rlhf_jax.evaluation import reward_model as diagnostics
@@ -94,14 +94,15 @@ def compute_features(
   trunk: PyTree,
   train: inputs.Comparisons,
   held: inputs.Comparisons,
+  mesh: jax.sharding.Mesh,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
   """Returns features of both sets of rows, None where the trunk trains."""
   if role.trainable != "head":
     return None, None
-  features = row_features(base, trunk, role, train.rows)
+  features = row_features(base, trunk, role, train.rows, mesh)
   if held.rows is train.rows:
     return features, features
-  return features, row_features(base, trunk, role, held.rows)
+  return features, row_features(base, trunk, role, held.rows, mesh)
 
 
 def run(config: Any, workdir: Path) -> dict:
@@ -129,9 +130,10 @@ def run(config: Any, workdir: Path) -> dict:
     optimizer_section(config.optimizer, "optimizer", total)
   )
   features, held_features = compute_features(
-    base, role, variables["params"], train, held
+    base, role, variables["params"], train, held, mesh
   )
-  loader = batches.make_loader(
+  loader = build.make_loader(
+    mesh,
     np.arange(len(train.pairs)),
     schedule.batch_size,
     seed=config.seed,
@@ -168,7 +170,11 @@ def run(config: Any, workdir: Path) -> dict:
     workdir=workdir,
     schedule=schedule,
     total_steps=total,
-    arrays={"train": build.sharded_state(mesh, sft.initial_state(params, tx))},
+    arrays={
+      "train": build.sharded_state(
+        mesh, functools.partial(sft.initial_state, optimizer_=tx), params
+      )
+    },
     facts={},
     identity=build.identity(base),
     iterators={"data": loader},
@@ -181,6 +187,7 @@ def run(config: Any, workdir: Path) -> dict:
     arrays["train"].params,
     frozen,
     batch_size=schedule.batch_size,
+    mesh=mesh,
   )
   facts = {
     "steps": total,
@@ -254,14 +261,13 @@ def _normalise(
         "of an SFT run with --config.samples=256."
       )
     with np.load(path) as stored:
-      samples = Samples(**{k: jnp.asarray(stored[k]) for k in stored.files})
+      samples = Samples(**{k: stored[k] for k in stored.files})
     scorer = reward_model.Scorer(role, config.data.end_token)
     weights = reward_model.Weights(
       variables, jnp.float32(0.0), jnp.float32(1.0)
     )
-    scores = np.asarray(
-      jax.jit(functools.partial(reward_model.score, scorer))(weights, samples)
-    )
+    score = jax.jit(functools.partial(reward_model.score, scorer))
+    scores = distributed.fetch(score(weights, samples))
     source = "samples of the SFT policy"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
   deviation = float(np.std(scores))

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax import distributed
 from rlhf_jax.data.batches import bucket_length
 from rlhf_jax.metrics import format_seconds
 from rlhf_jax.pipelines import (
@@ -48,8 +49,9 @@ def timed(workdir: Path, phase: str):
     yield
   finally:
     row = {"phase": phase, "seconds": time.perf_counter() - begun}
-    with open(workdir / summary.TIMES_FILE, "a") as file:
-      file.write(json.dumps(row) + "\n")
+    if distributed.is_first():
+      with open(workdir / summary.TIMES_FILE, "a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def connect(config: Any, workdir: Path) -> dict[str, Path]:
@@ -203,4 +205,6 @@ def run(config: Any, workdir: Path) -> dict:
       continue
     with timed(workdir, phase):
       stage(config[phase], folders[phase])
+  if not distributed.is_first():
+    return {}
   return summary.write(config, workdir, folders)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import generate, metrics, optimizer
+from rlhf_jax import distributed, generate, metrics, optimizer
 from rlhf_jax.algorithms import sft
 from rlhf_jax.data import batches
 from rlhf_jax.models import roles, trees
@@ -111,15 +111,17 @@ def run(config: Any, workdir: Path) -> dict:
   width = batches.bucket_length(max(len(r["tokens"]) for r in rows))
   targets = int(max(np.sum(row["loss_mask"]) for row in rows))
   collate = functools.partial(batches.collate_tokens, length=width, pad_id=pad)
-  loader = batches.make_loader(
-    rows, schedule.batch_size, seed=config.seed, collate=collate
+  loader = build.make_loader(
+    mesh, rows, schedule.batch_size, seed=config.seed, collate=collate
   )
   tx = optimizer.make_optimizer(
     optimizer_section(config.optimizer, "optimizer", total)
   )
   variables = start_variables(base, role, jax.random.fold_in(key, 1))
   trainable_tree, frozen = roles.split(role, variables)
-  state = build.sharded_state(mesh, initial_state(trainable_tree, tx))
+  state = build.sharded_state(
+    mesh, functools.partial(initial_state, optimizer_=tx), trainable_tree
+  )
   update = jax.jit(
     functools.partial(
       sft.update,
@@ -156,7 +158,9 @@ def run(config: Any, workdir: Path) -> dict:
       config, base, role, params, frozen, mesh, schedule.batch_size
     )
   if config.samples:
-    facts["samples"] = _sample(config, workdir, base, role, params, frozen)
+    facts["samples"] = _sample(
+      config, workdir, base, role, params, frozen, mesh
+    )
   build.write_stage(workdir, "sft", base, role, **facts)
   return build.read_stage(workdir)
 
@@ -175,14 +179,15 @@ def _validate(config, base, role, params, frozen, mesh, batch_size) -> float:
       filled, length=width, pad_id=base.tokenizer.pad_id
     )
     batch.loss_mask[len(part) :] = 0.0
-    logprobs, _ = forward(params, frozen, mesh_lib.shard_batch(mesh, batch))
-    total -= float(np.sum(np.asarray(logprobs), dtype=np.float64))
+    logprobs, _ = forward(params, frozen, mesh_lib.spread_batch(mesh, batch))
+    found = distributed.fetch(logprobs)
+    total -= float(np.sum(found, dtype=np.float64))
     count += float(np.sum(batch.loss_mask))
   print(f"sft: validation loss {total / count:.4f} nats a token")
   return total / count
 
 
-def _sample(config, workdir, base, role, params, frozen) -> str:
+def _sample(config, workdir, base, role, params, frozen, mesh) -> str:
   """Samples the trained policy, for reading and to normalise rewards on."""
   settings = section(generate.Config, config.generate, "generate")
   data = section(Data, config.sample_prompts, "sample_prompts")
@@ -195,17 +200,18 @@ def _sample(config, workdir, base, role, params, frozen) -> str:
   prompts = batches.collate_prompts(chosen, base.tokenizer.pad_id, width)
   samples = generate.generate(
     roles.sampling_params(role, params, frozen),
-    jax.tree.map(jnp.asarray, prompts),
+    mesh_lib.spread_batch(mesh, prompts),
     jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1),
     model=role.model,
     config=settings,
     eos_ids=(base.tokenizer.eos_id,),
     pad_id=base.tokenizer.pad_id,
   )
-  arrays = {k: np.asarray(v) for k, v in vars(samples).items()}
-  np.savez(workdir / "samples.npz", **arrays)
+  samples = distributed.fetch(samples)
+  if distributed.is_first():
+    np.savez(workdir / "samples.npz", **vars(samples))
   texts = build.sample_texts(base.tokenizer, samples)
-  with metrics.MetricsWriter(workdir) as writer:
+  with metrics.MetricsWriter(workdir, enabled=distributed.is_first()) as writer:
     rows = [{"prompt": p, "response": r} for p, r in texts]
     writer.write_samples(0, rows, "sft")
   return "samples.npz"

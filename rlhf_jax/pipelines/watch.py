@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import numpy as np
 
+from rlhf_jax import distributed
 from rlhf_jax.algorithms.policy_gradient import shaping
 from rlhf_jax.evaluation import diversity
 from rlhf_jax.pipelines import build
@@ -83,7 +83,8 @@ def watch(facts: dict, row: dict, step: int, shape: shaping.Config) -> dict:
 
 def shown(tokenizer: Any, samples: Samples, scores: dict) -> list[dict]:
   """Returns a few samples as rows of samples.jsonl."""
-  few = jax.tree.map(lambda x: np.asarray(x)[:SAMPLES_SHOWN], samples)
+  samples, scores = distributed.fetch((samples, scores))
+  few = jax.tree.map(lambda x: x[:SAMPLES_SHOWN], samples)
   return [
     {
       "prompt": prompt,

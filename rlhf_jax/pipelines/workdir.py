@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax import distributed
 from rlhf_jax.pipelines import build, evaluate
 from rlhf_jax.pipelines.check import PIPELINE_OF_STAGE
 from rlhf_jax.pipelines.config import ConfigError
@@ -95,10 +96,13 @@ def recorded(workdir: Path, record: str) -> Iterator[None]:
   path = workdir / CONFIG_FILE
   before = path.read_text() if path.is_file() else None
   saved = set(workdir.glob("**/checkpoints/*"))
-  write_durably(path, record)
+  if distributed.is_first():
+    write_durably(path, record)
   try:
     yield
   except Exception:
+    if not distributed.is_first():
+      raise
     if before is not None and saved == set(workdir.glob("**/checkpoints/*")):
       with contextlib.suppress(OSError):
         write_durably(path, before)

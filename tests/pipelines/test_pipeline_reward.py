@@ -51,14 +51,17 @@ def test_a_head_trains_on_features_as_on_rows(files, reward_head):
   data = inputs.comparisons(
     section(Data, config.data, "data"), base.tokenizer, 0
   )
-  cached = features.row_features(base, base.params, scorer.role, data.rows)
+  mesh = build.make_mesh(config)
+  cached = features.row_features(
+    base, base.params, scorer.role, data.rows, mesh
+  )
   head = {"head": weights.variables["head"]}
   scores = features.row_scores(
-    base, scorer.role, head, {}, data.rows, cached, batch_size=8
+    base, scorer.role, head, {}, data.rows, cached, batch_size=8, mesh=mesh
   )
   trunk = {"params": base.params}
   alone = features.row_scores(
-    base, scorer.role, head, trunk, data.rows[:9], None, batch_size=4
+    base, scorer.role, head, trunk, data.rows[:9], None, batch_size=4, mesh=mesh
   )
   np.testing.assert_allclose(scores[:9], alone, atol=2e-5)
 

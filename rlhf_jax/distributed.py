@@ -1,0 +1,117 @@
+"""Several processes as one: start, who writes, values back on the host.
+
+Every process runs the same program on the same configuration; arrays are
+global, files are written by process 0, and all read them from a shared
+folder. When a process dies the others cannot go on: they leave at once with
+EXIT_PEER_LOST, and the launcher starts all of them again (main.py's command
+resumes from the last checkpoint).
+
+Left out: elastic training (going on with fewer processes).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from rlhf_jax.types import PyTree
+
+# The exit status when another process died: nothing was saved, start all
+# processes again. Differs from EXIT_INTERRUPTED (75), where a checkpoint was.
+EXIT_PEER_LOST = 42
+HEARTBEAT_SECONDS = 20  # until a silent process counts as dead
+_PEER_LOST = re.compile(
+  "Gloo|DEADLINE_EXCEEDED|UNAVAILABLE|coordination|heartbeat|Connection "
+  "(reset|closed)|Broken pipe|preempted|peer|ABORTED",
+  re.IGNORECASE,
+)
+_ADDRESS = re.compile(r"(?P<address>[^,\s]+:\d+),(?P<count>\d+),(?P<index>\d+)")
+
+
+def initialise(text: str) -> None:
+  """Joins this process to the others; call it before any other use of JAX.
+
+  Args:
+    text: "off" for one process; "auto" for what the machine says: a TPU slice
+      of several hosts (TPU_WORKER_HOSTNAMES), Slurm or Open MPI, else one
+      process; or "HOST:PORT,PROCESSES,INDEX".
+
+  Raises:
+    ValueError: text of another form, or an index out of range.
+  """
+  if text == "off" or (text == "auto" and not _is_cluster(os.environ)):
+    return
+  if text == "auto":
+    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    return
+  found = _ADDRESS.fullmatch(text)
+  if found is None:
+    raise ValueError(
+      f"--distributed={text!r}: must be auto, off or HOST:PORT,PROCESSES,INDEX,"
+      " such as 10.0.0.2:1234,4,0 on the first of four."
+    )
+  count, index = int(found["count"]), int(found["index"])
+  if not 0 <= index < count:
+    raise ValueError(
+      f"--distributed={text!r}: index {index} of {count} processes. Number "
+      f"them 0 to {count - 1}."
+    )
+  if "cpu" in str(jax.config.jax_platforms):
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  jax.distributed.initialize(
+    found["address"],
+    count,
+    index,
+    heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+  )
+
+
+def _is_cluster(environment: Any) -> bool:
+  """Says whether the environment is that of one of several processes."""
+  workers = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
+  slices = int(environment.get("MEGASCALE_NUM_SLICES", "1"))
+  tasks = [
+    int(environment.get(name, "1"))
+    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+  ]
+  return len(workers) > 1 or slices > 1 or max(tasks) > 1
+
+
+def is_first() -> bool:
+  """Says whether this process writes the files and prints."""
+  return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+  """Waits until all processes are here; files of process 0 are then there."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def fetch(tree: PyTree) -> PyTree:
+  """Returns the tree as numpy arrays, whole on every process.
+
+  Every process must call it, in the same order: rows of a batch live on
+  devices of several processes.
+  """
+
+  def one(leaf: Any) -> np.ndarray:
+    is_here = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+    if is_here or leaf.is_fully_replicated:
+      return np.asarray(leaf)
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+  return jax.tree.map(one, tree)
+
+
+def is_peer_lost(error: BaseException) -> bool:
+  """Says whether an error came from the death of another process."""
+  if jax.process_count() == 1:
+    return False
+  is_runtime = isinstance(error, jax.errors.JaxRuntimeError)
+  return is_runtime and bool(_PEER_LOST.search(str(error)))
