@@ -38,7 +38,7 @@ from rlhf_jax.types import (
 
 
 @flax.struct.dataclass
-class _State:
+class State:
   """A batch in flight; n rows, some of them done."""
 
   cache: list[LayerCache]
@@ -53,7 +53,7 @@ class _State:
   step: Array  # [] int32, tokens sampled so far
 
 
-def _draw(state: _State, logits: Array, column: Array, config: Config, eos_ids):
+def _draw(state: State, logits: Array, column: Array, config: Config, eos_ids):
   """Returns the state with one more token in every row that is not done."""
   uniform = jax.vmap(
     lambda key: jax.random.uniform(jax.random.fold_in(key, state.step))
@@ -82,7 +82,7 @@ def _draw(state: _State, logits: Array, column: Array, config: Config, eos_ids):
 @functools.partial(
   jax.jit, static_argnames=("model", "config", "eos_ids", "pad_id")
 )
-def _prefill(
+def prefill(
   params: PyTree,
   prompts: PromptBatch,
   keys: Array,
@@ -91,7 +91,7 @@ def _prefill(
   config: Config,
   eos_ids: tuple[int, ...],
   pad_id: int,
-) -> _State:
+) -> State:
   """Runs the prompts and samples the first token of every row."""
   rows, width = prompts.tokens.shape
   total = width + config.max_new_tokens
@@ -110,7 +110,7 @@ def _prefill(
   )
   logits = net.apply(variables, x[:, -1], method="unembed")
   zeros = jnp.zeros((rows, total), jnp.float32)
-  state = _State(
+  state = State(
     cache=cache,
     tokens=jnp.pad(prompts.tokens, pad, constant_values=pad_id),
     valid=jnp.pad(prompts.valid_mask, pad),
@@ -130,25 +130,25 @@ def _prefill(
   static_argnames=("model", "config", "eos_ids"),
   donate_argnames=("state",),
 )
-def _decode(
+def decode(
   params: PyTree,
-  state: _State,
+  state: State,
   stop_at: Array,
   *,
   model: transformer.Config,
   config: Config,
   eos_ids: tuple[int, ...],
-) -> _State:
+) -> State:
   """Decodes until at most `stop_at` rows are alive or the budget is spent."""
   net = transformer.Transformer(model)
   variables = {"params": params}
   prompt_width = state.tokens.shape[1] - config.max_new_tokens
 
-  def unfinished(state: _State) -> Array:
+  def unfinished(state: State) -> Array:
     alive = jnp.sum(jnp.logical_not(state.done))
     return (alive > stop_at) & (state.step < config.max_new_tokens)
 
-  def one_token(state: _State) -> _State:
+  def one_token(state: State) -> State:
     slot = prompt_width + state.step - 1  # the column sampled last
     token = jax.lax.dynamic_slice_in_dim(state.tokens, slot, 1, axis=1)
     positions = (state.length + state.step - 1)[:, None]
@@ -170,7 +170,7 @@ def _decode(
 
 
 @jax.jit
-def _take(state: _State, rows: Array) -> _State:
+def _take(state: State, rows: Array) -> State:
   """Returns the state of the given rows."""
   take = lambda x: jnp.take(x, rows, axis=0)  # noqa: E731
   return state.replace(
@@ -264,14 +264,14 @@ def generate(
 
 
 def _generate_batch(params, prompts, keys, *, statics, pad_id) -> Samples:
-  state = _prefill(params, prompts, keys, pad_id=pad_id, **statics)
+  state = prefill(params, prompts, keys, pad_id=pad_id, **statics)
   if not statics["config"].compact:
-    state = _decode(params, state, jnp.int32(0), **statics)
+    state = decode(params, state, jnp.int32(0), **statics)
     return _samples(state)
   return _decode_compacting(params, state, statics)
 
 
-def _samples(state: _State) -> Samples:
+def _samples(state: State) -> Samples:
   return Samples(
     tokens=state.tokens,
     valid_mask=state.valid,
@@ -283,7 +283,7 @@ def _samples(state: _State) -> Samples:
   )
 
 
-def _decode_compacting(params: PyTree, state: _State, statics) -> Samples:
+def _decode_compacting(params: PyTree, state: State, statics) -> Samples:
   """Decodes in chunks, halving the batch down to a quarter as rows finish."""
   rows = state.tokens.shape[0]
   sizes = [n for n in (rows // 2, rows // 4) if n >= 8]
@@ -291,7 +291,7 @@ def _decode_compacting(params: PyTree, state: _State, statics) -> Samples:
   while True:
     # A smaller batch is worth moving to when its rows are all that is left.
     stop_at = sizes[0] if sizes else 0
-    state = _decode(params, state, jnp.int32(stop_at), **statics)
+    state = decode(params, state, jnp.int32(stop_at), **statics)
     snapshot = {
       name: np.asarray(value)
       for name, value in (

@@ -70,6 +70,17 @@ def _config(reader: Any) -> transformer.Config:
   )
 
 
+def read_config(path: str | Path) -> transformer.Config:
+  """Returns the architecture of a GGUF file; its weights are not read.
+
+  Raises:
+    ValueError: for another architecture.
+  """
+  import gguf
+
+  return _config(gguf.GGUFReader(str(path)))
+
+
 def _halves(weight: np.ndarray, heads: int) -> np.ndarray:
   """Returns [out, in] with each head's interleaved pairs as two halves."""
   out, width = weight.shape

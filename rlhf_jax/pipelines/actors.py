@@ -84,6 +84,25 @@ def starting_policy(config: Any, base: build.Base, mesh) -> build.Stage:
   return build.Stage(role, variables, {"merged_from": config.init_from})
 
 
+def critic_role(settings: Value, scorer: reward_model.Scorer) -> roles.Role:
+  """Returns the role of the critic, which starts as the reward model.
+
+  Raises:
+    ConfigError: the setting cannot work on that reward model.
+  """
+  try:
+    return dataclasses.replace(
+      scorer.role,
+      trainable=settings.mode,
+      first_layer=settings.first_layer,
+      head=dataclasses.replace(
+        scorer.role.head, hidden_units=settings.hidden_units
+      ),
+    )
+  except ValueError as error:
+    raise ConfigError(f"config.value: {error}") from error
+
+
 def starting_critic(
   settings: Value,
   scorer: reward_model.Scorer,
@@ -91,19 +110,8 @@ def starting_critic(
   key: jax.Array,
 ) -> build.Stage:
   """Returns the critic: the reward model, in units of its normalised score."""
-  head_config = dataclasses.replace(
-    scorer.role.head, hidden_units=settings.hidden_units
-  )
-  try:
-    role = dataclasses.replace(
-      scorer.role,
-      trainable=settings.mode,
-      first_layer=settings.first_layer,
-      head=head_config,
-    )
-  except ValueError as error:
-    raise ConfigError(f"config.value: {error}") from error
-  head = heads.init(head_config, role.model.width, key)
+  role = critic_role(settings, scorer)
+  head = heads.init(role.head, role.model.width, key)
   if settings.init == "reward":
     trained = reward_model.fold_normalisation(
       weights.variables["head"], weights.mean, weights.std
@@ -172,6 +180,27 @@ def load(
     scorer_weights,
     jax.random.fold_in(jax.random.key(config.seed), 1),
   )
+  return assemble(base, policy, critic, scorers, temperature, row_targets)
+
+
+def assemble(
+  base: build.Base,
+  policy: build.Stage,
+  critic: build.Stage,
+  scorers: dict[str, tuple[reward_model.Scorer, reward_model.Weights]],
+  temperature: float,
+  row_targets: int,
+) -> Actors:
+  """Returns the actors of loaded stages; arrays may be abstract.
+
+  Args:
+    base: the model under all of them.
+    policy: before training; it is the reference too.
+    critic: before training.
+    scorers: the reward model, named "reward", and monitors.
+    temperature: of sampling.
+    row_targets: response tokens of a row at most.
+  """
   plan = judge.make_plan(
     base, policy, policy, critic, scorers, temperature, row_targets
   )

@@ -54,14 +54,7 @@ def _load(model: Model, mesh: jax.sharding.Mesh) -> Base:
   path = pretrained.locate(model.source)
   tokenizer = pretrained.read_tokenizer(model, path)
   read_config, params = pretrained.read_weights(path)
-  config = dataclasses.replace(
-    read_config,
-    dtype=model.dtype,
-    scan_layers=model.scan_layers,
-    remat=model.remat,
-    lora_rank=model.lora_rank,
-    lora_scale=model.lora_scale,
-  )
+  config = pretrained.as_run(read_config, model)
   if tokenizer.vocab_size > config.vocab_size:
     raise ConfigError(
       f"config.model.tokenizer: {tokenizer.name} has {tokenizer.vocab_size} "

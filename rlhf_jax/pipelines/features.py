@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from rlhf_jax import distributed, metrics, ops
 from rlhf_jax.data import batches
-from rlhf_jax.models import heads, roles, trees
+from rlhf_jax.models import heads, roles, transformer, trees
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import build, inputs
 from rlhf_jax.pipelines.config import ConfigError
@@ -41,6 +42,25 @@ def apply(
   return scores[:, 0].reshape(rows, candidates)
 
 
+def make_features(
+  model: transformer.Config, role: roles.Role
+) -> Callable[..., Array]:
+  """Returns the compiled (params, tokens, mask [B, L]) -> features [B, F].
+
+  Args:
+    model: architecture of the frozen trunk.
+    role: which layers and what pooling.
+  """
+
+  @jax.jit
+  def forward(params: PyTree, tokens: Array, mask: Array) -> Array:
+    row = roles.Rows(tokens, mask, ops.positions_from_mask(mask))
+    x = roles.frozen_streams(model, params, row, (role.stop,))
+    return roles.score_features(role, x[role.stop], mask)
+
+  return forward
+
+
 def row_features(
   base: build.Base,
   trunk: PyTree,
@@ -53,13 +73,7 @@ def row_features(
   Rows are batched by length, so that little padding is computed.
   """
   pad = base.tokenizer.pad_id
-
-  @jax.jit
-  def forward(params: PyTree, tokens: Array, mask: Array) -> Array:
-    row = roles.Rows(tokens, mask, ops.positions_from_mask(mask))
-    x = roles.frozen_streams(base.config, params, row, (role.stop,))
-    return roles.score_features(role, x[role.stop], mask)
-
+  forward = make_features(base.config, role)
   lengths = np.asarray([len(row["tokens"]) for row in rows])
   order = np.argsort(lengths, kind="stable")
   # Two widths, so that two programs compile: the median, and the longest.

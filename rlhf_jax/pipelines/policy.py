@@ -174,6 +174,11 @@ def prepare(
   return rollout, moments, row
 
 
+def make_merge(plan: judge.Plan) -> Callable[[PyTree, PyTree], PyTree]:
+  """Returns the compiled (trainable, frozen) -> what the sampler reads."""
+  return jax.jit(functools.partial(roles.sampling_params, plan.policy))
+
+
 def make_programs(
   settings: Settings,
   plan: judge.Plan,
@@ -182,7 +187,7 @@ def make_programs(
   transforms: dict[str, Any],
 ) -> Programs:
   """Returns the compiled functions of a step; nothing compiles yet."""
-  merged = jax.jit(functools.partial(roles.sampling_params, plan.policy))
+  merged = make_merge(plan)
 
   def sample(policy_params: PyTree, prompts: Any, key: Array) -> Samples:
     return generate.generate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 
 from rlhf_jax.data import assets
 from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
-from rlhf_jax.models import gguf, huggingface, transformer
+from rlhf_jax.models import gguf, huggingface, shapes, transformer
 from rlhf_jax.pipelines.config import ConfigError, Model, nearest
 from rlhf_jax.types import PyTree
 
@@ -38,6 +39,12 @@ def check_source(source: str, name: str = "model") -> None:
     raise ConfigError(
       f"{field} is empty: set it to asset:NAME, a .gguf file or a folder with "
       "config.json and *.safetensors."
+    )
+  if source.startswith(shapes.PREFIX):
+    raise ConfigError(
+      f"{field}={source!r} is a shape without weights, for python -m "
+      "rlhf_jax.plan only. To train, name the weights: asset:NAME, a .gguf "
+      "file or a folder with config.json and *.safetensors."
     )
   if source.startswith("asset:"):
     check_asset(source, field)
@@ -66,6 +73,39 @@ def locate(source: str) -> Path:
   if source.startswith("asset:"):
     return assets.fetch(source.removeprefix("asset:"))
   return Path(os.path.expanduser(source))
+
+
+def read_architecture(source: str) -> transformer.Config:
+  """Returns the architecture of a model without reading its weights.
+
+  Args:
+    source: of a Model section; shape:NAME too.
+
+  Raises:
+    ConfigError, ValueError: nothing there that could be a model.
+  """
+  if source.startswith(shapes.PREFIX):
+    return shapes.named(source.removeprefix(shapes.PREFIX))
+  check_source(source)
+  known = shapes.OF_ASSET.get(source.removeprefix("asset:"))
+  if source.startswith("asset:") and known is not None:
+    return shapes.named(known)
+  path = locate(source)
+  if path.is_dir():
+    return huggingface.read_config(path)[1]
+  return gguf.read_config(path)
+
+
+def as_run(config: transformer.Config, model: Model) -> transformer.Config:
+  """Returns an architecture with what a Model section says of its run."""
+  return dataclasses.replace(
+    config,
+    dtype=model.dtype,
+    scan_layers=model.scan_layers,
+    remat=model.remat,
+    lora_rank=model.lora_rank,
+    lora_scale=model.lora_scale,
+  )
 
 
 @functools.lru_cache(maxsize=2)

@@ -105,6 +105,25 @@ def compute_features(
   return features, row_features(base, trunk, role, held.rows, mesh)
 
 
+def make_update(
+  role: roles.Role, loss: reward.Config, optimizer_: Any
+) -> Callable[..., Any]:
+  """Returns the compiled step: (state, frozen, PreferenceBatch, key) -> ...
+
+  Args:
+    role: what trains.
+    loss: settings of the loss.
+    optimizer_: an optax.GradientTransformation.
+  """
+  update = functools.partial(
+    reward.update,
+    config=loss,
+    apply=functools.partial(apply, role=role),
+    optimizer=optimizer_,
+  )
+  return jax.jit(update, donate_argnums=0)
+
+
 def run(config: Any, workdir: Path) -> dict:
   """Trains and diagnoses a reward model; returns stage.json."""
   check_sections(config, SECTIONS, "")
@@ -147,15 +166,7 @@ def run(config: Any, workdir: Path) -> dict:
   )
   params, frozen = roles.split(role, variables)
   used = frozen if features is None else {}
-  update = jax.jit(
-    functools.partial(
-      reward.update,
-      config=loss,
-      apply=functools.partial(apply, role=role),
-      optimizer=tx,
-    ),
-    donate_argnums=0,
-  )
+  update = make_update(role, loss, tx)
 
   def one_step(step: int, arrays: PyTree, facts: dict):
     batch = mesh_lib.shard_batch(mesh, next(loader))

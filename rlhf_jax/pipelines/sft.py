@@ -7,6 +7,7 @@ start of reward models and the reference of PPO.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,26 @@ def start_variables(base: build.Base, role: roles.Role, key: Array) -> PyTree:
   return variables
 
 
+def make_update(
+  role: roles.Role, loss: sft.Config, optimizer_: Any, targets: int | None
+) -> Callable[..., Any]:
+  """Returns the compiled step: (state, frozen, TokenBatch, key) -> state, row.
+
+  Args:
+    role: what trains.
+    loss: settings of the loss.
+    optimizer_: an optax.GradientTransformation.
+    targets: most targets of a row, or None.
+  """
+  update = functools.partial(
+    sft.update,
+    config=loss,
+    apply=functools.partial(apply, role=role, targets=targets),
+    optimizer=optimizer_,
+  )
+  return jax.jit(update, donate_argnums=0)
+
+
 def run(config: Any, workdir: Path) -> dict:
   """Trains, validates, samples; returns the numbers of stage.json.
 
@@ -122,15 +143,7 @@ def run(config: Any, workdir: Path) -> dict:
   state = build.sharded_state(
     mesh, functools.partial(initial_state, optimizer_=tx), trainable_tree
   )
-  update = jax.jit(
-    functools.partial(
-      sft.update,
-      config=loss,
-      apply=functools.partial(apply, role=role, targets=targets),
-      optimizer=tx,
-    ),
-    donate_argnums=0,
-  )
+  update = make_update(role, loss, tx, targets)
 
   def one_step(step: int, arrays: PyTree, facts: dict):
     batch = mesh_lib.shard_batch(mesh, next(loader))

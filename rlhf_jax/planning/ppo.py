@@ -1,0 +1,282 @@
+"""Policy optimisation as a phase: merge, prefill, decode, judge, update."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+
+from rlhf_jax.algorithms.policy_gradient.packing import Packing
+from rlhf_jax.models import heads, trees
+from rlhf_jax.pipelines import actors as actors_lib
+from rlhf_jax.pipelines import build, policy
+from rlhf_jax.pipelines.config import Model, section
+from rlhf_jax.planning import abstract
+from rlhf_jax.planning.programs import (
+  Devices,
+  Flow,
+  Phase,
+  Program,
+  role_of,
+  row_length,
+  sampling,
+  total_steps,
+)
+from rlhf_jax.planning.supervised import reward_stage, sft_stage
+from rlhf_jax.planning.work import Passes, Work
+from rlhf_jax.types import PyTree
+
+
+def _stages(
+  config: Any,
+  settings: policy.Settings,
+  base: build.Base,
+  mesh: abstract.AnyMesh,
+  prefix: str,
+  before: Any,
+) -> tuple[build.Stage, dict[str, build.Stage], tuple[str, ...]]:
+  """Returns the policy's start, the reward models, and what was assumed."""
+  role = role_of(base, config, prefix)
+  if before is None:
+    mode = settings.value.mode
+    guess = dataclasses.replace(role, trainable=mode, head=heads.Config())
+    note = (
+      f"assumed: an SFT start trained as {role.trainable!r} and a reward "
+      f"model trained as {mode!r} (trainable.mode, value.mode)"
+    )
+    start = abstract.stage(base, role, mesh)
+    return start, {"reward": abstract.stage(base, guess, mesh)}, (note,)
+  start = sft_stage(before.sft, base, mesh, "sft.")
+  models = {}
+  for name in ("reward", "gold"):
+    sft = before.sft if before[name].init_from else None
+    models[name] = reward_stage(before[name], base, mesh, f"{name}.", sft)
+  if start.role != role:
+    start = abstract.stage(base, role, mesh, abstract.merged(start))
+  return start, models, ()
+
+
+def _actors(
+  settings: policy.Settings,
+  base: build.Base,
+  mesh: abstract.AnyMesh,
+  start: build.Stage,
+  models: dict[str, build.Stage],
+) -> actors_lib.Actors:
+  """Returns the actors of abstract stages."""
+  scorers = {
+    name: abstract.scorer(model, mesh) for name, model in models.items()
+  }
+  role = actors_lib.critic_role(settings.value, scorers["reward"][0])
+  return actors_lib.assemble(
+    base,
+    start,
+    abstract.critic(models["reward"], role, mesh),
+    scorers,
+    settings.generate.temperature,
+    policy.row_targets(settings),
+  )
+
+
+def policy_phase(
+  config: Any, devices: Devices, prefix: str = "", before: Any = None
+) -> Phase:
+  """Returns the phase of a policy configuration.
+
+  Args:
+    config: of the policy stage.
+    devices: see programs.Devices.
+    prefix: of the stage, for messages.
+    before: the rlhf configuration it is part of, or None.
+  """
+  mesh = abstract.make_mesh(config, devices, prefix)
+  base = abstract.base(section(Model, config.model, f"{prefix}model"), mesh)
+  settings = policy.read_settings(config)
+  start, models, notes = _stages(config, settings, base, mesh, prefix, before)
+  actors = _actors(settings, base, mesh, start, models)
+  total = settings.value.pretrain_steps + total_steps(settings.schedule)
+  transforms = policy.make_transforms(config, settings, total)
+  arrays = abstract.state(
+    mesh,
+    functools.partial(
+      policy.initial_arrays,
+      transforms=transforms,
+      beta=settings.shaping.kl_coefficient,
+      has_pretraining=settings.value.pretrain_steps > 0,
+    ),
+    actors.params,
+  )
+  state = arrays["train"]
+  made = policy.make_programs(
+    settings, actors.plan, actors.frozen, base, transforms
+  )
+  programs = sampling(
+    mesh,
+    actors.plan.policy,
+    state.params["policy"],
+    actors.frozen["policy"],
+    settings.generate,
+    settings.prompts,
+    settings.schedule.batch_size,
+  )
+  programs += _judging(settings, mesh, actors, arrays, made)
+  programs += _updates(config, settings, mesh, actors, arrays, made)
+  critic = arrays.get("critic")
+  return Phase(
+    name="policy",
+    mesh=mesh,
+    model=base.config,
+    trained=(state.params, None if critic is None else critic.params),
+    frozen=(base.params, actors.weights, actors.frozen),
+    optimizer=(state.opt_state, None if critic is None else critic.opt_state),
+    programs=tuple(programs),
+    step=tuple(p.name for p in programs if p.name != "value update"),
+    notes=notes,
+  )
+
+
+def _shape(settings: policy.Settings) -> tuple[int, int, int]:
+  """Returns rows, tokens of a row and response tokens of a row."""
+  rows = settings.schedule.batch_size * settings.generate.num_samples
+  return rows, settings.prompts.max_length, settings.generate.max_new_tokens
+
+
+def _packed(
+  settings: policy.Settings, mesh: abstract.AnyMesh
+) -> tuple[Packing | None, int, int]:
+  """Returns the layout of packed rows, how many there are, and their length.
+
+  At worst every sample has its full length.
+  """
+  rows, length, new = _shape(settings)
+  packed = settings.packing
+  if not packed.row_tokens:
+    return None, rows, length
+  in_a_row = min(packed.row_tokens // length, packed.targets // new)
+  count = -(-rows // max(in_a_row, 1))
+  count = -(-count // packed.row_multiple) * packed.row_multiple
+  make = functools.partial(abstract.spread, mesh, dtype=jnp.int32)
+  layout = Packing(
+    cell=make((count, packed.row_tokens)),
+    place=make((rows, length)),
+    segment_ids=make((count, packed.row_tokens)),
+    positions=make((count, packed.row_tokens)),
+  )
+  return layout, count, packed.row_tokens
+
+
+def _judging(
+  settings: policy.Settings,
+  mesh: abstract.AnyMesh,
+  actors: actors_lib.Actors,
+  arrays: PyTree,
+  made: policy.Programs,
+) -> list[Program]:
+  """Returns the programs between sampling and learning."""
+  rows, length, new = _shape(settings)
+  layout, _, _ = _packed(settings, mesh)
+  value = trees.merge(
+    arrays["train"].params["value"], actors.frozen["value"]
+  )
+
+  def judged(flow: Flow) -> tuple[tuple, dict]:
+    samples = abstract.samples_of(flow["decoded"], mesh, rows)
+    return (actors.weights, value, samples, layout), {}
+
+  def prepared(flow: Flow) -> tuple[tuple, dict]:
+    rollout, _ = flow["judged"]
+    return (rollout, arrays["moments"], arrays["beta"], layout), {}
+
+  return [
+    Program(
+      name="judge",
+      function=made.judge,
+      arguments=judged,
+      rows=rows,
+      work=Passes(mesh).judge(actors.plan, rows, length, new),
+      result="judged",
+    ),
+    Program(
+      name="prepare",
+      function=made.prepare,
+      arguments=prepared,
+      rows=rows,
+      work=Work(),
+      result="prepared",
+    ),
+  ]
+
+
+def _updates(
+  config: Any,
+  settings: policy.Settings,
+  mesh: abstract.AnyMesh,
+  actors: actors_lib.Actors,
+  arrays: PyTree,
+  made: policy.Programs,
+) -> list[Program]:
+  """Returns the update, and that of the critic alone where there is one."""
+  plan, state, epochs = actors.plan, arrays["train"], settings.update
+  _, rows, width = _packed(settings, mesh)
+  passes, key = Passes(mesh), abstract.key(mesh)
+
+  def work(name: str, role: Any) -> Work:
+    return passes.training(
+      role,
+      abstract.bytes_of(state.params[name]),
+      rows,
+      width,
+      plan.row_targets,
+      parts=epochs.minibatches * epochs.microbatches,
+      steps=epochs.minibatches,
+      repeats=epochs.epochs,
+      is_lower_known=name in plan.shared,
+    )
+
+  value_work = work("value", plan.value)
+  total, extra = work("policy", plan.policy) + value_work, ()
+  if settings.algorithm.ptx_coefficient > 0.0:
+    length, count = row_length(settings.ptx), config.ptx_batch_size
+    extra = (abstract.token_batch(mesh, count, length, False),)
+    text = passes.training(
+      plan.policy,
+      abstract.bytes_of(state.params["policy"]),
+      count,
+      length,
+      length,
+      parts=epochs.minibatches * epochs.microbatches,
+      repeats=epochs.epochs,
+    )
+    total += text
+  update = Program(
+    name="update",
+    function=made.update,
+    arguments=lambda flow: (
+      (state, actors.frozen, flow["prepared"][0], key, *extra),
+      {},
+    ),
+    rows=rows,
+    work=total,
+    donates=0,
+  )
+  if "critic" not in arrays:
+    return [update]
+  alone = Program(
+    name="value update",
+    function=made.value_update,
+    arguments=lambda flow: (
+      (
+        arrays["critic"],
+        actors.frozen["value"],
+        flow["prepared"][0],
+        key,
+      ),
+      {},
+    ),
+    rows=rows,
+    work=value_work,
+    donates=0,
+  )
+  return [update, alone]
