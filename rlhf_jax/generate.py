@@ -192,9 +192,14 @@ def _take(state: State, rows: Array) -> State:
 
 
 def sample_keys(key: Array, index: Array, num_samples: int) -> Array:
-  """Returns [N] keys, folded from (key, prompt index, sample index)."""
-  index = jnp.repeat(index, num_samples)
-  sample = jnp.tile(jnp.arange(num_samples), index.shape[0] // num_samples)
+  """Returns [N] keys, folded from (key, prompt index, sample index).
+
+  A prompt that is in the batch twice (at the border of two epochs) counts its
+  samples on, so that its copies differ.
+  """
+  earlier = jnp.tril(index[:, None] == index[None, :], k=-1).sum(axis=1)
+  sample = earlier[:, None] * num_samples + jnp.arange(num_samples)[None, :]
+  index, sample = jnp.repeat(index, num_samples), sample.reshape(-1)
   fold = jax.vmap(
     lambda i, g: jax.random.fold_in(jax.random.fold_in(key, i), g)
   )

@@ -242,3 +242,14 @@ def test_prompt_longer_than_the_context_is_refused(params):
   settings = dataclasses.replace(SETTINGS, max_new_tokens=30)
   with pytest.raises(ValueError, match="context of 32"):
     run(params, prompt_batch(), settings)
+
+
+def test_a_prompt_that_comes_twice_is_sampled_anew(params):
+  """At the border of two epochs a batch may hold a prompt two times."""
+  prompts = prompt_batch(6)
+  twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), prompts)
+  config = dataclasses.replace(SETTINGS, num_samples=2)
+  once = run(params, prompts, config).tokens
+  both = run(params, twice, config).tokens
+  np.testing.assert_array_equal(both[:12], once)
+  assert np.mean(np.any(both[12:] != both[:12], axis=1)) > 0.8
