@@ -14,6 +14,7 @@ ORDER = (
   ("types",),
   ("ops",),
   ("algorithms", "parallel", "data", "optimizer", "metrics", "interrupt"),
+  ("distributed",),
   ("models", "integrity", "sampling"),
   ("generate",),
   ("rewards",),
@@ -21,8 +22,9 @@ ORDER = (
   ("evaluation",),
   ("labelling",),
   ("pipelines",),
-  ("sweep", "plan", "command"),
-  ("main",),
+  ("planning",),
+  ("sweep", "command"),
+  ("main", "plan"),
 )
 LEVEL = {name: i for i, names in enumerate(ORDER) for name in names}
 FORBIDDEN = ("torch", "tensorflow", "clu")
