@@ -161,6 +161,23 @@ def spread_batch(mesh: Mesh, tree: PyTree) -> PyTree:
   return jax.tree.map(put, tree)
 
 
+def constrain_rows(mesh: Mesh, tree: PyTree) -> PyTree:
+  """Returns the tree, inside jit, its rows split over the mesh.
+
+  Leaves whose rows do not divide among the devices stay as they are.
+  """
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  if ways == 1:
+    return tree
+
+  def one(leaf: Array) -> Array:
+    if leaf.ndim == 0 or leaf.shape[0] % ways:
+      return leaf
+    return jax.lax.with_sharding_constraint(leaf, batch_sharding(mesh))
+
+  return jax.tree.map(one, tree)
+
+
 def place(tree: PyTree, shardings: PyTree) -> PyTree:
   """Returns host arrays, the same on every process, as global arrays.
 

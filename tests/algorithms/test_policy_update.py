@@ -249,6 +249,27 @@ def test_steps_that_are_not_finite_are_refused_and_counted():
   assert all(np.isfinite(x) for x in metrics.values())
 
 
+def test_a_minibatch_without_tokens_moves_nothing():
+  """Filler rows of packing: not even momentum may act on them."""
+  rollout = make_rollout()
+  empty = rollout.replace(response_mask=jnp.zeros_like(rollout.response_mask))
+  optimizer = optax.adamw(0.1)
+  step = jax.jit(
+    functools.partial(
+      update.update,
+      algorithm=ppo,
+      algorithm_config=PPO,
+      config=DEFAULT,
+      apply=apply,
+      optimizer=optimizer,
+    )
+  )
+  state, _ = step(make_state(optimizer), FROZEN, rollout, KEY)
+  after, _ = step(state, FROZEN, empty, KEY)
+  assert_same(after.params, state.params, rtol=0, atol=0)
+  assert int(after.step) == int(state.step) and int(after.skipped) == 0
+
+
 def text(rows=8):
   rng = np.random.default_rng(12)
   mask = jnp.asarray(np.arange(5)[None] < rng.integers(2, 6, (rows, 1)))

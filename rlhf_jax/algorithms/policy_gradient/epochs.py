@@ -136,20 +136,36 @@ def summarise(metrics: Metrics) -> Metrics:
     else jnp.sum(jnp.where(applied, x, 0.0)) / count
     for name, x in metrics.items()
   }
-  result["ppo/epochs"] = jnp.sum(executed[:, 0] * 1.0)
+  result["ppo/epochs"] = jnp.sum(jnp.any(executed, axis=1) * 1.0)
   result["sys/skipped_updates"] = jnp.sum((executed & ~applied) * 1.0)
   return result
 
 
 def take_step(
-  state: TrainState, grads: PyTree, loss: Array, optimizer: Any
+  state: TrainState, grads: PyTree, loss: Array, optimizer: Any, tokens: Array
 ) -> tuple[TrainState, Metrics]:
-  """Takes one guarded step; metrics say whether it ran and was applied."""
-  state, report = accumulate.apply_gradients(
-    state, grads, optimizer, jnp.isfinite(loss)
-  )
-  return state, {
-    "ppo/grad_norm": report.grad_norm,
-    "executed": jnp.ones((), bool),
-    "applied": report.applied,
-  }
+  """Takes one guarded step; metrics say whether it ran and was applied.
+
+  A minibatch without a response token (`tokens` == 0: filler rows of packing,
+  or masked answers alone) is passed over: momentum and weight decay would move
+  the weights for nothing.
+  """
+
+  def step(state: TrainState) -> tuple[TrainState, Metrics]:
+    state, report = accumulate.apply_gradients(
+      state, grads, optimizer, jnp.isfinite(loss)
+    )
+    return state, {
+      "ppo/grad_norm": report.grad_norm,
+      "executed": jnp.ones((), bool),
+      "applied": report.applied,
+    }
+
+  def pass_over(state: TrainState) -> tuple[TrainState, Metrics]:
+    return state, {
+      "ppo/grad_norm": jnp.zeros(()),
+      "executed": jnp.zeros((), bool),
+      "applied": jnp.zeros((), bool),
+    }
+
+  return jax.lax.cond(tokens > 0, step, pass_over, state)

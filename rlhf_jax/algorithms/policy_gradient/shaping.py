@@ -72,6 +72,12 @@ class Config:
     for name in ("kl_target", "kl_horizon", "kl_clip"):
       if getattr(self, name) <= 0:
         raise ValueError(f"{name}={getattr(self, name)}: must be > 0.")
+    if self.kl_controller == "adaptive" and self.kl_coefficient == 0:
+      raise ValueError(
+        "kl_coefficient=0.0 with kl_controller='adaptive': the controller "
+        "multiplies it, so it would stay 0. Set a coefficient > 0, or "
+        "kl_controller='fixed' for no KL penalty."
+      )
     if self.clip is not None and self.clip <= 0:
       raise ValueError(
         f"clip={self.clip}: must be > 0. Set None for no clipping."

@@ -180,7 +180,8 @@ def update(
       )
       loss = loss + ptx_loss
       metrics |= ptx_metrics
-    state, flags = take_step(state, grads, loss, optimizer)
+    tokens = jnp.sum(minibatch.response_mask)
+    state, flags = take_step(state, grads, loss, optimizer, tokens)
     return state, metrics | flags
 
   if ptx_batch is not None:
@@ -286,15 +287,16 @@ def value_update(
 
   def step(state: TrainState, minibatch: Rollout, extra: None):
     del extra
+    tokens = jnp.sum(minibatch.response_mask)
     grads, loss, metrics = accumulate.accumulate(
       contribution,
       state.params,
       minibatch,
       config.microbatches,
       frozen,
-      jnp.sum(minibatch.response_mask),
+      tokens,
     )
-    state, flags = take_step(state, grads, loss, optimizer)
+    state, flags = take_step(state, grads, loss, optimizer, tokens)
     return state, metrics | flags
 
   state, metrics = run_epochs(
