@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 from collections import Counter
@@ -36,6 +37,7 @@ from rlhf_jax.pipelines.config import ConfigError, Model, Trainable, section
 from rlhf_jax.types import PyTree, Samples
 
 STAGE_FILE = "stage.json"
+PATHS = ("init_from", "merged_from")  # in stage.json, relative to its folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +170,36 @@ def make_loader(
   )
 
 
+def origins(**folders: str | Path) -> dict[str, str]:
+  """Returns what a checkpoint must agree with about the runs it builds on.
+
+  Args:
+    folders: name -> directory of a finished stage, or "" for none.
+  """
+  return {
+    f"{name}_fingerprint": stage_fingerprint(folder)
+    for name, folder in folders.items()
+  }
+
+
+def stage_fingerprint(workdir: str | Path) -> str:
+  """Returns a digest of what a finished stage holds; "" of no directory.
+
+  It covers stage.json but for its paths, and the sha256 of all arrays, which
+  the newest manifest lists.
+  """
+  if not workdir:
+    return ""
+  folder = Path(workdir)
+  info = {k: v for k, v in read_stage(folder).items() if k not in PATHS}
+  steps = [
+    int(p.parent.name) for p in folder.glob("checkpoints/*/manifest.json")
+  ]
+  newest = folder / "checkpoints" / str(max(steps)) / "manifest.json"
+  digest = hashlib.sha256(newest.read_bytes()).hexdigest()
+  return checkpoint.fingerprint({"stage": info, "manifest": digest})
+
+
 def write_stage(
   workdir: Path, pipeline: str, base: Base, role: Role, **facts: Any
 ) -> None:
@@ -179,6 +211,12 @@ def write_stage(
     "role": _role_facts(role),
     **facts,
   }
+  for name in PATHS:
+    if info.get(name):  # found again wherever both folders are moved to
+      info[name] = os.path.relpath(info[name], workdir)
+  if info.get("merged_from"):
+    merged = Path(workdir) / info["merged_from"]
+    info["merged_from_fingerprint"] = stage_fingerprint(merged)
   path = Path(workdir) / STAGE_FILE
   if distributed.is_first():
     temporary = path.with_suffix(".tmp")
@@ -346,9 +384,27 @@ def load_stage(
   trained = checkpoint.restore_params(
     Path(workdir) / "checkpoints", template, prefix="train/params" + suffix
   )
-  params = start_params(base, mesh, info.get("merged_from", ""))
+  params = start_params(base, mesh, merged_folder(workdir, info))
   flat = trees.flatten({"params": params}) | trees.flatten(trained)
   return Stage(role=role, variables=trees.unflatten(flat), info=info)
+
+
+def merged_folder(workdir: str | Path, info: dict) -> Path | str:
+  """Returns the SFT stage whose weights a stage was built on, or "".
+
+  Raises:
+    CheckpointError: another run is there now.
+  """
+  if not info.get("merged_from"):
+    return ""
+  folder = Path(workdir) / info["merged_from"]
+  need_stage(folder, "sft", f"{Path(workdir) / STAGE_FILE}: merged_from")
+  if stage_fingerprint(folder) != info["merged_from_fingerprint"]:
+    raise checkpoint.CheckpointError(
+      f"{workdir} was trained on the weights of {folder}, and another run is "
+      "there now. Bring the old one back, or train this stage anew."
+    )
+  return folder
 
 
 def start_params(

@@ -70,6 +70,13 @@ PIPELINE_OF_STAGE = {  # of the stages of pipelines/rlhf.py
   "policy": "policy",
   "evaluation": "evaluate",
 }
+_GIVEN = {  # stage -> fields that pipelines/rlhf.py fills in
+  "sft": ("seed",),
+  "reward": ("seed", "reference_samples"),
+  "gold": ("seed", "reference_samples"),
+  "policy": ("seed", "init_from", "reward"),
+  "evaluation": ("seed", "init_from", "policy", "reward", "gold"),
+}
 _LOWEST = {  # of plain fields
   "seed": 0,
   "samples": 0,
@@ -101,6 +108,36 @@ def check_config(config: Any) -> None:
   _check_fields(config, defaults.rlhf(), "")
   for stage, kind in PIPELINE_OF_STAGE.items():
     _check_stage(config[stage], kind, f"{stage}.")
+  _check_stages_agree(config)
+
+
+def _check_stages_agree(config: Any) -> None:
+  """Checks what the stages of one run have in common, or get from it."""
+  for stage, fields in _GIVEN.items():
+    for field in fields:
+      usual = getattr(defaults, PIPELINE_OF_STAGE[stage])()[field]
+      if config[stage][field] != usual:
+        raise ConfigError(
+          f"config.{stage}.{field}={config[stage][field]!r}: the run itself "
+          f"sets it (seed and workdir say how). Leave it at {usual!r}; run the "
+          "stages one by one to choose it."
+        )
+  if config.sft.samples < 2:
+    raise ConfigError(
+      f"config.sft.samples={config.sft.samples}: reward scores are normalised "
+      "on samples of the SFT policy. Set 2 or more; 256 is usual."
+    )
+  for field in ("temperature", "max_new_tokens"):
+    values = {
+      stage: config[stage].generate[field]
+      for stage in ("sft", "policy", "evaluation")
+    }
+    if len(set(values.values())) > 1:
+      shown = ", ".join(f"{k}.generate.{field}={v}" for k, v in values.items())
+      raise ConfigError(
+        f"config.{shown}: must be equal. It is part of what policy and "
+        "reference are, so scores and KL would compare different policies."
+      )
 
 
 def _check_fields(config: Any, default: ConfigDict, prefix: str) -> None:
@@ -144,6 +181,8 @@ def _check_stage(config: Any, pipeline: str, prefix: str) -> None:
       _check_records(data.source, data.format, status.st_mtime_ns)
   if pipeline == "reward":
     _check_reward(config, found, prefix)
+  if pipeline == "evaluate":
+    _check_evaluation(found["generate"], prefix)
   _check_rows(config, pipeline, found, prefix)
   if "prompts" in found:
     _check_room(found["prompts"], found["generate"], prefix + "prompts")
@@ -174,7 +213,6 @@ def _check_lengths(config: Any, found: dict, prefix: str) -> None:
   schedule.total_steps(_SOME_STEPS)
   updates = schedule.steps if schedule.steps else _SOME_STEPS
   if "epochs" in found and schedule.steps:
-    updates += found["value"].pretrain_steps
     updates *= found["epochs"].epochs * found["epochs"].minibatches
   for key in config:
     if key.endswith("optimizer"):
@@ -251,6 +289,24 @@ def _check_reward(config: Any, found: dict, prefix: str) -> None:
     )
 
 
+def _check_evaluation(settings: generate.Config, prefix: str) -> None:
+  """Checks that answers are samples whose KL and errors mean something."""
+  where = f"config.{prefix}generate"
+  if settings.temperature == 0.0 or settings.top_k or settings.top_p < 1.0:
+    raise ConfigError(
+      f"{where}: temperature={settings.temperature}, top_k={settings.top_k}, "
+      f"top_p={settings.top_p}: the KL compares full distributions, and "
+      "greedy or truncated ones have none to the reference. Set a temperature "
+      "> 0, top_k=0 and top_p=1.0."
+    )
+  if settings.num_samples > 1:
+    raise ConfigError(
+      f"{where}.num_samples={settings.num_samples}: answers to one prompt are "
+      "not independent, and the standard errors assume that they are. Set 1 "
+      "and a larger count."
+    )
+
+
 def _check_rows(config: Any, pipeline: str, found: dict, prefix: str) -> None:
   """Checks that batches divide among devices, mini- and microbatches."""
   mesh = build.make_mesh(config, prefix)
@@ -269,6 +325,7 @@ def _check_rows(config: Any, pipeline: str, found: dict, prefix: str) -> None:
       )
   if pipeline == "policy":
     _check_minibatches(found, prefix)
+    _check_policy(config, found, ways, prefix)
   sampled = {"sft": "samples", "evaluate": "batch_size"}.get(pipeline)
   if sampled is not None:
     _check_sampling(config[sampled], found["generate"], prefix, sampled)
@@ -294,6 +351,27 @@ def _check_minibatches(found: dict, prefix: str) -> None:
       f"config.{prefix}epochs: minibatches={update.minibatches} x "
       f"microbatches={update.microbatches} = {parts} must divide {what} = "
       f"{rows}. Change one of them."
+    )
+
+
+def _check_policy(config: Any, found: dict, ways: int, prefix: str) -> None:
+  """Checks the KL controller's horizon and the stream of ptx text."""
+  shape, update = found["shaping"], found["epochs"]
+  answers = found["schedule"].batch_size * found["generate"].num_samples
+  least = answers * shape.kl_clip
+  if shape.kl_controller == "adaptive" and shape.kl_horizon <= least:
+    raise ConfigError(
+      f"config.{prefix}shaping.kl_horizon={shape.kl_horizon:g}: must be more "
+      f"than kl_clip x {answers} answers a step = {least:g}, or the "
+      "coefficient could turn negative. Raise it."
+    )
+  parts = update.minibatches * update.microbatches
+  rows = config.ptx_batch_size
+  if found["algorithm"].ptx_coefficient > 0.0 and (rows % parts or rows % ways):
+    raise ConfigError(
+      f"config.{prefix}ptx_batch_size={rows}: must be a multiple of "
+      f"epochs.minibatches x epochs.microbatches = {parts} and of the {ways} "
+      "devices along mesh.data x mesh.fsdp."
     )
 
 

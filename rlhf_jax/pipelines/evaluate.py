@@ -197,9 +197,9 @@ def run(config: Any, workdir: Path) -> dict:
       f"config.batch_size={config.batch_size}."
     )
   trained = build.load_stage(config.policy, "policy", base, mesh, "/policy")
-  start = (
-    trained.info["init_from"] if not config.init_from else config.init_from
-  )
+  start = config.init_from
+  if not start and trained.info["init_from"]:
+    start = str(Path(config.policy) / trained.info["init_from"])
   reference = (
     build.load_stage(start, "sft", base, mesh)
     if start

@@ -118,7 +118,9 @@ def run_steps(
         arrays, facts, row = one_step(step, arrays, facts)
         step += 1
         row = {k: float(v) for k, v in jax.device_get(row).items()}
-        refused = _refused_in_a_row(arrays)
+        refused = max(
+          _refused_in_a_row(arrays), int(row.get("sys/skipped_updates", 0.0))
+        )
         _check_finite(phase, step, refused, row, saved)
         if step % schedule.log_every == 0 or step == total_steps:
           writer.write(step, row | system_metrics(), phase)
@@ -170,8 +172,8 @@ def _check_finite(
   last = saved.latest()
   where = "none was saved" if last is None else f"step {last}"
   raise NonFiniteError(
-    f"{phase}: {what} at step {step}: not finite in {skipped} updates in a "
-    f"row. Last good checkpoint: {where}. Lower the learning rate and go on "
+    f"{phase}: {what} at step {step}: not finite in {skipped} updates. "
+    f"Last good checkpoint: {where}. Lower the learning rate and go on "
     "from there in the same --workdir (or start in an empty one if the weights "
     "are spoilt already), or look at the data of these steps."
   )

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import distributed, generate, metrics, optimizer
+from rlhf_jax import distributed, generate, metrics, ops, optimizer
 from rlhf_jax.algorithms.policy_gradient import epochs, packing, ppo, shaping
 from rlhf_jax.algorithms.policy_gradient import update as pg
 from rlhf_jax.data import batches
@@ -73,6 +73,7 @@ class Programs:
   prepare: Callable[..., tuple[Rollout, shaping.Moments, Metrics]]
   update: Callable[..., tuple[Any, Metrics]]
   value_update: Callable[..., tuple[Any, Metrics]]
+  recompute: Callable[..., tuple[Rollout, Metrics]] | None
 
 
 def read_settings(config: Any) -> Settings:
@@ -137,6 +138,7 @@ def ptx_loader(
     return None
   rows, dropped = inputs.demonstrations(settings.ptx, base.tokenizer)
   build.report_dropped("ptx", settings.ptx.source, len(rows), dropped)
+  build.check_context(base, max(len(r["tokens"]) for r in rows), "ptx")
   return build.make_loader(
     mesh,
     rows,
@@ -179,12 +181,35 @@ def make_merge(plan: judge.Plan) -> Callable[[PyTree, PyTree], PyTree]:
   return jax.jit(functools.partial(roles.sampling_params, plan.policy))
 
 
+def recompute(
+  params: PyTree,
+  frozen: PyTree,
+  rollout: Rollout,
+  *,
+  apply: Callable[..., tuple[Array, Array, Array | None]],
+) -> tuple[Rollout, Metrics]:
+  """Returns the rollout with behaviour log-probs of the training program.
+
+  Below float32 the sampler, which decodes token by token, rounds otherwise
+  than the trainer; the importance ratio and the KL would carry the difference
+  (METHODS N3). rollout/sampler_gap: its mean size in nats a token.
+  """
+  logprobs, _, _ = apply(params, frozen, rollout)
+  mask = rollout.response_mask
+  gap = ops.masked_mean(jnp.abs(logprobs - rollout.behaviour_logprobs), mask)
+  logprobs = jnp.where(mask > 0, logprobs, 0.0)
+  return rollout.replace(behaviour_logprobs=logprobs), {
+    "rollout/sampler_gap": gap
+  }
+
+
 def make_programs(
   settings: Settings,
   plan: judge.Plan,
   frozen: PyTree,
   base: build.Base,
   transforms: dict[str, Any],
+  mesh: jax.sharding.Mesh,
 ) -> Programs:
   """Returns the compiled functions of a step; nothing compiles yet."""
   merged = make_merge(plan)
@@ -201,18 +226,21 @@ def make_programs(
     )
 
   is_ptx = settings.algorithm.ptx_coefficient > 0.0
+  constrain = functools.partial(mesh_lib.constrain_rows, mesh)
+  apply = functools.partial(
+    judge.policy_and_value,
+    plan=plan,
+    frozen_unembedding=not roles.trains_unembedding(plan.policy)
+    and settings.algorithm.entropy_coefficient == 0.0,
+  )
   update = functools.partial(
     pg.update,
     algorithm=ppo,
     algorithm_config=settings.algorithm,
     config=settings.update,
-    apply=functools.partial(
-      judge.policy_and_value,
-      plan=plan,
-      frozen_unembedding=not roles.trains_unembedding(plan.policy)
-      and settings.algorithm.entropy_coefficient == 0.0,
-    ),
+    apply=apply,
     optimizer=transforms["both"],
+    constrain=constrain,
     ptx_apply=functools.partial(ptx_apply, role=plan.policy)
     if is_ptx
     else None,
@@ -222,7 +250,9 @@ def make_programs(
     config=settings.update,
     apply=functools.partial(judge.value_only, plan=plan),
     optimizer=transforms["value"],
+    constrain=constrain,
   )
+  is_exact = plan.policy.model.dtype == "float32"
   return Programs(
     sample=sample,
     judge=judge.make_judge(plan),
@@ -233,21 +263,35 @@ def make_programs(
     ),
     update=jax.jit(update, donate_argnums=0),
     value_update=jax.jit(value_update, donate_argnums=0),
+    recompute=None
+    if is_exact
+    else jax.jit(functools.partial(recompute, apply=apply)),
   )
 
 
 def make_transforms(
   config: Any, settings: Settings, total: int
 ) -> dict[str, Any]:
-  """Returns optimizers: "both" of PPO and "value" of critic pre-training."""
-  updates = total * settings.update.epochs * settings.update.minibatches
+  """Returns optimizers: "both" of PPO and "value" of critic pre-training.
+
+  Each schedule runs over the updates of its own part: `total` rollouts, of
+  which the first value.pretrain_steps are for the critic alone.
+  """
+  pretrain = settings.value.pretrain_steps
+  each = settings.update.epochs * settings.update.minibatches
+
+  def value(rollouts: int) -> optimizer.Config:
+    return optimizer_section(
+      config.value_optimizer, "value_optimizer", rollouts * each
+    )
+
   policy = optimizer_section(
-    config.policy_optimizer, "policy_optimizer", updates
+    config.policy_optimizer, "policy_optimizer", (total - pretrain) * each
   )
-  value = optimizer_section(config.value_optimizer, "value_optimizer", updates)
+  both = {"policy": policy, "value": value(total - pretrain)}
   return {
-    "both": optimizer.make_labelled({"policy": policy, "value": value}),
-    "value": optimizer.make_optimizer(value),
+    "both": optimizer.make_labelled(both),
+    "value": optimizer.make_optimizer(value(pretrain if pretrain else total)),
   }
 
 
@@ -292,6 +336,8 @@ def learn(
   if is_last_pretraining:
     trained = jax.tree.map(jnp.copy, critic.params)
     arrays["train"] = state.replace(params=state.params | {"value": trained})
+    # A refused last step must not count against the policy for ever.
+    arrays["critic"] = critic.replace(skipped=jnp.zeros_like(critic.skipped))
   return arrays, found
 
 
@@ -318,7 +364,7 @@ def run(config: Any, workdir: Path) -> dict:
   total = pretrain + settings.schedule.total_steps(count)
   transforms = make_transforms(config, settings, total)
   programs = make_programs(
-    settings, actors.plan, actors.frozen, base, transforms
+    settings, actors.plan, actors.frozen, base, transforms, mesh
   )
   key = jax.random.key(config.seed)
   timer = metrics.Timer()
@@ -328,13 +374,14 @@ def run(config: Any, workdir: Path) -> dict:
 
   def one_step(step: int, arrays: PyTree, facts: dict):
     step_key = jax.random.fold_in(key, step)
+    sample_key, update_key = jax.random.split(step_key)
     is_pretraining = step < pretrain
     state = arrays["train"]
     value = arrays["critic"].params if is_pretraining else state.params["value"]
     with timer("rollout"):
       prompts = mesh_lib.shard_batch(mesh, next(loader))
       samples = jax.block_until_ready(
-        programs.sample(state.params["policy"], prompts, step_key)
+        programs.sample(state.params["policy"], prompts, sample_key)
       )
     with timer("score"):
       layout = None
@@ -346,9 +393,13 @@ def run(config: Any, workdir: Path) -> dict:
         samples,
         layout,
       )
+      gap = {}
+      if programs.recompute is not None:
+        rollout, gap = programs.recompute(state.params, actors.frozen, rollout)
       rollout, moments, row = jax.block_until_ready(
         programs.prepare(rollout, arrays["moments"], arrays["beta"], layout)
       )
+      row |= gap
     with timer("update"):
       is_mixed = text is not None and not is_pretraining
       extra = (mesh_lib.shard_batch(mesh, next(text)),) if is_mixed else ()
@@ -357,7 +408,7 @@ def run(config: Any, workdir: Path) -> dict:
         arrays,
         actors.frozen,
         rollout,
-        jax.random.fold_in(step_key, 1),
+        update_key,
         extra,
         is_pretraining=is_pretraining,
         is_last_pretraining=step + 1 == pretrain,
@@ -400,7 +451,8 @@ def run(config: Any, workdir: Path) -> dict:
     total_steps=total,
     arrays=build.sharded_state(mesh, start, actors.params),
     facts={"alarms": []},
-    identity=build.identity(base),
+    identity=build.identity(base)
+    | build.origins(init_from=config.init_from, reward=config.reward),
     iterators={"prompts": loader} | ({"ptx": text} if text else {}),
     show=(
       ("rollout/score_mean", "score"),

@@ -182,6 +182,7 @@ def _validate(config, base, role, params, frozen, mesh, batch_size) -> float:
   """Returns the mean cross-entropy in nats a target on held-out rows."""
   data = section(Data, config.validation, "validation")
   rows, _ = inputs.demonstrations(data, base.tokenizer)
+  build.check_context(base, max(len(r["tokens"]) for r in rows), "validation")
   width = batches.bucket_length(max(len(r["tokens"]) for r in rows))
   forward = jax.jit(functools.partial(apply, role=role))
   total, count = 0.0, 0.0

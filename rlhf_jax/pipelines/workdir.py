@@ -62,9 +62,10 @@ def prepare(config: Any, workdir: Path) -> None:
       f"this is a {config.pipeline} run. Choose another folder."
     )
   for field, (before, now) in changes.items():
-    if field.startswith(finished):
+    is_of_all = field in ("seed", "reuse") and (finished or is_begun)
+    if field.startswith(finished) or is_of_all:
       raise ConfigError(
-        f"config.{field}={now!r}: {workdir} holds a finished run with "
+        f"config.{field}={now!r}: {workdir} holds finished work with "
         f"{before!r}, which would not be repeated. Choose another --workdir "
         "for the new settings, or leave them as they were."
       )

@@ -1,11 +1,17 @@
 """PPO as a pipeline: what it learns, what it leaves alone, when it stops."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
+from rlhf_jax.algorithms.policy_gradient import shaping
+from rlhf_jax.checkpoint import CheckpointError
+from rlhf_jax.interrupt import Stopped
 from rlhf_jax.models import roles, trees
-from rlhf_jax.pipelines import build, loop, policy
+from rlhf_jax.pipelines import build, loop, policy, watch
 from tests.pipelines import tiny_runs
 
 PRETRAIN = 2  # steps of the LoRA run that train the critic alone
@@ -189,3 +195,81 @@ def test_loading_a_policy_gives_what_was_saved(files, policy_lora):
     )
   for path, leaf in trees.flatten({"params": base.params}).items():
     np.testing.assert_array_equal(flat[path], leaf)
+
+
+def test_trap_06_below_float32_the_trainer_recomputes(
+  files, sft_lora, reward_head, run_policy
+):
+  """In bfloat16 the sampler rounds otherwise; the first ratio is still 1."""
+  config = tiny_runs.policy_config(files, "lora", sft_lora, reward_head)
+  config.model.dtype = "bfloat16"
+  config.schedule.steps = 1
+  run_policy(config, files.root / "policy_bfloat16")
+  rows = tiny_runs.rows_of(files.root / "policy_bfloat16")
+  assert all(row["rollout/sampler_gap"] > 1e-4 for row in rows)
+  assert rows[-1]["ppo/first_ratio_error"] < 1e-5
+
+
+def test_another_reward_model_in_the_same_folder_is_noticed(
+  files, sft_lora, reward_head, reward_lora, monkeypatch, tmp_path
+):
+  start = tmp_path / "reward"
+  shutil.copytree(reward_head, start)
+  config = tiny_runs.policy_config(files, "lora", sft_lora, start)
+  with monkeypatch.context() as patch:
+    patch.setattr(loop.Interrupt, "should_stop", lambda self, now: now == 1)
+    with pytest.raises(Stopped):
+      policy.run(config, tmp_path / "run")
+  info = json.loads((start / "stage.json").read_text())
+  info["normalisation"]["mean"] += 0.5
+  (start / "stage.json").write_text(json.dumps(info))
+  with pytest.raises(CheckpointError, match="reward_fingerprint"):
+    policy.run(config, tmp_path / "run")
+
+
+def row_of(**changes):
+  usual = {
+    "rollout/kl_k1_sum": 1.0,
+    "rollout/kl_k1_standard_error": 0.1,
+    "rollout/eos_share": 0.9,
+    "rollout/entropy": 2.0,
+    "rollout/dup_share": 0.0,
+    "ppo/first_ratio_error": 1e-6,
+    "ppo/explained_var": 0.5,
+  }
+  return usual | {k.replace("__", "/"): v for k, v in changes.items()}
+
+
+@pytest.mark.parametrize(
+  "changes, sentence",
+  [
+    ({"rollout__kl_k1_sum": 16.0}, "KL to the reference is 16.0 nats"),
+    ({"rollout__kl_k1_sum": -1.0}, "sampler and trainer disagree"),
+    ({"rollout__eos_share": 0.4}, "end by themselves"),
+    ({"rollout__entropy": 0.1}, "the policy has collapsed"),
+    ({"rollout__dup_share": 0.6}, "repeat another one"),
+    ({"ppo__first_ratio_error": 0.01}, "off 1 by 0.01"),
+    ({"ppo__explained_var": -0.1}, "the critic explains less"),
+  ],
+)
+def test_trap_16_each_alarm_rings_once(changes, sentence, capsys):
+  shape = shaping.Config()
+  facts = watch.watch({"alarms": []}, row_of(), 59, shape)
+  assert facts["alarms"] == []
+  for step in (60, 61, 62):
+    changes = {k: v * (1 + step / 1e4) for k, v in changes.items()}
+    facts = watch.watch(facts, row_of(**changes), step, shape)
+  ((step, said),) = facts["alarms"]
+  assert step == 61 and sentence[:12] in said
+  assert capsys.readouterr().out.count("warning") == 1
+
+
+def test_a_kl_that_doubles_in_20_steps_is_told():
+  shape, facts = shaping.Config(), {"alarms": []}
+  for step in range(20):
+    facts = watch.watch(
+      facts, row_of(rollout__kl_k1_sum=5 + step / 10), step, shape
+    )
+  assert facts["alarms"] == []
+  facts = watch.watch(facts, row_of(rollout__kl_k1_sum=12.0), 20, shape)
+  assert "went from 5.0 to 12.0 nats" in facts["alarms"][0][1]

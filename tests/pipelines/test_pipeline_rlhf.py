@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_jax.pipelines import build, defaults, evaluate, inputs, rlhf
+from rlhf_jax.pipelines import (
+  build,
+  check,
+  defaults,
+  evaluate,
+  inputs,
+  rlhf,
+  workdir,
+)
 from rlhf_jax.pipelines.config import ConfigError, Data, section
 from tests.pipelines import tiny_runs
 
@@ -153,9 +161,48 @@ def test_reuse_takes_the_stages_before_from_another_run(
   numbers = rlhf.run(config, folder)
   assert not (folder / "sft").exists() and not (folder / "gold").exists()
   stage = build.read_stage(folder / "policy")
-  assert stage["init_from"] == str(finished[0] / "sft")
+  named = folder / "policy" / stage["init_from"]
+  assert named.resolve() == (finished[0] / "sft").resolve()
   for name in ("reward_model_accuracy", "gold_model_accuracy"):
     assert numbers[name] == finished[1][name]
   config.reuse = str(files.root / "nothing_here")
   with pytest.raises(ConfigError, match="is not finished"):
     rlhf.run(config, files.root / "rlhf_reused_2")
+
+
+@pytest.mark.parametrize(
+  "field, value, message",
+  [
+    ("policy.init_from", "elsewhere", "the run itself sets it"),
+    ("reward.seed", 5, "the run itself sets it"),
+    ("sft.samples", 1, "normalised on samples"),
+    ("policy.generate.temperature", 0.5, "must be equal"),
+    ("evaluation.generate.temperature", 0.0, "no|must be equal"),
+    ("evaluation.generate.top_k", 3, "full distributions"),
+    ("evaluation.generate.num_samples", 2, "not independent"),
+    ("policy.shaping.kl_horizon", 1.0, "kl_horizon=1: must be more"),
+    ("policy.shaping.kl_coefficient", 0.0, "would stay 0"),
+  ],
+)
+def test_settings_that_mean_nothing_are_refused(files, field, value, message):
+  config = make_config(files)
+  section, _, name = field.rpartition(".")
+  part = config
+  for key in section.split("."):
+    part = part[key]
+  part[name] = value
+  with pytest.raises((ConfigError, ValueError), match=message):
+    check.check_config(config)
+
+
+@pytest.mark.parametrize("field, value", [("seed", 7), ("reuse", "other")])
+def test_a_begun_run_keeps_its_seed_and_origin(files, finished, field, value):
+  folder, _ = finished
+  config = make_config(files)
+  (folder / workdir.CONFIG_FILE).write_text(
+    json.dumps({"config": config.to_dict()})
+  )
+  workdir.prepare(config, folder)
+  config[field] = value
+  with pytest.raises(ConfigError, match=f"config.{field}="):
+    workdir.prepare(config, folder)
