@@ -102,17 +102,17 @@ def policy() -> ConfigDict:
   )
   config.algorithm.update(
     value_coefficient=1.0,  # the critic has an optimizer of its own
-    entropy_coefficient=0.04,  # against falling for a few fine words
+    entropy_coefficient=0.03,  # against falling for a few fine words
   )
   config.epochs.update(epochs=1, minibatches=4)
   config.policy_optimizer.update(
-    learning_rate=7e-4,
+    learning_rate=7.5e-4,
     beta2=0.98,
     warmup_steps=16,
     schedule="linear",  # smaller steps at the end, where the KL grows fast
-    final_fraction=0.6,
+    final_fraction=0.4,
   )
-  config.value_optimizer.update(learning_rate=1e-3, beta2=0.98)
+  config.value_optimizer.update(learning_rate=2e-3, beta2=0.98)
   config.schedule.update(batch_size=64, steps=21, save_every=7)
   return config
 
