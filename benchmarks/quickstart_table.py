@@ -42,6 +42,8 @@ def main(folders: list[str]) -> None:
   print("| | " + " | ".join(heads) + " | mean | spread (max - min) |")
   print("|---" * (len(runs) + 3) + "|")
   for label, name, decimals in ROWS:
+    if any(run[name] is None for run in runs):
+      continue  # data without several raters have no ceiling
     values = [run[name] + 0.0 for run in runs]
     cells = [*values, statistics.fmean(values), max(values) - min(values)]
     text = " | ".join(

@@ -12,8 +12,10 @@ prompt are identified; centring, eta (r_i + r_j)^2, pins the rest near 0
 (Eisenstein et al. 2023, arXiv:2312.09244).
 
 Left out: `update` passes no margin and takes candidates of K > 2 as listed
-best first, because a PreferenceBatch carries neither margins nor ranks; a tie
-in a ranking is excluded, not counted as 1/2; L2 is the optimizer's business.
+best first, because a PreferenceBatch carries neither margins nor ranks; two
+candidates are ranked by their label. A tie in a ranking is excluded, not
+counted as 1/2, and a soft label is taken as certain: `check_labels` refuses
+both, 'pairwise' has them. L2 is the optimizer's business.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlhf_jax import ops
 from rlhf_jax.algorithms.accumulate import accumulate, apply_gradients
@@ -161,18 +164,40 @@ def _wins(batch: PreferenceBatch, objective: str) -> Array:
     return jnp.stack(
       [jnp.stack([zero, first], -1), jnp.stack([second, zero], -1)], axis=1
     )
-  return pair_wins(_listed_order(batch), _valid(batch))
+  return pair_wins(_rank(batch), _valid(batch))
 
 
-def _listed_order(batch: PreferenceBatch) -> Array:
-  """Returns [B, K] ranks 0 .. K - 1: candidates are listed best first."""
+def _rank(batch: PreferenceBatch) -> Array:
+  """Returns [B, K] ranks, 0 is best: by label for K = 2, else as listed."""
   rows, candidates = batch.tokens.shape[:2]
+  if candidates == 2:
+    first, second = batch.label < 0.5, batch.label > 0.5
+    return jnp.stack([first, second], axis=1).astype(jnp.int32)
   return jnp.broadcast_to(jnp.arange(candidates)[None], (rows, candidates))
 
 
 def _valid(batch: PreferenceBatch) -> Array:
   """Returns [B, K], 1 where a candidate has any response token."""
   return jnp.any(batch.loss_mask > 0, axis=-1).astype(jnp.float32)
+
+
+def check_labels(labels: np.ndarray, config: Config) -> None:
+  """Raises ValueError for labels that the objective cannot express.
+
+  Args:
+    labels: [P], probability that the first of two candidates is the better.
+    config: settings.
+  """
+  if config.objective == "pairwise":
+    return
+  soft = labels[(labels != 0.0) & (labels != 1.0)]
+  if soft.size:
+    raise ValueError(
+      f"objective={config.objective!r}: {soft.size} of {labels.size} labels "
+      f"are neither 0 nor 1 (for example {soft[0]:g}), and a ranking has no "
+      "soft order. Use objective='pairwise', or leave them out (data.ties="
+      "'drop' for rated texts)."
+    )
 
 
 def denominators(batch: PreferenceBatch, config: Config) -> Metrics:
@@ -215,10 +240,10 @@ def loss(
     )
   elif config.objective == "k-wise":
     losses = kwise_loss(
-      scores, _listed_order(batch), mask, label_smoothing=config.label_smoothing
+      scores, _rank(batch), mask, label_smoothing=config.label_smoothing
     )
   else:
-    losses = plackett_luce_loss(scores, _listed_order(batch), mask)
+    losses = plackett_luce_loss(scores, _rank(batch), mask)
 
   prompts = jnp.maximum(denominators["prompts"], 1e-8)
   decided = jnp.maximum(denominators["decided"], 1e-8)
@@ -277,8 +302,8 @@ def update(
   Args:
     state: donate it.
     frozen: weights that do not train.
-    batch: [B, K, L]; for K > 2 candidates are listed best first, and those
-      without a response token are absent.
+    batch: [B, K, L]; K = 2 is ordered by its label, more candidates are
+      listed best first; those without a response token are absent.
     rng: unused.
     config: settings.
     apply: (params, frozen, batch) -> scores [B, K] float32.

@@ -65,6 +65,12 @@ class Role:
         f"first_layer={self.first_layer} >= stop_layer={self.stop}: no layer "
         "would train. Lower first_layer or set trainable='head'."
       )
+    if self.model.scan_layers and (self.first_layer or self.stop != layers):
+      raise ValueError(
+        f"first_layer={self.first_layer}, stop_layer={self.stop} with "
+        "scan_layers: scanned layers run as a whole. Set model.scan_layers="
+        "False to train or read a part of the layers."
+      )
     if self.trainable == "lora" and not self.model.lora_rank:
       raise ValueError(
         "trainable='lora' with lora_rank=0: set lora_rank, for example 16."

@@ -343,14 +343,14 @@ class Transformer(nn.Module):
     stop = c.n_layers if stop is None else stop
     tapped: dict[int, Array] = {}
     if c.scan_layers:
-      if (start, stop) != (0, c.n_layers) or taps:
+      if (start, stop) != (0, c.n_layers) or set(taps) - {stop}:
         raise ValueError(
           f"layers {start}..{stop} of {c.n_layers}, taps {taps}: scanned "
           "layers run as a whole. Set scan_layers=False to train or read a "
           "part of the layers."
         )
       x, cache = self.layers(x, positions, mask, cache, slot)
-      return x, tapped, cache
+      return x, {layer: x for layer in taps}, cache
     written = None if cache is None else list(cache)
     for i in range(start, stop):
       if i in taps:
@@ -375,12 +375,12 @@ class Transformer(nn.Module):
 
   def unembed(self, x: Array) -> Array:
     """Returns float32 logits [..., V] of a stream that left the last layer."""
-    x = self.normed(x)
-    if not self.config.tie_embeddings:
-      return self.lm_head(x.astype(jnp.float32))
+    x = self.normed(x).astype(self.config.dtype)
+    if self.is_initializing() and not self.config.tie_embeddings:
+      self.lm_head(x)  # creates the kernel
     return jnp.matmul(
-      x.astype(self.config.dtype),
-      self.embedding.embedding.T.astype(self.config.dtype),
+      x,
+      self.unembedding().astype(self.config.dtype),
       preferred_element_type=jnp.float32,
     )
 

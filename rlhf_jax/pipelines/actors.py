@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from rlhf_jax import generate
-from rlhf_jax.models import heads, roles
+from rlhf_jax.models import heads, roles, transformer
 from rlhf_jax.pipelines import build, judge, reward, sft
 from rlhf_jax.pipelines.config import ConfigError, Trainable, section
 from rlhf_jax.rewards import model as reward_model
@@ -26,7 +26,7 @@ class Value:
   init: str = "reward"  # "reward", or "random" (which PPO suffers from)
   mode: str = "full"  # what trains: "full", "lora" or "head"
   first_layer: int = 0
-  hidden_units: int = 0  # residual MLP beside the head, starts at 0
+  hidden_units: int = 0  # residual MLP beside the head; 0: as the reward model
   pretrain_steps: int = 0  # rollouts on which only the critic learns
 
   def __post_init__(self) -> None:
@@ -84,20 +84,51 @@ def starting_policy(config: Any, base: build.Base, mesh) -> build.Stage:
   return build.Stage(role, variables, {"merged_from": config.init_from})
 
 
-def critic_role(settings: Value, scorer: reward_model.Scorer) -> roles.Role:
+def critic_head(settings: Value, scorer: reward_model.Scorer) -> heads.Config:
+  """Returns the critic's head: the reward model's, or that and an MLP."""
+  head = scorer.role.head
+  if settings.init == "random" or not head.hidden_units:
+    return dataclasses.replace(head, hidden_units=settings.hidden_units)
+  if settings.hidden_units not in (0, head.hidden_units):
+    raise ConfigError(
+      f"config.value.hidden_units={settings.hidden_units}: the critic starts "
+      f"as the reward model, whose head has {head.hidden_units}. Set 0 (as "
+      "there), or value.init='random'."
+    )
+  return head
+
+
+def critic_role(
+  settings: Value, scorer: reward_model.Scorer, model: transformer.Config
+) -> roles.Role:
   """Returns the role of the critic, which starts as the reward model.
+
+  Args:
+    settings: the config's value section.
+    scorer: the reward model.
+    model: architecture of this run; its lora_rank serves where the reward
+      model has no factors to go on with.
 
   Raises:
     ConfigError: the setting cannot work on that reward model.
   """
+  judge_role = scorer.role
+  goes_on = judge_role.trainable == "lora"
+  is_moved = settings.first_layer != judge_role.first_layer
+  if goes_on and settings.mode == "lora" and is_moved:
+    raise ConfigError(
+      f"config.value.first_layer={settings.first_layer}: the critic goes on "
+      "with the reward model's factors, which begin at layer "
+      f"{judge_role.first_layer}. Set value.first_layer="
+      f"{judge_role.first_layer}."
+    )
   try:
     return dataclasses.replace(
-      scorer.role,
+      judge_role,
+      model=judge_role.model if goes_on else model,
       trainable=settings.mode,
       first_layer=settings.first_layer,
-      head=dataclasses.replace(
-        scorer.role.head, hidden_units=settings.hidden_units
-      ),
+      head=critic_head(settings, scorer),
     )
   except ValueError as error:
     raise ConfigError(f"config.value: {error}") from error
@@ -107,16 +138,16 @@ def starting_critic(
   settings: Value,
   scorer: reward_model.Scorer,
   weights: reward_model.Weights,
+  model: transformer.Config,
   key: jax.Array,
 ) -> build.Stage:
   """Returns the critic: the reward model, in units of its normalised score."""
-  role = critic_role(settings, scorer)
+  role = critic_role(settings, scorer, model)
   head = heads.init(role.head, role.model.width, key)
   if settings.init == "reward":
-    trained = reward_model.fold_normalisation(
+    head |= reward_model.fold_normalisation(
       weights.variables["head"], weights.mean, weights.std
     )
-    head = head | {"output": trained["output"]}
   else:
     print(
       "policy: warning: value.init='random': an untrained critic gives noisy "
@@ -178,6 +209,7 @@ def load(
     value,
     scorer,
     scorer_weights,
+    base.config,
     jax.random.fold_in(jax.random.key(config.seed), 1),
   )
   return assemble(base, policy, critic, scorers, temperature, row_targets)

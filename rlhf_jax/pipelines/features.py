@@ -111,10 +111,11 @@ def collate(
   weight = np.ones(len(chosen), np.float32)
   if features is not None:
     nothing = np.zeros((*index.shape, 1), np.int32)
+    exists = np.ones((*index.shape, 1), np.float32)
     return PreferenceBatch(
       tokens=nothing,
-      valid_mask=nothing.astype(np.float32) + 1.0,
-      loss_mask=nothing.astype(np.float32),
+      valid_mask=exists,
+      loss_mask=exists,
       label=labels,
       weight=weight,
       features=features[index],

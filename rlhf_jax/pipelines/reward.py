@@ -88,6 +88,20 @@ def load_comparisons(
   return split_heldout(train, config.heldout_fraction, config.seed)
 
 
+def check_labels(
+  train: inputs.Comparisons,
+  held: inputs.Comparisons,
+  loss: reward.Config,
+  name: str,
+) -> None:
+  """Raises ConfigError for labels that the objective cannot express."""
+  for data in (train, held):
+    try:
+      reward.check_labels(data.labels, loss)
+    except ValueError as error:
+      raise ConfigError(f"{name}: config.loss.{error}") from error
+
+
 def compute_features(
   base: build.Base,
   role: roles.Role,
@@ -142,6 +156,7 @@ def run(config: Any, workdir: Path) -> dict:
   key = jax.random.key(config.seed)
   role, variables = start_variables(config, base, trainable, head, mesh, key)
   train, held = load_comparisons(config, data, heldout, base.tokenizer, name)
+  check_labels(train, held, loss, name)
   longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
   build.check_context(base, longest, "data")
   total = schedule.total_steps(len(train.pairs))

@@ -42,6 +42,15 @@ def read_texts(folder: Path) -> list[dict]:
   return [json.loads(line) for line in lines]
 
 
+def _accuracy_note(ceiling: float | None) -> str:
+  if ceiling is None:
+    return "Share of held-out comparisons ordered as people did."
+  return (
+    "Held-out comparisons of single raters; people's own ceiling here is "
+    f"{ceiling:.3f}."
+  )
+
+
 def summary_rows(numbers: dict) -> list[SummaryRow]:
   """Returns the table of the report from the numbers of summary.json."""
   get = numbers.get
@@ -119,8 +128,7 @@ def summary_rows(numbers: dict) -> list[SummaryRow]:
       None,
       get("reward_model_accuracy"),
       None,
-      "Held-out comparisons of single raters; people's own ceiling here is "
-      f"{get('reward_model_accuracy_ceiling', float('nan')):.3f}.",
+      _accuracy_note(get("reward_model_accuracy_ceiling")),
       decimals=3,
       headline=True,
     ),

@@ -245,6 +245,37 @@ def test_trap_27_dropped_rows_may_hold_anything(objective):
   assert_same(metrics, run(batch, objective=objective)[1])
 
 
+@pytest.mark.parametrize("objective", ["k-wise", "plackett-luce"])
+def test_two_candidates_are_ranked_by_their_label(objective):
+  """A label of 0 says that the second is the better, in every objective."""
+  ones = np.ones((B, 2, 1), np.float32)
+  batch = PreferenceBatch(
+    tokens=np.zeros((B, 2, 1), np.int32),
+    valid_mask=ones,
+    loss_mask=ones,
+    label=np.arange(B) % 2 * 1.0,
+    weight=np.ones(B, np.float32),
+  )
+  config = reward.Config(objective=objective)
+  value, metrics = reward.loss(
+    PAIR, batch, config, reward.denominators(batch, config)
+  )
+  pairwise = reward.pairwise_loss(PAIR, batch.label)
+  np.testing.assert_allclose(value, pairwise.mean(), rtol=1e-6)
+  first_wins = np.asarray(PAIR[:, 0] > PAIR[:, 1])
+  np.testing.assert_allclose(
+    metrics["rm/acc"], np.mean(first_wins == (batch.label > 0.5)), rtol=1e-6
+  )
+
+
+def test_rankings_of_soft_labels_are_refused():
+  labels = np.array([1.0, 0.5, 0.0, 0.7])
+  reward.check_labels(labels, reward.Config())
+  reward.check_labels(labels[[0, 2]], reward.Config(objective="k-wise"))
+  with pytest.raises(ValueError, match="2 of 4 labels.*0.5"):
+    reward.check_labels(labels, reward.Config(objective="k-wise"))
+
+
 def test_errors():
   with pytest.raises(ValueError, match="K=4 candidates"):
     run(preferences(4))

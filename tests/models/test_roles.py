@@ -22,6 +22,7 @@ MODEL = transformer.Config(
   mlp_width=24,
   max_length=16,
 )
+SCANNED = dataclasses.replace(MODEL, scan_layers=True)
 BATCH, LENGTH = 5, 9
 
 
@@ -239,11 +240,13 @@ def test_folded_normalisation_gives_normalised_scores():
     ({"stop_layer": 5}, "stop_layer=5"),
     ({"first_layer": 2, "stop_layer": 2}, "no layer"),
     ({"trainable": "lora"}, "lora_rank=0"),
+    ({"model": SCANNED, "first_layer": 1}, "scan_layers=False"),
+    ({"model": SCANNED, "stop_layer": 2}, "scan_layers=False"),
   ],
 )
 def test_impossible_roles_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
-    roles.Role(MODEL, **changes)
+    roles.Role(**({"model": MODEL} | changes))
 
 
 def test_packed_rows_give_the_values_of_separate_rows(base, rows):
@@ -271,3 +274,13 @@ def test_packed_rows_give_the_values_of_separate_rows(base, rows):
   np.testing.assert_allclose(
     found[sizes[0] + 1 :], expected[2, second[1:]], atol=1e-5
   )
+
+
+def test_a_frozen_trunk_of_scanned_layers_is_tapped_at_its_end(base, rows):
+  stacked = {k: v for k, v in base.items() if not k.startswith("layer_")}
+  stacked["layers"] = jax.tree.map(
+    lambda *x: jnp.stack(x), *(base[f"layer_{i}"] for i in range(4))
+  )
+  (found,) = roles.frozen_streams(SCANNED, stacked, rows, (4,)).values()
+  (expected,) = roles.frozen_streams(MODEL, base, rows, (4,)).values()
+  np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -229,6 +229,7 @@ def full_policy_config(files: Files, start: Path, scorer: Path):
   config = policy_config(files, "full", start, scorer)
   config.policy_optimizer.learning_rate = 2e-3
   config.value_optimizer.learning_rate = 2e-3
+  config.shaping.normalise = "scale"  # carries moments from step to step
   config.algorithm.ptx_coefficient = 0.5
   config.ptx.update(
     source=files.demonstrations, format="demonstration", max_length=24
