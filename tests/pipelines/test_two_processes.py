@@ -142,7 +142,7 @@ def test_t20_a_killed_peer_ends_the_other_and_the_restart_goes_on(
 
 @pytest.mark.slow
 def test_t20_sigterm_to_one_stops_both_and_one_process_goes_on(run, straight):
-  processes = run.start(2, data=-1)
+  processes = run.start(2, data=4, fsdp=1, tensor=-1)
   run.wait_for_step(2, processes)
   processes[1].send_signal(signal.SIGTERM)
   outputs = [process.communicate(timeout=120) for process in processes]
