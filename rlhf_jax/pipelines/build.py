@@ -99,7 +99,7 @@ def check_context(base: Base, longest: int, name: str) -> None:
     raise ConfigError(
       f"config.{name}.max_length: a row has {longest} tokens and the context "
       f"of {base.source} is {base.config.max_length}. Set {name}.max_length <= "
-      f"{base.config.max_length}; longer prompts are then cut from the left."
+      f"{base.config.max_length}."
     )
 
 
