@@ -1,7 +1,7 @@
 """What happens without a KL penalty: the proxy rises, the gold reward turns.
 
-The quickstart's policy, reward models and task, with beta = 0, a higher and
-constant learning rate and no halt. Gao et al. 2022 (arXiv:2210.10760) is the
+The quickstart's policy, reward models and task, with beta = 0, no entropy
+bonus, a higher and constant learning rate and no halt. Gao et al. 2022 (arXiv:2210.10760) is the
 paper; its gold was a large reward model, ours is one trained on other
 sentences.
 Takes SFT and reward models from a finished quickstart when it is named:
@@ -35,7 +35,8 @@ def get_config() -> ConfigDict:
     warn_nats=15.0,
     halt_nats=1000.0,  # let it run away: that is the point
   )
+  config.policy.algorithm.entropy_coefficient = 0.0  # it would delay the turn
   config.policy.policy_optimizer.update(learning_rate=1e-3, schedule="constant")
   config.policy.policy_optimizer.final_fraction = None
-  config.policy.schedule.steps = 40
+  config.policy.schedule.steps = 50
   return config

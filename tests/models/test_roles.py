@@ -284,3 +284,41 @@ def test_a_frozen_trunk_of_scanned_layers_is_tapped_at_its_end(base, rows):
   (found,) = roles.frozen_streams(SCANNED, stacked, rows, (4,)).values()
   (expected,) = roles.frozen_streams(MODEL, base, rows, (4,)).values()
   np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+@pytest.mark.parametrize("left, right", [(0, 5), (4, 0), (3, 2)])
+def test_t02_trap_09_padding_on_either_side_changes_no_number(
+  positions, left, right
+):
+  """Log-probabilities, entropies, values and scores of three short rows."""
+  model = dataclasses.replace(MODEL, positions=positions)
+  head = heads.Config(pooling="mean_last")
+  role = roles.Role(model, head=head)
+  key = jax.random.key(7)
+  variables = transformer.init(model, key)
+  variables["head"] = heads.init(head, model.width, key)
+  rng = np.random.default_rng(2)
+  tokens = rng.integers(0, model.vocab_size, (3, 8))
+
+  @jax.jit
+  def judge(tokens, mask, targets):
+    rows = roles.Rows(tokens, mask, ops.positions_from_mask(mask))
+    return (
+      *roles.logprobs(role, variables, rows, targets),
+      roles.values(role, variables, rows),
+      roles.score(role, variables, rows, mask),
+    )
+
+  def numbers(before, after):
+    pad = ((0, 0), (before, after))
+    mask = np.pad(np.ones((3, 8), np.float32), pad)
+    targets = np.pad(np.tile(np.arange(8) >= 3, (3, 1)) * 1.0, pad)
+    filled = np.pad(tokens, pad, constant_values=11)
+    *by_token, score = judge(filled, mask, targets)
+    inner = slice(before + 1, before + 8)  # no value before the first token
+    return [np.asarray(x)[:, inner] for x in by_token] + [np.asarray(score)]
+
+  for found, expected in zip(numbers(left, right), numbers(0, 0), strict=True):
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert np.abs(expected).max() > 0.01

@@ -36,7 +36,8 @@ def test_the_score_rises_on_the_planted_word(policy_lora):
   assert share[True] > share[False]
 
 
-def test_t03_n11_trap_08_the_first_ratio_is_one(policy_lora, policy_full):
+def test_t03_n11_trap_08_24_the_first_ratio_is_one(policy_lora, policy_full):
+  """In every step: a sampler with stale or unmerged weights would show."""
   rows = tiny_runs.rows_of(policy_lora)[PRETRAIN:]
   rows += tiny_runs.rows_of(policy_full)
   assert len(rows) == 22
