@@ -71,6 +71,7 @@ class Checkpoints:
     directory: str,
     *,
     keep: int = 2,
+    best: str = "max",
     every_steps: int | None = None,
     asynchronous: bool = False,
     read_only: bool = False,
@@ -79,7 +80,9 @@ class Checkpoints:
 
     Args:
       directory: local path or gs://, on storage that all processes share.
-      keep: newest steps kept; those saved with final=True are kept besides.
+      keep: newest steps kept; those saved with final=True are kept besides,
+        and the best of those saved with a score.
+      best: whether the "max" or the "min" of scores is the best.
       every_steps: period of `due`; None means never due.
       asynchronous: arrays are written behind the run's back. The step counts
         from the next save, wait or close on.
@@ -97,6 +100,7 @@ class Checkpoints:
         "earlier run."
       )
     self._keep = keep
+    self._best = {"max": max, "min": min}[best]
     self._every_steps = every_steps
     self._asynchronous = asynchronous
     self._read_only = read_only
@@ -141,6 +145,7 @@ class Checkpoints:
     meta: Mapping[str, Any],
     *,
     final: bool = False,
+    score: float | None = None,
   ) -> None:
     """Writes a step; one that this object saved or restored is not rewritten.
 
@@ -149,6 +154,7 @@ class Checkpoints:
       state: pytree of jax arrays (typed random keys included).
       meta: JSON: data position, KL coefficient, moments, fingerprints.
       final: the run is complete; the step is never removed.
+      score: how good the step is; None takes no part in being the best.
 
     Raises:
       CheckpointError: no space, or the step belongs to another run.
@@ -167,6 +173,7 @@ class Checkpoints:
     record = {
       "step": step,
       "final": final,
+      "score": score,
       "meta": integrity.checked_json(meta),
       "arrays": {k: integrity.describe(leaf) for k, leaf in arrays.items()},
     }
@@ -276,11 +283,24 @@ class Checkpoints:
     kept = [s for s in self.steps() if s not in self._damaged]
     final = {s for s in kept if self._record(s)["final"]}
     plain = [s for s in kept if s not in final]
-    survivors = final | set(plain[-self._keep :]) | {step}
+    survivors = final | set(plain[-self._keep :]) | {step, *self._best_of(kept)}
     doomed = [s for s in self._directories() if s not in survivors]
     distributed.barrier("checkpoint/removal")
     for old in doomed:
       self._delete(old)
+
+  def best(self) -> int | None:
+    """Returns the finished step with the best score, or None."""
+    return next(iter(self._best_of(self.steps())), None)
+
+  def _best_of(self, steps: list[int]) -> list[int]:
+    """Returns [the step with the best score, the newest of equals], or []."""
+    scores = {s: self._record(s).get("score") for s in steps}
+    scored = {s: score for s, score in scores.items() if score is not None}
+    if not scored:
+      return []
+    best = self._best(scored.values())
+    return [max(s for s, score in scored.items() if score == best)]
 
   def _good_step(self, step: int | None) -> int:
     """Returns the newest undamaged step, or the given one, checked."""

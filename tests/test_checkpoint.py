@@ -126,6 +126,21 @@ def test_asynchronous_saves_count_once_finished(tmp_path):
       assert bits(restored) == bits(state) and meta == {"seed": step}
 
 
+def test_buffers_given_away_during_an_asynchronous_save_are_kept(tmp_path):
+  """The next update donates the state and overwrites it at once."""
+  overwrite = jax.jit(lambda x: jnp.flip(x) * 0.0 - 1.0, donate_argnums=0)
+  with checkpoint.Checkpoints(tmp_path, asynchronous=True) as checkpoints:
+    for step in (1, 2, 3):
+      x = jnp.full((1500, 1000), float(step))
+      checkpoints.save(step, {"x": x}, {})
+      for _ in range(4):
+        x = overwrite(x)
+      jax.block_until_ready(x)
+    checkpoints.wait()
+    restored, _ = checkpoints.restore({"x": jnp.zeros((1500, 1000))}, step=3)
+  np.testing.assert_array_equal(restored["x"], np.full((1500, 1000), 3.0))
+
+
 def test_keeps_newest_and_final_steps(tmp_path):
   state = fresh()
   with checkpoint.Checkpoints(tmp_path, keep=2, every_steps=3) as checkpoints:
@@ -141,6 +156,20 @@ def test_keeps_newest_and_final_steps(tmp_path):
     assert checkpoints.is_final()
     checkpoints.restore(abstract(state))
     assert checkpoints.restored_step == 5
+
+
+@pytest.mark.parametrize("best, kept", [("max", 2), ("min", 4)])
+def test_the_best_step_is_kept_besides_the_newest(tmp_path, best, kept):
+  scores = {1: 0.5, 2: 0.9, 3: None, 4: 0.1, 5: 0.7, 6: 0.8}
+  with checkpoint.Checkpoints(str(tmp_path), keep=1, best=best) as saved:
+    assert saved.best() is None
+    for step, score in scores.items():
+      saved.save(step, fresh(step), {}, score=score)
+  with checkpoint.Checkpoints(str(tmp_path), keep=1, best=best) as saved:
+    assert saved.steps() == [kept, 6]
+    assert saved.best() == kept
+    saved.save(7, fresh(7), {}, score=0.9)  # equals: the newest
+    assert saved.best() == (7 if best == "max" else kept)
 
 
 def test_restores_eight_devices_to_one_with_identical_bits(tmp_path):

@@ -136,6 +136,9 @@ class Schedule:
   epochs: float = 0.0  # passes over the data; 0: from steps
   save_every: int = 50  # steps between checkpoints
   keep: int = 2  # newest checkpoints kept
+  keep_best: str = ""  # metric by which the best saved step is kept besides
+  best: str = "max"  # "max" or "min" of that metric is the best
+  asynchronous: bool = False  # checkpoints are written while steps go on
   log_every: int = 1  # steps between metric rows
 
   def __post_init__(self) -> None:
@@ -149,6 +152,7 @@ class Schedule:
         f"steps={self.steps}, epochs={self.epochs}, log_every="
         f"{self.log_every}: need steps, epochs >= 0 and log_every >= 1."
       )
+    _check_choice("best", self.best, ("max", "min"))
     if self.steps > 0 and self.epochs > 0:
       raise ConfigError(
         f"steps={self.steps}, epochs={self.epochs}: set exactly one of them "

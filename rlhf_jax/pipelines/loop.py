@@ -18,7 +18,7 @@ import numpy as np
 
 from rlhf_jax import checkpoint, distributed, metrics
 from rlhf_jax.interrupt import Interrupt, Stopped
-from rlhf_jax.pipelines.config import Schedule
+from rlhf_jax.pipelines.config import ConfigError, Schedule
 from rlhf_jax.types import PyTree, TrainState
 
 SKIPPED_LIMIT = 3  # refused updates in a row that end a run (METHODS N14)
@@ -88,12 +88,14 @@ def run_steps(
     checkpoint.Checkpoints(
       str(workdir / "checkpoints"),
       keep=schedule.keep,
+      best=schedule.best,
       every_steps=schedule.save_every,
+      asynchronous=schedule.asynchronous,
     ) as saved,
     metrics.MetricsWriter(workdir, enabled=distributed.is_first()) as writer,
     Interrupt() as interrupt,
   ):
-    step = 0
+    step, row = 0, {}
     if saved.latest() is not None:
       arrays, meta = saved.restore(arrays)
       checkpoint.check_meta(meta, identity)
@@ -111,6 +113,7 @@ def run_steps(
         arrays,
         {"step": step, "facts": facts, "iterators": positions, **identity},
         final=final,
+        score=_score(row, schedule.keep_best),
       )
 
     with metrics.Progress(phase, total_steps, initial=step) as progress:
@@ -122,6 +125,7 @@ def run_steps(
           _refused_in_a_row(arrays), int(row.get("sys/skipped_updates", 0.0))
         )
         _check_finite(phase, step, refused, row, saved)
+        _score(row, schedule.keep_best)
         if step % schedule.log_every == 0 or step == total_steps:
           writer.write(step, row | system_metrics(), phase)
         progress.update(
@@ -137,6 +141,18 @@ def run_steps(
           save(final=False)
     save(final=True)
   return arrays, facts
+
+
+def _score(row: dict[str, float], name: str) -> float | None:
+  """Returns the metric that says how good a step is; None where none is set."""
+  if not name or not row:  # no row: all steps were done before
+    return None
+  if name not in row:
+    raise ConfigError(
+      f"schedule.keep_best={name!r}: no metric of this name; there are "
+      f"{', '.join(sorted(row))}."
+    )
+  return row[name] if math.isfinite(row[name]) else None
 
 
 def system_metrics() -> dict[str, float]:

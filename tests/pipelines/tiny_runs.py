@@ -220,6 +220,7 @@ def policy_config(files: Files, mode: str, start: Path, scorer: Path):
   config.value_optimizer.learning_rate = 2e-2
   if mode == "lora":
     config.generate.num_samples = 4
+    config.schedule.update(asynchronous=True, keep_best="rollout/score_mean")
     config.value.update(mode="head", hidden_units=3, pretrain_steps=2)
   return config
 
