@@ -1,9 +1,9 @@
 """What happens without a KL penalty: the proxy rises, the gold reward turns.
 
 The quickstart's policy, reward models and task, with beta = 0, no entropy
-bonus, a higher and constant learning rate and no halt. Gao et al. 2022 (arXiv:2210.10760) is the
-paper; its gold was a large reward model, ours is one trained on other
-sentences.
+bonus, a higher and constant learning rate and no halt. Gao et al. 2022
+(arXiv:2210.10760) is the paper; its gold was a large reward model, ours is one
+trained on other sentences.
 Takes SFT and reward models from a finished quickstart when it is named:
 
   python -m rlhf_jax.main --config=configs/overoptimise.py \\
