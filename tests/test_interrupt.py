@@ -47,13 +47,15 @@ def test_handlers_are_restored_even_after_an_error():
   def mine(*_):
     pass
 
+  # A job in the background of a shell is born with SIGINT ignored.
+  ctrl_c = signal.getsignal(signal.SIGINT)
   before = signal.signal(signal.SIGTERM, mine)
   try:
     with pytest.raises(RuntimeError), interrupt.Interrupt():
       assert signal.getsignal(signal.SIGTERM) is not mine
       raise RuntimeError
     assert signal.getsignal(signal.SIGTERM) is mine
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is ctrl_c
   finally:
     signal.signal(signal.SIGTERM, before)
 

@@ -8,17 +8,6 @@ from rlhf_jax.pipelines import loop
 from tests.pipelines import tiny_runs
 
 
-def assert_close(rows, expected):
-  assert [row["step"] for row in rows] == [row["step"] for row in expected]
-  for row, other in zip(rows, expected, strict=True):
-    assert sorted(row) == sorted(other)
-    for name, value in row.items():
-      if name != "phase":
-        np.testing.assert_allclose(
-          value, other[name], rtol=1e-4, atol=1e-4, err_msg=name
-        )
-
-
 def test_t16_trap_12_split_batches_and_a_stop_between(
   files, sft_lora, reward_head, policy_lora, run_policy, records, monkeypatch
 ):
@@ -37,7 +26,9 @@ def test_t16_trap_12_split_batches_and_a_stop_between(
   )
   for found, expected in pairs:
     np.testing.assert_array_equal(found, expected)
-  assert_close(tiny_runs.rows_of(folder), tiny_runs.rows_of(policy_lora)[:3])
+  tiny_runs.assert_close_rows(
+    tiny_runs.rows_of(folder), tiny_runs.rows_of(policy_lora)[:3]
+  )
 
 
 def test_t16_trap_12_split_weights(
@@ -54,4 +45,6 @@ def test_t16_trap_12_split_weights(
   )
   for found, expected in pairs:
     np.testing.assert_array_equal(found, expected)
-  assert_close(tiny_runs.rows_of(folder), tiny_runs.rows_of(policy_full)[:2])
+  tiny_runs.assert_close_rows(
+    tiny_runs.rows_of(folder), tiny_runs.rows_of(policy_full)[:2]
+  )

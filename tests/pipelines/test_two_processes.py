@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from rlhf_jax.distributed import EXIT_PEER_LOST
@@ -17,16 +16,6 @@ from tests.pipelines import tiny_runs
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 8
-
-
-def assert_close(rows, expected):
-  assert [row["step"] for row in rows] == [row["step"] for row in expected]
-  for row, other in zip(rows, expected, strict=True):
-    assert sorted(row) == sorted(other)
-    for name in row.keys() - {"phase"}:
-      np.testing.assert_allclose(
-        row[name], other[name], rtol=2e-4, atol=2e-4, err_msg=name
-      )
 
 
 def free_port():
@@ -137,7 +126,9 @@ def test_t20_a_killed_peer_ends_the_other_and_the_restart_goes_on(
   (out, _), (silent, _) = finish(run.start(2, **mesh))
   assert "policy: goes on from step" in out
   assert "policy" not in silent  # only the first process talks
-  assert_close(tiny_runs.rows_of(run.workdir), tiny_runs.rows_of(straight))
+  tiny_runs.assert_close_rows(
+    tiny_runs.rows_of(run.workdir), tiny_runs.rows_of(straight)
+  )
 
 
 @pytest.mark.slow
@@ -150,7 +141,9 @@ def test_t20_sigterm_to_one_stops_both_and_one_process_goes_on(run, straight):
     assert process.returncode == EXIT_INTERRUPTED, error[-3000:]
   ((out, _),) = finish(run.start(1))
   assert "policy: goes on from step" in out
-  assert_close(tiny_runs.rows_of(run.workdir), tiny_runs.rows_of(straight))
+  tiny_runs.assert_close_rows(
+    tiny_runs.rows_of(run.workdir), tiny_runs.rows_of(straight)
+  )
 
 
 @pytest.mark.slow
@@ -162,4 +155,6 @@ def test_t20_one_process_stops_and_two_go_on(run, straight):
   assert alone.returncode == EXIT_INTERRUPTED
   (out, _), _ = finish(run.start(2, data=1, fsdp=1, tensor=-1))
   assert "policy: goes on from step" in out
-  assert_close(tiny_runs.rows_of(run.workdir), tiny_runs.rows_of(straight))
+  tiny_runs.assert_close_rows(
+    tiny_runs.rows_of(run.workdir), tiny_runs.rows_of(straight)
+  )
