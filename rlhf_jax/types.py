@@ -63,6 +63,8 @@ class PreferenceBatch:
   reference_logprobs: [B, K, L] float32 or None.
   features: [B, K, F] float32 or None: what the frozen trunk makes of each
     row, when only a head trains; tokens are then not read.
+  baseline: [B] float32 or None, what the value of an answer is compared with
+    (kto.py), the same in all rows of a batch.
   """
 
   tokens: Array
@@ -72,6 +74,7 @@ class PreferenceBatch:
   weight: Array
   reference_logprobs: Array | None = None
   features: Array | None = None
+  baseline: Array | None = None
 
 
 @flax.struct.dataclass
@@ -119,7 +122,11 @@ class Rollout:
   score: [N] float32, the reward model's or verifier's, before any shaping.
   values: [N, L] float32 or None (critic-free methods).
   rewards, advantages, returns: [N, L] float32, 0 off the response; None until
-    shaping and `advantages` have run.
+    shaping and `advantages` have run; returns stay None without a critic.
+  baseline: [N] float32 or None, what a method that asks for it (remax.py)
+    subtracts from the return of each sample; `advantages` uses it up.
+  importance_weights: [N, L] float32 or None, of trainer against sampler
+    (importance.py); None counts as 1.
   hidden: role name -> [N, L, D], the frozen hidden states that enter the
     first trainable layer of that role; empty when every layer trains.
   segment_ids, positions: [N, L] int32 when several samples share a row
@@ -138,6 +145,8 @@ class Rollout:
   rewards: Array | None = None
   advantages: Array | None = None
   returns: Array | None = None
+  baseline: Array | None = None
+  importance_weights: Array | None = None
   hidden: dict[str, Array] = flax.struct.field(default_factory=dict)
   segment_ids: Array | None = None
   positions: Array | None = None

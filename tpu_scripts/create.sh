@@ -6,11 +6,11 @@
 #   --name=...          TPU_NAME           of the queued resource
 #   --zone=...          TPU_ZONE
 #   --project=...       TPU_PROJECT        gcloud's own setting if not given
-#   --type=...          TPU_TYPE           v4-N, v5litepod-N, v5p-N, v6e-N, tpu7x-N
+#   --type=...          TPU_TYPE           v6e-8; generations: see --runtime
 #   --provisioning=...  TPU_PROVISIONING   spot, reserved or on-demand
 #   --nodes=1           TPU_NODES          slices; more than 1 is multislice
 #   --runtime=...       TPU_RUNTIME        VM image; default by generation:
-#                       v4         tpu-ubuntu2204-base
+#                       v2 v3 v4   tpu-ubuntu2204-base
 #                       v5litepod  v2-alpha-tpuv5-lite      (v5e)
 #                       v5p        v2-alpha-tpuv5
 #                       v6e        v2-alpha-tpuv6e
@@ -24,7 +24,8 @@
 #   -- ...              further flags of gcloud, such as reservation names
 #
 # If it fails or is interrupted before ACTIVE, what it requested is deleted.
-# TPU7x is documented for GKE; not every project can create it this way.
+# Of TPU7x Google says that it is for GKE and Compute Engine: only some
+# projects can create it this way. Put nothing secret among the flags.
 # Exit codes: 0 ACTIVE, 2 mistake, 10 no TPU, 12 gcloud does not answer.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
@@ -71,8 +72,11 @@ esac
 [ -z "$TPU_NETWORK" ] || flags+=(--network="$TPU_NETWORK")
 [ -z "$TPU_SUBNETWORK" ] || flags+=(--subnetwork="$TPU_SUBNETWORK")
 [ -z "$TPU_INTERNAL_IPS" ] || flags+=(--internal-ips)
+refuse_secrets "${REST[@]}"
 flags+=("${REST[@]}")
 
+[[ $TPU_TYPE != tpu7x-* ]] ||
+  say "WARNING: Google supports TPU7x in GKE and Compute Engine, not here"
 say "create $TPU_NAME: $TPU_NODES x $TPU_TYPE ($TPU_PROVISIONING) in $TPU_ZONE"
 if [ -n "$TPU_DRY_RUN" ]; then
   cloud queued-resources create "$TPU_NAME" "${flags[@]}"
@@ -108,8 +112,10 @@ then
   echo "$output" >&2
   if grep -q ALREADY_EXISTS <<<"$output"; then
     requested=''  # somebody else's
+  elif grep -qE 'UNAVAILABLE|INTERNAL|DEADLINE|EXHAUSTED' <<<"$output"; then
+    fail "$EXIT_NO_TPU" "$TPU_NAME: the request failed; it may succeed later."
   fi
-  fail "$EXIT_NO_TPU" "$TPU_NAME: gcloud refused the request."
+  mistake "$TPU_NAME: gcloud refused the request, see above."
 fi
 echo "$output"
 wait_until_active || exit "$?"

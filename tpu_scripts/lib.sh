@@ -25,6 +25,7 @@ EXIT_SETUP=13      # a worker could not be set up
 : "${TPU_SSH:=external}"      # external, internal (same network) or iap
 WORKER_SCRIPT=rlhf_jax/tpu_scripts/worker.sh  # below a worker's home
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck disable=SC2034
 COMMON=(name=TPU_NAME zone=TPU_ZONE project=TPU_PROJECT ssh=TPU_SSH)
 
 say() { printf '%s  %s\n' "$(date +%H:%M:%S)" "$*"; }
@@ -47,7 +48,7 @@ quoted() {  # the arguments as one line that a shell reads back as they are
 }
 
 pause() {  # sleeps; a signal is handled at once
-  sleep "$1" </dev/null >/dev/null 2>&1 3>&- &
+  sleep "$1" >/dev/null 2>&1 3>&- &
   wait "$!"
 }
 
@@ -135,14 +136,15 @@ cloud() {  # the same for what changes something: printed first
 
 runtime_of() {  # the VM image of an accelerator type
   case $1 in
-    v4-*) echo tpu-ubuntu2204-base ;;
+    v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v5p-*) echo v2-alpha-tpuv5 ;;
     v6e-*) echo v2-alpha-tpuv6e ;;
     tpu7x-*) echo v2-alpha-tpu7-ubuntu2404 ;;
     v5e-*) mistake "--type=$1: v5e is called v5litepod-${1#*-}." ;;
     *)
-      mistake "--type=$1: must be v4-N, v5litepod-N, v5p-N, v6e-N or tpu7x-N."
+      mistake "--type=$1: must be v2-N, v3-N, v4-N, v5litepod-N, v5p-N, v6e-N" \
+        "or tpu7x-N. Of others, give --runtime too."
       ;;
   esac
 }
@@ -151,7 +153,7 @@ devices_of() {  # how many devices JAX sees on one slice of a type
   case $1 in
     v4-* | v5p-*) echo $((${1##*-} / 2)) ;;  # N counts cores, two a chip
     v5litepod-* | v6e-*) echo "${1##*-}" ;;  # N counts chips
-    tpu7x-*) echo "${1##*-}" ;;              # N counts cores, each a device
+    v2-* | v3-* | tpu7x-*) echo "${1##*-}" ;;  # cores, each a device
     *) echo 0 ;;                             # not known: not checked
   esac
 }
@@ -174,16 +176,18 @@ read_state() {
 }
 
 # Sets TYPE, NODES (their names) and WORKERS (of all nodes together).
+# shellcheck disable=SC2034
 read_shape() {
-  local endpoints
+  local nodes endpoints
   TYPE=$(tpus queued-resources describe "$TPU_NAME" \
-    --format='value(tpu.nodeSpec[0].node.acceleratorType.basename())')
-  IFS=', ;' read -r -a NODES <<<"$(tpus queued-resources describe "$TPU_NAME" \
-    --format='value[delimiter=","](tpu.nodeSpec[].nodeId)')"
+    --format='value(tpu.nodeSpec[0].node.acceleratorType.basename())') ||
+    return
+  nodes=$(tpus queued-resources describe "$TPU_NAME" \
+    --format='value[delimiter=","](tpu.nodeSpec[].nodeId)') || return
+  IFS=', ;' read -r -a NODES <<<"$nodes"
   endpoints=$(tpus tpu-vm describe "${NODES[0]}" \
-    --format='value(networkEndpoints.len())')
-  [[ $endpoints =~ ^[0-9]+$ ]] ||
-    fail "$EXIT_CLOUD" "$TPU_NAME: cannot read its workers ($endpoints)."
+    --format='value(networkEndpoints.len())') || return
+  [[ $endpoints =~ ^[1-9][0-9]*$ ]] || return
   WORKERS=$((endpoints * ${#NODES[@]}))
 }
 
@@ -250,7 +254,8 @@ check_active() {
   read_state
   [ "$STATE" = ACTIVE ] || fail "$EXIT_NO_TPU" \
     "$TPU_NAME in $TPU_ZONE is $STATE, not ACTIVE. See create.sh. $WHY"
-  read_shape
+  read_shape ||
+    fail "$EXIT_CLOUD" "$TPU_NAME: cannot read its nodes and workers."
 }
 
 # --- workers ----------------------------------------------------------------
@@ -284,10 +289,12 @@ command_on_workers() {
   return 1
 }
 
+is_code_missing() { grep -q "$WORKER_SCRIPT: No such file" <<<"$OUTPUT"; }
+
 unanswered() {  # prints what came instead of answers
   say "$TPU_NAME is $STATE; not all of its $WORKERS workers answered:"
-  grep -v '^@worker ' <<<"$OUTPUT" | tail -n "${1:-8}" | sed 's/^/    /' || true
-  if grep -q "$WORKER_SCRIPT: No such file" <<<"$OUTPUT"; then
+  grep -v '^@worker ' <<<"$OUTPUT" | tail -n 8 | sed 's/^/    /' || true
+  if is_code_missing; then
     say "The program is not there: run setup.sh."
   elif ((WORKERS > 1)); then
     say "Several workers need the key in the agent:" \
@@ -326,16 +333,6 @@ meaning() {  # what an exit code of the program says
   esac
 }
 
-# Prints the program's last lines of the worker on whose reply $1 is, or of
-# worker 0 of node 0.
-last_lines() {
-  local flag
-  flag=$(ssh_flags)
-  tpus queued-resources ssh "$TPU_NAME" --worker="${2:-0}" --node="${3:-0}" \
-    ${flag:+"$flag"} --command="$(quoted bash "$WORKER_SCRIPT" log "$1" 15)" \
-    2>/dev/null </dev/null | sed 's/^/    /' || true
-}
-
 check_workdir() {  # --workdir must outlive the machines
   need workdir TPU_WORKDIR "such as gs://BUCKET/RUN"
   case $TPU_WORKDIR in
@@ -351,12 +348,24 @@ workers. Use gs://BUCKET/RUN, or --local for one worker or a mounted folder."
   esac
 }
 
+# A command line can be read by all users of a machine and stays in logs.
+refuse_secrets() {
+  local word names='api_?key|passw(or)?d|secret|credentials?'
+  names+='|(access|auth|hf|hub)_?token'
+  for word in "$@"; do
+    [[ ! ${word,,} =~ (^|[._=,-])($names)= ]] ||
+      mistake "${word%%=*}=...: looks secret, and a command line is not. Let" \
+        "the workers' --service-account have the right instead."
+  done
+}
+
 check_program() {  # --config and the overrides, before anything is bought
   local word
   need config TPU_CONFIG "such as configs/ppo.py"
   [ -f "$HERE/../${TPU_CONFIG%%:*}" ] ||
     mistake "--config=$TPU_CONFIG: no such file in $(dirname "$HERE")."
   check_workdir
+  refuse_secrets "$@"
   for word in "$@"; do
     case $word in
       *$'\n'*) mistake "$(quoted "$word"): must be one line." ;;

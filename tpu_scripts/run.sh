@@ -7,7 +7,7 @@
 #
 #   --name=... --zone=...  TPU_NAME, TPU_ZONE
 #   --project=... --ssh=.. TPU_PROJECT, TPU_SSH
-#   --config=...           TPU_CONFIG    file of the repository, file.py:argument
+#   --config=...           TPU_CONFIG    file of the repository, file.py:arg
 #   --workdir=...          TPU_WORKDIR   gs://BUCKET/RUN, kept when machines go
 #   --run=...              TPU_RUN       name of the logs; last part of workdir
 #   --direct               TPU_DIRECT=1  hand gs:// to the program as it is;
@@ -40,7 +40,7 @@ if [ -n "$TPU_STOP" ]; then
   check_active
   say "ask $TPU_RUN on $WORKERS workers to save a checkpoint and stop"
   on_workers stop "$TPU_RUN" || stop_unanswered
-  sed 's/^@worker /    /' <<<"$REPLIES"
+  printf '%s\n' "${REPLIES//@worker/   }"
   exit 0
 fi
 
@@ -72,7 +72,7 @@ while read -r reply; do
 done <<<"$REPLIES"
 if ((bad)); then
   grep -v '^@worker ' <<<"$OUTPUT" | tail -n 8 | sed 's/^/    /' || true
-  on_workers end 10 || true
+  on_workers end 10 "$launch" || true
   fail "$EXIT_SETUP" "$TPU_RUN did not start everywhere; stopped again."
 fi
 say "started. status.sh, logs.sh; watch.sh restarts it after a preemption"

@@ -5,12 +5,13 @@
 #   worker.sh chips                         start JAX, count processes, devices
 #   worker.sh start RUN LAUNCH WORKDIR DIRECT PROGRAM_ARGUMENT...
 #   worker.sh status                        of the run started last
-#   worker.sh stop RUN                      ask for a checkpoint and exit code 75
-#   worker.sh end SECONDS                   stop; kill what is left after that
+#   worker.sh stop RUN                      ask for a checkpoint, exit code 75
+#   worker.sh end SECONDS [LAUNCH]          stop; kill what is left after that
 #   worker.sh log RUN LINES [follow]
+#   worker.sh last RUN LINES HOST           log, on that host only
 #
-# All but log answer in one line, "@worker HOST key=value ...". A run leaves
-# log, exit_code, launch and command in ~/rlhf_jax_runs/RUN. Its processes hold
+# All but the logs answer in one line, "@worker HOST key=value ...". A run has
+# log, exit_code, launch, command in ~/rlhf_jax_runs/RUN. Its processes hold
 # a lock on ~/rlhf_jax_runs/lock, which the kernel drops when they are gone.
 set -euo pipefail
 cd "$HOME"
@@ -19,7 +20,7 @@ RUNS=$HOME/rlhf_jax_runs
 CODE=$HOME/rlhf_jax
 ENVIRONMENT=$HOME/rlhf_jax_env
 : "${RLHF_JAX_INSTALL_TRIES:=3}" "${RLHF_JAX_CHIPS_SECONDS:=300}"
-PORT=8476  # where the processes of a run meet
+PORT=8482  # where the processes of a run meet; JAX's own choice on TPU VMs
 mkdir -p "$RUNS"
 
 reply() { printf '@worker %s %s\n' "$HOST" "$*"; }
@@ -224,21 +225,29 @@ supervise() {  # runs the program; its exit code outlives it
     if [ -z "$code" ] || ((result != 127)); then
       code=$result  # 127: the wait before had its code already
     fi
-    [ -n "$woken" ] && ((result > 128)) || break
+    if [ -z "$woken" ] || ((result <= 128)); then
+      break
+    fi
   done
   echo "$code" >"$folder/exit_code.tmp"
   mv "$folder/exit_code.tmp" "$folder/exit_code"
+  trap '' TERM
+  kill -TERM -- "-$$"  # children that the program left behind
 }
 
 status() {
   local run folder state=idle code='' stopping=0
   run=$(current)
   folder=$RUNS/$run
-  if is_busy; then
-    state=running
-  elif [ -n "$run" ]; then
+  if [ -n "$run" ]; then
     code=$(cat "$folder/exit_code" 2>/dev/null) || true
-    if [ -n "$code" ]; then state=exited; else state=lost; fi
+    if [ -n "$code" ]; then
+      state=exited
+    elif is_busy; then
+      state=running
+    else
+      state=lost
+    fi
   fi
   [ ! -e "$folder/stop" ] || stopping=1
   reply state="$state" run="${run:--}" code="${code:--}" stopping="$stopping" \
@@ -272,7 +281,12 @@ stop() {
 }
 
 end() {
-  local deadline=$((SECONDS + $1))
+  local deadline=$((SECONDS + $1)) launch
+  launch=$(cat "$RUNS/$(current)/launch" 2>/dev/null) || true
+  if [ -n "${2-}" ] && [ "$2" != "$launch" ]; then
+    reply end=not-mine
+    return
+  fi
   is_busy && signal_run TERM pid
   while is_busy && ((SECONDS < deadline)); do sleep 0.5; done
   if is_busy; then
@@ -294,8 +308,12 @@ log() {
   tail -n "$2" "$file"
 }
 
+last() { [ "$3" != "$HOST" ] || log "$1" "$2"; }
+
 case ${1-} in
-  install | chips | start | supervise | status | stop | end | log) "$@" ;;
+  install | chips | start | supervise | status | stop | end | log | last)
+    "$@"
+    ;;
   *)
     sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$0"
     case ${1-} in --help | -h) ;; *) exit 2 ;; esac

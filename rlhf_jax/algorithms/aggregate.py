@@ -46,19 +46,27 @@ def check_mode(name: str, mode: str, constant_tokens: int | None) -> None:
     )
 
 
-def _segment_totals(mask: Array, segment_ids: Array | None) -> Array:
-  """Returns [N, S] counted tokens of each sequence: S = 1, or L if packed."""
+def _segment_totals(x: Array, segment_ids: Array | None) -> Array:
+  """Returns [N, S] the sum of x over each sequence: S = 1, or L if packed."""
   if segment_ids is None:
-    return jnp.sum(mask, axis=-1, keepdims=True)
+    return jnp.sum(x, axis=-1, keepdims=True)
   return jax.vmap(
-    lambda m, i: jax.ops.segment_sum(m, i, num_segments=mask.shape[-1])
-  )(mask, _local_index(segment_ids))
+    lambda row, i: jax.ops.segment_sum(row, i, num_segments=x.shape[-1])
+  )(x, _local_index(segment_ids))
 
 
 def _local_index(segment_ids: Array) -> Array:
   """Returns [N, L] in [0, L): which run of equal ids a token belongs to."""
   changes = segment_ids[:, 1:] != segment_ids[:, :-1]
   return jnp.pad(jnp.cumsum(changes.astype(jnp.int32), -1), ((0, 0), (1, 0)))
+
+
+def _sequence_sums(x: Array, segment_ids: Array | None) -> Array:
+  """Returns [N, L]: for each token, the sum of x over its sequence."""
+  totals = _segment_totals(x, segment_ids)
+  if segment_ids is None:
+    return jnp.broadcast_to(totals, x.shape)
+  return jnp.take_along_axis(totals, _local_index(segment_ids), axis=-1)
 
 
 def sequence_lengths(mask: Array, segment_ids: Array | None = None) -> Array:
@@ -68,10 +76,21 @@ def sequence_lengths(mask: Array, segment_ids: Array | None = None) -> Array:
     mask: [N, L], 1 on counted tokens.
     segment_ids: [N, L], equal and adjacent within a sequence, or None.
   """
-  totals = _segment_totals(mask, segment_ids)
-  if segment_ids is None:
-    return jnp.broadcast_to(totals, mask.shape)
-  return jnp.take_along_axis(totals, _local_index(segment_ids), axis=-1)
+  return _sequence_sums(mask, segment_ids)
+
+
+def sequence_means(
+  x: Array, mask: Array, segment_ids: Array | None = None
+) -> Array:
+  """Returns [N, L]: for each token, the mean of x over its sequence.
+
+  Args:
+    x: [N, L]; anything, even NaN, where mask is 0.
+    mask: [N, L], 1 on counted tokens.
+    segment_ids: [N, L], equal and adjacent within a sequence, or None.
+  """
+  sums = _sequence_sums(ops.neutral(x, mask) * mask, segment_ids)
+  return sums / jnp.maximum(_sequence_sums(mask, segment_ids), 1.0)
 
 
 def denominator(

@@ -4,6 +4,7 @@ An encoded example is a dict of numpy arrays:
   demonstration: tokens [n] int32, loss_mask [n] float32
   comparison:    chosen and rejected (each tokens, loss_mask), label, and
                  prompt, the tuple of ids that both start with
+  labelled:      answer (tokens, loss_mask), label and prompt
 
 loss_mask is aligned with targets (types.py): 1 at t says that token t is
 predicted from the tokens before it; the first token of a row has none before
@@ -24,7 +25,12 @@ import numpy as np
 
 from rlhf_jax.data import chat as chat_templates
 from rlhf_jax.data import formats
-from rlhf_jax.data.formats import Comparison, Demonstration, Dropped
+from rlhf_jax.data.formats import (
+  Comparison,
+  Demonstration,
+  Dropped,
+  Labelled,
+)
 from rlhf_jax.data.tokenizer_backends import EncodingError
 from rlhf_jax.data.tokenizers import Tokenizer
 
@@ -85,7 +91,7 @@ def _check_length(max_length: int) -> None:
 
 
 def encode_prompt(
-  example: formats.Prompt | Comparison | Demonstration,
+  example: formats.Prompt | Comparison | Demonstration | Labelled,
   tokenizer: Tokenizer,
   *,
   chat: bool = False,
@@ -231,6 +237,52 @@ def encode_comparison(
   }
 
 
+def encode_labelled(
+  example: Labelled,
+  tokenizer: Tokenizer,
+  max_length: int,
+  chat: bool = False,
+  *,
+  end_token: bool = True,
+) -> dict:
+  """Encodes one judged answer behind its prompt.
+
+  Args:
+    example: prompt, response and label.
+    tokenizer: encodes it.
+    max_length: tokens; the left of the prompt gives way.
+    chat: use the chat template for the prompt.
+    end_token: the response ends with the end token.
+
+  Returns:
+    answer (tokens, loss_mask), label, prompt (tuple of ids).
+
+  Raises:
+    DroppedExample: the response does not fit or is empty.
+  """
+  _check_length(max_length)
+  prompt = encode_prompt(example, tokenizer, chat=chat)
+  text = example.response
+  if not chat:
+    text = formats.response_text(example, text)
+  response = _response_ids(text, tokenizer, end_token, example.where)
+  cut = max(len(prompt) + len(response) - max_length, 0)
+  if cut and cut >= len(prompt):
+    raise DroppedExample("response does not fit in max_length", example.where)
+  prompt = prompt[cut:]
+  answer = _row(
+    prompt + response,
+    [0] * len(prompt) + [1] * len(response),
+    tokenizer.vocab_size,
+    example.where,
+  )
+  return {
+    "prompt": tuple(prompt),
+    "answer": answer,
+    "label": np.float32(example.label),
+  }
+
+
 def _encode_all(
   encode: Callable, examples: Sequence
 ) -> tuple[list[dict], Dropped]:
@@ -273,6 +325,23 @@ def encode_comparisons(
   """Encodes comparisons; returns them and reason -> number left out."""
   return _encode_all(
     lambda example: encode_comparison(
+      example, tokenizer, max_length, chat, end_token=end_token
+    ),
+    examples,
+  )
+
+
+def encode_all_labelled(
+  examples: Sequence[Labelled],
+  tokenizer: Tokenizer,
+  max_length: int,
+  chat: bool = False,
+  *,
+  end_token: bool = True,
+) -> tuple[list[dict], Dropped]:
+  """Encodes judged answers; returns them and reason -> number left out."""
+  return _encode_all(
+    lambda example: encode_labelled(
       example, tokenizer, max_length, chat, end_token=end_token
     ),
     examples,

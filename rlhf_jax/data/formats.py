@@ -1,4 +1,4 @@
-"""Records -> examples: demonstrations, comparisons, prompts, rated texts.
+"""Records -> examples: demonstrations, comparisons, prompts, ratings.
 
 FORMATS names every accepted layout of a record. A record of the wrong shape
 (a field missing, or of the wrong type) stops the reading; a record of the
@@ -17,12 +17,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from rlhf_jax.data import records, sources, transcripts
+from rlhf_jax.data import labelled, records, sources, transcripts
 from rlhf_jax.data.chat import Message
+from rlhf_jax.data.labelled import Labelled
 from rlhf_jax.data.sources import DataError
 
 Dropped = Counter  # reason -> number of examples left out
@@ -62,10 +63,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Prompt:
-  """Something to answer: text, or the dialogue so far. where: file:line."""
+  """Something to answer: text, or the dialogue so far.
+
+  where: file:line.
+  prompt: text or messages.
+  reference: what a verifier judges answers against, or None.
+  """
 
   where: str
   prompt: str | list[Message]
+  reference: Any = None
 
 
 @dataclass(frozen=True)
@@ -77,10 +84,10 @@ class RatedText:
   ratings: tuple[float, ...]
 
 
-Example = Demonstration | Comparison | Prompt | RatedText
+Example = Demonstration | Comparison | Labelled | Prompt | RatedText
 
 
-def prompt_messages(example: Demonstration | Comparison | Prompt):
+def prompt_messages(example: Demonstration | Comparison | Labelled | Prompt):
   """Returns the dialogue to answer; a text prompt is one user message."""
   if isinstance(example, Demonstration) and example.messages is not None:
     roles = [message["role"] for message in example.messages]
@@ -91,7 +98,9 @@ def prompt_messages(example: Demonstration | Comparison | Prompt):
   return example.prompt
 
 
-def prompt_text(example: Demonstration | Comparison | Prompt) -> str:
+def prompt_text(
+  example: Demonstration | Comparison | Labelled | Prompt,
+) -> str:
   """Returns the prompt as plain text; a dialogue becomes an HH transcript.
 
   That is "\\n\\nHuman: ...\\n\\nAssistant:", so an answer to it starts with a
@@ -103,7 +112,7 @@ def prompt_text(example: Demonstration | Comparison | Prompt) -> str:
   return transcripts.write(prompt_messages(example))
 
 
-def response_text(example: Comparison, response: str) -> str:
+def response_text(example: Comparison | Labelled, response: str) -> str:
   """Returns a response as it follows prompt_text."""
   return response if isinstance(example.prompt, str) else f" {response}"
 
@@ -180,7 +189,7 @@ def parse_messages(record: dict, where: str) -> Demonstration:
 
 
 def parse_prompt(record: dict, where: str) -> Prompt:
-  """prompt: text or messages."""
+  """prompt: text or messages; reference, if any: for a verifier."""
   prompt = records.prompt(record, "prompt", where)
   if isinstance(prompt, str) and not prompt.strip():
     raise records.RefusedExample(
@@ -188,7 +197,7 @@ def parse_prompt(record: dict, where: str) -> Prompt:
       f"{where}: field 'prompt' is empty: nothing to answer. Remove the "
       "record, or load it with load_and_count.",
     )
-  return Prompt(where, prompt)
+  return Prompt(where, prompt, record.get("reference"))
 
 
 def parse_ratings(record: dict, where: str) -> RatedText:
@@ -224,6 +233,7 @@ def parse_gsm8k(record: dict, where: str) -> Demonstration:
 FORMATS: dict[str, Callable[[dict, str], Example]] = {
   "hh": parse_hh,
   "comparison": parse_comparison,
+  "labelled": labelled.parse,
   "demonstration": parse_demonstration,
   "messages": parse_messages,
   "prompt": parse_prompt,

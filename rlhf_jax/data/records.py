@@ -14,6 +14,7 @@ from rlhf_jax.data.sources import DataError
 FIELDS = {
   "hh": ("chosen", "rejected"),
   "comparison": ("prompt", "chosen", "rejected"),
+  "labelled": ("prompt", "response", "label"),
   "demonstration": ("prompt", "response"),
   "messages": ("messages",),
   "prompt": ("prompt",),

@@ -77,7 +77,8 @@ def starting_policy(config: Any, base: build.Base, mesh) -> build.Stage:
     return build.Stage(role, variables, {})
   start = build.load_stage(config.init_from, "sft", base, mesh)
   if start.role == role:
-    return build.Stage(role, start.variables, {"merged_from": ""})
+    merged = build.merged_folder(config.init_from, start.info)
+    return build.Stage(role, start.variables, {"merged_from": str(merged)})
   variables = {"params": build.start_params(base, mesh, config.init_from)}
   if role.trainable == "lora":
     variables["lora"] = roles.fresh_lora(role, jax.random.key(config.seed))
@@ -175,8 +176,8 @@ class Actors:
 
   plan: judge.Plan
   weights: judge.Weights  # frozen: base, reference, reward models
-  params: PyTree  # {"policy", "value"}, trainable
-  frozen: PyTree  # {"policy", "value"}, the rest of the same roles
+  params: PyTree  # {"policy", "value"?}, trainable
+  frozen: PyTree  # {"policy", "value"?}, the rest of the same roles
   merged_from: str  # SFT stage whose whole weights the policy started from
 
 
@@ -187,38 +188,43 @@ def load(
   value: Value,
   temperature: float,
   row_targets: int,
+  *,
+  has_critic: bool = True,
 ) -> Actors:
   """Returns the actors that a policy configuration names.
+
+  Args:
+    config: of the policy pipeline.
+    base: the model under all of them.
+    mesh: where they live.
+    value: settings of the critic.
+    temperature: of sampling.
+    row_targets: response tokens of a row at most.
+    has_critic: whether there is one.
 
   Raises:
     ConfigError: a stage is missing, or a setting cannot work.
     CheckpointError: a stage was trained on another model or tokenizer.
   """
-  if not config.reward:
-    raise ConfigError(
-      "config.reward is empty: name the --workdir of a finished "
-      "configs/reward.py run."
-    )
   policy = starting_policy(config, base, mesh)
-  scorer, scorer_weights, info = reward.load(config.reward, base, mesh)
-  check_reward(info, config.force)
-  scorers = {"reward": (scorer, scorer_weights)}
+  scorers = {}
+  if config.reward:
+    scorer, scorer_weights, info = reward.load(config.reward, base, mesh)
+    check_reward(info, config.force)
+    scorers["reward"] = (scorer, scorer_weights)
   for name, path in config.monitors.items():
     scorers[name] = reward.load(path, base, mesh)[:2]
-  critic = starting_critic(
-    value,
-    scorer,
-    scorer_weights,
-    base.config,
-    jax.random.fold_in(jax.random.key(config.seed), 1),
-  )
+  critic = None
+  if has_critic:
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    critic = starting_critic(value, scorer, scorer_weights, base.config, key)
   return assemble(base, policy, critic, scorers, temperature, row_targets)
 
 
 def assemble(
   base: build.Base,
   policy: build.Stage,
-  critic: build.Stage,
+  critic: build.Stage | None,
   scorers: dict[str, tuple[reward_model.Scorer, reward_model.Weights]],
   temperature: float,
   row_targets: int,
@@ -228,8 +234,9 @@ def assemble(
   Args:
     base: the model under all of them.
     policy: before training; it is the reference too.
-    critic: before training.
-    scorers: the reward model, named "reward", and monitors.
+    critic: before training, or None without one.
+    scorers: the reward model, named "reward" (absent with a verifier), and
+      monitors.
     temperature: of sampling.
     row_targets: response tokens of a row at most.
   """
@@ -237,7 +244,11 @@ def assemble(
     base, policy, policy, critic, scorers, temperature, row_targets
   )
   policy_params, policy_frozen = roles.split(policy.role, policy.variables)
-  value_params, value_frozen = roles.split(critic.role, critic.variables)
+  params, frozen = {"policy": policy_params}, {"policy": policy_frozen}
+  if critic is not None:
+    params["value"], frozen["value"] = roles.split(
+      critic.role, critic.variables
+    )
   return Actors(
     plan=plan,
     weights=judge.Weights(
@@ -245,7 +256,7 @@ def assemble(
       reference=policy.variables,
       scorers={name: weights for name, (_, weights) in scorers.items()},
     ),
-    params={"policy": policy_params, "value": value_params},
-    frozen={"policy": policy_frozen, "value": value_frozen},
+    params=params,
+    frozen=frozen,
     merged_from=policy.info.get("merged_from", ""),
   )

@@ -38,6 +38,10 @@ from rlhf_jax.types import PyTree, Samples
 
 STAGE_FILE = "stage.json"
 PATHS = ("init_from", "merged_from")  # in stage.json, relative to its folder
+STANDS_FOR = {  # what else does where a run of a pipeline is wanted
+  "sft": ("preference",),
+  "policy": ("preference",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,19 +288,23 @@ def read_stage(workdir: str | Path) -> dict | None:
     ) from error
 
 
-def need_stage(workdir: str | Path, pipeline: str, field: str = "") -> dict:
+def need_stage(
+  workdir: str | Path, pipeline: str, field: str = "", *, exactly: bool = False
+) -> dict:
   """Returns stage.json of a finished stage of a pipeline.
 
   Args:
     workdir: the stage's directory.
-    pipeline: what filled it, "sft", "reward" or "policy".
+    pipeline: what filled it, "sft", "reward", "preference" or "policy".
     field: where the directory was named, for the message.
+    exactly: refuse what else does (STANDS_FOR).
 
   Raises:
     ConfigError: when the directory holds no finished stage of that pipeline.
   """
   info = read_stage(workdir)
-  if info is not None and info["pipeline"] == pipeline:
+  fitting = (pipeline, *(() if exactly else STANDS_FOR.get(pipeline, ())))
+  if info is not None and info["pipeline"] in fitting:
     return info
   remedy = f"Finish it first, with --workdir={workdir}."
   if info is not None:
@@ -339,7 +347,7 @@ def finished(workdir: Path, pipeline: str, base: Base) -> dict | None:
   """
   if read_stage(workdir) is None:
     return None
-  info = need_stage(workdir, pipeline, "--workdir")
+  info = need_stage(workdir, pipeline, "--workdir", exactly=True)
   check_same_base(info, base, workdir)
   print(
     f"{pipeline}: {workdir} is finished, nothing to do. To train anew, choose "
@@ -359,10 +367,12 @@ def load_stage(
 
   Args:
     workdir: the stage's directory.
-    pipeline: what filled it, "sft", "reward" or "policy".
+    pipeline: what filled it, "sft", "reward", "preference" or "policy"; see
+      STANDS_FOR.
     base: the model it was trained on.
     mesh: where the weights go.
-    suffix: "/policy" for the policy of a policy run, else "".
+    suffix: "/policy" for the policy of a policy run, else ""; of no effect
+      on a run of another pipeline that stands for it.
 
   Raises:
     ConfigError: when the directory holds no finished stage of that pipeline.
@@ -382,7 +392,9 @@ def load_stage(
   wanted, _ = split(role, shapes)
   template = with_shardings(wanted, mesh)
   trained = checkpoint.restore_params(
-    Path(workdir) / "checkpoints", template, prefix="train/params" + suffix
+    Path(workdir) / "checkpoints",
+    template,
+    prefix="train/params" + (suffix if info["pipeline"] == pipeline else ""),
   )
   params = start_params(base, mesh, merged_folder(workdir, info))
   flat = trees.flatten({"params": params}) | trees.flatten(trained)

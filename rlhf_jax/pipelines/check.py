@@ -23,11 +23,21 @@ from ml_collections import ConfigDict
 from rlhf_jax import generate, optimizer
 from rlhf_jax.algorithms import reward as reward_algorithm
 from rlhf_jax.algorithms import sft as sft_algorithm
-from rlhf_jax.algorithms.policy_gradient import epochs, packing, ppo, shaping
+from rlhf_jax.algorithms.policy_gradient import epochs, packing, shaping
+from rlhf_jax.algorithms.preference import registry as preferences
+from rlhf_jax.algorithms.preference import update as preference_update
 from rlhf_jax.data import formats, sources
 from rlhf_jax.models import heads
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import actors, build, defaults, pretrained
+from rlhf_jax.pipelines import (
+  actors,
+  build,
+  defaults,
+  method_sections,
+  methods,
+  pretrained,
+  verify,
+)
 from rlhf_jax.pipelines.config import (
   ConfigError,
   Data,
@@ -56,8 +66,8 @@ _COMMON = {
   "head": heads.Config,
   "value": actors.Value,
   "shaping": shaping.Config,
-  "algorithm": ppo.Config,
   "epochs": epochs.Config,
+  "accumulation": preference_update.Config,
   "optimizer": optimizer.Config,
   "policy_optimizer": optimizer.Config,
   "value_optimizer": optimizer.Config,
@@ -95,8 +105,8 @@ def check_config(config: Any) -> None:
     ConfigError, DataError, AssetError, ValueError: value, rule and remedy.
   """
   pipeline = config.get("pipeline")
-  if pipeline not in ("rlhf", *PIPELINE_OF_STAGE.values()):
-    known = ("sft", "reward", "policy", "evaluate", "rlhf")
+  known = ("sft", "reward", "preference", "policy", "evaluate", "rlhf")
+  if pipeline not in known:
     raise ConfigError(
       f"config.pipeline={pipeline!r}: must be one of {', '.join(known)}."
       f"{nearest(str(pipeline), known)}"
@@ -122,6 +132,11 @@ def _check_stages_agree(config: Any) -> None:
           f"sets it (seed and workdir say how). Leave it at {usual!r}; run the "
           "stages one by one to choose it."
         )
+  if config.policy.verifier.name:
+    raise ConfigError(
+      f"config.policy.verifier.name={config.policy.verifier.name!r}: this run "
+      "trains a reward model to judge. Set '', or run the policy stage alone."
+    )
   if config.sft.samples < 2:
     raise ConfigError(
       f"config.sft.samples={config.sft.samples}: reward scores are normalised "
@@ -171,6 +186,10 @@ def _check_stage(config: Any, pipeline: str, prefix: str) -> None:
     for key in default
     if key in classes and not key.endswith("optimizer")
   }
+  if pipeline == "policy":
+    found["algorithm"] = _check_method(config, found, prefix)
+  if pipeline == "preference":
+    _check_preference(config, found, prefix)
   pretrained.check_source(found["model"].source, f"{prefix}model")
   _check_trainable(pipeline, found, prefix)
   _check_lengths(config, found, prefix)
@@ -179,13 +198,46 @@ def _check_stage(config: Any, pipeline: str, prefix: str) -> None:
     if not data.source.startswith(("asset:", sources.TFDS_PREFIX)):
       status = os.stat(os.path.expanduser(data.source))
       _check_records(data.source, data.format, status.st_mtime_ns)
-  if pipeline == "reward":
+  if pipeline in ("reward", "preference"):
     _check_reward(config, found, prefix)
   if pipeline == "evaluate":
     _check_evaluation(found["generate"], prefix)
   _check_rows(config, pipeline, found, prefix)
   if "prompts" in found:
     _check_room(found["prompts"], found["generate"], prefix + "prompts")
+
+
+def _check_method(config: Any, found: dict, prefix: str) -> Any:
+  """Returns the settings of the policy-gradient method, checked."""
+  update, samples = found["epochs"], found["generate"].num_samples
+  method = methods.read(config.algorithm, samples, prefix)
+  methods.check(
+    method,
+    num_samples=samples,
+    kl_coefficient=found["shaping"].kl_coefficient,
+    steps_per_rollout=update.epochs * update.minibatches,
+    pretrain_steps=found["value"].pretrain_steps,
+    prefix=prefix,
+  )
+  verify.read(config.verifier, prefix)
+  return method.config
+
+
+def _check_preference(config: Any, found: dict, prefix: str) -> None:
+  """Checks the preference method and that it can read the data."""
+  method = method_sections.read(
+    config.algorithm, preferences.ALGORITHMS, f"{prefix}algorithm"
+  )
+  for key in ("data", "heldout"):
+    layout = found[key].format
+    if not found[key].source or method.name in preferences.UNPAIRED:
+      continue
+    if layout == "labelled":
+      raise ConfigError(
+        f"config.{prefix}{key}.format='labelled': single answers, and "
+        f"{method.name!r} compares two. Set algorithm.name='kto', or give "
+        "comparisons."
+      )
 
 
 def _check_trainable(pipeline: str, found: dict, prefix: str) -> None:
@@ -223,7 +275,7 @@ def _used_data(
   config: Any, pipeline: str, found: dict
 ) -> Iterator[tuple[str, Data]]:
   """Yields the Data sections that the stage will read."""
-  first = "data" if pipeline in ("sft", "reward") else "prompts"
+  first = "data" if "data" in found else "prompts"
   yield first, found[first]
   for key in ("validation", "heldout"):
     if key in found and found[key].source:
@@ -317,6 +369,8 @@ def _check_rows(config: Any, pipeline: str, found: dict, prefix: str) -> None:
   parts = {"devices along mesh.data x mesh.fsdp": ways}
   if pipeline in _LOSSES:
     parts["loss.microbatches"] = found["loss"].microbatches
+  if "accumulation" in found:
+    parts["accumulation.microbatches"] = found["accumulation"].microbatches
   for what, count in parts.items():
     if rows % count:
       raise ConfigError(
@@ -406,8 +460,13 @@ def _check_stages_before(config: Any, pipeline: str) -> None:
     folder = config.get(key)
     if folder:
       build.need_stage(folder, kind, f"config.{key}")
+    elif key == "reward" and pipeline == "policy":
+      continue  # a verifier judges
     elif key in ("reward", "policy") and folder is not None:
       raise ConfigError(
         f"config.{key} is empty: name the --workdir of a finished {kind} run, "
         f"--config.{key}=runs/{kind}."
       )
+  if pipeline == "policy":
+    method = methods.read(config.algorithm, config.generate.num_samples)
+    methods.check_judges(config, method)

@@ -13,10 +13,12 @@ from ml_collections import ConfigDict
 from rlhf_jax import generate, optimizer
 from rlhf_jax.algorithms import reward as reward_algorithm
 from rlhf_jax.algorithms import sft as sft_algorithm
-from rlhf_jax.algorithms.policy_gradient import epochs, packing, ppo, shaping
+from rlhf_jax.algorithms.policy_gradient import epochs, packing, shaping
+from rlhf_jax.algorithms.preference import registry as preferences
+from rlhf_jax.algorithms.preference import update as preference_update
 from rlhf_jax.models import heads
 from rlhf_jax.parallel import mesh
-from rlhf_jax.pipelines import actors
+from rlhf_jax.pipelines import actors, method_sections, methods
 from rlhf_jax.pipelines.config import Data, Model, Schedule, Trainable, tree
 
 
@@ -71,8 +73,32 @@ def reward() -> ConfigDict:
   )
 
 
+def preference(name: str = "dpo") -> ConfigDict:
+  """DPO, or another method of algorithms/preference by its name."""
+  return ConfigDict(
+    {
+      "pipeline": "preference",
+      "seed": 0,
+      "model": tree(Model),
+      "trainable": tree(Trainable),
+      "init_from": "",
+      "algorithm": method_sections.tree(preferences.ALGORITHMS, name),
+      "accumulation": tree(preference_update.Config),
+      "data": tree(Data),
+      "heldout": tree(Data),
+      "heldout_fraction": 0.1,
+      "optimizer": _optimizer(1e-6),
+      "schedule": tree(Schedule),
+      "mesh": tree(mesh.Config),
+    }
+  )
+
+
 def policy() -> ConfigDict:
-  """PPO with a critic that learns five times as fast (METHODS 4)."""
+  """PPO with a critic that learns five times as fast (METHODS 4).
+
+  algorithm.name chooses another method (methods.py).
+  """
   return ConfigDict(
     {
       "pipeline": "policy",
@@ -81,12 +107,13 @@ def policy() -> ConfigDict:
       "trainable": tree(Trainable),
       "init_from": "",
       "reward": "",
+      "verifier": ConfigDict({"name": "", "settings": ConfigDict()}),
       "monitors": ConfigDict(),
       "value": tree(actors.Value),
       "prompts": tree(Data),
       "generate": tree(generate.Config),
       "shaping": tree(shaping.Config),
-      "algorithm": tree(ppo.Config),
+      "algorithm": methods.tree(),
       "epochs": tree(epochs.Config),
       "packing": tree(packing.Config),
       "policy_optimizer": _optimizer(1e-6),

@@ -162,10 +162,11 @@ def judge(
   if plan.value is not None:
     values = roles.values(plan.value, value, rows, hidden.get("value"))
     values = jax.numpy.where(samples.response_mask > 0, values, 0.0)
+  no_score = jax.numpy.zeros(samples.tokens.shape[:1])  # a verifier's comes
   rollout = Rollout(
     **vars(samples),
     reference_logprobs=spread(reference_logprobs),
-    score=scores["reward"],
+    score=scores["reward"] if "reward" in scores else no_score,
     values=values,
     hidden={k: v for k, v in hidden.items() if k in ("policy", "value")},
   )

@@ -1,20 +1,22 @@
-"""Policy optimisation against a reward model: PPO with a critic.
+"""Policy optimisation against a reward model, by any policy-gradient method.
 
     samples = generate(policy)                 # jitted, log-probs from sampler
     rollout = judge(samples)                   # reference, reward, values
-    rollout = advantages(shape(rollout))       # KL in the reward, GAE
+    rollout = advantages(shape(rollout))       # KL in the reward; the method's
     state   = update(state, rollout)           # epochs x minibatches
 
 Roles `full` (four trees) or `lora` (one frozen base; the reference is the
 base with the factors the policy started from). For the first
-`value.pretrain_steps` rollouts only the critic learns.
+`value.pretrain_steps` rollouts only the critic learns. config.algorithm.name
+chooses the method; those without a critic have no value tree at all.
+
+Left out: the dynamic sampling of DAPO (prompts whose answers all score alike
+are kept, and teach nothing).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,88 +24,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import distributed, generate, metrics, ops, optimizer
-from rlhf_jax.algorithms.policy_gradient import epochs, packing, ppo, shaping
-from rlhf_jax.algorithms.policy_gradient import update as pg
+from rlhf_jax import distributed, metrics
+from rlhf_jax.algorithms.policy_gradient import (
+  packing,
+  shaping,
+)
 from rlhf_jax.data import batches
-from rlhf_jax.models import roles, trees
+from rlhf_jax.models import trees
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import actors as actors_lib
-from rlhf_jax.pipelines import build, inputs, judge, loop, sft
+from rlhf_jax.pipelines import (
+  build,
+  inputs,
+  loop,
+  methods,
+  verify,
+)
 from rlhf_jax.pipelines.config import (
-  ConfigError,
-  Data,
   Model,
-  Schedule,
-  check_sections,
-  optimizer_section,
   section,
 )
-from rlhf_jax.pipelines.watch import shown, text_metrics, watch
-from rlhf_jax.types import Array, Metrics, PyTree, Rollout, Samples
-
-SECTIONS = frozenset(
-  "pipeline seed model trainable init_from reward monitors value prompts "
-  "generate shaping algorithm epochs packing policy_optimizer value_optimizer "
-  "schedule mesh ptx ptx_batch_size force".split()
+from rlhf_jax.pipelines.policy_step import (
+  Settings,
+  initial_arrays,
+  learn,
+  make_programs,
+  make_transforms,
+  read_settings,
+  row_targets,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """The sections of a policy configuration, checked."""
-
-  schedule: Schedule
-  generate: generate.Config
-  shaping: shaping.Config
-  algorithm: ppo.Config
-  update: epochs.Config
-  packing: packing.Config
-  value: actors_lib.Value
-  prompts: Data
-  ptx: Data
-
-
-@dataclasses.dataclass(frozen=True)
-class Programs:
-  """The compiled functions of one step."""
-
-  sample: Callable[[PyTree, Any, Array], Samples]
-  judge: Callable[..., tuple[Rollout, dict[str, Array]]]
-  prepare: Callable[..., tuple[Rollout, shaping.Moments, Metrics]]
-  update: Callable[..., tuple[Any, Metrics]]
-  value_update: Callable[..., tuple[Any, Metrics]]
-  recompute: Callable[..., tuple[Rollout, Metrics]] | None
-
-
-def read_settings(config: Any) -> Settings:
-  """Returns the checked sections; raises ConfigError."""
-  check_sections(config, SECTIONS, "")
-  settings = Settings(
-    schedule=section(Schedule, config.schedule, "schedule"),
-    generate=section(generate.Config, config.generate, "generate"),
-    shaping=section(shaping.Config, config.shaping, "shaping"),
-    algorithm=section(ppo.Config, config.algorithm, "algorithm"),
-    update=section(epochs.Config, config.epochs, "epochs"),
-    packing=section(packing.Config, config.packing, "packing"),
-    value=section(actors_lib.Value, config.value, "value"),
-    prompts=section(Data, config.prompts, "prompts"),
-    ptx=section(Data, config.ptx, "ptx"),
-  )
-  is_ptx = settings.algorithm.ptx_coefficient > 0.0
-  if is_ptx and not settings.ptx.source:
-    raise ConfigError(
-      f"config.algorithm.ptx_coefficient={settings.algorithm.ptx_coefficient}:"
-      " needs a stream of text. Set ptx.source, or the coefficient to 0."
-    )
-  return settings
-
-
-def row_targets(settings: Settings) -> int:
-  """Returns how many response tokens a row of a rollout holds at most."""
-  if settings.packing.row_tokens:
-    return settings.packing.targets
-  return settings.generate.max_new_tokens
+from rlhf_jax.pipelines.watch import shown, text_metrics, watch
+from rlhf_jax.types import PyTree, Rollout
 
 
 def prompt_loader(
@@ -152,198 +103,19 @@ def ptx_loader(
   )
 
 
-def ptx_apply(params: PyTree, frozen: PyTree, batch, *, role: roles.Role):
-  """Returns log-probabilities and entropies of pre-training text."""
-  return sft.apply(params["policy"], frozen["policy"], batch, role=role)
-
-
-def prepare(
-  rollout: Rollout,
-  moments: shaping.Moments,
-  beta: Array,
-  layout: packing.Packing | None,
-  *,
-  shape: shaping.Config,
-  algorithm: ppo.Config,
-) -> tuple[Rollout, shaping.Moments, Metrics]:
-  """Returns the rollout with rewards, advantages and returns, packed."""
-  rollout, moments, row = shaping.shape_rewards(rollout, moments, beta, shape)
-  rollout = ppo.advantages(rollout, algorithm)
-  row["rollout/fill"] = jnp.mean(rollout.valid_mask)
-  if layout is not None:
-    rollout = packing.pack_rollout(rollout, layout)
-    row["rollout/fill"] = jnp.mean(rollout.valid_mask)
-  return rollout, moments, row
-
-
-def make_merge(plan: judge.Plan) -> Callable[[PyTree, PyTree], PyTree]:
-  """Returns the compiled (trainable, frozen) -> what the sampler reads."""
-  return jax.jit(functools.partial(roles.sampling_params, plan.policy))
-
-
-def recompute(
-  params: PyTree,
-  frozen: PyTree,
-  rollout: Rollout,
-  *,
-  apply: Callable[..., tuple[Array, Array, Array | None]],
-) -> tuple[Rollout, Metrics]:
-  """Returns the rollout with behaviour log-probs of the training program.
-
-  Below float32 the sampler, which decodes token by token, rounds otherwise
-  than the trainer; the importance ratio and the KL would carry the difference
-  (METHODS N3). rollout/sampler_gap: its mean size in nats a token.
-  """
-  logprobs, _, _ = apply(params, frozen, rollout)
-  mask = rollout.response_mask
-  gap = ops.masked_mean(jnp.abs(logprobs - rollout.behaviour_logprobs), mask)
-  logprobs = jnp.where(mask > 0, logprobs, 0.0)
-  return rollout.replace(behaviour_logprobs=logprobs), {
-    "rollout/sampler_gap": gap
-  }
-
-
-def make_programs(
-  settings: Settings,
-  plan: judge.Plan,
-  frozen: PyTree,
-  base: build.Base,
-  transforms: dict[str, Any],
-  mesh: jax.sharding.Mesh,
-) -> Programs:
-  """Returns the compiled functions of a step; nothing compiles yet."""
-  merged = make_merge(plan)
-
-  def sample(policy_params: PyTree, prompts: Any, key: Array) -> Samples:
-    return generate.generate(
-      merged(policy_params, frozen["policy"]),
-      prompts,
-      key,
-      model=plan.policy.model,
-      config=settings.generate,
-      eos_ids=(base.tokenizer.eos_id,),
-      pad_id=base.tokenizer.pad_id,
-    )
-
-  is_ptx = settings.algorithm.ptx_coefficient > 0.0
-  constrain = functools.partial(mesh_lib.constrain_rows, mesh)
-  apply = functools.partial(
-    judge.policy_and_value,
-    plan=plan,
-    frozen_unembedding=not roles.trains_unembedding(plan.policy)
-    and settings.algorithm.entropy_coefficient == 0.0,
-  )
-  update = functools.partial(
-    pg.update,
-    algorithm=ppo,
-    algorithm_config=settings.algorithm,
-    config=settings.update,
-    apply=apply,
-    optimizer=transforms["both"],
-    constrain=constrain,
-    ptx_apply=functools.partial(ptx_apply, role=plan.policy)
-    if is_ptx
-    else None,
-  )
-  value_update = functools.partial(
-    pg.value_update,
-    config=settings.update,
-    apply=functools.partial(judge.value_only, plan=plan),
-    optimizer=transforms["value"],
-    constrain=constrain,
-  )
-  is_exact = plan.policy.model.dtype == "float32"
-  return Programs(
-    sample=sample,
-    judge=judge.make_judge(plan),
-    prepare=jax.jit(
-      functools.partial(
-        prepare, shape=settings.shaping, algorithm=settings.algorithm
-      )
-    ),
-    update=jax.jit(update, donate_argnums=0),
-    value_update=jax.jit(value_update, donate_argnums=0),
-    recompute=None
-    if is_exact
-    else jax.jit(functools.partial(recompute, apply=apply)),
-  )
-
-
-def make_transforms(
-  config: Any, settings: Settings, total: int
-) -> dict[str, Any]:
-  """Returns optimizers: "both" of PPO and "value" of critic pre-training.
-
-  Each schedule runs over the updates of its own part: `total` rollouts, of
-  which the first value.pretrain_steps are for the critic alone.
-  """
-  pretrain = settings.value.pretrain_steps
-  each = settings.update.epochs * settings.update.minibatches
-
-  def value(rollouts: int) -> optimizer.Config:
-    return optimizer_section(
-      config.value_optimizer, "value_optimizer", rollouts * each
-    )
-
-  policy = optimizer_section(
-    config.policy_optimizer, "policy_optimizer", (total - pretrain) * each
-  )
-  both = {"policy": policy, "value": value(total - pretrain)}
-  return {
-    "both": optimizer.make_labelled(both),
-    "value": optimizer.make_optimizer(value(pretrain if pretrain else total)),
-  }
-
-
-def initial_arrays(
-  params: PyTree,
-  *,
-  transforms: dict[str, Any],
-  beta: float,
-  has_pretraining: bool,
-) -> PyTree:
-  """Returns what a run carries from step to step, before the first."""
-  arrays = {
-    "train": sft.initial_state(params, transforms["both"]),
-    "moments": shaping.init_moments(),
-    "beta": jnp.float32(beta),
-  }
-  if has_pretraining:
-    arrays["critic"] = sft.initial_state(params["value"], transforms["value"])
-  return arrays
-
-
-def learn(
-  programs: Programs,
-  arrays: PyTree,
-  frozen: PyTree,
-  rollout: Rollout,
-  key: Array,
-  extra: tuple,
-  *,
-  is_pretraining: bool,
-  is_last_pretraining: bool,
-) -> tuple[PyTree, Metrics]:
-  """Returns the arrays after the updates of one rollout, and metrics."""
-  state = arrays["train"]
-  if not is_pretraining:
-    state, found = programs.update(state, frozen, rollout, key, *extra)
-    return arrays | {"train": state}, found
-  critic, found = programs.value_update(
-    arrays["critic"], frozen["value"], rollout, key
-  )
-  arrays = arrays | {"critic": critic}
-  if is_last_pretraining:
-    trained = jax.tree.map(jnp.copy, critic.params)
-    arrays["train"] = state.replace(params=state.params | {"value": trained})
-    # A refused last step must not count against the policy for ever.
-    arrays["critic"] = critic.replace(skipped=jnp.zeros_like(critic.skipped))
-  return arrays, found
+def judge_texts(
+  verifier: verify.Judge, rollout: Rollout, prompts: Any, mesh: Any
+) -> tuple[Rollout, np.ndarray]:
+  """Returns the rollout with a verifier's scores, and the scores [N]."""
+  found = verifier(rollout, prompts.index)
+  placed = mesh_lib.spread_batch(mesh, {"score": found})["score"]
+  return rollout.replace(score=placed), found
 
 
 def run(config: Any, workdir: Path) -> dict:
   """Optimises a policy; returns stage.json. A finished run is not repeated."""
   settings = read_settings(config)
+  methods.check_judges(config, settings.method)
   mesh = build.make_mesh(config)
   actors_lib.check_sampling(settings.generate, mesh.size)
   base = build.load_base(section(Model, config.model, "model"), mesh)
@@ -357,9 +129,11 @@ def run(config: Any, workdir: Path) -> dict:
     settings.value,
     settings.generate.temperature,
     row_targets(settings),
+    has_critic=settings.method.has_critic,
   )
   loader, count = prompt_loader(settings, base, config.seed, mesh)
   text = ptx_loader(config, settings, base, mesh)
+  verifier = verify.load(config, settings.prompts, base.tokenizer)
   pretrain = settings.value.pretrain_steps
   total = pretrain + settings.schedule.total_steps(count)
   transforms = make_transforms(config, settings, total)
@@ -377,27 +151,36 @@ def run(config: Any, workdir: Path) -> dict:
     sample_key, update_key = jax.random.split(step_key)
     is_pretraining = step < pretrain
     state = arrays["train"]
-    value = arrays["critic"].params if is_pretraining else state.params["value"]
+    value = (arrays["critic"] if is_pretraining else state).params
+    value = value if is_pretraining else value.get("value", {})
     with timer("rollout"):
       prompts = mesh_lib.shard_batch(mesh, next(loader))
       samples = jax.block_until_ready(
         programs.sample(state.params["policy"], prompts, sample_key)
       )
+      greedy = None
+      if programs.greedy is not None:
+        greedy = programs.greedy(state.params["policy"], prompts, sample_key)
     with timer("score"):
       layout = None
       if settings.packing.row_tokens:
         layout = packing.plan(distributed.fetch(samples), settings.packing)
-      rollout, scores = programs.judge(
-        actors.weights,
-        trees.merge(value, actors.frozen["value"]),
-        samples,
-        layout,
-      )
+      critic = trees.merge(value, actors.frozen.get("value", {}))
+      rollout, scores = programs.judge(actors.weights, critic, samples, layout)
+      if greedy is not None:
+        greedy, _ = programs.judge(actors.weights, critic, greedy)
+      if verifier is not None:
+        rollout, found = judge_texts(verifier, rollout, prompts, mesh)
+        scores |= {config.verifier.name: found}
+        if greedy is not None:
+          greedy, _ = judge_texts(verifier, greedy, prompts, mesh)
       gap = {}
       if programs.recompute is not None:
         rollout, gap = programs.recompute(state.params, actors.frozen, rollout)
       rollout, moments, row = jax.block_until_ready(
-        programs.prepare(rollout, arrays["moments"], arrays["beta"], layout)
+        programs.prepare(
+          rollout, arrays["moments"], arrays["beta"], layout, greedy
+        )
       )
       row |= gap
     with timer("update"):
@@ -419,7 +202,7 @@ def run(config: Any, workdir: Path) -> dict:
       beta = shaping.update_kl_coefficient(
         beta,
         row["rollout/kl_k1_sum"],
-        len(scores["reward"]),
+        samples.tokens.shape[0],
         settings.shaping,
       )
     arrays = arrays | {"moments": moments, "beta": beta}

@@ -64,7 +64,7 @@ def make_mesh(
   if isinstance(devices, list):
     try:
       return mesh_lib.make_mesh(settings, devices)
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:  # does not lie on torus
       raise ConfigError(f"config.{prefix}{error}") from error
   count = settings.devices if settings.devices else devices
   sizes = [getattr(settings, axis) for axis in mesh_lib.AXES]
@@ -81,6 +81,16 @@ def make_mesh(
     mesh_lib.AXES,
     axis_types=(AxisType.Auto,) * len(mesh_lib.AXES),
   )
+
+
+def check_rows(mesh: AnyMesh, rows: int, what: str) -> None:
+  """Raises ConfigError unless a batch divides among the devices."""
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  if rows % ways:
+    raise ConfigError(
+      f"{what}: {rows} are not a multiple of {ways}, the devices along "
+      "mesh.data x mesh.fsdp. Change schedule.batch_size or the mesh."
+    )
 
 
 def spread(mesh: AnyMesh, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -171,9 +181,7 @@ def state(mesh: AnyMesh, make: Callable[..., PyTree], *args: PyTree) -> PyTree:
 
 def base(model: Model, mesh: AnyMesh) -> build.Base:
   """Returns the base model of a Model section without its weights."""
-  config = pretrained.as_run(
-    pretrained.read_architecture(model.source), model
-  )
+  config = pretrained.as_run(pretrained.read_architecture(model.source), model)
   plain = roles.Role(model=dataclasses.replace(config, lora_rank=0))
   shapes = build.variable_shapes(plain)
   return build.Base(
@@ -224,9 +232,7 @@ def whole_weights(params: PyTree, frozen: PyTree) -> PyTree:
   return trees.unflatten(flat)
 
 
-def critic(
-  stage_: build.Stage, role: roles.Role, mesh: AnyMesh
-) -> build.Stage:
+def critic(stage_: build.Stage, role: roles.Role, mesh: AnyMesh) -> build.Stage:
   """Returns the critic that starts as a reward stage, with its own head."""
   shapes = build.with_shardings(build.variable_shapes(role), mesh)
   variables = dict(stage_.variables) | {"head": shapes["head"]}
@@ -303,11 +309,21 @@ def feature_width(role: roles.Role) -> int:
 
 def bytes_of(*trees_: PyTree) -> int:
   """Returns the bytes of all distinct leaves on one device."""
-  seen: dict[int, int] = {}
-  for leaf in jax.tree.leaves(trees_):
-    shape = leaf.sharding.shard_shape(leaf.shape)
-    seen[id(leaf)] = math.prod(shape) * _itemsize(leaf.dtype)
-  return sum(seen.values())
+  distinct = {id(leaf): leaf for leaf in jax.tree.leaves(trees_)}
+  return sum(_leaf_bytes(leaf) for leaf in distinct.values())
+
+
+def bytes_handed(*trees_: PyTree) -> int:
+  """Returns the bytes of all leaves; those that occur twice count twice.
+
+  So the compiler counts arguments: it does not know that two are one array.
+  """
+  return sum(_leaf_bytes(leaf) for leaf in jax.tree.leaves(trees_))
+
+
+def _leaf_bytes(leaf: Any) -> int:
+  shape = leaf.sharding.shard_shape(leaf.shape)
+  return math.prod(shape) * _itemsize(leaf.dtype)
 
 
 def _itemsize(dtype: Any) -> int:

@@ -20,14 +20,16 @@ from rlhf_jax.types import PyTree
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _USED = re.compile(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)")
+_TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
   """What is known of one call of one program, on one device.
 
-  arguments, temporaries, outputs: bytes; outputs without those that reuse a
-    donated argument's.
+  arguments: bytes, an array that is handed over twice counted twice.
+  temporaries, outputs: bytes; outputs without those that reuse a donated
+    argument's.
   counts: collectives and FLOPs, from the HLO; None where not compiled.
   overflow: the compiler's sentence when it refused for want of memory.
   seconds: that compiling took.
@@ -80,8 +82,7 @@ def measure(
   )
   return Found(
     arguments=memory.argument_size_in_bytes,
-    temporaries=memory.temp_size_in_bytes
-    + memory.generated_code_size_in_bytes,
+    temporaries=memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
     outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
     counts=counts,
     seconds=time.perf_counter() - begun,
@@ -91,15 +92,18 @@ def measure(
 def _estimate(
   phase: Phase, program: Program, args: tuple, kwargs: dict[str, Any]
 ) -> tuple[Found, PyTree]:
-  shapes = jax.eval_shape(functools.partial(program.function, **kwargs), *args)
-  result = abstract.guessed(phase.mesh, shapes, program.rows)
-  outputs = abstract.bytes_of(result)
-  if program.donates is not None:
-    outputs -= abstract.bytes_of(args[program.donates])
+  result = program.known
+  if result is None:
+    call = functools.partial(program.function, **kwargs)
+    shapes = jax.eval_shape(call, *args)
+    result = abstract.guessed(phase.mesh, shapes, program.rows)
+  passed_on = {id(leaf) for leaf in jax.tree.leaves(args)}
+  new = [x for x in jax.tree.leaves(result) if id(x) not in passed_on]
+  outputs = 0 if program.donates is not None else abstract.bytes_of(new)
   return Found(
-    arguments=abstract.bytes_of(args),
+    arguments=abstract.bytes_handed(args),
     temporaries=program.work.temporaries,
-    outputs=max(outputs, 0),
+    outputs=outputs,
   ), result
 
 
@@ -114,6 +118,9 @@ def _sentence(text: str) -> str:
 
 def _required(text: str, found: Found) -> float:
   """Returns temporary bytes that the compiler asked for, 0 if it is mute."""
+  alone = _TEMPORARIES.search(text)
+  if alone is not None:
+    return float(alone[1]) * _UNITS[alone[2]]
   used = _USED.search(text)
   if used is None:
     return 0.0

@@ -17,10 +17,13 @@ not seen.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+
+import numpy as np
 
 KINDS = (
   "all-gather",
@@ -43,7 +46,7 @@ _CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 _GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
 _CONTRACTING = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
-_LABELS = re.compile(r"dim_labels=\w+_(\w+)->\w+")
+_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _NAMES = re.compile(r"%([\w.\-]+)")
 
 
@@ -249,19 +252,79 @@ def _sent(instruction: _Instruction, kind: str, size: int) -> float:
 
 def _flops(instruction: _Instruction, types: dict[str, str]) -> float:
   """Returns the FLOPs of a dot or a convolution."""
-  output = math.prod(_shapes(instruction.type)[0][1])
-  operands, _, attributes = instruction.rest.partition(")")
-  inline = _shapes(operands)
-  names = _NAMES.findall(operands)
-  which = 0 if instruction.opcode == "dot" else 1
-  if len(inline) > which:
-    dimensions = inline[which][1]
-  else:
-    dimensions = _shapes(types[names[which]])[0][1]
+  output = _shapes(instruction.type)[0][1]
+  operands, _, _ = instruction.rest.partition(")")
+  found = [dimensions for _, dimensions in _shapes(operands)]
+  if not found:
+    names = _NAMES.findall(operands)
+    found = [_shapes(types[name])[0][1] for name in names[:2]]
   if instruction.opcode == "dot":
     contracted = _CONTRACTING.search(instruction.rest)
     axes = [int(a) for a in contracted[1].split(",") if a] if contracted else []
-    return 2.0 * output * math.prod(dimensions[a] for a in axes)
-  labels = _LABELS.search(instruction.rest)[1]
-  inner = [d for d, label in zip(dimensions, labels, strict=True) if label != "o"]
-  return 2.0 * output * math.prod(inner)
+    return 2.0 * math.prod(output) * math.prod(found[0][a] for a in axes)
+  return _convolution_flops(instruction.rest, *found[:2], output)
+
+
+def _convolution_flops(
+  rest: str, image: list[int], kernel: list[int], output: list[int]
+) -> float:
+  """Returns FLOPs that meet neither padding nor the holes of a dilation.
+
+  The TPU compiler writes a batched matrix product as a convolution whose
+  window slides over the batch and meets one element at each place.
+  """
+  labels = _LABELS.search(rest)
+  sides = [
+    dict(zip(names, sizes, strict=True))
+    for names, sizes in zip(
+      labels.groups(), (image, kernel, output), strict=True
+    )
+  ]
+  image_of, kernel_of, output_of = sides
+  total = 2.0 * output_of["b"] * output_of["f"] * kernel_of["i"]
+  spatial = [name for name in labels[3] if name.isdigit()]
+  for axis, name in enumerate(sorted(spatial, key=int)):
+    window = [
+      _window(rest, field, axis, default)
+      for field, default in (
+        ("stride", "1"),
+        ("pad", "0_0"),
+        ("lhs_dilate", "1"),
+        ("rhs_dilate", "1"),
+      )
+    ]
+    total *= _meetings(
+      image_of[name],
+      kernel_of[name],
+      output_of[name],
+      stride=int(window[0]),
+      before=int(window[1].partition("_")[0]),
+      image_step=int(window[2]),
+      kernel_step=int(window[3]),
+    )
+  return total
+
+
+def _window(rest: str, field: str, axis: int, default: str) -> str:
+  """Returns one axis of a field of window={size=3x5 stride=2x4 ...}."""
+  window = re.search(r"window=\{([^}]*)\}", rest)
+  found = re.search(rf"\b{field}=(\S+)", window[1]) if window else None
+  return found[1].split("x")[axis] if found else default
+
+
+@functools.lru_cache(maxsize=4096)
+def _meetings(
+  image: int,
+  kernel: int,
+  output: int,
+  *,
+  stride: int,
+  before: int,
+  image_step: int,
+  kernel_step: int,
+) -> int:
+  """Returns how many (output, kernel) places meet an element of the image."""
+  place = np.arange(output)[:, None] * stride - before
+  place = place + np.arange(kernel)[None, :] * kernel_step
+  inside = (place >= 0) & (place < (image - 1) * image_step + 1)
+  return int(np.sum(inside & (place % image_step == 0)))

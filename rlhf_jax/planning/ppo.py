@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rlhf_jax.algorithms.policy_gradient.packing import Packing
 from rlhf_jax.models import heads, trees
 from rlhf_jax.pipelines import actors as actors_lib
-from rlhf_jax.pipelines import build, policy
+from rlhf_jax.pipelines import build, policy_step
 from rlhf_jax.pipelines.config import Model, section
 from rlhf_jax.planning import abstract
 from rlhf_jax.planning.programs import (
@@ -31,7 +31,7 @@ from rlhf_jax.types import PyTree
 
 def _stages(
   config: Any,
-  settings: policy.Settings,
+  settings: policy_step.Settings,
   base: build.Base,
   mesh: abstract.AnyMesh,
   prefix: str,
@@ -43,11 +43,14 @@ def _stages(
     mode = settings.value.mode
     guess = dataclasses.replace(role, trainable=mode, head=heads.Config())
     note = (
-      f"assumed: an SFT start trained as {role.trainable!r} and a reward "
-      f"model trained as {mode!r} (trainable.mode, value.mode)"
+      f"assumed: an SFT start trained as {role.trainable!r} and reward models "
+      f"trained as {mode!r} (trainable.mode, value.mode)"
     )
-    start = abstract.stage(base, role, mesh)
-    return start, {"reward": abstract.stage(base, guess, mesh)}, (note,)
+    models = {
+      name: abstract.stage(base, guess, mesh)
+      for name in ("reward", *config.monitors)
+    }
+    return abstract.stage(base, role, mesh), models, (note,)
   start = sft_stage(before.sft, base, mesh, "sft.")
   models = {}
   for name in ("reward", "gold"):
@@ -59,7 +62,7 @@ def _stages(
 
 
 def _actors(
-  settings: policy.Settings,
+  settings: policy_step.Settings,
   base: build.Base,
   mesh: abstract.AnyMesh,
   start: build.Stage,
@@ -69,14 +72,16 @@ def _actors(
   scorers = {
     name: abstract.scorer(model, mesh) for name, model in models.items()
   }
-  role = actors_lib.critic_role(settings.value, scorers["reward"][0])
+  role = actors_lib.critic_role(
+    settings.value, scorers["reward"][0], base.config
+  )
   return actors_lib.assemble(
     base,
     start,
     abstract.critic(models["reward"], role, mesh),
     scorers,
     settings.generate.temperature,
-    policy.row_targets(settings),
+    policy_step.row_targets(settings),
   )
 
 
@@ -93,15 +98,16 @@ def policy_phase(
   """
   mesh = abstract.make_mesh(config, devices, prefix)
   base = abstract.base(section(Model, config.model, f"{prefix}model"), mesh)
-  settings = policy.read_settings(config)
+  settings = policy_step.read_settings(config)
+  actors_lib.check_sampling(settings.generate, mesh.size)
   start, models, notes = _stages(config, settings, base, mesh, prefix, before)
   actors = _actors(settings, base, mesh, start, models)
   total = settings.value.pretrain_steps + total_steps(settings.schedule)
-  transforms = policy.make_transforms(config, settings, total)
+  transforms = policy_step.make_transforms(config, settings, total)
   arrays = abstract.state(
     mesh,
     functools.partial(
-      policy.initial_arrays,
+      policy_step.initial_arrays,
       transforms=transforms,
       beta=settings.shaping.kl_coefficient,
       has_pretraining=settings.value.pretrain_steps > 0,
@@ -109,8 +115,8 @@ def policy_phase(
     actors.params,
   )
   state = arrays["train"]
-  made = policy.make_programs(
-    settings, actors.plan, actors.frozen, base, transforms
+  made = policy_step.make_programs(
+    settings, actors.plan, actors.frozen, base, transforms, mesh
   )
   programs = sampling(
     mesh,
@@ -137,14 +143,14 @@ def policy_phase(
   )
 
 
-def _shape(settings: policy.Settings) -> tuple[int, int, int]:
+def _shape(settings: policy_step.Settings) -> tuple[int, int, int]:
   """Returns rows, tokens of a row and response tokens of a row."""
   rows = settings.schedule.batch_size * settings.generate.num_samples
   return rows, settings.prompts.max_length, settings.generate.max_new_tokens
 
 
 def _packed(
-  settings: policy.Settings, mesh: abstract.AnyMesh
+  settings: policy_step.Settings, mesh: abstract.AnyMesh
 ) -> tuple[Packing | None, int, int]:
   """Returns the layout of packed rows, how many there are, and their length.
 
@@ -168,54 +174,64 @@ def _packed(
 
 
 def _judging(
-  settings: policy.Settings,
+  settings: policy_step.Settings,
   mesh: abstract.AnyMesh,
   actors: actors_lib.Actors,
   arrays: PyTree,
-  made: policy.Programs,
+  made: policy_step.Programs,
 ) -> list[Program]:
   """Returns the programs between sampling and learning."""
   rows, length, new = _shape(settings)
   layout, _, _ = _packed(settings, mesh)
-  value = trees.merge(
-    arrays["train"].params["value"], actors.frozen["value"]
-  )
+  value = trees.merge(arrays["train"].params["value"], actors.frozen["value"])
 
   def judged(flow: Flow) -> tuple[tuple, dict]:
     samples = abstract.samples_of(flow["decoded"], mesh, rows)
     return (actors.weights, value, samples, layout), {}
 
-  def prepared(flow: Flow) -> tuple[tuple, dict]:
+  def recomputed(flow: Flow) -> tuple[tuple, dict]:
     rollout, _ = flow["judged"]
+    return (arrays["train"].params, actors.frozen, rollout), {}
+
+  def prepared(flow: Flow) -> tuple[tuple, dict]:
+    rollout, _ = flow.get("recomputed", flow["judged"])
     return (rollout, arrays["moments"], arrays["beta"], layout), {}
 
-  return [
-    Program(
-      name="judge",
-      function=made.judge,
-      arguments=judged,
-      rows=rows,
-      work=Passes(mesh).judge(actors.plan, rows, length, new),
-      result="judged",
-    ),
-    Program(
-      name="prepare",
-      function=made.prepare,
-      arguments=prepared,
-      rows=rows,
-      work=Work(),
-      result="prepared",
-    ),
-  ]
+  passes = Passes(mesh)
+  judge = Program(
+    name="judge",
+    function=made.judge,
+    arguments=judged,
+    rows=rows,
+    work=passes.judge(actors.plan, rows, length, new),
+    result="judged",
+  )
+  again = Program(
+    name="recompute",
+    function=made.recompute,
+    arguments=recomputed,
+    rows=rows,
+    work=passes.policy_and_value(actors.plan, rows, length, new),
+    result="recomputed",
+  )
+  prepare = Program(
+    name="prepare",
+    function=made.prepare,
+    arguments=prepared,
+    rows=rows,
+    work=Work(),
+    result="prepared",
+  )
+  return [judge, *([again] if made.recompute is not None else []), prepare]
 
 
 def _updates(
   config: Any,
-  settings: policy.Settings,
+  settings: policy_step.Settings,
   mesh: abstract.AnyMesh,
   actors: actors_lib.Actors,
   arrays: PyTree,
-  made: policy.Programs,
+  made: policy_step.Programs,
 ) -> list[Program]:
   """Returns the update, and that of the critic alone where there is one."""
   plan, state, epochs = actors.plan, arrays["train"], settings.update

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from rlhf_jax import generate
 from rlhf_jax.data.batches import bucket_length
 from rlhf_jax.models import roles, transformer
-from rlhf_jax.pipelines import build, policy
+from rlhf_jax.pipelines import build, policy_step
 from rlhf_jax.pipelines.config import Data, Schedule, Trainable, section
 from rlhf_jax.pipelines.judge import Plan
 from rlhf_jax.planning import abstract
@@ -37,7 +37,8 @@ class Program:
   rows: rows of its batch.
   work: what it computes.
   result: name of its result for later programs, "" when none reads it.
-  donates: name of the donated argument's place, or None.
+  donates: place of the argument whose buffers the result takes, or None.
+  known: its abstract result, where that is known without compiling.
   trips: of loops whose length only the data can tell, at most.
   """
 
@@ -48,6 +49,7 @@ class Program:
   work: Work
   result: str = ""
   donates: int | None = None
+  known: PyTree = None
   trips: int = 1
 
 
@@ -113,8 +115,9 @@ def sampling(
   rows = count * settings.num_samples
   if settings.batch_size is not None:
     rows = min(rows, settings.batch_size)
-  width, new = prompts.max_length - settings.max_new_tokens, (
-    settings.max_new_tokens
+  width, new = (
+    prompts.max_length - settings.max_new_tokens,
+    (settings.max_new_tokens),
   )
   passes, ids = Passes(mesh), abstract.Ids()
   statics = dict(model=role.model, config=settings, eos_ids=(ids.eos_id,))
@@ -127,10 +130,11 @@ def sampling(
     found.append(
       Program(
         name="merge",
-        function=policy.make_merge(plan),
+        function=policy_step.make_merge(plan),
         arguments=lambda flow: ((params, frozen), {}),
         rows=rows,
         work=Work(traffic=2.0 * abstract.bytes_of(weights)),
+        known=weights,
       )
     )
   prefill = Program(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -66,6 +67,7 @@ def sft_phase(config: Any, devices: Devices, prefix: str = "") -> Phase:
     mesh, functools.partial(sft.initial_state, optimizer_=tx), params
   )
   rows, length = schedule.batch_size, row_length(data)
+  abstract.check_rows(mesh, rows, f"config.{prefix}schedule.batch_size")
   batch = abstract.token_batch(mesh, rows, length, data.pack)
   update = Program(
     name="update",
@@ -119,7 +121,8 @@ def reward_stage(
     base: the model underneath.
     mesh: where.
     prefix: of the stage, for messages.
-    start: configuration of the SFT stage it starts from; None for the base.
+    start: configuration of the SFT stage it starts from; None for one that is
+      finished (init_from), or the base.
   """
   role = role_of(
     base,
@@ -131,6 +134,9 @@ def reward_stage(
   whole = None
   if start is not None:
     whole = abstract.merged(sft_stage(start, base, mesh, "sft."))
+  elif config.init_from:
+    plain = roles.Role(dataclasses.replace(base.config, lora_rank=0))
+    whole = abstract.stage(base, plain, mesh).variables["params"]
   return abstract.stage(base, role, mesh, whole)
 
 
@@ -150,6 +156,7 @@ def reward_phase(
   tx = _optimizer(config, prefix, schedule)
   stage = reward_stage(config, base, mesh, prefix, start)
   role, rows = stage.role, schedule.batch_size
+  abstract.check_rows(mesh, rows, f"config.{prefix}schedule.batch_size")
   params, frozen = roles.split(role, stage.variables)
   state = abstract.state(
     mesh, functools.partial(sft.initial_state, optimizer_=tx), params
@@ -175,12 +182,14 @@ def reward_phase(
     donates=0,
   )
   before = [_features(mesh, stage, length)] if is_head else []
+  # The weights it starts from stay beside the ones that train.
+  is_own = start is not None or bool(config.init_from)
   return Phase(
     name=name,
     mesh=mesh,
     model=base.config,
     trained=state.params,
-    frozen=(base.params, frozen),
+    frozen=(base.params, stage.variables if is_own else frozen),
     optimizer=state.opt_state,
     programs=(*before, update),
     step=("update",),

@@ -4,13 +4,15 @@ Figures are those of Google's documentation (cloud.google.com/tpu/docs/v4,
 v5e, v5p, v6e, tpu7x), read in November 2026. They are peaks: nothing runs at
 them, and nothing here has been measured on a TPU.
 
-  hbm_bytes    capacity a chip
+  hbm          GiB a chip (v5p's is documented as 95)
+  usable       of it, GiB that a program may have: what the compiler names when
+               it refuses one (libtpu 0.0.42; of v4, two cores together)
   flops        bf16 FLOP/s a chip
   bandwidth    bytes/s of HBM a chip
   ici          bytes/s a chip can SEND: half of the published bidirectional
                figure over all its links. A collective along one mesh axis may
                reach only some of the links, so times from it are lower bounds.
-  host_bytes   DRAM of one host and the chips it serves
+  host         GiB of DRAM of one host, and the chips it serves
 
 `cpu:N` compiles for N simulated CPU devices; its figures are made up, small,
 and only there so that the planner can be tried anywhere.
@@ -27,9 +29,6 @@ from typing import Any
 import jax
 
 GIB = 2**30
-# What the runtime keeps for itself; XLA's own reports on v5e and v5p name
-# about 0.25 to 0.5 GiB.
-RESERVED_BYTES = GIB // 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +36,12 @@ class Chip:
   """One chip of a generation; see the module docstring for units."""
 
   generation: str
-  hbm_bytes: int
+  hbm: float
+  usable: float
   flops: float
   bandwidth: float
   ici: float
-  host_bytes: int
+  host: float
   chips_per_host: int
   dimensions: int  # of the torus: 2 or 3
   devices_per_chip: int = 1  # JAX devices
@@ -51,12 +51,12 @@ class Chip:
 CHIPS = {
   chip.generation: chip
   for chip in (
-    Chip("v4", 32 * GIB, 275e12, 1.2e12, 300e9, 400 * GIB, 4, 3, 1, True),
-    Chip("v5e", 16 * GIB, 197e12, 0.82e12, 200e9, 512 * GIB, 8, 2),
-    Chip("v5p", 95 * GIB, 459e12, 2.765e12, 600e9, 417 * GIB, 4, 3, 1, True),
-    Chip("v6e", 32 * GIB, 918e12, 1.638e12, 400e9, 1536 * GIB, 8, 2),
-    Chip("tpu7x", 192 * GIB, 2307e12, 7.38e12, 600e9, 894 * GIB, 4, 3, 2),
-    Chip("cpu", GIB, 1e11, 1e10, 1e9, 16 * GIB, 8, 1),
+    Chip("v4", 32, 30.5, 275e12, 1.2e12, 300e9, 400, 4, 3, 1, True),
+    Chip("v5e", 16, 15.75, 197e12, 0.82e12, 200e9, 512, 8, 2),
+    Chip("v5p", 96, 95.74, 459e12, 2.765e12, 600e9, 417, 4, 3, 1, True),
+    Chip("v6e", 32, 31.25, 918e12, 1.638e12, 400e9, 1536, 8, 2),
+    Chip("tpu7x", 192, 189.5, 2307e12, 7.38e12, 600e9, 894, 4, 3, 2),
+    Chip("cpu", 1, 1, 1e11, 1e10, 1e9, 16, 8, 1),
   )
 }
 
@@ -96,8 +96,7 @@ class Topology:
   @property
   def device_bytes(self) -> int:
     """Returns the HBM bytes that one JAX device may use."""
-    own = self.chip.hbm_bytes // self.chip.devices_per_chip
-    return own if self.chip.generation == "cpu" else own - RESERVED_BYTES
+    return int(self.chip.usable * GIB / self.chip.devices_per_chip)
 
 
 def parse(name: str) -> Topology:
@@ -153,9 +152,11 @@ def compile_devices(topology: Topology) -> list[Any]:
     return devices[: topology.devices]
   from jax.experimental import topologies
 
+  # libtpu takes a host to have 2 x 2 chips unless it is told otherwise.
+  bounds = {"chips_per_host_bounds": [1, 1, 1]} if topology.chips == 1 else {}
   try:
     found = topologies.get_topology_desc(
-      platform="tpu", topology_name=topology.name
+      platform="tpu", topology_name=topology.name, **bounds
     )
   except Exception as error:  # whatever the plugin raises
     raise TopologyError(
@@ -163,4 +164,9 @@ def compile_devices(topology: Topology) -> list[Any]:
       f"({str(error).splitlines()[0]}). Use a slice that exists, or "
       "--analytic."
     ) from error
+  if len(found.devices) != topology.devices:
+    raise TopologyError(
+      f"--topology={topology.name}: libtpu describes {len(found.devices)} "
+      f"devices, a run has {topology.devices}. Use --analytic."
+    )
   return list(found.devices)

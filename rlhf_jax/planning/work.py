@@ -156,6 +156,16 @@ class Passes:
       + (self._logits(model, LOGITS_CHUNK) if logits else 0.0),
     )
 
+  def policy_and_value(
+    self, plan: judge.Plan, rows: int, length: int, targets: int
+  ) -> Work:
+    """Returns one forward pass of policy and critic, from their entrances."""
+    total = Work()
+    for name, role in (("policy", plan.policy), ("value", plan.value)):
+      below = role.entrance if name in plan.shared else 0
+      total += self._forward(role, role.stop - below, rows, length, targets)
+    return total
+
   def judge(
     self, plan: judge.Plan, rows: int, length: int, targets: int
   ) -> Work:
@@ -208,9 +218,11 @@ class Passes:
     passes = (3.0 if role.trainable == "full" else 2.0) + again
     logits = rows * targets if role.head is None else 0
     tokens = rows * length
-    live = layer_bytes(
-      model, rows / parts / self.ways, length, length, tensor
-    )
+    live = gathered = 0.0  # of a head on features
+    if layers:
+      split = rows / parts / self.ways
+      live = layer_bytes(model, split, length, length, tensor)
+      gathered = self._gathered(model)
     size = jnp.dtype(model.dtype).itemsize
     stream = tokens / parts / self.ways * model.width * size
     kept = layers * (stream if model.remat else live)
@@ -232,7 +244,7 @@ class Passes:
       temporaries=kept
       + 2.0 * live
       + gradients
-      + self._gathered(model)
+      + gathered
       + (self._logits(model, LOGITS_CHUNK) if logits else 0.0),
     )
     if role.entrance and not is_lower_known:
@@ -304,8 +316,6 @@ class Passes:
       traffic=steps * (size * whole + cache),
       sent=self._gather(model, layers)
       + steps * self._reduce(model, rows, layers),
-      temporaries=live
-      + size * whole
-      + self._logits(model, rows / self.ways),
+      temporaries=live + size * whole + self._logits(model, rows / self.ways),
       cache=cache,
     )

@@ -34,15 +34,24 @@ def test_all_sections_parse(path, files, sft_lora, reward_head, tmp_path):
   config = load(path)
   transcripts = tmp_path / "hh.jsonl"
   transcripts.write_text(json.dumps(HH) + "\n")
+  judged = tmp_path / "judged.jsonl"
+  judged.write_text('{"prompt": "Is it?", "response": "No.", "label": true}\n')
   if "data" in config:
     config.data.source = {
       "demonstration": files.demonstrations,
       "comparison": files.comparisons,
       "hh": str(transcripts),
+      "labelled": str(judged),
     }[config.data.format]
   if config.pipeline == "policy":
-    config.prompts.source = files.prompts
-    config.init_from, config.reward = str(sft_lora), str(reward_head)
+    problem = tmp_path / "problems.jsonl"
+    problem.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
+    config.prompts.source = {"prompt": files.prompts, "gsm8k": str(problem)}[
+      config.prompts.format
+    ]
+    config.init_from = str(sft_lora)
+    if not config.verifier.name:
+      config.reward = str(reward_head)
   for stage in (config, *config.values()):  # compact sampling wants one device
     if isinstance(stage, ConfigDict) and "mesh" in stage:
       stage.mesh.devices = 1

@@ -68,8 +68,8 @@ class Record:
     load, text_metrics = policy.actors_lib.load, policy.text_metrics
     make_programs = policy.make_programs
 
-    def watched_load(*args):
-      self.actors = load(*args)
+    def watched_load(*args, **options):
+      self.actors = load(*args, **options)
       self.before = jax.tree.map(np.array, self.frozen)
       return self.actors
 

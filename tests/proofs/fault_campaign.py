@@ -27,6 +27,7 @@ from pathlib import Path
 STEPS, SAVE_EVERY = 10, 3  # rollouts of a run; a checkpoint after each third
 LONGEST_DELAY = {"start": 6.0, "save": 0.4}  # seconds after a phase begins
 OTHER_DELAY = 0.15
+MOST_KILLS = {1: 12, 2: 4}  # of one run, by its processes
 PATIENCE = 240.0  # seconds until a process counts as hung
 ROOT = Path(__file__).parent.parent.parent
 EXITS = {  # what a killed process, or the peer of one, may end with
@@ -171,14 +172,14 @@ def random_fault(rng: random.Random) -> str:
 def disturbed(
   experiment: Path, workdir: Path, hosts: int, rng: random.Random, tally: Tally
 ) -> None:
-  """Runs until done, killing up to a dozen times; counts into the tally.
+  """Runs until done, killing up to MOST_KILLS times; counts into the tally.
 
   Raises:
     LostError: an end that a kill does not explain.
   """
   for attempt in range(40):
     victim = rng.randrange(hosts)
-    fault = random_fault(rng) if attempt < 12 else ""
+    fault = random_fault(rng) if attempt < MOST_KILLS[hosts] else ""
     codes = finish(start(experiment, workdir, hosts, {victim: fault}), workdir)
     if codes == [0] * hosts:
       tally.runs += 1

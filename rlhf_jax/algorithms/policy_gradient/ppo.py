@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from rlhf_jax import ops
 from rlhf_jax.algorithms import aggregate
+from rlhf_jax.algorithms.policy_gradient import importance
 from rlhf_jax.types import Array, Metrics, Rollout
 
 
@@ -319,7 +320,7 @@ def loss(
   value, value_metrics = value_loss(
     values, rollout.values, rollout.returns, mask, tokens, config.value_clip
   )
-  policy = average(losses)
+  policy = average(importance.weighted(losses, rollout))
   metrics |= value_metrics | {
     "ppo/loss_pi": policy,
     "ppo/entropy": ops.masked_mean(entropies, mask, tokens),

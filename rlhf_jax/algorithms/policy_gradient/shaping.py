@@ -10,9 +10,12 @@ exp(s' / beta) / Z (Ziegler et al. 2019, section 2, arXiv:1909.08593; Korbak
 et al. 2022, arXiv:2205.11275). beta may follow a target KL (Ziegler et al.
 2019, section 2.2).
 
+The length penalty is linear in the tokens over a start, or the soft overlong
+penalty of DAPO (Yu et al. 2025, arXiv:2503.14476): 0 up to L_max - L_cache
+tokens, then falling linearly to -1 at L_max and beyond; or both.
+
 A truncated answer ends the episode: no value is bootstrapped at the cut.
-Left out: whitening of the whole per-token reward, and the soft overlong
-penalty of DAPO.
+Left out: whitening of the whole per-token reward.
 """
 
 from __future__ import annotations
@@ -35,9 +38,13 @@ class Config:
   missing_eos_penalty: float = 1.0  # "subtract": taken off; raw score units
   length_penalty: float = 0.0  # alpha: score per token over the start
   length_penalty_start: int = 0  # L0 tokens: alpha max(0, length - L0)
+  overlong_tokens: int | None = None  # L_max; None for no overlong penalty
+  overlong_cache: int = 0  # L_cache tokens before L_max, where it sets in
+  overlong_penalty: float = 1.0  # taken off at L_max; raw score units
   normalise: str = "none"  # "none", "scale" (r/std), "standardise"
   clip: float | None = 5.0  # c; 5 in DeepSpeed-Chat; None for no clipping
-  kl_coefficient: float = 0.1  # beta at the start
+  kl_estimator: str = "k1"  # of the KL in the reward; only k1 has a gradient
+  kl_coefficient: float = 0.1  # beta at the start; 0 for a KL in the loss
   kl_controller: str = "adaptive"  # "fixed" or "adaptive"
   kl_target: float = 6.0  # nats per answer; Ziegler 2019 (6 or 10)
   kl_horizon: float = 10_000.0  # episodes; n / horizon is Ziegler's K_beta,
@@ -58,8 +65,17 @@ class Config:
           f"{name}={getattr(self, name)!r}: must be one of "
           f"{', '.join(allowed)}."
         )
+    if self.kl_estimator != "k1":
+      raise ValueError(
+        f"kl_estimator={self.kl_estimator!r}: the KL in the reward must be "
+        "'k1'. The policy gradient of k3 as a reward is that of KL(p || p_ref) "
+        "- KL(p_ref || p), which diverges; that of k2 is of neither KL. Set "
+        "'k1', or use k2 or k3 in the loss (kl_loss)."
+      )
+    self._check_overlong()
     for name in (
       "missing_eos_penalty",
+      "overlong_penalty",
       "length_penalty",
       "length_penalty_start",
       "kl_coefficient",
@@ -86,6 +102,20 @@ class Config:
       raise ValueError(
         f"warn_nats={self.warn_nats} > halt_nats={self.halt_nats}: the warning "
         "must not come after the stop."
+      )
+
+  def _check_overlong(self) -> None:
+    if self.overlong_tokens is None:
+      if self.overlong_cache:
+        raise ValueError(
+          f"overlong_cache={self.overlong_cache}: needs overlong_tokens too. "
+          "Set it to the longest answer, or the cache to 0."
+        )
+      return
+    if not 1 <= self.overlong_cache <= self.overlong_tokens:
+      raise ValueError(
+        f"overlong_cache={self.overlong_cache}: must be in [1, overlong_tokens="
+        f"{self.overlong_tokens}]. DAPO has 4,096 of 20,480."
       )
 
 
@@ -156,10 +186,13 @@ def _raw_score(
     penalised = jnp.where(truncated, score - config.missing_eos_penalty, score)
   elif config.missing_eos == "mask":
     kept = jnp.where(truncated, 0.0, exists)
-  excess = jnp.maximum(
-    jnp.sum(rollout.response_mask, -1) - config.length_penalty_start, 0.0
-  )
+  lengths = jnp.sum(rollout.response_mask, -1)
+  excess = jnp.maximum(lengths - config.length_penalty_start, 0.0)
   length_term = -config.length_penalty * excess
+  if config.overlong_tokens is not None:
+    start = config.overlong_tokens - config.overlong_cache
+    share = jnp.clip((lengths - start) / config.overlong_cache, 0.0, 1.0)
+    length_term = length_term - config.overlong_penalty * share
   metrics = {
     "reward/raw": ops.masked_mean(score, kept),
     "reward/missing_eos": ops.masked_mean(penalised - score, kept),
@@ -167,6 +200,34 @@ def _raw_score(
     "reward/kept_share": ops.masked_mean(kept, exists),
   }
   return penalised + length_term, kept, metrics
+
+
+def _normalised(score: Array, moments: Moments, config: Config) -> Array:
+  """Returns scores [N] in units of the moments, before the clip."""
+  if config.normalise == "none":
+    return score
+  centre = moments.mean if config.normalise == "standardise" else 0.0
+  return (score - centre) / standard_deviation(moments)
+
+
+def _clipped(score: Array, limit: float | None) -> Array:
+  return score if limit is None else jnp.clip(score, -limit, limit)
+
+
+def shaped_scores(rollout: Rollout, moments: Moments, config: Config) -> Array:
+  """Returns [N] s' of answers under given moments, which they do not enter.
+
+  What `shape_rewards` puts on the last token, for answers that serve as a
+  baseline only (ReMax): both sides of a difference then follow one rule. An
+  answer that missing_eos="mask" would drop keeps its score.
+
+  Args:
+    rollout: unpacked, with score.
+    moments: as returned by `shape_rewards`.
+    config: settings.
+  """
+  score, _, _ = _raw_score(rollout, config)
+  return _clipped(_normalised(score, moments, config), config.clip)
 
 
 def shape_rewards(
@@ -211,15 +272,9 @@ def shape_rewards(
   monitored = rollout_metrics(rollout)
   score, kept, metrics = _raw_score(rollout, config)
   moments = update_moments(moments, score, kept)
-  spread = standard_deviation(moments)
-  if config.normalise == "scale":
-    score = score / spread
-  elif config.normalise == "standardise":
-    score = (score - moments.mean) / spread
-  clip_share = jnp.zeros((), jnp.float32)
-  if config.clip is not None:
-    clip_share = ops.masked_mean((jnp.abs(score) > config.clip) * 1.0, kept)
-    score = jnp.clip(score, -config.clip, config.clip)
+  normal = _normalised(score, moments, config)
+  score = _clipped(normal, config.clip)
+  clip_share = ops.masked_mean((normal != score) * 1.0, kept)
 
   mask = rollout.response_mask * kept[:, None]
   difference = ops.neutral(rollout.behaviour_logprobs, mask) - ops.neutral(
@@ -238,7 +293,7 @@ def shape_rewards(
     "reward/total": shaped + kl_mean,
     "reward/clip_share": clip_share,
     "reward/running_mean": moments.mean,
-    "reward/running_std": spread,
+    "reward/running_std": standard_deviation(moments),
     "ppo/beta": jnp.asarray(kl_coefficient, jnp.float32),
   }
   return rollout.replace(rewards=rewards, response_mask=mask), moments, metrics

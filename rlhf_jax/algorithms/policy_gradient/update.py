@@ -5,10 +5,13 @@ minibatch's own denominators (accumulate.py) and makes one guarded step. With a
 pre-training batch the gradient of PPO-ptx is added: L + gamma_ptx CE(text)
 (Ouyang et al. 2022, eq. 2, arXiv:2203.02155).
 
-An algorithm is a module with `loss` and `denominators` (see ppo.py) and a
-Config that has `update_kl_limit` and `ptx_coefficient`.
+An algorithm is a module with `loss` and `denominators` (see ppo.py, and
+surrogate.py for those without a critic) and a Config that has
+`update_kl_limit` and `ptx_coefficient`; registry.py lists them.
 
-Metrics of `update`: those of the algorithm's loss and of `critic_metrics`, and
+Metrics of `update`: those of the algorithm's loss and of `critic_metrics` (none
+without a critic), and those below. The area "ppo/" is that of every
+policy-gradient method, so that curves of two methods share an axis.
   ppo/first_ratio_error: max |rho - 1| on the first minibatch, before any step.
     Above 1e-4 is a bug: sampler and trainer disagree (METHODS N11).
   ppo/first_clip_fraction: on the same minibatch. Above 0 is a bug.

@@ -1,0 +1,31 @@
+"""Dr. GRPO: GRPO "done right", without its two divisions.
+
+  A_i = R_i - mean_G R
+  L = 1/(N T_max) sum_nt max(-A rho, -A clip(rho))
+
+Liu et al. 2025 (arXiv:2503.20783). No deviation: hard and easy prompts weigh
+alike. No 1/|y|: long wrong answers are not under-penalised; T_max is a constant
+that only scales the step. No KL. G = 8 and answers of up to 3,000 tokens there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rlhf_jax.algorithms.policy_gradient import grpo
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(grpo.Config):
+  """Settings of GRPO with the defaults of Dr. GRPO."""
+
+  scale_rewards: str = "none"
+  kl_loss: str = "none"
+  kl_loss_coefficient: float = 0.0
+  aggregation: str = "seq-sum-const"
+  aggregation_tokens: int | None = 3000  # T_max; set it to the longest answer
+
+
+advantages = grpo.advantages
+loss = grpo.loss
+denominators = grpo.denominators

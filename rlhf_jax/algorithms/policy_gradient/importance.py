@@ -1,0 +1,92 @@
+"""Truncated importance weights between the sampler and the trainer.
+
+  w_t = min(p_trainer(token) / p_sampler(token), c)
+
+The sampler decodes token by token, often with other kernels, a narrower dtype
+or weights of an earlier version; the trainer computes log-probabilities of
+whole rows. A method divides by the trainer's (the importance ratio is then 1
+before the first step), and w makes up for the samples not being its own
+(Espeholt et al. 2018, arXiv:1802.01561; Yao et al. 2025, "Your efficient RL
+framework secretly brings you off-policy RL training"). The truncation at c
+bounds the variance and biases where it acts: log its share.
+
+Every per-token term of a policy loss is multiplied by w, a constant; the value
+loss, a regression, is not. Left out: weights per sequence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax import ops
+from rlhf_jax.types import Array, Metrics, Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Settings of the weights."""
+
+  cap: float | None = (
+    None  # c; 2 in Yao 2025, 0.5 .. 5 in OpenRLHF; None: w = 1
+  )
+
+  def __post_init__(self) -> None:
+    if self.cap is not None and self.cap <= 0.0:
+      raise ValueError(f"cap={self.cap}: must be > 0, or None for no weights.")
+
+
+def weigh(
+  rollout: Rollout, sampler_logprobs: Array, config: Config
+) -> tuple[Rollout, Metrics]:
+  """Writes importance_weights into a rollout; cap=None leaves it as it is.
+
+  Metrics:
+    rollout/sampler_ratio_mean: of p_trainer / p_sampler, untruncated; 1 in
+      expectation. Far from 1 is bad.
+    rollout/sampler_kl: k3 estimate of KL(p_sampler || p_trainer), nats per
+      token. Above 1e-2 is bad: find out why they differ.
+    rollout/sampler_capped: share of tokens truncated. Above 1 % is bad.
+
+  Args:
+    rollout: behaviour_logprobs are the trainer's, computed again.
+    sampler_logprobs: [N, L], what the sampler said of its own tokens.
+    config: settings.
+
+  Raises:
+    ValueError: shapes differ.
+  """
+  mask = rollout.response_mask
+  ops.check_same_shape(
+    sampler_logprobs=sampler_logprobs,
+    behaviour_logprobs=rollout.behaviour_logprobs,
+    response_mask=mask,
+  )
+  difference = ops.log_ratio(rollout.behaviour_logprobs, sampler_logprobs, mask)
+  ratio = jnp.exp(difference)
+  metrics = {
+    "rollout/sampler_ratio_mean": ops.masked_mean(ratio, mask),
+    "rollout/sampler_kl": ops.masked_mean(
+      jnp.expm1(difference) - difference, mask
+    ),
+  }
+  if config.cap is None:
+    return rollout, metrics
+  metrics["rollout/sampler_capped"] = ops.masked_mean(
+    (ratio > config.cap) * 1.0, mask
+  )
+  weights = jnp.where(mask > 0, jnp.minimum(ratio, config.cap), 0.0)
+  return rollout.replace(importance_weights=weights), metrics
+
+
+def weighted(losses: Array, rollout: Rollout) -> Array:
+  """Returns losses [N, L] times the rollout's weights, or as they are."""
+  if rollout.importance_weights is None:
+    return losses
+  ops.check_same_shape(
+    losses=losses, importance_weights=rollout.importance_weights
+  )
+  weights = ops.neutral(rollout.importance_weights, rollout.response_mask)
+  return losses * jax.lax.stop_gradient(weights)

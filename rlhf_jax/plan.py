@@ -1,0 +1,162 @@
+"""Does it fit, and what would it cost: a configuration on a TPU slice.
+
+    python -m rlhf_jax.plan --config=configs/recipes/ppo.py:model=llama3_8b \\
+        --topology=v5e:8x8
+
+The functions that the run would call are compiled for the slice, without a
+TPU, when libtpu is installed (pip install '.[tpu]'); otherwise, or with
+--analytic, weights and optimizer are counted and the rest is estimated. No
+weights and no data are read. --json=FILE writes everything; --phase=NAME
+plans one stage.
+
+Exit codes: 0 it fits, 2 it does not (remedies are printed) or the command is
+mistaken.
+
+Left out: evaluation, whose programs are those of sampling and judging.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from rlhf_jax import command
+
+_FLAGS = flags.FlagValues()  # of its own: rlhf_jax.main has a --config too
+_CONFIG = config_flags.DEFINE_config_file(
+  "config",
+  None,
+  "Experiment file, file.py or file.py:argument.",
+  flag_values=_FLAGS,
+)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", "", "v5e:8x8, v5p:4x4x4, cpu:8.", flag_values=_FLAGS
+)
+_ANALYTIC = flags.DEFINE_bool(
+  "analytic", False, "Estimate; compile nothing.", flag_values=_FLAGS
+)
+_JSON = flags.DEFINE_string(
+  "json", "", "File for all numbers.", flag_values=_FLAGS
+)
+_PHASE = flags.DEFINE_string(
+  "phase", "", "Plan only this stage.", flag_values=_FLAGS
+)
+
+EXIT_TOO_LARGE = 2
+# What keeps libtpu from looking for a TPU; set before JAX is imported.
+ENVIRONMENT = {
+  "JAX_PLATFORMS": "cpu",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+}
+NO_COMPILER = (
+  "libtpu is not installed, so this is an analytic estimate. To compile for "
+  "the slice: pip install 'jax[tpu]' (no TPU is needed)."
+)
+
+
+def simulate(count: int) -> None:
+  """Makes JAX show so many CPU devices, if nothing has asked for them yet."""
+  flag = "--xla_force_host_platform_device_count"
+  if flag not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+      f"{os.environ.get('XLA_FLAGS', '')} {flag}={count}".strip()
+    )
+
+
+def run(
+  config: Any, topology_name: str, *, analytic: bool, phase: str, file: str
+) -> int:
+  """Plans, prints, and returns the exit code.
+
+  Args:
+    config: an experiment.
+    topology_name: "v5e:8x8".
+    analytic: compile nothing.
+    phase: the one wanted, or "".
+    file: for JSON, or "".
+
+  Raises:
+    ValueError: a mistake in the configuration or the slice.
+  """
+  from rlhf_jax.planning import remedies, report, table, topology
+
+  slice_ = topology.parse(topology_name)
+  if slice_.chip.generation == "cpu":
+    simulate(slice_.devices)
+  compiles = not analytic and topology.has_compiler(slice_)
+  if not compiles and not analytic:
+    print(NO_COMPILER)
+  found = report.make(
+    config,
+    slice_,
+    compiles=compiles,
+    only=phase,
+    progress=_show if compiles else None,
+  )
+  print(table.render(found))
+  if file:
+    text = json.dumps(table.as_json(found), indent=2) + "\n"
+    Path(file).write_text(text)
+  if not found.too_large and not found.is_host_too_small:
+    return 0
+  print(f"\n{remedies.advice(config, found)}")
+  return EXIT_TOO_LARGE
+
+
+def _show(what: str) -> None:
+  print(f"compiling {what}", file=sys.stderr, flush=True)
+
+
+def _main(argv: list[str]) -> int:
+  del argv
+  if not _TOPOLOGY.value:
+    print("error: --topology=v5e:8x8 is missing.", file=sys.stderr)
+    return EXIT_TOO_LARGE
+  try:
+    return run(
+      _CONFIG.value,
+      _TOPOLOGY.value,
+      analytic=_ANALYTIC.value,
+      phase=_PHASE.value,
+      file=_JSON.value,
+    )
+  except (ValueError, OSError) as error:
+    if os.environ.get("RLHF_JAX_TRACEBACK"):
+      raise
+    print(f"error: {error}", file=sys.stderr)
+    return EXIT_TOO_LARGE
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Parses the command line; ends with exit code 2 at a mistake."""
+  if "--help" in argv:
+    print(f"{__doc__}\n{_FLAGS.get_help()}")
+    sys.exit(0)
+  command.accept_none()
+  try:
+    command.check_before(argv)
+    rest = _FLAGS(argv)
+    command.check_after(rest, _CONFIG.value, "-", argv)
+    return rest
+  except command.CommandError as error:
+    message = str(error)
+  except Exception as error:
+    message = command.explain(argv, error)
+    if message is None:
+      raise
+  print(f"error: {message}", file=sys.stderr)
+  sys.exit(EXIT_TOO_LARGE)
+
+
+if __name__ == "__main__":
+  os.environ.update(ENVIRONMENT)
+  sys.exit(_main(_parse(sys.argv)))

@@ -1,0 +1,287 @@
+"""A configuration on a slice: memory, work and time of every program.
+
+Peak memory of a program = what the phase keeps resident + the program's other
+inputs + temporaries + results. Two times bound a step from the peak rates in
+topology.py: all of compute, HBM and interconnect overlapped, or none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import time
+from typing import Any
+
+import jax
+
+from rlhf_jax.pipelines.config import ConfigError
+from rlhf_jax.planning import abstract, compiled
+from rlhf_jax.planning import topology as topology_lib
+from rlhf_jax.planning.ppo import policy_phase
+from rlhf_jax.planning.programs import Devices, Phase, Program
+from rlhf_jax.planning.supervised import reward_phase, sft_phase
+
+MAKERS = {"sft": sft_phase, "reward": reward_phase, "policy": policy_phase}
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """One program; bytes and FLOPs are those of one device.
+
+  weights: trained and frozen, resident; optimizer: its state, resident.
+  inputs: other arguments. cache: keys and values, part of inputs or outputs.
+  read: of all arguments, by shape, one that is handed over twice counted
+    twice; arguments: the same by the compiler, with the padding of its layouts
+    and without what it drops.
+  idle: resident, but not read by this program.
+  sent: kind of collective -> bytes; "estimate" where nothing was compiled.
+  flops: counted from the model, spread evenly over the devices.
+  hlo_flops: of the compiled program's matrix products, or None.
+  compute, traffic, network: seconds at the peak rates.
+  overflow: the compiler's refusal, or "".
+  """
+
+  phase: str
+  program: str
+  in_step: bool
+  weights: int
+  optimizer: int
+  inputs: int
+  temporaries: float
+  cache: float
+  outputs: int
+  read: int
+  arguments: int
+  idle: int
+  flops: float
+  hlo_flops: float | None
+  sent: dict[str, float]
+  calls: dict[str, float]
+  compute: float
+  traffic: float
+  network: float
+  is_compiled: bool
+  overflow: str
+  compile_seconds: float
+  unknown_loops: int
+
+  @property
+  def peak(self) -> float:
+    """Returns the bytes that the device must hold."""
+    return (
+      self.weights
+      + self.optimizer
+      + self.inputs
+      + max(self.arguments - self.read, 0)
+      + self.temporaries
+      + self.outputs
+    )
+
+  @property
+  def overlapped(self) -> float:
+    """Returns seconds when everything overlaps."""
+    return max(self.compute, self.traffic, self.network)
+
+  @property
+  def serial(self) -> float:
+    """Returns seconds when nothing overlaps."""
+    return self.compute + self.traffic + self.network
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """The whole plan.
+
+  limit: bytes that a device may use. meshes, notes: phase -> text.
+  host: bytes a host needs while it reads the weights.
+  parameters: of the model.
+  seconds, peak_bytes: that planning took, on this machine.
+  """
+
+  topology: topology_lib.Topology
+  is_compiled: bool
+  limit: int
+  lines: tuple[Line, ...]
+  meshes: dict[str, dict[str, int]]
+  notes: dict[str, tuple[str, ...]]
+  parameters: int
+  host: int
+  seconds: float
+  peak_bytes: int
+
+  @property
+  def too_large(self) -> list[Line]:
+    """Returns the programs that do not fit."""
+    return [
+      line for line in self.lines if line.overflow or line.peak > self.limit
+    ]
+
+  @property
+  def is_host_too_small(self) -> bool:
+    """Says whether one host cannot hold what it reads."""
+    return self.host > self.topology.chip.host * 2**30
+
+
+def phases(config: Any, devices: Devices) -> list[Phase]:
+  """Returns the phases of a configuration.
+
+  Args:
+    config: of pipeline sft, reward, policy or rlhf.
+    devices: a list to compile for, or how many there are.
+
+  Raises:
+    ConfigError: a value that cannot be right, or another pipeline.
+  """
+  pipeline = config.get("pipeline")
+  if pipeline == "rlhf":
+    found = [sft_phase(config.sft, devices, "sft.")]
+    for name in ("reward", "gold"):
+      start = config.sft if config[name].init_from else None
+      prefix = f"{name}."
+      found.append(reward_phase(config[name], devices, prefix, start, name))
+    found.append(policy_phase(config.policy, devices, "policy.", config))
+    return found
+  if pipeline not in MAKERS:
+    raise ConfigError(
+      f"config.pipeline={pipeline!r}: plan knows {', '.join(MAKERS)} and rlhf."
+    )
+  return [MAKERS[pipeline](config, devices)]
+
+
+def make(
+  config: Any,
+  topology: topology_lib.Topology,
+  *,
+  compiles: bool,
+  only: str = "",
+  progress: Any = None,
+) -> Report:
+  """Returns the plan of a configuration on a slice.
+
+  Args:
+    config: an experiment.
+    topology: the slice.
+    compiles: whether to compile every program for it.
+    only: name of the one phase wanted, or "" for all.
+    progress: called with a sentence before each program, or None.
+
+  Raises:
+    ConfigError, ValueError: a value that cannot be right.
+  """
+  begun = time.perf_counter()
+  devices = (
+    topology_lib.compile_devices(topology) if compiles else topology.devices
+  )
+  found = phases(config, devices)
+  chosen = [phase for phase in found if only in ("", phase.name)]
+  if not chosen:
+    known = ", ".join(phase.name for phase in found)
+    raise ConfigError(f"--phase={only}: no such phase. Known: {known}.")
+  lines: list[Line] = []
+  for phase in chosen:
+    lines += _lines(phase, topology, compiles, progress)
+  parameters, host = _host(chosen)
+  return Report(
+    topology=topology,
+    is_compiled=compiles,
+    limit=topology.device_bytes,
+    lines=tuple(lines),
+    meshes={phase.name: dict(phase.mesh.shape) for phase in chosen},
+    notes={phase.name: phase.notes for phase in chosen},
+    parameters=parameters,
+    host=host,
+    seconds=time.perf_counter() - begun,
+    peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+  )
+
+
+def _host(found: list[Phase]) -> tuple[int, int]:
+  """Returns the parameters of the model, and bytes to read it on a host.
+
+  Every host reads the whole checkpoint into float32, and stacking layers for
+  the scan makes a second copy (pipelines/build.py).
+  """
+  phase = max(found, key=lambda phase: phase.model.n_layers)
+  base = phase.frozen[0]
+  count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(base))
+  return count, 4 * count * (2 if phase.model.scan_layers else 1)
+
+
+def _lines(
+  phase: Phase,
+  topology: topology_lib.Topology,
+  compiles: bool,
+  progress: Any,
+) -> list[Line]:
+  resident = {
+    id(leaf)
+    for leaf in jax.tree.leaves((phase.trained, phase.frozen, phase.optimizer))
+  }
+  weights = abstract.bytes_of(phase.trained, phase.frozen)
+  state = abstract.bytes_of(phase.optimizer)
+  flow: dict[str, Any] = {}
+  lines = []
+  for program in phase.programs:
+    if progress is not None:
+      progress(f"{phase.name}: {program.name}")
+    args, _ = program.arguments(flow)
+    leaves = jax.tree.leaves(args)
+    others = [x for x in leaves if id(x) not in resident]
+    used = [x for x in leaves if id(x) in resident]
+    found, result = compiled.measure(phase, program, flow, compiles=compiles)
+    if program.result:
+      flow[program.result] = result
+    lines.append(
+      _line(
+        phase,
+        program,
+        found,
+        topology,
+        dict(
+          weights=weights,
+          optimizer=state,
+          inputs=abstract.bytes_of(others),
+          read=abstract.bytes_handed(args),
+          idle=weights + state - abstract.bytes_of(used),
+        ),
+      )
+    )
+  return lines
+
+
+def _line(
+  phase: Phase,
+  program: Program,
+  found: compiled.Found,
+  topology: topology_lib.Topology,
+  resident: dict[str, int],
+) -> Line:
+  work, counts, chip = program.work, found.counts, topology.chip
+  flops = work.flops / phase.mesh.size
+  if counts is None:
+    sent, calls = {"estimate": work.sent}, {}
+  else:
+    sent, calls = dict(counts.sent), dict(counts.calls)
+  share = chip.devices_per_chip
+  return Line(
+    phase=phase.name,
+    program=program.name,
+    in_step=program.name in phase.step,
+    **resident,
+    temporaries=found.temporaries,
+    cache=work.cache,
+    outputs=found.outputs,
+    arguments=found.arguments,
+    flops=flops,
+    hlo_flops=None if counts is None else counts.flops,
+    sent=sent,
+    calls=calls,
+    compute=flops * share / chip.flops,
+    traffic=work.traffic * share / chip.bandwidth,
+    network=sum(sent.values()) * share / chip.ici,
+    is_compiled=counts is not None,
+    overflow=found.overflow,
+    compile_seconds=found.seconds,
+    unknown_loops=0 if counts is None else counts.loops,
+  )

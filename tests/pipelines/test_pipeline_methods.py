@@ -1,0 +1,157 @@
+"""Every policy-gradient method through the pipeline, by its name alone."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rlhf_jax.algorithms.policy_gradient.registry import (
+  ALGORITHMS,
+  NEEDS_CRITIC,
+)
+from rlhf_jax.pipelines import build, check, methods, policy
+from rlhf_jax.pipelines.config import ConfigError
+from tests.pipelines import tiny_runs
+
+KL_IN_LOSS = ("grpo",)  # their papers' default
+ONE_STEP = ("reinforce", "remax")  # no importance ratio
+QUICK = ("grpo", "remax")
+
+
+def method_config(files, name, start, scorer):
+  config = tiny_runs.policy_config(files, "lora", start, scorer)
+  config.value.pretrain_steps = 0
+  config.algorithm = methods.tree(name)
+  config.schedule.update(steps=3, save_every=3, asynchronous=False)
+  if name in KL_IN_LOSS:
+    config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
+  if name in ONE_STEP:
+    config.epochs.update(epochs=1, minibatches=1)
+  return config
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in ALGORITHMS
+    if name not in NEEDS_CRITIC
+  ],
+)
+def test_a_method_without_critic_trains(files, sft_lora, reward_head, name):
+  """First ratio 1, no critic anywhere, the policy moves, frozen parts stay."""
+  config = method_config(files, name, sft_lora, reward_head)
+  check.check_config(config)
+  folder = files.root / f"policy_{name}"
+  policy.run(config, folder)
+  rows = tiny_runs.rows_of(folder)
+  assert len(rows) == 3
+  has_groups = methods.read(config.algorithm, 4).group_size is not None
+  for row in rows:
+    assert np.isfinite(row["ppo/loss_pi"])
+    assert row["ppo/first_ratio_error"] < 1e-4
+    assert "ppo/explained_var" not in row
+    assert ("group/std" in row) == has_groups
+  saved = tiny_runs.saved_arrays(folder)
+  assert not any("/value/" in path for path in saved)
+  start = tiny_runs.saved_arrays(sft_lora)
+  moved = [
+    np.max(np.abs(leaf - start["train/params/" + path.split("policy/", 1)[1]]))
+    for path, leaf in saved.items()
+    if path.startswith("train/params/policy/")
+  ]
+  assert moved and max(moved) > 1e-4
+  assert build.read_stage(folder)["steps"] >= 3
+
+
+def test_a_method_learns_the_planted_word(files, sft_lora, reward_head):
+  config = method_config(files, "rloo", sft_lora, reward_head)
+  config.schedule.update(steps=16, save_every=16)
+  folder = files.root / "policy_rloo_learns"
+  policy.run(config, folder)
+  score = [row["rollout/score_mean"] for row in tiny_runs.rows_of(folder)]
+  assert np.mean(score[-4:]) > np.mean(score[:4]) + 0.3
+
+
+@pytest.mark.parametrize(
+  "name, changes, message",
+  [
+    ("gropo", {}, "algorithm.name='gropo'.*grpo"),
+    ("grpo", {"algorithm.value_clip": 0.1}, "value_clip=0.1: 'grpo' has no"),
+    ("rloo", {"generate.num_samples": 1}, "group_size=1"),
+    ("rloo", {"algorithm.group_size": 3}, "num_samples is 4"),
+    ("grpo", {"shaping.kl_coefficient": 0.1}, "count twice"),
+    ("rloo", {"algorithm.kl_loss": "k1"}, "kl_loss='k1'"),
+    ("rloo", {"shaping.kl_estimator": "k3"}, "kl_estimator='k3'"),
+    ("remax", {"epochs.epochs": 2}, "2 steps per rollout"),
+    ("grpo", {"value.pretrain_steps": 2}, "no critic to train"),
+  ],
+)
+def test_what_is_known_to_be_wrong_is_refused(
+  files, sft_lora, reward_head, name, changes, message
+):
+  known = name if name in ALGORITHMS else "ppo"
+  config = method_config(files, known, sft_lora, reward_head)
+  config.algorithm.name = name
+  for field, value in changes.items():
+    config.update_from_flattened_dict({field: value})
+  with pytest.raises(ConfigError, match=message):
+    check.check_config(config)
+
+
+def test_settings_left_alone_are_the_methods_own():
+  for name, module in ALGORITHMS.items():
+    found = methods.read(methods.tree(name), num_samples=4)
+    if found.group_size is None:
+      assert found.config == module.Config()
+    else:
+      assert found.config == module.Config(group_size=4)
+
+
+def test_a_verifier_judges_instead_of_a_reward_model(files, sft_lora):
+  """Answers that hold the planted word are right; the policy learns it."""
+  config = method_config(files, "rloo", sft_lora, "")
+  config.verifier.name = "pattern"
+  config.verifier.settings.update(
+    pattern=rf"\b{tiny_runs.PLANTED}\b", mode="search"
+  )
+  path = files.root / "questions.jsonl"
+  prompts = tiny_runs.rows_of(files.root, "prompts.jsonl")
+  path.write_text(
+    "".join(json.dumps(row | {"reference": ""}) + "\n" for row in prompts)
+  )
+  config.prompts.source = str(path)
+  config.schedule.update(steps=12, save_every=12)
+  check.check_config(config)
+  folder = files.root / "policy_verified"
+  policy.run(config, folder)
+  share = [row["rollout/score_mean"] for row in tiny_runs.rows_of(folder)]
+  assert np.mean(share[-3:]) > np.mean(share[:3]) + 0.2
+  for row in tiny_runs.rows_of(folder, "samples.jsonl"):
+    assert row["pattern"] == float(tiny_runs.PLANTED in row["response"])
+
+
+@pytest.mark.parametrize(
+  "name, verifier, judge, message",
+  [
+    ("rloo", "patern", "", "verifier='patern' is unknown"),
+    ("rloo", "exact", "here", "one of them judges"),
+    ("ppo", "exact", "", "needs a critic"),
+    ("rloo", "", "", "config.reward is empty"),
+  ],
+)
+def test_judges_that_cannot_be_are_refused(
+  files, sft_lora, reward_head, name, verifier, judge, message
+):
+  config = method_config(files, name, sft_lora, "")
+  config.verifier.name = verifier
+  config.reward = str(reward_head) if judge else ""
+  with pytest.raises(ConfigError, match=message):
+    check.check_config(config)
+
+
+def test_prompts_without_references_are_refused(files, sft_lora):
+  config = method_config(files, "rloo", sft_lora, "")
+  config.verifier.name = "exact"
+  with pytest.raises(ConfigError, match="prompts.jsonl:1.*reference"):
+    policy.run(config, files.root / "policy_unjudged")

@@ -1,0 +1,332 @@
+"""Preference optimisation as a pipeline: planted word, reference, resume."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.checkpoint import CheckpointError
+from rlhf_jax.models import roles, trees
+from rlhf_jax.pipelines import (
+  RUN,
+  build,
+  check,
+  defaults,
+  inputs,
+  preference,
+  reference,
+  sft,
+  unpaired,
+)
+from rlhf_jax.pipelines.config import ConfigError, Data, section
+from tests.pipelines import tiny_runs
+from tests.pipelines.test_pipeline_resume import (
+  Killed,
+  assert_same_run,
+  kill_at,
+)
+
+STEPS = 24
+
+
+def make_config(files, name, mode, start):
+  """A few steps on the planted word; mode "full" or "lora"."""
+  config = defaults.preference(name)
+  config.mesh.devices = 1
+  config.model.update(source=files.model, lora_rank=2 * (mode == "lora"))
+  config.trainable.update(
+    mode=mode, first_layer=tiny_runs.LORA_LAYER * (mode == "lora")
+  )
+  config.init_from = str(start)
+  config.data.update(source=files.comparisons, max_length=24)
+  config.heldout_fraction = 0.25
+  config.schedule.update(batch_size=8, steps=STEPS, save_every=10)
+  config.optimizer.update(learning_rate=1e-2, schedule="constant")
+  return config
+
+
+@pytest.fixture(scope="module")
+def dpo_full(files, sft_full):
+  folder = files.root / "dpo_full"
+  preference.run(make_config(files, "dpo", "full", sft_full), folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def kto_lora(files, sft_lora):
+  folder = files.root / "kto_lora"
+  config = make_config(files, "kto", "lora", sft_lora)
+  config.algorithm.beta = 0.5
+  config.optimizer.learning_rate = 5e-2
+  config.accumulation.microbatches = 2
+  preference.run(config, folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def orpo_full(files):
+  folder = files.root / "orpo_full"
+  config = make_config(files, "orpo", "full", "")
+  config.algorithm.odds_weight = 1.0
+  preference.run(config, folder)
+  return folder
+
+
+@pytest.mark.parametrize("stage", ["dpo_full", "kto_lora", "orpo_full"])
+def test_the_planted_word_is_learned(stage, request):
+  folder = request.getfixturevalue(stage)
+  info = build.read_stage(folder)
+  rows = tiny_runs.rows_of(folder)
+  assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+  # KTO sees one answer at a time; chance is 0.5, its error 0.06.
+  assert info["heldout"]["pref/acc"] > (0.68 if stage == "kto_lora" else 0.8)
+  assert info["heldout"]["pref/margin"] > 0.0
+  count = 60 * (1 + (stage == "kto_lora"))
+  assert info["heldout_examples"] == count
+  assert info["examples"] == 3 * count
+  assert all(np.isfinite(list(info["heldout"].values())))
+
+
+def test_t11_t17_the_first_step_is_at_the_reference(dpo_full, kto_lora):
+  """Log-ratios are 0 there: log 2 for DPO, half of the weights for KTO."""
+  first = tiny_runs.rows_of(dpo_full)[0]
+  np.testing.assert_allclose(first["pref/loss"], np.log(2.0), atol=1e-5)
+  np.testing.assert_allclose(first["pref/margin"], 0.0, atol=1e-4)
+  first = tiny_runs.rows_of(kto_lora)[0]
+  np.testing.assert_allclose(first["pref/loss"], 0.5, atol=1e-5)
+  np.testing.assert_allclose(first["pref/kl"], 0.0, atol=1e-5)
+
+
+def loaded(files, name, mode, start):
+  """Returns base, starting stage and the data of a run, without reference."""
+  config = make_config(files, name, mode, start)
+  base = tiny_runs.load_base(config)
+  settings = preference.read_settings(config)
+  stage = preference.actors.starting_policy(
+    config, base, build.make_mesh(config)
+  )
+  return base, stage, preference.load_data(config, settings, base)
+
+
+def test_trap_30_stored_log_probabilities_are_the_starting_policys(
+  files, sft_lora, kto_lora
+):
+  """One row at a time, without padding, judged and mismatched answers."""
+  _, stage, (train, held) = loaded(files, "kto", "lora", sft_lora)
+  assert stage.info["merged_from"] == ""  # goes on with the SFT run's factors
+  with np.load(kto_lora / reference.FILE) as stored:
+    found = {name: stored[name] for name in ("train", "heldout")}
+  for name, part in (("train", train), ("heldout", held)):
+    assert found[name].dtype == np.float32
+    counts = [int(row["loss_mask"].sum()) for row in part.rows]
+    assert found[name].shape == (sum(counts),)
+  start = 0
+  for row in train.rows[:5]:
+    tokens = jnp.asarray(row["tokens"])[None]
+    mask = jnp.asarray(row["loss_mask"])[None]
+    rows = roles.Rows(
+      tokens, jnp.ones_like(mask), jnp.arange(tokens.shape[1])[None]
+    )
+    logprobs, _ = roles.logprobs(stage.role, stage.variables, rows, mask)
+    expected = np.asarray(logprobs)[np.asarray(mask) > 0]
+    stop = start + len(expected)
+    np.testing.assert_allclose(found["train"][start:stop], expected, atol=1e-5)
+    start = stop
+
+
+def test_t20_trap_23_resume_bit_for_bit(files, sft_full, dpo_full, monkeypatch):
+  config = make_config(files, "dpo", "full", sft_full)
+  folder = files.root / "dpo_resumed"
+  with monkeypatch.context() as patch:
+    kill_at(patch, 13)
+    with pytest.raises(Killed):
+      preference.run(config, folder)
+  assert build.read_stage(folder) is None
+  stored = (folder / reference.FILE).read_bytes()
+  with monkeypatch.context() as patch:  # what is stored is not computed again
+    patch.setattr(reference, "compute", lambda *_, **__: pytest.fail("again"))
+    preference.run(config, folder)
+  assert (folder / reference.FILE).read_bytes() == stored
+  assert_same_run(folder, dpo_full, STEPS)
+  again = preference.run(config, folder)
+  assert again == build.read_stage(dpo_full)
+
+
+def test_it_stands_where_an_sft_run_does(files, sft_full, dpo_full):
+  base, start, _ = loaded(files, "dpo", "full", sft_full)
+  mesh = build.make_mesh(make_config(files, "dpo", "full", ""))
+  stage = build.load_stage(dpo_full, "sft", base, mesh)
+  policy = build.load_stage(dpo_full, "policy", base, mesh, "/policy")
+  saved = tiny_runs.saved_arrays(dpo_full)
+  for found in (stage, policy):
+    flat = trees.flatten(found.variables)
+    for path, leaf in flat.items():
+      np.testing.assert_array_equal(leaf, saved[f"train/params/{path}"])
+  before = trees.flatten(start.variables)
+  moved = [p for p, x in flat.items() if not np.array_equal(x, before[p])]
+  assert len(moved) == len(flat)
+  info = build.read_stage(dpo_full)
+  assert info["init_from"] == f"../{sft_full.name}"
+  with pytest.raises(ConfigError, match="wanted a finished reward run, found"):
+    build.need_stage(dpo_full, "reward")
+  with pytest.raises(ConfigError, match="found a preference run"):
+    sft.run(tiny_runs.sft_config(files, "full"), dpo_full)
+
+
+def test_a_second_round_keeps_what_the_first_was_merged_on(files, sft_full):
+  """LoRA on a merged SFT run, then on with the same factors."""
+  folders = files.root / "round_1", files.root / "round_2"
+  start = sft_full
+  for folder in folders:
+    config = make_config(files, "simpo", "lora", start)
+    config.schedule.update(steps=2)
+    info = preference.run(config, folder)
+    assert info["merged_from"] == f"../{sft_full.name}"
+    start = folder
+  base, _, _ = loaded(files, "dpo", "lora", sft_full)
+  mesh = build.make_mesh(config)
+  merged = trees.flatten(build.start_params(base, mesh, sft_full))
+  for folder in folders:
+    stage = build.load_stage(folder, "sft", base, mesh)
+    for path, leaf in trees.flatten(stage.variables["params"]).items():
+      np.testing.assert_array_equal(leaf, merged[path])
+
+
+def test_the_reference_of_other_data_or_damage_is_refused(
+  files, sft_full, dpo_full, tmp_path
+):
+  config = make_config(files, "dpo", "full", sft_full)
+  stored = (dpo_full / reference.FILE).read_bytes()
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other" / reference.FILE).write_bytes(stored)
+  config.data.limit = 100
+  with pytest.raises(
+    CheckpointError, match="of another start or of other rows"
+  ):
+    preference.run(config, tmp_path / "other")
+  config.data.limit = 0
+  (tmp_path / "cut").mkdir()
+  (tmp_path / "cut" / reference.FILE).write_bytes(stored[:-40])
+  with pytest.raises(CheckpointError, match="damaged .* Delete it"):
+    preference.run(config, tmp_path / "cut")
+
+
+def write(path, rows):
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return str(path)
+
+
+def test_kto_reads_labels_as_it_reads_comparisons(files, tmp_path):
+  pairs = [json.loads(line) for line in open(files.comparisons)]
+  source = write(
+    tmp_path / "judged.jsonl",
+    [
+      {"prompt": p["prompt"], "response": p[side], "label": side == "chosen"}
+      for p in pairs
+      for side in ("chosen", "rejected")
+    ],
+  )
+  tokenizer = tiny_runs.load_base(
+    make_config(files, "kto", "full", "")
+  ).tokenizer
+  config = make_config(files, "kto", "full", "")
+  given = section(Data, config.data, "data")
+  config.data.update(source=source, format="labelled")
+  labelled = section(Data, config.data, "data")
+  expected, found = (
+    unpaired.load(data, tokenizer, 0) for data in (given, labelled)
+  )
+  np.testing.assert_array_equal(found.labels, expected.labels)
+  np.testing.assert_array_equal(found.labels[:2], [1.0, 0.0])
+  np.testing.assert_array_equal(found.groups, expected.groups)
+  for (a,), (b,) in zip(found.pairs, expected.pairs, strict=True):
+    for key, x in found.rows[a].items():
+      np.testing.assert_array_equal(x, expected.rows[b][key])
+  with pytest.raises(ConfigError, match="holds no comparisons"):
+    inputs.comparisons(labelled, tokenizer, 0)
+
+
+def test_mismatched_answers_belong_to_other_prompts():
+  prompts = np.array([0, 0, 0, 1, 2, 0, 0, 2])
+  for seed in range(5):
+    others = unpaired.other_prompts(prompts, seed)
+    assert np.all(prompts[others] != prompts)
+  row = lambda *ids, n: {  # noqa: E731
+    "tokens": np.array(ids, np.int32),
+    "loss_mask": np.array([0.0] * n + [1.0] * (len(ids) - n), np.float32),
+  }
+  data = inputs.Comparisons(
+    rows=[row(1, 2, 3, n=2), row(9, n=0), row(4, 5, 6, 7, 8, n=1)],
+    pairs=np.array([[0], [2]], np.int32),
+    labels=np.array([1.0, 0.0], np.float32),
+    groups=np.array([[0], [1]], np.int32),
+    dropped=None,
+    ceiling=None,
+  )
+  found = unpaired.with_mismatched(data, 5, 0, "x")
+  np.testing.assert_array_equal(found.pairs, [[0, 3], [2, 4]])
+  np.testing.assert_array_equal(found.rows[3]["tokens"], [1, 2, 5, 6, 7])
+  np.testing.assert_array_equal(found.rows[3]["loss_mask"], [0, 0, 1, 1, 1])
+  np.testing.assert_array_equal(found.rows[4]["tokens"], [4, 3])
+  kept = unpaired.compact(found)
+  assert len(kept.rows) == 4
+  np.testing.assert_array_equal(kept.pairs, [[0, 2], [1, 3]])
+
+
+PAIR = {"prompt": " the cat", "chosen": " sat", "rejected": " is"}
+
+
+@pytest.mark.parametrize(
+  ("name", "rows", "message"),
+  [
+    ("kto", [PAIR, {**PAIR, "label": 0.7}] * 20, "name='kto': .* 0.7"),
+    ("spin", [PAIR, {**PAIR, "label": 0.0}] * 20, "name='spin': .* not 1"),
+    ("kto", [PAIR] * 20, "all 20 answers have the same prompt"),
+  ],
+)
+def test_data_that_a_method_cannot_use(files, tmp_path, name, rows, message):
+  config = make_config(files, name, "full", "")
+  rows = [
+    row if "same prompt" in message else {**row, "prompt": f" the {' on' * n}"}
+    for n, row in enumerate(rows[:8])
+  ] + rows[:2] * 6
+  config.data.source = write(tmp_path / "data.jsonl", rows)
+  config.data.max_length = 40
+  if "same prompt" in message:
+    config.heldout.update(source=config.data.source, max_length=40)
+  config.heldout_fraction = 0.4
+  with pytest.raises(ValueError, match=message.replace("20", r"\d+")):
+    preference.run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"algorithm.name": "dqo"}, "algorithm.name='dqo': .* mean 'dpo'"),
+    ({"algorithm.tau": 0.1}, "algorithm.tau=0.1: 'dpo' has no such .* ipo"),
+    ({"algorithm.beta": 0.0}, "config.algorithm.beta=0.0: must be > 0"),
+    (
+      {"accumulation.microbatches": 3},
+      "batch_size=8: .* accumulation.microbatches",
+    ),
+    ({"trainable.mode": "head"}, "trainable.mode='head'"),
+    ({"data.format": "labelled"}, "'labelled': single answers"),
+    ({"data.source": ""}, "config.data.source is empty"),
+    ({"heldout_fraction": 1.5}, "heldout_fraction=1.5"),
+    ({"init_from": "nowhere"}, "init_from='nowhere': .* no such folder"),
+  ],
+)
+def test_mistakes_are_found_before_a_model_loads(files, change, message):
+  config = make_config(files, "dpo", "full", "")
+  check.check_config(config)
+  if change.get("data.format"):
+    row = {"prompt": "a", "response": " b", "label": True}
+    config.data.source = write(files.root / "judged.jsonl", [row])
+  config.update_from_flattened_dict(change)
+  with pytest.raises(ValueError, match=message):
+    check.check_config(config)
+
+
+def test_the_command_knows_it():
+  assert RUN["preference"] is preference.run

@@ -1,0 +1,267 @@
+"""Plans of tiny models on eight simulated devices."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from rlhf_jax import plan
+from rlhf_jax.models import roles, shapes
+from rlhf_jax.pipelines import defaults
+from rlhf_jax.pipelines.config import ConfigError
+from rlhf_jax.planning import abstract, compiled, report, table, topology
+from rlhf_jax.planning.work import Passes
+
+ROOT = Path(__file__).parents[2]
+TINY = dataclasses.replace(
+  shapes.SHAPES["llama3_8b"],
+  vocab_size=64,
+  width=32,
+  n_layers=2,
+  n_heads=4,
+  n_kv_heads=2,
+  head_dim=8,
+  mlp_width=48,
+  max_length=64,
+)
+LAYER = 32 * 8 * 2 * (4 + 2) + 3 * 32 * 48 + 2 * 32
+PARAMETERS = 2 * LAYER + 2 * 64 * 32 + 32
+LAYER_FACTORS = 2 * (64 + 2 * 48 + 64 + 3 * 80)  # of rank 2
+EIGHT = topology.parse("cpu:8")
+
+
+@pytest.fixture(autouse=True)
+def tiny_shape(monkeypatch):
+  monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiles():
+  name = "jax_disable_most_optimizations"
+  before = jax.config.values[name]
+  jax.config.update(name, True)
+  yield
+  jax.config.update(name, before)
+
+
+def sft_config(**mesh):
+  config = defaults.sft()
+  config.model.update(source="shape:tiny", scan_layers=True, remat=True)
+  config.data.max_length = 24
+  config.schedule.update(batch_size=16, steps=3)
+  config.optimizer.schedule = "constant"
+  config.mesh.update(data=1, fsdp=-1, **mesh)
+  return config
+
+
+def policy_config(mode):
+  config = defaults.policy()
+  rank = 2 * (mode == "lora")
+  config.model.update(source="shape:tiny", scan_layers=True, lora_rank=rank)
+  config.trainable.mode = config.value.mode = mode
+  config.prompts.max_length = 24
+  config.generate.max_new_tokens = 8
+  config.schedule.update(batch_size=16, steps=3)
+  config.mesh.update(data=2, fsdp=2, tensor=2)
+  return config
+
+
+def line_of(found, name):
+  return next(line for line in found.lines if line.program == name)
+
+
+def close(found, expected):
+  assert found == pytest.approx(expected, rel=0.15)
+
+
+def test_weights_and_optimizer_as_the_compiler_counts_them():
+  """One update, split over 8 devices: by hand, by shape, by compiler."""
+  (phase,) = report.phases(sft_config(), EIGHT.devices)
+  by_shape = abstract.bytes_of(phase.trained, phase.optimizer)
+  by_hand = 3 * 4 * PARAMETERS / 8
+  close(by_shape, by_hand)
+  devices = topology.compile_devices(EIGHT)
+  (phase,) = report.phases(sft_config(), devices)
+  found, _ = compiled.measure(phase, phase.programs[0], {}, compiles=True)
+  text = abstract.bytes_of(abstract.token_batch(phase.mesh, 16, 24, False))
+  close(found.arguments - text, by_shape)
+  assert found.outputs < by_shape / 2  # the state is donated
+  assert found.counts.sent["all-gather"] > 0
+
+
+def test_a_policy_compiles_as_it_is_estimated():
+  """LoRA on 2 x 2 x 2: every program, chained through real shardings."""
+  config = policy_config("lora")
+  guess = report.make(config, EIGHT, compiles=False)
+  found = report.make(config, EIGHT, compiles=True)
+  names = ["merge", "prefill", "decode", "judge", "prepare", "update"]
+  assert [line.program for line in found.lines] == names
+  assert all(line.is_compiled for line in found.lines)
+  for line, other in zip(found.lines, guess.lines, strict=True):
+    assert line.weights == other.weights
+    assert line.optimizer == other.optimizer
+    close(line.inputs, other.inputs)
+  # prefill, decode: matrix products as counted from the model
+  for name in ("prefill", "judge"):
+    line = line_of(found, name)
+    assert 0.8 < line.hlo_flops / line.flops < 2.0
+  assert line_of(found, "decode").unknown_loops == 1
+  text = table.render(found)
+  assert "COMPILED" in text and "data=2 x fsdp=2 x tensor=2" in text
+  assert json.loads(json.dumps(table.as_json(found)))["fits"]
+
+
+def test_full_roles_hold_what_a_run_holds():
+  """Base, start and reward model; policy and critic; moments of the two."""
+  config = policy_config("full")
+  config.mesh.update(data=1, fsdp=8, tensor=1)
+  found = report.make(config, EIGHT, compiles=False)
+  line = line_of(found, "update")
+  close(line.weights, (3 + 2) * 4 * PARAMETERS / 8)
+  close(line.optimizer, 2 * 2 * 4 * PARAMETERS / 8)
+
+
+def test_lora_roles_share_one_base():
+  """Policy, critic, reference and reward model: each matrix is one array."""
+  (phase,) = report.phases(policy_config("lora"), EIGHT.devices)
+  named = jax.tree_util.tree_leaves_with_path((phase.frozen, phase.trained))
+  matrices = {
+    id(leaf)
+    for path, leaf in named
+    if "_proj" in str(path) and "kernel" in str(path)
+  }
+  assert len(matrices) == 7  # layers are stacked
+  factors = 4 * LAYER_FACTORS * 2 * TINY.n_layers  # of policy and critic
+  assert abstract.bytes_of(phase.trained) < 1.1 * factors
+
+
+def test_flops_by_hand():
+  """Forward: 2 a weight and token, 4 a query, key and head entry."""
+  mesh = abstract.make_mesh(sft_config(), 8)
+  rows, length = 16, 24
+  (phase,) = report.phases(sft_config(), 8)
+  role = roles.Role(model=phase.model)
+  matrices = LAYER - 2 * 32
+  forward = 2 * rows * length * (2 * matrices + 64 * 32)
+  attention = 2 * 4 * rows * length * length * 4 * 8
+  found = Passes(mesh).forward([role], rows, length, length)
+  assert found.flops == forward + attention
+  # backward twice the forward, and once more because of remat
+  assert phase.programs[0].work.flops == 4 * (forward + attention)
+
+
+def test_what_does_not_fit_is_refused_with_remedies(monkeypatch, capsys):
+  small = dataclasses.replace(topology.CHIPS["v5e"], usable=2**-13)
+  monkeypatch.setitem(topology.CHIPS, "v5e", small)
+  config = sft_config()
+  config.model.remat = False
+  config.mesh.update(data=4, fsdp=1)
+  code = plan.run(config, "v5e:2x2", analytic=True, phase="", file="")
+  text = capsys.readouterr().out
+  assert code == 2
+  assert "DOES NOT FIT" in text
+  for remedy in ("mesh.fsdp=-1", "model.remat=True", "loss.microbatches="):
+    assert f"--config.{remedy}" in text or remedy in text
+  assert text.count("GiB alone") >= 2
+
+
+def test_the_whole_quickstart_is_planned_without_its_assets(monkeypatch):
+  """rlhf: four stages, heads on a frozen trunk, packed rows, monitors."""
+  monkeypatch.setenv("RLHF_JAX_CACHE", "/nowhere")
+  config = load("configs/recipes/smollm2.py")
+  found = {
+    phase.name: [program.name for program in phase.programs]
+    for phase in report.phases(config, 8)
+  }
+  sampling = ["merge", "prefill", "decode"]
+  assert found == {
+    "sft": ["update", *sampling],
+    "reward": ["features", "update"],
+    "gold": ["features", "update"],
+    "policy": [*sampling, "judge", "recompute", "prepare", "update"],
+  }
+  slice_ = topology.parse("v5e:2x4")
+  reward = report.make(config, slice_, compiles=False, only="reward")
+  assert reward.parameters == 134_515_008
+  assert not reward.too_large
+  # only a head trains: its activations are nothing beside the trunk's
+  features, update = reward.lines
+  assert update.temporaries < 0.1 * features.temporaries
+
+
+def load(name, *arguments):
+  spec = importlib.util.spec_from_file_location("recipe", ROOT / name)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*arguments)
+
+
+def test_recipes_say_what_they_accept():
+  config = load("configs/recipes/ppo.py", "model=gemma_2b,roles=full")
+  assert config.model.source == "shape:gemma_2b"
+  assert config.trainable.mode == "full"
+  with pytest.raises(ValueError, match="roles=both"):
+    load("configs/recipes/ppo.py", "roles=both")
+
+
+def test_mistakes():
+  config = sft_config()
+  with pytest.raises(ConfigError, match="no such phase"):
+    report.make(config, EIGHT, compiles=False, only="policy")
+  config.schedule.batch_size = 12
+  with pytest.raises(ConfigError, match="12 are not a multiple of 8"):
+    report.phases(config, 8)
+  config.mesh.update(fsdp=3)
+  with pytest.raises(ConfigError, match="on 8 devices"):
+    report.phases(config, 8)
+  with pytest.raises(ConfigError, match="plan knows"):
+    report.phases(defaults.evaluate(), 8)
+
+
+SMALL = (
+  ("configs/sft.py", "sft", "--config.schedule.steps=9"),
+  (
+    "configs/recipes/smollm2.py",
+    "policy",
+    "--config.sft.schedule.batch_size=16",
+  ),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "phase", "override"), SMALL)
+def test_a_real_slice(file, phase, override, tmp_path):
+  """v5e:4x4 through libtpu, in a process of its own."""
+  if not topology.has_compiler(topology.parse("v5e:4x4")):
+    pytest.skip("libtpu is not installed: pip install '.[tpu]'")
+  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  found = {}
+  for how in ("analytic", "noanalytic"):
+    result = tmp_path / f"{how}.json"
+    arguments = [
+      f"--config={file}",
+      f"--config.{override}",
+      "--topology=v5e:4x4",
+      f"--phase={phase}",
+      f"--json={result}",
+      f"--{how}",
+    ]
+    subprocess.run(
+      [sys.executable, "-m", "rlhf_jax.plan", *arguments],
+      cwd=ROOT,
+      env=environment | plan.ENVIRONMENT,
+      check=True,
+    )
+    found[how] = json.loads(result.read_text())["lines"]
+  for line, guess in zip(found["noanalytic"], found["analytic"], strict=True):
+    assert line["is_compiled"] and line["fits"]
+    if line["program"] == "update":
+      # what the compiler is handed is nearly all weights and optimizer
+      resident = guess["weights"] + guess["optimizer"] - guess["idle"]
+      close(line["arguments"], resident)
