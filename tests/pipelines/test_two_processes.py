@@ -110,6 +110,7 @@ def run(files, sft_full, reward_full, compile_cache, tmp_path):
   return Run(files, sft_full, reward_full, tmp_path / "run", compile_cache)
 
 
+@pytest.mark.slow
 def test_t20_a_killed_peer_ends_the_other_and_the_restart_goes_on(
   run, straight
 ):
