@@ -24,7 +24,6 @@ Log-probabilities are made in float32 and summed in float64.
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast
