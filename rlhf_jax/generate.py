@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import ops
-from rlhf_jax.models import transformer
+from rlhf_jax.models import attention, transformer
 from rlhf_jax.models.cache import LayerCache, make_cache, take_rows
 from rlhf_jax.sampling import Config, sample_tokens
 from rlhf_jax.types import (
@@ -101,10 +101,9 @@ def prefill(
   positions = ops.positions_from_mask(prompts.valid_mask)
   x = net.apply(variables, prompts.tokens, positions, method="embed")
   cache = make_cache(model, rows, total)
-  mask = jnp.pad(
-    transformer.causal_mask(prompts.valid_mask),
-    ((0, 0), (0, 0), (0, config.max_new_tokens)),
-  )
+  mask = attention.make_mask(model.attention, prompts.valid_mask)
+  if not isinstance(mask, attention.Segments):
+    mask = jnp.pad(mask, ((0, 0), (0, 0), (0, config.max_new_tokens)))
   x, _, cache = net.apply(
     variables, x, positions, mask, cache=cache, slot=0, method="run_layers"
   )

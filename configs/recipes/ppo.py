@@ -75,6 +75,4 @@ def get_config(argument: str = "") -> ConfigDict:
   config.value_optimizer.warmup_steps = 10
   config.schedule.update(batch_size=256, steps=200, save_every=10)
   config.mesh.update(data=1, fsdp=-1, tensor=TENSOR[chosen["model"]])
-  if chosen["model"] == "llama3_70b":
-    config.model.scan_layers = False  # stacking would need a second host copy
   return config

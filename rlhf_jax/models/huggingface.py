@@ -1,7 +1,7 @@
 """Hugging Face folders (config.json, safetensors) <-> config and parameters.
 
-One name table a family (models/families.py) serves both directions. Tensors
-are read one at a time, so the peak is one model plus one tensor.
+One name table a family (models/families.py) serves both directions. Weights
+stay in their files until a device asks for its piece (models/stored.py).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_jax.models import families, transformer, trees
+from rlhf_jax.models.stored import StoredWeight
 
 
 def _read_json(path: Path) -> dict:
@@ -59,7 +60,7 @@ def _files_of_tensors(folder: Path) -> dict[str, Path]:
 
 
 def load(folder: str | Path) -> tuple[transformer.Config, dict]:
-  """Returns (config, float32 numpy parameter tree) of a model folder.
+  """Returns (config, tree of stored.StoredWeight) of a model folder.
 
   Raises:
     FileNotFoundError: for a missing file.
@@ -86,14 +87,13 @@ def load(folder: str | Path) -> tuple[transformer.Config, dict]:
       f"{folder}: {len(unread)} tensors have no place in the {family} family, "
       f"the first is {unread[0]!r}. Extend rlhf_jax/models/families.py."
     )
-  flat: dict[str, np.ndarray] = {}
-  for file in sorted({files[theirs] for theirs, _ in table.values()}):
-    with safe_open(file, framework="np") as opened:
-      for ours, (theirs, transposed) in table.items():
-        if files[theirs] != file:
-          continue
-        weight = np.asarray(opened.get_tensor(theirs)).astype(np.float32)
-        flat[ours] = np.ascontiguousarray(weight.T) if transposed else weight
+  opened = {
+    file: safe_open(file, framework="np") for file in set(files.values())
+  }
+  flat = {
+    ours: StoredWeight(opened[files[theirs]], theirs, is_transposed=transposed)
+    for ours, (theirs, transposed) in table.items()
+  }
   families.check_shapes(flat, config, str(folder))
   return config, trees.unflatten(flat)
 

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import ops
-from rlhf_jax.models import heads, lora, transformer, trees
+from rlhf_jax.models import attention, heads, lora, transformer, trees
 from rlhf_jax.types import Array, PyTree
 
 
@@ -157,10 +157,11 @@ class Rows:
     segments = getattr(batch, "segment_ids", None)
     return Rows(batch.tokens, batch.valid_mask, positions, segments)
 
-  @property
-  def mask(self) -> Array:
-    """[B, L, L] bool attention mask."""
-    return transformer.causal_mask(self.valid_mask, self.segment_ids)
+  def mask(self, model: transformer.Config) -> attention.Mask:
+    """Returns the causal mask in the form that the model's attention reads."""
+    return attention.make_mask(
+      model.attention, self.valid_mask, self.segment_ids
+    )
 
 
 def trains_unembedding(role: Role) -> bool:
@@ -188,7 +189,7 @@ def frozen_streams(
     variables,
     x,
     rows.positions,
-    rows.mask,
+    rows.mask(model),
     stop=max(taps),
     taps=tuple(sorted(set(taps))),
     method="run_layers",
@@ -220,7 +221,7 @@ def stream(
     weights,
     x,
     rows.positions,
-    rows.mask,
+    rows.mask(role.model),
     start=start,
     stop=role.stop,
     method="run_layers",

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import ops
+from rlhf_jax.models import attention
 from rlhf_jax.models.cache import LayerCache
 from rlhf_jax.types import Array
 
@@ -33,7 +34,6 @@ ACTIVATIONS = {
   "gelu": functools.partial(nn.gelu, approximate=False),
   "gelu_tanh": functools.partial(nn.gelu, approximate=True),
 }
-MASKED = -1e30  # finite, so that a fully masked row yields no NaN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Config:
   tie_embeddings: bool = True
   # --- how it runs ---
   dtype: str = "float32"  # compute dtype; weights are stored in float32
+  attention: str = "einsum"  # the program, see attention.py
   scan_layers: bool = False  # one compiled block for deep models on TPU
   remat: bool = False  # recompute blocks in the backward pass
   lora_rank: int = 0  # factors created by init; 0 for none
@@ -70,6 +71,7 @@ class Config:
       "positions": ("rope", "learned"),
       "activation": tuple(ACTIVATIONS),
       "dtype": ("float32", "bfloat16"),
+      "attention": attention.KINDS,
     }
     for field, allowed in choices.items():
       if getattr(self, field) not in allowed:
@@ -166,22 +168,6 @@ def rotate(x: Array, positions: Array, theta: float) -> Array:
   )
 
 
-def causal_mask(valid_mask: Array, segment_ids: Array | None = None) -> Array:
-  """Returns [B, T, T] bool: token t may read token s.
-
-  Args:
-    valid_mask: [B, T], 0 on padding.
-    segment_ids: [B, T] int32 for packed rows: only the same segment is read.
-  """
-  length = valid_mask.shape[-1]
-  order = jnp.arange(length)
-  mask = (order[:, None] >= order[None, :])[None]
-  mask = mask & (valid_mask > 0)[:, None, :]
-  if segment_ids is not None:
-    mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
-  return mask
-
-
 class Attention(nn.Module):
   """Grouped-query attention, with or without a cache."""
 
@@ -193,7 +179,7 @@ class Attention(nn.Module):
     self,
     x: Array,
     positions: Array,
-    mask: Array,
+    mask: attention.Mask,
     cache: LayerCache | None,
     slot: Array | None,
   ) -> tuple[Array, LayerCache | None]:
@@ -214,21 +200,10 @@ class Attention(nn.Module):
       key = rotate(key, positions, c.rope_theta)
     if cache is not None:
       cache = cache.write(key, value, slot)
-      key, value = cache.key, cache.value
-    batch, _, length, _ = query.shape
-    grouped = query.reshape(batch, c.n_kv_heads, -1, length, c.head_dim)
-    scores = jnp.einsum(
-      "bkgtd,bksd->bkgts",
-      grouped,
-      key,
-      preferred_element_type=jnp.float32,
-    )
-    scores = scores * c.head_dim**-0.5
-    scores = jnp.where(mask[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(c.dtype)
-    mixed = jnp.einsum("bkgts,bksd->bkgtd", weights, value)
-    mixed = mixed.reshape(batch, c.n_heads, length, c.head_dim)
-    mixed = mixed.swapaxes(1, 2).reshape(batch, length, -1)
+      if not isinstance(mask, attention.Segments):  # which are of whole rows
+        key, value = cache.key, cache.value
+    mixed = attention.attend(c.attention, query, key, value, mask)
+    mixed = mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1)
     return dense(c.width, name="o_proj")(mixed), cache
 
 
@@ -316,7 +291,7 @@ class Transformer(nn.Module):
     self,
     x: Array,
     positions: Array,
-    mask: Array,
+    mask: attention.Mask,
     *,
     start: int = 0,
     stop: int | None = None,
@@ -329,7 +304,8 @@ class Transformer(nn.Module):
     Args:
       x: [B, T, D], the stream that enters layer `start`.
       positions: [B, T] int32.
-      mask: [B, T, T] bool, or [B, T, S] with a cache.
+      mask: from attention.make_mask; or [B, T, S] bool with a cache of S
+        slots (segments: T new rows in an empty cache, read by themselves).
       start, stop: layer range; stop None means all.
       taps: layers whose INCOMING stream is returned as well.
       cache: one LayerCache a layer (all layers), or None.
@@ -391,7 +367,8 @@ class Transformer(nn.Module):
     if positions is None:
       positions = ops.positions_from_mask(valid_mask)
     x = self.embed(tokens, positions)
-    x, _, _ = self.run_layers(x, positions, causal_mask(valid_mask))
+    mask = attention.make_mask(self.config.attention, valid_mask)
+    x, _, _ = self.run_layers(x, positions, mask)
     return self.unembed(x)
 
 

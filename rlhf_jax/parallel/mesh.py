@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -181,15 +182,23 @@ def constrain_rows(mesh: Mesh, tree: PyTree) -> PyTree:
 def place(tree: PyTree, shardings: PyTree) -> PyTree:
   """Returns host arrays, the same on every process, as global arrays.
 
-  Each device is sent its own piece only.
+  Each device is sent its own piece only. Leaves that are not in memory but
+  can be read piece by piece, `leaf[index]`, are read so, each piece once.
   """
 
-  def put(leaf: np.ndarray, sharding: NamedSharding) -> Array:
-    if jax.process_count() == 1:
+  def put(leaf: Any, sharding: NamedSharding) -> Array:
+    is_in_memory = isinstance(leaf, np.ndarray | np.generic | jax.Array)
+    if is_in_memory and jax.process_count() == 1:
       return jax.device_put(leaf, sharding)
-    leaf = np.asarray(leaf)
-    return jax.make_array_from_callback(
-      leaf.shape, sharding, lambda index: leaf[index]
-    )
+    leaf = np.asarray(leaf) if is_in_memory else leaf
+    pieces: dict[tuple, np.ndarray] = {}
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+      name = tuple((part.start, part.stop) for part in index)
+      if name not in pieces:
+        pieces[name] = leaf[index]
+      return pieces[name]
+
+    return jax.make_array_from_callback(leaf.shape, sharding, read)
 
   return jax.tree.map(put, tree, shardings)

@@ -30,6 +30,7 @@ from rlhf_jax.models.roles import (
   sampling_params,
   split,
 )
+from rlhf_jax.models.stored import StackedWeight
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
 from rlhf_jax.pipelines import pretrained
@@ -60,7 +61,8 @@ def _load(model: Model, mesh: jax.sharding.Mesh) -> Base:
   path = pretrained.locate(model.source)
   tokenizer = pretrained.read_tokenizer(model, path)
   read_config, params = pretrained.read_weights(path)
-  config = pretrained.as_run(read_config, model)
+  platform = mesh.devices.flat[0].platform
+  config = pretrained.as_run(read_config, model, platform)
   if tokenizer.vocab_size > config.vocab_size:
     raise ConfigError(
       f"config.model.tokenizer: {tokenizer.name} has {tokenizer.vocab_size} "
@@ -70,9 +72,10 @@ def _load(model: Model, mesh: jax.sharding.Mesh) -> Base:
   if config.scan_layers:
     params = stack_layers(params, config.n_layers)
   tree = {"params": params}
+  params = mesh_lib.place(tree, rules.sharding_tree(mesh, tree))["params"]
   return Base(
     config=config,
-    params=mesh_lib.place(tree, rules.sharding_tree(mesh, tree))["params"],
+    params=params,
     tokenizer=tokenizer,
     fingerprint=checkpoint.fingerprint_params(params),
     source=model.source,
@@ -83,12 +86,18 @@ def stack_layers(params: PyTree, n_layers: int) -> PyTree:
   """Returns the tree with layer_0..layer_{n-1} stacked under "layers"."""
   layers = [params[f"layer_{i}"] for i in range(n_layers)]
   rest = {k: v for k, v in params.items() if not k.startswith("layer_")}
-  return rest | {"layers": jax.tree.map(lambda *x: np.stack(x), *layers)}
+  return rest | {"layers": jax.tree.map(lambda *x: StackedWeight(x), *layers)}
 
 
 def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
-  """Returns the base model on the mesh; a second call returns the same."""
-  return _load(model, mesh)
+  """Returns the base model on the mesh; a second call returns the same.
+
+  The mesh becomes JAX's current one where the attention has to know it.
+  """
+  base = _load(model, mesh)
+  if base.config.attention == "splash":
+    jax.set_mesh(mesh)
+  return base
 
 
 def check_context(base: Base, longest: int, name: str) -> None:

@@ -21,6 +21,7 @@ from ml_collections import config_dict
 
 from rlhf_jax import optimizer
 from rlhf_jax.data import formats
+from rlhf_jax.models import attention
 
 T = TypeVar("T")
 
@@ -44,6 +45,7 @@ class Model:
   source: str = ""  # asset:NAME, a .gguf file, or a Hugging Face folder
   tokenizer: str = ""  # file or folder; "" reads the model's own
   dtype: str = "float32"  # compute dtype
+  attention: str = "auto"  # by platform; or a kind of models/attention.py
   scan_layers: bool = False  # one compiled block (deep models on TPU)
   remat: bool = False  # recompute blocks in the backward pass
   lora_rank: int = 0
@@ -53,6 +55,7 @@ class Model:
     if self.lora_rank < 0:
       raise ConfigError(f"lora_rank={self.lora_rank}: must be >= 0.")
     _check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+    _check_choice("attention", self.attention, ("auto", *attention.KINDS))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from rlhf_jax.data import assets
 from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
-from rlhf_jax.models import gguf, huggingface, shapes, transformer
+from rlhf_jax.models import attention, gguf, huggingface, shapes, transformer
 from rlhf_jax.pipelines.config import ConfigError, Model, nearest
 from rlhf_jax.types import PyTree
 
@@ -96,11 +96,27 @@ def read_architecture(source: str) -> transformer.Config:
   return gguf.read_config(path)
 
 
-def as_run(config: transformer.Config, model: Model) -> transformer.Config:
-  """Returns an architecture with what a Model section says of its run."""
+def as_run(
+  config: transformer.Config, model: Model, platform: str
+) -> transformer.Config:
+  """Returns an architecture with what a Model section says of its run.
+
+  Args:
+    config: architecture.
+    model: the section.
+    platform: "cpu", "gpu" or "tpu", where it runs.
+
+  Raises:
+    ConfigError: an attention program that the platform does not have.
+  """
+  try:
+    kind = attention.resolve(model.attention, platform, model.dtype)
+  except ValueError as error:
+    raise ConfigError(f"config.model.{error}") from error
   return dataclasses.replace(
     config,
     dtype=model.dtype,
+    attention=kind,
     scan_layers=model.scan_layers,
     remat=model.remat,
     lora_rank=model.lora_rank,

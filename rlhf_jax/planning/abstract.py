@@ -179,9 +179,17 @@ def state(mesh: AnyMesh, make: Callable[..., PyTree], *args: PyTree) -> PyTree:
   return build.with_shardings(jax.eval_shape(make, *args), mesh)
 
 
-def base(model: Model, mesh: AnyMesh) -> build.Base:
-  """Returns the base model of a Model section without its weights."""
-  config = pretrained.as_run(pretrained.read_architecture(model.source), model)
+def base(model: Model, mesh: AnyMesh, devices: int | list[Any]) -> build.Base:
+  """Returns the base model of a Model section without its weights.
+
+  Args:
+    model: the section.
+    mesh: where.
+    devices: those to compile for, or only how many there are, of a TPU.
+  """
+  platform = devices[0].platform if isinstance(devices, list) else "tpu"
+  architecture = pretrained.read_architecture(model.source)
+  config = pretrained.as_run(architecture, model, platform)
   plain = roles.Role(model=dataclasses.replace(config, lora_rank=0))
   shapes = build.variable_shapes(plain)
   return build.Base(

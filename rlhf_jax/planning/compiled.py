@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from rlhf_jax.models import attention
 from rlhf_jax.planning import abstract, hlo
 from rlhf_jax.planning.programs import Flow, Phase, Program
 from rlhf_jax.types import PyTree
@@ -58,7 +59,8 @@ def measure(
   if not compiles:
     return _estimate(phase, program, args, kwargs)
   begun = time.perf_counter()
-  lowered = program.function.lower(*args, **kwargs)
+  with attention.on_mesh(phase.model.attention, phase.mesh):
+    lowered = program.function.lower(*args, **kwargs)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:

@@ -19,6 +19,7 @@ from rlhf_jax.planning.programs import (
   Flow,
   Phase,
   Program,
+  is_read_whole,
   role_of,
   row_length,
   sampling,
@@ -97,7 +98,9 @@ def policy_phase(
     before: the rlhf configuration it is part of, or None.
   """
   mesh = abstract.make_mesh(config, devices, prefix)
-  base = abstract.base(section(Model, config.model, f"{prefix}model"), mesh)
+  base = abstract.base(
+    section(Model, config.model, f"{prefix}model"), mesh, devices
+  )
   settings = policy_step.read_settings(config)
   actors_lib.check_sampling(settings.generate, mesh.size)
   start, models, notes = _stages(config, settings, base, mesh, prefix, before)
@@ -139,6 +142,7 @@ def policy_phase(
     optimizer=(state.opt_state, None if critic is None else critic.opt_state),
     programs=tuple(programs),
     step=tuple(p.name for p in programs if p.name != "value update"),
+    is_read_whole=is_read_whole(base),
     notes=notes,
   )
 

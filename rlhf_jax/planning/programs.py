@@ -60,6 +60,7 @@ class Phase:
   trained, frozen, optimizer: abstract trees; leaves that are one array in a
     run are one object.
   step: names of the programs that make one training step.
+  is_read_whole: each host reads all of the model's file.
   notes: what was assumed.
   """
 
@@ -71,6 +72,7 @@ class Phase:
   optimizer: PyTree
   programs: tuple[Program, ...]
   step: tuple[str, ...]
+  is_read_whole: bool
   notes: tuple[str, ...] = ()
 
 
@@ -82,6 +84,11 @@ def total_steps(schedule: Schedule) -> int:
 def row_length(data: Data) -> int:
   """Returns the tokens of a padded row at most."""
   return data.max_length if data.pack else bucket_length(data.max_length)
+
+
+def is_read_whole(base: build.Base) -> bool:
+  """Says whether a model's weights are read whole (GGUF) or by pieces."""
+  return base.source.startswith("asset:") or base.source.endswith(".gguf")
 
 
 def role_of(

@@ -29,8 +29,9 @@ def advice(config: Any, report: Report) -> str:
     rows.append(f"  {_offload(own)}")
   if report.is_host_too_small:
     rows.append(
-      "host: it reads the whole checkpoint into float32. Use hosts with more "
-      "memory, or model.scan_layers=False, which makes no second copy."
+      "host: its largest weight does not fit. Use hosts with more memory, a "
+      "Hugging Face folder instead of a GGUF file, which is read whole, or "
+      "model.scan_layers=False, whose weights are one layer each."
     )
   return "\n".join(rows)
 

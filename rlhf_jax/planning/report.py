@@ -181,7 +181,7 @@ def make(
   lines: list[Line] = []
   for phase in chosen:
     lines += _lines(phase, topology, compiles, progress)
-  parameters, host = _host(chosen)
+  parameters, host = _host(chosen, topology)
   return Report(
     topology=topology,
     is_compiled=compiles,
@@ -196,16 +196,26 @@ def make(
   )
 
 
-def _host(found: list[Phase]) -> tuple[int, int]:
+def _host(
+  found: list[Phase], topology: topology_lib.Topology
+) -> tuple[int, int]:
   """Returns the parameters of the model, and bytes to read it on a host.
 
-  Every host reads the whole checkpoint into float32, and stacking layers for
-  the scan makes a second copy (pipelines/build.py).
+  Each weight in turn is read as float32, only the pieces of the host's own
+  devices (models/stored.py); a GGUF file is read whole.
   """
   phase = max(found, key=lambda phase: phase.model.n_layers)
-  base = phase.frozen[0]
-  count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(base))
-  return count, 4 * count * (2 if phase.model.scan_layers else 1)
+  leaves = jax.tree.leaves(phase.frozen[0])
+  sizes = [math.prod(leaf.shape) for leaf in leaves]
+  if phase.is_read_whole:
+    return sum(sizes), 4 * sum(sizes) * (2 if phase.model.scan_layers else 1)
+  chip = topology.chip
+  devices = min(chip.chips_per_host, topology.chips) * chip.devices_per_chip
+  pieces = [
+    min(size, devices * math.prod(leaf.sharding.shard_shape(leaf.shape)))
+    for size, leaf in zip(sizes, leaves, strict=True)
+  ]
+  return sum(sizes), 4 * max(pieces)
 
 
 def _lines(

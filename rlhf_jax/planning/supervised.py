@@ -24,6 +24,7 @@ from rlhf_jax.planning.programs import (
   Devices,
   Phase,
   Program,
+  is_read_whole,
   role_of,
   row_length,
   sampling,
@@ -55,7 +56,9 @@ def sft_stage(
 def sft_phase(config: Any, devices: Devices, prefix: str = "") -> Phase:
   """Returns the phase of an SFT configuration."""
   mesh = abstract.make_mesh(config, devices, prefix)
-  base = abstract.base(section(Model, config.model, f"{prefix}model"), mesh)
+  base = abstract.base(
+    section(Model, config.model, f"{prefix}model"), mesh, devices
+  )
   data = section(Data, config.data, f"{prefix}data")
   loss = section(sft_algorithm.Config, config.loss, f"{prefix}loss")
   schedule = section(Schedule, config.schedule, f"{prefix}schedule")
@@ -104,6 +107,7 @@ def sft_phase(config: Any, devices: Devices, prefix: str = "") -> Phase:
     optimizer=state.opt_state,
     programs=tuple(programs),
     step=("update",),
+    is_read_whole=is_read_whole(base),
   )
 
 
@@ -149,7 +153,9 @@ def reward_phase(
 ) -> Phase:
   """Returns the phase of a reward configuration; see `reward_stage`."""
   mesh = abstract.make_mesh(config, devices, prefix)
-  base = abstract.base(section(Model, config.model, f"{prefix}model"), mesh)
+  base = abstract.base(
+    section(Model, config.model, f"{prefix}model"), mesh, devices
+  )
   loss = section(reward_algorithm.Config, config.loss, f"{prefix}loss")
   schedule = section(Schedule, config.schedule, f"{prefix}schedule")
   length = row_length(section(Data, config.data, f"{prefix}data"))
@@ -193,6 +199,7 @@ def reward_phase(
     optimizer=state.opt_state,
     programs=(*before, update),
     step=("update",),
+    is_read_whole=is_read_whole(base),
   )
 
 

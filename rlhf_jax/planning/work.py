@@ -74,7 +74,9 @@ def layer_bytes(
   heads = (2 * model.n_heads + 2 * model.n_kv_heads) * model.head_dim
   inner = (3 if model.gated_mlp else 2) * model.mlp_width
   tokens = rows * queries * size
+  is_blockwise = model.attention != "einsum" and queries > 1
   scores = rows * model.n_heads * queries * keys * (FLOAT + size)
+  scores = 0.0 if is_blockwise else scores
   return tokens * (4 * model.width + (heads + inner) / tensor) + scores / tensor
 
 

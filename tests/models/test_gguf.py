@@ -105,6 +105,7 @@ def test_synthetic_file_equals_its_source(name, tmp_path):
   path = write(tmp_path / "tiny.gguf", name, gguf_tensors(name))
   config, params = gguf.load(path)
   expected_config, expected = huggingface.load(ORACLES / name)
+  expected = jax.tree.map(np.asarray, expected)
   assert config.norm_epsilon == np.float32(expected_config.norm_epsilon)
   assert expected_config == dataclasses.replace(
     config, norm_epsilon=expected_config.norm_epsilon

@@ -37,6 +37,11 @@ def edit_config(folder, drop=(), **changes):
   path.write_text(json.dumps(config))
 
 
+def load(folder):
+  config, params = huggingface.load(folder)
+  return config, jax.tree.map(np.asarray, params)
+
+
 def edit_tensors(folder, drop=(), **changes):
   path = folder / "model.safetensors"
   tensors = load_file(path) | changes
@@ -56,7 +61,7 @@ def assert_trees_equal(found, expected):
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_equal_transformers(name):
   golden = np.load(ORACLES / "tiny_llama_logits.npz")
-  config, params = huggingface.load(ORACLES / name)
+  config, params = load(ORACLES / name)
   apply = jax.jit(transformer.Transformer(config).apply)
   tokens = golden["tokens"]
   whole = apply({"params": params}, tokens, jnp.ones(tokens.shape))
@@ -68,7 +73,7 @@ def test_logits_equal_transformers(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_trap_09_padded_logits_equal_transformers(name):
   golden = np.load(ORACLES / "tiny_llama_logits.npz")
-  config, params = huggingface.load(ORACLES / name)
+  config, params = load(ORACLES / name)
   apply = jax.jit(transformer.Transformer(config).apply)
   mask = golden["mask"]
   assert (mask.sum(1) < mask.shape[1]).sum() == 2
@@ -105,9 +110,9 @@ def test_config_of_each_golden():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_save_then_load_is_bit_identical(name, tmp_path):
-  config, params = huggingface.load(ORACLES / name)
+  config, params = load(ORACLES / name)
   huggingface.save(tmp_path / "out", config, params)
-  again, reloaded = huggingface.load(tmp_path / "out")
+  again, reloaded = load(tmp_path / "out")
   assert again == config
   assert_trees_equal(reloaded, params)
   exported = load_file(tmp_path / "out" / "model.safetensors")
@@ -118,13 +123,13 @@ def test_save_then_load_is_bit_identical(name, tmp_path):
 
 
 def test_save_writes_stacked_layers_apart(tmp_path):
-  config, params = huggingface.load(ORACLES / "tiny_llama")
+  config, params = load(ORACLES / "tiny_llama")
   layers = [params[f"layer_{i}"] for i in range(config.n_layers)]
   stacked = {k: v for k, v in params.items() if not k.startswith("layer_")}
   stacked["layers"] = jax.tree.map(lambda *x: np.stack(x), *layers)
   scanned = dataclasses.replace(config, scan_layers=True)
   huggingface.save(tmp_path, scanned, stacked)
-  assert_trees_equal(huggingface.load(tmp_path)[1], params)
+  assert_trees_equal(load(tmp_path)[1], params)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +159,7 @@ def test_defaults_of_an_old_config(folder):
 
 
 def test_bfloat16_and_shards(folder):
-  _, params = huggingface.load(folder)
+  _, params = load(folder)
   tensors = load_file(folder / "model.safetensors")
   (folder / "model.safetensors").unlink()
   names = sorted(tensors)
@@ -167,7 +172,7 @@ def test_bfloat16_and_shards(folder):
     )
   index = folder / "model.safetensors.index.json"
   index.write_text(json.dumps({"weight_map": weight_map}))
-  _, found = huggingface.load(folder)
+  _, found = load(folder)
   rounded = jax.tree.map(
     lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), params
   )
@@ -175,7 +180,7 @@ def test_bfloat16_and_shards(folder):
 
 
 def test_tied_head_and_rotary_tables_in_the_file_are_not_read(folder):
-  _, params = huggingface.load(folder)
+  _, params = load(folder)
   edit_tensors(
     folder,
     **{
@@ -183,27 +188,27 @@ def test_tied_head_and_rotary_tables_in_the_file_are_not_read(folder):
       "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32),
     },
   )
-  assert_trees_equal(huggingface.load(folder)[1], params)
+  assert_trees_equal(load(folder)[1], params)
 
 
 def test_missing_tensor(folder):
   name = "model.layers.1.mlp.up_proj.weight"
   edit_tensors(folder, drop=[name])
   with pytest.raises(ValueError, match=f"1 tensors are missing.*'{name}'"):
-    huggingface.load(folder)
+    load(folder)
 
 
 def test_misshapen_tensor(folder):
   edit_config(folder, intermediate_size=36)
   with pytest.raises(ValueError, match=r"mlp/\w+/kernel has shape .*36"):
-    huggingface.load(folder)
+    load(folder)
 
 
 def test_unknown_tensor(folder):
   name = "model.layers.0.self_attn.q_proj.bias"
   edit_tensors(folder, **{name: np.zeros(32, np.float32)})
   with pytest.raises(ValueError, match=f"no place in the llama.*'{name}'"):
-    huggingface.load(folder)
+    load(folder)
 
 
 @pytest.mark.parametrize(
@@ -222,20 +227,20 @@ def test_unknown_tensor(folder):
 def test_settings_that_are_refused(folder, changes, message):
   edit_config(folder, **changes)
   with pytest.raises(ValueError, match=message):
-    huggingface.load(folder)
+    load(folder)
 
 
 def test_incomplete_config(folder):
   edit_config(folder, drop=["hidden_size"])
   with pytest.raises(ValueError, match="names no 'hidden_size'"):
-    huggingface.load(folder)
+    load(folder)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_missing_file(folder, file):
   (folder / file).unlink()
   with pytest.raises(FileNotFoundError, match=file):
-    huggingface.load(folder)
+    load(folder)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +254,7 @@ def test_missing_file(folder, file):
   ],
 )
 def test_save_refuses_what_llama_cannot_express(changes, tmp_path):
-  config, params = huggingface.load(ORACLES / "tiny_llama")
+  config, params = load(ORACLES / "tiny_llama")
   config = dataclasses.replace(config, **changes)
   with pytest.raises(ValueError, match="only the llama family"):
     huggingface.save(tmp_path / "out", config, params)
@@ -258,7 +263,7 @@ def test_save_refuses_what_llama_cannot_express(changes, tmp_path):
 
 def test_every_weight_of_the_model_has_a_name():
   for tied in (True, False):
-    config, _ = huggingface.load(ORACLES / NAMES[0])
+    config, _ = load(ORACLES / NAMES[0])
     config = dataclasses.replace(config, tie_embeddings=tied)
     shapes = jax.eval_shape(
       lambda key, config=config: transformer.init(config, key),

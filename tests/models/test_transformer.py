@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax import ops
+from rlhf_jax.models import attention, transformer, trees
 from rlhf_jax.models import cache as cache_lib
-from rlhf_jax.models import transformer, trees
 
 Transformer = transformer.Transformer
 ROPE = transformer.Config(
@@ -217,7 +217,7 @@ def test_layers_in_two_parts_equal_the_whole(split):
   positions = ops.positions_from_mask(mask)
 
   def in_parts(module):
-    readable = transformer.causal_mask(mask)
+    readable = attention.causal_mask(mask)
     x = module.embed(tokens, positions)
     run = functools.partial(
       module.run_layers, positions=positions, mask=readable
@@ -255,7 +255,7 @@ def test_trap_22_bfloat16_compute_keeps_float32_logprobs(config):
   def logprobs(module):
     positions = ops.positions_from_mask(mask)
     x = module.embed(tokens, positions)
-    x, _, _ = module.run_layers(x, positions, transformer.causal_mask(mask))
+    x, _, _ = module.run_layers(x, positions, attention.causal_mask(mask))
     hidden = module.normed(x)[:, :-1].reshape(-1, config.width)
     found, _ = ops.token_logprobs(
       hidden, module.unembedding(), tokens[:, 1:].reshape(-1), chunk=4
@@ -322,7 +322,7 @@ def test_t14_packed_rows_equal_separate_rows(config):
 
   def packed(module):
     x = module.embed(tokens, positions)
-    readable = transformer.causal_mask(mask, segments)
+    readable = attention.causal_mask(mask, segments)
     x, _, _ = module.run_layers(x, positions, readable)
     return module.unembed(x)
 
@@ -338,7 +338,7 @@ def test_t14_packed_rows_equal_separate_rows(config):
 
 
 def test_causal_mask_by_hand():
-  found = transformer.causal_mask(
+  found = attention.causal_mask(
     jnp.array([[0.0, 1.0, 1.0]]), jnp.array([[1, 1, 2]])
   )
   expected = [[[0, 0, 0], [0, 1, 0], [0, 0, 1]]]

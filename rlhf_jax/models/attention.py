@@ -1,0 +1,262 @@
+"""Softmax attention, by whichever program is fast on the platform.
+
+  einsum  plain; the fastest on CPU, and the one the others are checked against
+  splash  blockwise on TPU (jax.experimental.pallas); no [L, L] scores in memory
+  cudnn   blockwise on GPU (jax.nn.dot_product_attention); bfloat16 only
+
+  o_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s over the s that t may read.
+
+All take queries [B, H, T, d] and grouped keys and values [B, K, S, d]; query
+head h reads key head h // (H / K). "auto" in a config means: splash on TPU,
+cudnn on GPU in bfloat16, else einsum. Whatever the kind, one token at a time
+(decoding) and rows shorter than a block of splash go through einsum: there the
+scores are small and the blockwise programs have nothing to save.
+
+Splash knows no mask but causal order and segments, so it is given segments
+(padding is a segment of its own). It is not partitioned by the compiler: under
+several devices it runs in `jax.shard_map` over the mesh that `jax.set_mesh`
+made current, rows over "data" and "fsdp", heads over "tensor".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from rlhf_jax.types import Array
+
+KINDS = ("einsum", "splash", "cudnn")
+MASKED = -1e30  # finite, so that a fully masked row yields no NaN
+BLOCK = 128  # splash pads rows to a multiple of it
+MAX_BLOCK = 512
+ROWS = ("data", "fsdp")  # mesh axes that split the batch
+HEADS = "tensor"  # mesh axis that splits the heads
+
+
+@flax.struct.dataclass
+class Segments:
+  """A mask as segments: t reads s where s <= t and both ids are equal.
+
+  ids: [B, T] int32; -1 on padding.
+  """
+
+  ids: Array
+
+
+Mask = Array | Segments  # [B, T, S] bool, or segments
+
+
+def resolve(kind: str, platform: str, dtype: str) -> str:
+  """Returns the kind that a config's `attention` means on a platform.
+
+  Args:
+    kind: "auto" or one of KINDS.
+    platform: "cpu", "gpu" or "tpu".
+    dtype: compute dtype.
+
+  Raises:
+    ValueError: a kind that the platform or the dtype does not have.
+  """
+  if kind == "auto":
+    if platform == "tpu":
+      return "splash"
+    return "cudnn" if (platform, dtype) == ("gpu", "bfloat16") else "einsum"
+  if kind not in KINDS:
+    raise ValueError(f"attention={kind!r}: must be 'auto' or one of {KINDS}.")
+  home = {"splash": "tpu", "cudnn": "gpu"}.get(kind, platform)
+  if home != platform:
+    raise ValueError(
+      f"attention={kind!r} runs on {home} and this is {platform}. Set "
+      "attention='auto'."
+    )
+  if kind == "cudnn" and dtype != "bfloat16":
+    raise ValueError(
+      f"attention='cudnn' with dtype={dtype!r}: cuDNN's kernel takes 16-bit "
+      "numbers. Set dtype='bfloat16' or attention='einsum'."
+    )
+  return kind
+
+
+def causal_mask(valid_mask: Array, segment_ids: Array | None = None) -> Array:
+  """Returns [B, T, T] bool: token t may read token s.
+
+  Args:
+    valid_mask: [B, T], 0 on padding.
+    segment_ids: [B, T] int32 for packed rows: only the same segment is read.
+  """
+  length = valid_mask.shape[-1]
+  order = jnp.arange(length)
+  mask = (order[:, None] >= order[None, :])[None]
+  mask = mask & (valid_mask > 0)[:, None, :]
+  if segment_ids is not None:
+    mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
+  return mask
+
+
+def make_mask(
+  kind: str, valid_mask: Array, segment_ids: Array | None = None
+) -> Mask:
+  """Returns the causal mask of whole rows in the form that a kind reads.
+
+  Args:
+    kind: one of KINDS.
+    valid_mask: [B, T], 0 on padding.
+    segment_ids: [B, T] int32 for packed rows.
+  """
+  if kind != "splash" or valid_mask.shape[-1] < BLOCK:
+    return causal_mask(valid_mask, segment_ids)
+  ids = jnp.zeros(valid_mask.shape, jnp.int32)
+  if segment_ids is not None:
+    ids = segment_ids.astype(jnp.int32)
+  return Segments(jnp.where(valid_mask > 0, ids, -1))
+
+
+def on_mesh(kind: str, mesh: Any) -> contextlib.AbstractContextManager:
+  """Returns the context under which programs of a kind are traced.
+
+  Args:
+    kind: one of KINDS.
+    mesh: a mesh or an abstract one; only splash has to know it.
+  """
+  if kind != "splash":
+    return contextlib.nullcontext()
+  return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def attend(
+  kind: str, query: Array, key: Array, value: Array, mask: Mask
+) -> Array:
+  """Returns [B, H, T, d], every query's mixture of the values it may read.
+
+  Args:
+    kind: one of KINDS.
+    query: [B, H, T, d].
+    key, value: [B, K, S, d], H a multiple of K.
+    mask: [B, T, S] bool; Segments, where S = T, mean splash.
+  """
+  if isinstance(mask, Segments):
+    return splash(query, key, value, mask.ids)
+  if kind == "cudnn" and query.shape[2] > 1:
+    return cudnn(query, key, value, mask)
+  return einsum(query, key, value, mask)
+
+
+def einsum(query: Array, key: Array, value: Array, mask: Array) -> Array:
+  """The plain program; scores and softmax in float32."""
+  batch, heads, length, width = query.shape
+  grouped = query.reshape(batch, key.shape[1], -1, length, width)
+  scores = jnp.einsum(
+    "bkgtd,bksd->bkgts", grouped, key, preferred_element_type=jnp.float32
+  )
+  scores = scores * width**-0.5
+  scores = jnp.where(mask[:, None, None], scores, MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+  mixed = jnp.einsum("bkgts,bksd->bkgtd", weights, value)
+  return mixed.reshape(batch, heads, length, width)
+
+
+def cudnn(query: Array, key: Array, value: Array, mask: Array) -> Array:
+  """cuDNN's kernel; fully masked queries return what means nothing."""
+  tokens_first = lambda x: x.swapaxes(1, 2)  # noqa: E731
+  mixed = jax.nn.dot_product_attention(
+    tokens_first(query),
+    tokens_first(key),
+    tokens_first(value),
+    mask=mask[:, None],
+    implementation="cudnn",
+  )
+  return tokens_first(mixed)
+
+
+def splash(
+  query: Array,
+  key: Array,
+  value: Array,
+  ids: Array,
+  *,
+  interpret: bool = False,
+) -> Array:
+  """Blockwise causal attention within segments (Pallas, TPU).
+
+  Args:
+    query: [B, H, T, d].
+    key, value: [B, K, T, d].
+    ids: [B, T] int32, segments.
+    interpret: run the kernel's program step by step, on any platform; for
+      tests.
+
+  Returns:
+    [B, H, T, d]; queries of padding return what means nothing.
+  """
+  length, width = query.shape[2:]
+  pad = -length % BLOCK
+  rows = ((0, 0), (0, 0), (0, pad), (0, 0))
+  query = (query * width**-0.5).astype(query.dtype)
+  arrays = [jnp.pad(x, rows) for x in (query, key, value)]
+  ids = jnp.pad(ids, ((0, 0), (0, pad)), constant_values=-1)
+  run = functools.partial(_splash_rows, interpret=interpret)
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty and mesh.size > 1:
+    run, arrays = _on_mesh(run, mesh, arrays)
+  return run(*arrays, ids)[:, :, :length]
+
+
+def _splash_rows(
+  query: Array, key: Array, value: Array, ids: Array, *, interpret: bool
+) -> Array:
+  """Runs the kernel over the rows of one device."""
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as kernel,
+  )
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+  )
+
+  heads, length = query.shape[1:3]
+  block = next(size for size in (MAX_BLOCK, 256, BLOCK) if length % size == 0)
+  sizes = kernel.BlockSizes(
+    block_q=block,
+    block_kv=block,
+    block_q_dkv=block,
+    block_kv_dkv=block,
+    block_q_dq=block,
+    block_kv_dq=block,
+  )
+  run = kernel.make_splash_mha(
+    masks.MultiHeadMask([masks.CausalMask((length, length))] * heads),
+    block_sizes=sizes,
+    head_shards=1,
+    q_seq_shards=1,
+    interpret=interpret,
+  )
+  one = lambda q, k, v, row: run(  # noqa: E731
+    q, k, v, kernel.SegmentIds(row, row)
+  )
+  return jax.vmap(one)(query, key, value, ids)
+
+
+def _on_mesh(run, mesh, arrays: list[Array]):
+  """Returns the kernel over all devices, and arrays whose heads divide."""
+  query, key, value = arrays
+  ways = math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
+  tensor = mesh.shape.get(HEADS, 1)
+  rows = ROWS if query.shape[0] % ways == 0 else None
+  heads = HEADS if query.shape[1] % tensor == 0 else None
+  if heads is not None and key.shape[1] % tensor:
+    times = query.shape[1] // key.shape[1]  # each device needs its own copies
+    key, value = (jnp.repeat(x, times, axis=1) for x in (key, value))
+  split = PartitionSpec(rows, heads)
+  run = jax.shard_map(
+    run,
+    in_specs=(split, split, split, PartitionSpec(rows)),
+    out_specs=split,
+    check_vma=False,
+  )
+  return run, [query, key, value]

@@ -1,0 +1,76 @@
+"""Weights that stay in their file until a device asks for its piece.
+
+A leaf here is read like a numpy array, `leaf[index]` or `np.asarray(leaf)`,
+always as float32. With `parallel.mesh.place` each host reads the pieces of its
+own devices, so no host ever holds a whole model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+class StoredWeight:
+  """One tensor of an open safetensors file, transposed if asked for."""
+
+  dtype = np.dtype(np.float32)
+
+  def __init__(self, file: Any, name: str, *, is_transposed: bool) -> None:
+    self._file, self._name = file, name
+    self._is_transposed = is_transposed
+    stored = tuple(file.get_slice(name).get_shape())
+    self.shape = stored[::-1] if is_transposed else stored
+
+  @property
+  def ndim(self) -> int:
+    return len(self.shape)
+
+  @property
+  def size(self) -> int:
+    return math.prod(self.shape)
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    """Returns a piece; index: one slice an axis, steps of one."""
+    if index is Ellipsis or self.ndim == 0:
+      index = (slice(None),) * self.ndim
+    stored = index[::-1] if self._is_transposed else index
+    piece = np.asarray(self._file.get_slice(self._name)[stored])
+    piece = piece.astype(np.float32)
+    return np.ascontiguousarray(piece.T) if self._is_transposed else piece
+
+  def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+    whole = self[...]
+    return whole if dtype is None else whole.astype(dtype)
+
+
+class StackedWeight:
+  """The same weight of all layers, stacked along a new first axis."""
+
+  dtype = np.dtype(np.float32)
+
+  def __init__(self, layers: Sequence[Any]) -> None:
+    self._layers = layers
+    self.shape = (len(layers), *layers[0].shape)
+
+  @property
+  def ndim(self) -> int:
+    return len(self.shape)
+
+  @property
+  def size(self) -> int:
+    return math.prod(self.shape)
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    """Returns a piece; index: one slice an axis, steps of one."""
+    if index is Ellipsis:
+      index = (slice(None),) * self.ndim
+    layers = self._layers[index[0]]
+    return np.stack([layer[tuple(index[1:])] for layer in layers])
+
+  def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+    whole = self[...]
+    return whole if dtype is None else whole.astype(dtype)
