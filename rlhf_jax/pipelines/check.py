@@ -23,7 +23,12 @@ from ml_collections import ConfigDict
 from rlhf_jax import generate, optimizer
 from rlhf_jax.algorithms import reward as reward_algorithm
 from rlhf_jax.algorithms import sft as sft_algorithm
-from rlhf_jax.algorithms.policy_gradient import epochs, packing, shaping
+from rlhf_jax.algorithms.policy_gradient import (
+  epochs,
+  importance,
+  packing,
+  shaping,
+)
 from rlhf_jax.algorithms.preference import registry as preferences
 from rlhf_jax.algorithms.preference import update as preference_update
 from rlhf_jax.data import formats, sources
@@ -32,11 +37,11 @@ from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import (
   actors,
   build,
+  check_policy,
   defaults,
   method_sections,
   methods,
   pretrained,
-  verify,
 )
 from rlhf_jax.pipelines.config import (
   ConfigError,
@@ -67,6 +72,7 @@ _COMMON = {
   "value": actors.Value,
   "shaping": shaping.Config,
   "epochs": epochs.Config,
+  "importance": importance.Config,
   "accumulation": preference_update.Config,
   "optimizer": optimizer.Config,
   "policy_optimizer": optimizer.Config,
@@ -187,7 +193,7 @@ def _check_stage(config: Any, pipeline: str, prefix: str) -> None:
     if key in classes and not key.endswith("optimizer")
   }
   if pipeline == "policy":
-    found["algorithm"] = _check_method(config, found, prefix)
+    found["algorithm"] = check_policy.check_method(config, found, prefix)
   if pipeline == "preference":
     _check_preference(config, found, prefix)
   pretrained.check_source(found["model"].source, f"{prefix}model")
@@ -204,23 +210,9 @@ def _check_stage(config: Any, pipeline: str, prefix: str) -> None:
     _check_evaluation(found["generate"], prefix)
   _check_rows(config, pipeline, found, prefix)
   if "prompts" in found:
-    _check_room(found["prompts"], found["generate"], prefix + "prompts")
-
-
-def _check_method(config: Any, found: dict, prefix: str) -> Any:
-  """Returns the settings of the policy-gradient method, checked."""
-  update, samples = found["epochs"], found["generate"].num_samples
-  method = methods.read(config.algorithm, samples, prefix)
-  methods.check(
-    method,
-    num_samples=samples,
-    kl_coefficient=found["shaping"].kl_coefficient,
-    steps_per_rollout=update.epochs * update.minibatches,
-    pretrain_steps=found["value"].pretrain_steps,
-    prefix=prefix,
-  )
-  verify.read(config.verifier, prefix)
-  return method.config
+    check_policy.check_room(
+      found["prompts"], found["generate"], prefix + "prompts"
+    )
 
 
 def _check_preference(config: Any, found: dict, prefix: str) -> None:
@@ -378,74 +370,19 @@ def _check_rows(config: Any, pipeline: str, found: dict, prefix: str) -> None:
         f"{what}. Change one of them."
       )
   if pipeline == "policy":
-    _check_minibatches(found, prefix)
-    _check_policy(config, found, ways, prefix)
+    check_policy.check_batches(config, found, ways, prefix)
   sampled = {"sft": "samples", "evaluate": "batch_size"}.get(pipeline)
   if sampled is not None:
-    _check_sampling(config[sampled], found["generate"], prefix, sampled)
+    check_policy.check_sampling(
+      config[sampled], found["generate"], prefix, sampled
+    )
   if pipeline == "policy":
     actors.check_sampling(found["generate"], mesh.size)
-    _check_sampling(rows, found["generate"], prefix, field)
+    check_policy.check_sampling(rows, found["generate"], prefix, field)
   if is_evaluation and config.count % rows:
     raise ConfigError(
       f"config.{prefix}count={config.count}: must be a multiple of "
       f"config.{prefix}batch_size={rows}."
-    )
-
-
-def _check_minibatches(found: dict, prefix: str) -> None:
-  update, packed = found["epochs"], found["packing"]
-  rows = found["schedule"].batch_size * found["generate"].num_samples
-  what = "schedule.batch_size x generate.num_samples"
-  if packed.row_tokens:
-    rows, what = packed.row_multiple, "packing.row_multiple"
-  parts = update.minibatches * update.microbatches
-  if rows % parts:
-    raise ConfigError(
-      f"config.{prefix}epochs: minibatches={update.minibatches} x "
-      f"microbatches={update.microbatches} = {parts} must divide {what} = "
-      f"{rows}. Change one of them."
-    )
-
-
-def _check_policy(config: Any, found: dict, ways: int, prefix: str) -> None:
-  """Checks the KL controller's horizon and the stream of ptx text."""
-  shape, update = found["shaping"], found["epochs"]
-  answers = found["schedule"].batch_size * found["generate"].num_samples
-  least = answers * shape.kl_clip
-  if shape.kl_controller == "adaptive" and shape.kl_horizon <= least:
-    raise ConfigError(
-      f"config.{prefix}shaping.kl_horizon={shape.kl_horizon:g}: must be more "
-      f"than kl_clip x {answers} answers a step = {least:g}, or the "
-      "coefficient could turn negative. Raise it."
-    )
-  parts = update.minibatches * update.microbatches
-  rows = config.ptx_batch_size
-  if found["algorithm"].ptx_coefficient > 0.0 and (rows % parts or rows % ways):
-    raise ConfigError(
-      f"config.{prefix}ptx_batch_size={rows}: must be a multiple of "
-      f"epochs.minibatches x epochs.microbatches = {parts} and of the {ways} "
-      "devices along mesh.data x mesh.fsdp."
-    )
-
-
-def _check_sampling(
-  prompts: int, settings: generate.Config, prefix: str, field: str
-) -> None:
-  rows, size = prompts * settings.num_samples, settings.batch_size
-  if size is not None and (size < 1 or rows % size):
-    raise ConfigError(
-      f"config.{prefix}generate.batch_size={size}: must divide {field} x "
-      f"num_samples = {rows}. Set None for all rows at once."
-    )
-
-
-def _check_room(data: Data, settings: generate.Config, name: str) -> None:
-  if data.max_length <= settings.max_new_tokens:
-    raise ConfigError(
-      f"config.{name}.max_length={data.max_length}: leaves no room for a "
-      f"prompt beside generate.max_new_tokens={settings.max_new_tokens}. Raise "
-      "max_length or lower max_new_tokens."
     )
 
 

@@ -13,7 +13,12 @@ from ml_collections import ConfigDict
 from rlhf_jax import generate, optimizer
 from rlhf_jax.algorithms import reward as reward_algorithm
 from rlhf_jax.algorithms import sft as sft_algorithm
-from rlhf_jax.algorithms.policy_gradient import epochs, packing, shaping
+from rlhf_jax.algorithms.policy_gradient import (
+  epochs,
+  importance,
+  packing,
+  shaping,
+)
 from rlhf_jax.algorithms.preference import registry as preferences
 from rlhf_jax.algorithms.preference import update as preference_update
 from rlhf_jax.models import heads
@@ -114,6 +119,7 @@ def policy() -> ConfigDict:
       "generate": tree(generate.Config),
       "shaping": tree(shaping.Config),
       "algorithm": methods.tree(),
+      "importance": tree(importance.Config),
       "epochs": tree(epochs.Config),
       "packing": tree(packing.Config),
       "policy_optimizer": _optimizer(1e-6),

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rlhf_jax.algorithms.policy_gradient import importance
 from rlhf_jax.algorithms.policy_gradient.registry import (
   ALGORITHMS,
   NEEDS_CRITIC,
@@ -87,6 +88,24 @@ def check_judges(config: Any, method: Method, prefix: str = "") -> None:
       f"config.{prefix}verifier.name={name!r}: {method.name!r} needs a critic, "
       "which starts as the reward model, and there is none. Set algorithm.name "
       "to a method without critic, such as 'rloo' or 'grpo'."
+    )
+
+
+def check_importance(
+  weights: importance.Config, dtype: str, prefix: str = ""
+) -> None:
+  """Raises ConfigError for importance weights that would all be 1.
+
+  Args:
+    weights: the section `importance`.
+    dtype: of the model.
+    prefix: of the stage, for messages.
+  """
+  if weights.cap is not None and dtype == "float32":
+    raise ConfigError(
+      f"config.{prefix}importance.cap={weights.cap}: with model.dtype="
+      "'float32' sampler and trainer agree on every log-probability, so all "
+      "weights would be 1. Set None, or model.dtype='bfloat16'."
     )
 
 

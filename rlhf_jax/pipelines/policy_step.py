@@ -22,6 +22,7 @@ from rlhf_jax import generate, ops, optimizer
 from rlhf_jax.algorithms.policy_gradient import (
   epochs,
   groups,
+  importance,
   packing,
   remax,
   shaping,
@@ -48,8 +49,9 @@ from rlhf_jax.types import Array, Metrics, PyTree, Rollout, Samples
 
 SECTIONS = frozenset(
   "pipeline seed model trainable init_from reward verifier monitors value "
-  "prompts generate shaping algorithm epochs packing policy_optimizer "
-  "value_optimizer schedule mesh ptx ptx_batch_size force".split()
+  "prompts generate shaping algorithm importance epochs packing "
+  "policy_optimizer value_optimizer schedule mesh ptx ptx_batch_size "
+  "force".split()
 )
 
 
@@ -61,6 +63,7 @@ class Settings:
   generate: generate.Config
   shaping: shaping.Config
   method: methods.Method
+  importance: importance.Config
   update: epochs.Config
   packing: packing.Config
   value: actors_lib.Value
@@ -95,6 +98,7 @@ def read_settings(config: Any) -> Settings:
     generate=sampling,
     shaping=section(shaping.Config, config.shaping, "shaping"),
     method=methods.read(config.algorithm, sampling.num_samples),
+    importance=section(importance.Config, config.importance, "importance"),
     update=section(epochs.Config, config.epochs, "epochs"),
     packing=section(packing.Config, config.packing, "packing"),
     value=section(actors_lib.Value, config.value, "value"),
@@ -108,6 +112,7 @@ def read_settings(config: Any) -> Settings:
     steps_per_rollout=settings.update.epochs * settings.update.minibatches,
     pretrain_steps=settings.value.pretrain_steps,
   )
+  methods.check_importance(settings.importance, config.model.dtype)
   is_ptx = settings.algorithm.ptx_coefficient > 0.0
   if is_ptx and not settings.ptx.source:
     raise ConfigError(
@@ -175,20 +180,24 @@ def recompute(
   rollout: Rollout,
   *,
   apply: Callable[..., tuple[Array, Array, Array | None]],
+  weights: importance.Config,
 ) -> tuple[Rollout, Metrics]:
   """Returns the rollout with behaviour log-probs of the training program.
 
   Below float32 the sampler, which decodes token by token, rounds otherwise
   than the trainer; the importance ratio and the KL would carry the difference
-  (METHODS N3). rollout/sampler_gap: its mean size in nats a token.
+  (METHODS N3). rollout/sampler_gap: its mean size in nats a token. Up is bad.
+  The samples stay the sampler's: `weights` makes up for that, where it is on.
   """
   logprobs, _, _ = apply(params, frozen, rollout)
   mask = rollout.response_mask
   gap = ops.masked_mean(jnp.abs(logprobs - rollout.behaviour_logprobs), mask)
-  logprobs = jnp.where(mask > 0, logprobs, 0.0)
-  return rollout.replace(behaviour_logprobs=logprobs), {
-    "rollout/sampler_gap": gap
-  }
+  sampler_logprobs = rollout.behaviour_logprobs
+  rollout = rollout.replace(
+    behaviour_logprobs=jnp.where(mask > 0, logprobs, 0.0)
+  )
+  rollout, found = importance.weigh(rollout, sampler_logprobs, weights)
+  return rollout, found | {"rollout/sampler_gap": gap}
 
 
 def make_programs(
@@ -265,7 +274,9 @@ def make_programs(
     value_update=value_update,
     recompute=None
     if is_exact
-    else jax.jit(functools.partial(recompute, apply=apply)),
+    else jax.jit(
+      functools.partial(recompute, apply=apply, weights=settings.importance)
+    ),
     greedy=greedy,
   )
 

@@ -11,7 +11,8 @@ from rlhf_jax.algorithms.policy_gradient import shaping
 from rlhf_jax.checkpoint import CheckpointError
 from rlhf_jax.interrupt import Stopped
 from rlhf_jax.models import roles, trees
-from rlhf_jax.pipelines import build, loop, policy, watch
+from rlhf_jax.pipelines import build, check, loop, policy, watch
+from rlhf_jax.pipelines.config import ConfigError
 from tests.pipelines import tiny_runs
 
 PRETRAIN = 2  # steps of the LoRA run that train the critic alone
@@ -199,16 +200,43 @@ def test_loading_a_policy_gives_what_was_saved(files, policy_lora):
 
 
 def test_trap_06_below_float32_the_trainer_recomputes(
-  files, sft_lora, reward_head, run_policy
+  files, sft_lora, reward_head, run_policy, records
 ):
-  """In bfloat16 the sampler rounds otherwise; the first ratio is still 1."""
+  """In bfloat16 the sampler rounds otherwise; the first ratio is still 1.
+
+  What the sampler was is in the importance weights, cut at their cap.
+  """
   config = tiny_runs.policy_config(files, "lora", sft_lora, reward_head)
   config.model.dtype = "bfloat16"
+  config.importance.cap = 1.002
   config.schedule.steps = 1
   run_policy(config, files.root / "policy_bfloat16")
   rows = tiny_runs.rows_of(files.root / "policy_bfloat16")
   assert all(row["rollout/sampler_gap"] > 1e-4 for row in rows)
   assert rows[-1]["ppo/first_ratio_error"] < 1e-5
+  [(rollout, _)] = records["policy_bfloat16"].rollouts
+  mask = rollout.response_mask > 0
+  weights = rollout.importance_weights
+  assert np.all(weights[~mask] == 0.0)
+  assert 0.9 < np.min(weights[mask]) < 1.0 < np.max(weights[mask])
+  is_capped = weights[mask] == np.float32(1.002)
+  assert 0.0 < np.mean(is_capped) < 1.0
+  found = rows[-1]
+  for name, expected in (
+    ("rollout/sampler_capped", np.mean(is_capped)),
+    ("rollout/sampler_weight_mean", np.mean(weights[mask])),
+  ):
+    np.testing.assert_allclose(found[name], expected, rtol=1e-5)
+  assert found["rollout/sampler_ratio_mean"] > np.mean(weights[mask])
+
+
+def test_importance_weights_that_would_all_be_one_are_refused(
+  files, sft_lora, reward_head
+):
+  config = tiny_runs.policy_config(files, "lora", sft_lora, reward_head)
+  config.importance.cap = 2.0
+  with pytest.raises(ConfigError, match="importance.cap=2.0.*float32"):
+    check.check_config(config)
 
 
 def test_another_reward_model_in_the_same_folder_is_noticed(

@@ -29,9 +29,9 @@ from rlhf_jax.types import Array, Metrics, Rollout
 class Config:
   """Settings of the weights."""
 
-  cap: float | None = (
-    None  # c; 2 in Yao 2025, 0.5 .. 5 in OpenRLHF; None: w = 1
-  )
+  # c of w = min(ratio, c); None: w = 1. 2 in Yao 2025, 0.5 .. 5 in OpenRLHF.
+  # For a sampler that differs from the trainer: below float32.
+  cap: float | None = None
 
   def __post_init__(self) -> None:
     if self.cap is not None and self.cap <= 0.0:
@@ -49,6 +49,7 @@ def weigh(
     rollout/sampler_kl: k3 estimate of KL(p_sampler || p_trainer), nats per
       token. Above 1e-2 is bad: find out why they differ.
     rollout/sampler_capped: share of tokens truncated. Above 1 % is bad.
+    rollout/sampler_weight_mean: of w. Far below 1 is bad: the cap biases.
 
   Args:
     rollout: behaviour_logprobs are the trainer's, computed again.
@@ -78,6 +79,7 @@ def weigh(
     (ratio > config.cap) * 1.0, mask
   )
   weights = jnp.where(mask > 0, jnp.minimum(ratio, config.cap), 0.0)
+  metrics["rollout/sampler_weight_mean"] = ops.masked_mean(weights, mask)
   return rollout.replace(importance_weights=weights), metrics
 
 

@@ -1,0 +1,102 @@
+"""What sampling and policy-gradient training add to check.py.
+
+Settings of one section against those of another, before a model is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_jax import generate
+from rlhf_jax.pipelines import methods, verify
+from rlhf_jax.pipelines.config import ConfigError, Data
+
+
+def check_method(config: Any, found: dict, prefix: str) -> Any:
+  """Returns the settings of the policy-gradient method, checked."""
+  update, samples = found["epochs"], found["generate"].num_samples
+  method = methods.read(config.algorithm, samples, prefix)
+  methods.check(
+    method,
+    num_samples=samples,
+    kl_coefficient=found["shaping"].kl_coefficient,
+    steps_per_rollout=update.epochs * update.minibatches,
+    pretrain_steps=found["value"].pretrain_steps,
+    prefix=prefix,
+  )
+  methods.check_importance(found["importance"], found["model"].dtype, prefix)
+  verify.read(config.verifier, prefix)
+  return method.config
+
+
+def _check_minibatches(found: dict, prefix: str) -> None:
+  update, packed = found["epochs"], found["packing"]
+  rows = found["schedule"].batch_size * found["generate"].num_samples
+  what = "schedule.batch_size x generate.num_samples"
+  if packed.row_tokens:
+    rows, what = packed.row_multiple, "packing.row_multiple"
+  parts = update.minibatches * update.microbatches
+  if rows % parts:
+    raise ConfigError(
+      f"config.{prefix}epochs: minibatches={update.minibatches} x "
+      f"microbatches={update.microbatches} = {parts} must divide {what} = "
+      f"{rows}. Change one of them."
+    )
+
+
+def check_batches(config: Any, found: dict, ways: int, prefix: str) -> None:
+  """Checks minibatches, the KL controller's horizon and the ptx text.
+
+  Args:
+    config: of the stage.
+    found: its sections as dataclasses.
+    ways: devices that split a batch.
+    prefix: of the stage, for messages.
+  """
+  _check_minibatches(found, prefix)
+  shape, update = found["shaping"], found["epochs"]
+  answers = found["schedule"].batch_size * found["generate"].num_samples
+  least = answers * shape.kl_clip
+  if shape.kl_controller == "adaptive" and shape.kl_horizon <= least:
+    raise ConfigError(
+      f"config.{prefix}shaping.kl_horizon={shape.kl_horizon:g}: must be more "
+      f"than kl_clip x {answers} answers a step = {least:g}, or the "
+      "coefficient could turn negative. Raise it."
+    )
+  parts = update.minibatches * update.microbatches
+  rows = config.ptx_batch_size
+  if found["algorithm"].ptx_coefficient > 0.0 and (rows % parts or rows % ways):
+    raise ConfigError(
+      f"config.{prefix}ptx_batch_size={rows}: must be a multiple of "
+      f"epochs.minibatches x epochs.microbatches = {parts} and of the {ways} "
+      "devices along mesh.data x mesh.fsdp."
+    )
+
+
+def check_sampling(
+  prompts: int, settings: generate.Config, prefix: str, field: str
+) -> None:
+  """Checks that samples divide into portions that are decoded together.
+
+  Args:
+    prompts: of one batch.
+    settings: of sampling.
+    prefix: of the stage, for messages.
+    field: that gives the number of prompts, for the message.
+  """
+  rows, size = prompts * settings.num_samples, settings.batch_size
+  if size is not None and (size < 1 or rows % size):
+    raise ConfigError(
+      f"config.{prefix}generate.batch_size={size}: must divide {field} x "
+      f"num_samples = {rows}. Set None for all rows at once."
+    )
+
+
+def check_room(data: Data, settings: generate.Config, name: str) -> None:
+  """Checks that rows have room for a prompt beside the answer."""
+  if data.max_length <= settings.max_new_tokens:
+    raise ConfigError(
+      f"config.{name}.max_length={data.max_length}: leaves no room for a "
+      f"prompt beside generate.max_new_tokens={settings.max_new_tokens}. Raise "
+      "max_length or lower max_new_tokens."
+    )
