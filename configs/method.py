@@ -25,7 +25,7 @@ METHODS = {
   "reinforce_pp": (1, 0.01, {}),  # Hu 2025
   "grpo": (8, 0.0, {}),  # Shao 2024: k3 in the loss, 0.04; G 64, 1024
   "dr_grpo": (8, 0.0, {}),  # Liu 2025: G 8, no KL
-  "dapo": (16, 0.0, {}),  # Yu 2025: G 16, clip 0.2 / 0.28, no KL
+  "dapo": (16, 0.0, {}),  # Yu 2025: G 16, clip 0.2 / 0.28, no KL; resamples
   "gspo": (8, 0.0, {}),  # Zheng 2025: clip 3e-4 / 4e-4 of a sequence
   "cispo": (8, 0.0, {}),  # MiniMax 2025
 }

@@ -8,10 +8,8 @@
 Roles `full` (four trees) or `lora` (one frozen base; the reference is the
 base with the factors the policy started from). For the first
 `value.pretrain_steps` rollouts only the critic learns. config.algorithm.name
-chooses the method; those without a critic have no value tree at all.
-
-Left out: the dynamic sampling of DAPO (prompts whose answers all score alike
-are kept, and teach nothing).
+chooses the method; those without a critic have no value tree at all. Sampling
+and judging, DAPO's resampling too, are in rollouts.py.
 """
 
 from __future__ import annotations
@@ -25,10 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import distributed, metrics
-from rlhf_jax.algorithms.policy_gradient import (
-  packing,
-  shaping,
-)
+from rlhf_jax.algorithms.policy_gradient import shaping
 from rlhf_jax.data import batches
 from rlhf_jax.models import trees
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -38,6 +33,7 @@ from rlhf_jax.pipelines import (
   inputs,
   loop,
   methods,
+  rollouts,
   verify,
 )
 from rlhf_jax.pipelines.config import (
@@ -54,31 +50,7 @@ from rlhf_jax.pipelines.policy_step import (
   row_targets,
 )
 from rlhf_jax.pipelines.watch import shown, text_metrics, watch
-from rlhf_jax.types import PyTree, Rollout
-
-
-def prompt_loader(
-  settings: Settings, base: build.Base, seed: int, mesh: jax.sharding.Mesh
-) -> tuple[Any, int]:
-  """Returns (iterator of PromptBatch, number of prompts)."""
-  room = settings.prompts.max_length - settings.generate.max_new_tokens
-  ids, dropped = inputs.prompts(settings.prompts, base.tokenizer, room)
-  build.report_dropped("policy", settings.prompts.source, len(ids), dropped)
-  width = max(len(row) for row in ids)
-
-  def collate(index: list[int]):
-    return batches.collate_prompts(
-      [ids[i] for i in index], base.tokenizer.pad_id, width, index=index
-    )
-
-  loader = build.make_loader(
-    mesh,
-    np.arange(len(ids)),
-    settings.schedule.batch_size,
-    seed=seed,
-    collate=collate,
-  )
-  return loader, len(ids)
+from rlhf_jax.types import PyTree
 
 
 def ptx_loader(
@@ -103,15 +75,6 @@ def ptx_loader(
   )
 
 
-def judge_texts(
-  verifier: verify.Judge, rollout: Rollout, prompts: Any, mesh: Any
-) -> tuple[Rollout, np.ndarray]:
-  """Returns the rollout with a verifier's scores, and the scores [N]."""
-  found = verifier(rollout, prompts.index)
-  placed = mesh_lib.spread_batch(mesh, {"score": found})["score"]
-  return rollout.replace(score=placed), found
-
-
 def run(config: Any, workdir: Path) -> dict:
   """Optimises a policy; returns stage.json. A finished run is not repeated."""
   settings = read_settings(config)
@@ -131,9 +94,15 @@ def run(config: Any, workdir: Path) -> dict:
     row_targets(settings),
     has_critic=settings.method.has_critic,
   )
-  loader, count = prompt_loader(settings, base, config.seed, mesh)
+  loader, count = rollouts.prompt_loader(
+    settings.prompts,
+    settings.generate,
+    settings.schedule.batch_size,
+    base,
+    config.seed,
+    mesh,
+  )
   text = ptx_loader(config, settings, base, mesh)
-  verifier = verify.load(config, settings.prompts, base.tokenizer)
   pretrain = settings.value.pretrain_steps
   total = pretrain + settings.schedule.total_steps(count)
   transforms = make_transforms(config, settings, total)
@@ -142,6 +111,19 @@ def run(config: Any, workdir: Path) -> dict:
   )
   key = jax.random.key(config.seed)
   timer = metrics.Timer()
+  source = rollouts.Source(
+    loader=loader,
+    programs=programs,
+    actors=actors,
+    verifier=verify.load(config, settings.prompts, base.tokenizer),
+    name=config.verifier.name,
+    mesh=mesh,
+    packing=settings.packing,
+    timer=timer,
+  )
+  draw = rollouts.drawer(
+    source, settings.algorithm, settings.shaping.missing_eos == "mask"
+  )
   writer = metrics.MetricsWriter(
     workdir, tensorboard=False, enabled=distributed.is_first()
   )
@@ -153,36 +135,24 @@ def run(config: Any, workdir: Path) -> dict:
     state = arrays["train"]
     value = (arrays["critic"] if is_pretraining else state).params
     value = value if is_pretraining else value.get("value", {})
-    with timer("rollout"):
-      prompts = mesh_lib.shard_batch(mesh, next(loader))
-      samples = jax.block_until_ready(
-        programs.sample(state.params["policy"], prompts, sample_key)
-      )
-      greedy = None
-      if programs.greedy is not None:
-        greedy = programs.greedy(state.params["policy"], prompts, sample_key)
+    critic = trees.merge(value, actors.frozen.get("value", {}))
+    judged, drawn = draw(state.params["policy"], critic, sample_key)
+    rollout, scores = judged.rollout, judged.scores
+    samples = rollouts.samples_of(rollout)
     with timer("score"):
-      layout = None
-      if settings.packing.row_tokens:
-        layout = packing.plan(distributed.fetch(samples), settings.packing)
-      critic = trees.merge(value, actors.frozen.get("value", {}))
-      rollout, scores = programs.judge(actors.weights, critic, samples, layout)
-      if greedy is not None:
-        greedy, _ = programs.judge(actors.weights, critic, greedy)
-      if verifier is not None:
-        rollout, found = judge_texts(verifier, rollout, prompts, mesh)
-        scores |= {config.verifier.name: found}
-        if greedy is not None:
-          greedy, _ = judge_texts(verifier, greedy, prompts, mesh)
       gap = {}
       if programs.recompute is not None:
         rollout, gap = programs.recompute(state.params, actors.frozen, rollout)
       rollout, moments, row = jax.block_until_ready(
         programs.prepare(
-          rollout, arrays["moments"], arrays["beta"], layout, greedy
+          rollout,
+          arrays["moments"],
+          arrays["beta"],
+          judged.layout,
+          judged.greedy,
         )
       )
-      row |= gap
+      row |= gap | drawn
     with timer("update"):
       is_mixed = text is not None and not is_pretraining
       extra = (mesh_lib.shard_batch(mesh, next(text)),) if is_mixed else ()
