@@ -163,6 +163,7 @@ def rlhf() -> ConfigDict:
       "title": "RLHF run",
       "seed": 0,
       "reuse": "",
+      "reuse_stages": ("sft", "reward", "gold"),
       "sft": sft(),
       "reward": reward(),
       "gold": reward(),

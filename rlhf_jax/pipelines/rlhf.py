@@ -2,8 +2,8 @@
 
 Each stage is its own pipeline in its own folder; a stage that is finished is
 not repeated, one that was stopped goes on from its checkpoint. `reuse` takes
-SFT and reward models from another finished run, to try another policy stage
-on the same ones.
+SFT and reward models (`reuse_stages`) from another finished run, to try
+another policy stage on the same ones.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ from rlhf_jax.pipelines.config import (
 )
 
 SECTIONS = frozenset(
-  "pipeline title seed reuse sft reward gold policy evaluation facts "
-  "caveats".split()
+  "pipeline title seed reuse reuse_stages sft reward gold policy evaluation "
+  "facts caveats".split()
 )
 PHASES = ("sft", "reward", "gold", "policy", "evaluation")
+REUSABLE = ("sft", "reward", "gold")
 
 
 @contextmanager
@@ -60,11 +61,18 @@ def connect(config: Any, workdir: Path) -> dict[str, Path]:
   Returns the folders of the stages by name.
 
   Raises:
-    ConfigError: `reuse` names a run without the finished stages.
+    ConfigError: `reuse` names a run without the finished stages, or
+      `reuse_stages` are not stages that can be taken over.
   """
   folders = {phase: workdir / phase for phase in PHASES}
+  stages = tuple(config.reuse_stages)
+  if "sft" not in stages or not set(stages) <= set(REUSABLE):
+    raise ConfigError(
+      f"config.reuse_stages={stages}: must hold 'sft', on whose samples the "
+      f"others are normalised, and otherwise only some of {REUSABLE}."
+    )
   if config.reuse:
-    for phase in ("sft", "reward", "gold"):
+    for phase in stages:
       folders[phase] = Path(config.reuse) / phase
       if build.read_stage(folders[phase]) is None:
         raise ConfigError(

@@ -62,7 +62,9 @@ def prepare(config: Any, workdir: Path) -> None:
       f"this is a {config.pipeline} run. Choose another folder."
     )
   for field, (before, now) in changes.items():
-    is_of_all = field in ("seed", "reuse") and (finished or is_begun)
+    is_of_all = field in ("seed", "reuse", "reuse_stages") and (
+      finished or is_begun
+    )
     if field.startswith(finished) or is_of_all:
       raise ConfigError(
         f"config.{field}={now!r}: {workdir} holds finished work with "

@@ -170,6 +170,24 @@ def test_reuse_takes_the_stages_before_from_another_run(
     rlhf.run(config, files.root / "rlhf_reused_2")
 
 
+def test_reuse_of_some_stages(files, finished):
+  config = make_config(files)
+  config.reuse = str(finished[0])
+  config.reuse_stages = ("sft", "gold")
+  own = files.root / "rlhf_own_reward"
+  folders = rlhf.connect(config, own)
+  assert folders["reward"] == own / "reward"
+  assert folders["gold"] == finished[0] / "gold"
+  assert config.policy.reward == str(own / "reward")
+  assert config.reward.reference_samples == str(
+    finished[0] / "sft" / "samples.npz"
+  )
+  for stages in (("reward", "gold"), ("sft", "policy")):
+    config.reuse_stages = stages
+    with pytest.raises(ConfigError, match="must hold 'sft'"):
+      rlhf.connect(config, own)
+
+
 @pytest.mark.parametrize(
   "field, value, message",
   [
