@@ -14,7 +14,9 @@ and judging, DAPO's resampling too, are in rollouts.py.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import numpy as np
 from rlhf_jax import distributed, metrics
 from rlhf_jax.algorithms.policy_gradient import shaping
 from rlhf_jax.data import batches
+from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.models import trees
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import actors as actors_lib
@@ -41,6 +44,7 @@ from rlhf_jax.pipelines.config import (
   section,
 )
 from rlhf_jax.pipelines.policy_step import (
+  Programs,
   Settings,
   initial_arrays,
   learn,
@@ -50,7 +54,7 @@ from rlhf_jax.pipelines.policy_step import (
   row_targets,
 )
 from rlhf_jax.pipelines.watch import shown, text_metrics, watch
-from rlhf_jax.types import PyTree
+from rlhf_jax.types import Array, PyTree, Rollout
 
 
 def ptx_loader(
@@ -72,6 +76,157 @@ def ptx_loader(
       length=batches.bucket_length(max(len(r["tokens"]) for r in rows)),
       pad_id=base.tokenizer.pad_id,
     ),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One step of policy training: (step, arrays, facts) -> the same, row.
+
+  draw: see rollouts.drawer.
+  text: iterator of text mixed into the updates (PPO-ptx), or None.
+  key: every step's keys are folded out of it.
+  monitors: names of further scores that are logged.
+  """
+
+  settings: Settings
+  programs: Programs
+  actors: actors_lib.Actors
+  draw: Callable[..., tuple[rollouts.Judged, dict]]
+  text: Any
+  tokenizer: Tokenizer
+  mesh: jax.sharding.Mesh
+  key: Array
+  timer: metrics.Timer
+  monitors: tuple[str, ...]
+  writer: metrics.MetricsWriter
+
+  def __call__(
+    self, step: int, arrays: PyTree, facts: dict
+  ) -> tuple[PyTree, dict, dict]:
+    """Returns the arrays and facts after a step, and its row of metrics."""
+    keys = jax.random.split(jax.random.fold_in(self.key, step))
+    is_pretraining = step < self.settings.value.pretrain_steps
+    judged, drawn = self._sample(arrays, keys[0], is_pretraining)
+    rollout, moments, row = self._prepare(arrays, judged)
+    arrays, found = self._learn(arrays, rollout, keys[1], step)
+    beta = arrays["beta"]
+    if not is_pretraining:
+      beta = shaping.update_kl_coefficient(
+        beta,
+        row["rollout/kl_k1_sum"],
+        judged.rollout.tokens.shape[0],
+        self.settings.shaping,
+      )
+    arrays = arrays | {"moments": moments, "beta": beta}
+    row = jax.device_get(row | drawn | found)
+    row = {name: float(value) for name, value in row.items()}
+    row |= self._describe(step, judged)
+    return arrays, watch(facts, row, step, self.settings.shaping), row
+
+  def _sample(
+    self, arrays: PyTree, key: Array, is_pretraining: bool
+  ) -> tuple[rollouts.Judged, dict]:
+    policy = arrays["train"].params
+    value = arrays["critic"].params if is_pretraining else policy.get("value")
+    frozen = self.actors.frozen.get("value", {})
+    critic = trees.merge({} if value is None else value, frozen)
+    return self.draw(policy["policy"], critic, key)
+
+  def _prepare(
+    self, arrays: PyTree, judged: rollouts.Judged
+  ) -> tuple[Rollout, shaping.Moments, dict]:
+    """Returns the rollout with rewards and advantages, moments, metrics."""
+    rollout, gap = judged.rollout, {}
+    with self.timer("score"):
+      if self.programs.recompute is not None:
+        rollout, gap = self.programs.recompute(
+          arrays["train"].params, self.actors.frozen, rollout
+        )
+      rollout, moments, row = jax.block_until_ready(
+        self.programs.prepare(
+          rollout,
+          arrays["moments"],
+          arrays["beta"],
+          judged.layout,
+          judged.greedy,
+        )
+      )
+    return rollout, moments, row | gap
+
+  def _learn(
+    self, arrays: PyTree, rollout: Rollout, key: Array, step: int
+  ) -> tuple[PyTree, dict]:
+    pretrain = self.settings.value.pretrain_steps
+    extra = ()
+    with self.timer("update"):
+      if self.text is not None and step >= pretrain:
+        extra = (mesh_lib.shard_batch(self.mesh, next(self.text)),)
+      return jax.block_until_ready(
+        learn(
+          self.programs,
+          arrays,
+          self.actors.frozen,
+          rollout,
+          key,
+          extra,
+          is_pretraining=step < pretrain,
+          is_last_pretraining=step + 1 == pretrain,
+        )
+      )
+
+  def _describe(self, step: int, judged: rollouts.Judged) -> dict:
+    """Returns metrics of texts, times and monitors; writes some samples."""
+    row = {
+      f"eval/{name}": float(jnp.mean(judged.scores[name]))
+      for name in self.monitors
+    }
+    row |= self.timer.pop()
+    samples = distributed.fetch(rollouts.samples_of(judged.rollout))
+    row |= text_metrics(self.tokenizer, samples)
+    sampled = float(np.sum(samples.response_mask))
+    row["rollout/tok_per_s"] = sampled / row["sys/t_rollout"]
+    texts = shown(self.tokenizer, samples, judged.scores)
+    self.writer.write_samples(step + 1, texts, "policy")
+    return row
+
+
+def _make_step(
+  config: Any,
+  settings: Settings,
+  base: build.Base,
+  actors: actors_lib.Actors,
+  programs: Programs,
+  loader: Any,
+  text: Any,
+  mesh: jax.sharding.Mesh,
+  writer: metrics.MetricsWriter,
+) -> Step:
+  timer = metrics.Timer()
+  source = rollouts.Source(
+    loader=loader,
+    programs=programs,
+    actors=actors,
+    verifier=verify.load(config, settings.prompts, base.tokenizer),
+    name=config.verifier.name,
+    mesh=mesh,
+    packing=settings.packing,
+    timer=timer,
+  )
+  return Step(
+    settings=settings,
+    programs=programs,
+    actors=actors,
+    draw=rollouts.drawer(
+      source, settings.algorithm, settings.shaping.missing_eos == "mask"
+    ),
+    text=text,
+    tokenizer=base.tokenizer,
+    mesh=mesh,
+    key=jax.random.key(config.seed),
+    timer=timer,
+    monitors=tuple(config.monitors),
+    writer=writer,
   )
 
 
@@ -109,95 +264,19 @@ def run(config: Any, workdir: Path) -> dict:
   programs = make_programs(
     settings, actors.plan, actors.frozen, base, transforms, mesh
   )
-  key = jax.random.key(config.seed)
-  timer = metrics.Timer()
-  source = rollouts.Source(
-    loader=loader,
-    programs=programs,
-    actors=actors,
-    verifier=verify.load(config, settings.prompts, base.tokenizer),
-    name=config.verifier.name,
-    mesh=mesh,
-    packing=settings.packing,
-    timer=timer,
-  )
-  draw = rollouts.drawer(
-    source, settings.algorithm, settings.shaping.missing_eos == "mask"
-  )
-  writer = metrics.MetricsWriter(
-    workdir, tensorboard=False, enabled=distributed.is_first()
-  )
-
-  def one_step(step: int, arrays: PyTree, facts: dict):
-    step_key = jax.random.fold_in(key, step)
-    sample_key, update_key = jax.random.split(step_key)
-    is_pretraining = step < pretrain
-    state = arrays["train"]
-    value = (arrays["critic"] if is_pretraining else state).params
-    value = value if is_pretraining else value.get("value", {})
-    critic = trees.merge(value, actors.frozen.get("value", {}))
-    judged, drawn = draw(state.params["policy"], critic, sample_key)
-    rollout, scores = judged.rollout, judged.scores
-    samples = rollouts.samples_of(rollout)
-    with timer("score"):
-      gap = {}
-      if programs.recompute is not None:
-        rollout, gap = programs.recompute(state.params, actors.frozen, rollout)
-      rollout, moments, row = jax.block_until_ready(
-        programs.prepare(
-          rollout,
-          arrays["moments"],
-          arrays["beta"],
-          judged.layout,
-          judged.greedy,
-        )
-      )
-      row |= gap | drawn
-    with timer("update"):
-      is_mixed = text is not None and not is_pretraining
-      extra = (mesh_lib.shard_batch(mesh, next(text)),) if is_mixed else ()
-      arrays, found = learn(
-        programs,
-        arrays,
-        actors.frozen,
-        rollout,
-        update_key,
-        extra,
-        is_pretraining=is_pretraining,
-        is_last_pretraining=step + 1 == pretrain,
-      )
-      jax.block_until_ready(found)
-    beta = arrays["beta"]
-    if not is_pretraining:
-      beta = shaping.update_kl_coefficient(
-        beta,
-        row["rollout/kl_k1_sum"],
-        samples.tokens.shape[0],
-        settings.shaping,
-      )
-    arrays = arrays | {"moments": moments, "beta": beta}
-    row = {k: float(v) for k, v in jax.device_get(row | found).items()}
-    for name in config.monitors:
-      row[f"eval/{name}"] = float(jnp.mean(scores[name]))
-    row |= timer.pop()
-    samples = distributed.fetch(samples)
-    row |= text_metrics(base.tokenizer, samples)
-    sampled = float(np.sum(samples.response_mask))
-    row["rollout/tok_per_s"] = sampled / row["sys/t_rollout"]
-    facts = watch(facts, row, step, settings.shaping)
-    writer.write_samples(
-      step + 1, shown(base.tokenizer, samples, scores), "policy"
-    )
-    return arrays, facts, row
-
   start = functools.partial(
     initial_arrays,
     transforms=transforms,
     beta=settings.shaping.kl_coefficient,
     has_pretraining=pretrain > 0,
   )
+  writer = metrics.MetricsWriter(
+    workdir, tensorboard=False, enabled=distributed.is_first()
+  )
   arrays, facts = loop.run_steps(
-    one_step,
+    _make_step(
+      config, settings, base, actors, programs, loader, text, mesh, writer
+    ),
     phase="policy",
     workdir=workdir,
     schedule=settings.schedule,
