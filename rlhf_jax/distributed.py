@@ -11,8 +11,12 @@ Left out: elastic training (going on with fewer processes).
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import os
 import re
+import signal
+import socket
 from typing import Any
 
 import jax
@@ -30,6 +34,7 @@ _PEER_LOST = re.compile(
   "(reset|closed)|Broken pipe|preempted|peer|ABORTED",
   re.IGNORECASE,
 )
+_HANDLERS: list[Any] = []  # kept alive: C calls them
 _ADDRESS = re.compile(r"(?P<address>[^,\s]+:\d+),(?P<count>\d+),(?P<index>\d+)")
 
 
@@ -69,6 +74,37 @@ def initialise(text: str) -> None:
     index,
     heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
   )
+  if index > 0:
+    _leave_when_abandoned(found["address"])
+
+
+def _leave_when_abandoned(address: str) -> None:
+  """Makes the death of process 0 an exit with EXIT_PEER_LOST.
+
+  Process 0 serves the coordination of all. When it dies JAX aborts the others
+  from a thread of its own, often before the error that their collective
+  raises, and offers no other way to be told. So SIGABRT is handled: where
+  nobody answers at the coordinator's address the process leaves with
+  EXIT_PEER_LOST, and else the abort, which is a bug's, goes on.
+
+  Args:
+    address: "HOST:PORT" of process 0.
+  """
+  host, _, port = address.rpartition(":")
+
+  def handle(number: int) -> None:
+    try:
+      socket.create_connection((host, int(port)), timeout=2.0).close()
+    except OSError:
+      os.write(2, b"error: process 0 of this run died.\n")
+      os._exit(EXIT_PEER_LOST)
+    faulthandler.dump_traceback()  # then abort() ends the process
+
+  handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
+  _HANDLERS.append(handler)
+  library = ctypes.CDLL(None)
+  library.signal.restype = ctypes.c_void_p
+  library.signal(int(signal.SIGABRT), handler)
 
 
 def _is_cluster(environment: Any) -> bool:
