@@ -27,7 +27,7 @@ import numpy as np
 
 from rlhf_jax.types import Array
 
-RULES = ("per_prompt", "global", "pooled")
+RULES = ("per_prompt", "global", "pooled", "all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Config:
 
   # "per_prompt": the winner of each prompt, last round only; "global": the top
   # share of the last round over all prompts; "pooled": the winner of each
-  # prompt in every round (Llama 2: dropping old ones made it forget).
+  # prompt in every round (Llama 2: dropping old ones made it forget); "all":
+  # whatever reaches minimum_score in the last round (ReST-EM, STaR).
   rule: str = "per_prompt"
   share: float = 0.125  # kept by "global"; RAFT: 1 / K
   minimum_score: float = -math.inf  # nothing below is kept, winner or not
@@ -45,6 +46,11 @@ class Config:
     if self.rule not in RULES:
       raise ValueError(
         f"rule={self.rule!r} is unknown. Choose one of {', '.join(RULES)}."
+      )
+    if self.rule == "all" and self.minimum_score == -math.inf:
+      raise ValueError(
+        "rule='all': keeps what reaches minimum_score, and that is -inf, so "
+        "nothing would be rejected. Set minimum_score, 1.0 for a verifier."
       )
     if not 0.0 < self.share <= 1.0:
       raise ValueError(
@@ -129,6 +135,8 @@ def rejection_sample(scores: Array, valid: Array, config: Config) -> Array:
   if config.rule == "global":
     top = _top_share(scores[-1], valid[-1], config.share)
     kept = jnp.broadcast_to(top[None], scores.shape) & is_last
+  elif config.rule == "all":
+    kept = valid & is_last
   else:
     best = select_best(scores, valid)
     kept = jnp.arange(scores.shape[2])[None, None] == best[..., None]

@@ -1,12 +1,21 @@
 """The only loops and I/O; `RUN` maps a config's `pipeline` to its function."""
 
-from rlhf_jax.pipelines import evaluate, policy, preference, reward, rlhf, sft
+from rlhf_jax.pipelines import (
+  evaluate,
+  policy,
+  preference,
+  rejection,
+  reward,
+  rlhf,
+  sft,
+)
 
 RUN = {
   "sft": sft.run,
   "reward": reward.run,
   "policy": policy.run,
   "preference": preference.run,
+  "rejection": rejection.run,
   "evaluate": evaluate.run,
   "rlhf": rlhf.run,
 }

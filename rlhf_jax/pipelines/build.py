@@ -39,9 +39,10 @@ from rlhf_jax.types import PyTree, Samples
 
 STAGE_FILE = "stage.json"
 PATHS = ("init_from", "merged_from")  # in stage.json, relative to its folder
+_POLICIES = ("preference", "rejection")
 STANDS_FOR = {  # what else does where a run of a pipeline is wanted
-  "sft": ("preference",),
-  "policy": ("preference",),
+  "sft": _POLICIES,
+  "policy": _POLICIES,
 }
 
 

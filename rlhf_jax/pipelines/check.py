@@ -21,6 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlhf_jax import generate, optimizer
+from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.algorithms import reward as reward_algorithm
 from rlhf_jax.algorithms import sft as sft_algorithm
 from rlhf_jax.algorithms.policy_gradient import (
@@ -42,6 +43,7 @@ from rlhf_jax.pipelines import (
   method_sections,
   methods,
   pretrained,
+  rejection,
 )
 from rlhf_jax.pipelines.config import (
   ConfigError,
@@ -74,11 +76,20 @@ _COMMON = {
   "epochs": epochs.Config,
   "importance": importance.Config,
   "accumulation": preference_update.Config,
+  "rounds": rejection.Rounds,
+  "selection": best_of_n.Config,
   "optimizer": optimizer.Config,
   "policy_optimizer": optimizer.Config,
   "value_optimizer": optimizer.Config,
 }
-_LOSSES = {"sft": sft_algorithm.Config, "reward": reward_algorithm.Config}
+_LOSSES = {
+  "sft": sft_algorithm.Config,
+  "reward": reward_algorithm.Config,
+  "rejection": sft_algorithm.Config,
+}
+READERS = {  # pipelines that learn from their own samples (sampled.py)
+  "rejection": rejection.read_settings,
+}
 PIPELINE_OF_STAGE = {  # of the stages of pipelines/rlhf.py
   "sft": "sft",
   "reward": "reward",
@@ -111,7 +122,8 @@ def check_config(config: Any) -> None:
     ConfigError, DataError, AssetError, ValueError: value, rule and remedy.
   """
   pipeline = config.get("pipeline")
-  known = ("sft", "reward", "preference", "policy", "evaluate", "rlhf")
+  known = ("sft", "reward", "preference", "policy", *READERS)
+  known += ("evaluate", "rlhf")
   if pipeline not in known:
     raise ConfigError(
       f"config.pipeline={pipeline!r}: must be one of {', '.join(known)}."
@@ -196,6 +208,8 @@ def _check_stage(config: Any, pipeline: str, prefix: str) -> None:
     found["algorithm"] = check_policy.check_method(config, found, prefix)
   if pipeline == "preference":
     _check_preference(config, found, prefix)
+  if pipeline in READERS:
+    READERS[pipeline](config)
   pretrained.check_source(found["model"].source, f"{prefix}model")
   _check_trainable(pipeline, found, prefix)
   _check_lengths(config, found, prefix)
@@ -379,6 +393,8 @@ def _check_rows(config: Any, pipeline: str, found: dict, prefix: str) -> None:
   if pipeline == "policy":
     actors.check_sampling(found["generate"], mesh.size)
     check_policy.check_sampling(rows, found["generate"], prefix, field)
+  if pipeline in READERS:
+    check_policy.check_source_of_samples(found, mesh, prefix)
   if is_evaluation and config.count % rows:
     raise ConfigError(
       f"config.{prefix}count={config.count}: must be a multiple of "
@@ -389,7 +405,7 @@ def _check_rows(config: Any, pipeline: str, found: dict, prefix: str) -> None:
 def _check_stages_before(config: Any, pipeline: str) -> None:
   """Checks that the finished runs that a stage starts from are there."""
   wanted = {"init_from": "sft"}
-  if pipeline in ("policy", "evaluate"):
+  if pipeline in ("policy", "evaluate", *READERS):
     wanted |= {"reward": "reward"}
   if pipeline == "evaluate":
     wanted |= {"policy": "policy", "gold": "reward"}
@@ -397,7 +413,7 @@ def _check_stages_before(config: Any, pipeline: str) -> None:
     folder = config.get(key)
     if folder:
       build.need_stage(folder, kind, f"config.{key}")
-    elif key == "reward" and pipeline == "policy":
+    elif key == "reward" and pipeline in ("policy", *READERS):
       continue  # a verifier judges
     elif key in ("reward", "policy") and folder is not None:
       raise ConfigError(

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from rlhf_jax import generate
-from rlhf_jax.pipelines import methods, verify
+from rlhf_jax.pipelines import actors, methods, verify
 from rlhf_jax.pipelines.config import ConfigError, Data
 
 
@@ -90,6 +92,29 @@ def check_sampling(
       f"config.{prefix}generate.batch_size={size}: must divide {field} x "
       f"num_samples = {rows}. Set None for all rows at once."
     )
+
+
+def check_source_of_samples(
+  found: dict, mesh: jax.sharding.Mesh, prefix: str
+) -> None:
+  """Checks how a pipeline of sampled.py samples.
+
+  Args:
+    found: its sections as dataclasses.
+    mesh: where it runs.
+    prefix: of the stage, for messages.
+  """
+  section, field = found["schedule"], "schedule.batch_size"
+  if "rounds" in found:
+    section, field = found["rounds"], "rounds.batch_size"
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  if section.batch_size % ways:
+    raise ConfigError(
+      f"config.{prefix}{field}={section.batch_size}: not a multiple of {ways}, "
+      "the devices along mesh.data x mesh.fsdp. Change one of them."
+    )
+  actors.check_sampling(found["generate"], mesh.size)
+  check_sampling(section.batch_size, found["generate"], prefix, field)
 
 
 def check_room(data: Data, settings: generate.Config, name: str) -> None:

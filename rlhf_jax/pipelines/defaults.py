@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlhf_jax import generate, optimizer
+from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.algorithms import reward as reward_algorithm
 from rlhf_jax.algorithms import sft as sft_algorithm
 from rlhf_jax.algorithms.policy_gradient import (
@@ -24,6 +25,7 @@ from rlhf_jax.algorithms.preference import update as preference_update
 from rlhf_jax.models import heads
 from rlhf_jax.parallel import mesh
 from rlhf_jax.pipelines import actors, method_sections, methods
+from rlhf_jax.pipelines import rejection as rejection_pipeline
 from rlhf_jax.pipelines.config import Data, Model, Schedule, Trainable, tree
 
 
@@ -95,6 +97,38 @@ def preference(name: str = "dpo") -> ConfigDict:
       "optimizer": _optimizer(1e-6),
       "schedule": tree(Schedule),
       "mesh": tree(mesh.Config),
+    }
+  )
+
+
+def _sampled() -> dict[str, Any]:
+  """Returns what pipelines/sampled.py reads of every pipeline that uses it."""
+  return {
+    "seed": 0,
+    "model": tree(Model),
+    "trainable": tree(Trainable),
+    "init_from": "",
+    "reward": "",
+    "verifier": ConfigDict({"name": "", "settings": ConfigDict()}),
+    "monitors": ConfigDict(),
+    "prompts": tree(Data),
+    "generate": tree(generate.Config),
+    "schedule": tree(Schedule),
+    "mesh": tree(mesh.Config),
+    "force": False,
+  }
+
+
+def rejection() -> ConfigDict:
+  """Rejection-sampling fine-tuning: a few rounds of sample, select, SFT."""
+  return ConfigDict(
+    {
+      "pipeline": "rejection",
+      **_sampled(),
+      "rounds": tree(rejection_pipeline.Rounds),
+      "selection": tree(best_of_n.Config),
+      "loss": tree(sft_algorithm.Config),
+      "optimizer": _optimizer(2e-5, schedule="cosine", weight_decay=0.1),
     }
   )
 

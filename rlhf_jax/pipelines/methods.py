@@ -63,12 +63,11 @@ def read(values: Any, num_samples: int, prefix: str = "") -> Method:
   return Method(found.name, found.module, found.config)
 
 
-def check_judges(config: Any, method: Method, prefix: str = "") -> None:
+def check_judge(config: Any, prefix: str = "") -> None:
   """Raises ConfigError unless something, and one thing, judges answers.
 
   Args:
-    config: of a policy stage.
-    method: what `read` returned.
+    config: of a stage that samples.
     prefix: of the stage, for messages.
   """
   name = config.verifier.name
@@ -83,6 +82,18 @@ def check_judges(config: Any, method: Method, prefix: str = "") -> None:
       f"config.{prefix}reward is empty: name the --workdir of a finished "
       "configs/reward.py run, or set verifier.name."
     )
+
+
+def check_judges(config: Any, method: Method, prefix: str = "") -> None:
+  """Raises ConfigError unless one thing judges, and the method can use it.
+
+  Args:
+    config: of a policy stage.
+    method: what `read` returned.
+    prefix: of the stage, for messages.
+  """
+  check_judge(config, prefix)
+  name = config.verifier.name
   if name and method.has_critic:
     raise ConfigError(
       f"config.{prefix}verifier.name={name!r}: {method.name!r} needs a critic, "

@@ -174,6 +174,38 @@ def make_merge(plan: judge.Plan) -> Callable[[PyTree, PyTree], PyTree]:
   return jax.jit(functools.partial(roles.sampling_params, plan.policy))
 
 
+def make_sample(
+  plan: judge.Plan, frozen: PyTree, base: build.Base, settings: generate.Config
+) -> Callable[..., Samples]:
+  """Returns (policy params, prompts, key) -> samples, `how` may differ.
+
+  Args:
+    plan: whose policy.
+    frozen: what does not train, by role.
+    base: whose tokenizer.
+    settings: of sampling.
+  """
+  merged = make_merge(plan)
+
+  def sample(
+    policy_params: PyTree,
+    prompts: Any,
+    key: Array,
+    how: generate.Config = settings,
+  ) -> Samples:
+    return generate.generate(
+      merged(policy_params, frozen["policy"]),
+      prompts,
+      key,
+      model=plan.policy.model,
+      config=how,
+      eos_ids=(base.tokenizer.eos_id,),
+      pad_id=base.tokenizer.pad_id,
+    )
+
+  return sample
+
+
 def recompute(
   params: PyTree,
   frozen: PyTree,
@@ -209,24 +241,7 @@ def make_programs(
   mesh: jax.sharding.Mesh,
 ) -> Programs:
   """Returns the compiled functions of a step; nothing compiles yet."""
-  merged = make_merge(plan)
-
-  def sample(
-    policy_params: PyTree,
-    prompts: Any,
-    key: Array,
-    how: generate.Config = settings.generate,
-  ) -> Samples:
-    return generate.generate(
-      merged(policy_params, frozen["policy"]),
-      prompts,
-      key,
-      model=plan.policy.model,
-      config=how,
-      eos_ids=(base.tokenizer.eos_id,),
-      pad_id=base.tokenizer.pad_id,
-    )
-
+  sample = make_sample(plan, frozen, base, settings.generate)
   is_ptx = settings.algorithm.ptx_coefficient > 0.0
   constrain = functools.partial(mesh_lib.constrain_rows, mesh)
   apply = functools.partial(

@@ -100,6 +100,85 @@ def make_update(
   return jax.jit(update, donate_argnums=0)
 
 
+def fit(
+  rows: list[dict[str, np.ndarray]],
+  params: PyTree,
+  frozen: PyTree,
+  *,
+  role: roles.Role,
+  loss: sft.Config,
+  schedule: Schedule,
+  optimizer_values: Any,
+  seed: int,
+  pad_id: int,
+  mesh: jax.sharding.Mesh,
+  workdir: Path,
+  identity: dict,
+  phase: str = "sft",
+  targets: int | None = None,
+) -> tuple[PyTree, int]:
+  """Returns the trained tree and the number of steps; goes on where it was.
+
+  Args:
+    rows: {"tokens", "loss_mask"} each, packed or not.
+    params: trainable tree.
+    frozen: the rest.
+    role: what trains.
+    loss: settings of the loss.
+    schedule: how long.
+    optimizer_values: the section `optimizer`.
+    seed: of the order of rows.
+    pad_id: fills tokens.
+    mesh: where it runs.
+    workdir: holds checkpoints and metrics.
+    identity: fields that a checkpoint must agree with.
+    phase: name in logs.
+    targets: most targets of a row; None for what the rows have.
+  """
+  width = batches.bucket_length(max(len(row["tokens"]) for row in rows))
+  if targets is None:
+    targets = int(max(np.sum(row["loss_mask"]) for row in rows))
+  total = schedule.total_steps(len(rows))
+  loader = build.make_loader(
+    mesh,
+    rows,
+    schedule.batch_size,
+    seed=seed,
+    collate=functools.partial(
+      batches.collate_tokens, length=width, pad_id=pad_id
+    ),
+  )
+  tx = optimizer.make_optimizer(
+    optimizer_section(optimizer_values, "optimizer", total)
+  )
+  state = build.sharded_state(
+    mesh, functools.partial(initial_state, optimizer_=tx), params
+  )
+  update = make_update(role, loss, tx, targets)
+  key = jax.random.key(seed)
+
+  def one_step(step: int, arrays: PyTree, facts: dict):
+    batch = mesh_lib.shard_batch(mesh, next(loader))
+    state, row = update(
+      arrays["train"], frozen, batch, jax.random.fold_in(key, step)
+    )
+    return {"train": state}, facts, row
+
+  arrays, _ = loop.run_steps(
+    one_step,
+    phase=phase,
+    workdir=workdir,
+    schedule=schedule,
+    total_steps=total,
+    arrays={"train": state},
+    facts={},
+    identity=identity,
+    iterators={"data": loader},
+    show=(("sft/loss", "loss"),),
+  )
+  return arrays["train"].params, total
+
+
 def run(config: Any, workdir: Path) -> dict:
   """Trains, validates, samples; returns the numbers of stage.json.
 
@@ -127,44 +206,22 @@ def run(config: Any, workdir: Path) -> dict:
   if data.pack:
     rows, fill = batches.pack_examples(rows, data.max_length)
     print(f"sft: packed into {len(rows)} rows, {fill:.0%} filled")
-  total = schedule.total_steps(len(rows))
-  pad = base.tokenizer.pad_id
-  width = batches.bucket_length(max(len(r["tokens"]) for r in rows))
-  targets = int(max(np.sum(row["loss_mask"]) for row in rows))
-  collate = functools.partial(batches.collate_tokens, length=width, pad_id=pad)
-  loader = build.make_loader(
-    mesh, rows, schedule.batch_size, seed=config.seed, collate=collate
-  )
-  tx = optimizer.make_optimizer(
-    optimizer_section(config.optimizer, "optimizer", total)
-  )
   variables = start_variables(base, role, jax.random.fold_in(key, 1))
   trainable_tree, frozen = roles.split(role, variables)
-  state = build.sharded_state(
-    mesh, functools.partial(initial_state, optimizer_=tx), trainable_tree
-  )
-  update = make_update(role, loss, tx, targets)
-
-  def one_step(step: int, arrays: PyTree, facts: dict):
-    batch = mesh_lib.shard_batch(mesh, next(loader))
-    state, row = update(
-      arrays["train"], frozen, batch, jax.random.fold_in(key, step)
-    )
-    return {"train": state}, facts, row
-
-  arrays, _ = loop.run_steps(
-    one_step,
-    phase="sft",
-    workdir=workdir,
+  params, total = fit(
+    rows,
+    trainable_tree,
+    frozen,
+    role=role,
+    loss=loss,
     schedule=schedule,
-    total_steps=total,
-    arrays={"train": state},
-    facts={},
+    optimizer_values=config.optimizer,
+    seed=config.seed,
+    pad_id=base.tokenizer.pad_id,
+    mesh=mesh,
+    workdir=workdir,
     identity=build.identity(base),
-    iterators={"data": loader},
-    show=(("sft/loss", "loss"),),
   )
-  params = arrays["train"].params
   facts = {"steps": total, "examples": examples}
   if config.validation.source:
     facts["validation_loss"] = _validate(

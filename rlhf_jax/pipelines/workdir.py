@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax import distributed
-from rlhf_jax.pipelines import build, evaluate
+from rlhf_jax.pipelines import build, evaluate, rejection
 from rlhf_jax.pipelines.check import PIPELINE_OF_STAGE
 from rlhf_jax.pipelines.config import ConfigError
 
@@ -150,6 +150,8 @@ def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _stage_folders(config: Any, workdir: Path) -> list[tuple[str, Path]]:
   """Returns (prefix of its fields, folder) of each stage of a run."""
+  if config.pipeline == "rejection":  # a round's files outlive a kill
+    return [("", workdir), ("", rejection.folder_of(workdir, 1))]
   if config.pipeline != "rlhf":
     return [("", workdir)]
   return [(f"{stage}.", workdir / stage) for stage in PIPELINE_OF_STAGE]

@@ -172,6 +172,8 @@ def naive_rejection(scores, valid, rule, share, minimum):
     )
     for cell in cells[: math.ceil(share * len(cells))]:
       kept[-1][cell] = True
+  elif rule == "all":
+    kept[-1] = valid[-1]
   else:
     for r in range(rounds) if rule == "pooled" else [rounds - 1]:
       for b in range(prompts):
@@ -188,6 +190,8 @@ def test_rejection_sampling_is_the_naive_one(rule, minimum):
   scores = random.normal(size=(2, 3, 4)).astype(np.float32)
   valid = random.random((2, 3, 4)) < 0.8
   valid[1, 2] = False
+  if (rule, minimum) == ("all", -math.inf):
+    minimum = -1.0  # without one nothing would be rejected, so it is refused
   config = best_of_n.Config(rule=rule, share=0.3, minimum_score=minimum)
   wanted = naive_rejection(scores, valid, rule, 0.3, minimum)
   np.testing.assert_array_equal(reject(scores, valid, config), wanted)

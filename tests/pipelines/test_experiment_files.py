@@ -43,7 +43,7 @@ def test_all_sections_parse(path, files, sft_lora, reward_head, tmp_path):
       "hh": str(transcripts),
       "labelled": str(judged),
     }[config.data.format]
-  if config.pipeline == "policy":
+  if config.pipeline in ("policy", *check.READERS):
     problem = tmp_path / "problems.jsonl"
     problem.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
     config.prompts.source = {"prompt": files.prompts, "gsm8k": str(problem)}[
