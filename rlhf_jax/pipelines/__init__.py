@@ -1,7 +1,9 @@
 """The only loops and I/O; `RUN` maps a config's `pipeline` to its function."""
 
 from rlhf_jax.pipelines import (
+  bond,
   evaluate,
+  online_preference,
   policy,
   preference,
   rejection,
@@ -16,6 +18,8 @@ RUN = {
   "policy": policy.run,
   "preference": preference.run,
   "rejection": rejection.run,
+  "online_preference": online_preference.run,
+  "bond": bond.run,
   "evaluate": evaluate.run,
   "rlhf": rlhf.run,
 }

@@ -39,7 +39,7 @@ from rlhf_jax.types import PyTree, Samples
 
 STAGE_FILE = "stage.json"
 PATHS = ("init_from", "merged_from")  # in stage.json, relative to its folder
-_POLICIES = ("preference", "rejection")
+_POLICIES = ("preference", "rejection", "online_preference", "bond")
 STANDS_FOR = {  # what else does where a run of a pipeline is wanted
   "sft": _POLICIES,
   "policy": _POLICIES,

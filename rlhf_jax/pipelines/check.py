@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import generate, optimizer
 from rlhf_jax.algorithms import best_of_n
+from rlhf_jax.algorithms import bond as bond_algorithm
 from rlhf_jax.algorithms import reward as reward_algorithm
 from rlhf_jax.algorithms import sft as sft_algorithm
 from rlhf_jax.algorithms.policy_gradient import (
@@ -30,6 +31,7 @@ from rlhf_jax.algorithms.policy_gradient import (
   packing,
   shaping,
 )
+from rlhf_jax.algorithms.preference import pairing
 from rlhf_jax.algorithms.preference import registry as preferences
 from rlhf_jax.algorithms.preference import update as preference_update
 from rlhf_jax.data import formats, sources
@@ -37,13 +39,16 @@ from rlhf_jax.models import heads
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import (
   actors,
+  bond,
   build,
   check_policy,
   defaults,
   method_sections,
   methods,
+  online_preference,
   pretrained,
   rejection,
+  sampled,
 )
 from rlhf_jax.pipelines.config import (
   ConfigError,
@@ -78,6 +83,10 @@ _COMMON = {
   "accumulation": preference_update.Config,
   "rounds": rejection.Rounds,
   "selection": best_of_n.Config,
+  "pairing": pairing.Config,
+  "distillation": bond_algorithm.Config,
+  "target": bond.Target,
+  "guards": sampled.Guards,
   "optimizer": optimizer.Config,
   "policy_optimizer": optimizer.Config,
   "value_optimizer": optimizer.Config,
@@ -89,6 +98,8 @@ _LOSSES = {
 }
 READERS = {  # pipelines that learn from their own samples (sampled.py)
   "rejection": rejection.read_settings,
+  "online_preference": online_preference.read_settings,
+  "bond": bond.read_settings,
 }
 PIPELINE_OF_STAGE = {  # of the stages of pipelines/rlhf.py
   "sft": "sft",

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import generate, optimizer
 from rlhf_jax.algorithms import best_of_n
+from rlhf_jax.algorithms import bond as bond_algorithm
 from rlhf_jax.algorithms import reward as reward_algorithm
 from rlhf_jax.algorithms import sft as sft_algorithm
 from rlhf_jax.algorithms.policy_gradient import (
@@ -20,11 +21,14 @@ from rlhf_jax.algorithms.policy_gradient import (
   packing,
   shaping,
 )
+from rlhf_jax.algorithms.preference import pairing
 from rlhf_jax.algorithms.preference import registry as preferences
 from rlhf_jax.algorithms.preference import update as preference_update
 from rlhf_jax.models import heads
 from rlhf_jax.parallel import mesh
-from rlhf_jax.pipelines import actors, method_sections, methods
+from rlhf_jax.pipelines import actors, method_sections, methods, sampled
+from rlhf_jax.pipelines import bond as bond_pipeline
+from rlhf_jax.pipelines import online_preference as online
 from rlhf_jax.pipelines import rejection as rejection_pipeline
 from rlhf_jax.pipelines.config import Data, Model, Schedule, Trainable, tree
 
@@ -129,6 +133,35 @@ def rejection() -> ConfigDict:
       "selection": tree(best_of_n.Config),
       "loss": tree(sft_algorithm.Config),
       "optimizer": _optimizer(2e-5, schedule="cosine", weight_decay=0.1),
+    }
+  )
+
+
+def online_preference(name: str = "dpo") -> ConfigDict:
+  """Online DPO, or another loss on pairs by its name (OAIF: rate 5e-7)."""
+  return ConfigDict(
+    {
+      "pipeline": "online_preference",
+      **_sampled(),
+      "algorithm": method_sections.tree(online.METHODS, name),
+      "accumulation": tree(preference_update.Config),
+      "pairing": tree(pairing.Config),
+      "guards": tree(sampled.Guards),
+      "optimizer": _optimizer(5e-7),
+    }
+  )
+
+
+def bond() -> ConfigDict:
+  """J-BOND: best of two answers of a moving anchor, distilled."""
+  return ConfigDict(
+    {
+      "pipeline": "bond",
+      **_sampled(),
+      "distillation": tree(bond_algorithm.Config),
+      "target": tree(bond_pipeline.Target),
+      "guards": tree(sampled.Guards),
+      "optimizer": _optimizer(3e-6),
     }
   )
 

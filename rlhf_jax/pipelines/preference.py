@@ -7,8 +7,8 @@ No reward model and no sampling. config.algorithm.name chooses the method
 (algorithms/preference/registry.py). The result stands wherever an SFT run
 does: as a start, as a reference, and as the policy that is evaluated.
 
-Left out: sampling new answers between rounds (online DPO, SPIN): each round is
-a run on the comparisons of that round.
+online_preference.py compares the policy's own answers, new ones in each step.
+Left out: sampling between the rounds of SPIN, each of which is a run.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ from rlhf_jax.pipelines.config import Data
 from rlhf_jax.types import (
   FINISH_LENGTH,
   Array,
+  PromptBatch,
   PyTree,
   Rollout,
   Samples,
@@ -127,18 +128,37 @@ class Source:
   packing: packing.Config
   timer: metrics.Timer
 
+  def prompts(self) -> PromptBatch:
+    """Returns the next prompts, on the mesh."""
+    return mesh_lib.shard_batch(self.mesh, next(self.loader))
+
   def batch(self, policy: PyTree, critic: PyTree, key: Array) -> Judged:
-    """Returns the judged samples of the next prompts.
+    """Returns the judged samples of the next prompts; see `answer`."""
+    return self.answer(policy, critic, self.prompts(), key)
+
+  def answer(
+    self,
+    policy: PyTree,
+    critic: PyTree,
+    prompts: PromptBatch,
+    key: Array,
+    how: generate.Config | None = None,
+  ) -> Judged:
+    """Returns the judged samples of prompts.
 
     Args:
       policy: trainable tree of the policy.
       critic: merged tree of the critic, {} without one.
+      prompts: from `prompts`.
       key: random key of the samples.
+      how: to sample; None for the settings of the run.
     """
     programs, weights = self.programs, self.actors.weights
+    options = {} if how is None else {"how": how}
     with self.timer("rollout"):
-      prompts = mesh_lib.shard_batch(self.mesh, next(self.loader))
-      samples = jax.block_until_ready(programs.sample(policy, prompts, key))
+      samples = jax.block_until_ready(
+        programs.sample(policy, prompts, key, **options)
+      )
       greedy = None
       if programs.greedy is not None:
         greedy = programs.greedy(policy, prompts, key)

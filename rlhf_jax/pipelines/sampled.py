@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,25 +17,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import distributed, generate, metrics, ops
-from rlhf_jax.algorithms.policy_gradient import packing
+from rlhf_jax.algorithms.policy_gradient import packing, shaping
 from rlhf_jax.pipelines import (
   actors as actors_lib,
 )
 from rlhf_jax.pipelines import (
   build,
   judge,
+  loop,
   methods,
   policy_step,
   rollouts,
   verify,
+  watch,
 )
 from rlhf_jax.pipelines.config import (
   ConfigError,
   Data,
   Model,
+  Schedule,
   section,
 )
-from rlhf_jax.types import Array, Metrics, Rollout, Samples
+from rlhf_jax.types import Array, PyTree, Rollout, Samples
 
 SECTIONS = frozenset(
   "pipeline seed model trainable init_from reward verifier monitors prompts "
@@ -160,30 +164,148 @@ def by_prompt(x: np.ndarray, num_samples: int) -> np.ndarray:
   return np.asarray(x).reshape(-1, num_samples, *np.shape(x)[1:])
 
 
-def report(
-  batch: rollouts.Judged, monitors: Any, tokens_per_second: float | None = None
-) -> Metrics:
-  """Returns what to watch in judged samples, whatever is learnt from them.
+@dataclasses.dataclass(frozen=True)
+class Guards:
+  """Where the KL to the start of the run is an alarm (METHODS 19)."""
 
-  Metrics: rollout/score_mean, score_std, kl_k1_sum, len_mean, eos_share with
-  the meanings of shaping.rollout_metrics, and eval/NAME of each monitor.
+  warn_nats: float = 15.0  # an answer; said once
+  halt_nats: float = 20.0  # and at which the run stops
+
+  def __post_init__(self) -> None:
+    self.limits()
+
+  def limits(self) -> shaping.Config:
+    """Returns what shaping.check_kl reads."""
+    return shaping.Config(warn_nats=self.warn_nats, halt_nats=self.halt_nats)
+
+
+def guard(
+  facts: dict, row: dict, step: int, guards: Guards, phase: str
+) -> dict:
+  """Returns facts with an alarm, and "halt" when the KL is out of hand.
+
+  Args:
+    facts: of the run, with "alarms".
+    row: metrics of this step, from `report`.
+    step: steps before this one.
+    guards: limits.
+    phase: name in messages.
+  """
+  kl = row["rollout/kl_k1_sum"]
+  state = shaping.check_kl(kl, guards.limits())
+  if state == "halt":
+    sentence = (
+      f"stopped at step {step + 1}: KL to the start {kl:.1f} nats is above "
+      f"guards.halt_nats={guards.halt_nats:g}"
+    )
+    print(f"\n{phase}: {sentence}")
+    return facts | {"halt": sentence}
+  if state == "warn" and not facts["alarms"]:
+    sentence = (
+      f"KL to the start is {kl:.1f} nats, above {guards.warn_nats:g}: lower "
+      "the learning rate, or stop here."
+    )
+    print(f"\n{phase}: warning at step {step + 1}: {sentence}")
+    return facts | {"alarms": [[step + 1, sentence]]}
+  return facts
+
+
+def report(batch: rollouts.Judged, monitors: Any) -> dict[str, float]:
+  """Returns shaping.rollout_metrics, and eval/NAME of each monitor.
 
   Args:
     batch: judged.
     monitors: names of reward models that only watch.
-    tokens_per_second: rollout/tok_per_s, where it was measured.
   """
-  rollout = batch.rollout
-  lengths = jnp.sum(rollout.response_mask, axis=-1)
-  found = {
-    "rollout/score_mean": jnp.mean(rollout.score),
-    "rollout/score_std": jnp.std(rollout.score),
-    "rollout/kl_k1_sum": jnp.mean(kl_to_reference(rollout)),
-    "rollout/len_mean": jnp.mean(lengths),
-    "rollout/eos_share": jnp.mean(rollout.finish_reason == 0),
-  }
+  found = _rollout_metrics(batch.rollout.replace(hidden={}))
   found |= {f"eval/{name}": jnp.mean(batch.scores[name]) for name in monitors}
-  found = {name: float(x) for name, x in distributed.fetch(found).items()}
-  if tokens_per_second is not None:
-    found["rollout/tok_per_s"] = tokens_per_second
-  return found
+  return {name: float(x) for name, x in distributed.fetch(found).items()}
+
+
+_rollout_metrics = jax.jit(shaping.rollout_metrics)
+
+
+def texts(
+  opened: Opened,
+  batch: rollouts.Judged,
+  writer: metrics.MetricsWriter,
+  step: int,
+  phase: str,
+) -> dict[str, float]:
+  """Writes a few samples; returns metrics of the texts and of the clock.
+
+  Args:
+    opened: whose tokenizer and timer.
+    batch: judged samples of this step.
+    writer: of samples.jsonl.
+    step: steps before this one.
+    phase: name in logs.
+  """
+  tokenizer = opened.base.tokenizer
+  samples = distributed.fetch(rollouts.samples_of(batch.rollout))
+  writer.write_samples(
+    step + 1, watch.shown(tokenizer, samples, batch.scores), phase
+  )
+  return watch.text_metrics(tokenizer, samples) | opened.source.timer.pop()
+
+
+def train(
+  opened: Opened,
+  config: Any,
+  workdir: Path,
+  one_step: loop.OneStep,
+  initial: Callable[[PyTree], PyTree],
+  *,
+  phase: str,
+  schedule: Schedule,
+  total: int,
+  same: dict,
+  show: tuple[tuple[str, str], ...],
+  **facts: Any,
+) -> dict:
+  """Runs the steps of a pipeline; returns stage.json.
+
+  Args:
+    opened: roles and source.
+    config: of the run.
+    workdir: of the run.
+    one_step: see loop.run_steps; it gets facts with "alarms".
+    initial: trainable tree of the policy -> arrays, with "train".
+    phase: name of the pipeline.
+    schedule: how often to save and log.
+    total: steps.
+    same: what a checkpoint must agree with, beside model and runs.
+    show: of the progress line.
+    facts: for stage.json.
+  """
+  arrays, found = loop.run_steps(
+    one_step,
+    phase=phase,
+    workdir=workdir,
+    schedule=schedule,
+    total_steps=total,
+    arrays=build.sharded_state(
+      opened.mesh, initial, opened.actors.params["policy"]
+    ),
+    facts={"alarms": []},
+    identity=identity(config, opened.base) | same,
+    iterators={"prompts": opened.source.loader},
+    show=(
+      ("rollout/score_mean", "score"),
+      ("rollout/kl_k1_sum", "kl"),
+      *show,
+    ),
+  )
+  build.write_stage(
+    workdir,
+    phase,
+    opened.base,
+    opened.actors.plan.policy,
+    steps=int(np.asarray(arrays["train"].step)),
+    init_from=config.init_from,
+    merged_from=opened.actors.merged_from,
+    alarms=found["alarms"],
+    halted=found.get("halt"),
+    **facts,
+  )
+  return build.read_stage(workdir)
