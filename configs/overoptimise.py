@@ -30,7 +30,7 @@ def _quickstart() -> ConfigDict:
 def get_config() -> ConfigDict:
   """Returns the quickstart without a KL penalty."""
   config = _quickstart()
-  config.title = "The same policy without a KL penalty"
+  config.title = "No KL penalty, a smaller reward model"
   config.facts.config = "configs/overoptimise.py"
   config.reuse_stages = ("sft", "gold")
   config.reward.stop_layer = 6
