@@ -13,7 +13,7 @@ import jax
 
 from rlhf_jax import generate
 from rlhf_jax.models import heads, roles, transformer
-from rlhf_jax.pipelines import build, judge, reward, sft
+from rlhf_jax.pipelines import build, judge, reward, sft, stages
 from rlhf_jax.pipelines.config import ConfigError, Trainable, section
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.types import PyTree
@@ -62,7 +62,7 @@ def check_sampling(settings: generate.Config, devices: int) -> None:
     )
 
 
-def starting_policy(config: Any, base: build.Base, mesh) -> build.Stage:
+def starting_policy(config: Any, base: build.Base, mesh) -> stages.Stage:
   """Returns the policy before training, with the role it trains in.
 
   A LoRA run on a LoRA start goes on with its factors; otherwise the start is
@@ -74,15 +74,15 @@ def starting_policy(config: Any, base: build.Base, mesh) -> build.Stage:
   role = build.make_role(base, trainable)
   if not config.init_from:
     variables = sft.start_variables(base, role, jax.random.key(config.seed))
-    return build.Stage(role, variables, {})
-  start = build.load_stage(config.init_from, "sft", base, mesh)
+    return stages.Stage(role, variables, {})
+  start = stages.load_stage(config.init_from, "sft", base, mesh)
   if start.role == role:
-    merged = build.merged_folder(config.init_from, start.info)
-    return build.Stage(role, start.variables, {"merged_from": str(merged)})
-  variables = {"params": build.start_params(base, mesh, config.init_from)}
+    merged = stages.merged_folder(config.init_from, start.info)
+    return stages.Stage(role, start.variables, {"merged_from": str(merged)})
+  variables = {"params": stages.start_params(base, mesh, config.init_from)}
   if role.trainable == "lora":
     variables["lora"] = roles.fresh_lora(role, jax.random.key(config.seed))
-  return build.Stage(role, variables, {"merged_from": config.init_from})
+  return stages.Stage(role, variables, {"merged_from": config.init_from})
 
 
 def critic_head(settings: Value, scorer: reward_model.Scorer) -> heads.Config:
@@ -141,7 +141,7 @@ def starting_critic(
   weights: reward_model.Weights,
   model: transformer.Config,
   key: jax.Array,
-) -> build.Stage:
+) -> stages.Stage:
   """Returns the critic: the reward model, in units of its normalised score."""
   role = critic_role(settings, scorer, model)
   head = heads.init(role.head, role.model.width, key)
@@ -157,7 +157,7 @@ def starting_critic(
   variables = dict(weights.variables) | {"head": head}
   if role.trainable == "lora" and "lora" not in variables:
     variables["lora"] = roles.fresh_lora(role, jax.random.fold_in(key, 1))
-  return build.Stage(role, variables, {})
+  return stages.Stage(role, variables, {})
 
 
 def check_reward(info: dict, force: bool) -> None:
@@ -223,8 +223,8 @@ def load(
 
 def assemble(
   base: build.Base,
-  policy: build.Stage,
-  critic: build.Stage | None,
+  policy: stages.Stage,
+  critic: stages.Stage | None,
   scorers: dict[str, tuple[reward_model.Scorer, reward_model.Weights]],
   temperature: float,
   row_targets: int,

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from rlhf_jax import distributed, generate, metrics, optimizer
 from rlhf_jax.algorithms import accumulate, best_of_n, bond
 from rlhf_jax.models import roles
-from rlhf_jax.pipelines import build, judge, sampled, sft
+from rlhf_jax.pipelines import judge, sampled, sft, stages
 from rlhf_jax.pipelines.config import (
   ConfigError,
   Schedule,
@@ -240,7 +240,7 @@ def run(config: Any, workdir: Path) -> dict:
   """Distils best of n; returns stage.json. A finished run is not repeated."""
   settings = read_settings(config)
   mesh, base = sampled.load_base(config)
-  info = build.finished(workdir, PHASE, base)
+  info = stages.finished(workdir, PHASE, base)
   if info is not None:
     return info
   opened = sampled.open_source(

@@ -49,6 +49,7 @@ from rlhf_jax.pipelines import (
   pretrained,
   rejection,
   sampled,
+  stages,
 )
 from rlhf_jax.pipelines.config import (
   ConfigError,
@@ -423,7 +424,7 @@ def _check_stages_before(config: Any, pipeline: str) -> None:
   for key, kind in wanted.items():
     folder = config.get(key)
     if folder:
-      build.need_stage(folder, kind, f"config.{key}")
+      stages.need_stage(folder, kind, f"config.{key}")
     elif key == "reward" and pipeline in ("policy", *READERS):
       continue  # a verifier judges
     elif key in ("reward", "policy") and folder is not None:

@@ -24,7 +24,7 @@ from rlhf_jax.data import batches
 from rlhf_jax.evaluation import diversity, lexicon, win_rate
 from rlhf_jax.models import roles
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import build, inputs, judge, reward
+from rlhf_jax.pipelines import build, inputs, judge, reward, stages
 from rlhf_jax.pipelines.config import (
   ConfigError,
   Data,
@@ -196,14 +196,14 @@ def run(config: Any, workdir: Path) -> dict:
       f"config.count={config.count}: must be a multiple (>= 2) of "
       f"config.batch_size={config.batch_size}."
     )
-  trained = build.load_stage(config.policy, "policy", base, mesh, "/policy")
+  trained = stages.load_stage(config.policy, "policy", base, mesh, "/policy")
   start = config.init_from
   if not start and trained.info["init_from"]:
     start = str(Path(config.policy) / trained.info["init_from"])
   reference = (
-    build.load_stage(start, "sft", base, mesh)
+    stages.load_stage(start, "sft", base, mesh)
     if start
-    else build.Stage(
+    else stages.Stage(
       dataclasses.replace(trained.role, trainable="full"),
       {"params": base.params},
       {},

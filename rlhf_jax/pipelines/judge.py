@@ -16,7 +16,7 @@ import jax
 
 from rlhf_jax.algorithms.policy_gradient.packing import Packing, pack, unpack
 from rlhf_jax.models import roles, trees
-from rlhf_jax.pipelines import build
+from rlhf_jax.pipelines import build, stages
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.types import Array, PyTree, Rollout, Samples
 
@@ -65,9 +65,9 @@ def reads_base(role: roles.Role, variables: PyTree, base: build.Base) -> bool:
 
 def make_plan(
   base: build.Base,
-  policy: build.Stage,
-  reference: build.Stage,
-  value: build.Stage | None,
+  policy: stages.Stage,
+  reference: stages.Stage,
+  value: stages.Stage | None,
   scorers: dict[str, tuple[reward_model.Scorer, reward_model.Weights]],
   temperature: float,
   row_targets: int,

@@ -35,11 +35,11 @@ from rlhf_jax.algorithms.preference import pairing, registry
 from rlhf_jax.algorithms.preference import update as preference
 from rlhf_jax.models import roles, trees
 from rlhf_jax.pipelines import (
-  build,
   judge,
   method_sections,
   sampled,
   sft,
+  stages,
 )
 from rlhf_jax.pipelines.config import (
   ConfigError,
@@ -224,7 +224,7 @@ def run(config: Any, workdir: Path) -> dict:
   """Trains a policy on its own pairs; returns stage.json when finished."""
   settings = read_settings(config)
   mesh, base = sampled.load_base(config)
-  info = build.finished(workdir, PHASE, base)
+  info = stages.finished(workdir, PHASE, base)
   if info is not None:
     return info
   opened = sampled.open_source(

@@ -37,6 +37,7 @@ from rlhf_jax.pipelines import (
   loop,
   methods,
   rollouts,
+  stages,
   verify,
 )
 from rlhf_jax.pipelines.config import (
@@ -237,7 +238,7 @@ def run(config: Any, workdir: Path) -> dict:
   mesh = build.make_mesh(config)
   actors_lib.check_sampling(settings.generate, mesh.size)
   base = build.load_base(section(Model, config.model, "model"), mesh)
-  info = build.finished(workdir, "policy", base)
+  info = stages.finished(workdir, "policy", base)
   if info is not None:
     return info
   actors = actors_lib.load(
@@ -283,8 +284,8 @@ def run(config: Any, workdir: Path) -> dict:
     total_steps=total,
     arrays=build.sharded_state(mesh, start, actors.params),
     facts={"alarms": []},
-    identity=build.identity(base)
-    | build.origins(init_from=config.init_from, reward=config.reward),
+    identity=stages.identity(base)
+    | stages.origins(init_from=config.init_from, reward=config.reward),
     iterators={"prompts": loader} | ({"ptx": text} if text else {}),
     show=(
       ("rollout/score_mean", "score"),
@@ -294,7 +295,7 @@ def run(config: Any, workdir: Path) -> dict:
     ),
   )
   writer.close()
-  build.write_stage(
+  stages.write_stage(
     workdir,
     "policy",
     base,
@@ -306,4 +307,4 @@ def run(config: Any, workdir: Path) -> dict:
     alarms=facts["alarms"],
     halted=facts.get("halt"),
   )
-  return build.read_stage(workdir)
+  return stages.read_stage(workdir)

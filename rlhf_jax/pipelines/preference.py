@@ -38,6 +38,7 @@ from rlhf_jax.pipelines import (
   reference,
   reward,
   sft,
+  stages,
   unpaired,
 )
 from rlhf_jax.pipelines.config import (
@@ -171,7 +172,7 @@ def add_reference(
   config: Any,
   settings: Settings,
   base: build.Base,
-  stage: build.Stage,
+  stage: stages.Stage,
   parts: dict[str, inputs.Comparisons],
   targets: int,
   workdir: Path,
@@ -245,7 +246,7 @@ def run(config: Any, workdir: Path) -> dict:
   schedule = settings.schedule
   mesh = build.make_mesh(config)
   base = build.load_base(section(Model, config.model, "model"), mesh)
-  info = build.finished(workdir, "preference", base)
+  info = stages.finished(workdir, "preference", base)
   if info is not None:
     return info
   stage = actors.starting_policy(config, base, mesh)
@@ -297,8 +298,8 @@ def run(config: Any, workdir: Path) -> dict:
       )
     },
     facts={},
-    identity=build.identity(base)
-    | build.origins(init_from=config.init_from)
+    identity=stages.identity(base)
+    | stages.origins(init_from=config.init_from)
     | {"algorithm": settings.method.name, "reference_fingerprint": digest},
     iterators={"data": loader},
     show=(
@@ -314,7 +315,7 @@ def run(config: Any, workdir: Path) -> dict:
     f"preference: held-out accuracy {found['pref/acc']:.3f}, margin "
     f"{found['pref/margin']:.3f} on {len(held.pairs)} rows"
   )
-  build.write_stage(
+  stages.write_stage(
     workdir,
     "preference",
     base,
@@ -330,7 +331,7 @@ def run(config: Any, workdir: Path) -> dict:
     init_from=config.init_from,
     merged_from=stage.info.get("merged_from", ""),
   )
-  return build.read_stage(workdir)
+  return stages.read_stage(workdir)
 
 
 def _collate_of(data: inputs.Comparisons, base: build.Base):

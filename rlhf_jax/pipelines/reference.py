@@ -22,7 +22,7 @@ import numpy as np
 from rlhf_jax import checkpoint, distributed, metrics
 from rlhf_jax.data import batches
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import build
+from rlhf_jax.pipelines import build, stages
 from rlhf_jax.types import Array, TokenBatch
 
 FILE = "reference_logprobs.npz"
@@ -50,8 +50,8 @@ def fingerprint(
       )
     digests[name] = digest.hexdigest()
   return checkpoint.fingerprint(
-    build.identity(base)
-    | build.origins(init_from=init_from)
+    stages.identity(base)
+    | stages.origins(init_from=init_from)
     | {"dtype": str(base.config.dtype), "rows": digests}
   )
 

@@ -31,7 +31,7 @@ from rlhf_jax import checkpoint, distributed, generate, metrics
 from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.algorithms import sft as sft_algorithm
 from rlhf_jax.models import roles
-from rlhf_jax.pipelines import build, rejection_samples, sampled, sft
+from rlhf_jax.pipelines import rejection_samples, sampled, sft, stages
 from rlhf_jax.pipelines.config import (
   ConfigError,
   Schedule,
@@ -187,7 +187,7 @@ def train_round(
     phase=f"round {number}",
     targets=settings.generate.max_new_tokens,
   )
-  build.write_stage(
+  stages.write_stage(
     folder_of(workdir, number),
     PHASE,
     opened.base,
@@ -205,7 +205,7 @@ def run(config: Any, workdir: Path) -> dict:
   settings = read_settings(config)
   rounds = settings.rounds
   mesh, base = sampled.load_base(config)
-  info = build.finished(workdir, PHASE, base)
+  info = stages.finished(workdir, PHASE, base)
   if info is not None:
     return info
   opened = sampled.open_source(
@@ -223,10 +223,10 @@ def run(config: Any, workdir: Path) -> dict:
           next(opened.source.loader)
       else:
         sample_round(settings, opened, params, number, key, workdir, writer)
-      if build.read_stage(folder) is None:
+      if stages.read_stage(folder) is None:
         params = train_round(config, settings, opened, params, number, workdir)
       else:
-        stage = build.load_stage(folder, PHASE, base, mesh)
+        stage = stages.load_stage(folder, PHASE, base, mesh)
         params, _ = roles.split(stage.role, stage.variables)
   return _finish(config, settings, opened, params, workdir)
 
@@ -255,7 +255,7 @@ def _finish(
       for row in metrics.read_metrics(workdir / "metrics.jsonl")
       if row["phase"] == PHASE
     ]
-  build.write_stage(
+  stages.write_stage(
     workdir,
     PHASE,
     opened.base,
@@ -265,4 +265,4 @@ def _finish(
     init_from=config.init_from,
     merged_from=opened.actors.merged_from,
   )
-  return build.read_stage(workdir)
+  return stages.read_stage(workdir)

@@ -23,7 +23,7 @@ from rlhf_jax.data import batches
 from rlhf_jax.evaluation import reward_model as diagnostics
 from rlhf_jax.models import heads, roles, trees
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import build, inputs, loop, sft
+from rlhf_jax.pipelines import build, inputs, loop, sft, stages
 from rlhf_jax.pipelines.config import (
   ConfigError,
   Data,
@@ -61,7 +61,7 @@ def start_variables(
   key: jax.Array,
 ) -> tuple[roles.Role, PyTree]:
   """Returns the reward role and its variables, from the SFT model if named."""
-  params = build.start_params(base, mesh, config.init_from)
+  params = stages.start_params(base, mesh, config.init_from)
   variables = {"params": params}
   role = build.make_role(
     base,
@@ -150,7 +150,7 @@ def run(config: Any, workdir: Path) -> dict:
   head = section(heads.Config, config.head, "head")
   mesh = build.make_mesh(config)
   base = build.load_base(section(Model, config.model, "model"), mesh)
-  info = build.finished(workdir, "reward", base)
+  info = stages.finished(workdir, "reward", base)
   if info is not None:
     return info
   key = jax.random.key(config.seed)
@@ -202,7 +202,7 @@ def run(config: Any, workdir: Path) -> dict:
       )
     },
     facts={},
-    identity=build.identity(base),
+    identity=stages.identity(base),
     iterators={"data": loader},
     show=(("rm/loss", "loss"), ("rm/acc", "accuracy")),
   )
@@ -233,10 +233,10 @@ def run(config: Any, workdir: Path) -> dict:
   )
   for level, message in facts["guards"]:
     print(f"{name}: {level}: {message}")
-  build.write_stage(
+  stages.write_stage(
     workdir, "reward", base, role, merged_from=config.init_from, **facts
   )
-  return build.read_stage(workdir)
+  return stages.read_stage(workdir)
 
 
 def _diagnose(
@@ -316,7 +316,7 @@ def load(
   workdir: str | Path, base: build.Base, mesh: jax.sharding.Mesh
 ) -> tuple[reward_model.Scorer, reward_model.Weights, dict]:
   """Returns a finished reward stage, ready to score, and its stage.json."""
-  stage = build.load_stage(workdir, "reward", base, mesh)
+  stage = stages.load_stage(workdir, "reward", base, mesh)
   normalisation = stage.info["normalisation"]
   return (
     reward_model.Scorer(stage.role, stage.info["reads_end_token"]),

@@ -24,6 +24,7 @@ from rlhf_jax.pipelines import (
   policy,
   reward,
   sft,
+  stages,
   summary,
 )
 from rlhf_jax.pipelines.config import (
@@ -65,16 +66,16 @@ def connect(config: Any, workdir: Path) -> dict[str, Path]:
       `reuse_stages` are not stages that can be taken over.
   """
   folders = {phase: workdir / phase for phase in PHASES}
-  stages = tuple(config.reuse_stages)
-  if "sft" not in stages or not set(stages) <= set(REUSABLE):
+  reused = tuple(config.reuse_stages)
+  if "sft" not in reused or not set(reused) <= set(REUSABLE):
     raise ConfigError(
-      f"config.reuse_stages={stages}: must hold 'sft', on whose samples the "
+      f"config.reuse_stages={reused}: must hold 'sft', on whose samples the "
       f"others are normalised, and otherwise only some of {REUSABLE}."
     )
   if config.reuse:
-    for phase in stages:
+    for phase in reused:
       folders[phase] = Path(config.reuse) / phase
-      if build.read_stage(folders[phase]) is None:
+      if stages.read_stage(folders[phase]) is None:
         raise ConfigError(
           f"config.reuse={config.reuse!r}: {folders[phase]} is not finished. "
           "Finish that run first, or set reuse=''."
@@ -191,7 +192,7 @@ def _rows(data: Any) -> list[int]:
 def _is_done(folder: Path, phase: str) -> bool:
   if phase == "evaluation":
     return (folder / evaluate.RESULT_FILE).is_file()
-  return build.read_stage(folder) is not None
+  return stages.read_stage(folder) is not None
 
 
 def run(config: Any, workdir: Path) -> dict:
@@ -201,18 +202,18 @@ def run(config: Any, workdir: Path) -> dict:
   folders = connect(config, workdir)
   with timed(workdir, "load"):
     announce(config, folders)
-  stages = {
+  runs = {
     "sft": sft.run,
     "reward": reward.run,
     "gold": reward.run,
     "policy": policy.run,
     "evaluation": evaluate.run,
   }
-  for phase, stage in stages.items():
+  for phase, run_stage in runs.items():
     if _is_done(folders[phase], phase):
       continue
     with timed(workdir, phase):
-      stage(config[phase], folders[phase])
+      run_stage(config[phase], folders[phase])
   if not distributed.is_first():
     return {}
   return summary.write(config, workdir, folders)

@@ -28,6 +28,7 @@ from rlhf_jax.pipelines import (
   methods,
   policy_step,
   rollouts,
+  stages,
   verify,
   watch,
 )
@@ -145,7 +146,7 @@ def load_base(config: Any) -> tuple[jax.sharding.Mesh, build.Base]:
 
 def identity(config: Any, base: build.Base) -> dict:
   """Returns what a checkpoint of the run must agree with."""
-  return build.identity(base) | build.origins(
+  return stages.identity(base) | stages.origins(
     init_from=config.init_from, reward=config.reward
   )
 
@@ -296,7 +297,7 @@ def train(
       *show,
     ),
   )
-  build.write_stage(
+  stages.write_stage(
     workdir,
     phase,
     opened.base,
@@ -308,4 +309,4 @@ def train(
     halted=found.get("halt"),
     **facts,
   )
-  return build.read_stage(workdir)
+  return stages.read_stage(workdir)

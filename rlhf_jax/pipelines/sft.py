@@ -20,7 +20,7 @@ from rlhf_jax.algorithms import sft
 from rlhf_jax.data import batches
 from rlhf_jax.models import roles, trees
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import build, inputs, loop
+from rlhf_jax.pipelines import build, inputs, loop, stages
 from rlhf_jax.pipelines.config import (
   ConfigError,
   Data,
@@ -193,7 +193,7 @@ def run(config: Any, workdir: Path) -> dict:
     raise ConfigError("config.trainable.mode='head': a policy has no head.")
   mesh = build.make_mesh(config)
   base = build.load_base(section(Model, config.model, "model"), mesh)
-  info = build.finished(workdir, "sft", base)
+  info = stages.finished(workdir, "sft", base)
   if info is not None:
     return info
   role = build.make_role(base, trainable)
@@ -220,7 +220,7 @@ def run(config: Any, workdir: Path) -> dict:
     pad_id=base.tokenizer.pad_id,
     mesh=mesh,
     workdir=workdir,
-    identity=build.identity(base),
+    identity=stages.identity(base),
   )
   facts = {"steps": total, "examples": examples}
   if config.validation.source:
@@ -231,8 +231,8 @@ def run(config: Any, workdir: Path) -> dict:
     facts["samples"] = _sample(
       config, workdir, base, role, params, frozen, mesh
     )
-  build.write_stage(workdir, "sft", base, role, **facts)
-  return build.read_stage(workdir)
+  stages.write_stage(workdir, "sft", base, role, **facts)
+  return stages.read_stage(workdir)
 
 
 def _validate(config, base, role, params, frozen, mesh, batch_size) -> float:

@@ -17,7 +17,7 @@ from rlhf_jax.evaluation.report import (
   write_overview_png,
   write_report,
 )
-from rlhf_jax.pipelines import build, evaluate
+from rlhf_jax.pipelines import evaluate, stages
 
 SUMMARY_FILE = "summary.json"
 TIMES_FILE = "phase_seconds.jsonl"
@@ -214,9 +214,9 @@ def numbers_of(
   config: Any, workdir: Path, folders: dict[str, Path]
 ) -> dict[str, Any]:
   """Returns the contents of summary.json."""
-  reward = build.read_stage(folders["reward"])
-  gold = build.read_stage(folders["gold"])
-  policy = build.read_stage(folders["policy"])
+  reward = stages.read_stage(folders["reward"])
+  gold = stages.read_stage(folders["gold"])
+  policy = stages.read_stage(folders["policy"])
   seconds = phase_seconds(workdir)
   return {
     "seed": config.seed,
@@ -237,8 +237,8 @@ def make_report(
   config: Any, workdir: Path, folders: dict[str, Path], numbers: dict
 ) -> Report:
   """Returns the Report of a finished run."""
-  reward = build.read_stage(folders["reward"])
-  policy = build.read_stage(folders["policy"])
+  reward = stages.read_stage(folders["reward"])
+  policy = stages.read_stage(folders["policy"])
   texts = read_texts(folders["evaluation"])
   rows = metrics.read_metrics(folders["policy"] / "metrics.jsonl")
   calibration, length_bias = reward_pictures(reward)

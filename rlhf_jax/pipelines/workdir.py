@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax import distributed
-from rlhf_jax.pipelines import build, evaluate, rejection
+from rlhf_jax.pipelines import evaluate, rejection, stages
 from rlhf_jax.pipelines.check import PIPELINE_OF_STAGE
 from rlhf_jax.pipelines.config import ConfigError
 
@@ -158,6 +158,6 @@ def _stage_folders(config: Any, workdir: Path) -> list[tuple[str, Path]]:
 
 
 def _is_finished(folder: Path) -> bool:
-  return (folder / build.STAGE_FILE).is_file() or (
+  return (folder / stages.STAGE_FILE).is_file() or (
     folder / evaluate.RESULT_FILE
   ).is_file()

@@ -25,7 +25,7 @@ from rlhf_jax import generate
 from rlhf_jax.models import roles, trees
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
-from rlhf_jax.pipelines import build, pretrained
+from rlhf_jax.pipelines import build, pretrained, stages
 from rlhf_jax.pipelines.config import ConfigError, Model, section
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.types import (
@@ -203,7 +203,7 @@ def base(model: Model, mesh: AnyMesh, devices: int | list[Any]) -> build.Base:
 
 def stage(
   base: build.Base, role: roles.Role, mesh: AnyMesh, start: PyTree = None
-) -> build.Stage:
+) -> stages.Stage:
   """Returns a stage that trained a role: new leaves for what it trained.
 
   Args:
@@ -216,10 +216,10 @@ def stage(
   trained, _ = roles.split(role, shapes)
   params = base.params if start is None else start
   flat = trees.flatten({"params": params}) | trees.flatten(trained)
-  return build.Stage(role, trees.unflatten(flat), {})
+  return stages.Stage(role, trees.unflatten(flat), {})
 
 
-def merged(stage: build.Stage) -> PyTree:
+def merged(stage: stages.Stage) -> PyTree:
   """Returns the whole weights of a stage, LoRA factors merged."""
   return whole_weights(stage.variables, {})
 
@@ -240,17 +240,19 @@ def whole_weights(params: PyTree, frozen: PyTree) -> PyTree:
   return trees.unflatten(flat)
 
 
-def critic(stage_: build.Stage, role: roles.Role, mesh: AnyMesh) -> build.Stage:
+def critic(
+  stage_: stages.Stage, role: roles.Role, mesh: AnyMesh
+) -> stages.Stage:
   """Returns the critic that starts as a reward stage, with its own head."""
   shapes = build.with_shardings(build.variable_shapes(role), mesh)
   variables = dict(stage_.variables) | {"head": shapes["head"]}
   if role.trainable == "lora" and "lora" not in variables:
     variables["lora"] = shapes["lora"]
-  return build.Stage(role, variables, {})
+  return stages.Stage(role, variables, {})
 
 
 def scorer(
-  stage_: build.Stage, mesh: AnyMesh
+  stage_: stages.Stage, mesh: AnyMesh
 ) -> tuple[reward_model.Scorer, reward_model.Weights]:
   """Returns a reward stage as it scores samples."""
   return (

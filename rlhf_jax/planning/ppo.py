@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rlhf_jax.algorithms.policy_gradient.packing import Packing
 from rlhf_jax.models import heads, trees
 from rlhf_jax.pipelines import actors as actors_lib
-from rlhf_jax.pipelines import build, policy_step
+from rlhf_jax.pipelines import build, policy_step, stages
 from rlhf_jax.pipelines.config import Model, section
 from rlhf_jax.planning import abstract
 from rlhf_jax.planning.programs import (
@@ -37,7 +37,7 @@ def _stages(
   mesh: abstract.AnyMesh,
   prefix: str,
   before: Any,
-) -> tuple[build.Stage, dict[str, build.Stage], tuple[str, ...]]:
+) -> tuple[stages.Stage, dict[str, stages.Stage], tuple[str, ...]]:
   """Returns the policy's start, the reward models, and what was assumed."""
   role = role_of(base, config, prefix)
   if before is None:
@@ -66,8 +66,8 @@ def _actors(
   settings: policy_step.Settings,
   base: build.Base,
   mesh: abstract.AnyMesh,
-  start: build.Stage,
-  models: dict[str, build.Stage],
+  start: stages.Stage,
+  models: dict[str, stages.Stage],
 ) -> actors_lib.Actors:
   """Returns the actors of abstract stages."""
   scorers = {

@@ -10,7 +10,7 @@ from rlhf_jax import generate, optimizer
 from rlhf_jax.algorithms import reward as reward_algorithm
 from rlhf_jax.algorithms import sft as sft_algorithm
 from rlhf_jax.models import heads, roles
-from rlhf_jax.pipelines import build, features, reward, sft
+from rlhf_jax.pipelines import build, features, reward, sft, stages
 from rlhf_jax.pipelines.config import (
   ConfigError,
   Data,
@@ -42,7 +42,7 @@ def _optimizer(config: Any, prefix: str, schedule: Schedule) -> Any:
 
 def sft_stage(
   config: Any, base: build.Base, mesh: abstract.AnyMesh, prefix: str
-) -> build.Stage:
+) -> stages.Stage:
   """Returns the finished SFT stage of a configuration."""
   role = role_of(base, config, prefix)
   if role.trainable == "head":
@@ -117,7 +117,7 @@ def reward_stage(
   mesh: abstract.AnyMesh,
   prefix: str,
   start: Any = None,
-) -> build.Stage:
+) -> stages.Stage:
   """Returns the finished reward stage of a configuration.
 
   Args:
@@ -204,7 +204,7 @@ def reward_phase(
 
 
 def _features(
-  mesh: abstract.AnyMesh, stage: build.Stage, length: int
+  mesh: abstract.AnyMesh, stage: stages.Stage, length: int
 ) -> Program:
   """Returns the pass over rows whose trunk is frozen, done once for all."""
   rows = features.FEATURE_ROWS

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.models import heads, roles, transformer
-from rlhf_jax.pipelines import actors
+from rlhf_jax.pipelines import actors, stages
 from rlhf_jax.pipelines.config import ConfigError
 from rlhf_jax.rewards import model as reward_model
 
@@ -81,7 +81,7 @@ def test_trap_31_the_critic_starts_as_the_reward_model(
   critic = actors.starting_critic(
     actors.Value(mode=mode), scorer, weights, model, jax.random.key(3)
   )
-  judged = actors.build.Stage(scorer.role, weights.variables, {})
+  judged = stages.Stage(scorer.role, weights.variables, {})
   np.testing.assert_allclose(
     values(critic), (values(judged) - MEAN) / STD, atol=2e-5
   )

@@ -9,7 +9,7 @@ from rlhf_jax.algorithms.policy_gradient.registry import (
   ALGORITHMS,
   NEEDS_CRITIC,
 )
-from rlhf_jax.pipelines import build, check, methods, policy
+from rlhf_jax.pipelines import check, methods, policy, stages
 from rlhf_jax.pipelines.config import ConfigError
 from tests.pipelines import tiny_runs
 
@@ -61,7 +61,7 @@ def test_a_method_without_critic_trains(files, sft_lora, reward_head, name):
     if path.startswith("train/params/policy/")
   ]
   assert moved and max(moved) > 1e-4
-  assert build.read_stage(folder)["steps"] >= 3
+  assert stages.read_stage(folder)["steps"] >= 3
 
 
 def test_a_method_learns_the_planted_word(files, sft_lora, reward_head):

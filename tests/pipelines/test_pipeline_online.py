@@ -8,10 +8,10 @@ import pytest
 from rlhf_jax.pipelines import (
   RUN,
   bond,
-  build,
   check,
   defaults,
   online_preference,
+  stages,
 )
 from rlhf_jax.pipelines.config import ConfigError
 from rlhf_jax.types import Rollout
@@ -74,9 +74,9 @@ def test_the_planted_word_is_learned(finished, pipeline):
   assert (
     abs(rows[0]["rollout/kl_k1_sum"]) < 1e-4 < rows[-1]["rollout/kl_k1_sum"]
   )
-  info = build.need_stage(folder, "policy")  # it is a policy to evaluate
+  info = stages.need_stage(folder, "policy")  # it is a policy to evaluate
   assert info["pipeline"] == pipeline and info["steps"] == STEPS
-  assert build.need_stage(folder, "sft")  # and a start of further runs
+  assert stages.need_stage(folder, "sft")  # and a start of further runs
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from rlhf_jax.algorithms.policy_gradient import shaping
 from rlhf_jax.checkpoint import CheckpointError
 from rlhf_jax.interrupt import Stopped
 from rlhf_jax.models import roles, trees
-from rlhf_jax.pipelines import build, check, loop, policy, watch
+from rlhf_jax.pipelines import build, check, loop, policy, stages, watch
 from rlhf_jax.pipelines.config import ConfigError
 from tests.pipelines import tiny_runs
 
@@ -152,7 +152,7 @@ def test_the_adaptive_coefficient_follows_the_kl_and_is_saved(policy_lora):
   saved = tiny_runs.saved_arrays(policy_lora)
   np.testing.assert_allclose(saved["beta"], beta, rtol=1e-5)
   np.testing.assert_allclose(saved["moments/count"], 32 * 20)
-  stage = build.read_stage(policy_lora)
+  stage = stages.read_stage(policy_lora)
   np.testing.assert_allclose(stage["kl_coefficient"], beta, rtol=1e-5)
   assert stage["halted"] is None
 
@@ -184,7 +184,7 @@ def test_a_run_with_too_much_kl_stops_and_says_so(
 def test_loading_a_policy_gives_what_was_saved(files, policy_lora):
   config = tiny_runs.sft_config(files, "lora")
   base = tiny_runs.load_base(config)
-  stage = build.load_stage(
+  stage = stages.load_stage(
     policy_lora, "policy", base, build.make_mesh(config), "/policy"
   )
   saved = tiny_runs.saved_arrays(policy_lora)

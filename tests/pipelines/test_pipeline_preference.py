@@ -17,6 +17,7 @@ from rlhf_jax.pipelines import (
   preference,
   reference,
   sft,
+  stages,
   unpaired,
 )
 from rlhf_jax.pipelines.config import ConfigError, Data, section
@@ -76,7 +77,7 @@ def orpo_full(files):
 @pytest.mark.parametrize("stage", ["dpo_full", "kto_lora", "orpo_full"])
 def test_the_planted_word_is_learned(stage, request):
   folder = request.getfixturevalue(stage)
-  info = build.read_stage(folder)
+  info = stages.read_stage(folder)
   rows = tiny_runs.rows_of(folder)
   assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
   # KTO sees one answer at a time; chance is 0.5, its error 0.06.
@@ -142,7 +143,7 @@ def test_t20_trap_23_resume_bit_for_bit(files, sft_full, dpo_full, monkeypatch):
     kill_at(patch, 13)
     with pytest.raises(Killed):
       preference.run(config, folder)
-  assert build.read_stage(folder) is None
+  assert stages.read_stage(folder) is None
   stored = (folder / reference.FILE).read_bytes()
   with monkeypatch.context() as patch:  # what is stored is not computed again
     patch.setattr(reference, "compute", lambda *_, **__: pytest.fail("again"))
@@ -150,14 +151,14 @@ def test_t20_trap_23_resume_bit_for_bit(files, sft_full, dpo_full, monkeypatch):
   assert (folder / reference.FILE).read_bytes() == stored
   assert_same_run(folder, dpo_full, STEPS)
   again = preference.run(config, folder)
-  assert again == build.read_stage(dpo_full)
+  assert again == stages.read_stage(dpo_full)
 
 
 def test_it_stands_where_an_sft_run_does(files, sft_full, dpo_full):
   base, start, _ = loaded(files, "dpo", "full", sft_full)
   mesh = build.make_mesh(make_config(files, "dpo", "full", ""))
-  stage = build.load_stage(dpo_full, "sft", base, mesh)
-  policy = build.load_stage(dpo_full, "policy", base, mesh, "/policy")
+  stage = stages.load_stage(dpo_full, "sft", base, mesh)
+  policy = stages.load_stage(dpo_full, "policy", base, mesh, "/policy")
   saved = tiny_runs.saved_arrays(dpo_full)
   for found in (stage, policy):
     flat = trees.flatten(found.variables)
@@ -166,10 +167,10 @@ def test_it_stands_where_an_sft_run_does(files, sft_full, dpo_full):
   before = trees.flatten(start.variables)
   moved = [p for p, x in flat.items() if not np.array_equal(x, before[p])]
   assert len(moved) == len(flat)
-  info = build.read_stage(dpo_full)
+  info = stages.read_stage(dpo_full)
   assert info["init_from"] == f"../{sft_full.name}"
   with pytest.raises(ConfigError, match="wanted a finished reward run, found"):
-    build.need_stage(dpo_full, "reward")
+    stages.need_stage(dpo_full, "reward")
   with pytest.raises(ConfigError, match="found a preference run"):
     sft.run(tiny_runs.sft_config(files, "full"), dpo_full)
 
@@ -186,9 +187,9 @@ def test_a_second_round_keeps_what_the_first_was_merged_on(files, sft_full):
     start = folder
   base, _, _ = loaded(files, "dpo", "lora", sft_full)
   mesh = build.make_mesh(config)
-  merged = trees.flatten(build.start_params(base, mesh, sft_full))
+  merged = trees.flatten(stages.start_params(base, mesh, sft_full))
   for folder in folders:
-    stage = build.load_stage(folder, "sft", base, mesh)
+    stage = stages.load_stage(folder, "sft", base, mesh)
     for path, leaf in trees.flatten(stage.variables["params"]).items():
       np.testing.assert_array_equal(leaf, merged[path])
 

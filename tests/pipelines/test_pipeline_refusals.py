@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_jax.checkpoint import CheckpointError
 from rlhf_jax.evaluation import reward_model as diagnostics
-from rlhf_jax.pipelines import actors, build, policy
+from rlhf_jax.pipelines import actors, build, policy, stages
 from rlhf_jax.pipelines.config import ConfigError
 from tests import tiny
 from tests.pipelines import tiny_runs
@@ -65,7 +65,7 @@ def test_a_reward_model_near_chance_needs_force(
 ):
   folder = tmp_path / "chance"
   shutil.copytree(reward_head, folder)
-  info = build.read_stage(folder)
+  info = stages.read_stage(folder)
   info["diagnosis"] |= {
     "rm/accuracy": 0.54,
     "rm/accuracy_low": 0.42,
@@ -73,7 +73,7 @@ def test_a_reward_model_near_chance_needs_force(
   }
   guards = diagnostics.guard(info["diagnosis"], 100_000, 1.0)
   assert [level for level, _ in guards].count("refuse") == 1
-  (folder / build.STAGE_FILE).write_text(json.dumps(info | {"guards": guards}))
+  (folder / stages.STAGE_FILE).write_text(json.dumps(info | {"guards": guards}))
   config.reward = str(folder)
   with pytest.raises(ConfigError, match=r"0\.54.*--config\.force=True"):
     load(config)

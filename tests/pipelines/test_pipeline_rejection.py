@@ -8,12 +8,12 @@ import pytest
 from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.pipelines import (
   RUN,
-  build,
   check,
   defaults,
   rejection,
   rejection_samples,
   sft,
+  stages,
 )
 from rlhf_jax.pipelines.config import ConfigError
 from tests.pipelines import tiny_runs
@@ -129,10 +129,10 @@ def test_t23_the_winners_train_and_the_score_rises(files, sft_lora, pooled):
   np.testing.assert_allclose(
     np.mean(scores), rows[0]["rejection/kept_score"], rtol=1e-5
   )
-  info = build.read_stage(pooled)
+  info = stages.read_stage(pooled)
   assert [row["rejection/kept"] for row in info["rounds"]] == [16, 16]
   # Pooled: the second round trains on both files, each row once.
-  second = build.read_stage(rejection.folder_of(pooled, 2))
+  second = stages.read_stage(rejection.folder_of(pooled, 2))
   assert 16 < second["examples"] <= 32
   # The run's policy is the last round's, and starts a run of any pipeline.
   found = tiny_runs.saved_arrays(pooled)
@@ -140,7 +140,7 @@ def test_t23_the_winners_train_and_the_score_rises(files, sft_lora, pooled):
   assert found
   for path, leaf in found.items():
     np.testing.assert_array_equal(leaf, last[path])
-  assert build.need_stage(pooled, "sft")["pipeline"] == "rejection"
+  assert stages.need_stage(pooled, "sft")["pipeline"] == "rejection"
 
 
 @pytest.mark.slow

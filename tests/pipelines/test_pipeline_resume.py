@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.interrupt import EXIT_INTERRUPTED, Stopped
-from rlhf_jax.pipelines import build, loop, policy, reward, sft
+from rlhf_jax.pipelines import loop, policy, reward, sft, stages
 from tests.pipelines import tiny_runs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -41,8 +41,8 @@ def kill_at(monkeypatch, step):
 
 def stage_of(folder):
   """Returns stage.json with whole paths, which are kept relative to it."""
-  info = build.read_stage(folder)
-  paths = {name: info[name] for name in build.PATHS if info.get(name)}
+  info = stages.read_stage(folder)
+  paths = {name: info[name] for name in stages.PATHS if info.get(name)}
   return info | {k: (folder / path).resolve() for k, path in paths.items()}
 
 
@@ -69,7 +69,7 @@ def test_t20_trap_23_sft(files, sft_full, monkeypatch):
     with pytest.raises(Killed):
       sft.run(config, folder)
   assert len(tiny_runs.rows_of(folder)) == 6  # saved at 4: two are done again
-  assert build.read_stage(folder) is None
+  assert stages.read_stage(folder) is None
   sft.run(config, folder)
   assert_same_run(folder, sft_full, 12)
   for name, value in np.load(folder / "samples.npz").items():
@@ -182,7 +182,7 @@ def test_t20_trap_23_the_command_after_kill_9_and_after_sigterm(
   first.send_signal(signal.SIGKILL)
   assert first.wait(60) == -signal.SIGKILL
   first.communicate()
-  assert not (workdir / build.STAGE_FILE).exists()
+  assert not (workdir / stages.STAGE_FILE).exists()
 
   second = start()
   wait_for(saved / "8" / "manifest.json", second)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.models import roles, trees
-from rlhf_jax.pipelines import build, features, inputs, reward
+from rlhf_jax.pipelines import build, features, inputs, reward, stages
 from rlhf_jax.pipelines.config import ConfigError, Data, section
 from rlhf_jax.rewards import model as reward_model
 from tests.pipelines import tiny_runs
@@ -24,7 +24,7 @@ def loaded(files, folder, mode):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_planted_word_is_learned(stage, request):
-  info = build.read_stage(request.getfixturevalue(stage))
+  info = stages.read_stage(request.getfixturevalue(stage))
   assert info["diagnosis"]["rm/accuracy"] > 0.8
   assert info["diagnosis"]["rm/pairs"] == 60  # a quarter of 240
   assert info["comparisons"] == 180
@@ -111,7 +111,7 @@ def test_trap_31_frozen_parts_of_a_reward_model_are_the_sft_models(
   base, (scorer, weights, info) = loaded(files, folder, mode)
   assert info["merged_from"] == f"../{start.name}"  # both may be moved
   mesh = build.make_mesh(tiny_runs.reward_config(files, mode, "", ""))
-  merged = trees.flatten({"params": build.start_params(base, mesh, start)})
+  merged = trees.flatten({"params": stages.start_params(base, mesh, start)})
   found = trees.flatten(weights.variables)
   frozen = [p for p in merged if not roles.is_trainable(scorer.role, p)]
   assert frozen

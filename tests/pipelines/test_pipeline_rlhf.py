@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from rlhf_jax.pipelines import (
-  build,
   check,
   defaults,
   evaluate,
   inputs,
   rlhf,
+  stages,
   workdir,
 )
 from rlhf_jax.pipelines.config import ConfigError, Data, section
@@ -106,7 +106,7 @@ def test_everything_that_is_promised_is_written(finished):
   assert f"{numbers['gold_win_rate']:.3f}" in report
   assert (folder / "overview.png").read_bytes().startswith(b"\x89PNG")
   for stage in ("sft", "reward", "gold", "policy"):
-    assert build.read_stage(folder / stage) is not None
+    assert stages.read_stage(folder / stage) is not None
     assert tiny_runs.rows_of(folder / stage)
   assert tiny_runs.rows_of(folder / "policy", "samples.jsonl")
   rows = tiny_runs.rows_of(folder / "evaluation", evaluate.TEXTS_FILE)
@@ -160,7 +160,7 @@ def test_reuse_takes_the_stages_before_from_another_run(
   folder = files.root / "rlhf_reused"
   numbers = rlhf.run(config, folder)
   assert not (folder / "sft").exists() and not (folder / "gold").exists()
-  stage = build.read_stage(folder / "policy")
+  stage = stages.read_stage(folder / "policy")
   named = folder / "policy" / stage["init_from"]
   assert named.resolve() == (finished[0] / "sft").resolve()
   for name in ("reward_model_accuracy", "gold_model_accuracy"):
@@ -182,8 +182,8 @@ def test_reuse_of_some_stages(files, finished):
   assert config.reward.reference_samples == str(
     finished[0] / "sft" / "samples.npz"
   )
-  for stages in (("reward", "gold"), ("sft", "policy")):
-    config.reuse_stages = stages
+  for wrong in (("reward", "gold"), ("sft", "policy")):
+    config.reuse_stages = wrong
     with pytest.raises(ConfigError, match="must hold 'sft'"):
       rlhf.connect(config, own)
 

@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_jax.data import batches
 from rlhf_jax.models import transformer, trees
-from rlhf_jax.pipelines import build, inputs, loop, sft
+from rlhf_jax.pipelines import build, inputs, loop, sft, stages
 from rlhf_jax.pipelines.config import ConfigError, Data, section
 from tests.pipelines import tiny_runs
 
@@ -19,14 +19,14 @@ def test_loss_falls(stage, request):
   rows = tiny_runs.rows_of(folder)
   assert [row["step"] for row in rows] == list(range(1, 13))
   assert rows[-1]["sft/loss"] < rows[0]["sft/loss"] - 0.4
-  info = build.read_stage(folder)
+  info = stages.read_stage(folder)
   assert info["steps"] == 12 and info["examples"] == 40
 
 
 def test_validation_loss_is_the_mean_over_tokens(files, sft_full):
   config = tiny_runs.sft_config(files, "full")
   base = tiny_runs.load_base(config)
-  stage = build.load_stage(sft_full, "sft", base, build.make_mesh(config))
+  stage = stages.load_stage(sft_full, "sft", base, build.make_mesh(config))
   data = section(Data, config.validation, "validation")
   rows, _ = inputs.demonstrations(data, base.tokenizer)
   assert len(rows) % config.schedule.batch_size  # a last batch to fill up
@@ -38,7 +38,7 @@ def test_validation_loss_is_the_mean_over_tokens(files, sft_full):
     logits[:, :-1], batch.tokens[:, 1:]
   )
   mask = batch.loss_mask[:, 1:]
-  found = build.read_stage(sft_full)["validation_loss"]
+  found = stages.read_stage(sft_full)["validation_loss"]
   expected = np.sum(np.asarray(loss) * mask) / mask.sum()
   np.testing.assert_allclose(found, expected, rtol=1e-5)
   assert found < tiny_runs.rows_of(sft_full)[0]["sft/loss"] - 0.4
@@ -66,7 +66,7 @@ def test_a_finished_run_is_not_repeated(files, sft_lora, monkeypatch, capsys):
   monkeypatch.setattr(loop, "run_steps", refuse)
   before = (sft_lora / "metrics.jsonl").read_text()
   info = sft.run(tiny_runs.sft_config(files, "lora"), sft_lora)
-  assert info == build.read_stage(sft_lora)
+  assert info == stages.read_stage(sft_lora)
   assert (sft_lora / "metrics.jsonl").read_text() == before
   assert "is finished" in capsys.readouterr().out
 
@@ -149,7 +149,7 @@ def test_a_policy_has_no_head(files, tmp_path):
 def test_loading_gives_the_trained_weights(files, sft_full):
   config = tiny_runs.sft_config(files, "full")
   base = tiny_runs.load_base(config)
-  stage = build.load_stage(sft_full, "sft", base, build.make_mesh(config))
+  stage = stages.load_stage(sft_full, "sft", base, build.make_mesh(config))
   saved = tiny_runs.saved_arrays(sft_full)
   for path, leaf in trees.flatten(stage.variables).items():
     np.testing.assert_array_equal(leaf, saved[f"train/params/{path}"])

@@ -10,7 +10,7 @@ import pytest
 
 from rlhf_jax.algorithms.policy_gradient import dapo
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import build, check, methods, policy, rollouts
+from rlhf_jax.pipelines import check, methods, policy, rollouts, stages
 from rlhf_jax.pipelines.config import ConfigError
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, Rollout
 from tests.pipelines import tiny_runs
@@ -203,7 +203,7 @@ def test_trap_12_dapo_on_eight_devices(files, sft_lora):
   tiny_runs.assert_close_rows(
     tiny_runs.rows_of(split), tiny_runs.rows_of(whole)
   )
-  assert build.read_stage(split)["steps"] == 2
+  assert stages.read_stage(split)["steps"] == 2
 
 
 def test_other_methods_do_not_resample(files, sft_lora):

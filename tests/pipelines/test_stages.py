@@ -8,7 +8,16 @@ import pytest
 
 from rlhf_jax import checkpoint
 from rlhf_jax.models import huggingface, roles, transformer, trees
-from rlhf_jax.pipelines import build, defaults, judge, loop, policy, reward, sft
+from rlhf_jax.pipelines import (
+  build,
+  defaults,
+  judge,
+  loop,
+  policy,
+  reward,
+  sft,
+  stages,
+)
 from rlhf_jax.pipelines.config import ConfigError, Model, section
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.types import Samples
@@ -115,7 +124,7 @@ def policy_config(files, mode, start, scorer):
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
-def stages(request, files):
+def trained(request, files):
   """Runs SFT and two reward models; the head one reads the SFT weights."""
   mode = request.param
   root = files["root"] / mode
@@ -131,7 +140,7 @@ def load(files, mode, folder, pipeline, suffix=""):
   config.model.update(source=files["model"], lora_rank=2 * (mode == "lora"))
   mesh = build.make_mesh(config)
   base = build.load_base(section(Model, config.model, "model"), mesh)
-  return base, build.load_stage(folder, pipeline, base, mesh, suffix)
+  return base, stages.load_stage(folder, pipeline, base, mesh, suffix)
 
 
 def rows_of(path, drop=("time", "sys/")):
@@ -146,9 +155,9 @@ def rows_of(path, drop=("time", "sys/")):
   ]
 
 
-def test_reward_models_score_the_same_after_loading(files, stages):
+def test_reward_models_score_the_same_after_loading(files, trained):
   """A frozen trunk that started from SFT weights is found again on loading."""
-  mode, root = stages
+  mode, root = trained
   for kind in ("head", mode):
     config = reward_config(files, kind, root / "sft")
     mesh = build.make_mesh(config)
@@ -162,9 +171,9 @@ def test_reward_models_score_the_same_after_loading(files, stages):
 
 
 def test_t03_t20_trap_23_ppo_first_ratio_and_bitwise_resume(
-  files, stages, monkeypatch
+  files, trained, monkeypatch
 ):
-  mode, root = stages
+  mode, root = trained
   config = policy_config(files, mode, root / "sft", root / "rm_head")
   policy.run(config, root / "whole")
   rows = rows_of(root / "whole" / "metrics.jsonl")
@@ -211,8 +220,8 @@ def test_t03_t20_trap_23_ppo_first_ratio_and_bitwise_resume(
     np.testing.assert_array_equal(leaf, trees.flatten(again)[path])
 
 
-def test_trap_30_frozen_weights_are_untouched_by_ppo(files, stages):
-  mode, root = stages
+def test_trap_30_frozen_weights_are_untouched_by_ppo(files, trained):
+  mode, root = trained
   base, start = load(files, mode, root / "sft", "sft")
   before = jax.tree.map(np.array, (base.params, start.variables))
   config = policy_config(files, mode, root / "sft", root / "rm_head")
@@ -230,12 +239,12 @@ def test_trap_30_frozen_weights_are_untouched_by_ppo(files, stages):
   assert changed and all(roles.is_trainable(trained.role, p) for p in changed)
 
 
-def test_shared_trunk_and_packing_change_no_number(files, stages):
+def test_shared_trunk_and_packing_change_no_number(files, trained):
   """The judge: one shared pass, separate passes, packed rows: the same."""
   from rlhf_jax.algorithms.policy_gradient import packing
   from rlhf_jax.pipelines import actors
 
-  mode, root = stages
+  mode, root = trained
   if mode == "full":
     pytest.skip("full roles share no trunk; nothing to compare")
   config = policy_config(files, mode, root / "sft", root / "rm_head")
@@ -285,9 +294,9 @@ def test_shared_trunk_and_packing_change_no_number(files, stages):
   ],
 )
 def test_policy_settings_that_cannot_work_are_refused(
-  files, stages, changes, message
+  files, trained, changes, message
 ):
-  mode, root = stages
+  mode, root = trained
   config = policy_config(files, mode, root / "sft", root / "rm_head")
   config.update_from_flattened_dict(changes)
   with pytest.raises(ConfigError, match=message):

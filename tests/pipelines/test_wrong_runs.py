@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax import main
-from rlhf_jax.pipelines import build, defaults
+from rlhf_jax.pipelines import build, defaults, stages
 from rlhf_jax.pipelines import workdir as workdir_lib
 from rlhf_jax.pipelines.config import ConfigError, Model, section
 from tests.pipelines.wrong_files import (
@@ -82,7 +82,7 @@ def finished(trained, tmp_path):
 
 @pytest.fixture
 def unfinished(finished):
-  (finished / build.STAGE_FILE).unlink()
+  (finished / stages.STAGE_FILE).unlink()
   return finished
 
 
@@ -140,8 +140,8 @@ def test_a_stage_of_another_model(files, trained, other, words):
   mesh = build.make_mesh(config)
   base = build.load_base(section(Model, config.model, "model"), mesh)
   for load in (
-    lambda: build.load_stage(trained, "sft", base, mesh),
-    lambda: build.finished(trained, "sft", base),
+    lambda: stages.load_stage(trained, "sft", base, mesh),
+    lambda: stages.finished(trained, "sft", base),
   ):
     with pytest.raises(RuntimeError, match=f"trained was trained with {words}"):
       load()
@@ -151,9 +151,9 @@ def test_a_stage_of_another_kind(trained, unfinished):
   with pytest.raises(
     ConfigError, match="wanted a finished reward run, found a"
   ):
-    build.need_stage(trained, "reward", "config.reward")
+    stages.need_stage(trained, "reward", "config.reward")
   with pytest.raises(ConfigError, match="found one that is not finished"):
-    build.need_stage(unfinished, "sft", "config.init_from")
+    stages.need_stage(unfinished, "sft", "config.init_from")
 
 
 # Training that fails, and machines.
@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite_ends_with_3(files, tmp_path, capsys):
   said = capsys.readouterr().err
   assert "\nerror: sft: sft/" in said and "=nan at step" in said
   assert "Last good checkpoint: step " in said
-  assert not (tmp_path / build.STAGE_FILE).exists()
+  assert not (tmp_path / stages.STAGE_FILE).exists()
 
 
 def test_no_network_for_assets(files, tmp_path, capsys, monkeypatch):
