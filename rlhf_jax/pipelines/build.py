@@ -1,4 +1,4 @@
-"""Config -> mesh, base model, roles, loaders: what every pipeline starts with."""
+"""Config -> mesh, base model, roles, loaders: what pipelines start with."""
 
 from __future__ import annotations
 
