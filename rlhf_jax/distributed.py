@@ -29,6 +29,7 @@ from rlhf_jax.types import PyTree
 # processes again. Differs from EXIT_INTERRUPTED (75), where a checkpoint was.
 EXIT_PEER_LOST = 42
 HEARTBEAT_SECONDS = 20  # until a silent process counts as dead
+JOIN_SECONDS = "RLHF_JAX_JOIN_SECONDS"  # environment: until all must be there
 _PEER_LOST = re.compile(
   "Gloo|DEADLINE_EXCEEDED|UNAVAILABLE|coordination|heartbeat|Connection "
   "(reset|closed)|Broken pipe|preempted|peer|ABORTED",
@@ -68,43 +69,60 @@ def initialise(text: str) -> None:
     )
   if "cpu" in str(jax.config.jax_platforms):
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  seconds = int(os.environ.get(JOIN_SECONDS, 300))
+  guard = _AbortGuard(found["address"], index, seconds)
   jax.distributed.initialize(
     found["address"],
     count,
     index,
+    initialization_timeout=seconds,
     heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
   )
-  if index > 0:
-    _leave_when_abandoned(found["address"])
+  guard.has_joined = True
 
 
-def _leave_when_abandoned(address: str) -> None:
-  """Makes the death of process 0 an exit with EXIT_PEER_LOST.
+class _AbortGuard:
+  """Makes the aborts by which JAX reports a missing peer EXIT_PEER_LOST.
 
-  Process 0 serves the coordination of all. When it dies JAX aborts the others
-  from a thread of its own, often before the error that their collective
-  raises, and offers no other way to be told. So SIGABRT is handled: where
-  nobody answers at the coordinator's address the process leaves with
-  EXIT_PEER_LOST, and else the abort, which is a bug's, goes on.
+  JAX aborts the process, often from a thread of its own, when the others do
+  not join in time and when process 0, which serves the coordination of all,
+  dies; it offers no other way to be told. So SIGABRT is handled: before all
+  have joined, or where nobody answers at the coordinator's address, the
+  process leaves with EXIT_PEER_LOST. Any other abort is a bug's and goes on.
 
   Args:
     address: "HOST:PORT" of process 0.
+    index: of this process.
+    seconds: that joining may take, for the message.
   """
-  host, _, port = address.rpartition(":")
 
-  def handle(number: int) -> None:
-    try:
-      socket.create_connection((host, int(port)), timeout=2.0).close()
-    except OSError:
-      os.write(2, b"error: process 0 of this run died.\n")
-      os._exit(EXIT_PEER_LOST)
+  def __init__(self, address: str, index: int, seconds: int) -> None:
+    host, _, port = address.rpartition(":")
+    self._address = (host, int(port))
+    self._index, self._seconds = index, seconds
+    self.has_joined = False
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._handle)
+    _HANDLERS.append(handler)
+    library = ctypes.CDLL(None)
+    library.signal.restype = ctypes.c_void_p
+    library.signal(int(signal.SIGABRT), handler)
+
+  def _handle(self, number: int) -> None:
+    if not self.has_joined:
+      self._leave(
+        f"not all processes of this run joined within {self._seconds} s "
+        f"(${JOIN_SECONDS})."
+      )
+    if self._index > 0:
+      try:
+        socket.create_connection(self._address, timeout=2.0).close()
+      except OSError:
+        self._leave("process 0 of this run died.")
     faulthandler.dump_traceback()  # then abort() ends the process
 
-  handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
-  _HANDLERS.append(handler)
-  library = ctypes.CDLL(None)
-  library.signal.restype = ctypes.c_void_p
-  library.signal(int(signal.SIGABRT), handler)
+  def _leave(self, why: str) -> None:
+    os.write(2, f"error: {why} Start all processes again.\n".encode())
+    os._exit(EXIT_PEER_LOST)
 
 
 def _is_cluster(environment: Any) -> bool:

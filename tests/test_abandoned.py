@@ -1,4 +1,4 @@
-"""The death of process 0, on whose coordination the others depend."""
+"""Processes that wait for others that never came, or whose process 0 died."""
 
 import os
 import signal
@@ -28,19 +28,37 @@ def start(port, index, what):
   return subprocess.Popen(
     [sys.executable, "-c", CHILD, f"127.0.0.1:{port},2,{index}", what],
     cwd=ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    env=os.environ
+    | {
+      "JAX_PLATFORMS": "cpu",
+      "PYTHONPATH": str(ROOT),
+      "RLHF_JAX_JOIN_SECONDS": "10" if what == "alone" else "60",
+    },
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
   )
 
 
+def free_port():
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_who_is_alone_leaves_in_time(index):
+  process = start(free_port(), index, "alone")
+  _, error = process.communicate(timeout=90)
+  assert process.returncode == EXIT_PEER_LOST, error[-2000:]
+  assert "not all processes of this run joined within 10 s" in error
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["wait", "abort"])
 def test_the_others_leave_and_a_bugs_abort_stays_one(what):
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    port = probe.getsockname()[1]
+  port = free_port()
   first, second = start(port, 0, "wait"), start(port, 1, what)
   try:
     assert first.stdout.readline() == "ready\n"

@@ -116,6 +116,7 @@ def start(
         env=os.environ
         | {
           "FAULT": faults.get(index, ""),
+          "RLHF_JAX_JOIN_SECONDS": "60",
           "RLHF_JAX_CACHE": str(experiment.parent / "cache"),
           "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
           "JAX_PLATFORMS": "cpu",
@@ -130,23 +131,28 @@ def start(
 
 
 def finish(processes: list[subprocess.Popen], workdir: Path) -> list[int]:
-  """Returns the exit codes; raises LostError when one hangs."""
-  end = time.monotonic() + PATIENCE
-  codes = []
-  for process in processes:
-    try:
-      codes.append(process.wait(timeout=max(end - time.monotonic(), 1.0)))
-    except subprocess.TimeoutExpired:
-      for other in processes:
-        other.kill()
-      raise LostError(f"{workdir}: hung for {PATIENCE:.0f} s") from None
-  return codes
+  """Returns the exit codes; raises LostError when they say nothing more."""
+  before, since = -1, time.monotonic()
+  while any(process.poll() is None for process in processes):
+    said = sum(log.stat().st_size for log in logs_of(workdir))
+    if said != before:
+      before, since = said, time.monotonic()
+    if time.monotonic() - since > PATIENCE:
+      for process in processes:
+        process.kill()
+      raise LostError(f"hung for {PATIENCE:.0f} s\n{last_words(workdir)}")
+    time.sleep(0.1)
+  return [process.returncode for process in processes]
+
+
+def logs_of(workdir: Path) -> list[Path]:
+  """Returns the files of what the processes of a run print."""
+  return sorted(workdir.parent.glob(f"{workdir.name}.*.log"))
 
 
 def last_words(workdir: Path) -> str:
   """Returns the end of what the processes of a run printed."""
-  logs = sorted(workdir.parent.glob(f"{workdir.name}.*.log"))
-  return "\n".join(log.read_text()[-2000:] for log in logs)
+  return "\n".join(log.read_text()[-2000:] for log in logs_of(workdir))
 
 
 def progress(workdir: Path) -> tuple[int, int]:
