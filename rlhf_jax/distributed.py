@@ -15,6 +15,7 @@ import ctypes
 import faulthandler
 import os
 import re
+import select
 import signal
 import socket
 from typing import Any
@@ -29,6 +30,7 @@ from rlhf_jax.types import PyTree
 # processes again. Differs from EXIT_INTERRUPTED (75), where a checkpoint was.
 EXIT_PEER_LOST = 42
 HEARTBEAT_SECONDS = 20  # until a silent process counts as dead
+CLOSING_SECONDS = 5.0  # an aborting process waits to learn of a dead peer
 JOIN_SECONDS = "RLHF_JAX_JOIN_SECONDS"  # environment: until all must be there
 _PEER_LOST = re.compile(
   "Gloo|DEADLINE_EXCEEDED|UNAVAILABLE|coordination|heartbeat|Connection "
@@ -70,7 +72,7 @@ def initialise(text: str) -> None:
   if "cpu" in str(jax.config.jax_platforms):
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
   seconds = int(os.environ.get(JOIN_SECONDS, 300))
-  guard = _AbortGuard(found["address"], index, seconds)
+  guard = _AbortGuard(seconds)
   jax.distributed.initialize(
     found["address"],
     count,
@@ -78,29 +80,39 @@ def initialise(text: str) -> None:
     initialization_timeout=seconds,
     heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
   )
-  guard.has_joined = True
+  guard.lines = _connect(found["address"].rpartition(":")[0], count, index)
+
+
+def _connect(host: str, count: int, index: int) -> list[socket.socket]:
+  """Returns open connections: of process 0 to all others, of these to it.
+
+  Nothing is ever sent. When a process dies its system closes them.
+  """
+  if index > 0:
+    port = multihost_utils.broadcast_one_to_all(np.int32(0))
+    return [socket.create_connection((host, int(port)))]
+  with socket.create_server(("", 0), backlog=count) as server:
+    multihost_utils.broadcast_one_to_all(np.int32(server.getsockname()[1]))
+    return [server.accept()[0] for _ in range(count - 1)]
 
 
 class _AbortGuard:
   """Makes the aborts by which JAX reports a missing peer EXIT_PEER_LOST.
 
-  JAX aborts the process, often from a thread of its own, when the others do
-  not join in time and when process 0, which serves the coordination of all,
-  dies; it offers no other way to be told. So SIGABRT is handled: before all
-  have joined, or where nobody answers at the coordinator's address, the
-  process leaves with EXIT_PEER_LOST. Any other abort is a bug's and goes on.
+  JAX aborts the process, from a thread of its own, when the others do not
+  join in time, when process 0 dies, and when a peer has been silent for
+  HEARTBEAT_SECONDS; often that is sooner than the error of the collective in
+  progress, and JAX offers no other way to be told. So SIGABRT is handled: the
+  process leaves with EXIT_PEER_LOST if not all have joined or if a connection
+  of `lines` has been closed. Any other abort is a bug's and goes on.
 
   Args:
-    address: "HOST:PORT" of process 0.
-    index: of this process.
     seconds: that joining may take, for the message.
   """
 
-  def __init__(self, address: str, index: int, seconds: int) -> None:
-    host, _, port = address.rpartition(":")
-    self._address = (host, int(port))
-    self._index, self._seconds = index, seconds
-    self.has_joined = False
+  def __init__(self, seconds: int) -> None:
+    self._seconds = seconds
+    self.lines: list[socket.socket] | None = None  # until all have joined
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._handle)
     _HANDLERS.append(handler)
     library = ctypes.CDLL(None)
@@ -108,16 +120,15 @@ class _AbortGuard:
     library.signal(int(signal.SIGABRT), handler)
 
   def _handle(self, number: int) -> None:
-    if not self.has_joined:
+    if self.lines is None:
       self._leave(
         f"not all processes of this run joined within {self._seconds} s "
         f"(${JOIN_SECONDS})."
       )
-    if self._index > 0:
-      try:
-        socket.create_connection(self._address, timeout=2.0).close()
-      except OSError:
-        self._leave("process 0 of this run died.")
+    # Process 0 may be about to leave for the same reason: wait for it.
+    closed, _, _ = select.select(self.lines, [], [], CLOSING_SECONDS)
+    if closed:
+      self._leave("another process of this run died.")
     faulthandler.dump_traceback()  # then abort() ends the process
 
   def _leave(self, why: str) -> None:

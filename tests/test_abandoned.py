@@ -56,21 +56,33 @@ def test_who_is_alone_leaves_in_time(index):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["wait", "abort"])
-def test_the_others_leave_and_a_bugs_abort_stays_one(what):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_other_leaves_when_a_process_dies(victim):
+  """Neither is in a collective, so only the coordination notices."""
   port = free_port()
-  first, second = start(port, 0, "wait"), start(port, 1, what)
+  processes = [start(port, index, "wait") for index in (0, 1)]
   try:
-    assert first.stdout.readline() == "ready\n"
-    assert second.stdout.readline() == "ready\n"
-    if what == "wait":
-      first.kill()
-    _, error = second.communicate(timeout=60)
+    for process in processes:
+      while process.stdout.readline() not in ("ready\n", ""):
+        pass  # Gloo says who is connected
+    processes[victim].kill()
+    _, error = processes[1 - victim].communicate(timeout=90)
+  finally:
+    for process in processes:
+      process.kill()
+  assert processes[1 - victim].returncode == EXIT_PEER_LOST, error[-2000:]
+  assert "another process of this run died" in error
+
+
+@pytest.mark.slow
+def test_the_abort_of_a_bug_stays_one():
+  port = free_port()
+  first, second = start(port, 0, "wait"), start(port, 1, "abort")
+  try:
+    _, error = second.communicate(timeout=90)
+    assert second.returncode == -signal.SIGABRT, error[-2000:]
+    _, error = first.communicate(timeout=90)
+    assert first.returncode == EXIT_PEER_LOST, error[-2000:]
   finally:
     first.kill()
     second.kill()
-  if what == "wait":
-    assert second.returncode == EXIT_PEER_LOST, error[-2000:]
-    assert "process 0 of this run died" in error
-  else:
-    assert second.returncode == -signal.SIGABRT, error[-2000:]
