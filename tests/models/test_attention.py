@@ -112,6 +112,7 @@ def test_segments_only_where_splash_has_something_to_save():
   assert attention.make_mask("cudnn", valid).dtype == bool
 
 
+@pytest.mark.slow
 def test_a_transformer_with_splash_is_the_plain_one(monkeypatch):
   monkeypatch.setattr(
     attention, "splash", functools.partial(attention.splash, interpret=True)

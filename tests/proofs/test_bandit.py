@@ -133,6 +133,7 @@ def test_a1_ppo_reaches_the_kl_regularised_optimum(seed, beta):
   assert kl_to_optimum(flipped, reward, reference, beta) > 0.5
 
 
+@pytest.mark.slow
 def test_a6_adaptive_kl_settles_at_its_target():
   rng = np.random.default_rng(0)
   reward = jnp.asarray(rng.normal(size=(8, 16)), jnp.float32)

@@ -5,6 +5,7 @@ import pytest
 from tests.proofs import corruption_campaign, fault_campaign
 
 
+@pytest.mark.slow
 def test_trap_23_damage_is_always_noticed(tmp_path):
   seen = corruption_campaign.campaign(0, tmp_path)
   assert min(seen.values()) >= 20

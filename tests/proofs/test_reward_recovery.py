@@ -8,6 +8,7 @@ import pytest
 from tests.proofs import reward_recovery as proof
 
 
+@pytest.mark.slow
 def test_a5_accuracy_reaches_the_ceiling_of_the_labels():
   row = proof.accuracy_row()
   assert row.holds, row
