@@ -80,20 +80,35 @@ def initialise(text: str) -> None:
     initialization_timeout=seconds,
     heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
   )
-  guard.lines = _connect(found["address"].rpartition(":")[0], count, index)
+  host = found["address"].rpartition(":")[0]
+  guard.lines = _connect(host, count, index, seconds)
 
 
-def _connect(host: str, count: int, index: int) -> list[socket.socket]:
+def _connect(
+  host: str, count: int, index: int, seconds: int
+) -> list[socket.socket]:
   """Returns open connections: of process 0 to all others, of these to it.
 
   Nothing is ever sent. When a process dies its system closes them.
+
+  Raises:
+    RuntimeError: they cannot be opened.
   """
-  if index > 0:
-    port = multihost_utils.broadcast_one_to_all(np.int32(0))
-    return [socket.create_connection((host, int(port)))]
-  with socket.create_server(("", 0), backlog=count) as server:
-    multihost_utils.broadcast_one_to_all(np.int32(server.getsockname()[1]))
-    return [server.accept()[0] for _ in range(count - 1)]
+  try:
+    if index > 0:
+      port = int(multihost_utils.broadcast_one_to_all(np.int32(0)))
+      return [socket.create_connection((host, port), timeout=seconds)]
+    with socket.create_server(("", 0), backlog=count) as server:
+      server.settimeout(seconds)
+      port = server.getsockname()[1]
+      multihost_utils.broadcast_one_to_all(np.int32(port))
+      return [server.accept()[0] for _ in range(count - 1)]
+  except OSError as error:
+    raise RuntimeError(
+      f"--distributed: processes cannot reach each other at port {port} of "
+      f"{host} ({error}). Process 0 listens on a port of the system's choice "
+      "so that all notice when one dies: allow traffic between the hosts."
+    ) from error
 
 
 class _AbortGuard:

@@ -248,8 +248,12 @@ def _main(argv: list[str]) -> int:
     return _fail(error, f"{message} Set it to another folder.", EXIT_USAGE)
   try:
     join_processes(_DISTRIBUTED.value)
-  except (ValueError, RuntimeError) as error:
+  except ValueError as error:
     return _fail(error, str(error), EXIT_USAGE)
+  except RuntimeError as error:  # some may have joined, and would be waited for
+    code = _fail(error, str(error), EXIT_USAGE)
+    sys.stderr.flush()
+    os._exit(code)
   code = run(_CONFIG.value, Path(_WORKDIR.value))
   _leave_if_alone(code)
   return code
