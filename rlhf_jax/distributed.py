@@ -2,15 +2,16 @@
 
 Every process runs the same program on the same configuration; arrays are
 global, files are written by process 0, and all read them from a shared
-folder. When a process dies the others cannot go on: they leave at once with
-EXIT_PEER_LOST, and the launcher starts all of them again (main.py's command
-resumes from the last checkpoint).
+folder. When a process dies the others cannot go on: they leave within seconds
+with EXIT_PEER_LOST, and the launcher starts all of them again (main.py's
+command resumes from the last checkpoint).
 
 Left out: elastic training (going on with fewer processes).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import os
@@ -18,6 +19,8 @@ import re
 import select
 import signal
 import socket
+import threading
+import time
 from typing import Any
 
 import jax
@@ -30,7 +33,7 @@ from rlhf_jax.types import PyTree
 # processes again. Differs from EXIT_INTERRUPTED (75), where a checkpoint was.
 EXIT_PEER_LOST = 42
 HEARTBEAT_SECONDS = 20  # until a silent process counts as dead
-CLOSING_SECONDS = 5.0  # an aborting process waits to learn of a dead peer
+CLOSING_SECONDS = 5.0  # of a process whose peer died, to say itself what failed
 JOIN_SECONDS = "RLHF_JAX_JOIN_SECONDS"  # environment: until all must be there
 _PEER_LOST = re.compile(
   "Gloo|DEADLINE_EXCEEDED|UNAVAILABLE|coordination|heartbeat|Connection "
@@ -38,6 +41,7 @@ _PEER_LOST = re.compile(
   re.IGNORECASE,
 )
 _HANDLERS: list[Any] = []  # kept alive: C calls them
+_LINES: list[socket.socket] = []  # to the other processes, until the farewell
 _ADDRESS = re.compile(r"(?P<address>[^,\s]+:\d+),(?P<count>\d+),(?P<index>\d+)")
 
 
@@ -82,6 +86,39 @@ def initialise(text: str) -> None:
   )
   host = found["address"].rpartition(":")[0]
   guard.lines = _connect(host, count, index, seconds)
+  _LINES.extend(guard.lines)
+  threading.Thread(target=_watch, args=(guard.lines,), daemon=True).start()
+
+
+def farewell() -> None:
+  """Tells the other processes that this one ends as it should.
+
+  Without it they take the end of this process for its death.
+  """
+  for line in _LINES:
+    with contextlib.suppress(OSError):  # the other has left already
+      line.sendall(b"\n")
+  _LINES.clear()
+
+
+def _watch(lines: list[socket.socket]) -> None:
+  """Leaves with EXIT_PEER_LOST when a process ends without a farewell."""
+  open_lines = list(lines)
+  while open_lines:
+    for line in select.select(open_lines, [], [])[0]:
+      try:
+        is_farewell = line.recv(1) != b""
+      except OSError:  # reset
+        is_farewell = False
+      if not is_farewell and _LINES:
+        time.sleep(CLOSING_SECONDS)  # the cause may be one of all processes
+        _leave("another process of this run died.")
+      open_lines.remove(line)
+
+
+def _leave(why: str) -> None:
+  os.write(2, f"error: {why} Start all processes again.\n".encode())
+  os._exit(EXIT_PEER_LOST)
 
 
 def _connect(
@@ -89,7 +126,7 @@ def _connect(
 ) -> list[socket.socket]:
   """Returns open connections: of process 0 to all others, of these to it.
 
-  Nothing is ever sent. When a process dies its system closes them.
+  When a process dies its system closes them.
 
   Raises:
     RuntimeError: they cannot be opened.
@@ -136,19 +173,15 @@ class _AbortGuard:
 
   def _handle(self, number: int) -> None:
     if self.lines is None:
-      self._leave(
+      _leave(
         f"not all processes of this run joined within {self._seconds} s "
         f"(${JOIN_SECONDS})."
       )
     # Process 0 may be about to leave for the same reason: wait for it.
     closed, _, _ = select.select(self.lines, [], [], CLOSING_SECONDS)
     if closed:
-      self._leave("another process of this run died.")
+      _leave("another process of this run died.")
     faulthandler.dump_traceback()  # then abort() ends the process
-
-  def _leave(self, why: str) -> None:
-    os.write(2, f"error: {why} Start all processes again.\n".encode())
-    os._exit(EXIT_PEER_LOST)
 
 
 def _is_cluster(environment: Any) -> bool:

@@ -154,13 +154,16 @@ def _leave_if_alone(code: int) -> None:
   """Ends a process that failed, without waiting for the others.
 
   A normal exit waits for all processes, which wait for this one. They notice
-  that it is gone and leave with EXIT_PEER_LOST.
+  that it is gone and leave with EXIT_PEER_LOST; where it did not fail they are
+  told so.
   """
   import jax
 
-  from rlhf_jax import interrupt
+  from rlhf_jax import distributed, interrupt
 
-  if jax.process_count() > 1 and code not in (0, interrupt.EXIT_INTERRUPTED):
+  if code in (0, interrupt.EXIT_INTERRUPTED):
+    distributed.farewell()
+  elif jax.process_count() > 1:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -19,8 +19,12 @@ distributed.initialise(sys.argv[1])
 print("ready", flush=True)
 if sys.argv[2] == "abort":
   os.abort()
-for _ in range(600):
+if sys.argv[2] == "farewell":
+  distributed.farewell()
+  time.sleep(1)
+for _ in range({"farewell": 0, "sleep": 100}.get(sys.argv[2], 600)):
   time.sleep(0.1)
+distributed.farewell()
 """
 
 
@@ -83,6 +87,20 @@ def test_the_abort_of_a_bug_stays_one():
     assert second.returncode == -signal.SIGABRT, error[-2000:]
     _, error = first.communicate(timeout=90)
     assert first.returncode == EXIT_PEER_LOST, error[-2000:]
+  finally:
+    first.kill()
+    second.kill()
+
+
+@pytest.mark.slow
+def test_a_process_that_says_farewell_is_not_taken_for_dead():
+  port = free_port()
+  first, second = start(port, 0, "sleep"), start(port, 1, "farewell")
+  try:
+    _, error = first.communicate(timeout=90)
+    assert first.returncode == 0, error[-2000:]
+    _, error = second.communicate(timeout=90)
+    assert second.returncode == 0, error[-2000:]
   finally:
     first.kill()
     second.kill()
