@@ -49,6 +49,7 @@ from rlhf_jax.pipelines import (
   methods,
   policy,
   sft,
+  stages,
   verify,
 )
 from rlhf_jax.pipelines.config import Data, Model, section
@@ -194,7 +195,7 @@ def pass_at_1(config: Any, folder: Path, pipeline: str) -> float:
   mesh = build.make_mesh(config)
   base = build.load_base(section(Model, config.model, "model"), mesh)
   suffix = "/policy" if pipeline == "policy" else ""
-  stage = build.load_stage(folder, pipeline, base, mesh, suffix)
+  stage = stages.load_stage(folder, pipeline, base, mesh, suffix)
   data = section(Data, config.prompts, "prompts")
   ids, _ = inputs.prompts(data, base.tokenizer, LENGTH - NEW_TOKENS)
   prompts = batches.collate_prompts(
