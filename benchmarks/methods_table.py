@@ -6,14 +6,21 @@
 Each run is the command of configs/quickstart_method.py in a folder of its own;
 finished runs are not repeated, so the same command goes on after a stop. SFT
 and reward models are those of `reuse` for all. Prints means over the seeds and
-their range; `seconds` is the time of the policy stage.
+their range; `seconds` is the time of the policy stage. With --jobs=N as many
+runs go side by side, each on a core of its own, which changes the seconds of
+all alike.
 """
 
 import argparse
+import functools
+import itertools
 import json
+import os
+import queue
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 COLUMNS = (
@@ -26,7 +33,9 @@ COLUMNS = (
 )
 
 
-def run(method: str, seed: int, arguments: argparse.Namespace) -> dict:
+def run(
+  method: str, seed: int, arguments: argparse.Namespace, cores: queue.Queue
+) -> dict:
   """Runs one method with one seed; returns its summary."""
   folder = Path(arguments.workdir) / f"{method}_{seed}"
   command = [
@@ -37,8 +46,28 @@ def run(method: str, seed: int, arguments: argparse.Namespace) -> dict:
     f"--workdir={folder}",
     *arguments.override,
   ]
-  subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+  mine = cores.get()
+  try:
+    subprocess.run(
+      command,
+      check=True,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+      preexec_fn=functools.partial(os.sched_setaffinity, 0, mine),
+    )
+  finally:
+    cores.put(mine)
+  print(f"{method} {seed}: done", file=sys.stderr, flush=True)
   return json.loads((folder / "summary.json").read_text())
+
+
+def split(cores: list[int], jobs: int) -> list[list[int]]:
+  """Returns the cores of each job; raises ValueError for too many jobs."""
+  if not 1 <= jobs <= len(cores):
+    raise ValueError(
+      f"--jobs={jobs}: each run needs a core, and there are {len(cores)}."
+    )
+  return [cores[i::jobs] for i in range(jobs)]
 
 
 def cell(values: list[float], decimals: int) -> str:
@@ -56,18 +85,27 @@ def main() -> None:
   parser.add_argument("--methods", required=True)
   parser.add_argument("--seeds", default="0,1,2")
   parser.add_argument("--workdir", default="runs/methods")
+  parser.add_argument("--jobs", type=int, default=1)
   parser.add_argument(
     "override", nargs="*", help="--config.FIELD=VALUE after --"
   )
   arguments = parser.parse_args()
+  methods = arguments.methods.split(",")
+  seeds = [int(seed) for seed in arguments.seeds.split(",")]
+  cores: queue.Queue = queue.Queue()
+  for part in split(sorted(os.sched_getaffinity(0)), arguments.jobs):
+    cores.put(part)
+  with ThreadPoolExecutor(arguments.jobs) as pool:
+    found = {
+      (method, seed): pool.submit(run, method, seed, arguments, cores)
+      for seed, method in itertools.product(seeds, methods)
+    }
   heads = [label for label, _, _ in COLUMNS] + ["seconds"]
   print(f"| method | {' | '.join(heads)} |\n{'|---' * (len(heads) + 1)}|")
-  for method in arguments.methods.split(","):
-    found = [
-      run(method, int(seed), arguments) for seed in arguments.seeds.split(",")
-    ]
-    cells = [cell([f[name] for f in found], n) for _, name, n in COLUMNS]
-    cells.append(cell([f["phase_seconds"]["policy"] for f in found], 0))
+  for method in methods:
+    rows = [found[method, seed].result() for seed in seeds]
+    cells = [cell([row[name] for row in rows], n) for _, name, n in COLUMNS]
+    cells.append(cell([row["phase_seconds"]["policy"] for row in rows], 0))
     print(f"| {method} | {' | '.join(cells)} |", flush=True)
 
 

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from rlhf_jax import distributed, generate, metrics, optimizer
 from rlhf_jax.algorithms import accumulate, best_of_n, bond
 from rlhf_jax.models import roles
-from rlhf_jax.pipelines import judge, sampled, sft, stages
+from rlhf_jax.pipelines import judge, sampled, stages, supervised
 from rlhf_jax.pipelines.config import (
   ConfigError,
   Schedule,
@@ -203,9 +203,10 @@ def update(
   )
 
 
-def _initial(params: PyTree, *, transform: Any) -> PyTree:
+def initial_arrays(params: PyTree, *, transform: Any) -> PyTree:
+  """Returns what a run carries from step to step, before the first."""
   return {
-    "train": sft.initial_state(params, transform),
+    "train": supervised.initial_state(params, transform),
     "anchor": jax.tree.map(jnp.copy, params),
   }
 
@@ -282,7 +283,7 @@ def run(config: Any, workdir: Path) -> dict:
     config,
     workdir,
     one_step,
-    functools.partial(_initial, transform=transform),
+    functools.partial(initial_arrays, transform=transform),
     phase=PHASE,
     schedule=settings.schedule,
     total=total,

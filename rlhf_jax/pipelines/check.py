@@ -11,11 +11,6 @@ and TFDS sources; the stages say that when they read them.
 
 from __future__ import annotations
 
-import difflib
-import functools
-import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -34,13 +29,13 @@ from rlhf_jax.algorithms.policy_gradient import (
 from rlhf_jax.algorithms.preference import pairing
 from rlhf_jax.algorithms.preference import registry as preferences
 from rlhf_jax.algorithms.preference import update as preference_update
-from rlhf_jax.data import formats, sources
 from rlhf_jax.models import heads
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import (
   actors,
   bond,
   build,
+  check_data,
   check_policy,
   defaults,
   method_sections,
@@ -225,11 +220,7 @@ def _check_stage(config: Any, pipeline: str, prefix: str) -> None:
   pretrained.check_source(found["model"].source, f"{prefix}model")
   _check_trainable(pipeline, found, prefix)
   _check_lengths(config, found, prefix)
-  for key, data in _used_data(config, pipeline, found):
-    check_source(data.source, f"{prefix}{key}")
-    if not data.source.startswith(("asset:", sources.TFDS_PREFIX)):
-      status = os.stat(os.path.expanduser(data.source))
-      _check_records(data.source, data.format, status.st_mtime_ns)
+  check_data.check_data(config, found, prefix)
   if pipeline in ("reward", "preference"):
     _check_reward(config, found, prefix)
   if pipeline == "evaluate":
@@ -289,60 +280,6 @@ def _check_lengths(config: Any, found: dict, prefix: str) -> None:
       optimizer_section(config[key], prefix + key, updates)
 
 
-def _used_data(
-  config: Any, pipeline: str, found: dict
-) -> Iterator[tuple[str, Data]]:
-  """Yields the Data sections that the stage will read."""
-  first = "data" if "data" in found else "prompts"
-  yield first, found[first]
-  for key in ("validation", "heldout"):
-    if key in found and found[key].source:
-      yield key, found[key]
-  if "sample_prompts" in found and config.samples:
-    yield "sample_prompts", found["sample_prompts"]
-  if "ptx" in found and found["algorithm"].ptx_coefficient > 0.0:
-    yield "ptx", found["ptx"]
-
-
-def check_source(source: str, name: str) -> None:
-  """Raises an error unless the source of a Data section can be there.
-
-  Args:
-    source: asset:NAME, tfds:NAME:SPLIT or a path.
-    name: of the section, for the message.
-  """
-  field = f"config.{name}.source"
-  if not source:
-    raise ConfigError(
-      f"{field} is empty: name a file (--{field}=my.jsonl), tfds:NAME:SPLIT "
-      "or asset:NAME."
-    )
-  if source.startswith("asset:"):
-    pretrained.check_asset(source, field)
-  elif not source.startswith(sources.TFDS_PREFIX):
-    path = Path(source).expanduser()
-    if not path.is_file():
-      is_folder = "is a folder, not a file" if path.is_dir() else "no such file"
-      near = {
-        other.name.partition(".")[0]: other.name
-        for other in path.parent.glob("*.jsonl*")
-      }
-      stem = path.name.partition(".")[0]
-      alike = difflib.get_close_matches(stem, near, 1)
-      hint = f" Did you mean {near[alike[0]]!r}?" if alike else ""
-      raise ConfigError(
-        f"{field}={source!r}: {is_folder}.{hint} Give the path of a .jsonl or "
-        ".jsonl.gz file."
-      )
-
-
-@functools.lru_cache(maxsize=64)
-def _check_records(source: str, format: str, changed: int) -> None:
-  """Reads a file once, so that a broken line is found before a model loads."""
-  del changed
-  formats.load_and_count(source, format)
-
-
 def _check_reward(config: Any, found: dict, prefix: str) -> None:
   for key in ("data", "heldout"):
     data = found[key]
@@ -378,23 +315,21 @@ def _check_evaluation(settings: generate.Config, prefix: str) -> None:
 
 
 def _check_rows(config: Any, pipeline: str, found: dict, prefix: str) -> None:
-  """Checks that batches divide among devices, mini- and microbatches."""
+  """Checks that each microbatch divides among the devices."""
   mesh = build.make_mesh(config, prefix)
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
   is_evaluation = pipeline == "evaluate"
   rows = config.batch_size if is_evaluation else found["schedule"].batch_size
   field = "batch_size" if is_evaluation else "schedule.batch_size"
-  parts = {"devices along mesh.data x mesh.fsdp": ways}
-  if pipeline in _LOSSES:
-    parts["loss.microbatches"] = found["loss"].microbatches
-  if "accumulation" in found:
-    parts["accumulation.microbatches"] = found["accumulation"].microbatches
-  for what, count in parts.items():
-    if rows % count:
-      raise ConfigError(
-        f"config.{prefix}{field}={rows}: not a multiple of {count}, the "
-        f"{what}. Change one of them."
-      )
+  key = "accumulation" if "accumulation" in found else "loss"
+  parts = found[key].microbatches if key in found else 1
+  if rows % (ways * parts):
+    factors = [f"{key}.microbatches={parts}"] if parts > 1 else []
+    factors += [check_policy.DEVICES.format(ways)] if ways > 1 else []
+    raise ConfigError(
+      f"config.{prefix}{field}={rows}: not a multiple of "
+      f"{' x '.join(factors)}. Change one of them."
+    )
   if pipeline == "policy":
     check_policy.check_batches(config, found, ways, prefix)
   sampled = {"sft": "samples", "evaluate": "batch_size"}.get(pipeline)

@@ -10,8 +10,11 @@ from typing import Any
 import jax
 
 from rlhf_jax import generate
+from rlhf_jax.algorithms.policy_gradient import epochs, packing
 from rlhf_jax.pipelines import actors, methods, verify
 from rlhf_jax.pipelines.config import ConfigError, Data
+
+DEVICES = "the {} devices along mesh.data x mesh.fsdp"
 
 
 def check_method(config: Any, found: dict, prefix: str) -> Any:
@@ -31,18 +34,32 @@ def check_method(config: Any, found: dict, prefix: str) -> Any:
   return method.config
 
 
-def _check_minibatches(found: dict, prefix: str) -> None:
-  update, packed = found["epochs"], found["packing"]
-  rows = found["schedule"].batch_size * found["generate"].num_samples
-  what = "schedule.batch_size x generate.num_samples"
+def check_minibatches(
+  update: epochs.Config,
+  packed: packing.Config,
+  answers: int,
+  ways: int,
+  prefix: str,
+) -> None:
+  """Checks that each microbatch of a rollout divides among the devices.
+
+  Args:
+    update: section `epochs`.
+    packed: section `packing`.
+    answers: of a rollout.
+    ways: devices that split a batch.
+    prefix: of the stage, for messages.
+  """
+  rows, what = answers, "schedule.batch_size x generate.num_samples"
   if packed.row_tokens:
     rows, what = packed.row_multiple, "packing.row_multiple"
   parts = update.minibatches * update.microbatches
-  if rows % parts:
+  if rows % (parts * ways):
+    split = f" x {DEVICES.format(ways)}" if ways > 1 else ""
     raise ConfigError(
       f"config.{prefix}epochs: minibatches={update.minibatches} x "
-      f"microbatches={update.microbatches} = {parts} must divide {what} = "
-      f"{rows}. Change one of them."
+      f"microbatches={update.microbatches}{split} = {parts * ways} must divide "
+      f"{what} = {rows}. Change one of them."
     )
 
 
@@ -55,9 +72,9 @@ def check_batches(config: Any, found: dict, ways: int, prefix: str) -> None:
     ways: devices that split a batch.
     prefix: of the stage, for messages.
   """
-  _check_minibatches(found, prefix)
   shape, update = found["shaping"], found["epochs"]
   answers = found["schedule"].batch_size * found["generate"].num_samples
+  check_minibatches(update, found["packing"], answers, ways, prefix)
   least = answers * shape.kl_clip
   if shape.kl_controller == "adaptive" and shape.kl_horizon <= least:
     raise ConfigError(
@@ -67,11 +84,11 @@ def check_batches(config: Any, found: dict, ways: int, prefix: str) -> None:
     )
   parts = update.minibatches * update.microbatches
   rows = config.ptx_batch_size
-  if found["algorithm"].ptx_coefficient > 0.0 and (rows % parts or rows % ways):
+  if found["algorithm"].ptx_coefficient > 0.0 and rows % (parts * ways):
     raise ConfigError(
       f"config.{prefix}ptx_batch_size={rows}: must be a multiple of "
-      f"epochs.minibatches x epochs.microbatches = {parts} and of the {ways} "
-      "devices along mesh.data x mesh.fsdp."
+      f"epochs.minibatches x epochs.microbatches = {parts}, times "
+      f"{DEVICES.format(ways)}."
     )
 
 

@@ -32,7 +32,7 @@ from rlhf_jax.pipelines.config import (
   check_sections,
   section,
 )
-from rlhf_jax.types import FINISH_EOS, Samples
+from rlhf_jax.types import FINISH_EOS, PromptBatch, Samples
 
 SECTIONS = frozenset(
   "pipeline seed model policy init_from reward gold prompts generate packing "
@@ -179,76 +179,117 @@ def full_texts(answers: Answers) -> list[str]:
   ]
 
 
+def load_policies(
+  config: Any, base: build.Base, mesh: jax.sharding.Mesh
+) -> dict[str, stages.Stage]:
+  """Returns the policy "before" training and "after" it.
+
+  Args:
+    config: of the pipeline.
+    base: the model underneath.
+    mesh: where they live.
+
+  Raises:
+    ConfigError, CheckpointError: a stage is missing, or of another model.
+  """
+  trained = stages.load_stage(config.policy, "policy", base, mesh, "/policy")
+  start = config.init_from
+  if not start and trained.info["init_from"]:
+    start = str(Path(config.policy) / trained.info["init_from"])
+  if start:
+    reference = stages.load_stage(start, "sft", base, mesh)
+  else:
+    role = dataclasses.replace(trained.role, trainable="full")
+    reference = stages.Stage(role, {"params": base.params}, {})
+  return {"before": reference, "after": trained}
+
+
+def load_judge(
+  config: Any,
+  base: build.Base,
+  mesh: jax.sharding.Mesh,
+  policies: dict[str, stages.Stage],
+  settings: generate.Config,
+  packed: packing.Config,
+) -> tuple[judge.Plan, judge.Weights]:
+  """Returns what scores samples: reward model, gold model, reference.
+
+  Args:
+    config: of the pipeline.
+    base: the model underneath.
+    mesh: where they live.
+    policies: from `load_policies`.
+    settings: of sampling.
+    packed: of the rows that are scored.
+  """
+  scorers = {"reward": reward.load(config.reward, base, mesh)[:2]}
+  if config.gold:
+    scorers["gold"] = reward.load(config.gold, base, mesh)[:2]
+  plan = judge.make_plan(
+    base,
+    policies["after"],
+    policies["before"],
+    None,
+    scorers,
+    settings.temperature,
+    packed.targets if packed.row_tokens else settings.max_new_tokens,
+  )
+  return plan, judge.Weights(
+    base=base.params if plan.shared else {},
+    reference=policies["before"].variables,
+    scorers={name: weights for name, (_, weights) in scorers.items()},
+  )
+
+
+def load_prompts(
+  config: Any, base: build.Base, settings: generate.Config
+) -> list[PromptBatch]:
+  """Returns `count` held-out prompts in batches.
+
+  Raises:
+    ConfigError: fewer prompts than wanted, or a count that is no multiple.
+  """
+  count, size = config.count, config.batch_size
+  if count % size or count < 2:
+    raise ConfigError(
+      f"config.count={count}: must be a multiple (>= 2) of "
+      f"config.batch_size={size}."
+    )
+  data = section(Data, config.prompts, "prompts")
+  ids, _ = inputs.prompts(
+    data, base.tokenizer, data.max_length - settings.max_new_tokens
+  )
+  if len(ids) < count:
+    raise ConfigError(
+      f"config.count={count}: only {len(ids)} prompts in {data.source}. "
+      "Lower count, or give more prompts; a prompt is not used twice."
+    )
+  width = max(len(row) for row in ids[:count])
+  return [
+    batches.collate_prompts(
+      ids[i : i + size], base.tokenizer.pad_id, width, index=range(i, i + size)
+    )
+    for i in range(0, count, size)
+  ]
+
+
 def run(config: Any, workdir: Path) -> dict:
   """Evaluates a finished policy; returns the numbers of evaluation.json."""
   check_sections(config, SECTIONS, "")
   settings = section(generate.Config, config.generate, "generate")
   packed = section(packing.Config, config.packing, "packing")
-  data = section(Data, config.prompts, "prompts")
   mesh = build.make_mesh(config)
   base = build.load_base(section(Model, config.model, "model"), mesh)
   path = workdir / RESULT_FILE
   if path.is_file():
     return read_result(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  if config.count % config.batch_size or config.count < 2:
-    raise ConfigError(
-      f"config.count={config.count}: must be a multiple (>= 2) of "
-      f"config.batch_size={config.batch_size}."
-    )
-  trained = stages.load_stage(config.policy, "policy", base, mesh, "/policy")
-  start = config.init_from
-  if not start and trained.info["init_from"]:
-    start = str(Path(config.policy) / trained.info["init_from"])
-  reference = (
-    stages.load_stage(start, "sft", base, mesh)
-    if start
-    else stages.Stage(
-      dataclasses.replace(trained.role, trainable="full"),
-      {"params": base.params},
-      {},
-    )
-  )
-  scorers = {"reward": reward.load(config.reward, base, mesh)[:2]}
-  if config.gold:
-    scorers["gold"] = reward.load(config.gold, base, mesh)[:2]
-  plan = judge.make_plan(
-    base,
-    trained,
-    reference,
-    None,
-    scorers,
-    settings.temperature,
-    packed.targets if packed.row_tokens else settings.max_new_tokens,
-  )
-  weights = judge.Weights(
-    base=base.params if plan.shared else {},
-    reference=reference.variables,
-    scorers={name: weights for name, (_, weights) in scorers.items()},
-  )
-  ids, _ = inputs.prompts(
-    data, base.tokenizer, data.max_length - settings.max_new_tokens
-  )
-  if len(ids) < config.count:
-    raise ConfigError(
-      f"config.count={config.count}: only {len(ids)} prompts in {data.source}. "
-      "Lower count, or give more prompts; a prompt is not used twice."
-    )
-  width = max(len(row) for row in ids[: config.count])
-  prompt_batches = [
-    batches.collate_prompts(
-      ids[i : i + config.batch_size],
-      base.tokenizer.pad_id,
-      width,
-      index=range(i, i + config.batch_size),
-    )
-    for i in range(0, config.count, config.batch_size)
-  ]
+  policies = load_policies(config, base, mesh)
+  plan, weights = load_judge(config, base, mesh, policies, settings, packed)
+  prompt_batches = load_prompts(config, base, settings)
   judge_samples = judge.make_judge(plan)
   answers = {}
-  for number, (name, stage) in enumerate(
-    (("before", reference), ("after", trained))
-  ):
+  for number, (name, stage) in enumerate(policies.items()):
     params = roles.sampling_params(
       stage.role, *roles.split(stage.role, stage.variables)
     )

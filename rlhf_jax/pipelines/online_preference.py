@@ -38,8 +38,8 @@ from rlhf_jax.pipelines import (
   judge,
   method_sections,
   sampled,
-  sft,
   stages,
+  supervised,
 )
 from rlhf_jax.pipelines.config import (
   ConfigError,
@@ -213,8 +213,15 @@ def learn(
   return arrays, row
 
 
-def _initial(params: PyTree, *, transform: Any, moves: bool) -> PyTree:
-  arrays = {"train": sft.initial_state(params, transform)}
+def initial_arrays(params: PyTree, *, transform: Any, moves: bool) -> PyTree:
+  """Returns what a run carries from step to step, before the first.
+
+  Args:
+    params: trainable tree of the policy.
+    transform: an optax.GradientTransformation.
+    moves: whether the reference follows the policy.
+  """
+  arrays = {"train": supervised.initial_state(params, transform)}
   if moves:
     arrays["reference"] = jax.tree.map(jnp.copy, params)
   return arrays
@@ -260,7 +267,7 @@ def run(config: Any, workdir: Path) -> dict:
     workdir,
     one_step,
     functools.partial(
-      _initial,
+      initial_arrays,
       transform=transform,
       moves=settings.pairing.reference_every > 0,
     ),

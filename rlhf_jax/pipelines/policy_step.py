@@ -36,6 +36,7 @@ from rlhf_jax.pipelines import (
   judge,
   methods,
   sft,
+  supervised,
 )
 from rlhf_jax.pipelines.config import (
   ConfigError,
@@ -333,12 +334,14 @@ def initial_arrays(
 ) -> PyTree:
   """Returns what a run carries from step to step, before the first."""
   arrays = {
-    "train": sft.initial_state(params, transforms["both"]),
+    "train": supervised.initial_state(params, transforms["both"]),
     "moments": shaping.init_moments(),
     "beta": jnp.float32(beta),
   }
   if has_pretraining:
-    arrays["critic"] = sft.initial_state(params["value"], transforms["value"])
+    arrays["critic"] = supervised.initial_state(
+      params["value"], transforms["value"]
+    )
   return arrays
 
 

@@ -33,12 +33,12 @@ from rlhf_jax.pipelines import (
   build,
   features,
   inputs,
-  loop,
   method_sections,
   reference,
   reward,
   sft,
   stages,
+  supervised,
   unpaired,
 )
 from rlhf_jax.pipelines.config import (
@@ -168,6 +168,22 @@ def collate(
   return batch.replace(reference_logprobs=stored)
 
 
+def make_reference(
+  role: roles.Role, targets: int
+) -> Callable[[PyTree, PyTree, TokenBatch], Array]:
+  """Returns the compiled (params, frozen, batch) -> log-probs [B, L].
+
+  Args:
+    role: of the policy before training.
+    targets: most targets of a row.
+  """
+  return jax.jit(
+    lambda params, frozen, batch: sft.apply(
+      params, frozen, batch, role=role, targets=targets
+    )[0]
+  )
+
+
 def add_reference(
   config: Any,
   settings: Settings,
@@ -195,11 +211,7 @@ def add_reference(
   rows = {name: part.rows for name, part in parts.items()}
   digest = reference.fingerprint(base, config.init_from, rows)
   params, frozen = roles.split(stage.role, stage.variables)
-  program = jax.jit(
-    lambda params, frozen, batch: sft.apply(
-      params, frozen, batch, role=stage.role, targets=targets
-    )[0]
-  )
+  program = make_reference(stage.role, targets)
   reference.load_or_compute(
     workdir,
     digest,
@@ -276,41 +288,28 @@ def run(config: Any, workdir: Path) -> dict:
     collate=_collate_of(train, base),
   )
   params, frozen = roles.split(stage.role, stage.variables)
-  update = make_update(stage.role, settings, tx, targets)
-  key = jax.random.key(config.seed)
-
-  def one_step(step: int, arrays: PyTree, facts: dict):
-    batch = mesh_lib.shard_batch(mesh, next(loader))
-    state, row = update(
-      arrays["train"], frozen, batch, jax.random.fold_in(key, step)
-    )
-    return {"train": state}, facts, row
-
-  arrays, _ = loop.run_steps(
-    one_step,
+  params = supervised.fit(
+    make_update(stage.role, settings, tx, targets),
+    loader,
+    params,
+    frozen,
+    optimizer_=tx,
+    mesh=mesh,
+    seed=config.seed,
     phase="preference",
     workdir=workdir,
     schedule=schedule,
     total_steps=total,
-    arrays={
-      "train": build.sharded_state(
-        mesh, functools.partial(sft.initial_state, optimizer_=tx), params
-      )
-    },
-    facts={},
     identity=stages.identity(base)
     | stages.origins(init_from=config.init_from)
     | {"algorithm": settings.method.name, "reference_fingerprint": digest},
-    iterators={"data": loader},
     show=(
       ("pref/loss", "loss"),
       ("pref/acc", "accuracy"),
       ("pref/margin", "margin"),
     ),
   )
-  found = evaluate(
-    settings, base, stage.role, arrays["train"].params, frozen, held, mesh
-  )
+  found = evaluate(settings, base, stage.role, params, frozen, held, mesh)
   print(
     f"preference: held-out accuracy {found['pref/acc']:.3f}, margin "
     f"{found['pref/margin']:.3f} on {len(held.pairs)} rows"

@@ -22,8 +22,7 @@ from rlhf_jax.algorithms import reward
 from rlhf_jax.data import batches
 from rlhf_jax.evaluation import reward_model as diagnostics
 from rlhf_jax.models import heads, roles, trees
-from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import build, inputs, loop, sft, stages
+from rlhf_jax.pipelines import build, inputs, stages, supervised
 from rlhf_jax.pipelines.config import (
   ConfigError,
   Data,
@@ -180,37 +179,26 @@ def run(config: Any, workdir: Path) -> dict:
     ),
   )
   params, frozen = roles.split(role, variables)
-  used = frozen if features is None else {}
-  update = make_update(role, loss, tx)
-
-  def one_step(step: int, arrays: PyTree, facts: dict):
-    batch = mesh_lib.shard_batch(mesh, next(loader))
-    state, row = update(
-      arrays["train"], used, batch, jax.random.fold_in(key, step)
-    )
-    return {"train": state}, facts, row
-
-  arrays, _ = loop.run_steps(
-    one_step,
+  params = supervised.fit(
+    make_update(role, loss, tx),
+    loader,
+    params,
+    frozen if features is None else {},
+    optimizer_=tx,
+    mesh=mesh,
+    seed=config.seed,
     phase=name,
     workdir=workdir,
     schedule=schedule,
     total_steps=total,
-    arrays={
-      "train": build.sharded_state(
-        mesh, functools.partial(sft.initial_state, optimizer_=tx), params
-      )
-    },
-    facts={},
     identity=stages.identity(base),
-    iterators={"data": loader},
     show=(("rm/loss", "loss"), ("rm/acc", "accuracy")),
   )
   scores = functools.partial(
     row_scores,
     base,
     role,
-    arrays["train"].params,
+    params,
     frozen,
     batch_size=schedule.batch_size,
     mesh=mesh,
@@ -224,7 +212,7 @@ def run(config: Any, workdir: Path) -> dict:
     "normalisation": _normalise(
       config,
       role,
-      trees.merge(arrays["train"].params, frozen),
+      trees.merge(params, frozen),
       functools.partial(scores, train.rows, features),
     ),
   }

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import distributed, generate, metrics, optimizer
@@ -20,7 +19,7 @@ from rlhf_jax.algorithms import sft
 from rlhf_jax.data import batches
 from rlhf_jax.models import roles, trees
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import build, inputs, loop, stages
+from rlhf_jax.pipelines import build, inputs, stages, supervised
 from rlhf_jax.pipelines.config import (
   ConfigError,
   Data,
@@ -31,7 +30,7 @@ from rlhf_jax.pipelines.config import (
   optimizer_section,
   section,
 )
-from rlhf_jax.types import Array, PyTree, TokenBatch, TrainState
+from rlhf_jax.types import Array, PyTree, TokenBatch
 
 SECTIONS = frozenset(
   "pipeline seed model trainable data validation loss optimizer schedule "
@@ -58,17 +57,6 @@ def apply(
     batch.loss_mask,
     targets=targets,
     frozen_unembedding=not roles.trains_unembedding(role),
-  )
-
-
-def initial_state(params: PyTree, optimizer_: Any) -> TrainState:
-  """Returns a TrainState at step 0; params are copied, for donation."""
-  params = jax.tree.map(jnp.copy, params)
-  return TrainState(
-    step=jnp.int32(0),
-    params=params,
-    opt_state=optimizer_.init(params),
-    skipped=jnp.int32(0),
   )
 
 
@@ -151,32 +139,22 @@ def fit(
   tx = optimizer.make_optimizer(
     optimizer_section(optimizer_values, "optimizer", total)
   )
-  state = build.sharded_state(
-    mesh, functools.partial(initial_state, optimizer_=tx), params
-  )
-  update = make_update(role, loss, tx, targets)
-  key = jax.random.key(seed)
-
-  def one_step(step: int, arrays: PyTree, facts: dict):
-    batch = mesh_lib.shard_batch(mesh, next(loader))
-    state, row = update(
-      arrays["train"], frozen, batch, jax.random.fold_in(key, step)
-    )
-    return {"train": state}, facts, row
-
-  arrays, _ = loop.run_steps(
-    one_step,
+  params = supervised.fit(
+    make_update(role, loss, tx, targets),
+    loader,
+    params,
+    frozen,
+    optimizer_=tx,
+    mesh=mesh,
+    seed=seed,
     phase=phase,
     workdir=workdir,
     schedule=schedule,
     total_steps=total,
-    arrays={"train": state},
-    facts={},
     identity=identity,
-    iterators={"data": loader},
     show=(("sft/loss", "loss"),),
   )
-  return arrays["train"].params, total
+  return params, total
 
 
 def run(config: Any, workdir: Path) -> dict:

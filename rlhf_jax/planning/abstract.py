@@ -83,12 +83,13 @@ def make_mesh(
   )
 
 
-def check_rows(mesh: AnyMesh, rows: int, what: str) -> None:
-  """Raises ConfigError unless a batch divides among the devices."""
+def check_rows(mesh: AnyMesh, rows: int, what: str, parts: int = 1) -> None:
+  """Raises ConfigError unless each of `parts` divides among the devices."""
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  if rows % ways:
+  if rows % (ways * parts):
+    cut = f"{parts} mini- or microbatches x " if parts > 1 else ""
     raise ConfigError(
-      f"{what}: {rows} are not a multiple of {ways}, the devices along "
+      f"{what}: {rows} are not a multiple of {cut}{ways}, the devices along "
       "mesh.data x mesh.fsdp. Change schedule.batch_size or the mesh."
     )
 
@@ -289,7 +290,12 @@ def prompt_batch(mesh: AnyMesh, rows: int, length: int) -> PromptBatch:
 
 
 def preference_batch(
-  mesh: AnyMesh, rows: int, length: int, features: int
+  mesh: AnyMesh,
+  rows: int,
+  length: int,
+  features: int,
+  *,
+  has_reference: bool = False,
 ) -> PreferenceBatch:
   """Returns an abstract batch of comparisons.
 
@@ -298,6 +304,7 @@ def preference_batch(
     rows: comparisons.
     length: tokens of a row.
     features: width of the precomputed features, 0 where the trunk trains.
+    has_reference: whether log-probabilities of a reference are there.
   """
   length = 1 if features else length
   return PreferenceBatch(
@@ -308,6 +315,9 @@ def preference_batch(
     weight=spread(mesh, (rows,), jnp.float32),
     features=spread(mesh, (rows, 2, features), jnp.float32)
     if features
+    else None,
+    reference_logprobs=spread(mesh, (rows, 2, length), jnp.float32)
+    if has_reference
     else None,
   )
 

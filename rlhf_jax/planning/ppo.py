@@ -1,4 +1,9 @@
-"""Policy optimisation as a phase: merge, prefill, decode, judge, update."""
+"""Policy optimisation as a phase: merge, prefill, decode, judge, update.
+
+Methods without a critic and verifiers in place of a reward model included.
+
+Left out: the greedy answers of ReMax (another decode of as many prompts).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ import jax.numpy as jnp
 from rlhf_jax.algorithms.policy_gradient.packing import Packing
 from rlhf_jax.models import heads, trees
 from rlhf_jax.pipelines import actors as actors_lib
-from rlhf_jax.pipelines import build, policy_step, stages
+from rlhf_jax.pipelines import build, check_policy, policy_step, stages
 from rlhf_jax.pipelines.config import Model, section
 from rlhf_jax.planning import abstract
 from rlhf_jax.planning.programs import (
@@ -30,6 +35,36 @@ from rlhf_jax.planning.work import Passes, Work
 from rlhf_jax.types import PyTree
 
 
+def assumed(
+  config: Any, base: build.Base, mesh: abstract.AnyMesh, prefix: str, mode: str
+) -> tuple[stages.Stage, dict[str, stages.Stage], tuple[str, ...]]:
+  """Returns a start, reward models and what was assumed of earlier runs.
+
+  Args:
+    config: of a stage that samples.
+    base: the model underneath.
+    mesh: where.
+    prefix: of the stage, for messages.
+    mode: what trained in the reward models; "" for what trains in the policy.
+  """
+  role = role_of(base, config, prefix)
+  fields = "trainable.mode, value.mode" if mode else "trainable.mode"
+  mode = mode if mode else role.trainable
+  guess = dataclasses.replace(role, trainable=mode, head=heads.Config())
+  names = [] if config.verifier.name else ["reward"]
+  models = {
+    name: abstract.stage(base, guess, mesh)
+    for name in (*names, *config.monitors)
+  }
+  judges = (
+    f"reward models trained as {mode!r} ({fields})"
+    if models
+    else "no reward model (verifier.name)"
+  )
+  note = f"assumed: an SFT start trained as {role.trainable!r} and {judges}"
+  return abstract.stage(base, role, mesh), models, (note,)
+
+
 def _stages(
   config: Any,
   settings: policy_step.Settings,
@@ -39,19 +74,10 @@ def _stages(
   before: Any,
 ) -> tuple[stages.Stage, dict[str, stages.Stage], tuple[str, ...]]:
   """Returns the policy's start, the reward models, and what was assumed."""
-  role = role_of(base, config, prefix)
   if before is None:
-    mode = settings.value.mode
-    guess = dataclasses.replace(role, trainable=mode, head=heads.Config())
-    note = (
-      f"assumed: an SFT start trained as {role.trainable!r} and reward models "
-      f"trained as {mode!r} (trainable.mode, value.mode)"
-    )
-    models = {
-      name: abstract.stage(base, guess, mesh)
-      for name in ("reward", *config.monitors)
-    }
-    return abstract.stage(base, role, mesh), models, (note,)
+    mode = settings.value.mode if settings.method.has_critic else ""
+    return assumed(config, base, mesh, prefix, mode)
+  role = role_of(base, config, prefix)
   start = sft_stage(before.sft, base, mesh, "sft.")
   models = {}
   for name in ("reward", "gold"):
@@ -62,28 +88,34 @@ def _stages(
   return start, models, ()
 
 
-def _actors(
-  settings: policy_step.Settings,
+def actors_of(
   base: build.Base,
   mesh: abstract.AnyMesh,
   start: stages.Stage,
   models: dict[str, stages.Stage],
+  temperature: float,
+  targets: int,
+  value: actors_lib.Value | None,
 ) -> actors_lib.Actors:
-  """Returns the actors of abstract stages."""
+  """Returns the actors of abstract stages.
+
+  Args:
+    base: the model underneath.
+    mesh: where.
+    start: the policy's.
+    models: reward models by name.
+    temperature: of sampling.
+    targets: response tokens of a row at most.
+    value: settings of the critic; None without one.
+  """
   scorers = {
     name: abstract.scorer(model, mesh) for name, model in models.items()
   }
-  role = actors_lib.critic_role(
-    settings.value, scorers["reward"][0], base.config
-  )
-  return actors_lib.assemble(
-    base,
-    start,
-    abstract.critic(models["reward"], role, mesh),
-    scorers,
-    settings.generate.temperature,
-    policy_step.row_targets(settings),
-  )
+  critic = None
+  if value is not None:
+    role = actors_lib.critic_role(value, scorers["reward"][0], base.config)
+    critic = abstract.critic(models["reward"], role, mesh)
+  return actors_lib.assemble(base, start, critic, scorers, temperature, targets)
 
 
 def policy_phase(
@@ -103,8 +135,21 @@ def policy_phase(
   )
   settings = policy_step.read_settings(config)
   actors_lib.check_sampling(settings.generate, mesh.size)
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  check_policy.check_minibatches(
+    settings.update, settings.packing, _shape(settings)[0], ways, prefix
+  )
   start, models, notes = _stages(config, settings, base, mesh, prefix, before)
-  actors = _actors(settings, base, mesh, start, models)
+  has_critic = settings.method.has_critic
+  actors = actors_of(
+    base,
+    mesh,
+    start,
+    models,
+    settings.generate.temperature,
+    policy_step.row_targets(settings),
+    settings.value if has_critic else None,
+  )
   total = settings.value.pretrain_steps + total_steps(settings.schedule)
   transforms = policy_step.make_transforms(config, settings, total)
   arrays = abstract.state(
@@ -187,7 +232,9 @@ def _judging(
   """Returns the programs between sampling and learning."""
   rows, length, new = _shape(settings)
   layout, _, _ = _packed(settings, mesh)
-  value = trees.merge(arrays["train"].params["value"], actors.frozen["value"])
+  value: PyTree = {}
+  if actors.plan.value is not None:
+    value = trees.merge(arrays["train"].params["value"], actors.frozen["value"])
 
   def judged(flow: Flow) -> tuple[tuple, dict]:
     samples = abstract.samples_of(flow["decoded"], mesh, rows)
@@ -255,7 +302,7 @@ def _updates(
       is_lower_known=name in plan.shared,
     )
 
-  value_work = work("value", plan.value)
+  value_work = Work() if plan.value is None else work("value", plan.value)
   total, extra = work("policy", plan.policy) + value_work, ()
   if settings.algorithm.ptx_coefficient > 0.0:
     length, count = row_length(settings.ptx), config.ptx_batch_size

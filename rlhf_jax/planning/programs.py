@@ -107,6 +107,7 @@ def sampling(
   settings: generate.Config,
   prompts: Data,
   count: int,
+  label: str = "",
 ) -> list[Program]:
   """Returns the programs that sample a policy.
 
@@ -118,6 +119,7 @@ def sampling(
     settings: how to sample.
     prompts: their Data section.
     count: prompts at a time.
+    label: before the names of programs and results.
   """
   rows = count * settings.num_samples
   if settings.batch_size is not None:
@@ -136,7 +138,7 @@ def sampling(
     plan = Plan(role, role, None, (), frozenset(), 1.0, 1)
     found.append(
       Program(
-        name="merge",
+        name=f"{label}merge",
         function=policy_step.make_merge(plan),
         arguments=lambda flow: ((params, frozen), {}),
         rows=rows,
@@ -145,7 +147,7 @@ def sampling(
       )
     )
   prefill = Program(
-    name="prefill",
+    name=f"{label}prefill",
     function=generate.prefill,
     arguments=lambda flow: (
       (weights, batch, keys),
@@ -153,18 +155,18 @@ def sampling(
     ),
     rows=rows,
     work=passes.prefill(role.model, rows, width, new),
-    result="prefilled",
+    result=f"{label}prefilled",
   )
   decode = Program(
-    name="decode",
+    name=f"{label}decode",
     function=generate.decode,
     arguments=lambda flow: (
-      (weights, flow["prefilled"], abstract.number(mesh, jnp.int32)),
+      (weights, flow[f"{label}prefilled"], abstract.number(mesh, jnp.int32)),
       statics,
     ),
     rows=rows,
     work=passes.decode(role.model, rows, width, new),
-    result="decoded",
+    result=f"{label}decoded",
     donates=1,
     trips=new - 1,
   )

@@ -19,10 +19,24 @@ from rlhf_jax.pipelines.config import ConfigError
 from rlhf_jax.planning import abstract, compiled
 from rlhf_jax.planning import topology as topology_lib
 from rlhf_jax.planning.ppo import policy_phase
+from rlhf_jax.planning.preference import preference_phase
 from rlhf_jax.planning.programs import Devices, Phase, Program
+from rlhf_jax.planning.sampled import (
+  bond_phase,
+  online_preference_phase,
+  rejection_phase,
+)
 from rlhf_jax.planning.supervised import reward_phase, sft_phase
 
-MAKERS = {"sft": sft_phase, "reward": reward_phase, "policy": policy_phase}
+MAKERS = {
+  "sft": sft_phase,
+  "reward": reward_phase,
+  "preference": preference_phase,
+  "policy": policy_phase,
+  "rejection": rejection_phase,
+  "online_preference": online_preference_phase,
+  "bond": bond_phase,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +141,7 @@ def phases(config: Any, devices: Devices) -> list[Phase]:
   """Returns the phases of a configuration.
 
   Args:
-    config: of pipeline sft, reward, policy or rlhf.
+    config: of a pipeline in MAKERS, or rlhf.
     devices: a list to compile for, or how many there are.
 
   Raises:

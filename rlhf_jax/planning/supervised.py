@@ -10,7 +10,14 @@ from rlhf_jax import generate, optimizer
 from rlhf_jax.algorithms import reward as reward_algorithm
 from rlhf_jax.algorithms import sft as sft_algorithm
 from rlhf_jax.models import heads, roles
-from rlhf_jax.pipelines import build, features, reward, sft, stages
+from rlhf_jax.pipelines import (
+  build,
+  features,
+  reward,
+  sft,
+  stages,
+  supervised,
+)
 from rlhf_jax.pipelines.config import (
   ConfigError,
   Data,
@@ -33,8 +40,8 @@ from rlhf_jax.planning.programs import (
 from rlhf_jax.planning.work import Passes
 
 
-def _optimizer(config: Any, prefix: str, schedule: Schedule) -> Any:
-  """Returns the optimizer of a stage."""
+def make_transform(config: Any, prefix: str, schedule: Schedule) -> Any:
+  """Returns the optimizer of a stage's section `optimizer`."""
   name = f"{prefix}optimizer"
   settings = optimizer_section(config.optimizer, name, total_steps(schedule))
   return optimizer.make_optimizer(settings)
@@ -62,15 +69,17 @@ def sft_phase(config: Any, devices: Devices, prefix: str = "") -> Phase:
   data = section(Data, config.data, f"{prefix}data")
   loss = section(sft_algorithm.Config, config.loss, f"{prefix}loss")
   schedule = section(Schedule, config.schedule, f"{prefix}schedule")
-  tx = _optimizer(config, prefix, schedule)
+  tx = make_transform(config, prefix, schedule)
   stage = sft_stage(config, base, mesh, prefix)
   role = stage.role
   params, frozen = roles.split(role, stage.variables)
   state = abstract.state(
-    mesh, functools.partial(sft.initial_state, optimizer_=tx), params
+    mesh, functools.partial(supervised.initial_state, optimizer_=tx), params
   )
   rows, length = schedule.batch_size, row_length(data)
-  abstract.check_rows(mesh, rows, f"config.{prefix}schedule.batch_size")
+  abstract.check_rows(
+    mesh, rows, f"config.{prefix}schedule.batch_size", loss.microbatches
+  )
   batch = abstract.token_batch(mesh, rows, length, data.pack)
   update = Program(
     name="update",
@@ -159,13 +168,15 @@ def reward_phase(
   loss = section(reward_algorithm.Config, config.loss, f"{prefix}loss")
   schedule = section(Schedule, config.schedule, f"{prefix}schedule")
   length = row_length(section(Data, config.data, f"{prefix}data"))
-  tx = _optimizer(config, prefix, schedule)
+  tx = make_transform(config, prefix, schedule)
   stage = reward_stage(config, base, mesh, prefix, start)
   role, rows = stage.role, schedule.batch_size
-  abstract.check_rows(mesh, rows, f"config.{prefix}schedule.batch_size")
+  abstract.check_rows(
+    mesh, rows, f"config.{prefix}schedule.batch_size", loss.microbatches
+  )
   params, frozen = roles.split(role, stage.variables)
   state = abstract.state(
-    mesh, functools.partial(sft.initial_state, optimizer_=tx), params
+    mesh, functools.partial(supervised.initial_state, optimizer_=tx), params
   )
   is_head = role.trainable == "head"
   width = abstract.feature_width(role) if is_head else 0

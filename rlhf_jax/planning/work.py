@@ -161,9 +161,11 @@ class Passes:
   def policy_and_value(
     self, plan: judge.Plan, rows: int, length: int, targets: int
   ) -> Work:
-    """Returns one forward pass of policy and critic, from their entrances."""
+    """Returns a forward pass of policy and critic, if any, from entrances."""
     total = Work()
     for name, role in (("policy", plan.policy), ("value", plan.value)):
+      if role is None:
+        continue
       below = role.entrance if name in plan.shared else 0
       total += self._forward(role, role.stop - below, rows, length, targets)
     return total
@@ -174,9 +176,10 @@ class Passes:
     """Returns the score stage; shared lower layers run once."""
     used = {
       "reference": plan.reference,
-      "value": plan.value,
       **{name: scorer.role for name, scorer in plan.scorers},
     }
+    if plan.value is not None:
+      used["value"] = plan.value
     tapped = used | {"policy": plan.policy}
     taps = [tapped[name].entrance for name in plan.shared]
     total = Work()

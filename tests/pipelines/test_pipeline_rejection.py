@@ -261,7 +261,10 @@ def test_too_few_samples_are_refused_and_may_be_tried_again(
     ({"generate.temperature": 0.0}, "temperature=0.0"),
     ({"verifier.name": "exact"}, "one of them judges"),
     ({"reward": ""}, "config.reward is empty"),
-    ({"loss.microbatches": 3}, "batch_size=8: not a multiple of 3"),
+    (
+      {"loss.microbatches": 3},
+      "=8: not a multiple of loss.microbatches=3",
+    ),
   ],
 )
 def test_what_cannot_work_is_refused(

@@ -88,11 +88,11 @@ WRONG_SFT = {
   ),
   "batch on mesh": (
     lambda c: c.mesh.update(devices=0),
-    "config.schedule.batch_size=4: not a multiple of 8",
+    "config.schedule.batch_size=4: not a multiple of the 8 devices",
   ),
   "microbatches": (
     lambda c: c.loss.update(microbatches=3),
-    "config.schedule.batch_size=4: not a multiple of 3, the loss.micro",
+    "config.schedule.batch_size=4: not a multiple of loss.microbatches=3",
   ),
   "lora": (
     lambda c: c.trainable.update(mode="lora"),

@@ -13,7 +13,7 @@ import pytest
 
 from rlhf_jax import plan
 from rlhf_jax.models import roles, shapes
-from rlhf_jax.pipelines import defaults
+from rlhf_jax.pipelines import defaults, methods
 from rlhf_jax.pipelines.config import ConfigError
 from rlhf_jax.planning import abstract, compiled, report, table, topology
 from rlhf_jax.planning.work import Passes
@@ -117,6 +117,92 @@ def test_a_policy_compiles_as_it_is_estimated():
   assert json.loads(json.dumps(table.as_json(found)))["fits"]
 
 
+def sampled_config(pipeline, **sections):
+  config = getattr(defaults, pipeline)()
+  config.model.update(source="shape:tiny", scan_layers=True, lora_rank=2)
+  config.trainable.mode = "lora"
+  config.prompts.max_length = 24
+  config.generate.update(max_new_tokens=8, num_samples=2)
+  config.schedule.update(batch_size=16, steps=3)
+  config.mesh.update(data=2, fsdp=2, tensor=2)
+  for name, values in sections.items():
+    config[name].update(values)
+  return config
+
+
+def grpo_config():
+  config = policy_config("lora")
+  config.algorithm = methods.tree("grpo")
+  config.verifier.name = "exact"
+  config.generate.num_samples = 2
+  config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
+  return config
+
+
+def preference_config(name):
+  config = defaults.preference(name)
+  config.model.update(source="shape:tiny", scan_layers=True)
+  config.data.max_length = 24
+  config.schedule.update(batch_size=16, steps=3)
+  config.mesh.update(data=2, fsdp=2, tensor=2)
+  return config
+
+
+SAMPLING = ["merge", "prefill", "decode", "judge"]
+OTHERS = {
+  "grpo": (grpo_config, [*SAMPLING, "prepare", "update"]),
+  "dpo": (lambda: preference_config("dpo"), ["reference", "update"]),
+  "kto": (lambda: preference_config("kto"), ["reference", "update"]),
+  "orpo": (lambda: preference_config("orpo"), ["update"]),
+  "rejection": (
+    lambda: sampled_config(
+      "rejection", rounds=dict(prompts=16, batch_size=16, count=1)
+    ),
+    [*SAMPLING, "update"],
+  ),
+  "online_preference": (
+    lambda: sampled_config("online_preference"),
+    [*SAMPLING, "pairs", "update"],
+  ),
+  "moving reference": (
+    lambda: sampled_config(
+      "online_preference", pairing=dict(reference_every=2)
+    ),
+    [*SAMPLING, "pairs", "refer", "update"],
+  ),
+  "bond": (
+    lambda: sampled_config("bond"),
+    [
+      *(f"anchor {name}" for name in SAMPLING),
+      *(f"own {name}" for name in SAMPLING),
+      "update",
+    ],
+  ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_pipelines_are_planned(name):
+  make, programs = OTHERS[name]
+  found = report.make(make(), EIGHT, compiles=False)
+  assert [line.program for line in found.lines] == programs
+  assert line_of(found, "update").flops > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_pipelines_compile_as_they_are_estimated(name):
+  make, _ = OTHERS[name]
+  guess = report.make(make(), EIGHT, compiles=False)
+  found = report.make(make(), EIGHT, compiles=True)
+  for line, other in zip(found.lines, guess.lines, strict=True):
+    assert line.is_compiled
+    close(line.inputs, other.inputs)
+  line = line_of(found, "update")
+  resident = line.weights + line.optimizer - line.idle
+  close(line.arguments, resident + line.inputs)
+
+
 def test_full_roles_hold_what_a_run_holds():
   """Base, start and reward model; policy and critic; moments of the two."""
   config = policy_config("full")
@@ -217,6 +303,14 @@ def test_mistakes():
   config.schedule.batch_size = 12
   with pytest.raises(ConfigError, match="12 are not a multiple of 8"):
     report.phases(config, 8)
+  config.schedule.batch_size, config.loss.microbatches = 16, 4
+  with pytest.raises(ConfigError, match="4 mini- or microbatches x 8"):
+    report.phases(config, 8)
+  with pytest.raises(ConfigError, match="epochs: minibatches=4 x microb"):
+    policy = policy_config("lora")
+    policy.epochs.update(minibatches=4, microbatches=2)
+    report.phases(policy, 8)
+  config.loss.microbatches = 1
   config.mesh.update(fsdp=3)
   with pytest.raises(ConfigError, match="on 8 devices"):
     report.phases(config, 8)
