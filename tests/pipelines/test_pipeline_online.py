@@ -249,7 +249,11 @@ def test_a_kl_out_of_hand_stops_the_run(
       {"algorithm.name": "simpo", "pairing.reference_every": 5},
       "'simpo' has no reference",
     ),
-    ("online_preference", {"accumulation.microbatches": 3}, "multiple of accumulation.microbatches=3"),
+    (
+      "online_preference",
+      {"accumulation.microbatches": 3},
+      "multiple of accumulation.micro",
+    ),
     ("bond", {"generate.num_samples": 3}, "J-BOND compares with two"),
     ("bond", {"target.n": 4}, "n=4: J-BOND"),
     (
