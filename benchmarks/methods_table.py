@@ -6,9 +6,9 @@
 Each run is the command of configs/quickstart_method.py in a folder of its own;
 finished runs are not repeated, so the same command goes on after a stop. SFT
 and reward models are those of `reuse` for all. Prints means over the seeds and
-their range; `seconds` is the time of the policy stage. With --jobs=N as many
-runs go side by side, each on a core of its own, which changes the seconds of
-all alike.
+their range; `CPU s` is the processor time of the whole run (of the start that
+finished it), which depends little on what else the machine does. With --jobs=N as many runs go side by
+side, each on cores of its own.
 """
 
 import argparse
@@ -30,14 +30,18 @@ COLUMNS = (
   ("KL (nats)", "kl_nats", 1),
   ("distinct-2", "distinct_2_after", 2),
   ("length", "length_after", 1),
+  ("CPU s", "cpu_seconds", 0),
 )
+SECONDS_FILE = "cpu_seconds.txt"
 
 
 def run(
   method: str, seed: int, arguments: argparse.Namespace, cores: queue.Queue
 ) -> dict:
-  """Runs one method with one seed; returns its summary."""
+  """Runs one method with one seed; returns its summary and seconds."""
   folder = Path(arguments.workdir) / f"{method}_{seed}"
+  if (folder / SECONDS_FILE).exists():
+    return read(folder)
   command = [
     *(sys.executable, "-m", "rlhf_jax.main"),
     f"--config=configs/quickstart_method.py:{method}",
@@ -48,17 +52,26 @@ def run(
   ]
   mine = cores.get()
   try:
-    subprocess.run(
+    process = subprocess.Popen(
       command,
-      check=True,
       stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
       preexec_fn=functools.partial(os.sched_setaffinity, 0, mine),
     )
+    _, status, usage = os.wait4(process.pid, 0)
   finally:
     cores.put(mine)
+  if status != 0:
+    raise RuntimeError(f"{' '.join(command)}: status {status}")
+  spent = usage.ru_utime + usage.ru_stime
+  (folder / SECONDS_FILE).write_text(f"{spent:.1f}\n")
   print(f"{method} {seed}: done", file=sys.stderr, flush=True)
-  return json.loads((folder / "summary.json").read_text())
+  return read(folder)
+
+
+def read(folder: Path) -> dict:
+  """Returns summary.json of a finished run, and "cpu_seconds"."""
+  summary = json.loads((folder / "summary.json").read_text())
+  return summary | {"cpu_seconds": float((folder / SECONDS_FILE).read_text())}
 
 
 def split(cores: list[int], jobs: int) -> list[list[int]]:
@@ -100,12 +113,11 @@ def main() -> None:
       (method, seed): pool.submit(run, method, seed, arguments, cores)
       for seed, method in itertools.product(seeds, methods)
     }
-  heads = [label for label, _, _ in COLUMNS] + ["seconds"]
+  heads = [label for label, _, _ in COLUMNS]
   print(f"| method | {' | '.join(heads)} |\n{'|---' * (len(heads) + 1)}|")
   for method in methods:
     rows = [found[method, seed].result() for seed in seeds]
     cells = [cell([row[name] for row in rows], n) for _, name, n in COLUMNS]
-    cells.append(cell([row["phase_seconds"]["policy"] for row in rows], 0))
     print(f"| {method} | {' | '.join(cells)} |", flush=True)
 
 

@@ -58,6 +58,8 @@ def get_config(name: str = "rloo") -> ConfigDict:
   policy.generate.num_samples = samples
   policy.schedule.batch_size = 64 // samples
   if name in ONE_STEP:
+    warmup = policy.policy_optimizer.warmup_steps // policy.epochs.minibatches
+    policy.policy_optimizer.warmup_steps = warmup  # as many rollouts
     policy.epochs.minibatches = 1
   if not has_kl_reward:
     policy.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
