@@ -7,8 +7,8 @@ Each run is the command of configs/quickstart_method.py in a folder of its own;
 finished runs are not repeated, so the same command goes on after a stop. SFT
 and reward models are those of `reuse` for all. Prints means over the seeds and
 their range; `CPU s` is the processor time of the whole run (of the start that
-finished it), which depends little on what else the machine does. With --jobs=N as many runs go side by
-side, each on cores of its own.
+finished it), which depends little on what else the machine does. With --jobs=N
+as many runs go side by side, each on cores of its own.
 """
 
 import argparse
