@@ -14,16 +14,14 @@ scores are small and the blockwise programs have nothing to save.
 
 Splash knows no mask but causal order and segments, so it is given segments
 (padding is a segment of its own). It is not partitioned by the compiler: under
-several devices it runs in `jax.shard_map` over the mesh that `jax.set_mesh`
-made current, rows over "data" and "fsdp", heads over "tensor".
+several devices it runs in `jax.shard_map` over the mesh that is current
+(parallel/mesh.py), rows over "data" and "fsdp", heads over "tensor".
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-from typing import Any
 
 import flax.struct
 import jax
@@ -116,18 +114,6 @@ def make_mask(
   if segment_ids is not None:
     ids = segment_ids.astype(jnp.int32)
   return Segments(jnp.where(valid_mask > 0, ids, -1))
-
-
-def on_mesh(kind: str, mesh: Any) -> contextlib.AbstractContextManager:
-  """Returns the context under which programs of a kind are traced.
-
-  Args:
-    kind: one of KINDS.
-    mesh: a mesh or an abstract one; only splash has to know it.
-  """
-  if kind != "splash":
-    return contextlib.nullcontext()
-  return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def attend(

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from rlhf_jax import ops
 from rlhf_jax.models import attention
 from rlhf_jax.models.cache import LayerCache
+from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.types import Array
 
 ACTIVATIONS = {
@@ -241,9 +242,9 @@ class Block(nn.Module):
     mixed, cache = Attention(c, self.lora_rank, name="attention")(
       norm(name="attention_norm")(x), positions, mask, cache, slot
     )
-    x = x + mixed
+    x = mesh_lib.constrain_stream(x + mixed)
     x = x + Mlp(c, self.lora_rank, name="mlp")(norm(name="mlp_norm")(x))
-    return x, cache
+    return mesh_lib.constrain_stream(x), cache
 
 
 class Transformer(nn.Module):
@@ -282,10 +283,11 @@ class Transformer(nn.Module):
 
   def embed(self, tokens: Array, positions: Array) -> Array:
     """Returns the residual stream [B, T, D] that enters layer 0."""
-    x = self.embedding(tokens)
+    table = mesh_lib.gather_table(self.embedding.embedding)
+    x = jnp.take(table, tokens, axis=0)
     if self.config.positions == "learned":
       x = x + self.position_embedding(positions)
-    return x.astype(self.config.dtype)
+    return mesh_lib.constrain_stream(x.astype(self.config.dtype))
 
   def run_layers(
     self,

@@ -7,7 +7,9 @@ vocabulary. The weights' side of this is rules.py.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -177,6 +179,48 @@ def constrain_rows(mesh: Mesh, tree: PyTree) -> PyTree:
     return jax.lax.with_sharding_constraint(leaf, batch_sharding(mesh))
 
   return jax.tree.map(one, tree)
+
+
+def current(mesh: Any) -> contextlib.AbstractContextManager:
+  """Returns the context in which models that are traced know the mesh.
+
+  Args:
+    mesh: a mesh or an abstract one.
+  """
+  return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def constrain_stream(x: Array) -> Array:
+  """Returns a residual stream, inside jit, its rows split and nothing else.
+
+  Else the compiler splits its width as the weights' and cannot always come
+  back without gathering all of it ("involuntary full rematerialization").
+  Without a `current` mesh, and with rows that do not divide, x stays as it is.
+
+  Args:
+    x: [B, ...].
+  """
+  return _constrain(x, BATCH_AXES)
+
+
+def gather_table(table: Array) -> Array:
+  """Returns an embedding [V, D], inside jit, whole along D on every device.
+
+  Only then do rows of it, looked up, come out as rows of the batch.
+  """
+  return _constrain(table, "tensor")
+
+
+def _constrain(x: Array, axes: str | tuple[str, ...]) -> Array:
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  names = (axes,) if isinstance(axes, str) else axes
+  ways = math.prod(mesh.shape[name] for name in names)
+  split = axes if x.shape[0] % ways == 0 else None
+  if split is None and axes == BATCH_AXES:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(split))
 
 
 def place(tree: PyTree, shardings: PyTree) -> PyTree:

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from rlhf_jax import distributed, generate, metrics, optimizer
 from rlhf_jax.algorithms import accumulate, best_of_n, bond
 from rlhf_jax.models import roles
-from rlhf_jax.pipelines import judge, sampled, stages, supervised
+from rlhf_jax.pipelines import build, judge, sampled, stages, supervised
 from rlhf_jax.pipelines.config import (
   ConfigError,
   Schedule,
@@ -237,6 +237,7 @@ def make_update(
   )
 
 
+@build.on_mesh
 def run(config: Any, workdir: Path) -> dict:
   """Distils best of n; returns stage.json. A finished run is not repeated."""
   settings = read_settings(config)

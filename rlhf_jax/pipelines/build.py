@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -39,7 +40,8 @@ class Base:
 
 
 @functools.lru_cache(maxsize=2)
-def _load(model: Model, mesh: jax.sharding.Mesh) -> Base:
+def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
+  """Returns the base model on the mesh; a second call returns the same."""
   path = pretrained.locate(model.source)
   tokenizer = pretrained.read_tokenizer(model, path)
   read_config, params = pretrained.read_weights(path)
@@ -71,17 +73,6 @@ def stack_layers(params: PyTree, n_layers: int) -> PyTree:
   return rest | {"layers": jax.tree.map(lambda *x: StackedWeight(x), *layers)}
 
 
-def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
-  """Returns the base model on the mesh; a second call returns the same.
-
-  The mesh becomes JAX's current one where the attention has to know it.
-  """
-  base = _load(model, mesh)
-  if base.config.attention == "splash":
-    jax.set_mesh(mesh)
-  return base
-
-
 def check_context(base: Base, longest: int, name: str) -> None:
   """Raises ConfigError for rows longer than the model's context.
 
@@ -105,6 +96,19 @@ def make_mesh(config: Any, prefix: str = "") -> jax.sharding.Mesh:
     return mesh_lib.make_mesh(settings)
   except ValueError as error:
     raise ConfigError(f"config.{prefix}{error}") from error
+
+
+def on_mesh(
+  run: Callable[[Any, Path], dict],
+) -> Callable[[Any, Path], dict]:
+  """Returns a pipeline's `run`, with the mesh of its config the current one."""
+
+  @functools.wraps(run)
+  def inside(config: Any, workdir: Path) -> dict:
+    with mesh_lib.current(make_mesh(config)):
+      return run(config, workdir)
+
+  return inside
 
 
 def make_role(

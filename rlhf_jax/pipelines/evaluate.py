@@ -273,6 +273,7 @@ def load_prompts(
   ]
 
 
+@build.on_mesh
 def run(config: Any, workdir: Path) -> dict:
   """Evaluates a finished policy; returns the numbers of evaluation.json."""
   check_sections(config, SECTIONS, "")

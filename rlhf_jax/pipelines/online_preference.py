@@ -35,6 +35,7 @@ from rlhf_jax.algorithms.preference import pairing, registry
 from rlhf_jax.algorithms.preference import update as preference
 from rlhf_jax.models import roles, trees
 from rlhf_jax.pipelines import (
+  build,
   judge,
   method_sections,
   sampled,
@@ -227,6 +228,7 @@ def initial_arrays(params: PyTree, *, transform: Any, moves: bool) -> PyTree:
   return arrays
 
 
+@build.on_mesh
 def run(config: Any, workdir: Path) -> dict:
   """Trains a policy on its own pairs; returns stage.json when finished."""
   settings = read_settings(config)

@@ -231,6 +231,7 @@ def _make_step(
   )
 
 
+@build.on_mesh
 def run(config: Any, workdir: Path) -> dict:
   """Optimises a policy; returns stage.json. A finished run is not repeated."""
   settings = read_settings(config)

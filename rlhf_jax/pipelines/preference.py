@@ -249,6 +249,7 @@ def make_update(
   return jax.jit(update, donate_argnums=0)
 
 
+@build.on_mesh
 def run(config: Any, workdir: Path) -> dict:
   """Trains a policy on preferences; returns the numbers of stage.json.
 

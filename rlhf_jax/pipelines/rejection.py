@@ -31,7 +31,13 @@ from rlhf_jax import checkpoint, distributed, generate, metrics
 from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.algorithms import sft as sft_algorithm
 from rlhf_jax.models import roles
-from rlhf_jax.pipelines import rejection_samples, sampled, sft, stages
+from rlhf_jax.pipelines import (
+  build,
+  rejection_samples,
+  sampled,
+  sft,
+  stages,
+)
 from rlhf_jax.pipelines.config import (
   ConfigError,
   Schedule,
@@ -200,6 +206,7 @@ def train_round(
   return params
 
 
+@build.on_mesh
 def run(config: Any, workdir: Path) -> dict:
   """Runs all rounds; returns stage.json. A finished run is not repeated."""
   settings = read_settings(config)

@@ -137,6 +137,7 @@ def make_update(
   return jax.jit(update, donate_argnums=0)
 
 
+@build.on_mesh
 def run(config: Any, workdir: Path) -> dict:
   """Trains and diagnoses a reward model; returns stage.json."""
   check_sections(config, SECTIONS, "")

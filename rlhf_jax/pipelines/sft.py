@@ -157,6 +157,7 @@ def fit(
   return params, total
 
 
+@build.on_mesh
 def run(config: Any, workdir: Path) -> dict:
   """Trains, validates, samples; returns the numbers of stage.json.
 

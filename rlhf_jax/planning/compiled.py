@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from rlhf_jax.models import attention
+from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.planning import abstract, hlo
 from rlhf_jax.planning.programs import Flow, Phase, Program
 from rlhf_jax.types import PyTree
@@ -59,7 +59,7 @@ def measure(
   if not compiles:
     return _estimate(phase, program, args, kwargs)
   begun = time.perf_counter()
-  with attention.on_mesh(phase.model.attention, phase.mesh):
+  with mesh_lib.current(phase.mesh):
     lowered = program.function.lower(*args, **kwargs)
   try:
     compiled = lowered.compile()

@@ -98,7 +98,7 @@ def test_splash_on_a_mesh_is_the_plain_one(sizes):
   )
   query, key, value, valid, segments = inputs(1)
   expected = both(plain(valid, segments), query, key, value, valid)
-  with jax.set_mesh(mesh):
+  with mesh_lib.current(mesh):
     rows = mesh_lib.batch_sharding(mesh)
     arrays = [jax.device_put(x, rows) for x in (query, key, value)]
     program = splash(valid, segments)

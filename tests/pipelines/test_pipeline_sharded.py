@@ -32,9 +32,12 @@ def test_t16_trap_12_split_batches_and_a_stop_between(
 
 
 def test_t16_trap_12_split_weights(
-  files, sft_full, reward_full, policy_full, run_policy, records
+  files, sft_full, reward_full, policy_full, run_policy, records, capfd
 ):
-  """mesh 2 x 2 x 2: weights split in two directions, batches in four."""
+  """mesh 2 x 2 x 2: weights split in two directions, batches in four.
+
+  XLA complains where it must gather a whole activation to split it anew.
+  """
   config = tiny_runs.full_policy_config(files, sft_full, reward_full)
   config.mesh.update(devices=8, data=2, fsdp=2, tensor=2)
   config.schedule.steps = 2
@@ -48,3 +51,4 @@ def test_t16_trap_12_split_weights(
   tiny_runs.assert_close_rows(
     tiny_runs.rows_of(folder), tiny_runs.rows_of(policy_full)[:2]
   )
+  assert "rematerialization" not in capfd.readouterr().err
