@@ -319,7 +319,7 @@ def test_mistakes():
 
 
 SMALL = (
-  ("configs/sft.py", "sft", ("schedule.steps=9",)),
+  ("configs/sft.py", "sft", ("schedule.steps=9", "schedule.epochs=0")),
   ("configs/recipes/smollm2.py", "policy", ()),
   (  # rows of 1024 tokens: splash attention
     "configs/recipes/ppo.py:model=gemma_2b,roles=lora",
@@ -327,6 +327,8 @@ SMALL = (
     ("model.source=shape:smollm2_135m",),
   ),
 )
+# The frozen lower layers are handed to its update, and not read.
+DROPS = "configs/recipes/smollm2.py"
 
 
 @pytest.mark.slow
@@ -356,8 +358,10 @@ def test_a_real_slice(file, phase, overrides, tmp_path):
     found[how] = json.loads(result.read_text())["lines"]
   for line, guess in zip(found["noanalytic"], found["analytic"], strict=True):
     assert line["is_compiled"] and line["fits"]
-    if line["program"] == "update":
+    if line["program"] == "update" and file != DROPS:
       # nearly all weights and optimizer; a base of two roles counts twice
       close(line["arguments"], guess["arguments"])
       resident = guess["weights"] + guess["optimizer"] - guess["idle"]
       assert line["arguments"] > 0.85 * resident
+    elif line["program"] == "update":
+      assert guess["optimizer"] < line["arguments"] < guess["arguments"]
