@@ -197,6 +197,7 @@ def token_logprobs(
   chunk: int = 512,
   soft_cap: float | None = None,
   frozen_unembedding: bool = False,
+  ways: int = 1,
 ) -> tuple[Array, Array]:
   """Returns log-probabilities and entropies without a full logits array.
 
@@ -211,20 +212,36 @@ def token_logprobs(
     unembedding: [D, V].
     tokens: [M] int32.
     temperature: divides the logits, as when the tokens were sampled.
-    chunk: rows at a time.
+    chunk: rows at a time, of each device.
     soft_cap: c in c * tanh(logits / c), before the temperature; None for none.
     frozen_unembedding: no gradient reaches the unembedding, and NONE flows
       through the entropies, which then are for monitoring only.
+    ways: devices that hold M / ways rows each, one after the other; a chunk
+      has rows of all of them. 1 where M does not divide.
 
   Returns:
     log-probabilities [M] <= 0 and entropies [M] in nats, float32.
   """
-  rows, width = hidden.shape
+  total = hidden.shape[0]
+  ways = ways if total % ways == 0 else 1
+  rows = total // ways
   chunks = -(-rows // chunk)
   chunk = -(-rows // chunks)
-  padding = chunks * chunk - rows
-  hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
-  tokens = jnp.pad(tokens, (0, padding))
+  padding = ((0, 0), (0, chunks * chunk - rows))
+
+  def cut(x: Array) -> Array:
+    """Returns [chunks, ways * chunk, ...] of x [M, ...]."""
+    rest = x.shape[1:]
+    x = x.reshape(ways, rows, *rest)
+    x = jnp.pad(x, padding + ((0, 0),) * len(rest))
+    x = x.reshape(ways, chunks, chunk, *rest).swapaxes(0, 1)
+    return x.reshape(chunks, ways * chunk, *rest)
+
+  def joined(x: Array) -> Array:
+    """Returns [M] of x [chunks, ways * chunk]."""
+    x = x.reshape(chunks, ways, chunk).swapaxes(0, 1)
+    return x.reshape(ways, chunks * chunk)[:, :rows].reshape(-1)
+
   one_chunk = (
     _frozen_logprobs
     if frozen_unembedding
@@ -234,9 +251,9 @@ def token_logprobs(
     lambda pair: one_chunk(
       pair[0], unembedding, pair[1], temperature, soft_cap
     ),
-    (hidden.reshape(chunks, chunk, width), tokens.reshape(chunks, chunk)),
+    (cut(hidden), cut(tokens)),
   )
-  return logprobs.reshape(-1)[:rows], entropies.reshape(-1)[:rows]
+  return joined(logprobs), joined(entropies)
 
 
 def positions_from_mask(valid_mask: Array) -> Array:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from rlhf_jax import ops
 from rlhf_jax.models import attention, heads, lora, transformer, trees
+from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.types import Array, PyTree
 
 
@@ -269,10 +270,11 @@ def logprobs(
   unembedding = role.network.apply(weights, method="unembedding")
   log_p, entropy = ops.token_logprobs(
     x.reshape(-1, width),
-    unembedding.astype(x.dtype),
+    unembedding,
     wanted.reshape(-1),
     temperature=temperature,
     frozen_unembedding=frozen_unembedding,
+    ways=mesh_lib.row_ways(),
   )
   row = jnp.arange(batch)[:, None]
 

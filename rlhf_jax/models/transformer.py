@@ -28,6 +28,7 @@ from rlhf_jax import ops
 from rlhf_jax.models import attention
 from rlhf_jax.models.cache import LayerCache
 from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.parallel import rules
 from rlhf_jax.types import Array
 
 ACTIVATIONS = {
@@ -108,7 +109,8 @@ class Dense(nn.Module):
     x = x.reshape(-1, width)
     init = nn.initializers.normal(width**-0.5)
     kernel = self.param("kernel", init, (width, self.features))
-    y = jnp.matmul(x, kernel.astype(self.dtype))
+    whole = lambda name, w: self._whole(name, w, leading)  # noqa: E731
+    y = jnp.matmul(x, whole("kernel", kernel))
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,))
       y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
@@ -120,10 +122,17 @@ class Dense(nn.Module):
       self.variable("lora", "lora_a", make_a)
       self.variable("lora", "lora_b", make_b)
     elif self.has_variable("lora", "lora_a"):
-      a = self.get_variable("lora", "lora_a").astype(self.dtype)
-      b = self.get_variable("lora", "lora_b").astype(self.dtype)
+      a = whole("lora_a", self.get_variable("lora", "lora_a"))
+      b = whole("lora_b", self.get_variable("lora", "lora_b"))
       y = y + self.lora_scale * jnp.matmul(jnp.matmul(x, a), b)
     return y.reshape(*leading, self.features)
+
+  def _whole(self, name: str, weight: Array, leading: tuple[int, ...]) -> Array:
+    """Returns a weight in the compute dtype, gathered but for single tokens."""
+    weight = weight.astype(self.dtype)
+    if leading[-1] == 1:
+      return weight
+    return rules.gather("/".join((*self.path, name)), weight)
 
 
 class Norm(nn.Module):
@@ -283,7 +292,9 @@ class Transformer(nn.Module):
 
   def embed(self, tokens: Array, positions: Array) -> Array:
     """Returns the residual stream [B, T, D] that enters layer 0."""
-    table = mesh_lib.gather_table(self.embedding.embedding)
+    table = self.embedding.embedding
+    if tokens.shape[1] > 1:
+      table = rules.gather("embedding/embedding", table, is_table=True)
     x = jnp.take(table, tokens, axis=0)
     if self.config.positions == "learned":
       x = x + self.position_embedding(positions)
@@ -345,11 +356,21 @@ class Transformer(nn.Module):
     """Returns final_norm(x), what the unembedding reads."""
     return self.final_norm(x)
 
-  def unembedding(self) -> Array:
-    """Returns [D, V]: the tied embedding, or the separate head."""
+  def unembedding(self, *, is_whole: bool = True) -> Array:
+    """Returns [D, V] in the compute dtype: the tied embedding, or a head.
+
+    Args:
+      is_whole: gathered over "fsdp" (rules.py), for whole rows.
+    """
     if self.config.tie_embeddings:
-      return self.embedding.embedding.T
-    return self.lm_head.variables["params"]["kernel"]
+      path, weight = "embedding/embedding", self.embedding.embedding
+    else:
+      path = "lm_head/kernel"
+      weight = self.lm_head.variables["params"]["kernel"]
+    weight = weight.astype(self.config.dtype)
+    if is_whole:
+      weight = rules.gather(path, weight)
+    return weight.T if self.config.tie_embeddings else weight
 
   def unembed(self, x: Array) -> Array:
     """Returns float32 logits [..., V] of a stream that left the last layer."""
@@ -358,7 +379,7 @@ class Transformer(nn.Module):
       self.lm_head(x)  # creates the kernel
     return jnp.matmul(
       x,
-      self.unembedding().astype(self.config.dtype),
+      self.unembedding(is_whole=x.ndim > 2),
       preferred_element_type=jnp.float32,
     )
 

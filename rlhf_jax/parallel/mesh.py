@@ -190,37 +190,28 @@ def current(mesh: Any) -> contextlib.AbstractContextManager:
   return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
+def row_ways() -> int:
+  """Returns how many parts the rows of a batch have on the `current` mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+
+
 def constrain_stream(x: Array) -> Array:
   """Returns a residual stream, inside jit, its rows split and nothing else.
 
   Else the compiler splits its width as the weights' and cannot always come
   back without gathering all of it ("involuntary full rematerialization").
-  Without a `current` mesh, and with rows that do not divide, x stays as it is.
+  Without a `current` mesh, with rows that do not divide, and for single
+  tokens (decoding, where weights are larger than streams), x stays as it is.
 
   Args:
-    x: [B, ...].
+    x: [B, T, D].
   """
-  return _constrain(x, BATCH_AXES)
-
-
-def gather_table(table: Array) -> Array:
-  """Returns an embedding [V, D], inside jit, whole along D on every device.
-
-  Only then do rows of it, looked up, come out as rows of the batch.
-  """
-  return _constrain(table, "tensor")
-
-
-def _constrain(x: Array, axes: str | tuple[str, ...]) -> Array:
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  is_free = mesh.empty or mesh.size == 1 or x.shape[1] == 1
+  if is_free or x.shape[0] % row_ways():
     return x
-  names = (axes,) if isinstance(axes, str) else axes
-  ways = math.prod(mesh.shape[name] for name in names)
-  split = axes if x.shape[0] % ways == 0 else None
-  if split is None and axes == BATCH_AXES:
-    return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(split))
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
 def place(tree: PyTree, shardings: PyTree) -> PyTree:

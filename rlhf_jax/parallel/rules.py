@@ -14,6 +14,7 @@ Left out: sequence sharding; small arrays (norms, scalar heads) are replicated.
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from collections.abc import Callable
@@ -23,7 +24,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.parallel.mesh import BATCH_AXES
-from rlhf_jax.types import PyTree
+from rlhf_jax.types import Array, PyTree
 
 COLUMN = "(attention/[qkv]_proj|mlp/(gate|up)_proj)"  # tensor on the output
 ROW = "(attention/o_proj|mlp/down_proj)"  # tensor on the input
@@ -120,6 +121,57 @@ def sharding_tree(mesh: Mesh, tree: PyTree) -> PyTree:
     return NamedSharding(mesh, PartitionSpec(*entries))
 
   return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def gather(path: str, weight: Array, *, is_table: bool = False) -> Array:
+  """Returns a weight, inside jit, as it is used: whole along "fsdp".
+
+  Left to itself the compiler may keep a weight split and sum activations over
+  all devices instead, which sends more the more devices there are. The
+  gradient is summed straight into the parts that the devices own. Without a
+  `current` mesh (parallel/mesh.py) the weight stays as it is.
+
+  Args:
+    path: names joined by "/", as in the table.
+    weight: the array, cast to the dtype it is used in.
+    is_table: rows of it are looked up. On meshes of several axes the compiler
+      cannot bring their gradients into the owned parts by an all-to-all.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return weight
+  owned = []
+  axes = _axes_for(path, tuple(weight.shape))
+  for size, entry in zip(weight.shape, axes, strict=True):
+    name, _ = _unmarked(entry)
+    is_split = name is not None and size % mesh.shape[name] == 0
+    owned.append(name if is_split else None)
+  whole = [None if name == "fsdp" else name for name in owned]
+  if is_table and mesh.size != mesh.shape["fsdp"]:
+    owned = whole
+  return _gather(weight, PartitionSpec(*whole), PartitionSpec(*owned))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(weight: Array, whole: PartitionSpec, owned: PartitionSpec) -> Array:
+  del owned
+  return jax.lax.with_sharding_constraint(weight, whole)
+
+
+def _gather_forward(
+  weight: Array, whole: PartitionSpec, owned: PartitionSpec
+) -> tuple[Array, None]:
+  return _gather(weight, whole, owned), None
+
+
+def _gather_backward(
+  whole: PartitionSpec, owned: PartitionSpec, _: None, gradient: Array
+) -> tuple[Array]:
+  del whole
+  return (jax.lax.with_sharding_constraint(gradient, owned),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def init_sharded(mesh: Mesh, init: Callable[..., PyTree], *args) -> PyTree:
