@@ -26,6 +26,7 @@ import numpy as np
 from rlhf_jax import ops
 from rlhf_jax.models import attention, transformer
 from rlhf_jax.models.cache import LayerCache, make_cache, take_rows
+from rlhf_jax.parallel import rules
 from rlhf_jax.sampling import Config, sample_tokens
 from rlhf_jax.types import (
   FINISH_EOS,
@@ -140,7 +141,7 @@ def decode(
 ) -> State:
   """Decodes until at most `stop_at` rows are alive or the budget is spent."""
   net = transformer.Transformer(model)
-  variables = {"params": params}
+  variables = {"params": rules.gather_tree(params, model.dtype)}
   prompt_width = state.tokens.shape[1] - config.max_new_tokens
 
   def unfinished(state: State) -> Array:

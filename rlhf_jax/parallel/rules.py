@@ -152,6 +152,29 @@ def gather(path: str, weight: Array, *, is_table: bool = False) -> Array:
   return _gather(weight, PartitionSpec(*whole), PartitionSpec(*owned))
 
 
+def gather_tree(tree: PyTree, dtype: str) -> PyTree:
+  """Returns weights, inside jit, as a loop of single tokens uses them.
+
+  What "fsdp" splits is cast and made whole once, before the loop; left to
+  itself the compiler gathers every weight for every token.
+
+  Args:
+    tree: parameters, no LoRA factors.
+    dtype: compute dtype.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.shape["fsdp"] == 1:
+    return tree
+
+  def one(path: tuple, leaf: Array) -> Array:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if "fsdp" not in _axes_for(name, tuple(leaf.shape)):
+      return leaf
+    return gather(name, leaf.astype(dtype))
+
+  return jax.tree_util.tree_map_with_path(one, tree)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(weight: Array, whole: PartitionSpec, owned: PartitionSpec) -> Array:
   del owned
