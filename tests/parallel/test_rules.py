@@ -218,3 +218,28 @@ def test_trap_29_sharded_init_equals_unsharded():
       # The random bits are equal; older XLA rounds a last bit by shard shape.
       wanted = integrity.named_leaves(expected)[path]
       np.testing.assert_allclose(leaf, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", ["mlp/up_proj/kernel", "embedding/embedding"])
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
+def test_gathered_weights_have_the_value_and_the_gradient_of_split_ones(
+  path, shape
+):
+  data, fsdp, tensor = shape
+  mesh = mesh_lib.make_mesh(
+    mesh_lib.Config(data=data, fsdp=fsdp, tensor=tensor)
+  )
+  weight = jax.random.normal(jax.random.key(0), (16, 24))
+  x = jax.random.normal(jax.random.key(1), (8, 16))
+
+  def loss(weight):
+    return jnp.sum(jnp.tanh(x @ rules.gather(path, weight)))
+
+  program = jax.jit(jax.value_and_grad(loss))
+  value, gradient = program(weight)
+  split = rules.sharding_tree(mesh, {path: weight})[path]
+  with mesh_lib.current(mesh):
+    found, owned = program(jax.device_put(weight, split))
+  np.testing.assert_allclose(found, value, rtol=1e-6)
+  np.testing.assert_allclose(owned, gradient, rtol=1e-5, atol=1e-6)
+  assert owned.sharding.spec == split.spec

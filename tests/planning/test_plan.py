@@ -227,6 +227,26 @@ def test_lora_roles_share_one_base():
   assert abstract.bytes_of(phase.trained) < 1.1 * factors
 
 
+@pytest.mark.slow
+def test_decoding_gathers_weights_once_not_for_every_token():
+  """Left alone, the compiler gathers all weights in the body of the loop."""
+  sent = []
+  for new in (4, 12):
+    config = policy_config("lora")
+    config.generate.max_new_tokens = new
+    config.mesh.update(data=1, fsdp=8, tensor=1)
+    (phase,) = report.phases(config, topology.compile_devices(EIGHT))
+    flow = {}
+    for program in phase.programs[:3]:
+      found, flow[program.result] = compiled.measure(
+        phase, program, flow, compiles=True
+      )
+    sent.append(found.counts.sent["all-gather"])
+  weights = 4 * 2 * (LAYER - 2 * 32)
+  assert sent[0] > weights / 2  # they are gathered, once
+  assert sent[1] - sent[0] < weights
+
+
 def test_flops_by_hand():
   """Forward: 2 a weight and token, 4 a query, key and head entry."""
   mesh = abstract.make_mesh(sft_config(), 8)
