@@ -122,7 +122,7 @@ def test_trap_03_length_limit_is_not_termination(params):
   assert np.all(np.sum(np.asarray(samples.response_mask), 1) == 7)
 
 
-@pytest.mark.parametrize("rows", [16, 32])
+@pytest.mark.parametrize("rows", [16, pytest.param(32, marks=pytest.mark.slow)])
 def test_compaction_changes_nothing(params, rows):
   prompts = prompt_batch(rows)
   ends = (2, EOS, 7, 11)
@@ -244,6 +244,7 @@ def test_prompt_longer_than_the_context_is_refused(params):
     run(params, prompt_batch(), settings)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_comes_twice_is_sampled_anew(params):
   """At the border of two epochs a batch may hold a prompt two times."""
   prompts = prompt_batch(6)

@@ -142,6 +142,7 @@ def test_trap_33_a_permutation_of_samples_permutes_the_rewards(cast):
   )
 
 
+@pytest.mark.slow
 def test_a_trunk_of_its_own_is_not_shared(files, sft_full, reward_full):
   config = tiny_runs.full_policy_config(files, sft_full, reward_full)
   settings = policy.read_settings(config)

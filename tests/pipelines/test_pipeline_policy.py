@@ -199,6 +199,7 @@ def test_loading_a_policy_gives_what_was_saved(files, policy_lora):
     np.testing.assert_array_equal(flat[path], leaf)
 
 
+@pytest.mark.slow
 def test_trap_06_below_float32_the_trainer_recomputes(
   files, sft_lora, reward_head, run_policy, records
 ):

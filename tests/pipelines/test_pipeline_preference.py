@@ -110,6 +110,7 @@ def loaded(files, name, mode, start):
   return base, stage, preference.load_data(config, settings, base)
 
 
+@pytest.mark.slow
 def test_trap_30_stored_log_probabilities_are_the_starting_policys(
   files, sft_lora, kto_lora
 ):

@@ -92,6 +92,7 @@ def test_t20_trap_23_reward(files, sft_lora, reward_lora, monkeypatch):
   assert_same_run(folder, reward_lora, 30)
 
 
+@pytest.mark.slow
 def test_t20_trap_23_policy_of_full_roles(
   files, sft_full, reward_full, policy_full, run_policy, records, monkeypatch
 ):

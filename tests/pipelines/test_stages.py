@@ -239,6 +239,7 @@ def test_trap_30_frozen_weights_are_untouched_by_ppo(files, trained):
   assert changed and all(roles.is_trainable(trained.role, p) for p in changed)
 
 
+@pytest.mark.slow
 def test_shared_trunk_and_packing_change_no_number(files, trained):
   """The judge: one shared pass, separate passes, packed rows: the same."""
   from rlhf_jax.algorithms.policy_gradient import packing

@@ -95,6 +95,7 @@ def test_weights_and_optimizer_as_the_compiler_counts_them():
   assert found.counts.sent["all-gather"] > 0
 
 
+@pytest.mark.slow
 def test_a_policy_compiles_as_it_is_estimated():
   """LoRA on 2 x 2 x 2: every program, chained through real shardings."""
   config = policy_config("lora")

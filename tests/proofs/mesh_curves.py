@@ -1,9 +1,10 @@
-"""The loss curves of SFT, reward model and PPO on several meshes.
+"""The curves of all kinds of pipelines on several meshes.
 
     python -m tests.proofs.mesh_curves
 
-Eight simulated devices as data x fsdp x tensor; every curve must be that of
-one device within 1e-5 of its size, and PPO must sample the same tokens.
+SFT, reward model, DPO, PPO (sampling, judging, critic) and evaluation, on eight
+simulated devices as data x fsdp x tensor. Every curve must be that of one
+device within 1e-5 of its size, and PPO must sample the same tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ TOLERANCE = 1e-5  # of max(1, |loss|)
 LOSSES = {
   "sft": ("sft/loss",),
   "reward": ("rm/loss",),
+  "preference": ("pref/loss", "pref/margin"),
   "policy": ("ppo/loss_pi", "ppo/loss_v", "rollout/kl_k1_sum"),
+  "evaluation": ("proxy_before", "proxy_after", "kl_nats", "length_after"),
 }
 
 
@@ -58,9 +61,18 @@ def _run(
   )
 
 
+def _evaluated(config: Any, folder: Path) -> Curve:
+  """Returns the numbers of an evaluation, as one step."""
+  from rlhf_jax.pipelines import evaluate
+
+  found = evaluate.run(config, folder)
+  row = [found[name] for name in LOSSES["evaluation"]]
+  return Curve(np.asarray([row]), [])
+
+
 def curves(folder: Path, mesh: tuple[int, int, int], files: Any) -> dict:
   """Returns {stage: Curve}; SFT and reward model of this mesh feed PPO."""
-  from rlhf_jax.pipelines import policy, reward, sft
+  from rlhf_jax.pipelines import defaults, policy, preference, reward, sft
   from tests.pipelines import tiny_runs
 
   start, judge = folder / "sft", folder / "reward"
@@ -75,7 +87,35 @@ def curves(folder: Path, mesh: tuple[int, int, int], files: Any) -> dict:
   config.schedule.update(batch_size=16)
   path = folder / "policy"
   found["policy"] = _run("policy", policy.run, _on_mesh(config, mesh), path)
+  found["evaluation"] = _evaluated(
+    _on_mesh(_evaluation(files, path, judge), mesh), folder / "evaluation"
+  )
+  config = defaults.preference("dpo")
+  config.model.source = files.model
+  config.init_from = str(start)
+  config.data.update(source=files.comparisons, max_length=24)
+  config.heldout_fraction = 0.25
+  config.schedule.update(batch_size=8, steps=6, save_every=6)
+  config.optimizer.update(learning_rate=2e-3, schedule="constant")
+  found["preference"] = _run(
+    "preference", preference.run, _on_mesh(config, mesh), folder / "dpo"
+  )
   return found
+
+
+def _evaluation(files: Any, policy: Path, judge: Path) -> Any:
+  """Returns the configuration that evaluates a policy."""
+  from rlhf_jax.pipelines import defaults
+  from tests.pipelines import tiny_runs
+
+  config = defaults.evaluate()
+  config.model.source = files.model
+  config.update(
+    policy=str(policy), reward=str(judge), gold="", count=16, batch_size=16
+  )
+  config.prompts.update(source=files.prompts, format="prompt", max_length=24)
+  config.generate.update(max_new_tokens=tiny_runs.NEW_TOKENS, temperature=0.9)
+  return config
 
 
 def distance(found: Curve, expected: Curve) -> float:
