@@ -235,7 +235,7 @@ def full_policy_config(files: Files, start: Path, scorer: Path):
   config.ptx.update(
     source=files.demonstrations, format="demonstration", max_length=24
   )
-  config.ptx_batch_size = 4
+  config.ptx_batch_size = 8  # two minibatches over four devices
   return config
 
 
