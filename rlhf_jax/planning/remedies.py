@@ -100,12 +100,11 @@ def _candidates(
     yield {f"{prefix}model.remat": True}
   rows = stage.schedule.batch_size
   ways = mesh["data"] * mesh["fsdp"]
-  field = "epochs" if "epochs" in stage else "loss"
-  parts = stage[field].microbatches
-  most = rows // stage.epochs.minibatches if field == "epochs" else rows
+  most = rows // stage.epochs.minibatches if "epochs" in stage else rows
   wanted = most // ways  # one row a device at a time
-  if wanted > parts:
-    yield {f"{prefix}{field}.microbatches": wanted}
+  for field in ("epochs", "loss", "accumulation"):
+    if field in stage and wanted > stage[field].microbatches:
+      yield {f"{prefix}{field}.microbatches": wanted}
   if "generate" in stage and stage.pipeline == "policy" and rows > ways:
     yield {f"{prefix}generate.batch_size": max(ways, rows // 2)}
   if mesh["tensor"] == 1 and mesh["fsdp"] % 4 == 0:

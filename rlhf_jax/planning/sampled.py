@@ -39,7 +39,6 @@ from rlhf_jax.types import PyTree
 class _Opened:
   """The roles of a configuration on a mesh, all arrays abstract."""
 
-  prefix: str
   mesh: abstract.AnyMesh
   base: build_lib.Base
   actors: actors_lib.Actors
@@ -77,7 +76,7 @@ def _open(
     None,
   )
   prompts = section(Data, config.prompts, f"{prefix}prompts")
-  return _Opened(prefix, mesh, base, actors, notes, sampling_, prompts)
+  return _Opened(mesh, base, actors, notes, sampling_, prompts)
 
 
 def _judged(config: Any) -> Any:

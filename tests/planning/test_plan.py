@@ -191,6 +191,21 @@ def test_other_pipelines_are_planned(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpo", "rejection", "bond"])
+def test_other_pipelines_that_do_not_fit_have_remedies(
+  name, monkeypatch, capsys
+):
+  small = dataclasses.replace(topology.CHIPS["v5e"], usable=2**-13)
+  monkeypatch.setitem(topology.CHIPS, "v5e", small)
+  config = OTHERS[name][0]()
+  assert plan.run(config, "v5e:2x4", analytic=True, phase="", file="") == 2
+  text = capsys.readouterr().out
+  assert "DOES NOT FIT" in text and "--config.model.remat=True" in text
+  has_parts = name != "bond"  # BOND is one batch
+  assert ("microbatches=" in text) == has_parts
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_pipelines_compile_as_they_are_estimated(name):
   make, _ = OTHERS[name]
