@@ -1,14 +1,16 @@
-"""Every policy-gradient method on the quickstart, at one budget of samples.
+"""Every method on the quickstart, at one budget of answers.
 
     python benchmarks/methods_table.py --reuse=runs/quickstart \\
         --methods=ppo,rloo,grpo --seeds=0,1,2 --workdir=runs/methods
 
 Each run is the command of configs/quickstart_method.py in a folder of its own;
 finished runs are not repeated, so the same command goes on after a stop. SFT
-and reward models are those of `reuse` for all. Prints means over the seeds and
-their range; `CPU s` is the processor time of the whole run (of the start that
-finished it), which depends little on what else the machine does. With --jobs=N
-as many runs go side by side, each on cores of its own.
+and reward models are those of `reuse` for all. What offline methods read is
+drawn once a seed by benchmarks/judged_answers.py. Prints means over the seeds
+and their range, and which runs a KL limit stopped; `CPU s` is the processor
+time of the whole run (of the start that finished it), evaluation included,
+which depends little on what else the machine does. With --jobs=N as many runs
+go side by side, each on cores of its own.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import itertools
 import json
 import os
 import queue
+import runpy
 import statistics
 import subprocess
 import sys
@@ -33,6 +36,9 @@ COLUMNS = (
   ("CPU s", "cpu_seconds", 0),
 )
 SECONDS_FILE = "cpu_seconds.txt"
+HERE = Path(__file__).resolve().parent
+CONFIG = HERE.parent / "configs" / "quickstart_method.py"
+OFFLINE = runpy.run_path(str(CONFIG))["OFFLINE"]
 
 
 def run(
@@ -44,12 +50,16 @@ def run(
     return read(folder)
   command = [
     *(sys.executable, "-m", "rlhf_jax.main"),
-    f"--config=configs/quickstart_method.py:{method}",
+    f"--config={CONFIG}:{method},rollouts={arguments.rollouts}",
     f"--config.reuse={arguments.reuse}",
     f"--config.seed={seed}",
     f"--workdir={folder}",
     *arguments.override,
   ]
+  if method in OFFLINE:
+    layout = "labelled" if method == "kto" else "comparisons"
+    source = judged_folder(arguments, seed) / f"{layout}.jsonl"
+    command.append(f"--config.policy.data.source={source}")
   mine = cores.get()
   try:
     process = subprocess.Popen(
@@ -66,6 +76,26 @@ def run(
   (folder / SECONDS_FILE).write_text(f"{spent:.1f}\n")
   print(f"{method} {seed}: done", file=sys.stderr, flush=True)
   return read(folder)
+
+
+def judged_folder(arguments: argparse.Namespace, seed: int) -> Path:
+  """Returns where the data of offline methods lie."""
+  return Path(arguments.workdir) / f"judged_{seed}"
+
+
+def draw(seed: int, arguments: argparse.Namespace) -> None:
+  """Draws and judges the answers that offline methods read, once."""
+  folder = judged_folder(arguments, seed)
+  if (folder / "labelled.jsonl").exists():
+    return
+  command = [
+    *(sys.executable, str(HERE / "judged_answers.py")),
+    f"--reuse={arguments.reuse}",
+    f"--seed={seed}",
+    f"--rollouts={arguments.rollouts}",
+    f"--output={folder}",
+  ]
+  subprocess.run(command, check=True, stdout=sys.stderr)
 
 
 def read(folder: Path) -> dict:
@@ -99,6 +129,7 @@ def main() -> None:
   parser.add_argument("--seeds", default="0,1,2")
   parser.add_argument("--workdir", default="runs/methods")
   parser.add_argument("--jobs", type=int, default=1)
+  parser.add_argument("--rollouts", type=int, default=21)
   parser.add_argument(
     "override", nargs="*", help="--config.FIELD=VALUE after --"
   )
@@ -108,6 +139,9 @@ def main() -> None:
   cores: queue.Queue = queue.Queue()
   for part in split(sorted(os.sched_getaffinity(0)), arguments.jobs):
     cores.put(part)
+  if set(methods) & set(OFFLINE):
+    for seed in seeds:
+      draw(seed, arguments)
   with ThreadPoolExecutor(arguments.jobs) as pool:
     found = {
       (method, seed): pool.submit(run, method, seed, arguments, cores)
@@ -119,6 +153,9 @@ def main() -> None:
     rows = [found[method, seed].result() for seed in seeds]
     cells = [cell([row[name] for row in rows], n) for _, name, n in COLUMNS]
     print(f"| {method} | {' | '.join(cells)} |", flush=True)
+  for (method, seed), future in found.items():
+    if future.result()["halted"]:
+      print(f"{method}, seed {seed}: {future.result()['halted']}")
 
 
 if __name__ == "__main__":

@@ -101,9 +101,10 @@ PIPELINE_OF_STAGE = {  # of the stages of pipelines/rlhf.py
   "sft": "sft",
   "reward": "reward",
   "gold": "reward",
-  "policy": "policy",
+  "policy": "policy",  # or another of POLICY_STAGES
   "evaluation": "evaluate",
 }
+POLICY_STAGES = ("policy", "preference", *READERS)
 _GIVEN = {  # stage -> fields that pipelines/rlhf.py fills in
   "sft": ("seed",),
   "reward": ("seed", "reference_samples"),
@@ -141,23 +142,32 @@ def check_config(config: Any) -> None:
     _check_stages_before(config, pipeline)
     return
   _check_fields(config, defaults.rlhf(), "")
-  for stage, kind in PIPELINE_OF_STAGE.items():
+  kinds = PIPELINE_OF_STAGE | {"policy": config.policy.get("pipeline")}
+  if kinds["policy"] not in POLICY_STAGES:
+    raise ConfigError(
+      f"config.policy.pipeline={kinds['policy']!r}: must be one of "
+      f"{', '.join(POLICY_STAGES)}."
+    )
+  for stage, kind in kinds.items():
     _check_stage(config[stage], kind, f"{stage}.")
-  _check_stages_agree(config)
+  _check_stages_agree(config, kinds)
 
 
-def _check_stages_agree(config: Any) -> None:
+def _check_stages_agree(config: Any, kinds: dict[str, str]) -> None:
   """Checks what the stages of one run have in common, or get from it."""
   for stage, fields in _GIVEN.items():
+    default = getattr(defaults, kinds[stage])()
     for field in fields:
-      usual = getattr(defaults, PIPELINE_OF_STAGE[stage])()[field]
+      if field not in default:
+        continue
+      usual = default[field]
       if config[stage][field] != usual:
         raise ConfigError(
           f"config.{stage}.{field}={config[stage][field]!r}: the run itself "
           f"sets it (seed and workdir say how). Leave it at {usual!r}; run the "
           "stages one by one to choose it."
         )
-  if config.policy.verifier.name:
+  if "verifier" in config.policy and config.policy.verifier.name:
     raise ConfigError(
       f"config.policy.verifier.name={config.policy.verifier.name!r}: this run "
       "trains a reward model to judge. Set '', or run the policy stage alone."
@@ -171,6 +181,7 @@ def _check_stages_agree(config: Any) -> None:
     values = {
       stage: config[stage].generate[field]
       for stage in ("sft", "policy", "evaluation")
+      if "generate" in config[stage]
     }
     if len(set(values.values())) > 1:
       shown = ", ".join(f"{k}.generate.{field}={v}" for k, v in values.items())
@@ -216,7 +227,7 @@ def _check_stage(config: Any, pipeline: str, prefix: str) -> None:
   if pipeline == "preference":
     _check_preference(config, found, prefix)
   if pipeline in READERS:
-    READERS[pipeline](config)
+    _read_settings(config, pipeline, prefix)
   pretrained.check_source(found["model"].source, f"{prefix}model")
   _check_trainable(pipeline, found, prefix)
   _check_lengths(config, found, prefix)
@@ -230,6 +241,18 @@ def _check_stage(config: Any, pipeline: str, prefix: str) -> None:
     check_policy.check_room(
       found["prompts"], found["generate"], prefix + "prompts"
     )
+
+
+def _read_settings(config: Any, pipeline: str, prefix: str) -> None:
+  """Checks the sections of a pipeline against each other, as it does."""
+  if prefix:  # the run itself names the judge
+    config = config.copy_and_resolve_references()
+    config.reward = "reward"
+  try:
+    READERS[pipeline](config)
+  except ConfigError as error:
+    text = str(error).replace("config.", f"config.{prefix}", 1)
+    raise ConfigError(text) from error
 
 
 def _check_preference(config: Any, found: dict, prefix: str) -> None:

@@ -1,9 +1,10 @@
-"""The whole job: SFT, reward model, gold reward model, PPO, evaluation, report.
+"""The whole job: SFT, reward models, a policy, evaluation and report.
 
 Each stage is its own pipeline in its own folder; a stage that is finished is
 not repeated, one that was stopped goes on from its checkpoint. `reuse` takes
 SFT and reward models (`reuse_stages`) from another finished run, to try
-another policy stage on the same ones.
+another policy stage on the same ones. The policy stage is any pipeline that
+ends in a policy (POLICY_STAGES): config.policy.pipeline says which.
 """
 
 from __future__ import annotations
@@ -15,25 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax import distributed
-from rlhf_jax.data.batches import bucket_length
-from rlhf_jax.metrics import format_seconds
 from rlhf_jax.pipelines import (
-  build,
-  estimate,
+  bond,
   evaluate,
+  forecast,
+  online_preference,
   policy,
+  preference,
+  rejection,
   reward,
   sft,
   stages,
   summary,
 )
-from rlhf_jax.pipelines.config import (
-  ConfigError,
-  Model,
-  Trainable,
-  check_sections,
-  section,
-)
+from rlhf_jax.pipelines.config import ConfigError, check_sections
 
 SECTIONS = frozenset(
   "pipeline title seed reuse reuse_stages sft reward gold policy evaluation "
@@ -41,6 +37,13 @@ SECTIONS = frozenset(
 )
 PHASES = ("sft", "reward", "gold", "policy", "evaluation")
 REUSABLE = ("sft", "reward", "gold")
+POLICY_STAGES = {
+  "policy": policy,
+  "rejection": rejection,
+  "online_preference": online_preference,
+  "bond": bond,
+  "preference": preference,
+}
 
 
 @contextmanager
@@ -86,107 +89,15 @@ def connect(config: Any, workdir: Path) -> dict[str, Path]:
   config.reward.reference_samples = samples
   config.gold.reference_samples = samples
   config.policy.init_from = str(folders["sft"])
-  config.policy.reward = str(folders["reward"])
-  with config.unlocked():
-    config.policy.monitors.gold = str(folders["gold"])
+  if "reward" in config.policy:  # not where people's comparisons are the data
+    config.policy.reward = str(folders["reward"])
+    with config.unlocked():
+      config.policy.monitors.gold = str(folders["gold"])
   config.evaluation.init_from = str(folders["sft"])
   config.evaluation.policy = str(folders["policy"])
   config.evaluation.reward = str(folders["reward"])
   config.evaluation.gold = str(folders["gold"])
   return folders
-
-
-def announce(config: Any, folders: dict[str, Path]) -> None:
-  """Prints what will run and a forecast of how long it takes."""
-  mesh = build.make_mesh(config.sft)
-  base = build.load_base(section(Model, config.sft.model, "model"), mesh)
-  rate = estimate.matmul_rate()
-  work = forecast_flops(config, base)
-  print(
-    f"{config.title}\n{base.source}: {base.config.n_layers} layers, width "
-    f"{base.config.width}; this machine multiplies at {rate / 1e9:.0f} "
-    "GFLOP/s"
-  )
-  left = 0.0
-  for phase in PHASES:
-    is_done = _is_done(folders[phase], phase)
-    guess = estimate.seconds(work[phase], rate)
-    left += 0.0 if is_done else guess
-    state = "finished" if is_done else f"about {format_seconds(guess)}"
-    print(f"  {phase:<11} {describe(config, phase):<52} {state}")
-  print(f"  {'together':<64} about {format_seconds(left)}", flush=True)
-
-
-def describe(config: Any, phase: str) -> str:
-  """Returns one line that says what a phase does."""
-  stage = config[phase]
-  if phase == "evaluation":
-    return f"{stage.count} held-out prompts, before and after"
-  size = f"{stage.schedule.steps} steps of {stage.schedule.batch_size}"
-  what = {
-    "sft": "demonstrations",
-    "reward": "comparisons (proxy reward model)",
-    "gold": "comparisons (held-out reward model)",
-    "policy": "prompts (PPO)",
-  }
-  return f"{size} {what[phase]}"
-
-
-def forecast_flops(config: Any, base: build.Base) -> dict[str, float]:
-  """Returns phase -> FLOPs, from the shapes that the configuration gives."""
-  model = base.config
-  text = config.sft.data.max_text_tokens
-  row = bucket_length(text if text else config.sft.data.max_length)
-  settings = config.policy.generate
-  response = settings.max_new_tokens
-  prompt = len(base.tokenizer.encode(config.policy.prompts.prompt))
-  prompt += config.policy.prompts.prefix_tokens
-  length = prompt + response
-  role = build.make_role(
-    base, section(Trainable, config.policy.trainable, "policy.trainable")
-  )
-  sft_rows = config.sft.schedule.steps * config.sft.schedule.batch_size
-  samples = config.policy.schedule.batch_size * settings.num_samples
-  updates = config.policy.epochs.epochs
-
-  def sampling(count: float) -> float:
-    return estimate.forward_flops(
-      model, count * length, model.n_layers, count * response
-    )
-
-  def judging(count: float) -> float:
-    return estimate.forward_flops(
-      model, count * length, model.n_layers, count * response
-    )
-
-  def features(stage: Any) -> float:
-    stop = stage.stop_layer if stage.stop_layer else model.n_layers
-    count = sum(_rows(stage.data)) + sum(_rows(stage.heldout))
-    return estimate.forward_flops(model, count * row, stop, 0)
-
-  policy_step = sampling(samples) + judging(samples)
-  policy_step += updates * estimate.training_flops(
-    role, samples * length, samples * response
-  )
-  return {
-    "sft": estimate.training_flops(role, sft_rows * row, sft_rows * row)
-    + estimate.forward_flops(model, sft_rows * row, role.entrance, 0)
-    + sampling(config.sft.samples),
-    "reward": features(config.reward),
-    "gold": features(config.gold),
-    "policy": config.policy.schedule.steps * policy_step,
-    "evaluation": 2
-    * (sampling(config.evaluation.count) + judging(config.evaluation.count)),
-  }
-
-
-def _rows(data: Any) -> list[int]:
-  """Returns how many rows a Data section selects, as far as it says."""
-  for part in filter(None, data.splits.split(",")):
-    name, _, size = part.partition(":")
-    if name.strip() == data.split:
-      return [min(int(size), data.limit) if data.limit else int(size)]
-  return [data.limit]
 
 
 def _is_done(folder: Path, phase: str) -> bool:
@@ -201,12 +112,13 @@ def run(config: Any, workdir: Path) -> dict:
   workdir.mkdir(parents=True, exist_ok=True)
   folders = connect(config, workdir)
   with timed(workdir, "load"):
-    announce(config, folders)
+    is_done = {phase: _is_done(folders[phase], phase) for phase in PHASES}
+    forecast.announce(config, is_done)
   runs = {
     "sft": sft.run,
     "reward": reward.run,
     "gold": reward.run,
-    "policy": policy.run,
+    "policy": POLICY_STAGES[config.policy.pipeline].run,
     "evaluation": evaluate.run,
   }
   for phase, run_stage in runs.items():

@@ -17,7 +17,7 @@ from rlhf_jax.evaluation.report import (
   write_overview_png,
   write_report,
 )
-from rlhf_jax.pipelines import evaluate, stages
+from rlhf_jax.pipelines import evaluate, forecast, stages
 
 SUMMARY_FILE = "summary.json"
 TIMES_FILE = "phase_seconds.jsonl"
@@ -51,8 +51,13 @@ def _accuracy_note(ceiling: float | None) -> str:
   )
 
 
-def summary_rows(numbers: dict) -> list[SummaryRow]:
-  """Returns the table of the report from the numbers of summary.json."""
+def summary_rows(numbers: dict, method: str) -> list[SummaryRow]:
+  """Returns the table of the report from the numbers of summary.json.
+
+  Args:
+    numbers: of a run.
+    method: what trained the policy, for people.
+  """
   get = numbers.get
   return [
     SummaryRow(
@@ -60,16 +65,16 @@ def summary_rows(numbers: dict) -> list[SummaryRow]:
       get("proxy_before"),
       get("proxy_after"),
       get("proxy_standard_error"),
-      "The score PPO maximised, in deviations of the SFT policy's answers; "
-      "error of the paired difference.",
+      f"The reward model that {method} had, in deviations of the SFT policy's "
+      "answers; error of the paired difference.",
     ),
     SummaryRow(
       "Held-out reward model (gold)",
       get("gold_before"),
       get("gold_after"),
       get("gold_standard_error"),
-      "A reward model trained on other sentences that PPO never saw; same "
-      "units, error of the paired difference.",
+      f"A reward model trained on other sentences that {method} never saw; "
+      "same units, error of the paired difference.",
       headline=True,
     ),
     SummaryRow(
@@ -77,7 +82,7 @@ def summary_rows(numbers: dict) -> list[SummaryRow]:
       0.5,
       get("gold_win_rate"),
       get("gold_win_rate_standard_error"),
-      "Share of held-out prompts on which the gold model prefers the PPO "
+      f"Share of held-out prompts on which the gold model prefers the {method} "
       "answer to the SFT answer; 0.5 is no difference.",
       decimals=3,
       headline=True,
@@ -95,7 +100,7 @@ def summary_rows(numbers: dict) -> list[SummaryRow]:
       0.0,
       get("kl_nats"),
       get("kl_standard_error"),
-      "Mean over answers of log PPO - log SFT, summed over tokens.",
+      f"Mean over answers of log {method} - log SFT, summed over tokens.",
       headline=True,
     ),
     SummaryRow(
@@ -135,6 +140,19 @@ def summary_rows(numbers: dict) -> list[SummaryRow]:
   ]
 
 
+def _kl_lines(stage: Any, rows: list[dict]) -> dict[str, float]:
+  """Returns the target, and the limits where the KL came near to them."""
+  limits = stage.get("shaping", stage.get("guards"))
+  if limits is None:
+    return {}
+  top = max((row["rollout/kl_k1_sum"] for row in rows), default=0.0)
+  lines = {"warn": limits.warn_nats, "halt": limits.halt_nats}
+  lines = {k: v for k, v in lines.items() if v < 1.5 * top}
+  if limits.get("kl_controller") == "adaptive":
+    lines["target"] = limits.kl_target
+  return lines
+
+
 def curves(rows: list[dict], config: Any) -> list[Curve]:
   """Returns the curves of the policy stage from its metrics.jsonl."""
   steps = [row["step"] for row in rows]
@@ -146,24 +164,32 @@ def curves(rows: list[dict], config: Any) -> list[Curve]:
       if any(row.get(name) is not None for row in rows)
     }
 
-  shaping = config.policy.shaping
-  limits = {"warn": shaping.warn_nats, "halt": shaping.halt_nats}
-  if shaping.kl_controller == "adaptive":
-    limits["target"] = shaping.kl_target
-  top = max((row["rollout/kl_k1_sum"] for row in rows), default=0.0)
-  lines = {k: v for k, v in limits.items() if k == "target" or v < 1.5 * top}
+  lines = _kl_lines(config.policy, rows)
   return [
     Curve(
       "Reward",
       "score (SFT deviations)",
-      series(("proxy", "rollout/score_mean"), ("gold", "eval/gold")),
+      series(
+        ("proxy", "rollout/score_mean"),
+        ("gold", "eval/gold"),
+        ("samples of a round", "rejection/score_mean"),
+        ("kept", "rejection/kept_score"),
+      ),
     ),
     Curve(
       "KL to the reference",
       "nats per answer",
-      series(("k1", "rollout/kl_k1_sum"), ("k3", "rollout/kl_k3_sum")),
+      series(
+        ("k1", "rollout/kl_k1_sum"),
+        ("k3", "rollout/kl_k3_sum"),
+        ("samples of a round", "rejection/kl"),
+      ),
       lines,
     ),
+    Curve(
+      "Pairs in the right order", "share", series(("training", "pref/acc"))
+    ),
+    Curve("Loss on pairs", "loss", series(("training", "pref/loss"))),
     Curve(
       "Entropy of the samples",
       "nats per token",
@@ -228,7 +254,7 @@ def numbers_of(
     "reward_model_accuracy_ceiling": reward["ceiling"],
     "gold_model_accuracy": gold["diagnosis"]["rm/accuracy"],
     "policy_steps": policy["steps"],
-    "halted": policy["halted"],
+    "halted": policy.get("halted"),
     **evaluate.read_result(folders["evaluation"]),
   }
 
@@ -239,25 +265,26 @@ def make_report(
   """Returns the Report of a finished run."""
   reward = stages.read_stage(folders["reward"])
   policy = stages.read_stage(folders["policy"])
+  method = forecast.method_name(config.policy)
   texts = read_texts(folders["evaluation"])
   rows = metrics.read_metrics(folders["policy"] / "metrics.jsonl")
   calibration, length_bias = reward_pictures(reward)
   warnings = [tuple(guard) for guard in reward["guards"]]
   warnings += [
-    ("warn", f"step {step}: {text}") for step, text in policy["alarms"]
+    ("warn", f"step {step}: {text}") for step, text in policy.get("alarms", [])
   ]
-  if policy["halted"]:
+  if policy.get("halted"):
     warnings.append(("warn", policy["halted"]))
   return Report(
     title=config.title,
-    subtitle=f"seed {numbers['seed']}, {numbers['policy_steps']} optimizer "
-    "steps of PPO",
+    subtitle=f"seed {numbers['seed']}, {numbers['policy_steps']} steps of "
+    f"{method}",
     facts=[
       *((key.replace("_", " "), value) for key, value in config.facts.items()),
       ("wall time", f"{numbers['seconds_total']:.0f} s"),
     ],
     caveats=list(config.caveats),
-    summary_rows=summary_rows(numbers),
+    summary_rows=summary_rows(numbers, method),
     curves=curves(rows, config),
     phase_seconds=numbers["phase_seconds"],
     calibration=calibration,

@@ -56,11 +56,17 @@ def prepare(config: Any, workdir: Path) -> None:
   folders = _stage_folders(config, workdir)
   finished = tuple(prefix for prefix, folder in folders if _is_finished(folder))
   is_begun = any((folder / "checkpoints").is_dir() for _, folder in folders)
-  if "pipeline" in changes and (finished or is_begun):
-    raise ConfigError(
-      f"--workdir={str(workdir)!r}: holds a {changes['pipeline'][0]} run, and "
-      f"this is a {config.pipeline} run. Choose another folder."
-    )
+  is_policy_begun = (workdir / "policy" / "checkpoints").is_dir()
+  for field, begun in (
+    ("pipeline", finished or is_begun),
+    ("policy.pipeline", is_policy_begun),
+  ):
+    if field in changes and begun:
+      before, now = changes[field]
+      raise ConfigError(
+        f"--workdir={str(workdir)!r}: holds a run with config.{field}="
+        f"{before!r}, and this is one with {now!r}. Choose another folder."
+      )
   for field, (before, now) in changes.items():
     is_of_all = field in ("seed", "reuse", "reuse_stages") and (
       finished or is_begun
@@ -154,7 +160,10 @@ def _stage_folders(config: Any, workdir: Path) -> list[tuple[str, Path]]:
     return [("", workdir), ("", rejection.folder_of(workdir, 1))]
   if config.pipeline != "rlhf":
     return [("", workdir)]
-  return [(f"{stage}.", workdir / stage) for stage in PIPELINE_OF_STAGE]
+  found = [(f"{stage}.", workdir / stage) for stage in PIPELINE_OF_STAGE]
+  if config.policy.pipeline == "rejection":
+    found.append(("policy.", rejection.folder_of(workdir / "policy", 1)))
+  return found
 
 
 def _is_finished(folder: Path) -> bool:

@@ -149,6 +149,12 @@ def phases(config: Any, devices: Devices) -> list[Phase]:
   """
   pipeline = config.get("pipeline")
   if pipeline == "rlhf":
+    if config.policy.pipeline != "policy":
+      raise ConfigError(
+        f"config.policy.pipeline={config.policy.pipeline!r}: a whole run is "
+        "planned with 'policy' only. Plan that stage by itself, with an "
+        "experiment file of its own."
+      )
     found = [sft_phase(config.sft, devices, "sft.")]
     for name in ("reward", "gold"):
       start = config.sft if config[name].init_from else None

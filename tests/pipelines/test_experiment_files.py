@@ -60,6 +60,37 @@ def test_all_sections_parse(path, files, sft_lora, reward_head, tmp_path):
   assert set(config) == known
 
 
+QUICKSTART = runpy.run_path(str(FILES[0].parent / "quickstart_method.py"))
+
+
+@pytest.mark.parametrize("name", QUICKSTART["METHODS"])
+def test_every_method_has_the_same_budget(name, files):
+  """64 answers a rollout, sampled or, offline, at most as many trained on."""
+  config = QUICKSTART["get_config"](f"{name},rollouts=6")
+  policy = config.policy
+  sampled = policy.schedule.steps * policy.schedule.batch_size
+  if policy.pipeline == "preference":
+    policy.data.source = files.comparisons
+    sampled *= 1 if name == "kto" else 2
+  elif policy.pipeline == "rejection":
+    sampled = policy.rounds.count * policy.rounds.prompts * 4
+  else:
+    own = 1 if policy.pipeline == "bond" else 0
+    sampled *= policy.generate.num_samples + own
+  assert sampled == 6 * 64
+  if name != "kto":  # reads another layout
+    for stage in config.values():
+      if isinstance(stage, ConfigDict) and "mesh" in stage:
+        stage.mesh.devices = 1
+    check.check_config(config)
+
+
+@pytest.mark.parametrize("argument", ["rlo", "rloo,steps=2", "raft,rollouts=4"])
+def test_a_budget_that_means_nothing_is_refused(argument):
+  with pytest.raises(ValueError, match=argument.split(",")[0]):
+    QUICKSTART["get_config"](argument)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_misspelt_field_is_named(path):
   config = load(path)

@@ -78,6 +78,27 @@ def make_config(files):
   return config
 
 
+def other_stage(files, pipeline):
+  """Returns a policy stage of another pipeline, in few steps."""
+  config = getattr(defaults, pipeline)()
+  learner = tiny_runs.policy_config(files, "lora", "", "")
+  config.mesh.devices = 1
+  for name in ("model", "trainable", "generate"):
+    if name in config:
+      config[name].update(learner[name].to_dict())
+  config.optimizer.update(learning_rate=1e-2, warmup_steps=0)
+  config.schedule.update(batch_size=8, steps=2, save_every=2)
+  if pipeline == "preference":
+    config.data.update(source=files.comparisons, max_length=24)
+    return config
+  config.prompts.update(ratings(files, "A", prefix_tokens=2))
+  config.generate.num_samples = 2
+  if pipeline == "rejection":
+    config.rounds.update(count=2, prompts=16, batch_size=8)
+    config.rounds.update(keep_truncated=True, start="previous")
+  return config
+
+
 @pytest.fixture(scope="module")
 def finished(files):
   folder = files.root / "rlhf"
@@ -168,6 +189,54 @@ def test_reuse_takes_the_stages_before_from_another_run(
   config.reuse = str(files.root / "nothing_here")
   with pytest.raises(ConfigError, match="is not finished"):
     rlhf.run(config, files.root / "rlhf_reused_2")
+
+
+STAGES = [
+  ("preference", "DPO"),
+  ("rejection", "rejection sampling"),
+  pytest.param("online_preference", "online DPO", marks=pytest.mark.slow),
+  pytest.param("bond", "J-BOND", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("pipeline, name", STAGES)
+def test_the_policy_stage_may_be_another_pipeline(
+  files, finished, pipeline, name
+):
+  config = make_config(files)
+  config.reuse = str(finished[0])
+  config.policy = other_stage(files, pipeline)
+  config.sft.generate.temperature = config.evaluation.generate.temperature
+  check.check_config(config)
+  folder = files.root / f"rlhf_{pipeline}"
+  workdir.prepare(config, folder)
+  numbers = rlhf.run(config, folder)
+  stage = stages.read_stage(folder / "policy")
+  assert stage["pipeline"] == pipeline
+  named = folder / "policy" / stage["init_from"]
+  assert named.resolve() == (finished[0] / "sft").resolve()
+  assert numbers["kl_nats"] != 0.0 and np.isfinite(numbers["gold_win_rate"])
+  report = (folder / "report.html").read_text()
+  assert f"prefers the {name} answer" in report
+  assert f"{numbers['policy_steps']} steps of {name}" in report
+  (folder / workdir.CONFIG_FILE).write_text(
+    json.dumps({"config": config.to_dict()})
+  )
+  other = make_config(files)
+  other.reuse = config.reuse
+  with pytest.raises(ConfigError, match="config.policy.pipeline="):
+    workdir.prepare(other, folder)
+
+
+def test_settings_of_another_policy_stage_are_named_where_they_are(files):
+  config = make_config(files)
+  config.policy = other_stage(files, "rejection")
+  config.policy.rounds.pool = True
+  with pytest.raises(ConfigError, match=r"config\.policy\.rounds\.pool=True"):
+    check.check_config(config)
+  config.policy.pipeline = "sft"
+  with pytest.raises(ConfigError, match="config.policy.pipeline='sft': must"):
+    check.check_config(config)
 
 
 def test_reuse_of_some_stages(files, finished):
