@@ -193,7 +193,7 @@ def test_reuse_takes_the_stages_before_from_another_run(
 
 STAGES = [
   ("preference", "DPO"),
-  ("rejection", "rejection sampling"),
+  pytest.param("rejection", "rejection sampling", marks=pytest.mark.slow),
   pytest.param("online_preference", "online DPO", marks=pytest.mark.slow),
   pytest.param("bond", "J-BOND", marks=pytest.mark.slow),
 ]

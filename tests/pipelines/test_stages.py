@@ -123,7 +123,9 @@ def policy_config(files, mode, start, scorer):
   return config
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
+@pytest.fixture(
+  scope="module", params=[pytest.param("full", marks=pytest.mark.slow), "lora"]
+)
 def trained(request, files):
   """Runs SFT and two reward models; the head one reads the SFT weights."""
   mode = request.param

@@ -317,6 +317,12 @@ def test_the_whole_quickstart_is_planned_without_its_assets(monkeypatch):
   assert update.temporaries < 0.1 * features.temporaries
 
 
+def test_a_whole_run_with_another_policy_stage_is_refused():
+  config = load("configs/quickstart_method.py", "raft")
+  with pytest.raises(ConfigError, match="Plan that stage by itself"):
+    report.phases(config, 8)
+
+
 def load(name, *arguments):
   spec = importlib.util.spec_from_file_location("recipe", ROOT / name)
   module = importlib.util.module_from_spec(spec)
