@@ -65,8 +65,8 @@ def summary_rows(numbers: dict, method: str) -> list[SummaryRow]:
       get("proxy_before"),
       get("proxy_after"),
       get("proxy_standard_error"),
-      f"The reward model that {method} had, in deviations of the SFT policy's "
-      "answers; error of the paired difference.",
+      "The model of folder reward/, which judges what the policy samples; in "
+      "deviations of the SFT policy's answers; error of the paired difference.",
     ),
     SummaryRow(
       "Held-out reward model (gold)",
