@@ -130,7 +130,6 @@ def raft(policy: ConfigDict, rollouts: int) -> ConfigDict:
   config.rounds.update(
     count=rollouts // 3, prompts=prompts, batch_size=16, start="previous"
   )
-  config.rounds.keep_truncated = True  # else few prompts keep an answer
   config.schedule.update(batch_size=rows)
   config.optimizer.update(warmup_steps=1, weight_decay=0.0)
   return config
