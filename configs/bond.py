@@ -6,7 +6,7 @@ verifier.name and put {"prompt", "reference"} on each line.
 Method: Sessa et al. 2024 (arXiv:2407.14622). bond.py:j_bond: two answers of an
 anchor that follows the policy at 0.02 a step, Jeffreys weight 1/2. bond.py:bond
 distils the best of 8 of the SFT model, its quantiles from 32 answers.
-Not yet run on this model.
+Not yet run with these values; on the quickstart: benchmarks/RESULTS.md.
 
   python -m rlhf_jax.main --config=configs/bond.py:j_bond \\
       --config.prompts.source=prompts.jsonl --config.init_from=runs/sft \\

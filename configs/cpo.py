@@ -5,7 +5,7 @@ DPO without a reference, held by the likelihood of the preferred answers.
 Starts from your SFT run.
 Method: Xu et al. 2024, beta 0.1 and weight 1; the optimizer is that of
 configs/dpo.py, not the paper's (LoRA on translations).
-Not yet run on this model.
+Not yet run with these values; on the quickstart: benchmarks/RESULTS.md.
 
   python -m rlhf_jax.main --config=configs/cpo.py \\
       --config.data.source=comparisons.jsonl --config.init_from=runs/sft \\

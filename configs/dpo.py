@@ -8,7 +8,7 @@ RMSprop at 1e-6 after 150 steps of warm-up. With labels that are wrong at a
 known rate: --config.algorithm.label_smoothing=0.2 (cDPO), and with
 --config.algorithm.robust=True robust DPO, whose optimum has no bias; others:
 algorithm.link="hinge" (SLiC-HF), algorithm.length_normalised (Tulu 3).
-Not yet run on this model.
+Not yet run with these values; on the quickstart: benchmarks/RESULTS.md.
 
   python -m rlhf_jax.main --config=configs/dpo.py \\
       --config.data.source=comparisons.jsonl --config.init_from=runs/sft \\

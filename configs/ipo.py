@@ -5,7 +5,7 @@ For comparisons that everybody would decide alike: the margin has a finite
 target there, and DPO's has none. Starts from your SFT run.
 Method: Azar et al. 2023, log-ratios per token as its authors run it, tau 0.1.
 The paper trains no language model; the optimizer is that of configs/dpo.py.
-Not yet run on this model.
+Not yet run with these values; on the quickstart: benchmarks/RESULTS.md.
 
   python -m rlhf_jax.main --config=configs/ipo.py \\
       --config.data.source=comparisons.jsonl --config.init_from=runs/sft \\

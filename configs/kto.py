@@ -6,7 +6,7 @@ with more than one prompt. Comparisons do too, with
 your SFT run. Weights: algorithm.desirable_weight times the liked answers
 should be 1 to 1.5 times algorithm.undesirable_weight times the others.
 Method: Ethayarajh et al. 2024: beta 0.1, AdamW at 5e-6.
-Not yet run on this model.
+Not yet run with these values; on the quickstart: benchmarks/RESULTS.md.
 
   python -m rlhf_jax.main --config=configs/kto.py \\
       --config.data.source=judged.jsonl --config.init_from=runs/sft \\

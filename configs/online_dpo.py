@@ -9,7 +9,7 @@ the reference fixed at the SFT model: two answers at temperature 0.9, Adam at
 beta 0.002 for SLiC. In the paper an AI judges. :iterative takes the best and
 the worst of 8 answers (Xiong et al. 2023, arXiv:2312.11456). To move the
 reference: --config.pairing.reference_every=100.
-Not yet run on this model.
+Not yet run with these values; on the quickstart: benchmarks/RESULTS.md.
 
   python -m rlhf_jax.main --config=configs/online_dpo.py:dpo \\
       --config.prompts.source=prompts.jsonl --config.init_from=runs/sft \\

@@ -3,7 +3,7 @@
 Data: one JSON object a line, {"prompt": ..., "chosen": ..., "rejected": ...}.
 Needs no SFT run and no reference: it starts from the base model.
 Method: Hong et al. 2024, weight 0.1 (Mistral; 0.2 for Llama 2), 5e-6.
-Not yet run on this model.
+Not yet run with these values; on the quickstart: benchmarks/RESULTS.md.
 
   python -m rlhf_jax.main --config=configs/orpo.py \\
       --config.data.source=comparisons.jsonl \\

@@ -9,7 +9,7 @@ pooled, each round from the SFT model. rejection.py:raft (Dong et al. 2023): 8
 samples, the global top eighth, each round from the one before.
 rejection.py:rest_em (Singh et al. 2023): 32 samples, all that a verifier calls
 right, each round from the SFT model; it wants verifier.name.
-Not yet run on this model.
+Not yet run with these values; on the quickstart: benchmarks/RESULTS.md.
 
   python -m rlhf_jax.main --config=configs/rejection.py:llama2 \\
       --config.prompts.source=prompts.jsonl --config.init_from=runs/sft \\

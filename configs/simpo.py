@@ -4,7 +4,7 @@ Data: one JSON object a line, {"prompt": ..., "chosen": ..., "rejected": ...}.
 No reference, so nothing holds the policy near its start: evaluate the KL and
 the lengths of what it writes. Starts from your SFT run.
 Method: Meng et al. 2024: beta 2.5, gamma / beta 0.55, 1e-6, batch 128.
-Not yet run on this model.
+Not yet run with these values; on the quickstart: benchmarks/RESULTS.md.
 
   python -m rlhf_jax.main --config=configs/simpo.py \\
       --config.data.source=comparisons.jsonl --config.init_from=runs/sft \\

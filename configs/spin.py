@@ -5,7 +5,7 @@ where people wrote `chosen` and the policy of the round before, init_from,
 wrote `rejected`. Start the next round from this run with new `rejected`.
 Method: Chen et al. 2024: lambda 0.1, RMSprop at 5e-7, batch 64; the last
 round at 1e-7 with lambda 5.
-Not yet run on this model.
+Not yet run on this model: a round needs its own samples.
 
   python -m rlhf_jax.main --config=configs/spin.py \\
       --config.data.source=comparisons.jsonl --config.init_from=runs/sft \\
