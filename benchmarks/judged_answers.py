@@ -109,7 +109,9 @@ def main() -> None:
   arguments.output.mkdir(parents=True, exist_ok=True)
   for name, rows in (("comparisons", comparisons), ("labelled", labelled)):
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    (arguments.output / f"{name}.jsonl").write_text(text)
+    path = arguments.output / f"{name}.jsonl"
+    path.with_suffix(".tmp").write_text(text)
+    path.with_suffix(".tmp").replace(path)  # absent or complete
   print(
     f"{pool.score.size} answers, {cut} without an end or empty; "
     f"{len(comparisons)} comparisons and {len(labelled)} judged answers in "

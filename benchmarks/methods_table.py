@@ -45,7 +45,7 @@ def run(
   method: str, seed: int, arguments: argparse.Namespace, cores: queue.Queue
 ) -> dict:
   """Runs one method with one seed; returns its summary and seconds."""
-  folder = Path(arguments.workdir) / f"{method}_{seed}"
+  folder = Path(arguments.workdir) / f"{method}_{arguments.rollouts}_{seed}"
   if (folder / SECONDS_FILE).exists():
     return read(folder)
   command = [
@@ -80,7 +80,7 @@ def run(
 
 def judged_folder(arguments: argparse.Namespace, seed: int) -> Path:
   """Returns where the data of offline methods lie."""
-  return Path(arguments.workdir) / f"judged_{seed}"
+  return Path(arguments.workdir) / f"judged_{arguments.rollouts}_{seed}"
 
 
 def draw(seed: int, arguments: argparse.Namespace) -> None:

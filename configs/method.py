@@ -24,12 +24,19 @@ METHODS = {
   "remax": (1, 0.03, {}),  # Li 2023
   "reinforce_pp": (1, 0.01, {}),  # Hu 2025
   "grpo": (8, 0.0, {}),  # Shao 2024: k3 in the loss, 0.04; G 64, 1024
-  "dr_grpo": (8, 0.0, {}),  # Liu 2025: G 8, no KL
+  "dr_grpo": (8, 0.0, {"aggregation_tokens": 128}),  # Liu 2025: G 8, no KL
   "dapo": (16, 0.0, {}),  # Yu 2025: G 16, clip 0.2 / 0.28, no KL; resamples
   "gspo": (8, 0.0, {}),  # Zheng 2025: clip 3e-4 / 4e-4 of a sequence
   "cispo": (8, 0.0, {}),  # MiniMax 2025
 }
-ONE_STEP = ("reinforce", "remax")  # no importance ratio: one step a rollout
+# no importance ratio, or, in GRPO, one step as published
+ONE_STEP = ("reinforce", "remax", "grpo")
+TOKENS = 128  # of an answer at most
+SHAPING = {
+  "reinforce_pp": {"clip": 10.0},
+  # as Yu 2025: a fifth of the room, in which the penalty grows to 1
+  "dapo": {"overlong_tokens": TOKENS, "overlong_cache": TOKENS // 5},
+}
 
 
 def get_config(name: str = "rloo") -> ConfigDict:
@@ -40,11 +47,12 @@ def get_config(name: str = "rloo") -> ConfigDict:
   config = defaults.policy()
   config.model.source = "asset:smollm2-135m-instruct"
   config.prompts.update(format="prompt", chat=True, max_length=512)
-  config.generate.update(max_new_tokens=128, num_samples=samples)
+  config.generate.update(max_new_tokens=TOKENS, num_samples=samples)
   config.algorithm.update(name=name, **fields)
   config.shaping.update(
     kl_coefficient=beta, kl_controller="fixed", missing_eos="keep"
   )
+  config.shaping.update(SHAPING.get(name, {}))
   steps = 1 if name in ONE_STEP else 2
   config.epochs.update(epochs=1, minibatches=steps, microbatches=4)
   config.policy_optimizer.warmup_steps = 10

@@ -1,13 +1,13 @@
 """The quickstart by another method: quickstart_method.py:NAME[,rollouts=N].
 
-Same model, prompts, learning rate and number of answers for all: N times 64,
-with N = 21 as in the quickstart. Not tuned for any method.
+Same model, prompts, peak learning rate and number of answers for all: N times
+64, with N = 21 as in the quickstart. Not tuned for any method.
 
 Policy gradient: ppo, reinforce, rloo, remax, reinforce_pp, grpo, dr_grpo, dapo,
   gspo, cispo. N rollouts; groups of four to 16 prompts where the method
   compares answers. KL where the method's reward may carry it, as in the
-  quickstart; GRPO and GSPO with their own KL in the loss; Dr. GRPO, DAPO and
-  CISPO without any, as published.
+  quickstart; GRPO with its own KL in the loss; Dr. GRPO, DAPO, GSPO and CISPO
+  without any, as published. ReMax draws a greedy answer to each prompt besides.
 Sampling and ranking: online_dpo (best against worst of four), raft (best of
   four, 48 prompts a round, each round from the one before), j_bond (16 prompts
   a step, two answers of the anchor and one of the policy).

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from rlhf_jax import generate
 from rlhf_jax.models import heads, roles, transformer
@@ -23,7 +24,9 @@ from rlhf_jax.types import PyTree
 class Value:
   """The critic."""
 
-  init: str = "reward"  # "reward", or "random" (which PPO suffers from)
+  # "reward", or "random" (which PPO suffers from); beside a verifier "random"
+  # starts at 0 on the policy's weights
+  init: str = "reward"
   mode: str = "full"  # what trains: "full", "lora" or "head"
   first_layer: int = 0
   hidden_units: int = 0  # residual MLP beside the head; 0: as the reward model
@@ -160,6 +163,50 @@ def starting_critic(
   return stages.Stage(role, variables, {})
 
 
+def own_critic_role(settings: Value, base: build.Base) -> roles.Role:
+  """Returns the role of a critic beside a verifier: the policy's model.
+
+  Args:
+    settings: the config's value section.
+    base: the model, with the rank of its factors.
+
+  Raises:
+    ConfigError: the model cannot train so.
+  """
+  trainable = Trainable(mode=settings.mode, first_layer=settings.first_layer)
+  head = heads.Config(hidden_units=settings.hidden_units)
+  try:
+    return build.make_role(base, trainable, head=head)
+  except ConfigError as error:
+    raise ConfigError(f"config.value: {error}") from error
+
+
+def own_critic(
+  settings: Value, policy: stages.Stage, base: build.Base, key: jax.Array
+) -> stages.Stage:
+  """Returns a critic that starts at 0 on the weights the policy starts from.
+
+  Args:
+    settings: the config's value section.
+    policy: before training. Its LoRA factors are merged for a critic that
+      trains whole; one with factors of its own, or a head alone, starts from
+      the weights below them.
+    base: the model underneath.
+    key: of what is drawn.
+  """
+  role = own_critic_role(settings, base)
+  params = policy.variables["params"]
+  if role.trainable == "full" and policy.role.trainable == "lora":
+    split = roles.split(policy.role, policy.variables)
+    params = roles.sampling_params(policy.role, *split)
+  head = heads.init(role.head, role.model.width, key)
+  head["output"] = jax.tree.map(jnp.zeros_like, head["output"])
+  variables = {"params": params, "head": head}
+  if role.trainable == "lora":
+    variables["lora"] = roles.fresh_lora(role, jax.random.fold_in(key, 1))
+  return stages.Stage(role, variables, {})
+
+
 def check_reward(info: dict, force: bool) -> None:
   """Refuses a reward model that is no better than chance (METHODS 19)."""
   for level, message in info["guards"]:
@@ -217,7 +264,10 @@ def load(
   critic = None
   if has_critic:
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    critic = starting_critic(value, scorer, scorer_weights, base.config, key)
+    if config.reward:
+      critic = starting_critic(value, scorer, scorer_weights, base.config, key)
+    else:
+      critic = own_critic(value, policy, base, key)
   return assemble(base, policy, critic, scorers, temperature, row_targets)
 
 

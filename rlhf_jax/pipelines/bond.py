@@ -272,8 +272,8 @@ def run(config: Any, workdir: Path) -> dict:
         state,
         actors.frozen["policy"],
         arrays["anchor"],
-        anchor.rollout,
-        own.rollout,
+        sampled.penalised(anchor, settings.guards),
+        sampled.penalised(own, settings.guards),
       )
       row |= distributed.fetch(found)
     row |= sampled.texts(opened, own, writer, step, PHASE)

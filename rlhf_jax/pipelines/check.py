@@ -247,7 +247,7 @@ def _read_settings(config: Any, pipeline: str, prefix: str) -> None:
   """Checks the sections of a pipeline against each other, as it does."""
   if prefix:  # the run itself names the judge
     config = config.copy_and_resolve_references()
-    config.reward = "reward"
+    config.reward = "" if config.verifier.name else "reward"
   try:
     READERS[pipeline](config)
   except ConfigError as error:

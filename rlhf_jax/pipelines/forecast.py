@@ -6,8 +6,10 @@ at which this machine multiplies (estimate.py).
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+from rlhf_jax.algorithms.preference import registry
 from rlhf_jax.data.batches import bucket_length
 from rlhf_jax.metrics import format_seconds
 from rlhf_jax.pipelines import build, estimate
@@ -16,6 +18,8 @@ from rlhf_jax.pipelines.config import Model, Trainable, section
 
 def announce(config: Any, is_done: dict[str, bool]) -> None:
   """Prints what will run and a forecast of how long it takes.
+
+  The time of a stage whose length only its data tell is left out.
 
   Args:
     config: of an rlhf run.
@@ -30,13 +34,23 @@ def announce(config: Any, is_done: dict[str, bool]) -> None:
     f"{base.config.width}; this machine multiplies at {rate / 1e9:.0f} "
     "GFLOP/s"
   )
-  left = 0.0
+  left, unknown = 0.0, False
   for phase, done in is_done.items():
     guess = estimate.seconds(work[phase], rate)
-    left += 0.0 if done else guess
     state = "finished" if done else f"about {format_seconds(guess)}"
+    if not done and not _is_known(config[phase]):
+      guess, state, unknown = 0.0, "as long as the data say", True
+    left += 0.0 if done else guess
     print(f"  {phase:<11} {describe(config, phase):<52} {state}")
-  print(f"  {'together':<64} about {format_seconds(left)}", flush=True)
+  more = " and that" if unknown else ""
+  print(f"  {'together':<64} about {format_seconds(left)}{more}", flush=True)
+
+
+def _is_known(stage: Any) -> bool:
+  """Says whether a stage's configuration tells its length."""
+  if "schedule" not in stage or stage.pipeline == "rejection":
+    return True
+  return stage.schedule.steps > 0
 
 
 def method_name(stage: Any) -> str:
@@ -61,10 +75,15 @@ def describe(config: Any, phase: str) -> str:
   if stage.pipeline == "rejection":
     rounds = stage.rounds
     return f"{rounds.count} rounds of {rounds.prompts} prompts (best of n)"
-  size = f"{stage.schedule.steps} steps of {stage.schedule.batch_size}"
+  schedule = stage.schedule
+  size = f"{schedule.steps} steps of {schedule.batch_size}"
+  if not schedule.steps:
+    size = f"{schedule.epochs:g} epochs of"
   if phase == "policy":
-    is_offline = stage.pipeline == "preference"
-    rows = "comparisons" if is_offline else "prompts"
+    rows = "prompts"
+    if stage.pipeline == "preference":
+      is_single = stage.algorithm.name in registry.UNPAIRED
+      rows = "judged answers" if is_single else "comparisons"
     return f"{size} {rows} ({method_name(stage)})"
   what = {
     "sft": "demonstrations",
@@ -113,15 +132,23 @@ def policy_flops(stage: Any, base: build.Base) -> float:
     stage: its configuration.
     base: the model.
   """
-  model = base.config
+  own = section(Model, stage.model, "policy.model")
+  model = dataclasses.replace(  # `base` was read as another stage wants it
+    base.config,
+    lora_rank=own.lora_rank,
+    lora_scale=own.lora_scale,
+    scan_layers=own.scan_layers,
+  )
   role = build.make_role(
-    base, section(Trainable, stage.trainable, "policy.trainable")
+    dataclasses.replace(base, config=model),
+    section(Trainable, stage.trainable, "policy.trainable"),
   )
   width, response = _lengths(stage, base)
   sampled, trained = _answers(stage)
   passes = 2 * sampled  # sample and judge
   if stage.pipeline == "preference":
-    passes = trained  # the reference
+    is_free = stage.algorithm.name in registry.REFERENCE_FREE
+    passes = 0.0 if is_free else trained
   return estimate.forward_flops(
     model, passes * width, model.n_layers, passes * response
   ) + estimate.training_flops(role, trained * width, trained * response)
@@ -144,8 +171,10 @@ def _answers(stage: Any) -> tuple[float, float]:
     return 0.0, 2.0 * steps
   samples = stage.generate.num_samples
   if stage.pipeline == "rejection":
-    drawn = stage.rounds.count * stage.rounds.prompts
-    return drawn * samples, drawn * max(schedule.epochs, 1.0)
+    rounds = stage.rounds
+    drawn = rounds.count * rounds.prompts
+    kept = drawn * schedule.epochs  # one of each prompt
+    return drawn * samples, rounds.count * steps if steps else kept
   if stage.pipeline == "policy":
     return steps * samples, steps * samples * stage.epochs.epochs
   own = 1 if stage.pipeline == "bond" else 0

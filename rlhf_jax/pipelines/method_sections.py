@@ -2,7 +2,8 @@
 
 The section holds the name and the fields of every method of a family, all of
 them None until somebody sets one: what is not set is the chosen method's own
-default. A field that is set and that the method does not have is refused.
+default. A field that is set and that the method does not have is refused. Where
+None is a value of its own (no value_clip), "inf" says the same.
 """
 
 from __future__ import annotations
@@ -77,4 +78,7 @@ def read(values: Any, family: Family, where: str = "algorithm") -> Method:
         f"config.{where}.{key}={given[key]!r}: {name!r} has no such setting "
         f"(it is one of {', '.join(others)}). Set it to None."
       )
+  aggregation = given.get("aggregation", "seq-sum-const")
+  if aggregation != "seq-sum-const" and "aggregation_tokens" in _own(module):
+    given.setdefault("aggregation_tokens", None)  # a default of another mode
   return Method(name, module, section(module.Config, given, where))

@@ -94,11 +94,13 @@ def check_judges(config: Any, method: Method, prefix: str = "") -> None:
   """
   check_judge(config, prefix)
   name = config.verifier.name
-  if name and method.has_critic:
+  if name and method.has_critic and config.value.init != "random":
     raise ConfigError(
       f"config.{prefix}verifier.name={name!r}: {method.name!r} needs a critic, "
-      "which starts as the reward model, and there is none. Set algorithm.name "
-      "to a method without critic, such as 'rloo' or 'grpo'."
+      f"which starts as the reward model ({prefix}value.init="
+      f"{config.value.init!r}), and there is none. Set value.init='random' for "
+      "one that starts at 0 on the policy's weights, or algorithm.name to a "
+      "method without critic, such as 'rloo' or 'grpo'."
     )
 
 

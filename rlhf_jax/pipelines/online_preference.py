@@ -258,7 +258,13 @@ def run(config: Any, workdir: Path) -> dict:
     facts = sampled.guard(facts, row, step, settings.guards, PHASE)
     with source.timer("update"):
       arrays, found = learn(
-        settings, programs, arrays, frozen, judged.rollout, learn_key, step
+        settings,
+        programs,
+        arrays,
+        frozen,
+        sampled.penalised(judged, settings.guards),
+        learn_key,
+        step,
       )
     row |= found | sampled.texts(opened, judged, writer, step, PHASE)
     return arrays, facts, row

@@ -182,6 +182,7 @@ class Step:
       f"eval/{name}": float(jnp.mean(judged.scores[name]))
       for name in self.monitors
     }
+    row |= verify.component_means(judged.scores)
     row |= self.timer.pop()
     samples = distributed.fetch(rollouts.samples_of(judged.rollout))
     row |= text_metrics(self.tokenizer, samples)

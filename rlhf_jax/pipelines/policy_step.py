@@ -37,6 +37,7 @@ from rlhf_jax.pipelines import (
   methods,
   sft,
   supervised,
+  verify,
 )
 from rlhf_jax.pipelines.config import (
   ConfigError,
@@ -70,6 +71,7 @@ class Settings:
   value: actors_lib.Value
   prompts: Data
   ptx: Data
+  correct_above: float | None = None  # score; None without a verifier
 
   @property
   def algorithm(self) -> Any:
@@ -105,6 +107,7 @@ def read_settings(config: Any) -> Settings:
     value=section(actors_lib.Value, config.value, "value"),
     prompts=section(Data, config.prompts, "prompts"),
     ptx=section(Data, config.ptx, "ptx"),
+    correct_above=verify.correct_above(config.verifier),
   )
   methods.check(
     settings.method,
@@ -144,6 +147,7 @@ def prepare(
   *,
   shape: shaping.Config,
   method: methods.Method,
+  correct_above: float | None = None,
 ) -> tuple[Rollout, shaping.Moments, Metrics]:
   """Returns the rollout with rewards, advantages and returns, packed.
 
@@ -155,6 +159,7 @@ def prepare(
     greedy: the judged greedy answer to each prompt, where the method needs it.
     shape: settings of the reward.
     method: whose advantages.
+    correct_above: a score above it is a right answer, for group/pass1.
   """
   rollout, moments, row = shaping.shape_rewards(rollout, moments, beta, shape)
   if greedy is not None:
@@ -162,7 +167,7 @@ def prepare(
     rollout = remax.with_baseline(rollout, scores)
   rollout = method.module.advantages(rollout, method.config)
   if method.group_size is not None:
-    row |= groups.metrics(rollout, method.group_size)
+    row |= groups.metrics(rollout, method.group_size, correct_above)
   row["rollout/fill"] = jnp.mean(rollout.valid_mask)
   if layout is not None:
     rollout = packing.pack_rollout(rollout, layout)
@@ -284,7 +289,12 @@ def make_programs(
     sample=sample,
     judge=judge.make_judge(plan),
     prepare=jax.jit(
-      functools.partial(prepare, shape=settings.shaping, method=settings.method)
+      functools.partial(
+        prepare,
+        shape=settings.shaping,
+        method=settings.method,
+        correct_above=settings.correct_above,
+      )
     ),
     update=jax.jit(update, donate_argnums=0),
     value_update=value_update,

@@ -118,8 +118,8 @@ def load_data(
   else:
     parts = _load_judged(config, settings, base)
   try:
-    labels = np.concatenate([part.labels for part in parts])
-    registry.check_labels(name, labels)
+    for labels in (np.concatenate([p.labels for p in parts]), parts[0].labels):
+      registry.check_labels(name, labels)
   except ValueError as error:
     raise ConfigError(f"config.algorithm.{error}") from error
   train, held = (unpaired.compact(part) for part in parts)

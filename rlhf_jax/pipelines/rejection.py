@@ -139,6 +139,7 @@ def sample_round(
     jax.random.fold_in(key, number),
     rounds.prompts // rounds.batch_size,
     settings.generate.num_samples,
+    opened.monitors,
   )
   kept, row = rejection_samples.select(pool, rounds, settings.selection)
   row |= rejection_samples.report(pool, kept)

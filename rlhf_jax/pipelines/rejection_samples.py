@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class Pool:
   score: [P, K] float32. logprob, kl: [P, K] nats of the whole answer, of the
     policy that sampled it, and its log-ratio to the start of the run.
   ended: [P, K] bool.
+  monitors: name of a reward model that only watches -> [P, K] scores.
   """
 
   tokens: np.ndarray
@@ -78,6 +80,7 @@ class Pool:
   logprob: np.ndarray
   kl: np.ndarray
   ended: np.ndarray
+  monitors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def collect(
@@ -86,6 +89,7 @@ def collect(
   key: jax.Array,
   count: int,
   num_samples: int,
+  monitors: Iterable[str] = (),
 ) -> Pool:
   """Returns the judged samples of the next `count` batches of prompts.
 
@@ -95,6 +99,7 @@ def collect(
     key: random key of the round.
     count: batches of prompts.
     num_samples: K.
+    monitors: names of reward models that only watch.
   """
   parts = []
   with metrics.Progress("sample", count) as progress:
@@ -112,13 +117,18 @@ def collect(
             "kl": sampled.kl_to_reference(rollout),
             "ended": rollout.finish_reason == FINISH_EOS,
           }
+          | {f"eval/{name}": batch.scores[name] for name in monitors}
         )
       )
       progress.update(number + 1)
-  joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-  return Pool(
-    **{k: sampled.by_prompt(x, num_samples) for k, x in joined.items()}
-  )
+  joined = {
+    name: sampled.by_prompt(
+      np.concatenate([p[name] for p in parts]), num_samples
+    )
+    for name in parts[0]
+  }
+  watched = {name: joined.pop(f"eval/{name}") for name in monitors}
+  return Pool(**joined, monitors=watched)
 
 
 def select(
@@ -167,6 +177,8 @@ def report(pool: Pool, kept: np.ndarray) -> dict[str, float]:
       KL(best of K || one sample), nats.
     rejection/kl: nats an answer of the sampling policy to the start of the
       run. Up is drift.
+    eval/NAME: mean score of each monitor. Falling while score_mean rises is
+      overoptimisation.
 
   Args:
     pool: samples of a round.
@@ -190,6 +202,7 @@ def report(pool: Pool, kept: np.ndarray) -> dict[str, float]:
     **{
       f"rejection/best_of_{n}": float(x) for n, x in zip(ns, curve, strict=True)
     },
+    **{f"eval/{name}": float(x.mean()) for name, x in pool.monitors.items()},
   }
   if kept.any():
     found["rejection/kept_score"] = float(pool.score[kept].mean())

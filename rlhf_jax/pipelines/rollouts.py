@@ -82,11 +82,14 @@ def prompt_loader(
 
 def judge_texts(
   verifier: verify.Judge, rollout: Rollout, prompts: Any, mesh: Any
-) -> tuple[Rollout, np.ndarray]:
-  """Returns the rollout with a verifier's scores, and the scores [N]."""
-  found = verifier(rollout, prompts.index)
+) -> tuple[Rollout, dict[str, np.ndarray]]:
+  """Returns the rollout with a verifier's scores, and the scores [N] by name.
+
+  The verifier's own are named "", its parts as in verify.Judge.
+  """
+  found, parts = verifier(rollout, prompts.index)
   placed = mesh_lib.spread_batch(mesh, {"score": found})["score"]
-  return rollout.replace(score=placed), found
+  return rollout.replace(score=placed), {"": found} | parts
 
 
 def samples_of(rollout: Rollout) -> Samples:
@@ -169,7 +172,8 @@ class Source:
         greedy, _ = programs.judge(weights, critic, greedy)
       if self.verifier is not None:
         rollout, found = judge_texts(self.verifier, rollout, prompts, self.mesh)
-        scores = scores | {self.name: found}
+        own = {self.name: found.pop("")}
+        scores = scores | own | found
         if greedy is not None:
           greedy, _ = judge_texts(self.verifier, greedy, prompts, self.mesh)
     return Judged(rollout, scores, greedy, layout)

@@ -3,11 +3,15 @@
 Rejection sampling, online preference optimisation and BOND: a policy, its
 start as the reference, something that judges, prompts. There is no critic and
 no reward per token; policy.py is the pipeline that has them.
+
+Left out: log-probabilities of the trainer where they serve metrics alone. Below
+float32 the KL that is reported is the sampler's, whose rounding differs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +43,7 @@ from rlhf_jax.pipelines.config import (
   Schedule,
   section,
 )
-from rlhf_jax.types import Array, PyTree, Rollout, Samples
+from rlhf_jax.types import FINISH_LENGTH, Array, PyTree, Rollout, Samples
 
 SECTIONS = frozenset(
   "pipeline seed model trainable init_from reward verifier monitors prompts "
@@ -65,6 +69,7 @@ class Opened:
   actors: actors_lib.Actors
   source: rollouts.Source
   prompts: int  # in the data
+  monitors: tuple[str, ...]  # reward models that only watch
 
 
 def read_judge(config: Any, sampling: generate.Config, least: int) -> None:
@@ -135,7 +140,7 @@ def open_source(
     packing=packing.Config(),
     timer=metrics.Timer(),
   )
-  return Opened(base, mesh, actors, source, count)
+  return Opened(base, mesh, actors, source, count, tuple(config.monitors))
 
 
 def load_base(config: Any) -> tuple[jax.sharding.Mesh, build.Base]:
@@ -171,13 +176,39 @@ class Guards:
 
   warn_nats: float = 15.0  # an answer; said once
   halt_nats: float = 20.0  # and at which the run stops
+  # Taken off the score of an answer without an end, in units of the score,
+  # before answers are compared: a judge that likes length teaches not to end.
+  missing_eos_penalty: float = 0.0
 
   def __post_init__(self) -> None:
     self.limits()
+    if not 0.0 <= self.missing_eos_penalty < math.inf:
+      raise ValueError(
+        f"missing_eos_penalty={self.missing_eos_penalty}: is taken off. Set it "
+        ">= 0 and finite."
+      )
 
   def limits(self) -> shaping.Config:
     """Returns what shaping.check_kl reads."""
     return shaping.Config(warn_nats=self.warn_nats, halt_nats=self.halt_nats)
+
+
+def penalised(batch: rollouts.Judged, guards: Guards) -> Rollout:
+  """Returns the rollout with the score of answers without an end lowered.
+
+  Args:
+    batch: judged; its scores by name, and what `report` says, stay raw.
+    guards: the penalty.
+  """
+  if not guards.missing_eos_penalty:
+    return batch.rollout
+  return _without_end(batch.rollout, guards.missing_eos_penalty)
+
+
+@jax.jit
+def _without_end(rollout: Rollout, penalty: float) -> Rollout:
+  is_cut = rollout.finish_reason == FINISH_LENGTH
+  return rollout.replace(score=rollout.score - penalty * is_cut)
 
 
 def guard(
@@ -193,7 +224,8 @@ def guard(
     phase: name in messages.
   """
   kl = row["rollout/kl_k1_sum"]
-  state = shaping.check_kl(kl, guards.limits())
+  error = 2 * row["rollout/kl_k1_standard_error"] + watch.ROUNDING_NATS
+  state = shaping.check_kl(kl, guards.limits(), error)
   if state == "halt":
     sentence = (
       f"stopped at step {step + 1}: KL to the start {kl:.1f} nats is above "
@@ -201,6 +233,13 @@ def guard(
     )
     print(f"\n{phase}: {sentence}")
     return facts | {"halt": sentence}
+  if state == "warn" and not facts["alarms"] and kl < 0:
+    sentence = (
+      f"mean k1 is {kl:.3f} nats, below 0 by more than two standard errors: "
+      "sampler and judge disagree on log-probabilities."
+    )
+    print(f"\n{phase}: warning at step {step + 1}: {sentence}")
+    return facts | {"alarms": [[step + 1, sentence]]}
   if state == "warn" and not facts["alarms"]:
     sentence = (
       f"KL to the start is {kl:.1f} nats, above {guards.warn_nats:g}: lower "
@@ -212,7 +251,7 @@ def guard(
 
 
 def report(batch: rollouts.Judged, monitors: Any) -> dict[str, float]:
-  """Returns shaping.rollout_metrics, and eval/NAME of each monitor.
+  """Returns shaping.rollout_metrics, eval/NAME of monitors, verifiers' parts.
 
   Args:
     batch: judged.
@@ -220,7 +259,8 @@ def report(batch: rollouts.Judged, monitors: Any) -> dict[str, float]:
   """
   found = _rollout_metrics(batch.rollout.replace(hidden={}))
   found |= {f"eval/{name}": jnp.mean(batch.scores[name]) for name in monitors}
-  return {name: float(x) for name, x in distributed.fetch(found).items()}
+  means = {name: float(x) for name, x in distributed.fetch(found).items()}
+  return means | verify.component_means(batch.scores)
 
 
 _rollout_metrics = jax.jit(shaping.rollout_metrics)

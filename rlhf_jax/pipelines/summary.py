@@ -145,7 +145,7 @@ def _kl_lines(stage: Any, rows: list[dict]) -> dict[str, float]:
   limits = stage.get("shaping", stage.get("guards"))
   if limits is None:
     return {}
-  top = max((row["rollout/kl_k1_sum"] for row in rows), default=0.0)
+  top = max((row.get("rollout/kl_k1_sum", 0.0) for row in rows), default=0.0)
   lines = {"warn": limits.warn_nats, "halt": limits.halt_nats}
   lines = {k: v for k, v in lines.items() if v < 1.5 * top}
   if limits.get("kl_controller") == "adaptive":
@@ -277,8 +277,8 @@ def make_report(
     warnings.append(("warn", policy["halted"]))
   return Report(
     title=config.title,
-    subtitle=f"seed {numbers['seed']}, {numbers['policy_steps']} steps of "
-    f"{method}",
+    subtitle=f"seed {numbers['seed']}, {numbers['policy_steps']} "
+    f"{'rounds' if policy['pipeline'] == 'rejection' else 'steps'} of {method}",
     facts=[
       *((key.replace("_", " "), value) for key, value in config.facts.items()),
       ("wall time", f"{numbers['seconds_total']:.0f} s"),

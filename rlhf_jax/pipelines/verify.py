@@ -21,6 +21,9 @@ from rlhf_jax.pipelines.config import ConfigError, Data
 from rlhf_jax.rewards import verifiers
 from rlhf_jax.types import Samples
 
+COMPONENT = "component/"
+ROUNDING = 1e-4  # of a sum of weights
+
 
 def read(section: Any, prefix: str = "") -> Callable[..., np.ndarray] | None:
   """Returns score(texts, references) of a section `verifier`, None for "".
@@ -69,14 +72,20 @@ def references(data: Data, tokenizer: Tokenizer) -> list[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-  """Scores samples by their text."""
+  """Scores samples by their text.
+
+  summed: parts and weights of "sum", which are reported one by one, or None.
+  """
 
   score: Callable[[Sequence[str], Sequence[Any]], np.ndarray]
   references: list[Any]
   tokenizer: Tokenizer
+  summed: verifiers.SumConfig | None = None
 
-  def __call__(self, samples: Samples, index: Any) -> np.ndarray:
-    """Returns [N] float32 scores.
+  def __call__(
+    self, samples: Samples, index: Any
+  ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns [N] float32 scores, and those of the parts by COMPONENT + name.
 
     Args:
       samples: [N, L], the samples of a prompt in contiguous rows.
@@ -86,7 +95,40 @@ class Judge:
     each = samples.tokens.shape[0] // len(prompts)
     texts = [text for _, text in build.sample_texts(self.tokenizer, samples)]
     wanted = [self.references[i] for i in np.repeat(prompts, each)]
-    return np.asarray(self.score(texts, wanted), np.float32)
+    if self.summed is None:
+      return np.asarray(self.score(texts, wanted), np.float32), {}
+    parts = verifiers.score_parts(texts, wanted, self.summed)
+    names = verifiers.part_names(self.summed)
+    return verifiers.total(parts, self.summed).astype(np.float32), {
+      COMPONENT + name: parts[:, i] for i, name in enumerate(names)
+    }
+
+
+def component_means(scores: dict[str, Any]) -> dict[str, float]:
+  """Returns reward/component/NAME: the mean of each part, before its weight.
+
+  Falling of one while others rise is bad: the policy trades it away.
+
+  Args:
+    scores: name -> [N], of which parts begin with COMPONENT.
+  """
+  return {
+    f"reward/{name}": float(np.mean(distributed.fetch(values)))
+    for name, values in scores.items()
+    if name.startswith(COMPONENT)
+  }
+
+
+def correct_above(section: Any) -> float | None:
+  """Returns the score above which an answer is right; None for no verifier.
+
+  Args:
+    section: {"name", "settings"}, checked by `read`.
+  """
+  if read(section) is None:
+    return None
+  settings = section.settings.to_dict()
+  return verifiers.full_marks(section.name, settings) - ROUNDING
 
 
 def load(config: Any, data: Data, tokenizer: Tokenizer) -> Judge | None:
@@ -94,4 +136,7 @@ def load(config: Any, data: Data, tokenizer: Tokenizer) -> Judge | None:
   score = read(config.verifier)
   if score is None:
     return None
-  return Judge(score, references(data, tokenizer), tokenizer)
+  summed = None
+  if config.verifier.name == "sum":
+    summed = verifiers.SumConfig(**config.verifier.settings.to_dict())
+  return Judge(score, references(data, tokenizer), tokenizer, summed)

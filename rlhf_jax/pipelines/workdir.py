@@ -56,7 +56,8 @@ def prepare(config: Any, workdir: Path) -> None:
   folders = _stage_folders(config, workdir)
   finished = tuple(prefix for prefix, folder in folders if _is_finished(folder))
   is_begun = any((folder / "checkpoints").is_dir() for _, folder in folders)
-  is_policy_begun = (workdir / "policy" / "checkpoints").is_dir()
+  # of rejection sampling, too, whose rounds have folders of their own
+  is_policy_begun = (workdir / "policy" / "metrics.jsonl").is_file()
   for field, begun in (
     ("pipeline", finished or is_begun),
     ("policy.pipeline", is_policy_begun),

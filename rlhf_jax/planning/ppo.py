@@ -112,9 +112,12 @@ def actors_of(
     name: abstract.scorer(model, mesh) for name, model in models.items()
   }
   critic = None
-  if value is not None:
+  if value is not None and "reward" in models:
     role = actors_lib.critic_role(value, scorers["reward"][0], base.config)
     critic = abstract.critic(models["reward"], role, mesh)
+  elif value is not None:
+    role = actors_lib.own_critic_role(value, base)
+    critic = abstract.stage(base, role, mesh)
   return actors_lib.assemble(base, start, critic, scorers, temperature, targets)
 
 

@@ -137,30 +137,32 @@ class Report:
     return self.host > self.topology.chip.host * 2**30
 
 
-def phases(config: Any, devices: Devices) -> list[Phase]:
+def phases(config: Any, devices: Devices, only: str = "") -> list[Phase]:
   """Returns the phases of a configuration.
 
   Args:
     config: of a pipeline in MAKERS, or rlhf.
     devices: a list to compile for, or how many there are.
+    only: name of the one phase wanted, or "" for all.
 
   Raises:
     ConfigError: a value that cannot be right, or another pipeline.
   """
   pipeline = config.get("pipeline")
   if pipeline == "rlhf":
-    if config.policy.pipeline != "policy":
+    if config.policy.pipeline != "policy" and only in ("", "policy"):
       raise ConfigError(
         f"config.policy.pipeline={config.policy.pipeline!r}: a whole run is "
         "planned with 'policy' only. Plan that stage by itself, with an "
-        "experiment file of its own."
+        "experiment file of its own, and the others with --phase=NAME."
       )
     found = [sft_phase(config.sft, devices, "sft.")]
     for name in ("reward", "gold"):
       start = config.sft if config[name].init_from else None
       prefix = f"{name}."
       found.append(reward_phase(config[name], devices, prefix, start, name))
-    found.append(policy_phase(config.policy, devices, "policy.", config))
+    if config.policy.pipeline == "policy":
+      found.append(policy_phase(config.policy, devices, "policy.", config))
     return found
   if pipeline not in MAKERS:
     raise ConfigError(
@@ -193,7 +195,7 @@ def make(
   devices = (
     topology_lib.compile_devices(topology) if compiles else topology.devices
   )
-  found = phases(config, devices)
+  found = phases(config, devices, only)
   chosen = [phase for phase in found if only in ("", phase.name)]
   if not chosen:
     known = ", ".join(phase.name for phase in found)

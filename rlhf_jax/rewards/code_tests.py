@@ -163,7 +163,8 @@ def parse_reference(reference: Any, row: int) -> Suite:
   return Suite(tuple(tests), setup, pairs, preamble, names)
 
 
-_FENCE = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)```", re.DOTALL)
+_FENCE = re.compile(r"```[ \t]*([^\s`]*)[^\n`]*\n(.*?)```", re.DOTALL)
+_PYTHON = ("", "python", "python3", "py")
 
 
 def extract_code(text: str) -> str | None:
@@ -171,7 +172,11 @@ def extract_code(text: str) -> str | None:
 
   None when a fence is open, or belongs to another language, only.
   """
-  blocks = _FENCE.findall(text)
+  blocks = [
+    body
+    for language, body in _FENCE.findall(text)
+    if language.lower() in _PYTHON
+  ]
   if blocks:
     return blocks[-1]
   return None if "```" in text else text

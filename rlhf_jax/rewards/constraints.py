@@ -145,15 +145,24 @@ def _letters(text, *, letter, at_least=None, at_most=None) -> bool:
   """A letter (or comma) occurs so often, in any case."""
   if not isinstance(letter, str) or len(letter) != 1:
     raise BadConstraint(f"letter={letter!r} is not one character; give one")
-  return within(text.casefold().count(letter.casefold()), at_least, at_most)
+  wanted = _phrase(letter, "letter").casefold()
+  return within(text.casefold().count(wanted), at_least, at_most)
+
+
+def _phrase(setting: object, name: str = "phrase") -> str:
+  """Returns a setting as `visible` shows texts; raises BadConstraint."""
+  shown = visible(setting).strip() if isinstance(setting, str) else ""
+  if not shown:
+    raise BadConstraint(f"{name}={setting!r} is no text to look for; give one")
+  return shown
 
 
 def _starts_with(text, *, phrase) -> bool:
-  return bool(phrase) and text.strip().startswith(phrase)
+  return text.strip().startswith(_phrase(phrase))
 
 
 def _ends_with(text, *, phrase) -> bool:
-  return bool(phrase) and text.strip().endswith(phrase)
+  return text.strip().endswith(_phrase(phrase))
 
 
 def _is_json(text) -> bool:
@@ -187,7 +196,10 @@ CHECKS: dict[str, Callable[..., bool]] = {
     lambda text: len(re.findall(r"\[\w[^\[\]]*\]", text))
   ),
   "capital_words": _counted(
-    lambda text: len(re.findall(r"\b[^\W\d_a-z]{2,}\b", text))
+    lambda text: sum(
+      len(word) > 1 and word.isupper()
+      for word in re.findall(r"\b[^\W\d_]+\b", text)
+    )
   ),
   "keywords": _keywords,
   "forbidden": _forbidden,

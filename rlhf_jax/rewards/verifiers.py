@@ -117,12 +117,42 @@ def score_sum(
 
   Args, Raises: as `score_parts`.
   """
-  parts = score_parts(texts, references, config)
+  return total(score_parts(texts, references, config), config)
+
+
+def total(parts: np.ndarray, config: SumConfig) -> np.ndarray:
+  """Returns [N] float32: the weighted sum, 0 where the gate is shut.
+
+  Args:
+    parts: [N, parts] from `score_parts`.
+    config: weights and gate.
+  """
   weights = np.array([part.weight for part in config.parts], np.float32)
-  total = parts @ weights
+  weighted = parts @ weights
   if config.gate is None:
-    return total
-  return np.where(parts[:, config.gate] > 0, total, np.float32(0.0))
+    return weighted
+  return np.where(parts[:, config.gate] > 0, weighted, np.float32(0.0))
+
+
+def part_names(config: SumConfig) -> list[str]:
+  """Returns a name for each part: its verifier, numbered if there before."""
+  names: list[str] = []
+  for part in config.parts:
+    count = sum(name.partition("_")[0] == part.verifier for name in names)
+    names.append(f"{part.verifier}_{count + 1}" if count else part.verifier)
+  return names
+
+
+def full_marks(name: str, settings: dict[str, Any]) -> float:
+  """Returns the score of an answer that is right in everything.
+
+  Args:
+    name: a key of VERIFIERS.
+    settings: fields of its Config.
+  """
+  if name != "sum":
+    return 1.0
+  return sum(max(part.weight, 0.0) for part in SumConfig(**settings).parts)
 
 
 VERIFIERS: dict[str, Verifier] = {

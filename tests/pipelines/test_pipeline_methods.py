@@ -99,6 +99,17 @@ def test_what_is_known_to_be_wrong_is_refused(
     check.check_config(config)
 
 
+def test_what_none_would_mean_can_be_set():
+  """None in a section is the method's default; its other meanings are open."""
+  values = methods.tree("dr_grpo")
+  values.aggregation = "token-mean"
+  found = methods.read(values, num_samples=4).config
+  assert (found.aggregation, found.aggregation_tokens) == ("token-mean", None)
+  values = methods.tree("ppo")
+  values.value_clip = float("inf")
+  assert methods.read(values, num_samples=1).config.value_clip == np.inf
+
+
 def test_settings_left_alone_are_the_methods_own():
   for name, module in ALGORITHMS.items():
     found = methods.read(methods.tree(name), num_samples=4)
@@ -111,16 +122,17 @@ def test_settings_left_alone_are_the_methods_own():
 def test_a_verifier_judges_instead_of_a_reward_model(files, sft_lora):
   """Answers that hold the planted word are right; the policy learns it."""
   config = method_config(files, "rloo", sft_lora, "")
-  config.verifier.name = "pattern"
-  config.verifier.settings.update(
-    pattern=rf"\b{tiny_runs.PLANTED}\b", mode="search"
+  has_word = {"pattern": rf"\b{tiny_runs.PLANTED}\b", "mode": "search"}
+  config.verifier.name = "sum"
+  config.verifier.settings.parts = (
+    {"verifier": "pattern", "weight": 1.0, "settings": has_word},
+    {
+      "verifier": "pattern",
+      "weight": 0.0,  # reported, not rewarded
+      "settings": {"pattern": ".", "mode": "search"},
+    },
   )
-  path = files.root / "questions.jsonl"
-  prompts = tiny_runs.rows_of(files.root, "prompts.jsonl")
-  path.write_text(
-    "".join(json.dumps(row | {"reference": ""}) + "\n" for row in prompts)
-  )
-  config.prompts.source = str(path)
+  config.prompts.source = questions(files)
   config.schedule.update(steps=12, save_every=12)
   check.check_config(config)
   folder = files.root / "policy_verified"
@@ -128,7 +140,50 @@ def test_a_verifier_judges_instead_of_a_reward_model(files, sft_lora):
   share = [row["rollout/score_mean"] for row in tiny_runs.rows_of(folder)]
   assert np.mean(share[-3:]) > np.mean(share[:3]) + 0.2
   for row in tiny_runs.rows_of(folder, "samples.jsonl"):
-    assert row["pattern"] == float(tiny_runs.PLANTED in row["response"])
+    assert row["sum"] == float(tiny_runs.PLANTED in row["response"])
+    assert row["component/pattern"] == row["sum"]
+  for row in tiny_runs.rows_of(folder):
+    assert row["reward/component/pattern"] == pytest.approx(
+      row["rollout/score_mean"]
+    )
+    assert row["reward/component/pattern_2"] > 0.5
+    assert row["group/pass1"] == pytest.approx(row["rollout/score_mean"])
+    assert row["group/passG"] >= row["group/pass1"]
+
+
+def questions(files):
+  """Returns prompts that bring a reference."""
+  path = files.root / "questions.jsonl"
+  prompts = tiny_runs.rows_of(files.root, "prompts.jsonl")
+  path.write_text(
+    "".join(json.dumps(row | {"reference": ""}) + "\n" for row in prompts)
+  )
+  return str(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["full", "lora", "head"])
+def test_ppo_takes_a_verifier_and_a_critic_of_its_own(
+  files, sft_lora, mode, capsys
+):
+  config = tiny_runs.policy_config(files, "lora", sft_lora, "")
+  config.verifier.name = "pattern"
+  config.verifier.settings.update(
+    pattern=rf"\b{tiny_runs.PLANTED}\b", mode="search"
+  )
+  config.prompts.source = questions(files)
+  config.value.update(init="random", mode=mode, first_layer=0)
+  config.schedule.update(batch_size=24, steps=12, save_every=12)
+  config.shaping.kl_horizon = 240.0
+  check.check_config(config)
+  folder = files.root / f"policy_verified_ppo_{mode}"
+  policy.run(config, folder)
+  rows = tiny_runs.rows_of(folder)
+  share = [row["rollout/score_mean"] for row in rows]
+  assert np.mean(share[-3:]) > np.mean(share[:3]) + 0.1
+  # values of 0 explain nothing, and nothing wrongly
+  assert rows[0]["ppo/explained_var"] == pytest.approx(0.0, abs=1e-3)
+  capsys.readouterr()
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ from rlhf_jax.pipelines import (
   check,
   defaults,
   online_preference,
+  rollouts,
+  sampled,
   stages,
 )
 from rlhf_jax.pipelines.config import ConfigError
-from rlhf_jax.types import Rollout
+from rlhf_jax.types import FINISH_LENGTH, Rollout
 from tests.pipelines import tiny_runs
 from tests.pipelines.test_pipeline_resume import (
   Killed,
@@ -233,6 +235,38 @@ def test_a_kl_out_of_hand_stops_the_run(
   assert "guards.halt_nats=0.05" in info["halted"]
   assert info["steps"] < STEPS
   assert "stopped at step" in capsys.readouterr().out
+
+
+def test_trap_16_a_negative_kl_is_an_alarm(capsys):
+  row = {"rollout/kl_k1_sum": -0.3, "rollout/kl_k1_standard_error": 0.05}
+  found = sampled.guard({"alarms": []}, row, 4, sampled.Guards(), "bond")
+  assert found["alarms"][0][0] == 5 and "below 0" in found["alarms"][0][1]
+  assert "warning at step 5" in capsys.readouterr().out
+  again = sampled.guard(found, row, 5, sampled.Guards(), "bond")
+  assert len(again["alarms"]) == 1
+  noise = row | {"rollout/kl_k1_sum": -0.05}
+  quiet = {"alarms": []}
+  assert sampled.guard(quiet, noise, 4, sampled.Guards(), "bond") == quiet
+
+
+def test_an_answer_without_an_end_loses_points(files, sft_lora):
+  del files
+  samples = tiny_runs.load_samples(sft_lora / "samples.npz")
+  rows = len(samples.tokens)
+  fields = {name: value for name, value in vars(samples).items()}
+  rollout = Rollout(
+    **fields,
+    reference_logprobs=samples.behaviour_logprobs,
+    score=jnp.ones(rows),
+  )
+  batch = rollouts.Judged(rollout, {"reward": rollout.score})
+  assert sampled.penalised(batch, sampled.Guards()) is rollout
+  found = sampled.penalised(batch, sampled.Guards(missing_eos_penalty=0.75))
+  is_cut = np.asarray(samples.finish_reason) == FINISH_LENGTH
+  assert 0 < is_cut.sum() < rows
+  np.testing.assert_allclose(found.score, np.where(is_cut, 0.25, 1.0))
+  with pytest.raises(ValueError, match="missing_eos_penalty=-1"):
+    sampled.Guards(missing_eos_penalty=-1.0)
 
 
 @pytest.mark.parametrize(

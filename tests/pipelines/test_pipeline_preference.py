@@ -74,6 +74,24 @@ def orpo_full(files):
   return folder
 
 
+def test_kto_needs_both_kinds_of_answers_to_train_on(files, sft_lora):
+  """A held-out set that has both does not help."""
+  config = make_config(files, "kto", "lora", sft_lora)
+  path = files.root / "all_liked.jsonl"
+  path.write_text(
+    "".join(
+      json.dumps({"prompt": f"a {i}", "response": " cat", "label": True}) + "\n"
+      for i in range(20)
+    )
+  )
+  config.data.update(source=str(path), format="labelled")
+  config.heldout.update(source=files.comparisons, format="comparison")
+  settings = preference.read_settings(config)
+  base = tiny_runs.load_base(config)
+  with pytest.raises(ConfigError, match="all 20 labels are 1"):
+    preference.load_data(config, settings, base)
+
+
 @pytest.mark.parametrize("stage", ["dpo_full", "kto_lora", "orpo_full"])
 def test_the_planted_word_is_learned(stage, request):
   folder = request.getfixturevalue(stage)

@@ -30,6 +30,8 @@ def make_config(files, start, scorer, rounds=2):
   config.generate.update(max_new_tokens=tiny_runs.NEW_TOKENS, num_samples=4)
   config.rounds.update(count=rounds, prompts=16, batch_size=8)
   config.rounds.keep_truncated = True
+  if scorer:
+    config.monitors = {"again": str(scorer)}
   config.schedule.update(batch_size=8, steps=4, save_every=2)
   config.optimizer.update(learning_rate=3e-2, schedule="constant")
   return config
@@ -116,6 +118,7 @@ def test_t23_the_winners_train_and_the_score_rises(files, sft_lora, pooled):
   assert [row["step"] for row in rows] == [1, 2]
   for row in rows:
     assert row["rejection/score_max"] > row["rejection/score_median"]
+    assert row["eval/again"] == pytest.approx(row["rejection/score_mean"])
     assert row["rejection/best_of_4"] == pytest.approx(
       row["rejection/score_max"], rel=1e-5
     )

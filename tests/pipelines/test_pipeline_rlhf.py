@@ -1,5 +1,6 @@
 """The whole job on rated sentences: five stages, a report, no repetition."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from rlhf_jax.pipelines import (
   check,
   defaults,
   evaluate,
+  forecast,
   inputs,
   rlhf,
   stages,
@@ -218,7 +220,8 @@ def test_the_policy_stage_may_be_another_pipeline(
   assert numbers["kl_nats"] != 0.0 and np.isfinite(numbers["gold_win_rate"])
   report = (folder / "report.html").read_text()
   assert f"prefers the {name} answer" in report
-  assert f"{numbers['policy_steps']} steps of {name}" in report
+  unit = "rounds" if pipeline == "rejection" else "steps"
+  assert f"{numbers['policy_steps']} {unit} of {name}" in report
   (folder / workdir.CONFIG_FILE).write_text(
     json.dumps({"config": config.to_dict()})
   )
@@ -228,9 +231,54 @@ def test_the_policy_stage_may_be_another_pipeline(
     workdir.prepare(other, folder)
 
 
+def test_a_begun_stage_of_rounds_is_not_taken_over(files):
+  """Rejection sampling has no checkpoints of its own before it ends."""
+  config = make_config(files)
+  config.policy = other_stage(files, "rejection")
+  folder = files.root / "rlhf_begun"
+  (folder / "policy" / "round_1").mkdir(parents=True)
+  (folder / "policy" / "metrics.jsonl").write_text("")
+  (folder / workdir.CONFIG_FILE).write_text(
+    json.dumps({"config": config.to_dict()})
+  )
+  workdir.prepare(config, folder)
+  config.policy = other_stage(files, "bond")
+  with pytest.raises(ConfigError, match="'rejection', and this is .*'bond'"):
+    workdir.prepare(config, folder)
+
+
+def test_the_forecast_says_what_runs_and_counts_it(files):
+  config = make_config(files)
+  base = tiny_runs.load_base(config.sft)
+  whole = dataclasses.replace(
+    base, config=dataclasses.replace(base.config, lora_rank=0)
+  )
+  ppo = forecast.policy_flops(config.policy, base)
+  assert ppo == forecast.policy_flops(config.policy, whole)  # SFT was full
+  config.policy.schedule.steps *= 2
+  assert forecast.policy_flops(config.policy, base) == 2 * ppo
+  assert forecast.describe(config, "policy") == "6 steps of 8 prompts (PPO)"
+  config.policy = other_stage(files, "rejection")
+  with_steps = forecast.policy_flops(config.policy, base)
+  config.policy.schedule.batch_size *= 2
+  assert forecast.policy_flops(config.policy, base) > with_steps
+  assert "2 rounds of 16 prompts" in forecast.describe(config, "policy")
+  config.policy = other_stage(files, "preference")
+  dpo = forecast.policy_flops(config.policy, base)
+  config.policy.algorithm.name = "orpo"  # reads no reference
+  assert 0.0 < forecast.policy_flops(config.policy, base) < dpo
+  config.policy.schedule.update(steps=0, epochs=2.0)
+  text = forecast.describe(config, "policy")
+  assert text == "2 epochs of comparisons (ORPO)"
+
+
 def test_settings_of_another_policy_stage_are_named_where_they_are(files):
   config = make_config(files)
   config.policy = other_stage(files, "rejection")
+  config.policy.verifier.name = "exact"
+  with pytest.raises(ConfigError, match="this run trains a reward model"):
+    check.check_config(config)
+  config.policy.verifier.name = ""
   config.policy.rounds.pool = True
   with pytest.raises(ConfigError, match=r"config\.policy\.rounds\.pool=True"):
     check.check_config(config)

@@ -321,6 +321,11 @@ def test_a_whole_run_with_another_policy_stage_is_refused():
   config = load("configs/quickstart_method.py", "raft")
   with pytest.raises(ConfigError, match="Plan that stage by itself"):
     report.phases(config, 8)
+  assert [phase.name for phase in report.phases(config, 8, "sft")] == [
+    "sft",
+    "reward",
+    "gold",
+  ]
 
 
 def load(name, *arguments):

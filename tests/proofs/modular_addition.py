@@ -213,7 +213,7 @@ def pass_at_1(config: Any, folder: Path, pipeline: str) -> float:
     eos_ids=(base.tokenizer.eos_id,),
     pad_id=base.tokenizer.pad_id,
   )
-  scores = verify.load(config, data, base.tokenizer)(samples, prompts.index)
+  scores, _ = verify.load(config, data, base.tokenizer)(samples, prompts.index)
   grouped = scores.reshape(-1, SAMPLES)
   return float(best_of_n.pass_at_k(grouped, 1).mean())
 

@@ -250,6 +250,12 @@ def test_sum_is_weighted_and_gated():
   config = verifiers.SumConfig(PARTS)
   by_part = verifiers.score_parts(texts, references, config)
   np.testing.assert_allclose(by_part, [[1, 1], [0, 1], [1, 0]])
+  names = [part["verifier"] for part in PARTS]
+  assert verifiers.part_names(config) == names
+  twice = verifiers.SumConfig((*PARTS, PARTS[0]))
+  assert verifiers.part_names(twice)[-1] == f"{names[0]}_2"
+  assert verifiers.full_marks("sum", {"parts": PARTS}) == 1.25
+  assert verifiers.full_marks("exact", {}) == 1.0
 
 
 def test_trap_18_a_weight_of_zero_only_reports():

@@ -65,8 +65,10 @@ def test_right_answers_pass():
   fenced = f"Try:\n```python\n{RIGHT}\n```\nDone."
   two = f"```python\nsquare = 3\n```\nNo:\n```py\n{RIGHT}\n```"
   noisy = "print('hello')\n" + RIGHT
-  found = results([RIGHT, fenced, two, noisy], SQUARE)
-  assert [r.status for r in found] == ["passed"] * 4
+  shell = f"```bash\npip install x\n```\nThen\n```python\n{RIGHT}\n```"
+  after = f"```python\n{RIGHT}\n```\nRun it:\n```bash\npython x.py\n```"
+  found = results([RIGHT, fenced, two, noisy, shell, after], SQUARE)
+  assert [r.status for r in found] == ["passed"] * 6
   assert {(r.passed, r.total) for r in found} == {(3, 3)}
 
 

@@ -22,6 +22,7 @@ CASES = [
   ("headings", {"at_least": 1}, "# Title", "#\n##"),
   ("placeholders", {"at_least": 1}, "at [address]", "at [ ] [] ["),
   ("capital_words", {"at_most": 1}, "NASA flew", "NASA AND ESA"),
+  ("capital_words", {"at_least": 1}, "НАСА летит", "привет мир 你好"),
   ("different_words", {"at_least": 3}, "a b c", "a a a a A"),
   (
     "keywords",
@@ -36,6 +37,9 @@ CASES = [
   ("letters", {"letter": ",", "at_most": 0}, "no comma", "a, b"),
   ("starts_with", {"phrase": "Dear"}, " Dear you", "Oh Dear"),
   ("ends_with", {"phrase": "Bye."}, "So, Bye.\n", "Bye. Or not"),
+  ("ends_with", {"phrase": "你好！"}, "我说：你好！", "你好！我说"),
+  ("starts_with", {"phrase": "Merci\u00a0!"}, "Merci\u00a0! Oui", "Oui"),
+  ("letters", {"letter": "，", "at_most": 0}, "没有", "有，的"),
   ("json", {}, '```json\n{"a": 1}\n```', 'Here: {"a": 1}'),
   ("json", {}, "[1]", "12"),
   ("title", {}, "<<My day>>\ntext", "<<>> << ! >> text"),
@@ -92,6 +96,8 @@ def test_credit_is_all_or_the_share():
     ({"kind": "keywords", "words": []}, "is no list"),
     ({"kind": "occurrences", "word": "", "at_least": 1}, "is no text"),
     ({"kind": "letters", "letter": "ab", "at_least": 1}, "not one character"),
+    ({"kind": "starts_with", "phrase": 5}, "phrase=5 is no text"),
+    ({"kind": "ends_with", "phrase": ""}, "phrase='' is no text"),
   ],
 )
 def test_a_constraint_that_cannot_be_checked_is_named(constraint, message):

@@ -36,7 +36,8 @@ class Config:
   clip_ratio: float = 0.2  # epsilon; Schulman 2017 section 3
   clip_ratio_high: float | None = None  # upper epsilon (DAPO: 0.28); None: same
   dual_clip: float | None = None  # c > 1: loss <= c |A| where A < 0; 3 in verl
-  value_clip: float | None = 0.2  # e_v, in units of the return; None: no clip
+  # e_v, in units of the return; None or inf: no clip
+  value_clip: float | None = 0.2
   value_coefficient: float = 0.1  # c_v; Ziegler 2019's released code
   entropy_coefficient: float = 0.0  # c_e
   discount: float = 1.0  # gamma; no discount in Ouyang 2022

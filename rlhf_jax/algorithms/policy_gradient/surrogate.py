@@ -26,7 +26,7 @@ importance.py.
 
 Yu et al. 2025 (clip-higher, arXiv:2503.14476), Zheng et al. 2025 (GSPO-token,
 arXiv:2507.18071), MiniMax 2025 (CISPO, arXiv:2506.13585). Left out: clamping of
-K, which biases it.
+K, which biases it (but for |log p_ref - log p| at most 20 in k3).
 """
 
 from __future__ import annotations
@@ -148,7 +148,9 @@ def objective_losses(
   """Returns S per token [N, L], log rho [N, L], and metrics of the ratio.
 
   Metrics: those of ppo.policy_loss. Under "gspo" the clip fractions and the
-  ratio's mean and maximum are of the ratio of sequences.
+  ratio's mean and maximum are of the ratio of sequences; under "cispo" the
+  fractions count what PPO's objective would clip, and nothing loses its
+  gradient.
 
   Args:
     logprobs: [N, L] of the policy in training.
