@@ -109,7 +109,7 @@ def test_the_run_of_another_pipeline(files, state, request, capsys):
   config.data.source = files["pairs.jsonl"]
   config.schedule.update(batch_size=4, epochs=1.0)
   said = refused(config, workdir, capsys)
-  assert "holds a sft run, and this is a reward run" in said
+  assert "config.pipeline='sft', and this is one with 'reward'" in said
 
 
 @pytest.mark.parametrize(
