@@ -103,6 +103,7 @@ def test_a_finished_run_with_other_settings(files, finished, capsys):
 @pytest.mark.parametrize("state", ["finished", "unfinished"])
 def test_the_run_of_another_pipeline(files, state, request, capsys):
   workdir = request.getfixturevalue(state)
+  capsys.readouterr()  # of the run that made it
   config = defaults.reward()
   config.mesh.devices = 1
   config.model.source = files["model"]
