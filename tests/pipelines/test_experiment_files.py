@@ -85,6 +85,20 @@ def test_every_method_has_the_same_budget(name, files):
     check.check_config(config)
 
 
+METHOD = runpy.run_path(str(FILES[0].parent / "method.py"))
+
+
+@pytest.mark.parametrize("name", METHOD["METHODS"])
+def test_every_method_has_a_recipe(name, tmp_path):
+  config = METHOD["get_config"](name)
+  path = tmp_path / "prompts.jsonl"
+  path.write_text('{"prompt": "1 + 1?", "reference": "2"}\n')
+  config.prompts.source = str(path)
+  config.verifier.name = "exact"
+  config.mesh.devices = 1
+  check.check_config(config)
+
+
 @pytest.mark.parametrize("argument", ["rlo", "rloo,steps=2", "raft,rollouts=4"])
 def test_a_budget_that_means_nothing_is_refused(argument):
   with pytest.raises(ValueError, match=argument.split(",")[0]):

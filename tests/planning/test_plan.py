@@ -317,6 +317,19 @@ def test_the_whole_quickstart_is_planned_without_its_assets(monkeypatch):
   assert update.temporaries < 0.1 * features.temporaries
 
 
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_ppo_beside_a_verifier_is_planned_with_a_critic(mode):
+  config = policy_config(mode)
+  with_reward = report.make(config, EIGHT, compiles=False)
+  config.verifier.name, config.value.init = "exact", "random"
+  found = report.make(config, EIGHT, compiles=False)
+  assert line_of(found, "update").optimizer == pytest.approx(
+    line_of(with_reward, "update").optimizer, rel=0.01
+  )
+  reads = line_of(found, "judge").weights
+  assert reads < line_of(with_reward, "judge").weights  # no reward model
+
+
 def test_a_whole_run_with_another_policy_stage_is_refused():
   config = load("configs/quickstart_method.py", "raft")
   with pytest.raises(ConfigError, match="Plan that stage by itself"):
