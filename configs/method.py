@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.pipelines import defaults
 
+TOKENS = 128  # of an answer at most
 # name -> (answers to a prompt, beta in the reward, fields of the method)
 METHODS = {
   "reinforce": (1, 0.03, {}),  # Ahmadian 2024, section 4
@@ -24,14 +25,13 @@ METHODS = {
   "remax": (1, 0.03, {}),  # Li 2023
   "reinforce_pp": (1, 0.01, {}),  # Hu 2025
   "grpo": (8, 0.0, {}),  # Shao 2024: k3 in the loss, 0.04; G 64, 1024
-  "dr_grpo": (8, 0.0, {"aggregation_tokens": 128}),  # Liu 2025: G 8, no KL
+  "dr_grpo": (8, 0.0, {"aggregation_tokens": TOKENS}),  # Liu 2025: no KL
   "dapo": (16, 0.0, {}),  # Yu 2025: G 16, clip 0.2 / 0.28, no KL; resamples
   "gspo": (8, 0.0, {}),  # Zheng 2025: clip 3e-4 / 4e-4 of a sequence
   "cispo": (8, 0.0, {}),  # MiniMax 2025
 }
 # no importance ratio, or, in GRPO, one step as published
 ONE_STEP = ("reinforce", "remax", "grpo")
-TOKENS = 128  # of an answer at most
 SHAPING = {
   "reinforce_pp": {"clip": 10.0},
   # as Yu 2025: a fifth of the room, in which the penalty grows to 1

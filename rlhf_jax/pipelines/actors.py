@@ -173,11 +173,14 @@ def own_critic_role(settings: Value, base: build.Base) -> roles.Role:
   Raises:
     ConfigError: the model cannot train so.
   """
-  trainable = Trainable(mode=settings.mode, first_layer=settings.first_layer)
-  head = heads.Config(hidden_units=settings.hidden_units)
   try:
-    return build.make_role(base, trainable, head=head)
-  except ConfigError as error:
+    return roles.Role(
+      model=base.config,
+      trainable=settings.mode,
+      first_layer=settings.first_layer,
+      head=heads.Config(hidden_units=settings.hidden_units),
+    )
+  except ValueError as error:
     raise ConfigError(f"config.value: {error}") from error
 
 

@@ -43,6 +43,7 @@ from rlhf_jax.pipelines import (
   online_preference,
   pretrained,
   rejection,
+  rlhf,
   sampled,
   stages,
 )
@@ -101,10 +102,9 @@ PIPELINE_OF_STAGE = {  # of the stages of pipelines/rlhf.py
   "sft": "sft",
   "reward": "reward",
   "gold": "reward",
-  "policy": "policy",  # or another of POLICY_STAGES
+  "policy": "policy",  # or another of rlhf.POLICY_STAGES
   "evaluation": "evaluate",
 }
-POLICY_STAGES = ("policy", "preference", *READERS)
 _GIVEN = {  # stage -> fields that pipelines/rlhf.py fills in
   "sft": ("seed",),
   "reward": ("seed", "reference_samples"),
@@ -143,10 +143,10 @@ def check_config(config: Any) -> None:
     return
   _check_fields(config, defaults.rlhf(), "")
   kinds = PIPELINE_OF_STAGE | {"policy": config.policy.get("pipeline")}
-  if kinds["policy"] not in POLICY_STAGES:
+  if kinds["policy"] not in rlhf.POLICY_STAGES:
     raise ConfigError(
       f"config.policy.pipeline={kinds['policy']!r}: must be one of "
-      f"{', '.join(POLICY_STAGES)}."
+      f"{', '.join(rlhf.POLICY_STAGES)}."
     )
   for stage, kind in kinds.items():
     _check_stage(config[stage], kind, f"{stage}.")

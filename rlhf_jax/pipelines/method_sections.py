@@ -78,7 +78,4 @@ def read(values: Any, family: Family, where: str = "algorithm") -> Method:
         f"config.{where}.{key}={given[key]!r}: {name!r} has no such setting "
         f"(it is one of {', '.join(others)}). Set it to None."
       )
-  aggregation = given.get("aggregation", "seq-sum-const")
-  if aggregation != "seq-sum-const" and "aggregation_tokens" in _own(module):
-    given.setdefault("aggregation_tokens", None)  # a default of another mode
   return Method(name, module, section(module.Config, given, where))

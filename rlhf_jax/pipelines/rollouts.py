@@ -81,15 +81,20 @@ def prompt_loader(
 
 
 def judge_texts(
-  verifier: verify.Judge, rollout: Rollout, prompts: Any, mesh: Any
+  verifier: verify.Judge, name: str, rollout: Rollout, prompts: Any, mesh: Any
 ) -> tuple[Rollout, dict[str, np.ndarray]]:
-  """Returns the rollout with a verifier's scores, and the scores [N] by name.
+  """Returns the rollout with a verifier's scores, and all scores [N] by name.
 
-  The verifier's own are named "", its parts as in verify.Judge.
+  Args:
+    verifier: the judge.
+    name: of its scores; those of its parts are named as in verify.Judge.
+    rollout: the samples of a prompt in contiguous rows.
+    prompts: their PromptBatch.
+    mesh: where the scores go.
   """
   found, parts = verifier(rollout, prompts.index)
   placed = mesh_lib.spread_batch(mesh, {"score": found})["score"]
-  return rollout.replace(score=placed), {"": found} | parts
+  return rollout.replace(score=placed), {name: found} | parts
 
 
 def samples_of(rollout: Rollout) -> Samples:
@@ -171,11 +176,17 @@ class Source:
       if greedy is not None:
         greedy, _ = programs.judge(weights, critic, greedy)
       if self.verifier is not None:
-        rollout, found = judge_texts(self.verifier, rollout, prompts, self.mesh)
-        own = {self.name: found.pop("")}
-        scores = scores | own | found
+        by_text = functools.partial(
+          judge_texts,
+          self.verifier,
+          self.name,
+          prompts=prompts,
+          mesh=self.mesh,
+        )
+        rollout, found = by_text(rollout)
+        scores = scores | found
         if greedy is not None:
-          greedy, _ = judge_texts(self.verifier, greedy, prompts, self.mesh)
+          greedy, _ = by_text(greedy)
     return Judged(rollout, scores, greedy, layout)
 
   def layout(self, samples: Samples) -> packing.Packing | None:

@@ -233,18 +233,16 @@ def guard(
     )
     print(f"\n{phase}: {sentence}")
     return facts | {"halt": sentence}
-  if state == "warn" and not facts["alarms"] and kl < 0:
-    sentence = (
-      f"mean k1 is {kl:.3f} nats, below 0 by more than two standard errors: "
-      "sampler and judge disagree on log-probabilities."
-    )
-    print(f"\n{phase}: warning at step {step + 1}: {sentence}")
-    return facts | {"alarms": [[step + 1, sentence]]}
   if state == "warn" and not facts["alarms"]:
     sentence = (
       f"KL to the start is {kl:.1f} nats, above {guards.warn_nats:g}: lower "
       "the learning rate, or stop here."
     )
+    if kl < 0:
+      sentence = (
+        f"mean k1 is {kl:.3f} nats, below 0 by more than two standard errors: "
+        "sampler and judge disagree on log-probabilities."
+      )
     print(f"\n{phase}: warning at step {step + 1}: {sentence}")
     return facts | {"alarms": [[step + 1, sentence]]}
   return facts

@@ -14,6 +14,8 @@ import dataclasses
 
 from rlhf_jax.algorithms.policy_gradient import grpo
 
+LONGEST = 3000  # tokens of an answer in the paper
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(grpo.Config):
@@ -23,7 +25,13 @@ class Config(grpo.Config):
   kl_loss: str = "none"
   kl_loss_coefficient: float = 0.0
   aggregation: str = "seq-sum-const"
-  aggregation_tokens: int | None = 3000  # T_max; set it to the longest answer
+  # T_max; set it to the longest answer. None: LONGEST where the mode reads it.
+  aggregation_tokens: int | None = None
+
+  def __post_init__(self) -> None:
+    if self.aggregation == "seq-sum-const" and self.aggregation_tokens is None:
+      object.__setattr__(self, "aggregation_tokens", LONGEST)
+    super().__post_init__()
 
 
 advantages = grpo.advantages
