@@ -21,6 +21,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -220,6 +221,32 @@ def fetch(tree: PyTree) -> PyTree:
     return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
   return jax.tree.map(one, tree)
+
+
+def by_share(compute: Callable[[slice], PyTree], count: int) -> PyTree:
+  """Returns host arrays of `count` rows, each row computed by one process.
+
+  For work whose outcome may differ from process to process, such as what a
+  time limit ends: all processes must go on with the same numbers.
+
+  Args:
+    compute: rows -> tree of arrays [rows, ...]; of no rows too.
+    count: rows of all processes, the same on each.
+  """
+  processes = jax.process_count()
+  if processes == 1:
+    return compute(slice(0, count))
+  size = -(-count // processes)
+  begin = min(jax.process_index() * size, count)
+
+  def gather(mine: np.ndarray) -> np.ndarray:
+    padding = [(0, size - len(mine))] + [(0, 0)] * (mine.ndim - 1)
+    rows = np.pad(mine, padding)
+    return np.asarray(multihost_utils.process_allgather(rows, tiled=True))[
+      :count
+    ]
+
+  return jax.tree.map(gather, compute(slice(begin, min(begin + size, count))))
 
 
 def is_peer_lost(error: BaseException) -> bool:

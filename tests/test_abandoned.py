@@ -1,4 +1,4 @@
-"""Processes that wait for others that never came, or whose process 0 died."""
+"""Two processes: one never comes, one dies, both share work."""
 
 import os
 import signal
@@ -14,15 +14,24 @@ from rlhf_jax.distributed import EXIT_PEER_LOST
 ROOT = Path(__file__).parent.parent
 CHILD = """
 import os, sys, time
+import jax
 from rlhf_jax import distributed
 distributed.initialise(sys.argv[1])
 print("ready", flush=True)
 if sys.argv[2] == "abort":
   os.abort()
+if sys.argv[2] == "share":
+  import numpy as np
+  me = jax.process_index()
+  for count in (5, 1):
+    print("mine", *distributed.by_share(
+      lambda rows: {"of": np.full(rows.stop - rows.start, me),
+                    "row": np.arange(rows.start, rows.stop)}, count
+    ).values(), flush=True)
 if sys.argv[2] == "farewell":
   distributed.farewell()
   time.sleep(1)
-for _ in range({"farewell": 0, "sleep": 100}.get(sys.argv[2], 600)):
+for _ in range({"farewell": 0, "share": 0, "sleep": 100}.get(sys.argv[2], 600)):
   time.sleep(0.1)
 distributed.farewell()
 """
@@ -104,3 +113,15 @@ def test_a_process_that_says_farewell_is_not_taken_for_dead():
   finally:
     first.kill()
     second.kill()
+
+
+@pytest.mark.slow
+def test_each_row_is_computed_by_one_process_and_known_to_both():
+  """A time limit may pass on one and not on the other."""
+  port = free_port()
+  processes = [start(port, index, "share") for index in (0, 1)]
+  for process in processes:
+    out, error = process.communicate(timeout=90)
+    assert process.returncode == 0, error[-2000:]
+    shown = [line for line in out.splitlines() if line.startswith("mine")]
+    assert shown == ["mine [0 0 0 1 1] [0 1 2 3 4]", "mine [0] [0]"]

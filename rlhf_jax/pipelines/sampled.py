@@ -239,10 +239,7 @@ def guard(
       "the learning rate, or stop here."
     )
     if kl < 0:
-      sentence = (
-        f"mean k1 is {kl:.3f} nats, below 0 by more than two standard errors: "
-        "sampler and judge disagree on log-probabilities."
-      )
+      sentence = watch.negative_kl(kl)
     print(f"\n{phase}: warning at step {step + 1}: {sentence}")
     return facts | {"alarms": [[step + 1, sentence]]}
   return facts

@@ -25,8 +25,10 @@ COMPONENT = "component/"
 ROUNDING = 1e-4  # of a sum of weights
 
 
-def read(section: Any, prefix: str = "") -> Callable[..., np.ndarray] | None:
-  """Returns score(texts, references) of a section `verifier`, None for "".
+def read(
+  section: Any, prefix: str = ""
+) -> Callable[..., verifiers.Parts] | None:
+  """Returns verifiers.bind_parts of a section `verifier`, None for "".
 
   Args:
     section: {"name", "settings"}.
@@ -44,16 +46,23 @@ def read(section: Any, prefix: str = "") -> Callable[..., np.ndarray] | None:
       )
     return None
   try:
-    return verifiers.bind(section.name, **section.settings.to_dict())
+    return verifiers.bind_parts(section.name, **section.settings.to_dict())
   except ValueError as error:
     raise ConfigError(f"config.{prefix}verifier: {error}") from error
 
 
-def references(data: Data, tokenizer: Tokenizer) -> list[Any]:
+def references(
+  data: Data, tokenizer: Tokenizer, parts: Callable[..., verifiers.Parts]
+) -> list[Any]:
   """Returns what the answers to each prompt are judged against.
 
+  Args:
+    data: prompts or demonstrations.
+    tokenizer: of the model.
+    parts: the verifier, from `read`; each reference is tried on no answer.
+
   Raises:
-    ConfigError: records that have no reference.
+    ConfigError: a record without a reference, or with one that cannot judge.
   """
   found, _ = inputs.records(data, tokenizer)
   result = []
@@ -67,25 +76,29 @@ def references(data: Data, tokenizer: Tokenizer) -> list[Any]:
         f"{record.where}: has nothing to judge an answer against. A verifier "
         'needs {"prompt", "reference"} or {"prompt", "response"} a line.'
       )
+    try:
+      parts([""], result[-1:])
+    except ValueError as error:
+      rule = str(error).replace("references[0]", "reference", 1)
+      raise ConfigError(f"{record.where}: {rule}") from error
   return result
 
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-  """Scores samples by their text.
+  """Scores samples by their text, each process its share of them.
 
-  summed: parts and weights of "sum", which are reported one by one, or None.
+  parts: see verifiers.bind_parts.
   """
 
-  score: Callable[[Sequence[str], Sequence[Any]], np.ndarray]
+  parts: Callable[[Sequence[str], Sequence[Any]], verifiers.Parts]
   references: list[Any]
   tokenizer: Tokenizer
-  summed: verifiers.SumConfig | None = None
 
   def __call__(
     self, samples: Samples, index: Any
   ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Returns [N] float32 scores, and those of the parts by COMPONENT + name.
+    """Returns [N] float32 scores, and what is logged, by COMPONENT + name.
 
     Args:
       samples: [N, L], the samples of a prompt in contiguous rows.
@@ -95,19 +108,20 @@ class Judge:
     each = samples.tokens.shape[0] // len(prompts)
     texts = [text for _, text in build.sample_texts(self.tokenizer, samples)]
     wanted = [self.references[i] for i in np.repeat(prompts, each)]
-    if self.summed is None:
-      return np.asarray(self.score(texts, wanted), np.float32), {}
-    parts = verifiers.score_parts(texts, wanted, self.summed)
-    names = verifiers.part_names(self.summed)
-    return verifiers.total(parts, self.summed).astype(np.float32), {
-      COMPONENT + name: parts[:, i] for i, name in enumerate(names)
+    scores, logged = distributed.by_share(
+      lambda mine: self.parts(texts[mine], wanted[mine]), len(texts)
+    )
+    return np.asarray(scores, np.float32), {
+      COMPONENT + name: values for name, values in logged.items()
     }
 
 
 def component_means(scores: dict[str, Any]) -> dict[str, float]:
   """Returns reward/component/NAME: the mean of each part, before its weight.
 
-  Falling of one while others rise is bad: the policy trades it away.
+  Falling of one while others rise is bad: the policy trades it away. Of code
+  the shares of answers that ran out of time (timeout) or hold no code
+  (no_code): rising is bad.
 
   Args:
     scores: name -> [N], of which parts begin with COMPONENT.
@@ -133,10 +147,7 @@ def correct_above(section: Any) -> float | None:
 
 def load(config: Any, data: Data, tokenizer: Tokenizer) -> Judge | None:
   """Returns the judge of a policy configuration, None without a verifier."""
-  score = read(config.verifier)
-  if score is None:
+  parts = read(config.verifier)
+  if parts is None:
     return None
-  summed = None
-  if config.verifier.name == "sum":
-    summed = verifiers.SumConfig(**config.verifier.settings.to_dict())
-  return Judge(score, references(data, tokenizer), tokenizer, summed)
+  return Judge(parts, references(data, tokenizer, parts), tokenizer)

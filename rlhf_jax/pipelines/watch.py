@@ -38,6 +38,14 @@ def text_metrics(tokenizer: Any, samples: Samples) -> dict[str, float]:
   }
 
 
+def negative_kl(kl: float) -> str:
+  """Returns the sentence of an alarm about a mean k1 that no KL can have."""
+  return (
+    f"mean k1 is {kl:.3f} nats, below 0 by more than two standard errors: "
+    "sampler and trainer disagree on log-probabilities."
+  )
+
+
 def alarms(row: dict, past: dict, step: int, settings: shaping.Config):
   """Yields (kind, sentence) about a rollout that looks wrong (METHODS 19).
 
@@ -59,11 +67,7 @@ def alarms(row: dict, past: dict, step: int, settings: shaping.Config):
       "raise shaping.kl_coefficient or stop here.",
     )
   elif state == "warn":
-    yield (
-      "negative kl",
-      f"mean k1 is {kl:.3f} nats, below 0 by more than two standard errors: "
-      "sampler and trainer disagree.",
-    )
+    yield "negative kl", negative_kl(kl)
   if len(kls) == KL_WINDOW and kl > max(2 * kls[0], settings.kl_target):
     yield (
       "kl doubled",

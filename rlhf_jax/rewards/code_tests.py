@@ -285,13 +285,17 @@ def run(text: str, suite: Suite, config: Config) -> Result:
   code = f"{suite.preamble}\n{code}" if suite.preamble else code
   if suite.tests:
     return _run_tests(code, suite, config)
-  passed = 0
+  passed, outcome, detail = 0, "passed", ""
   for given, wanted in suite.cases:
     status = _run_case(code, given, wanted, config)
     passed += status == "passed"
-    if status != "passed" and config.credit == "all":
-      return Result(status, passed, total, f"input {given[:80]!r}")
-  return Result("passed" if passed == total else "failed", passed, total)
+    if status == "passed":
+      continue
+    if outcome != "timeout":
+      outcome, detail = status, f"input {given[:80]!r}"
+    if config.credit == "all":
+      break
+  return Result(outcome, passed, total, detail)
 
 
 def run_all(
@@ -320,6 +324,27 @@ def run_all(
     return list(pool.map(one, range(len(texts))))
 
 
+def score_parts(
+  texts: Sequence[str], references: Sequence[Any], config: Config
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """Returns [N] scores, and [N] 0 or 1 each of "timeout" and "no_code".
+
+  Both score 0 (with credit="share" a timeout has the tests that it passed).
+  Many timeouts may be the checker's doing: give more seconds, fewer workers.
+
+  Args, Raises: as `run_all`.
+  """
+  results = run_all(texts, references, config)
+  if config.credit == "share":
+    scores = [result.passed / result.total for result in results]
+  else:
+    scores = [result.status == "passed" for result in results]
+  return np.array(scores, np.float32), {
+    status: np.array([r.status == status for r in results], np.float32)
+    for status in ("timeout", "no_code")
+  }
+
+
 def score(
   texts: Sequence[str], references: Sequence[Any], config: Config
 ) -> np.ndarray:
@@ -327,8 +352,4 @@ def score(
 
   Args, Raises: as `run_all`.
   """
-  results = run_all(texts, references, config)
-  if config.credit == "share":
-    shares = [result.passed / result.total for result in results]
-    return np.array(shares, np.float32)
-  return np.array([r.status == "passed" for r in results], np.float32)
+  return score_parts(texts, references, config)[0]

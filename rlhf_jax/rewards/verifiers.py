@@ -4,8 +4,9 @@ VERIFIERS is the whole list. Each is a frozen Config and
 
   score(texts, references, config) -> [N] float32
 
-`bind` fills in the Config, which leaves score(texts, references). Verifiers
-read the response only, never the prompt. Lambert et al. 2024 (Tülu 3),
+`bind` fills in the Config, which leaves score(texts, references); `bind_parts`
+also returns what to log beside the scores. Verifiers read the response only,
+never the prompt. Lambert et al. 2024 (Tülu 3),
 arXiv:2411.15124; DeepSeek-R1 2025, arXiv:2501.12948.
 
 Left out: scaling (Tülu 3 gives 10 for a right answer); a reward's size is set
@@ -30,12 +31,18 @@ from rlhf_jax.rewards import (
   text_matches,
 )
 
+Parts = tuple[np.ndarray, dict[str, np.ndarray]]
+
 
 class Verifier(NamedTuple):
-  """Config: its frozen dataclass. score: (texts, references, config)."""
+  """Config: its frozen dataclass. score: (texts, references, config).
+
+  parts: the same, returns ([N] scores, {name: [N]} to log); None: no names.
+  """
 
   Config: type
   score: Callable[[Sequence[str], Sequence[Any], Any], np.ndarray]
+  parts: Callable[[Sequence[str], Sequence[Any], Any], Parts] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +86,28 @@ class SumConfig:
       )
 
 
-def score_parts(
+def _part_references(part: Part, references: Sequence[Any]) -> list[Any]:
+  """Returns what one part reads of each row's reference."""
+  if part.reference is None:
+    return list(references)
+  for row, reference in enumerate(references):
+    if not isinstance(reference, dict) or part.reference not in reference:
+      raise rows.bad_reference(
+        row,
+        reference,
+        f"it has no field {part.reference!r} for {part.verifier!r} to read",
+        "Add the field, or set the part's reference=None.",
+      )
+  return [reference[part.reference] for reference in references]
+
+
+def sum_parts(
   texts: Sequence[str], references: Sequence[Any], config: SumConfig
-) -> np.ndarray:
-  """Returns [N, parts] float32, unweighted; for reward/component metrics.
+) -> Parts:
+  """Returns [N] float32, the weighted sum, 0 where the gate is shut; and parts.
+
+  The parts, before their weights, are named by `part_names`; what a part logs
+  beside its score has the part's name before its own ("code_timeout").
 
   Args:
     texts: N responses.
@@ -93,21 +118,17 @@ def score_parts(
     ValueError: lengths differ, or a row lacks a part's reference.
   """
   rows.check(texts, references)
-  columns = []
-  for part in config.parts:
-    chosen = list(references)
-    if part.reference is not None:
-      for row, reference in enumerate(references):
-        if not isinstance(reference, dict) or part.reference not in reference:
-          raise rows.bad_reference(
-            row,
-            reference,
-            f"it has no field {part.reference!r} for {part.verifier!r} to read",
-            "Add the field, or set the part's reference=None.",
-          )
-        chosen[row] = reference[part.reference]
-    columns.append(bind(part.verifier, **part.settings)(texts, chosen))
-  return np.stack(columns, axis=1)
+  logged, total = {}, np.zeros(len(texts), np.float32)
+  names = part_names(config)
+  for name, part in zip(names, config.parts, strict=True):
+    judge = bind_parts(part.verifier, **part.settings)
+    logged[name], beside = judge(texts, _part_references(part, references))
+    total = total + np.float32(part.weight) * logged[name]
+    logged |= {f"{name}_{key}": values for key, values in beside.items()}
+  if config.gate is not None:
+    is_open = logged[names[config.gate]] > 0
+    total = np.where(is_open, total, np.float32(0.0))
+  return total, logged
 
 
 def score_sum(
@@ -115,23 +136,9 @@ def score_sum(
 ) -> np.ndarray:
   """Returns [N] float32: the weighted sum, 0 where the gate is shut.
 
-  Args, Raises: as `score_parts`.
+  Args, Raises: as `sum_parts`.
   """
-  return total(score_parts(texts, references, config), config)
-
-
-def total(parts: np.ndarray, config: SumConfig) -> np.ndarray:
-  """Returns [N] float32: the weighted sum, 0 where the gate is shut.
-
-  Args:
-    parts: [N, parts] from `score_parts`.
-    config: weights and gate.
-  """
-  weights = np.array([part.weight for part in config.parts], np.float32)
-  weighted = parts @ weights
-  if config.gate is None:
-    return weighted
-  return np.where(parts[:, config.gate] > 0, weighted, np.float32(0.0))
+  return sum_parts(texts, references, config)[0]
 
 
 def part_names(config: SumConfig) -> list[str]:
@@ -161,15 +168,15 @@ VERIFIERS: dict[str, Verifier] = {
   "pattern": Verifier(text_matches.PatternConfig, text_matches.score_pattern),
   "tags": Verifier(text_matches.TagsConfig, text_matches.score_tags),
   "constraints": Verifier(constraints.Config, constraints.score),
-  "code": Verifier(code_tests.Config, code_tests.score),
-  "sum": Verifier(SumConfig, score_sum),
+  "code": Verifier(code_tests.Config, code_tests.score, code_tests.score_parts),
+  "sum": Verifier(SumConfig, score_sum, sum_parts),
 }
 
 
-def bind(
+def bind_parts(
   name: str, **settings: Any
-) -> Callable[[Sequence[str], Sequence[Any]], np.ndarray]:
-  """Returns score(texts, references) -> [N] float32 with its settings set.
+) -> Callable[[Sequence[str], Sequence[Any]], Parts]:
+  """Returns judge(texts, references) -> [N] scores, {name: [N]} to log.
 
   Args:
     name: a key of VERIFIERS.
@@ -199,7 +206,20 @@ def bind(
       f"{', '.join(fields)}."
     ) from None
 
-  def score(texts: Sequence[str], references: Sequence[Any]) -> np.ndarray:
-    return verifier.score(texts, references, config)
+  def judge(texts: Sequence[str], references: Sequence[Any]) -> Parts:
+    if verifier.parts is None:
+      return verifier.score(texts, references, config), {}
+    return verifier.parts(texts, references, config)
 
-  return score
+  return judge
+
+
+def bind(
+  name: str, **settings: Any
+) -> Callable[[Sequence[str], Sequence[Any]], np.ndarray]:
+  """Returns score(texts, references) -> [N] float32 with its settings set.
+
+  Args, Raises: as `bind_parts`.
+  """
+  judge = bind_parts(name, **settings)
+  return lambda texts, references: judge(texts, references)[0]

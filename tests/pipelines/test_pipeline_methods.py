@@ -210,3 +210,22 @@ def test_prompts_without_references_are_refused(files, sft_lora):
   config.verifier.name = "exact"
   with pytest.raises(ConfigError, match="prompts.jsonl:1.*reference"):
     policy.run(config, files.root / "policy_unjudged")
+
+
+def test_references_that_cannot_judge_are_named_by_file_and_line(
+  files, sft_lora, tmp_path
+):
+  """Before anything is drawn, not when the prompt comes up."""
+  path = tmp_path / "questions.jsonl"
+  prompts = tiny_runs.rows_of(files.root, "prompts.jsonl")
+  path.write_text(
+    "".join(
+      json.dumps(row | {"reference": "many" if line == 7 else "3"}) + "\n"
+      for line, row in enumerate(prompts, 1)
+    )
+  )
+  config = method_config(files, "rloo", sft_lora, "")
+  config.verifier.name = "number"
+  config.prompts.source = str(path)
+  with pytest.raises(ConfigError, match="questions.jsonl:7: reference='many'"):
+    policy.run(config, tmp_path / "run")

@@ -248,10 +248,11 @@ def test_sum_is_weighted_and_gated():
   gated = verifiers.bind("sum", parts=PARTS, gate=0)(texts, references)
   np.testing.assert_allclose(gated, [1.25, 0.0, 1.0])  # no pay for form only
   config = verifiers.SumConfig(PARTS)
-  by_part = verifiers.score_parts(texts, references, config)
-  np.testing.assert_allclose(by_part, [[1, 1], [0, 1], [1, 0]])
+  _, by_part = verifiers.sum_parts(texts, references, config)
   names = [part["verifier"] for part in PARTS]
-  assert verifiers.part_names(config) == names
+  assert verifiers.part_names(config) == names == list(by_part)
+  np.testing.assert_allclose(by_part[names[0]], [1, 0, 1])
+  np.testing.assert_allclose(by_part[names[1]], [1, 1, 0])
   twice = verifiers.SumConfig((*PARTS, PARTS[0]))
   assert verifiers.part_names(twice)[-1] == f"{names[0]}_2"
   assert verifiers.full_marks("sum", {"parts": PARTS}) == 1.25

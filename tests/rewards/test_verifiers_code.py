@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from rlhf_jax.rewards import code_process, code_runner, code_tests
+from rlhf_jax.rewards import code_process, code_runner, code_tests, verifiers
 
 SQUARE = {
   "setup": "import math\nvalues = [0, 3, -4]",
@@ -154,6 +154,23 @@ def test_endless_answers_are_killed_with_their_group():
   late = "def square(x):\n  while x != 2: pass\n  return 4"
   (result,) = results([late], SQUARE, config)
   assert (result.status, result.passed) == ("timeout", 1)
+
+
+def test_timeouts_and_missing_code_are_logged_apart():
+  endless = "```python\nwhile True: pass\n```"
+  texts = [endless, "```bash\nls\n```", RIGHT]
+  judge = verifiers.bind_parts("code", seconds=1.0, credit="share")
+  cases = [{"input": "", "output": "1"}, {"input": "", "output": ""}]
+  scores, logged = judge(texts[:2], [{"cases": cases}] * 2)
+  assert scores.tolist() == [0.0, 0.0]
+  assert logged["timeout"].tolist() == [1.0, 0.0]
+  assert logged["no_code"].tolist() == [0.0, 1.0]
+  part = {"verifier": "code", "weight": 2.0, "settings": {"seconds": 4.0}}
+  judge = verifiers.bind_parts("sum", parts=(part,))
+  scores, logged = judge(texts, [SQUARE] * 3)
+  assert scores.tolist() == [0.0, 0.0, 2.0]
+  assert logged["code"].tolist() == [0.0, 0.0, 1.0]
+  assert logged["code_timeout"].tolist() == [1.0, 0.0, 0.0]
 
 
 def test_programs_are_judged_by_what_they_print():
