@@ -46,7 +46,7 @@ class Row:
 def show(rows: Iterable[Row]) -> int:
   """Prints rows as they come; returns the exit code, 1 if one fails."""
   print(
-    f"{'method':32}{'optimum':20}{'':6}{'distance':>9}{'tolerance':>10}"
+    f"{'method':35}{'optimum':20}{'':6}{'distance':>9}{'tolerance':>10}"
     f"{'control':>9}{'floor':>7}{'seconds':>9}",
     flush=True,
   )
@@ -54,7 +54,7 @@ def show(rows: Iterable[Row]) -> int:
   for row in rows:
     all_hold &= row.holds
     print(
-      f"{row.method:32}{row.optimum:20}{row.measure:6}{row.distance:9.5f}"
+      f"{row.method:35}{row.optimum:20}{row.measure:6}{row.distance:9.5f}"
       f"{row.tolerance:10.3f}{row.control:9.3f}{row.floor:7.2f}"
       f"{row.seconds:9.1f}{'' if row.holds else '  FAILS'}",
       flush=True,
