@@ -7,85 +7,29 @@ Left out: the greedy answers of ReMax (another decode of as many prompts).
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.policy_gradient.packing import Packing
-from rlhf_jax.models import heads, trees
+from rlhf_jax.models import trees
 from rlhf_jax.pipelines import actors as actors_lib
 from rlhf_jax.pipelines import build, check_policy, policy_step, stages
 from rlhf_jax.pipelines.config import Model, section
-from rlhf_jax.planning import abstract
+from rlhf_jax.planning import abstract, origins
 from rlhf_jax.planning.programs import (
   Devices,
   Flow,
   Phase,
   Program,
   is_read_whole,
-  role_of,
   row_length,
   sampling,
   total_steps,
 )
-from rlhf_jax.planning.supervised import reward_stage, sft_stage
 from rlhf_jax.planning.work import Passes, Work
 from rlhf_jax.types import PyTree
-
-
-def assumed(
-  config: Any, base: build.Base, mesh: abstract.AnyMesh, prefix: str, mode: str
-) -> tuple[stages.Stage, dict[str, stages.Stage], tuple[str, ...]]:
-  """Returns a start, reward models and what was assumed of earlier runs.
-
-  Args:
-    config: of a stage that samples.
-    base: the model underneath.
-    mesh: where.
-    prefix: of the stage, for messages.
-    mode: what trained in the reward models; "" for what trains in the policy.
-  """
-  role = role_of(base, config, prefix)
-  fields = "trainable.mode, value.mode" if mode else "trainable.mode"
-  mode = mode if mode else role.trainable
-  guess = dataclasses.replace(role, trainable=mode, head=heads.Config())
-  names = [] if config.verifier.name else ["reward"]
-  models = {
-    name: abstract.stage(base, guess, mesh)
-    for name in (*names, *config.monitors)
-  }
-  judges = (
-    f"reward models trained as {mode!r} ({fields})"
-    if models
-    else "no reward model (verifier.name)"
-  )
-  note = f"assumed: an SFT start trained as {role.trainable!r} and {judges}"
-  return abstract.stage(base, role, mesh), models, (note,)
-
-
-def _stages(
-  config: Any,
-  settings: policy_step.Settings,
-  base: build.Base,
-  mesh: abstract.AnyMesh,
-  prefix: str,
-  before: Any,
-) -> tuple[stages.Stage, dict[str, stages.Stage], tuple[str, ...]]:
-  """Returns the policy's start, the reward models, and what was assumed."""
-  if before is None:
-    mode = settings.value.mode if settings.method.has_critic else ""
-    return assumed(config, base, mesh, prefix, mode)
-  role = role_of(base, config, prefix)
-  start = sft_stage(before.sft, base, mesh, "sft.")
-  models = {}
-  for name in ("reward", "gold"):
-    sft = before.sft if before[name].init_from else None
-    models[name] = reward_stage(before[name], base, mesh, f"{name}.", sft)
-  if start.role != role:
-    start = abstract.stage(base, role, mesh, abstract.merged(start))
-  return start, models, ()
 
 
 def actors_of(
@@ -142,8 +86,15 @@ def policy_phase(
   check_policy.check_minibatches(
     settings.update, settings.packing, _shape(settings)[0], ways, prefix
   )
-  start, models, notes = _stages(config, settings, base, mesh, prefix, before)
   has_critic = settings.method.has_critic
+  start, models, notes = origins.stages_of(
+    config,
+    base,
+    mesh,
+    prefix,
+    before,
+    settings.value.mode if has_critic else "",
+  )
   actors = actors_of(
     base,
     mesh,

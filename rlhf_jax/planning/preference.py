@@ -9,20 +9,21 @@ from rlhf_jax.algorithms.preference import registry
 from rlhf_jax.models import roles
 from rlhf_jax.pipelines import preference, supervised
 from rlhf_jax.pipelines.config import Model, section
-from rlhf_jax.planning import abstract
+from rlhf_jax.planning import abstract, origins
 from rlhf_jax.planning.programs import (
   Devices,
   Phase,
   Program,
   is_read_whole,
-  role_of,
   row_length,
 )
 from rlhf_jax.planning.supervised import make_transform
 from rlhf_jax.planning.work import Passes
 
 
-def preference_phase(config: Any, devices: Devices, prefix: str = "") -> Phase:
+def preference_phase(
+  config: Any, devices: Devices, prefix: str = "", before: Any = None
+) -> Phase:
   """Returns the phase of a preference configuration.
 
   A row may be all answer: no target is left out of the count.
@@ -31,6 +32,7 @@ def preference_phase(config: Any, devices: Devices, prefix: str = "") -> Phase:
     config: of the pipeline.
     devices: see programs.Devices.
     prefix: of the stage, for messages.
+    before: the rlhf configuration it is part of, or None.
   """
   mesh = abstract.make_mesh(config, devices, prefix)
   base = abstract.base(
@@ -38,7 +40,7 @@ def preference_phase(config: Any, devices: Devices, prefix: str = "") -> Phase:
   )
   settings = preference.read_settings(config)
   tx = make_transform(config, prefix, settings.schedule)
-  stage = abstract.stage(base, role_of(base, config, prefix), mesh)
+  stage = origins.start_of(config, base, mesh, prefix, before)
   role, length = stage.role, row_length(settings.data)
   params, frozen = roles.split(role, stage.variables)
   state = abstract.state(
@@ -81,6 +83,7 @@ def preference_phase(config: Any, devices: Devices, prefix: str = "") -> Phase:
     work=work,
     donates=0,
   )
+  notes = (f"assumed: a start trained as {role.trainable!r}",)
   return Phase(
     name="preference",
     mesh=mesh,
@@ -92,5 +95,5 @@ def preference_phase(config: Any, devices: Devices, prefix: str = "") -> Phase:
     programs=(*programs, update),
     step=("update",),
     is_read_whole=is_read_whole(base),
-    notes=(f"assumed: a start trained as {role.trainable!r}",),
+    notes=notes if before is None else (),
   )

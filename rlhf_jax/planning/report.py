@@ -137,33 +137,26 @@ class Report:
     return self.host > self.topology.chip.host * 2**30
 
 
-def phases(config: Any, devices: Devices, only: str = "") -> list[Phase]:
+def phases(config: Any, devices: Devices) -> list[Phase]:
   """Returns the phases of a configuration.
 
   Args:
     config: of a pipeline in MAKERS, or rlhf.
     devices: a list to compile for, or how many there are.
-    only: name of the one phase wanted, or "" for all.
 
   Raises:
     ConfigError: a value that cannot be right, or another pipeline.
   """
   pipeline = config.get("pipeline")
   if pipeline == "rlhf":
-    if config.policy.pipeline != "policy" and only in ("", "policy"):
-      raise ConfigError(
-        f"config.policy.pipeline={config.policy.pipeline!r}: a whole run is "
-        "planned with 'policy' only. Plan that stage by itself, with an "
-        "experiment file of its own, and the others with --phase=NAME."
-      )
     found = [sft_phase(config.sft, devices, "sft.")]
     for name in ("reward", "gold"):
       start = config.sft if config[name].init_from else None
       prefix = f"{name}."
       found.append(reward_phase(config[name], devices, prefix, start, name))
-    if config.policy.pipeline == "policy":
-      found.append(policy_phase(config.policy, devices, "policy.", config))
-    return found
+    maker = MAKERS[config.policy.pipeline]
+    policy = maker(config.policy, devices, "policy.", config)
+    return [*found, dataclasses.replace(policy, name="policy")]
   if pipeline not in MAKERS:
     raise ConfigError(
       f"config.pipeline={pipeline!r}: plan knows {', '.join(MAKERS)} and rlhf."
@@ -195,7 +188,7 @@ def make(
   devices = (
     topology_lib.compile_devices(topology) if compiles else topology.devices
   )
-  found = phases(config, devices, only)
+  found = phases(config, devices)
   chosen = [phase for phase in found if only in ("", phase.name)]
   if not chosen:
     known = ", ".join(phase.name for phase in found)

@@ -1,4 +1,8 @@
-"""Rejection sampling, online preference optimisation and BOND as phases."""
+"""Rejection sampling, online preference optimisation and BOND as phases.
+
+Each maker takes the configuration, the devices (programs.Devices), the prefix
+of the stage for messages, and the rlhf configuration it is part of, or None.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +24,8 @@ from rlhf_jax.pipelines import (
 )
 from rlhf_jax.pipelines import build as build_lib
 from rlhf_jax.pipelines.config import Data, Model, section
-from rlhf_jax.planning import abstract
-from rlhf_jax.planning.ppo import actors_of, assumed
+from rlhf_jax.planning import abstract, origins
+from rlhf_jax.planning.ppo import actors_of
 from rlhf_jax.planning.programs import (
   Devices,
   Flow,
@@ -58,14 +62,18 @@ class _Opened:
 
 
 def _open(
-  config: Any, devices: Devices, prefix: str, sampling_: generate.Config
+  config: Any,
+  devices: Devices,
+  prefix: str,
+  before: Any,
+  sampling_: generate.Config,
 ) -> _Opened:
   mesh = abstract.make_mesh(config, devices, prefix)
   base = abstract.base(
     section(Model, config.model, f"{prefix}model"), mesh, devices
   )
   actors_lib.check_sampling(sampling_, mesh.size)
-  start, models, notes = assumed(config, base, mesh, prefix, "")
+  start, models, notes = origins.stages_of(config, base, mesh, prefix, before)
   actors = actors_of(
     base,
     mesh,
@@ -169,13 +177,15 @@ def _phase(
   )
 
 
-def rejection_phase(config: Any, devices: Devices, prefix: str = "") -> Phase:
+def rejection_phase(
+  config: Any, devices: Devices, prefix: str = "", before: Any = None
+) -> Phase:
   """Returns the phase of a rejection-sampling configuration; see report.py.
 
   Its step is that of fine-tuning; sampling comes before the round's steps.
   """
   settings = rejection.read_settings(_judged(config))
-  opened = _open(config, devices, prefix, settings.generate)
+  opened = _open(config, devices, prefix, before, settings.generate)
   mesh, plan = opened.mesh, opened.actors.plan
   tx = make_transform(config, prefix, settings.schedule)
   prompts = settings.rounds.batch_size
@@ -209,11 +219,11 @@ def rejection_phase(config: Any, devices: Devices, prefix: str = "") -> Phase:
 
 
 def online_preference_phase(
-  config: Any, devices: Devices, prefix: str = ""
+  config: Any, devices: Devices, prefix: str = "", before: Any = None
 ) -> Phase:
   """Returns the phase of an online preference configuration."""
   settings = online_preference.read_settings(_judged(config))
-  opened = _open(config, devices, prefix, settings.generate)
+  opened = _open(config, devices, prefix, before, settings.generate)
   mesh = opened.mesh
   tx = make_transform(config, prefix, settings.schedule)
   arrays = abstract.state(
@@ -277,10 +287,12 @@ def online_preference_phase(
   )
 
 
-def bond_phase(config: Any, devices: Devices, prefix: str = "") -> Phase:
+def bond_phase(
+  config: Any, devices: Devices, prefix: str = "", before: Any = None
+) -> Phase:
   """Returns the phase of a BOND configuration: two policies sample."""
   settings = bond.read_settings(_judged(config))
-  opened = _open(config, devices, prefix, settings.generate)
+  opened = _open(config, devices, prefix, before, settings.generate)
   mesh = opened.mesh
   tx = make_transform(config, prefix, settings.schedule)
   arrays = abstract.state(

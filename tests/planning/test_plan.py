@@ -1,83 +1,35 @@
 """Plans of tiny models on eight simulated devices."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import pytest
 
 from rlhf_jax import plan
-from rlhf_jax.models import roles, shapes
-from rlhf_jax.pipelines import defaults, methods
+from rlhf_jax.models import roles
+from rlhf_jax.pipelines import defaults
 from rlhf_jax.pipelines.config import ConfigError
 from rlhf_jax.planning import abstract, compiled, report, table, topology
 from rlhf_jax.planning.work import Passes
-
-ROOT = Path(__file__).parents[2]
-TINY = dataclasses.replace(
-  shapes.SHAPES["llama3_8b"],
-  vocab_size=64,
-  width=32,
-  n_layers=2,
-  n_heads=4,
-  n_kv_heads=2,
-  head_dim=8,
-  mlp_width=48,
-  max_length=64,
+from tests.planning.tiny_plans import (
+  EIGHT,
+  LAYER,
+  LAYER_FACTORS,
+  PARAMETERS,
+  ROOT,
+  TINY,
+  close,
+  line_of,
+  load,
+  policy_config,
+  sft_config,
 )
-LAYER = 32 * 8 * 2 * (4 + 2) + 3 * 32 * 48 + 2 * 32
-PARAMETERS = 2 * LAYER + 2 * 64 * 32 + 32
-LAYER_FACTORS = 2 * (64 + 2 * 48 + 64 + 3 * 80)  # of rank 2
-EIGHT = topology.parse("cpu:8")
 
-
-@pytest.fixture(autouse=True)
-def tiny_shape(monkeypatch):
-  monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-  name = "jax_disable_most_optimizations"
-  before = jax.config.values[name]
-  jax.config.update(name, True)
-  yield
-  jax.config.update(name, before)
-
-
-def sft_config(**mesh):
-  config = defaults.sft()
-  config.model.update(source="shape:tiny", scan_layers=True, remat=True)
-  config.data.max_length = 24
-  config.schedule.update(batch_size=16, steps=3)
-  config.optimizer.schedule = "constant"
-  config.mesh.update(data=1, fsdp=-1, **mesh)
-  return config
-
-
-def policy_config(mode):
-  config = defaults.policy()
-  rank = 2 * (mode == "lora")
-  config.model.update(source="shape:tiny", scan_layers=True, lora_rank=rank)
-  config.trainable.mode = config.value.mode = mode
-  config.prompts.max_length = 24
-  config.generate.max_new_tokens = 8
-  config.schedule.update(batch_size=16, steps=3)
-  config.mesh.update(data=2, fsdp=2, tensor=2)
-  return config
-
-
-def line_of(found, name):
-  return next(line for line in found.lines if line.program == name)
-
-
-def close(found, expected):
-  assert found == pytest.approx(expected, rel=0.15)
+pytestmark = pytest.mark.usefixtures("tiny_shape", "quick_compiles")
 
 
 def test_weights_and_optimizer_as_the_compiler_counts_them():
@@ -116,107 +68,6 @@ def test_a_policy_compiles_as_it_is_estimated():
   text = table.render(found)
   assert "COMPILED" in text and "data=2 x fsdp=2 x tensor=2" in text
   assert json.loads(json.dumps(table.as_json(found)))["fits"]
-
-
-def sampled_config(pipeline, **sections):
-  config = getattr(defaults, pipeline)()
-  config.model.update(source="shape:tiny", scan_layers=True, lora_rank=2)
-  config.trainable.mode = "lora"
-  config.prompts.max_length = 24
-  config.generate.update(max_new_tokens=8, num_samples=2)
-  config.schedule.update(batch_size=16, steps=3)
-  config.mesh.update(data=2, fsdp=2, tensor=2)
-  for name, values in sections.items():
-    config[name].update(values)
-  return config
-
-
-def grpo_config():
-  config = policy_config("lora")
-  config.algorithm = methods.tree("grpo")
-  config.verifier.name = "exact"
-  config.generate.num_samples = 2
-  config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
-  return config
-
-
-def preference_config(name):
-  config = defaults.preference(name)
-  config.model.update(source="shape:tiny", scan_layers=True)
-  config.data.max_length = 24
-  config.schedule.update(batch_size=16, steps=3)
-  config.mesh.update(data=2, fsdp=2, tensor=2)
-  return config
-
-
-SAMPLING = ["merge", "prefill", "decode", "judge"]
-OTHERS = {
-  "grpo": (grpo_config, [*SAMPLING, "prepare", "update"]),
-  "dpo": (lambda: preference_config("dpo"), ["reference", "update"]),
-  "kto": (lambda: preference_config("kto"), ["reference", "update"]),
-  "orpo": (lambda: preference_config("orpo"), ["update"]),
-  "rejection": (
-    lambda: sampled_config(
-      "rejection", rounds=dict(prompts=16, batch_size=16, count=1)
-    ),
-    [*SAMPLING, "update"],
-  ),
-  "online_preference": (
-    lambda: sampled_config("online_preference"),
-    [*SAMPLING, "pairs", "update"],
-  ),
-  "moving reference": (
-    lambda: sampled_config(
-      "online_preference", pairing=dict(reference_every=2)
-    ),
-    [*SAMPLING, "pairs", "refer", "update"],
-  ),
-  "bond": (
-    lambda: sampled_config("bond"),
-    [
-      *(f"anchor {name}" for name in SAMPLING),
-      *(f"own {name}" for name in SAMPLING),
-      "update",
-    ],
-  ),
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_pipelines_are_planned(name):
-  make, programs = OTHERS[name]
-  found = report.make(make(), EIGHT, compiles=False)
-  assert [line.program for line in found.lines] == programs
-  assert line_of(found, "update").flops > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["dpo", "rejection", "bond"])
-def test_other_pipelines_that_do_not_fit_have_remedies(
-  name, monkeypatch, capsys
-):
-  small = dataclasses.replace(topology.CHIPS["v5e"], usable=2**-13)
-  monkeypatch.setitem(topology.CHIPS, "v5e", small)
-  config = OTHERS[name][0]()
-  assert plan.run(config, "v5e:2x4", analytic=True, phase="", file="") == 2
-  text = capsys.readouterr().out
-  assert "DOES NOT FIT" in text and "--config.model.remat=True" in text
-  has_parts = name != "bond"  # BOND is one batch
-  assert ("microbatches=" in text) == has_parts
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_pipelines_compile_as_they_are_estimated(name):
-  make, _ = OTHERS[name]
-  guess = report.make(make(), EIGHT, compiles=False)
-  found = report.make(make(), EIGHT, compiles=True)
-  for line, other in zip(found.lines, guess.lines, strict=True):
-    assert line.is_compiled
-    close(line.inputs, other.inputs)
-  line = line_of(found, "update")
-  resident = line.weights + line.optimizer - line.idle
-  close(line.arguments, resident + line.inputs)
 
 
 def test_full_roles_hold_what_a_run_holds():
@@ -291,61 +142,6 @@ def test_what_does_not_fit_is_refused_with_remedies(monkeypatch, capsys):
   for remedy in ("mesh.fsdp=-1", "model.remat=True", "loss.microbatches="):
     assert f"--config.{remedy}" in text or remedy in text
   assert text.count("GiB alone") >= 2
-
-
-def test_the_whole_quickstart_is_planned_without_its_assets(monkeypatch):
-  """rlhf: four stages, heads on a frozen trunk, packed rows, monitors."""
-  monkeypatch.setenv("RLHF_JAX_CACHE", "/nowhere")
-  config = load("configs/recipes/smollm2.py")
-  found = {
-    phase.name: [program.name for program in phase.programs]
-    for phase in report.phases(config, 8)
-  }
-  sampling = ["merge", "prefill", "decode"]
-  assert found == {
-    "sft": ["update", *sampling],
-    "reward": ["features", "update"],
-    "gold": ["features", "update"],
-    "policy": [*sampling, "judge", "recompute", "prepare", "update"],
-  }
-  slice_ = topology.parse("v5e:2x4")
-  reward = report.make(config, slice_, compiles=False, only="reward")
-  assert reward.parameters == 134_515_008
-  assert not reward.too_large
-  # only a head trains: its activations are nothing beside the trunk's
-  features, update = reward.lines
-  assert update.temporaries < 0.1 * features.temporaries
-
-
-@pytest.mark.parametrize("mode", ["full", "lora"])
-def test_ppo_beside_a_verifier_is_planned_with_a_critic(mode):
-  config = policy_config(mode)
-  with_reward = report.make(config, EIGHT, compiles=False)
-  config.verifier.name, config.value.init = "exact", "random"
-  found = report.make(config, EIGHT, compiles=False)
-  assert line_of(found, "update").optimizer == pytest.approx(
-    line_of(with_reward, "update").optimizer, rel=0.01
-  )
-  reads = line_of(found, "judge").weights
-  assert reads < line_of(with_reward, "judge").weights  # no reward model
-
-
-def test_a_whole_run_with_another_policy_stage_is_refused():
-  config = load("configs/quickstart_method.py", "raft")
-  with pytest.raises(ConfigError, match="Plan that stage by itself"):
-    report.phases(config, 8)
-  assert [phase.name for phase in report.phases(config, 8, "sft")] == [
-    "sft",
-    "reward",
-    "gold",
-  ]
-
-
-def load(name, *arguments):
-  spec = importlib.util.spec_from_file_location("recipe", ROOT / name)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(*arguments)
 
 
 def test_recipes_say_what_they_accept():

@@ -1,0 +1,177 @@
+"""Every pipeline is planned, alone and as a stage of a whole run."""
+
+import dataclasses
+
+import pytest
+
+from rlhf_jax import plan
+from rlhf_jax.pipelines import defaults, methods
+from rlhf_jax.planning import report, topology
+from tests.planning.tiny_plans import (
+  EIGHT,
+  close,
+  line_of,
+  load,
+  policy_config,
+)
+
+pytestmark = pytest.mark.usefixtures("tiny_shape", "quick_compiles")
+
+
+def sampled_config(pipeline, **sections):
+  config = getattr(defaults, pipeline)()
+  config.model.update(source="shape:tiny", scan_layers=True, lora_rank=2)
+  config.trainable.mode = "lora"
+  config.prompts.max_length = 24
+  config.generate.update(max_new_tokens=8, num_samples=2)
+  config.schedule.update(batch_size=16, steps=3)
+  config.mesh.update(data=2, fsdp=2, tensor=2)
+  for name, values in sections.items():
+    config[name].update(values)
+  return config
+
+
+def grpo_config():
+  config = policy_config("lora")
+  config.algorithm = methods.tree("grpo")
+  config.verifier.name = "exact"
+  config.generate.num_samples = 2
+  config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
+  return config
+
+
+def preference_config(name):
+  config = defaults.preference(name)
+  config.model.update(source="shape:tiny", scan_layers=True)
+  config.data.max_length = 24
+  config.schedule.update(batch_size=16, steps=3)
+  config.mesh.update(data=2, fsdp=2, tensor=2)
+  return config
+
+
+SAMPLING = ["merge", "prefill", "decode", "judge"]
+OTHERS = {
+  "grpo": (grpo_config, [*SAMPLING, "prepare", "update"]),
+  "dpo": (lambda: preference_config("dpo"), ["reference", "update"]),
+  "kto": (lambda: preference_config("kto"), ["reference", "update"]),
+  "orpo": (lambda: preference_config("orpo"), ["update"]),
+  "rejection": (
+    lambda: sampled_config(
+      "rejection", rounds=dict(prompts=16, batch_size=16, count=1)
+    ),
+    [*SAMPLING, "update"],
+  ),
+  "online_preference": (
+    lambda: sampled_config("online_preference"),
+    [*SAMPLING, "pairs", "update"],
+  ),
+  "moving reference": (
+    lambda: sampled_config(
+      "online_preference", pairing=dict(reference_every=2)
+    ),
+    [*SAMPLING, "pairs", "refer", "update"],
+  ),
+  "bond": (
+    lambda: sampled_config("bond"),
+    [
+      *(f"anchor {name}" for name in SAMPLING),
+      *(f"own {name}" for name in SAMPLING),
+      "update",
+    ],
+  ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_pipelines_are_planned(name):
+  make, programs = OTHERS[name]
+  found = report.make(make(), EIGHT, compiles=False)
+  assert [line.program for line in found.lines] == programs
+  assert line_of(found, "update").flops > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpo", "rejection", "bond"])
+def test_other_pipelines_that_do_not_fit_have_remedies(
+  name, monkeypatch, capsys
+):
+  small = dataclasses.replace(topology.CHIPS["v5e"], usable=2**-13)
+  monkeypatch.setitem(topology.CHIPS, "v5e", small)
+  config = OTHERS[name][0]()
+  assert plan.run(config, "v5e:2x4", analytic=True, phase="", file="") == 2
+  text = capsys.readouterr().out
+  assert "DOES NOT FIT" in text and "--config.model.remat=True" in text
+  has_parts = name != "bond"  # BOND is one batch
+  assert ("microbatches=" in text) == has_parts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_pipelines_compile_as_they_are_estimated(name):
+  make, _ = OTHERS[name]
+  guess = report.make(make(), EIGHT, compiles=False)
+  found = report.make(make(), EIGHT, compiles=True)
+  for line, other in zip(found.lines, guess.lines, strict=True):
+    assert line.is_compiled
+    close(line.inputs, other.inputs)
+  line = line_of(found, "update")
+  resident = line.weights + line.optimizer - line.idle
+  close(line.arguments, resident + line.inputs)
+
+
+def test_the_whole_quickstart_is_planned_without_its_assets(monkeypatch):
+  """rlhf: four stages, heads on a frozen trunk, packed rows, monitors."""
+  monkeypatch.setenv("RLHF_JAX_CACHE", "/nowhere")
+  config = load("configs/recipes/smollm2.py")
+  found = {
+    phase.name: [program.name for program in phase.programs]
+    for phase in report.phases(config, 8)
+  }
+  sampling = ["merge", "prefill", "decode"]
+  assert found == {
+    "sft": ["update", *sampling],
+    "reward": ["features", "update"],
+    "gold": ["features", "update"],
+    "policy": [*sampling, "judge", "recompute", "prepare", "update"],
+  }
+  slice_ = topology.parse("v5e:2x4")
+  reward = report.make(config, slice_, compiles=False, only="reward")
+  assert reward.parameters == 134_515_008
+  assert not reward.too_large
+  # only a head trains: its activations are nothing beside the trunk's
+  features, update = reward.lines
+  assert update.temporaries < 0.1 * features.temporaries
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_ppo_beside_a_verifier_is_planned_with_a_critic(mode):
+  config = policy_config(mode)
+  with_reward = report.make(config, EIGHT, compiles=False)
+  config.verifier.name, config.value.init = "exact", "random"
+  found = report.make(config, EIGHT, compiles=False)
+  assert line_of(found, "update").optimizer == pytest.approx(
+    line_of(with_reward, "update").optimizer, rel=0.01
+  )
+  reads = line_of(found, "judge").weights
+  assert reads < line_of(with_reward, "judge").weights  # no reward model
+
+
+@pytest.mark.parametrize(
+  "method, programs",
+  [
+    ("online_dpo", [*SAMPLING, "pairs", "update"]),
+    pytest.param("raft", [*SAMPLING, "update"], marks=pytest.mark.slow),
+    pytest.param("dpo", ["reference", "update"], marks=pytest.mark.slow),
+  ],
+)
+def test_a_whole_run_is_planned_with_any_policy_stage(
+  method, programs, monkeypatch
+):
+  monkeypatch.setenv("RLHF_JAX_CACHE", "/nowhere")
+  config = load("configs/quickstart_method.py", method)
+  one = topology.parse("cpu:1")
+  found = report.make(config, one, compiles=False)
+  names = [line.program for line in found.lines if line.phase == "policy"]
+  assert names == programs
+  assert list(found.meshes) == ["sft", "reward", "gold", "policy"]
+  assert not found.notes["policy"]  # earlier stages are known
