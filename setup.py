@@ -40,6 +40,6 @@ setuptools.setup(
     "cuda": ["jax[cuda12]>=0.7.2"],
     "tfds": TFDS,
     "tpu": ["jax[tpu]>=0.7.2", "gcsfs>=2024.2"],
-    "test": ["pytest>=8.0", "ruff>=0.6", *TFDS],
+    "test": ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6", *TFDS],
   },
 )

@@ -1,4 +1,8 @@
-"""Shared test set-up: CPU, eight simulated devices, strict broadcasting."""
+"""Shared test set-up: CPU, eight simulated devices, strict broadcasting.
+
+Compilers hardly optimise: most of the time of small tests is compiling. The
+proofs, which train for long, turn that off again (tests/proofs/conftest.py).
+"""
 
 import os
 
@@ -11,3 +15,4 @@ import jax  # noqa: E402  (after the environment is set)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_threefry_partitionable", True)
+jax.config.update("jax_disable_most_optimizations", True)

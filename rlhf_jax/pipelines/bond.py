@@ -81,34 +81,45 @@ class Settings:
   guards: sampled.Guards
 
 
-def read_settings(config: Any) -> Settings:
-  """Returns the checked sections; raises ConfigError."""
-  check_sections(config, SECTIONS, "")
+def read_settings(config: Any, prefix: str = "") -> Settings:
+  """Returns the checked sections.
+
+  Args:
+    config: of the pipeline.
+    prefix: where it stands in a whole run ("policy."), for messages.
+
+  Raises:
+    ConfigError: a value that cannot be right.
+  """
+  check_sections(config, SECTIONS, prefix)
   settings = Settings(
-    distillation=section(bond.Config, config.distillation, "distillation"),
-    target=section(Target, config.target, "target"),
-    generate=section(generate.Config, config.generate, "generate"),
-    schedule=section(Schedule, config.schedule, "schedule"),
-    guards=section(sampled.Guards, config.guards, "guards"),
+    distillation=section(
+      bond.Config, config.distillation, f"{prefix}distillation"
+    ),
+    target=section(Target, config.target, f"{prefix}target"),
+    generate=section(generate.Config, config.generate, f"{prefix}generate"),
+    schedule=section(Schedule, config.schedule, f"{prefix}schedule"),
+    guards=section(sampled.Guards, config.guards, f"{prefix}guards"),
   )
   samples, target = settings.generate.num_samples, settings.target
   if target.kind == "j_bond" and samples != 2:
     raise ConfigError(
-      f"config.generate.num_samples={samples}: J-BOND compares with two "
-      "answers of the anchor. Set 2, or target.kind='bond'."
+      f"config.{prefix}generate.num_samples={samples}: J-BOND compares with "
+      "two answers of the anchor. Set 2, or target.kind='bond'."
     )
   if target.n > samples:
     raise ConfigError(
-      f"config.target.n={target.n}: the best of n is taken from generate."
-      f"num_samples={samples} answers of the anchor. Raise that, or lower n."
+      f"config.{prefix}target.n={target.n}: the best of n is taken from "
+      f"generate.num_samples={samples} answers of the anchor. Raise that, or "
+      "lower n."
     )
   if settings.distillation.has_baseline and settings.schedule.batch_size < 2:
     raise ConfigError(
-      f"config.schedule.batch_size={settings.schedule.batch_size}: the "
+      f"config.{prefix}schedule.batch_size={settings.schedule.batch_size}: the "
       "baseline is the mean of the other answers. Set >= 2, or distillation."
       "has_baseline=False."
     )
-  sampled.read_judge(config, settings.generate, 2)
+  sampled.check_answers(config, settings.generate, 2, prefix)
   return settings
 
 

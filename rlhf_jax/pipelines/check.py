@@ -227,7 +227,9 @@ def _check_stage(config: Any, pipeline: str, prefix: str) -> None:
   if pipeline == "preference":
     _check_preference(config, found, prefix)
   if pipeline in READERS:
-    _read_settings(config, pipeline, prefix)
+    READERS[pipeline](config, prefix)
+    if not prefix:  # a whole run names the judge itself
+      methods.check_judge(config)
   pretrained.check_source(found["model"].source, f"{prefix}model")
   _check_trainable(pipeline, found, prefix)
   _check_lengths(config, found, prefix)
@@ -241,18 +243,6 @@ def _check_stage(config: Any, pipeline: str, prefix: str) -> None:
     check_policy.check_room(
       found["prompts"], found["generate"], prefix + "prompts"
     )
-
-
-def _read_settings(config: Any, pipeline: str, prefix: str) -> None:
-  """Checks the sections of a pipeline against each other, as it does."""
-  if prefix:  # the run itself names the judge
-    config = config.copy_and_resolve_references()
-    config.reward = "" if config.verifier.name else "reward"
-  try:
-    READERS[pipeline](config)
-  except ConfigError as error:
-    text = str(error).replace("config.", f"config.{prefix}", 1)
-    raise ConfigError(text) from error
 
 
 def _check_preference(config: Any, found: dict, prefix: str) -> None:

@@ -63,41 +63,39 @@ def read(values: Any, num_samples: int, prefix: str = "") -> Method:
   return Method(found.name, found.module, found.config)
 
 
-def check_judge(config: Any, prefix: str = "") -> None:
+def check_judge(config: Any) -> None:
   """Raises ConfigError unless something, and one thing, judges answers.
 
   Args:
-    config: of a stage that samples.
-    prefix: of the stage, for messages.
+    config: of a pipeline that samples, on its own.
   """
   name = config.verifier.name
   if name and config.reward:
     raise ConfigError(
-      f"config.{prefix}verifier.name={name!r} and {prefix}reward="
+      f"config.verifier.name={name!r} and reward="
       f"{config.reward!r}: one of them judges. Set the other to ''; a reward "
       "model can watch as one of monitors."
     )
   if not name and not config.reward:
     raise ConfigError(
-      f"config.{prefix}reward is empty: name the --workdir of a finished "
+      "config.reward is empty: name the --workdir of a finished "
       "configs/reward.py run, or set verifier.name."
     )
 
 
-def check_judges(config: Any, method: Method, prefix: str = "") -> None:
+def check_judges(config: Any, method: Method) -> None:
   """Raises ConfigError unless one thing judges, and the method can use it.
 
   Args:
-    config: of a policy stage.
+    config: of a policy pipeline, on its own.
     method: what `read` returned.
-    prefix: of the stage, for messages.
   """
-  check_judge(config, prefix)
+  check_judge(config)
   name = config.verifier.name
   if name and method.has_critic and config.value.init != "random":
     raise ConfigError(
-      f"config.{prefix}verifier.name={name!r}: {method.name!r} needs a critic, "
-      f"which starts as the reward model ({prefix}value.init="
+      f"config.verifier.name={name!r}: {method.name!r} needs a critic, "
+      f"which starts as the reward model (value.init="
       f"{config.value.init!r}), and there is none. Set value.init='random' for "
       "one that starts at 0 on the policy's weights, or algorithm.name to a "
       "method without critic, such as 'rloo' or 'grpo'."

@@ -74,30 +74,43 @@ class Settings:
   guards: sampled.Guards
 
 
-def read_settings(config: Any) -> Settings:
-  """Returns the checked sections; raises ConfigError."""
-  check_sections(config, SECTIONS, "")
+def read_settings(config: Any, prefix: str = "") -> Settings:
+  """Returns the checked sections.
+
+  Args:
+    config: of the pipeline.
+    prefix: where it stands in a whole run ("policy."), for messages.
+
+  Raises:
+    ConfigError: a value that cannot be right.
+  """
+  check_sections(config, SECTIONS, prefix)
   name = config.algorithm.get("name")
   if name in registry.ALGORITHMS and name not in METHODS:
     raise ConfigError(
-      f"config.algorithm.name={name!r}: does not compare two answers of one "
-      f"policy. Set one of {', '.join(METHODS)}."
+      f"config.{prefix}algorithm.name={name!r}: does not compare two answers "
+      f"of one policy. Set one of {', '.join(METHODS)}."
     )
   settings = Settings(
-    method=method_sections.read(config.algorithm, METHODS),
-    update=section(preference.Config, config.accumulation, "accumulation"),
-    pairing=section(pairing.Config, config.pairing, "pairing"),
-    generate=section(generate.Config, config.generate, "generate"),
-    schedule=section(Schedule, config.schedule, "schedule"),
-    guards=section(sampled.Guards, config.guards, "guards"),
+    method=method_sections.read(
+      config.algorithm, METHODS, f"{prefix}algorithm"
+    ),
+    update=section(
+      preference.Config, config.accumulation, f"{prefix}accumulation"
+    ),
+    pairing=section(pairing.Config, config.pairing, f"{prefix}pairing"),
+    generate=section(generate.Config, config.generate, f"{prefix}generate"),
+    schedule=section(Schedule, config.schedule, f"{prefix}schedule"),
+    guards=section(sampled.Guards, config.guards, f"{prefix}guards"),
   )
   is_free = name in registry.REFERENCE_FREE
   if settings.pairing.reference_every and is_free:
     raise ConfigError(
-      f"config.pairing.reference_every={settings.pairing.reference_every}: "
-      f"{name!r} has no reference. Set 0, or a method such as 'dpo'."
+      f"config.{prefix}pairing.reference_every="
+      f"{settings.pairing.reference_every}: {name!r} has no reference. Set 0, "
+      "or a method such as 'dpo'."
     )
-  sampled.read_judge(config, settings.generate, 2)
+  sampled.check_answers(config, settings.generate, 2, prefix)
   return settings
 
 

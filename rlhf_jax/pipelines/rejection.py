@@ -63,28 +63,38 @@ class Settings:
   schedule: Schedule
 
 
-def read_settings(config: Any) -> Settings:
-  """Returns the checked sections; raises ConfigError."""
-  check_sections(config, SECTIONS, "")
+def read_settings(config: Any, prefix: str = "") -> Settings:
+  """Returns the checked sections.
+
+  Args:
+    config: of the pipeline.
+    prefix: where it stands in a whole run ("policy."), for messages.
+
+  Raises:
+    ConfigError: a value that cannot be right.
+  """
+  check_sections(config, SECTIONS, prefix)
   settings = Settings(
-    rounds=section(Rounds, config.rounds, "rounds"),
-    selection=section(best_of_n.Config, config.selection, "selection"),
-    generate=section(generate.Config, config.generate, "generate"),
-    loss=section(sft_algorithm.Config, config.loss, "loss"),
-    schedule=section(Schedule, config.schedule, "schedule"),
+    rounds=section(Rounds, config.rounds, f"{prefix}rounds"),
+    selection=section(best_of_n.Config, config.selection, f"{prefix}selection"),
+    generate=section(generate.Config, config.generate, f"{prefix}generate"),
+    loss=section(sft_algorithm.Config, config.loss, f"{prefix}loss"),
+    schedule=section(Schedule, config.schedule, f"{prefix}schedule"),
   )
   rule = settings.selection.rule
   if rule == "pooled":
     raise ConfigError(
-      "config.selection.rule='pooled': rounds of a run have other prompts, so "
-      "winners are pooled by file. Set rule='per_prompt' and rounds.pool=True."
+      f"config.{prefix}selection.rule='pooled': rounds of a run have other "
+      "prompts, so winners are pooled by file. Set rule='per_prompt' and "
+      "rounds.pool=True."
     )
   if settings.rounds.pool and settings.rounds.start == "previous":
     raise ConfigError(
-      "config.rounds.pool=True: with rounds.start='previous' old samples would "
-      "be trained on again in each round. Set start='base'."
+      f"config.{prefix}rounds.pool=True: with rounds.start='previous' old "
+      "samples would be trained on again in each round. Set start='base'."
     )
-  sampled.read_judge(config, settings.generate, 1 if rule == "all" else 2)
+  least = 1 if rule == "all" else 2
+  sampled.check_answers(config, settings.generate, least, prefix)
   return settings
 
 

@@ -72,23 +72,25 @@ class Opened:
   monitors: tuple[str, ...]  # reward models that only watch
 
 
-def read_judge(config: Any, sampling: generate.Config, least: int) -> None:
-  """Checks what judges, and how many answers to a prompt there are.
+def check_answers(
+  config: Any, sampling: generate.Config, least: int, prefix: str
+) -> None:
+  """Checks the verifier, and how many answers to a prompt there are.
 
   Args:
     config: of the pipeline.
     sampling: its section `generate`.
     least: answers that a comparison needs.
+    prefix: where the pipeline stands, for messages.
 
   Raises:
-    ConfigError: too few answers, no judge or two, or a wrong verifier.
+    ConfigError: too few answers, or a wrong verifier.
   """
-  methods.check_judge(config)
-  verify.read(config.verifier)
+  verify.read(config.verifier, prefix)
   if sampling.num_samples < least:
     raise ConfigError(
-      f"config.generate.num_samples={sampling.num_samples}: answers to one "
-      f"prompt are compared. Set >= {least}."
+      f"config.{prefix}generate.num_samples={sampling.num_samples}: answers to "
+      f"one prompt are compared. Set >= {least}."
     )
 
 
@@ -144,7 +146,12 @@ def open_source(
 
 
 def load_base(config: Any) -> tuple[jax.sharding.Mesh, build.Base]:
-  """Returns the mesh and the base model of a configuration."""
+  """Returns the mesh and the base model of a configuration.
+
+  Raises:
+    ConfigError: nothing judges, or two things do.
+  """
+  methods.check_judge(config)
   mesh = build.make_mesh(config)
   return mesh, build.load_base(section(Model, config.model, "model"), mesh)
 

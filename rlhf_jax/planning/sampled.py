@@ -6,7 +6,6 @@ of the stage for messages, and the rlhf configuration it is part of, or None.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from typing import Any
@@ -85,15 +84,6 @@ def _open(
   )
   prompts = section(Data, config.prompts, f"{prefix}prompts")
   return _Opened(mesh, base, actors, notes, sampling_, prompts)
-
-
-def _judged(config: Any) -> Any:
-  """Returns the configuration with a reward model, if nothing judges yet."""
-  if config.reward or config.verifier.name:
-    return config
-  config = copy.deepcopy(config)
-  config.reward = "assumed"  # no plan reads weights
-  return config
 
 
 def _answers(
@@ -184,7 +174,7 @@ def rejection_phase(
 
   Its step is that of fine-tuning; sampling comes before the round's steps.
   """
-  settings = rejection.read_settings(_judged(config))
+  settings = rejection.read_settings(config, prefix)
   opened = _open(config, devices, prefix, before, settings.generate)
   mesh, plan = opened.mesh, opened.actors.plan
   tx = make_transform(config, prefix, settings.schedule)
@@ -222,7 +212,7 @@ def online_preference_phase(
   config: Any, devices: Devices, prefix: str = "", before: Any = None
 ) -> Phase:
   """Returns the phase of an online preference configuration."""
-  settings = online_preference.read_settings(_judged(config))
+  settings = online_preference.read_settings(config, prefix)
   opened = _open(config, devices, prefix, before, settings.generate)
   mesh = opened.mesh
   tx = make_transform(config, prefix, settings.schedule)
@@ -291,7 +281,7 @@ def bond_phase(
   config: Any, devices: Devices, prefix: str = "", before: Any = None
 ) -> Phase:
   """Returns the phase of a BOND configuration: two policies sample."""
-  settings = bond.read_settings(_judged(config))
+  settings = bond.read_settings(config, prefix)
   opened = _open(config, devices, prefix, before, settings.generate)
   mesh = opened.mesh
   tx = make_transform(config, prefix, settings.schedule)

@@ -17,7 +17,6 @@ def compile_cache(tmp_path_factory):
   """Keeps compiled programs in a folder; returns it, for subprocesses too."""
   folder = tmp_path_factory.mktemp("cache")
   settings = {
-    "jax_disable_most_optimizations": True,  # compiling is most of the time
     "jax_compilation_cache_dir": str(folder / "xla"),
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": 0,

@@ -29,7 +29,7 @@ from tests.planning.tiny_plans import (
   sft_config,
 )
 
-pytestmark = pytest.mark.usefixtures("tiny_shape", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("tiny_shape")
 
 
 def test_weights_and_optimizer_as_the_compiler_counts_them():

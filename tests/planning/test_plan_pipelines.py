@@ -15,7 +15,7 @@ from tests.planning.tiny_plans import (
   policy_config,
 )
 
-pytestmark = pytest.mark.usefixtures("tiny_shape", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("tiny_shape")
 
 
 def sampled_config(pipeline, **sections):
@@ -156,12 +156,13 @@ def test_ppo_beside_a_verifier_is_planned_with_a_critic(mode):
   assert reads < line_of(with_reward, "judge").weights  # no reward model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "method, programs",
   [
     ("online_dpo", [*SAMPLING, "pairs", "update"]),
-    pytest.param("raft", [*SAMPLING, "update"], marks=pytest.mark.slow),
-    pytest.param("dpo", ["reference", "update"], marks=pytest.mark.slow),
+    ("raft", [*SAMPLING, "update"]),
+    ("dpo", ["reference", "update"]),
   ],
 )
 def test_a_whole_run_is_planned_with_any_policy_stage(
