@@ -95,7 +95,7 @@ def check_judges(config: Any, method: Method) -> None:
   if name and method.has_critic and config.value.init != "random":
     raise ConfigError(
       f"config.verifier.name={name!r}: {method.name!r} needs a critic, "
-      f"which starts as the reward model (value.init="
+      "which starts as the reward model (value.init="
       f"{config.value.init!r}), and there is none. Set value.init='random' for "
       "one that starts at 0 on the policy's weights, or algorithm.name to a "
       "method without critic, such as 'rloo' or 'grpo'."
