@@ -241,10 +241,8 @@ def by_share(compute: Callable[[slice], PyTree], count: int) -> PyTree:
 
   def gather(mine: np.ndarray) -> np.ndarray:
     padding = [(0, size - len(mine))] + [(0, 0)] * (mine.ndim - 1)
-    rows = np.pad(mine, padding)
-    return np.asarray(multihost_utils.process_allgather(rows, tiled=True))[
-      :count
-    ]
+    every = multihost_utils.process_allgather(np.pad(mine, padding), tiled=True)
+    return np.asarray(every)[:count]
 
   return jax.tree.map(gather, compute(slice(begin, min(begin + size, count))))
 

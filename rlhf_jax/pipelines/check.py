@@ -142,12 +142,8 @@ def check_config(config: Any) -> None:
     _check_stages_before(config, pipeline)
     return
   _check_fields(config, defaults.rlhf(), "")
-  kinds = PIPELINE_OF_STAGE | {"policy": config.policy.get("pipeline")}
-  if kinds["policy"] not in rlhf.POLICY_STAGES:
-    raise ConfigError(
-      f"config.policy.pipeline={kinds['policy']!r}: must be one of "
-      f"{', '.join(rlhf.POLICY_STAGES)}."
-    )
+  rlhf.check_policy_stage(config)
+  kinds = PIPELINE_OF_STAGE | {"policy": config.policy.pipeline}
   for stage, kind in kinds.items():
     _check_stage(config[stage], kind, f"{stage}.")
   _check_stages_agree(config, kinds)

@@ -46,6 +46,16 @@ POLICY_STAGES = {
 }
 
 
+def check_policy_stage(config: Any) -> None:
+  """Raises ConfigError unless the policy stage is one of POLICY_STAGES."""
+  kind = config.policy.get("pipeline")
+  if kind not in POLICY_STAGES:
+    raise ConfigError(
+      f"config.policy.pipeline={kind!r}: must be one of "
+      f"{', '.join(POLICY_STAGES)}."
+    )
+
+
 @contextmanager
 def timed(workdir: Path, phase: str):
   """Appends the wall time of a phase, also of one that was interrupted."""

@@ -111,8 +111,10 @@ def open_source(
     batch_size: prompts of a batch.
 
   Raises:
-    ConfigError: a stage is missing, or sampling that has no log-probabilities.
+    ConfigError: nothing judges, or two things do, a stage is missing, or
+      sampling that has no log-probabilities.
   """
+  methods.check_judge(config)
   actors_lib.check_sampling(sampling, mesh.size)
   data = section(Data, config.prompts, "prompts")
   actors = actors_lib.load(
@@ -146,12 +148,7 @@ def open_source(
 
 
 def load_base(config: Any) -> tuple[jax.sharding.Mesh, build.Base]:
-  """Returns the mesh and the base model of a configuration.
-
-  Raises:
-    ConfigError: nothing judges, or two things do.
-  """
-  methods.check_judge(config)
+  """Returns the mesh and the base model of a configuration."""
   mesh = build.make_mesh(config)
   return mesh, build.load_base(section(Model, config.model, "model"), mesh)
 

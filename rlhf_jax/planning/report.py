@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from rlhf_jax.pipelines import rlhf
 from rlhf_jax.pipelines.config import ConfigError
 from rlhf_jax.planning import abstract, compiled
 from rlhf_jax.planning import topology as topology_lib
@@ -149,6 +150,7 @@ def phases(config: Any, devices: Devices) -> list[Phase]:
   """
   pipeline = config.get("pipeline")
   if pipeline == "rlhf":
+    rlhf.check_policy_stage(config)
     found = [sft_phase(config.sft, devices, "sft.")]
     for name in ("reward", "gold"):
       start = config.sft if config[name].init_from else None

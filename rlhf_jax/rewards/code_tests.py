@@ -285,17 +285,17 @@ def run(text: str, suite: Suite, config: Config) -> Result:
   code = f"{suite.preamble}\n{code}" if suite.preamble else code
   if suite.tests:
     return _run_tests(code, suite, config)
-  passed, outcome, detail = 0, "passed", ""
+  found = []
   for given, wanted in suite.cases:
-    status = _run_case(code, given, wanted, config)
-    passed += status == "passed"
-    if status == "passed":
-      continue
-    if outcome != "timeout":
-      outcome, detail = status, f"input {given[:80]!r}"
-    if config.credit == "all":
+    found.append(_run_case(code, given, wanted, config))
+    if found[-1] != "passed" and config.credit == "all":
       break
-  return Result(outcome, passed, total, detail)
+  passed = found.count("passed")
+  if passed == total:
+    return Result("passed", passed, total)
+  status = "timeout" if "timeout" in found else "failed"
+  first = next(i for i, one in enumerate(found) if one != "passed")
+  return Result(status, passed, total, f"input {suite.cases[first][0][:80]!r}")
 
 
 def run_all(
@@ -324,12 +324,13 @@ def run_all(
     return list(pool.map(one, range(len(texts))))
 
 
-def score_parts(
+def score(
   texts: Sequence[str], references: Sequence[Any], config: Config
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
   """Returns [N] scores, and [N] 0 or 1 each of "timeout" and "no_code".
 
-  Both score 0 (with credit="share" a timeout has the tests that it passed).
+  A score is 1 if all tests pass, else 0, or with credit="share" the share of
+  them, in which tests that passed before a timeout count. No code scores 0.
   Many timeouts may be the checker's doing: give more seconds, fewer workers.
 
   Args, Raises: as `run_all`.
@@ -343,13 +344,3 @@ def score_parts(
     status: np.array([r.status == status for r in results], np.float32)
     for status in ("timeout", "no_code")
   }
-
-
-def score(
-  texts: Sequence[str], references: Sequence[Any], config: Config
-) -> np.ndarray:
-  """Returns [N] float32: 1 for answers that pass, or the share of tests.
-
-  Args, Raises: as `run_all`.
-  """
-  return score_parts(texts, references, config)[0]

@@ -4,10 +4,11 @@ VERIFIERS is the whole list. Each is a frozen Config and
 
   score(texts, references, config) -> [N] float32
 
-`bind` fills in the Config, which leaves score(texts, references); `bind_parts`
-also returns what to log beside the scores. Verifiers read the response only,
-never the prompt. Lambert et al. 2024 (Tülu 3),
-arXiv:2411.15124; DeepSeek-R1 2025, arXiv:2501.12948.
+and for "code" and "sum" what to log beside the scores, {name: [N]}. `bind`
+fills in the Config, which leaves score(texts, references); `bind_parts` also
+returns what to log. Verifiers read the response only, never the prompt.
+Lambert et al. 2024 (Tülu 3), arXiv:2411.15124; DeepSeek-R1 2025,
+arXiv:2501.12948.
 
 Left out: scaling (Tülu 3 gives 10 for a right answer); a reward's size is set
 by the weights of "sum" or by the policy's shaping.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -32,17 +34,29 @@ from rlhf_jax.rewards import (
 )
 
 Parts = tuple[np.ndarray, dict[str, np.ndarray]]
+Judge = Callable[[Sequence[str], Sequence[Any], Any], Parts]
 
 
 class Verifier(NamedTuple):
-  """Config: its frozen dataclass. score: (texts, references, config).
+  """Config: its frozen dataclass. judge: (texts, references, config).
 
-  parts: the same, returns ([N] scores, {name: [N]} to log); None: no names.
+  It returns [N] scores and {name: [N]} to log.
   """
 
   Config: type
-  score: Callable[[Sequence[str], Sequence[Any], Any], np.ndarray]
-  parts: Callable[[Sequence[str], Sequence[Any], Any], Parts] | None = None
+  judge: Judge
+
+
+def _alone(score: Callable[..., np.ndarray]) -> Judge:
+  """Returns a judge that logs nothing beside its scores."""
+
+  @functools.wraps(score)
+  def judge(
+    texts: Sequence[str], references: Sequence[Any], config: Any
+  ) -> Parts:
+    return score(texts, references, config), {}
+
+  return judge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +115,7 @@ def _part_references(part: Part, references: Sequence[Any]) -> list[Any]:
   return [reference[part.reference] for reference in references]
 
 
-def sum_parts(
+def score_sum(
   texts: Sequence[str], references: Sequence[Any], config: SumConfig
 ) -> Parts:
   """Returns [N] float32, the weighted sum, 0 where the gate is shut; and parts.
@@ -131,16 +145,6 @@ def sum_parts(
   return total, logged
 
 
-def score_sum(
-  texts: Sequence[str], references: Sequence[Any], config: SumConfig
-) -> np.ndarray:
-  """Returns [N] float32: the weighted sum, 0 where the gate is shut.
-
-  Args, Raises: as `sum_parts`.
-  """
-  return sum_parts(texts, references, config)[0]
-
-
 def part_names(config: SumConfig) -> list[str]:
   """Returns a name for each part: its verifier, numbered if there before."""
   names: list[str] = []
@@ -163,13 +167,15 @@ def full_marks(name: str, settings: dict[str, Any]) -> float:
 
 
 VERIFIERS: dict[str, Verifier] = {
-  "exact": Verifier(text_matches.ExactConfig, text_matches.score_exact),
-  "number": Verifier(math_answers.Config, math_answers.score),
-  "pattern": Verifier(text_matches.PatternConfig, text_matches.score_pattern),
-  "tags": Verifier(text_matches.TagsConfig, text_matches.score_tags),
-  "constraints": Verifier(constraints.Config, constraints.score),
-  "code": Verifier(code_tests.Config, code_tests.score, code_tests.score_parts),
-  "sum": Verifier(SumConfig, score_sum, sum_parts),
+  "exact": Verifier(text_matches.ExactConfig, _alone(text_matches.score_exact)),
+  "number": Verifier(math_answers.Config, _alone(math_answers.score)),
+  "pattern": Verifier(
+    text_matches.PatternConfig, _alone(text_matches.score_pattern)
+  ),
+  "tags": Verifier(text_matches.TagsConfig, _alone(text_matches.score_tags)),
+  "constraints": Verifier(constraints.Config, _alone(constraints.score)),
+  "code": Verifier(code_tests.Config, code_tests.score),
+  "sum": Verifier(SumConfig, score_sum),
 }
 
 
@@ -206,12 +212,7 @@ def bind_parts(
       f"{', '.join(fields)}."
     ) from None
 
-  def judge(texts: Sequence[str], references: Sequence[Any]) -> Parts:
-    if verifier.parts is None:
-      return verifier.score(texts, references, config), {}
-    return verifier.parts(texts, references, config)
-
-  return judge
+  return functools.partial(verifier.judge, config=config)
 
 
 def bind(

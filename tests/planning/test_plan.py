@@ -172,6 +172,10 @@ def test_mistakes():
     report.phases(config, 8)
   with pytest.raises(ConfigError, match="plan knows"):
     report.phases(defaults.evaluate(), 8)
+  with pytest.raises(ConfigError, match="policy.pipeline='bnd': must be one"):
+    whole = defaults.rlhf()
+    whole.policy.pipeline = "bnd"
+    report.phases(whole, 8)
 
 
 SMALL = (

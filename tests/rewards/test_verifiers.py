@@ -248,7 +248,7 @@ def test_sum_is_weighted_and_gated():
   gated = verifiers.bind("sum", parts=PARTS, gate=0)(texts, references)
   np.testing.assert_allclose(gated, [1.25, 0.0, 1.0])  # no pay for form only
   config = verifiers.SumConfig(PARTS)
-  _, by_part = verifiers.sum_parts(texts, references, config)
+  _, by_part = verifiers.score_sum(texts, references, config)
   names = [part["verifier"] for part in PARTS]
   assert verifiers.part_names(config) == names == list(by_part)
   np.testing.assert_allclose(by_part[names[0]], [1, 0, 1])
@@ -300,7 +300,7 @@ def test_every_verifier_has_the_same_form():
       empty(["a"], [1, 2])
     with pytest.raises(ValueError, match=r"lists of equal length"):
       empty("a", [1])
-    assert "score" in verifier.score.__name__
+    assert "score" in verifier.judge.__name__
 
 
 def test_no_rows_give_no_scores():

@@ -78,7 +78,7 @@ def test_hacked_answers_fail():
   statuses = dict(zip(HACKS, [r.status for r in found], strict=True))
   assert set(statuses.values()) == {"failed"}, statuses
   assert {r.passed for r in found[1:]} == {0}
-  scores = code_tests.score(
+  scores, _ = code_tests.score(
     [HACKS["wrong"], RIGHT], [SQUARE] * 2, code_tests.Config(credit="share")
   )
   assert scores.tolist() == pytest.approx([1 / 3, 1.0])
@@ -191,7 +191,7 @@ def test_programs_are_judged_by_what_they_print():
   config = code_tests.Config(seconds=8.0, credit="share")
   found = results(codes, {"cases": cases}, config)
   assert [r.passed for r in found] == [2, 2, 1, 0, 0, 0, 0, 2]
-  scores = code_tests.score(codes[:3], [{"cases": cases}] * 3, config)
+  scores, _ = code_tests.score(codes[:3], [{"cases": cases}] * 3, config)
   assert scores.tolist() == [1.0, 1.0, 0.5]
 
 
