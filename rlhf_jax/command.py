@@ -17,6 +17,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from rlhf_jax.schema import UserError
+
 _WORDS = {
   int: "a whole number, such as 8",
   float: "a number, such as 1e-5",
@@ -26,7 +28,7 @@ _WORDS = {
 _EXAMPLE = "--config=configs/sft.py --workdir=runs/sft"
 
 
-class CommandError(Exception):
+class CommandError(UserError):
   """A mistake on the command line or in the experiment file."""
 
 
@@ -56,7 +58,7 @@ _PARSERS = {
 def accept_none() -> None:
   """Lets --config.a.b=None set a field to None.
 
-  Whether the field may be None, its dataclass says (pipelines/config.py).
+  Whether the field may be None, its dataclass says (schema.py).
   """
   for kind, parser in _PARSERS.items():
     config_flags.register_flag_parser_for_type(kind, parser)

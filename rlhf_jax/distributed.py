@@ -28,6 +28,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import PyTree
 
 # The exit status when another process died: nothing was saved, start all
@@ -64,13 +65,13 @@ def initialise(text: str) -> None:
     return
   found = _ADDRESS.fullmatch(text)
   if found is None:
-    raise ValueError(
+    raise UserError(
       f"--distributed={text!r}: must be auto, off or HOST:PORT,PROCESSES,INDEX,"
       " such as 10.0.0.2:1234,4,0 on the first of four."
     )
   count, index = int(found["count"]), int(found["index"])
   if not 0 <= index < count:
-    raise ValueError(
+    raise UserError(
       f"--distributed={text!r}: index {index} of {count} processes. Number "
       f"them 0 to {count - 1}."
     )

@@ -28,6 +28,7 @@ from rlhf_jax.models import attention, transformer
 from rlhf_jax.models.cache import LayerCache, make_cache, take_rows
 from rlhf_jax.parallel import rules
 from rlhf_jax.sampling import Config, sample_tokens
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import (
   FINISH_EOS,
   FINISH_LENGTH,
@@ -235,7 +236,7 @@ def generate(
   """
   width = prompts.tokens.shape[1]
   if width + config.max_new_tokens > model.max_length:
-    raise ValueError(
+    raise UserError(
       f"prompt of {width} tokens + max_new_tokens={config.max_new_tokens} = "
       f"{width + config.max_new_tokens} exceeds the model's context of "
       f"{model.max_length} tokens. Shorten the prompts or the responses."
@@ -247,7 +248,7 @@ def generate(
   rows = keys.shape[0]
   size = rows if config.batch_size is None else config.batch_size
   if rows % size:
-    raise ValueError(
+    raise UserError(
       f"{rows} samples are not a multiple of batch_size={size}. Set "
       "generate.batch_size to a divisor."
     )

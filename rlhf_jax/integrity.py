@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array, PyTree
 
 MANIFEST = "manifest.json"
 _SHOWN = 5  # differing arrays named in an error
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
   """A checkpoint cannot be written, found, trusted or used here."""
 
 
@@ -79,7 +80,7 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
     for path, leaf in leaves
   }
   if len(named) != len(leaves):
-    raise ValueError(
+    raise UserError(
       "two leaves of the tree have one path. Do not use '/' in keys."
     )
   return named
@@ -102,7 +103,7 @@ def checked_json(record: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError):
       same = False
     if not same:
-      raise ValueError(
+      raise UserError(
         f"meta[{field!r}]={value!r} does not survive JSON. Use finite "
         "numbers, strings, None, lists, and dicts with string keys."
       )

@@ -19,7 +19,6 @@ RLHF_JAX_TRACEBACK=1 shows where a mistake was noticed.
 from __future__ import annotations
 
 import json
-import linecache
 import os
 import shlex
 import signal
@@ -35,6 +34,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rlhf_jax import command
+from rlhf_jax.schema import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment file, file.py or file.py:argument."
@@ -117,17 +117,18 @@ def run(config: Any, workdir: Path) -> int:
   """Runs the pipeline that the configuration names; returns the exit code."""
   import jax
 
-  from rlhf_jax import distributed, interrupt
-  from rlhf_jax.pipelines import RUN, check, loop
+  from rlhf_jax import distributed, interrupt, pipelines
   from rlhf_jax.pipelines import workdir as workdir_lib
+  from rlhf_jax.runs import loop
 
   workdir = Path(workdir).expanduser()
   try:
-    config = config.copy_and_resolve_references()
-    check.check_config(config)
-    workdir_lib.prepare(config, workdir)
+    job = pipelines.read(config, workdir)
+    world = job.open(workdir)
+    job.check(world)
+    workdir_lib.prepare(config, job, workdir)
     with workdir_lib.recorded(workdir, describe_run(config)):
-      RUN[config.pipeline](config, workdir)
+      job.run(world)
   except (interrupt.Stopped, KeyboardInterrupt) as stopped:
     line = shlex.join(["python", "-m", "rlhf_jax.main", *sys.argv[1:]])
     what = str(stopped) if str(stopped) else "stopped between checkpoints"
@@ -140,7 +141,7 @@ def run(config: Any, workdir: Path) -> int:
       return _fail(
         error, PEER_LOST.format(str(error)), distributed.EXIT_PEER_LOST
       )
-    message = mistake(error)
+    message = told(error)
     if message is None:
       if jax.process_count() > 1:
         traceback.print_exception(error)
@@ -169,18 +170,14 @@ def _leave_if_alone(code: int) -> None:
     os._exit(code)
 
 
-def mistake(error: Exception) -> str | None:
-  """Returns the message of a user's mistake, or None for a bug.
+def told(error: Exception) -> str | None:
+  """Returns what a person can mend, or None for a bug.
 
-  A ValueError is a mistake where this package raised it in a statement of its
-  own; what Python, numpy or JAX raise inside is a bug. A TypeError or KeyError
-  is always one.
+  What a person gave is a UserError; beyond that the machine may have too little
+  memory or room, or refuse a file.
   """
-  from rlhf_jax.checkpoint import CheckpointError
-  from rlhf_jax.data.assets import AssetError
-
   text = str(error)
-  if isinstance(error, (AssetError, CheckpointError)):
+  if isinstance(error, UserError):
     return text
   if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
     return (
@@ -193,22 +190,7 @@ def mistake(error: Exception) -> str | None:
       f"{text}. Check that the path is right, that it may be written, and that "
       "the disk has room."
     )
-  if isinstance(error, ValueError) and _is_raised_here(error):
-    return text
   return None
-
-
-def _is_raised_here(error: Exception) -> bool:
-  """Says whether a `raise` statement of this package raised the error."""
-  trace = error.__traceback__
-  while trace is not None and trace.tb_next is not None:
-    trace = trace.tb_next
-  if trace is None:
-    return False
-  file = trace.tb_frame.f_code.co_filename
-  package = Path(__file__).parent.resolve()
-  line = linecache.getline(file, trace.tb_lineno).strip()
-  return package in Path(file).resolve().parents and line.startswith("raise ")
 
 
 def _fail(error: Exception, message: str, code: int) -> int:
@@ -251,7 +233,7 @@ def _main(argv: list[str]) -> int:
     return _fail(error, f"{message} Set it to another folder.", EXIT_USAGE)
   try:
     join_processes(_DISTRIBUTED.value)
-  except ValueError as error:
+  except UserError as error:
     return _fail(error, str(error), EXIT_USAGE)
   except RuntimeError as error:  # some may have joined, and would be waited for
     code = _fail(error, str(error), EXIT_USAGE)

@@ -25,6 +25,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from rlhf_jax.schema import UserError
+
 RESERVED = ("step", "phase", "time")
 _SIGNED = ("score", "reward", "margin", "advantage")  # printed with a sign
 
@@ -45,7 +47,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     except ValueError as error:
       if number == len(lines):  # no newline after it: the writer was killed
         break
-      raise ValueError(f"{path}:{number}: not JSON: {line[:60]!r}") from error
+      raise UserError(f"{path}:{number}: not JSON: {line[:60]!r}") from error
   return rows
 
 
@@ -69,7 +71,7 @@ class MetricsWriter:
       clock: seconds since 1970.
     """
     if str(workdir).startswith("gs://"):
-      raise ValueError(
+      raise UserError(
         f"workdir={workdir}: metrics are appended to, which gs:// cannot do. "
         "Give a local directory and copy it with `gcloud storage rsync`."
       )
@@ -247,7 +249,7 @@ class Progress:
       clock: seconds.
     """
     if total < 1 or not 0 <= initial <= total:
-      raise ValueError(
+      raise UserError(
         f"initial={initial}, total={total}: need 0 <= initial <= total, and "
         "total >= 1."
       )
@@ -325,7 +327,7 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence]) -> str:
   """
   for row in rows:
     if len(row) != len(headers):
-      raise ValueError(
+      raise UserError(
         f"row {list(row)} has {len(row)} cells for {len(headers)} headers."
       )
   is_number = [
@@ -350,13 +352,13 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence]) -> str:
 def _scalar(name: str, value: Any) -> int | float | None:
   """Returns a Python number, or None for NaN and inf."""
   if name in RESERVED:
-    raise ValueError(
+    raise UserError(
       f"metric {name!r}: {RESERVED} are columns of their own. Rename it."
     )
   array = np.asarray(value)
   is_real = array.dtype.kind in "biuf" or array.dtype == "bfloat16"
   if array.ndim != 0 or not is_real:
-    raise ValueError(
+    raise UserError(
       f"metric {name!r} has shape {array.shape} and dtype {array.dtype}: "
       "metrics are scalars. Reduce it under its mask first."
     )

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import PyTree
 
 SCHEDULES = ("constant", "cosine", "linear")
@@ -37,7 +38,7 @@ class Config:
   final_fraction: float | None = None  # of the peak; None: cosine .1, linear 0
   warmup_steps: int = 0  # updates of linear warm-up; InstructGPT 10
   warmup_initial_fraction: float = 0.0  # of the peak; InstructGPT 0.1
-  total_steps: int | None = None  # updates, warm-up included; for a decay
+  total_steps: int | None = None  # updates, warm-up included; None: the run's
   beta1: float = 0.9  # decay of the first moment
   beta2: float = 0.95  # decay of the second moment
   epsilon: float = 1e-8  # 1e-5 in OpenAI's code
@@ -60,24 +61,24 @@ class Config:
     }
     for field, is_valid in ranges.items():
       if not is_valid:
-        raise ValueError(
+        raise UserError(
           f"optimizer.{field}={getattr(self, field)!r} is out of range: rates "
           "and counts are >= 0, fractions in [0, 1], betas in [0, 1), epsilon "
           "and clip_norm > 0 (clip_norm=None clips nothing)."
         )
     if self.schedule not in SCHEDULES:
-      raise ValueError(
+      raise UserError(
         f"optimizer.schedule={self.schedule!r}: must be one of {SCHEDULES}."
       )
     if self.schedule == "constant" and self.final_fraction not in (None, 1.0):
-      raise ValueError(
+      raise UserError(
         f"optimizer.final_fraction={self.final_fraction} with a constant "
         "schedule. Set schedule='cosine' or 'linear', or leave it out."
       )
     if self.schedule != "constant" and (
-      self.total_steps is None or self.total_steps <= self.warmup_steps
+      self.total_steps is not None and self.total_steps <= self.warmup_steps
     ):
-      raise ValueError(
+      raise UserError(
         f"optimizer.total_steps={self.total_steps} with schedule="
         f"{self.schedule!r} and warmup_steps={self.warmup_steps}: a decay "
         "needs an end. Set total_steps > warmup_steps."
@@ -95,6 +96,11 @@ def schedule(config: Config) -> optax.Schedule:
   final = config.final_fraction
   if final is None:
     final = _DEFAULT_FINAL[config.schedule]
+  if config.schedule != "constant" and config.total_steps is None:
+    raise UserError(
+      f"optimizer.total_steps=None with schedule={config.schedule!r}: a decay "
+      "needs an end. Set total_steps > warmup_steps."
+    )
   if config.schedule == "constant":
     after = optax.constant_schedule(peak)
   else:
@@ -188,7 +194,7 @@ def make_labelled(
 
   def labels(params: Mapping) -> dict[str, str]:
     if set(params) != set(configs):
-      raise ValueError(
+      raise UserError(
         f"params have the parts {sorted(params)}, but optimizers are "
         f"configured for {sorted(configs)}. Give each part its own."
       )

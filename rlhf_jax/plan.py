@@ -11,8 +11,6 @@ plans one stage.
 
 Exit codes: 0 it fits, 2 it does not (remedies are printed) or the command is
 mistaken.
-
-Left out: evaluation, whose programs are those of sampling and judging.
 """
 
 from __future__ import annotations
@@ -27,6 +25,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from rlhf_jax import command
+from rlhf_jax.schema import UserError
 
 _FLAGS = flags.FlagValues()  # of its own: rlhf_jax.main has a --config too
 _CONFIG = config_flags.DEFINE_config_file(
@@ -85,7 +84,7 @@ def run(
     file: for JSON, or "".
 
   Raises:
-    ValueError: a mistake in the configuration or the slice.
+    UserError: a mistake in the configuration or the slice.
   """
   from rlhf_jax.planning import remedies, report, table, topology
 
@@ -129,7 +128,7 @@ def _main(argv: list[str]) -> int:
       phase=_PHASE.value,
       file=_JSON.value,
     )
-  except (ValueError, OSError) as error:
+  except (UserError, OSError) as error:
     if os.environ.get("RLHF_JAX_TRACEBACK"):
       raise
     print(f"error: {error}", file=sys.stderr)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import ops
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array
 
 BLOCK = 256  # vocabulary entries a block of the two-level inverse
@@ -34,14 +35,14 @@ class Config:
 
   def __post_init__(self) -> None:
     if self.max_new_tokens < 1 or self.num_samples < 1:
-      raise ValueError(
+      raise UserError(
         f"max_new_tokens={self.max_new_tokens}, num_samples="
         f"{self.num_samples}: both must be >= 1."
       )
     if not self.temperature >= 0.0:
-      raise ValueError(f"temperature={self.temperature}: must be >= 0.")
+      raise UserError(f"temperature={self.temperature}: must be >= 0.")
     if self.top_k < 0 or not 0.0 < self.top_p <= 1.0:
-      raise ValueError(
+      raise UserError(
         f"top_k={self.top_k}, top_p={self.top_p}: need top_k >= 0 and "
         "0 < top_p <= 1."
       )

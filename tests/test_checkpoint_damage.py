@@ -165,7 +165,7 @@ CHILD = """
   import os, signal, sys, threading, time
   sys.path[:0] = [sys.argv[2], sys.argv[3]]
   import conftest
-  from rlhf_jax import checkpoint
+  from rlhf_jax.runs import checkpoint
   from tests import tiny_states
 
   state = tiny_states.fresh()

@@ -30,9 +30,11 @@ import numpy as np
 
 from rlhf_jax.data.formats import RatedText
 from rlhf_jax.data.sources import DataError
+from rlhf_jax.imported import nearest
+from rlhf_jax.schema import FieldError, UserError
 
 
-class AssetError(RuntimeError):
+class AssetError(UserError):
   """An asset that could not be fetched: what, why, and what to do."""
 
 
@@ -90,6 +92,21 @@ ASSETS = {
     "about 19 people (Hutto & Gilbert 2014), 2 MB",
   ),
 }
+
+
+def check_name(source: str, field: str) -> None:
+  """Raises UserError unless asset:NAME names an asset.
+
+  Args:
+    source: "asset:NAME".
+    field: where it stands, for the message.
+  """
+  name = source.removeprefix("asset:")
+  if name not in ASSETS:
+    raise FieldError(
+      f"{field}={source!r}: no such asset.{nearest(name, ASSETS)} "
+      f"Known: {', '.join(ASSETS)}."
+    )
 
 
 def cache_directory() -> Path:
@@ -323,12 +340,12 @@ def split_ratings(
       negative, or the sizes exceed the texts.
   """
   if len({t.text for t in texts}) < len(texts):
-    raise ValueError(
+    raise UserError(
       "a text occurs twice and could land in two splits. Deduplicate first."
     )
   total = sum(sizes.values())
   if total > len(texts) or min(sizes.values(), default=0) < 0:
-    raise ValueError(
+    raise UserError(
       f"sizes={sizes} need {total} texts, all >= 0, and there are "
       f"{len(texts)}. Lower the sizes."
     )

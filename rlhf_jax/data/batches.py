@@ -25,6 +25,7 @@ from rlhf_jax.data.encode import (
   encode_prompt,
   validate_token_ids,
 )
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import PreferenceBatch, PromptBatch, TokenBatch
 
 __all__ = [
@@ -55,12 +56,12 @@ def bucket_length(length: int, multiple: int = 8) -> int:
 
 def _padded_length(lengths: Sequence[int], length: int | None) -> int:
   if not lengths:
-    raise ValueError("an empty batch cannot be padded. Give at least one row.")
+    raise UserError("an empty batch cannot be padded. Give at least one row.")
   longest = max(lengths)
   if length is None:
     return bucket_length(longest)
   if longest > length:
-    raise ValueError(
+    raise UserError(
       f"row {lengths.index(longest)} has {longest} tokens and length={length}: "
       "cutting it here would be silent. Encode with max_length <= length, or "
       "raise length."
@@ -73,7 +74,7 @@ def _fill(examples: Sequence, rows: int | None) -> list:
   if rows is None:
     return list(examples)
   if not 0 < len(examples) <= rows:
-    raise ValueError(
+    raise UserError(
       f"{len(examples)} examples cannot fill rows={rows}. Give between 1 and "
       f"{rows} of them."
     )
@@ -187,12 +188,12 @@ def collate_prompts(
   """
   lengths = [len(prompt) for prompt in prompts]
   if 0 in lengths:
-    raise ValueError(
+    raise UserError(
       f"prompt {lengths.index(0)} of the batch has no tokens, so nothing "
       "predicts the first response token. Give it a text or a begin token."
     )
   if length is not None and max(lengths, default=0) > length:
-    raise ValueError(
+    raise UserError(
       f"prompt {lengths.index(max(lengths))} of the batch has {max(lengths)} "
       f"tokens and the context leaves {length} for prompts. Shorten it, or "
       "raise the context length (or lower the number of new tokens)."
@@ -205,7 +206,7 @@ def collate_prompts(
     valid_mask[n, length - len(prompt) :] = 1.0
   numbers = np.arange(len(prompts)) if index is None else np.asarray(index)
   if numbers.shape != (len(prompts),):
-    raise ValueError(
+    raise UserError(
       f"index has shape {numbers.shape} for {len(prompts)} prompts. Give one "
       "number a prompt."
     )
@@ -289,7 +290,7 @@ class Loader(Iterator):
     """
     for name, value in self._settings.items():
       if state.get(name) != value:
-        raise ValueError(
+        raise UserError(
           f"resume: the saved data position has {name}={state.get(name)} and "
           f"this run {name}={value}, so batches would repeat or be skipped. "
           "Restore the setting, or start a new run."
@@ -301,15 +302,15 @@ def _check_order(
   count: int, batch_size: int, num_epochs: int | None, drop_remainder: bool
 ) -> None:
   if count == 0:
-    raise ValueError("the data set is empty. Give at least one example.")
+    raise UserError("the data set is empty. Give at least one example.")
   if batch_size < 1:
-    raise ValueError(f"batch_size={batch_size}: set batch_size >= 1.")
+    raise UserError(f"batch_size={batch_size}: set batch_size >= 1.")
   if num_epochs is not None and num_epochs < 1:
-    raise ValueError(
+    raise UserError(
       f"num_epochs={num_epochs}: set num_epochs >= 1, or None for no end."
     )
   if count < batch_size and (drop_remainder or num_epochs is None):
-    raise ValueError(
+    raise UserError(
       f"{count} examples do not fill one batch of batch_size={batch_size}. "
       "Lower batch_size, or give more examples."
     )
@@ -349,18 +350,18 @@ def make_loader(
   count = len(examples)
   _check_order(count, batch_size, num_epochs, drop_remainder)
   if batch_size % shard_count or not 0 <= shard_index < shard_count:
-    raise ValueError(
+    raise UserError(
       f"batch_size={batch_size} for host shard_index={shard_index} of "
       f"shard_count={shard_count}: each host takes an equal part. Set "
       "batch_size to a multiple of the hosts, numbered from 0."
     )
   if not drop_remainder and shard_count > 1:
-    raise ValueError(
+    raise UserError(
       f"drop_remainder=False with shard_count={shard_count}: hosts would "
       "get last batches of different sizes. Set drop_remainder=True."
     )
   if not 0 <= seed < _SEED_LIMIT:
-    raise ValueError(f"seed={seed}: must be in [0, 2**32). Choose another.")
+    raise UserError(f"seed={seed}: must be in [0, 2**32). Choose another.")
   dataset = grain.MapDataset.source(examples).seed(seed)
   if shuffle:
     dataset = dataset.shuffle()

@@ -35,6 +35,7 @@ import jinja2.nodes
 import jinja2.sandbox
 
 from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.schema import UserError
 
 # ChatML, used when a tokenizer has <|im_start|> and <|im_end|> but no template.
 CHATML_TEMPLATE = """\
@@ -97,7 +98,7 @@ def _compile(template: str) -> jinja2.Template:
   try:
     return environment.from_string(template)
   except jinja2.TemplateSyntaxError as error:
-    raise ValueError(
+    raise UserError(
       f"the chat template is not valid Jinja (line {error.lineno}: {error}). "
       "Correct it."
     ) from error
@@ -106,21 +107,21 @@ def _compile(template: str) -> jinja2.Template:
 def check_messages(messages: Sequence[Message]) -> None:
   """Raises ValueError unless messages are non-empty role and content pairs."""
   if not messages:
-    raise ValueError("messages=[]: nothing to render. Give at least one.")
+    raise UserError("messages=[]: nothing to render. Give at least one.")
   for n, message in enumerate(messages):
     keys = set(message) if isinstance(message, dict) else type(message)
     if keys != {"role", "content"}:
-      raise ValueError(
+      raise UserError(
         f"messages[{n}] has {keys}; a message is a dict with exactly 'role' "
         "and 'content'. Remove or rename the others."
       )
     role, content = message["role"], message["content"]
     if not isinstance(role, str) or not re.fullmatch(r"\w+", role):
-      raise ValueError(
+      raise UserError(
         f"messages[{n}]: role={role!r}; a role is one word such as 'user'."
       )
     if not isinstance(content, str):
-      raise ValueError(
+      raise UserError(
         f"messages[{n}]: content is {type(content).__name__}; only strings "
         "are rendered. Join text parts first."
       )
@@ -136,7 +137,7 @@ def template_of(tokenizer: Tokenizer) -> str:
     return tokenizer.chat_template
   if {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.special_tokens):
     return CHATML_TEMPLATE
-  raise ValueError(
+  raise UserError(
     f"{tokenizer.name}: no chat template, and no <|im_start|> and <|im_end|> "
     "for the default one. Set tokenizer.chat_template, or use plain prompts "
     "and responses (chat=False)."
@@ -157,7 +158,7 @@ class _Sentinels:
     joined = "".join(texts)
     free = [c for c in map(chr, range(0xE000, 0xF8FF)) if c not in joined]
     if len(free) < 2:
-      raise ValueError(
+      raise UserError(
         "the messages use every private-use character, so none is left to "
         "mark their borders. Remove U+E000..U+F8FE from the text."
       )
@@ -219,7 +220,7 @@ def _locate(render_with, plain: str, messages: Sequence[Message]):
     ]
     if "generation" in found or all(found.count(n) == 1 for n in answers):
       return spans
-  raise ValueError(
+  raise UserError(
     "the chat template changes or drops what assistant messages say, so their "
     "tokens cannot be located. Put {% generation %} around the answer in a "
     "template that writes content as it is."
@@ -242,7 +243,7 @@ def _learned_spans(
       continue
     after = [s for s in specials if s[0] >= span.end]
     if not after or text[span.end : after[0][0]].strip():
-      raise ValueError(
+      raise UserError(
         f"message {span.name}: the chat template ends the assistant's turn "
         f"with {text[span.end : span.end + 20]!r}, not with a special token, "
         "so the model would never learn to stop. Use a template that closes "
@@ -286,7 +287,7 @@ def render(
         generation_close=generation_close,
       )
     except (jinja2.TemplateError, TypeError) as error:
-      raise ValueError(
+      raise UserError(
         f"the chat template of {tokenizer.name} refused roles "
         f"{[m['role'] for m in messages]}: {error}. Change the messages to "
         "what the template accepts."

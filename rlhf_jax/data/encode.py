@@ -33,6 +33,7 @@ from rlhf_jax.data.formats import (
 )
 from rlhf_jax.data.tokenizer_backends import EncodingError
 from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.schema import UserError
 
 Row = dict[str, np.ndarray]
 
@@ -58,7 +59,7 @@ def validate_token_ids(ids: Iterable[int], vocab_size: int, where: str) -> None:
   ids = np.asarray(ids)
   bad = np.flatnonzero((ids < 0) | (ids >= vocab_size))
   if bad.size:
-    raise ValueError(
+    raise UserError(
       f"{where}: token {bad[0]} has id {ids[bad[0]]}, outside [0, "
       f"{vocab_size}). Use the tokenizer that belongs to the model."
     )
@@ -84,7 +85,7 @@ def _response_ids(
 
 def _check_length(max_length: int) -> None:
   if max_length < 2:
-    raise ValueError(
+    raise UserError(
       f"max_length={max_length}: a row holds at least one token before the "
       "response. Set max_length >= 2."
     )
@@ -142,7 +143,7 @@ def encode_demonstration(
   if chat:
     ids, mask = _chat_demonstration(example, tokenizer)
   elif example.messages is not None:
-    raise ValueError(
+    raise UserError(
       f"{example.where}: a dialogue has turns that only a chat template can "
       "mark. Set chat=True."
     )

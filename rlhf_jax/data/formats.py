@@ -25,6 +25,7 @@ from rlhf_jax.data import labelled, records, sources, transcripts
 from rlhf_jax.data.chat import Message
 from rlhf_jax.data.labelled import Labelled
 from rlhf_jax.data.sources import DataError
+from rlhf_jax.schema import UserError
 
 Dropped = Counter  # reason -> number of examples left out
 
@@ -335,16 +336,16 @@ def comparisons_from_ratings(
     ValueError: too few texts, count < 1, unknown `ties`, or nothing but ties.
   """
   if len(texts) < 2 or count < 1:
-    raise ValueError(
+    raise UserError(
       f"{len(texts)} texts, count={count}: a comparison needs two texts. Give "
       "at least 2 texts and count >= 1."
     )
   if ties not in ("drop", "soft"):
-    raise ValueError(f"ties={ties!r} is unknown. Choose 'drop' or 'soft'.")
+    raise UserError(f"ties={ties!r} is unknown. Choose 'drop' or 'soft'.")
   table, counts = _rating_table(texts)
   values = {rating for text in texts for rating in text.ratings}
   if ties == "drop" and len(values) == 1:
-    raise ValueError(
+    raise UserError(
       f"every rating is {values.pop()}: all pairs tie, and ties='drop' would "
       "draw forever. Set ties='soft' or give texts whose ratings differ."
     )
@@ -383,7 +384,7 @@ def rater_ceiling(
   """
   decided = labels != 0.5
   if not decided.any():
-    raise ValueError(
+    raise UserError(
       f"all {len(labels)} labels are ties: accuracy is undefined. Give at "
       "least one pair with label 0.0 or 1.0."
     )

@@ -20,10 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf_jax.schema import UserError
+
 TFDS_PREFIX = "tfds:"
 
 
-class DataError(ValueError):
+class DataError(UserError):
   """Data that cannot be used: where it is, what is wrong, what to do."""
 
 
@@ -48,7 +50,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _refuse_constant(name: str):
-  raise ValueError(f"{name} is not JSON")
+  raise UserError(f"{name} is not JSON")
 
 
 def _parse_line(line: bytes, where: str) -> dict:

@@ -17,6 +17,8 @@ from pathlib import Path
 import sentencepiece
 import tokenizers
 
+from rlhf_jax.schema import UserError
+
 
 class EncodingError(ValueError):
   """A text that the vocabulary cannot spell without losing something."""
@@ -93,7 +95,7 @@ class _Base:
     ids = [int(i) for i in ids]
     for i in ids:
       if not 0 <= i < self.vocab_size:
-        raise ValueError(
+        raise UserError(
           f"token id {i} is outside [0, {self.vocab_size}) of {self.name}. "
           "Decode with the tokenizer that encoded."
         )
@@ -125,7 +127,7 @@ class SentencePieceTokenizer(_Base):
     try:
       model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
-      raise ValueError(
+      raise UserError(
         f"{path}: not a SentencePiece model ({error}). Give the *.model file."
       ) from error
     size = model.get_piece_size()
@@ -135,13 +137,13 @@ class SentencePieceTokenizer(_Base):
     }
     for piece in special_tokens:
       if piece not in pieces:
-        raise ValueError(
+        raise UserError(
           f"special_tokens: {piece!r} is not a piece of {path}. Train the "
           "model with it in user_defined_symbols, or leave it out."
         )
       special[piece] = pieces.index(piece)
     if model.eos_id() < 0:
-      raise ValueError(
+      raise UserError(
         f"{path}: the model has no end token, so no response could end. "
         "Train it with eos_id >= 0."
       )
@@ -189,7 +191,7 @@ class HuggingFaceTokenizer(_Base):
     named = {"eos": eos, "bos": bos, "pad": pad}
     for role, token in named.items():
       if token is not None and backend.token_to_id(token) is None:
-        raise ValueError(
+        raise UserError(
           f"{name}: {role} token {token!r} is not in the vocabulary. Correct "
           "its name in tokenizer_config.json."
         )

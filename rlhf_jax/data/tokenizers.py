@@ -28,6 +28,7 @@ from rlhf_jax.data.tokenizer_backends import (
   HuggingFaceTokenizer,
   SentencePieceTokenizer,
 )
+from rlhf_jax.schema import UserError
 
 # Values of tokenizer.ggml.token_type.
 GGUF_CONTROL = gguf.TokenType.CONTROL
@@ -88,11 +89,11 @@ def load_tokenizer(
   """
   path = Path(path)
   if not path.exists():
-    raise ValueError(f"{path}: no such tokenizer. Give an existing path.")
+    raise UserError(f"{path}: no such tokenizer. Give an existing path.")
   if path.suffix == ".model":
     return SentencePieceTokenizer(path, special_tokens)
   if special_tokens:
-    raise ValueError(
+    raise UserError(
       f"special_tokens={list(special_tokens)} applies to SentencePiece models "
       f"only; {path} names its own. Leave it empty."
     )
@@ -100,7 +101,7 @@ def load_tokenizer(
     return _load_gguf(path)
   if path.is_dir() or path.suffix == ".json":
     return _load_huggingface(path)
-  raise ValueError(
+  raise UserError(
     f"{path}: unknown kind of tokenizer. Give a *.model, a *.gguf, a "
     "tokenizer.json or a folder that holds one."
   )
@@ -112,7 +113,7 @@ def _read_json(path: Path) -> dict:
   try:
     return json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
-    raise ValueError(
+    raise UserError(
       f"{path}: not JSON ({error}). Download the file again."
     ) from error
 
@@ -121,14 +122,14 @@ def _load_huggingface(path: Path) -> Tokenizer:
   folder = path if path.is_dir() else path.parent
   file = path / "tokenizer.json" if path.is_dir() else path
   if not file.exists():
-    raise ValueError(
+    raise UserError(
       f"{folder}: no tokenizer.json. For a SentencePiece model give the path "
       "of its *.model file."
     )
   try:
     backend = tokenizers.Tokenizer.from_file(str(file))
   except Exception as error:  # the library raises bare Exception
-    raise ValueError(
+    raise UserError(
       f"{file}: not a tokenizer.json ({error}). Give the file written by the "
       "tokenizers library."
     ) from error
@@ -140,7 +141,7 @@ def _load_huggingface(path: Path) -> Tokenizer:
     return value["content"] if isinstance(value, dict) else value
 
   if named("eos_token") is None:
-    raise ValueError(
+    raise UserError(
       f"{folder}: no eos_token in tokenizer_config.json or "
       "special_tokens_map.json. Add one: training appends it to responses."
     )
@@ -164,7 +165,7 @@ def _load_gguf(path: Path) -> Tokenizer:
   try:
     fields = gguf.GGUFReader(path).fields
   except (ValueError, OSError, IndexError) as error:
-    raise ValueError(
+    raise UserError(
       f"{path}: not a GGUF file ({error}). Download it again."
     ) from error
 
@@ -179,12 +180,12 @@ def _load_gguf(path: Path) -> Tokenizer:
 
   kind, pre = get("ggml.model"), get("ggml.pre")
   if kind != "gpt2":
-    raise ValueError(
+    raise UserError(
       f"{path}: tokenizer.ggml.model={kind!r}; only 'gpt2' (byte-level BPE) "
       "is read. Give the model's *.model or tokenizer.json beside the weights."
     )
   if pre not in GGUF_PRE_TOKENIZERS:
-    raise ValueError(
+    raise UserError(
       f"{path}: tokenizer.ggml.pre={pre!r} is not one of "
       f"{sorted(GGUF_PRE_TOKENIZERS)}; guessing would split text wrongly. "
       "Give the model's tokenizer.json instead."
@@ -210,7 +211,7 @@ def _load_gguf(path: Path) -> Tokenizer:
     return None if i is None else tokens[i]
 
   if named("eos") is None:
-    raise ValueError(
+    raise UserError(
       f"{path}: the file names no end token (tokenizer.ggml.eos_token_id). "
       "Give the model's tokenizer.json instead."
     )

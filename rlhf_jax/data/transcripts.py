@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 
 from rlhf_jax.data.chat import Message
+from rlhf_jax.schema import UserError
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -30,7 +31,7 @@ def parse(text: str) -> list[Message]:
     for role, content in zip(turns[::2], turns[1::2], strict=True)
   ]
   if head or not messages or messages[-1]["role"] != "assistant":
-    raise ValueError(
+    raise UserError(
       f"{text[:60]!r} is no transcript from '\\n\\nHuman:' to a last "
       "'\\n\\nAssistant:' turn. Use another format, or write it as one."
     )

@@ -28,6 +28,7 @@ from rlhf_jax.evaluation.win_rate import (
   finite_vector,
   proportion,
 )
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array
 
 MAX_LENGTH_CORRELATION = 0.3  # flagged beyond; our choice
@@ -270,7 +271,7 @@ def diagnose(scores: Array, labels: Array, lengths: Array) -> dict[str, float]:
   """
   delta, label = _checked_pairs(scores, labels)
   if not delta.size:
-    raise ValueError("0 pairs: nothing to diagnose. Hold out some comparisons.")
+    raise UserError("0 pairs: nothing to diagnose. Hold out some comparisons.")
   rate = accuracy(delta, label)
   length = length_bias(scores, labels, lengths)
   decided = label != 0.5

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array
 
 KINDS = ("einsum", "splash", "cudnn")
@@ -67,15 +68,15 @@ def resolve(kind: str, platform: str, dtype: str) -> str:
       return "splash"
     return "cudnn" if (platform, dtype) == ("gpu", "bfloat16") else "einsum"
   if kind not in KINDS:
-    raise ValueError(f"attention={kind!r}: must be 'auto' or one of {KINDS}.")
+    raise UserError(f"attention={kind!r}: must be 'auto' or one of {KINDS}.")
   home = {"splash": "tpu", "cudnn": "gpu"}.get(kind, platform)
   if home != platform:
-    raise ValueError(
+    raise UserError(
       f"attention={kind!r} runs on {home} and this is {platform}. Set "
       "attention='auto'."
     )
   if kind == "cudnn" and dtype != "bfloat16":
-    raise ValueError(
+    raise UserError(
       f"attention='cudnn' with dtype={dtype!r}: cuDNN's kernel takes 16-bit "
       "numbers. Set dtype='bfloat16' or attention='einsum'."
     )

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from rlhf_jax.models import transformer, trees
+from rlhf_jax.schema import UserError
 
 _LAYER = "model.layers.{i}."
 
@@ -74,7 +75,7 @@ def llama_config(hf: dict[str, Any]) -> transformer.Config:
     "intermediate_size",
   ):
     if field not in hf:
-      raise ValueError(
+      raise UserError(
         f"config.json names no {field!r}: it is not a complete llama config. "
         "Copy it again from where the weights come from."
       )
@@ -93,7 +94,7 @@ def llama_config(hf: dict[str, Any]) -> transformer.Config:
     ("attention_bias", hf.get("attention_bias", False), False),
   ):
     if found != allowed:
-      raise ValueError(
+      raise UserError(
         f"{field}={found!r}: the llama family is implemented for "
         f"{allowed!r} only. Convert the model or extend "
         "rlhf_jax/models/families.py."
@@ -152,7 +153,7 @@ def check_shapes(
   )
   for path, leaf in trees.flatten(expected["params"]).items():
     if flat[path].shape != leaf.shape:
-      raise ValueError(
+      raise UserError(
         f"{source}: {path} has shape {flat[path].shape} where the config "
         f"gives {leaf.shape}. The weights do not belong to this config."
       )

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.models import families, transformer, trees
+from rlhf_jax.schema import UserError
 
 
 def _metadata(reader: Any, key: str, default: Any = None) -> Any:
   field = reader.get_field(key)
   if field is None:
     if default is None:
-      raise ValueError(
+      raise UserError(
         f"no metadata {key!r} in this GGUF file: it is not a complete model. "
         "Use a file exported with its hyperparameters."
       )
@@ -29,7 +30,7 @@ def _metadata(reader: Any, key: str, default: Any = None) -> Any:
 def _config(reader: Any) -> transformer.Config:
   architecture = _metadata(reader, "general.architecture")
   if architecture != "llama":
-    raise ValueError(
+    raise UserError(
       f"GGUF architecture {architecture!r}: only 'llama' is implemented. "
       "Use a llama-architecture file or extend rlhf_jax/models/gguf.py."
     )
@@ -39,7 +40,7 @@ def _config(reader: Any) -> transformer.Config:
   width, heads = int(get("embedding_length")), int(get("attention.head_count"))
   names = {tensor.name for tensor in reader.tensors}
   if "token_embd.weight" not in names:
-    raise ValueError(
+    raise UserError(
       "no tensor 'token_embd.weight' in this GGUF file: it is damaged or "
       "holds no language model. Fetch it again."
     )
@@ -51,7 +52,7 @@ def _config(reader: Any) -> transformer.Config:
     ("attention.value_length", head_dim),
   ):
     if get(key, allowed) != allowed:
-      raise ValueError(
+      raise UserError(
         f"GGUF llama.{key}={get(key)!r}: only {allowed!r} is implemented. Use "
         "a file without it or extend rlhf_jax/models/gguf.py."
       )
@@ -108,13 +109,13 @@ def load(path: str | Path) -> tuple[transformer.Config, dict]:
   table = families.names_of_layers(families.LLAMA_GGUF_NAMES, config)
   unread = sorted(set(tensors) - {theirs for theirs, _ in table.values()})
   if unread:
-    raise ValueError(
+    raise UserError(
       f"{path}: {len(unread)} tensors have no place in the llama family, the "
       f"first is {unread[0]!r}. Extend rlhf_jax/models/families.py."
     )
   for ours, (theirs, transposed) in table.items():
     if theirs not in tensors:
-      raise ValueError(
+      raise UserError(
         f"{path}: no tensor {theirs!r}; the file is damaged or of another "
         "architecture. Fetch it again."
       )

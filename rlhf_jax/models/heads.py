@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array
 
 
@@ -33,11 +34,11 @@ class Config:
 
   def __post_init__(self) -> None:
     if self.pooling not in ("last", "mean_last"):
-      raise ValueError(
+      raise UserError(
         f"head.pooling={self.pooling!r}: must be 'last' or 'mean_last'."
       )
     if self.outputs < 1 or self.hidden_units < 0:
-      raise ValueError(
+      raise UserError(
         f"head.outputs={self.outputs}, head.hidden_units={self.hidden_units}: "
         "need outputs >= 1 and hidden_units >= 0."
       )

@@ -13,6 +13,7 @@ import numpy as np
 
 from rlhf_jax.models import families, transformer, trees
 from rlhf_jax.models.stored import StoredWeight
+from rlhf_jax.schema import UserError
 
 
 def _read_json(path: Path) -> dict:
@@ -34,7 +35,7 @@ def read_config(folder: str | Path) -> tuple[str, transformer.Config]:
   hf = _read_json(Path(folder) / "config.json")
   family = hf.get("model_type")
   if family not in families.FAMILIES:
-    raise ValueError(
+    raise UserError(
       f"{folder}/config.json: model_type={family!r} is not one of "
       f"{sorted(families.FAMILIES)}. Add it to rlhf_jax/models/families.py."
     )
@@ -76,14 +77,14 @@ def load(folder: str | Path) -> tuple[transformer.Config, dict]:
   table = families.names_of_layers(families.FAMILIES[family][0], config)
   missing = [theirs for theirs, _ in table.values() if theirs not in files]
   if missing:
-    raise ValueError(
+    raise UserError(
       f"{folder}: {len(missing)} tensors are missing, the first is "
       f"{missing[0]!r}. The weights do not belong to this config.json."
     )
   unread = set(files) - {theirs for theirs, _ in table.values()}
   unread = sorted(name for name in unread if not _is_derived(name, config))
   if unread:
-    raise ValueError(
+    raise UserError(
       f"{folder}: {len(unread)} tensors have no place in the {family} family, "
       f"the first is {unread[0]!r}. Extend rlhf_jax/models/families.py."
     )
@@ -149,7 +150,7 @@ def save(folder: str | Path, config: transformer.Config, params: dict) -> None:
 
   shape = (config.norm, config.positions, config.gated_mlp, config.activation)
   if shape != ("rms", "rope", True, "silu") or config.attention_bias:
-    raise ValueError(
+    raise UserError(
       f"norm, positions, gated_mlp, activation = {shape}, attention_bias = "
       f"{config.attention_bias}: only the llama family (rms, rope, gated "
       "silu, no bias) can be exported. Train a model of that family."

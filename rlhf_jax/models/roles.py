@@ -28,7 +28,20 @@ import jax.numpy as jnp
 from rlhf_jax import ops
 from rlhf_jax.models import attention, heads, lora, transformer, trees
 from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.schema import UserError, check_choice, check_least
 from rlhf_jax.types import Array, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainable:
+  """What trains of a model."""
+
+  mode: str = "full"  # "full", "lora" or "head"
+  first_layer: int = 0  # layers below are frozen, their output computed once
+
+  def __post_init__(self) -> None:
+    check_choice("mode", self.mode, ("full", "lora", "head"))
+    check_least(self, first_layer=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,36 +57,36 @@ class Role:
   def __post_init__(self) -> None:
     layers = self.model.n_layers
     if self.trainable not in ("full", "lora", "head"):
-      raise ValueError(
+      raise UserError(
         f"trainable={self.trainable!r}: must be 'full', 'lora' or 'head'."
       )
     if self.trainable == "head" and self.head is None:
-      raise ValueError(
+      raise UserError(
         "trainable='head': this role has no scalar head; use 'full' or 'lora'."
       )
     if not 0 <= self.first_layer < layers:
-      raise ValueError(
+      raise UserError(
         f"first_layer={self.first_layer}: must be in 0..{layers - 1}, the "
         f"model has {layers} layers."
       )
     if self.stop_layer is not None and not 0 < self.stop_layer <= layers:
-      raise ValueError(
+      raise UserError(
         f"stop_layer={self.stop_layer}: must be in 1..{layers}, the model has "
         f"{layers} layers."
       )
     if self.trainable != "head" and self.first_layer >= self.stop:
-      raise ValueError(
+      raise UserError(
         f"first_layer={self.first_layer} >= stop_layer={self.stop}: no layer "
         "would train. Lower first_layer or set trainable='head'."
       )
     if self.model.scan_layers and (self.first_layer or self.stop != layers):
-      raise ValueError(
+      raise UserError(
         f"first_layer={self.first_layer}, stop_layer={self.stop} with "
         "scan_layers: scanned layers run as a whole. Set model.scan_layers="
         "False to train or read a part of the layers."
       )
     if self.trainable == "lora" and not self.model.lora_rank:
-      raise ValueError(
+      raise UserError(
         "trainable='lora' with lora_rank=0: set lora_rank, for example 16."
       )
 

@@ -16,6 +16,7 @@ FLOP that counts.
 from __future__ import annotations
 
 from rlhf_jax.models.transformer import Config
+from rlhf_jax.schema import UserError
 
 PREFIX = "shape:"
 
@@ -79,7 +80,7 @@ def named(name: str) -> Config:
     ValueError: there is none.
   """
   if name not in SHAPES:
-    raise ValueError(
+    raise UserError(
       f"model.source='{PREFIX}{name}': no such shape. Known: "
       f"{', '.join(SHAPES)}. Others go into rlhf_jax/models/shapes.py."
     )

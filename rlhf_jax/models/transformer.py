@@ -29,6 +29,7 @@ from rlhf_jax.models import attention
 from rlhf_jax.models.cache import LayerCache
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array
 
 ACTIVATIONS = {
@@ -77,16 +78,16 @@ class Config:
     }
     for field, allowed in choices.items():
       if getattr(self, field) not in allowed:
-        raise ValueError(
+        raise UserError(
           f"{field}={getattr(self, field)!r}: must be one of {allowed}."
         )
     if self.n_heads % self.n_kv_heads:
-      raise ValueError(
+      raise UserError(
         f"n_heads={self.n_heads} is not a multiple of n_kv_heads="
         f"{self.n_kv_heads}: every key head serves the same number of queries."
       )
     if self.scan_layers and 0 < self.lora_first_layer:
-      raise ValueError(
+      raise UserError(
         f"lora_first_layer={self.lora_first_layer} with scan_layers: scanned "
         "layers share one program. Set lora_first_layer=0 or "
         "scan_layers=False."
@@ -333,7 +334,7 @@ class Transformer(nn.Module):
     tapped: dict[int, Array] = {}
     if c.scan_layers:
       if (start, stop) != (0, c.n_layers) or set(taps) - {stop}:
-        raise ValueError(
+        raise UserError(
           f"layers {start}..{stop} of {c.n_layers}, taps {taps}: scanned "
           "layers run as a whole. Set scan_layers=False to train or read a "
           "part of the layers."

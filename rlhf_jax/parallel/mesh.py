@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array, PyTree
 
 AXES = ("data", "fsdp", "tensor")
@@ -34,15 +35,15 @@ class Config:
 
   def __post_init__(self) -> None:
     if self.devices < 0:
-      raise ValueError(f"mesh.devices={self.devices}: must be >= 0; 0 is all.")
+      raise UserError(f"mesh.devices={self.devices}: must be >= 0; 0 is all.")
     sizes = {axis: getattr(self, axis) for axis in AXES}
     for axis, size in sizes.items():
       if size < 1 and size != -1:
-        raise ValueError(
+        raise UserError(
           f"mesh.{axis}={size}: set >= 1, or -1 for the devices left."
         )
     if list(sizes.values()).count(-1) > 1:
-      raise ValueError(f"mesh {sizes}: at most one axis may be -1.")
+      raise UserError(f"mesh {sizes}: at most one axis may be -1.")
 
 
 def make_mesh(config: Config, devices: Sequence | None = None) -> Mesh:
@@ -58,7 +59,7 @@ def make_mesh(config: Config, devices: Sequence | None = None) -> Mesh:
   """
   devices = jax.devices() if devices is None else list(devices)
   if config.devices > len(devices):
-    raise ValueError(
+    raise UserError(
       f"mesh.devices={config.devices}: there are {len(devices)}. Lower it."
     )
   devices = devices[: config.devices] if config.devices else devices
@@ -69,7 +70,7 @@ def make_mesh(config: Config, devices: Sequence | None = None) -> Mesh:
   is_filled = len(given) < len(sizes)
   if remainder or (not is_filled and rest != 1):
     arithmetic = " x ".join(f"{k}={v}" for k, v in sizes.items() if v != -1)
-    raise ValueError(
+    raise UserError(
       f"mesh: {arithmetic} = {product} but {len(devices)} devices. Set sizes "
       "whose product is the number of devices; -1 fills one axis."
     )
@@ -103,7 +104,7 @@ def host_part(mesh: Mesh) -> tuple[int, int]:
   mine = sorted({index[0].indices(ways)[0] for index in indices.values()})
   first, size = mine[0], len(mine)
   if mine != list(range(first, first + size)) or ways % size or first % size:
-    raise ValueError(
+    raise UserError(
       f"mesh {dict(mesh.shape)}: process {jax.process_index()} would hold the "
       f"parts {mine} of {ways} of a batch, which are not one block. Choose "
       "data x fsdp as a multiple or a divisor of the processes."
@@ -132,7 +133,7 @@ def shard_batch(mesh: Mesh, tree: PyTree) -> PyTree:
     else:
       rows = leaf.shape[0] * parts
       if rows % ways:
-        raise ValueError(
+        raise UserError(
           f"batch of {leaf.shape[0]} rows x {parts} hosts = {rows}, "
           f"not a multiple of data={mesh.shape['data']} x "
           f"fsdp={mesh.shape['fsdp']} = {ways}. Change the batch size or the "

@@ -24,6 +24,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.parallel.mesh import BATCH_AXES
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array, PyTree
 
 COLUMN = "(attention/[qkv]_proj|mlp/(gate|up)_proj)"  # tensor on the output
@@ -73,12 +74,12 @@ def _axes_for(path: str, shape: tuple[int, ...]) -> tuple:
   for pattern, axes in _COMPILED:
     if pattern.match(path):
       if len(axes) > len(shape):
-        raise ValueError(
+        raise UserError(
           f"{path} has shape {shape}, but its rule {axes} in "
           f"rlhf_jax/parallel/rules.py needs {len(axes)} dimensions."
         )
       return (None,) * (len(shape) - len(axes)) + axes
-  raise ValueError(
+  raise UserError(
     f"{path}, shape {shape}, matches no sharding rule. Add a line to RULES in "
     "rlhf_jax/parallel/rules.py."
   )
@@ -231,6 +232,6 @@ def _checked(mesh: Mesh, path: str, dimension: int, size: int, entry: Any):
     f"{arithmetic} ({size} / {ways} = {size / ways:g})"
   )
   if not is_optional:
-    raise ValueError(f"{problem}. Choose a mesh whose axes divide it.")
+    raise UserError(f"{problem}. Choose a mesh whose axes divide it.")
   warnings.warn(f"{problem}; it is replicated instead.", stacklevel=4)
   return None

@@ -1,5 +1,15 @@
-"""The only loops and I/O; `RUN` maps a config's `pipeline` to its function."""
+"""The table of pipelines, and how one is read, checked and run.
 
+A new pipeline is one file that makes a Pipeline (programs/pipeline.py) and one
+line here; an experiment may also name one by import path, file.py:PIPELINE.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax import imported
 from rlhf_jax.pipelines import (
   bond,
   evaluate,
@@ -11,15 +21,92 @@ from rlhf_jax.pipelines import (
   rlhf,
   sft,
 )
+from rlhf_jax.programs.pipeline import Job, Pipeline
+from rlhf_jax.schema import UserError
 
-RUN = {
-  "sft": sft.run,
-  "reward": reward.run,
-  "policy": policy.run,
-  "preference": preference.run,
-  "rejection": rejection.run,
-  "online_preference": online_preference.run,
-  "bond": bond.run,
-  "evaluate": evaluate.run,
-  "rlhf": rlhf.run,
+PIPELINES: dict[str, Pipeline] = {
+  "sft": sft.PIPELINE,
+  "reward": reward.PIPELINE,
+  "preference": preference.PIPELINE,
+  "policy": policy.PIPELINE,
+  "rejection": rejection.PIPELINE,
+  "online_preference": online_preference.PIPELINE,
+  "bond": bond.PIPELINE,
+  "evaluate": evaluate.PIPELINE,
+  "rlhf": rlhf.PIPELINE,
 }
+
+
+def find(name: Any, field: str = "config.pipeline") -> Pipeline:
+  """Returns a pipeline by its name or its import path.
+
+  Args:
+    name: a key of PIPELINES, or file.py:PIPELINE.
+    field: where it stands, for messages.
+
+  Raises:
+    UserError: there is none of that name.
+  """
+  if name in PIPELINES:
+    return PIPELINES[name]
+  if not isinstance(name, str) or not imported.is_path(name):
+    raise UserError(
+      f"{field}={name!r}: must be one of {', '.join(PIPELINES)}, or the "
+      f"import path of a Pipeline.{imported.nearest(str(name), PIPELINES)}"
+    )
+  try:
+    found = imported.load(name, field)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+  if not isinstance(found, Pipeline):
+    raise UserError(
+      f"{field}={name!r}: is a {type(found).__name__}, not a Pipeline. Make "
+      "one as the end of rlhf_jax/pipelines/sft.py does."
+    )
+  return found
+
+
+def read(config: Any, workdir: str | Path = "") -> Job:
+  """Returns what an experiment says: a pipeline and its settings, checked.
+
+  Args:
+    config: a tree of defaults.py, changed.
+    workdir: where a whole run has the folders of its stages.
+
+  Raises:
+    UserError: value, rule and remedy.
+  """
+  if hasattr(config, "copy_and_resolve_references"):
+    config = config.copy_and_resolve_references()
+  return _read(config, "", Path(workdir))
+
+
+def _read(values: Any, name: str, workdir: Path) -> Job:
+  """Returns the job of a stage of a whole run, or of an experiment."""
+  dotted = f"{name}." if name else ""
+  pipeline = find(values.get("pipeline"), f"config.{dotted}pipeline")
+
+  def stage(part: Any, where: str) -> Job:
+    return _read(part, where, workdir)
+
+  settings = pipeline.read(values, name, workdir, stage)
+  return Job(pipeline, settings, dotted)
+
+
+def run(config: Any, workdir: str | Path) -> dict:
+  """Reads an experiment, checks it, and runs it on this machine.
+
+  Args:
+    config: a tree of defaults.py, changed.
+    workdir: where everything is written.
+
+  Returns:
+    what the pipeline returns: stage.json, or the numbers of an evaluation.
+
+  Raises:
+    UserError: value, rule and remedy.
+  """
+  job = read(config, workdir)
+  world = job.open(workdir)
+  job.check(world)
+  return job.run(world)

@@ -23,27 +23,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import distributed, generate, metrics, optimizer
+from rlhf_jax import distributed, metrics, optimizer
 from rlhf_jax.algorithms import accumulate, best_of_n, bond
 from rlhf_jax.models import roles
-from rlhf_jax.pipelines import build, judge, sampled, stages, supervised
-from rlhf_jax.pipelines.config import (
-  ConfigError,
-  Schedule,
-  check_sections,
-  optimizer_section,
-  section,
-)
+from rlhf_jax.programs import actors, build, own_samples, supervised
+from rlhf_jax.programs.pipeline import Pipeline
+from rlhf_jax.programs.program import Phase, Program, planned_steps
+from rlhf_jax.programs.work import Passes
+from rlhf_jax.programs.world import World
+from rlhf_jax.rewards import judge
+from rlhf_jax.runs import stages
+from rlhf_jax.schema import FieldError
 from rlhf_jax.types import Array, Metrics, PyTree, Rollout, TrainState
 
-PHASE = "bond"
-SECTIONS = sampled.SECTIONS | {"distillation", "target", "guards"}
+NAME = "bond"
 # Scores closer than this are equal: one answer, judged in two batches of other
 # sizes, differs by rounding, and a rank must not be made of that.
 TIE = 1e-4
@@ -58,69 +56,54 @@ class Target:
 
   def __post_init__(self) -> None:
     if self.kind not in ("j_bond", "bond"):
-      raise ValueError(f"kind={self.kind!r}: must be 'j_bond' or 'bond'.")
+      raise FieldError(f"kind={self.kind!r}: must be 'j_bond' or 'bond'.")
     if self.n < 2:
-      raise ValueError(
+      raise FieldError(
         f"n={self.n}: the best of one answer is that answer. Set n >= 2."
       )
     if self.kind == "j_bond" and self.n != 2:
-      raise ValueError(
+      raise FieldError(
         f"n={self.n}: J-BOND takes the best of 2 answers of a moving anchor. "
         "Set n=2, or kind='bond'."
       )
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """The sections of a BOND configuration, checked."""
+class Settings(actors.Sampled):
+  """J-BOND: best of two answers of a moving anchor, distilled."""
 
-  distillation: bond.Config
-  target: Target
-  generate: generate.Config
-  schedule: Schedule
-  guards: sampled.Guards
+  distillation: bond.Config = bond.Config()
+  target: Target = Target()
+  guards: own_samples.Guards = own_samples.Guards()
+  optimizer: optimizer.Config = optimizer.Config(learning_rate=3e-6)
 
 
-def read_settings(config: Any, prefix: str = "") -> Settings:
-  """Returns the checked sections.
-
-  Args:
-    config: of the pipeline.
-    prefix: where it stands in a whole run ("policy."), for messages.
-
-  Raises:
-    ConfigError: a value that cannot be right.
-  """
-  check_sections(config, SECTIONS, prefix)
-  settings = Settings(
-    distillation=section(
-      bond.Config, config.distillation, f"{prefix}distillation"
-    ),
-    target=section(Target, config.target, f"{prefix}target"),
-    generate=section(generate.Config, config.generate, f"{prefix}generate"),
-    schedule=section(Schedule, config.schedule, f"{prefix}schedule"),
-    guards=section(sampled.Guards, config.guards, f"{prefix}guards"),
-  )
+def check(settings: Settings, world: World) -> None:
+  """Checks settings together and against the devices."""
+  actors.check_sampled(settings, world)
   samples, target = settings.generate.num_samples, settings.target
   if target.kind == "j_bond" and samples != 2:
-    raise ConfigError(
-      f"config.{prefix}generate.num_samples={samples}: J-BOND compares with "
+    raise FieldError(
+      f"generate.num_samples={samples}: J-BOND compares with "
       "two answers of the anchor. Set 2, or target.kind='bond'."
     )
   if target.n > samples:
-    raise ConfigError(
-      f"config.{prefix}target.n={target.n}: the best of n is taken from "
+    raise FieldError(
+      f"target.n={target.n}: the best of n is taken from "
       f"generate.num_samples={samples} answers of the anchor. Raise that, or "
       "lower n."
     )
-  if settings.distillation.has_baseline and settings.schedule.batch_size < 2:
-    raise ConfigError(
-      f"config.{prefix}schedule.batch_size={settings.schedule.batch_size}: the "
+  own_samples.check_answers(settings, 2)
+  size = settings.schedule.batch_size
+  if settings.distillation.has_baseline and size < 2:
+    raise FieldError(
+      f"schedule.batch_size={size}: the "
       "baseline is the mean of the other answers. Set >= 2, or distillation."
       "has_baseline=False."
     )
-  sampled.check_answers(config, settings.generate, 2, prefix)
-  return settings
+  build.check_length(settings.schedule, {"optimizer": settings.optimizer})
+  build.check_rows(world, size)
+  build.check_portions(size, settings.generate, "schedule.batch_size")
 
 
 def teach(
@@ -248,59 +231,131 @@ def make_update(
   )
 
 
-@build.on_mesh
-def run(config: Any, workdir: Path) -> dict:
+def wire(settings: Settings, opened: own_samples.Opened, total: int) -> Phase:
+  """Returns the phase, in which two policies sample.
+
+  Args:
+    settings: of the pipeline.
+    opened: roles, loaded or planned.
+    total: steps.
+  """
+  world = opened.world
+  transform = build.make_optimizer(settings.optimizer, total)
+  arrays = world.state(
+    functools.partial(initial_arrays, transform=transform),
+    opened.actors.params["policy"],
+  )
+  state, anchor = arrays["train"], arrays["anchor"]
+  count, steps = settings.schedule.batch_size, settings.schedule.steps or None
+  plan, sampling = opened.actors.plan, settings.generate
+  update_ = Program(
+    name="update",
+    function=make_update(settings, plan, transform),
+    arguments=lambda flow: (
+      (
+        state,
+        opened.frozen,
+        anchor,
+        flow["anchor judged"][0],
+        flow["own judged"][0],
+      ),
+      {},
+    ),
+    rows=count,
+    work=lambda: (
+      opened.training(2 * count, opened.length)
+      + Passes(world.mesh).forward(
+        [plan.policy], count, opened.length, sampling.max_new_tokens
+      )
+    ),
+    donates=0,
+    calls=steps,
+  )
+  programs = [
+    *opened.answers(anchor, sampling, count, "anchor ", steps),
+    *opened.answers(state.params, once(settings), count, "own ", steps),
+    update_,
+  ]
+  return opened.phase(NAME, arrays, programs)
+
+
+def once(settings: Settings) -> Any:
+  """Returns how the policy's own answer to each prompt is sampled."""
+  return dataclasses.replace(settings.generate, num_samples=1, batch_size=None)
+
+
+def phases(settings: Settings, world: World) -> list[Phase]:
+  """Returns the phase that a plan knows without data."""
+  actors.check_sampling(settings.generate, world.mesh.size)
+  build.check_rows(world, settings.schedule.batch_size)
+  opened = own_samples.Opened.of(settings, world, world.base(settings.model))
+  phase = wire(settings, opened, planned_steps(settings.schedule))
+  world.leave(world.workdir, phase.role, opened.actors.merged_from)
+  return [phase]
+
+
+def run(settings: Settings, world: World) -> dict:
   """Distils best of n; returns stage.json. A finished run is not repeated."""
-  settings = read_settings(config)
-  mesh, base = sampled.load_base(config)
-  info = stages.finished(workdir, PHASE, base)
+  base = world.base(settings.model)
+  info = stages.finished(world.workdir, NAME, base)
   if info is not None:
     return info
-  opened = sampled.open_source(
-    config, mesh, base, settings.generate, settings.schedule.batch_size
-  )
-  source, actors = opened.source, opened.actors
-  total = settings.schedule.total_steps(opened.prompts)
-  transform = optimizer.make_optimizer(
-    optimizer_section(config.optimizer, "optimizer", total)
-  )
-  step_program = make_update(settings, actors.plan, transform)
-  once = dataclasses.replace(settings.generate, num_samples=1, batch_size=None)
-  key = jax.random.key(config.seed)
+  opened = own_samples.Opened.of(settings, world, base)
+  source, count = opened.source(settings.schedule.batch_size)
+  total = settings.schedule.total_steps(count)
+  phase = wire(settings, opened, total)
+  key, alone = jax.random.key(settings.seed), once(settings)
   writer = metrics.MetricsWriter(
-    workdir, tensorboard=False, enabled=distributed.is_first()
+    world.workdir, tensorboard=False, enabled=distributed.is_first()
   )
 
   def one_step(step: int, arrays: PyTree, facts: dict):
     anchor_key, own_key = jax.random.split(jax.random.fold_in(key, step))
     state, prompts = arrays["train"], source.prompts()
     anchor = source.answer(arrays["anchor"], {}, prompts, anchor_key)
-    own = source.answer(state.params, {}, prompts, own_key, once)
-    row = sampled.report(own, config.monitors)
-    facts = sampled.guard(facts, row, step, settings.guards, PHASE)
+    own = source.answer(state.params, {}, prompts, own_key, alone)
+    row = own_samples.report(own, settings.monitors)
+    facts = own_samples.guard(facts, row, step, settings.guards, NAME)
     with source.timer("update"):
-      state, moved, found = step_program(
+      state, moved, found = phase["update"](
         state,
-        actors.frozen["policy"],
+        opened.frozen,
         arrays["anchor"],
-        sampled.penalised(anchor, settings.guards),
-        sampled.penalised(own, settings.guards),
+        own_samples.penalised(anchor, settings.guards),
+        own_samples.penalised(own, settings.guards),
       )
       row |= distributed.fetch(found)
-    row |= sampled.texts(opened, own, writer, step, PHASE)
+    row |= own_samples.write_texts(
+      opened, source.timer, own, writer, step, NAME
+    )
     return {"train": state, "anchor": moved}, facts, row
 
-  return sampled.train(
+  return own_samples.train(
     opened,
-    config,
-    workdir,
+    phase,
+    source,
     one_step,
-    functools.partial(initial_arrays, transform=transform),
-    phase=PHASE,
-    schedule=settings.schedule,
     total=total,
     same={},
     show=(("bond/forward", "forward"),),
     target=dataclasses.asdict(settings.target),
     distillation=dataclasses.asdict(settings.distillation),
   )
+
+
+def _label(settings: Settings) -> str:
+  return settings.target.kind.upper().replace("_", "-")
+
+
+PIPELINE = Pipeline(
+  name=NAME,
+  Settings=Settings,
+  run=run,
+  phases=phases,
+  check=check,
+  leaves=stages.POLICY,
+  describe=lambda settings: (
+    f"{settings.schedule.describe()} prompts ({_label(settings)})"
+  ),
+  label=_label,
+)

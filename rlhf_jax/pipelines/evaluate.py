@@ -12,34 +12,101 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import distributed, generate, metrics
+from rlhf_jax import distributed, generate, metrics, schema
 from rlhf_jax.algorithms.policy_gradient import packing
-from rlhf_jax.data import batches
+from rlhf_jax.data import batches, dataset
+from rlhf_jax.data.dataset import Data
 from rlhf_jax.evaluation import diversity, lexicon, win_rate
-from rlhf_jax.models import roles
+from rlhf_jax.models import heads, roles
+from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import build, inputs, judge, reward, stages
-from rlhf_jax.pipelines.config import (
-  ConfigError,
-  Data,
-  Model,
-  check_sections,
-  section,
+from rlhf_jax.programs import abstract, build
+from rlhf_jax.programs.pipeline import Pipeline, stage_field
+from rlhf_jax.programs.program import (
+  Flow,
+  Phase,
+  Program,
+  Sampler,
+  prompt_width,
 )
-from rlhf_jax.types import FINISH_EOS, PromptBatch, Samples
+from rlhf_jax.programs.work import Passes
+from rlhf_jax.programs.world import World
+from rlhf_jax.rewards import judge
+from rlhf_jax.rewards import model as reward_model
+from rlhf_jax.rewards.texts import sample_texts
+from rlhf_jax.runs import stages
+from rlhf_jax.schema import FieldError
+from rlhf_jax.types import FINISH_EOS, PromptBatch, PyTree, Samples
 
-SECTIONS = frozenset(
-  "pipeline seed model policy init_from reward gold prompts generate packing "
-  "count batch_size mesh lexicon".split()
-)
 RESULT_FILE = "evaluation.json"
 TEXTS_FILE = "texts.jsonl"
+POLICIES = ("before", "after")  # training
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(schema.Settings):
+  """Two policies on held-out prompts."""
+
+  seed: int = 1  # of the answers
+  model: Model = Model()
+  policy: str = stage_field(stages.POLICY)  # folder of the run that is judged
+  init_from: str = stage_field(stages.POLICY)  # what it is compared with
+  reward: str = stage_field(stages.REWARD)  # folder of the reward model
+  gold: str = stage_field(stages.REWARD)  # folder of a held-out one, or ""
+  prompts: Data = Data()
+  generate: generate.Config = generate.Config()
+  packing: packing.Config = packing.Config()
+  count: int = 256  # prompts
+  batch_size: int = 64  # prompts at a time
+  mesh: mesh_lib.Config = mesh_lib.Config()
+  lexicon: bool = False  # VADER sentiment of the answers too
+
+  def __post_init__(self) -> None:
+    schema.check_least(self, seed=0, count=2, batch_size=1)
+    build.check_room(self.prompts, self.generate)
+    how = self.generate
+    if how.temperature == 0.0 or how.top_k or how.top_p < 1.0:
+      raise FieldError(
+        f"generate: temperature={how.temperature}, top_k={how.top_k}, "
+        f"top_p={how.top_p}: the KL compares full distributions, and "
+        "greedy or truncated ones have none to the reference. Set a "
+        "temperature > 0, top_k=0 and top_p=1.0."
+      )
+    if how.num_samples > 1:
+      raise FieldError(
+        f"generate.num_samples={how.num_samples}: answers to one prompt are "
+        "not independent, and the standard errors assume that they are. Set 1 "
+        "and a larger count."
+      )
+    if self.count % self.batch_size:
+      raise FieldError(
+        f"count={self.count}: must be a multiple (>= 2) of "
+        f"batch_size={self.batch_size}."
+      )
+
+  @property
+  def row_targets(self) -> int:
+    """Response tokens of a judged row at most."""
+    packed = self.packing
+    return packed.targets if packed.row_tokens else self.generate.max_new_tokens
+
+
+def check(settings: Settings, world: World) -> None:
+  """Checks settings together and against the devices."""
+  build.check_needed(settings.prompts, "prompts")
+  for field, kind in (("reward", "reward"), ("policy", "policy")):
+    if not getattr(settings, field):
+      raise FieldError(
+        f"{field} is empty: name the --workdir of a finished {kind} run, "
+        f"--config.{field}=runs/{kind}."
+      )
+  build.check_rows(world, settings.batch_size, "batch_size")
+  build.check_portions(settings.batch_size, settings.generate, "batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,38 +126,41 @@ class Answers:
 
 
 def answer(
-  params: Any,
+  sampler: Sampler,
+  params: PyTree,
+  judge_samples: Program,
   weights: judge.Weights,
-  judge_samples: Any,
-  prompt_batches: list,
+  prompt_batches: list[PromptBatch],
   key: jax.Array,
   *,
   name: str,
-  base: build.Base,
   mesh: jax.sharding.Mesh,
-  settings: generate.Config,
   packed: packing.Config,
 ) -> Answers:
-  """Samples and judges the answers of one policy to batches of prompts."""
+  """Samples and judges the answers of one policy to batches of prompts.
+
+  Args:
+    sampler: of the policy.
+    params: its trainable tree.
+    judge_samples: the program "judge".
+    weights: of the judge.
+    prompt_batches: on the host.
+    key: of the samples.
+    name: for the progress line.
+    mesh: where it runs.
+    packed: of the rows that are judged.
+  """
   prompts: list[str] = []
   texts: list[str] = []
   columns: dict[str, list] = {}
   total = sum(len(batch.tokens) for batch in prompt_batches)
   with metrics.Progress(f"evaluate {name}", total) as progress:
     for batch in prompt_batches:
-      samples: Samples = generate.generate(
-        params,
-        mesh_lib.spread_batch(mesh, batch),
-        key,
-        model=base.config,
-        config=settings,
-        eos_ids=(base.tokenizer.eos_id,),
-        pad_id=base.tokenizer.pad_id,
-      )
-      on_host = distributed.fetch(samples)
+      samples = sampler(params, mesh_lib.spread_batch(mesh, batch), key)
+      on_host: Samples = distributed.fetch(samples)
       layout = packing.plan(on_host, packed) if packed.row_tokens else None
       rollout, scores = judge_samples(weights, {}, samples, layout)
-      found = build.sample_texts(base.tokenizer, on_host)
+      found = sample_texts(sampler.base.tokenizer, on_host)
       prompts += [prompt for prompt, _ in found]
       texts += [text for _, text in found]
       kl = jnp.sum(
@@ -180,88 +250,128 @@ def full_texts(answers: Answers) -> list[str]:
 
 
 def load_policies(
-  config: Any, base: build.Base, mesh: jax.sharding.Mesh
+  settings: Settings, world: World, base: Base
 ) -> dict[str, stages.Stage]:
   """Returns the policy "before" training and "after" it.
 
-  Args:
-    config: of the pipeline.
-    base: the model underneath.
-    mesh: where they live.
+  Without init_from it is what the policy's run started from, or the base model.
 
-  Raises:
-    ConfigError, CheckpointError: a stage is missing, or of another model.
+  Args:
+    settings: of the pipeline.
+    world: where they live.
+    base: the model underneath.
   """
-  trained = stages.load_stage(config.policy, "policy", base, mesh, "/policy")
-  start = config.init_from
-  if not start and trained.info["init_from"]:
-    start = str(Path(config.policy) / trained.info["init_from"])
+  world.assume(stages.POLICY, roles.Role(model=base.config))
+  folder = world.named(settings.policy)
+  after = stages.load(folder, stages.POLICY, base, world)
+  start = settings.init_from
+  if not start and after.info.get("init_from"):
+    start = str(stages.place(folder)[0] / after.info["init_from"])
   if start:
-    reference = stages.load_stage(start, "sft", base, mesh)
+    before = stages.load(start, stages.POLICY, base, world)
   else:
-    role = dataclasses.replace(trained.role, trainable="full")
-    reference = stages.Stage(role, {"params": base.params}, {})
-  return {"before": reference, "after": trained}
+    role = dataclasses.replace(after.role, trainable="full")
+    before = stages.Stage(role, {"params": base.params}, {})
+  return {"before": before, "after": after}
 
 
-def load_judge(
-  config: Any,
-  base: build.Base,
-  mesh: jax.sharding.Mesh,
-  policies: dict[str, stages.Stage],
-  settings: generate.Config,
-  packed: packing.Config,
-) -> tuple[judge.Plan, judge.Weights]:
-  """Returns what scores samples: reward model, gold model, reference.
+def wire(
+  settings: Settings, world: World, base: Base
+) -> tuple[Phase, dict[str, tuple[Sampler, PyTree]], judge.Weights]:
+  """Returns the phase, what samples each policy, and the judge's weights.
 
   Args:
-    config: of the pipeline.
+    settings: of the pipeline.
+    world: where it runs, or is planned.
     base: the model underneath.
-    mesh: where they live.
-    policies: from `load_policies`.
-    settings: of sampling.
-    packed: of the rows that are scored.
   """
-  scorers = {"reward": reward.load(config.reward, base, mesh)[:2]}
-  if config.gold:
-    scorers["gold"] = reward.load(config.gold, base, mesh)[:2]
+  policies = load_policies(settings, world, base)
+  head = dataclasses.replace(
+    policies["after"].role, trainable="full", head=heads.Config()
+  )
+  world.assume(stages.REWARD, head)
+  folders = {"reward": world.named(settings.reward)}
+  if settings.gold:
+    folders["gold"] = settings.gold
+  scorers = {
+    name: reward_model.load(folder, base, world)[:2]
+    for name, folder in folders.items()
+  }
   plan = judge.make_plan(
     base,
     policies["after"],
     policies["before"],
     None,
     scorers,
-    settings.temperature,
-    packed.targets if packed.row_tokens else settings.max_new_tokens,
+    settings.generate.temperature,
+    settings.row_targets,
   )
-  return plan, judge.Weights(
+  weights = judge.Weights(
     base=base.params if plan.shared else {},
     reference=policies["before"].variables,
     scorers={name: weights for name, (_, weights) in scorers.items()},
   )
+  samplers, programs = {}, []
+  calls, rows = settings.count / settings.batch_size, settings.batch_size
+  for name in POLICIES:
+    params, frozen = policies[name].parts
+    sampler = Sampler(policies[name].role, frozen, base, settings.generate)
+    samplers[name] = (sampler, params)
+    programs += sampler.programs(
+      world.mesh, params, settings.prompts, rows, f"{name} ", calls
+    )
+  new = settings.generate.max_new_tokens
+  length = prompt_width(settings.prompts, settings.generate, base) + new
+
+  def judged(flow: Flow) -> tuple[tuple, dict]:
+    samples = abstract.samples_of(flow["after decoded"], world.mesh, rows)
+    return (weights, {}, samples, None), {}
+
+  programs.append(
+    Program(
+      name="judge",
+      function=judge.make_judge(plan),
+      arguments=judged,
+      rows=rows,
+      work=lambda: Passes(world.mesh).judge(plan, rows, length, new),
+      calls=len(POLICIES) * calls,
+    )
+  )
+  phase = Phase(
+    name="evaluation",
+    world=world,
+    base=base,
+    arrays={},
+    frozen=(
+      base.params,
+      [stage.variables for stage in policies.values()],
+      weights,
+    ),
+    programs=tuple(programs),
+    step=(),
+  )
+  return phase, samplers, weights
 
 
-def load_prompts(
-  config: Any, base: build.Base, settings: generate.Config
-) -> list[PromptBatch]:
+def phases(settings: Settings, world: World) -> list[Phase]:
+  """Returns the phase that a plan knows without data."""
+  build.check_rows(world, settings.batch_size, "batch_size")
+  phase, _, _ = wire(settings, world, world.base(settings.model))
+  return [phase]
+
+
+def load_prompts(settings: Settings, base: Base) -> list[PromptBatch]:
   """Returns `count` held-out prompts in batches.
 
   Raises:
-    ConfigError: fewer prompts than wanted, or a count that is no multiple.
+    FieldError: fewer prompts than wanted.
   """
-  count, size = config.count, config.batch_size
-  if count % size or count < 2:
-    raise ConfigError(
-      f"config.count={count}: must be a multiple (>= 2) of "
-      f"config.batch_size={size}."
-    )
-  data = section(Data, config.prompts, "prompts")
-  ids, _ = inputs.prompts(
-    data, base.tokenizer, data.max_length - settings.max_new_tokens
-  )
+  count, size, data = settings.count, settings.batch_size, settings.prompts
+  room = data.max_length - settings.generate.max_new_tokens
+  ids, _ = dataset.prompts(data, base.tokenizer, room)
   if len(ids) < count:
-    raise ConfigError(
-      f"config.count={count}: only {len(ids)} prompts in {data.source}. "
+    raise FieldError(
+      f"count={count}: only {len(ids)} prompts in {data.source}. "
       "Lower count, or give more prompts; a prompt is not used twice."
     )
   width = max(len(row) for row in ids[:count])
@@ -273,43 +383,32 @@ def load_prompts(
   ]
 
 
-@build.on_mesh
-def run(config: Any, workdir: Path) -> dict:
+def run(settings: Settings, world: World) -> dict:
   """Evaluates a finished policy; returns the numbers of evaluation.json."""
-  check_sections(config, SECTIONS, "")
-  settings = section(generate.Config, config.generate, "generate")
-  packed = section(packing.Config, config.packing, "packing")
-  mesh = build.make_mesh(config)
-  base = build.load_base(section(Model, config.model, "model"), mesh)
-  path = workdir / RESULT_FILE
+  path = world.workdir / RESULT_FILE
   if path.is_file():
-    return read_result(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
-  policies = load_policies(config, base, mesh)
-  plan, weights = load_judge(config, base, mesh, policies, settings, packed)
-  prompt_batches = load_prompts(config, base, settings)
-  judge_samples = judge.make_judge(plan)
+    return read_result(world.workdir)
+  base = world.base(settings.model)
+  world.workdir.mkdir(parents=True, exist_ok=True)
+  phase, samplers, weights = wire(settings, world, base)
+  prompt_batches = load_prompts(settings, base)
   answers = {}
-  for number, (name, stage) in enumerate(policies.items()):
-    params = roles.sampling_params(
-      stage.role, *roles.split(stage.role, stage.variables)
-    )
+  for number, (name, (sampler, params)) in enumerate(samplers.items()):
     answers[name] = answer(
+      sampler,
       params,
+      phase["judge"],
       weights,
-      judge_samples,
       prompt_batches,
-      jax.random.fold_in(jax.random.key(config.seed), number),
+      jax.random.fold_in(jax.random.key(settings.seed), number),
       name=name,
-      base=base,
-      mesh=mesh,
-      settings=settings,
-      packed=packed,
+      mesh=world.mesh,
+      packed=settings.packing,
     )
   before, after = answers["before"], answers["after"]
-  facts = summarise(before, after, config.lexicon)
+  facts = summarise(before, after, settings.lexicon)
   if distributed.is_first():
-    _write_texts(workdir / TEXTS_FILE, before, after)
+    _write_texts(world.workdir / TEXTS_FILE, before, after)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(facts, indent=2) + "\n")
     os.replace(temporary, path)
@@ -333,3 +432,16 @@ def _write_texts(path: Path, before: Answers, after: Answers) -> None:
         row[f"{shown}_after"] = float(after.scores[name][i])
     lines.append(json.dumps(row, ensure_ascii=False))
   path.write_text("\n".join(lines) + "\n")
+
+
+PIPELINE = Pipeline(
+  name="evaluate",
+  Settings=Settings,
+  run=run,
+  phases=phases,
+  check=check,
+  result=RESULT_FILE,
+  describe=lambda settings: (
+    f"{settings.count} held-out prompts, before and after"
+  ),
+)

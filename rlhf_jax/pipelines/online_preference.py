@@ -16,7 +16,7 @@ rounds multiply, so the KL to the start is not bounded by beta. The policy is
 the sampled one, temperature included, in the loss as in the KL.
 
 Left out: several steps on one batch of pairs; the frozen lower layers are run
-again in the update, where policy.py keeps their output.
+again in the update, where policy training keeps their output.
 """
 
 from __future__ import annotations
@@ -24,35 +24,32 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import distributed, generate, metrics, ops, optimizer
+from rlhf_jax import distributed, metrics, ops, optimizer, schema
 from rlhf_jax.algorithms.preference import pairing, registry
 from rlhf_jax.algorithms.preference import update as preference
 from rlhf_jax.models import roles, trees
-from rlhf_jax.pipelines import (
+from rlhf_jax.programs import (
+  abstract,
+  actors,
   build,
-  judge,
-  method_sections,
-  sampled,
-  stages,
+  own_samples,
   supervised,
 )
-from rlhf_jax.pipelines.config import (
-  ConfigError,
-  Schedule,
-  check_sections,
-  optimizer_section,
-  section,
-)
+from rlhf_jax.programs.pipeline import Pipeline
+from rlhf_jax.programs.program import Phase, Program, planned_steps
+from rlhf_jax.programs.work import Passes
+from rlhf_jax.programs.world import World
+from rlhf_jax.rewards import judge
+from rlhf_jax.runs import stages
+from rlhf_jax.schema import FieldError
 from rlhf_jax.types import Array, PreferenceBatch, PyTree, Rollout
 
-PHASE = "online_preference"
-SECTIONS = sampled.SECTIONS | {"algorithm", "accumulation", "pairing", "guards"}
+NAME = "online_preference"
 # What compares answers that one policy wrote; not KTO (single answers), not
 # SPIN (answers of people against those of the policy).
 METHODS = {
@@ -63,55 +60,48 @@ METHODS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """The sections of an online preference configuration, checked."""
+class Settings(actors.Sampled):
+  """Online DPO, or another loss on pairs by its name (OAIF: rate 5e-7)."""
 
-  method: method_sections.Method
-  update: preference.Config
-  pairing: pairing.Config
-  generate: generate.Config
-  schedule: Schedule
-  guards: sampled.Guards
+  algorithm: schema.Method = schema.method(METHODS, "dpo")
+  accumulation: preference.Config = preference.Config()
+  pairing: pairing.Config = pairing.Config()
+  guards: own_samples.Guards = own_samples.Guards()
+  optimizer: optimizer.Config = optimizer.Config(learning_rate=5e-7)
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    every = self.pairing.reference_every
+    if every and self.algorithm.name in registry.REFERENCE_FREE:
+      raise FieldError(
+        f"pairing.reference_every={every}: {self.algorithm.name!r} has no "
+        "reference. Set 0, or a method such as 'dpo'."
+      )
+
+  @property
+  def has_moving_reference(self) -> bool:
+    """Whether the reference follows the policy."""
+    return self.pairing.reference_every > 0
 
 
-def read_settings(config: Any, prefix: str = "") -> Settings:
-  """Returns the checked sections.
-
-  Args:
-    config: of the pipeline.
-    prefix: where it stands in a whole run ("policy."), for messages.
-
-  Raises:
-    ConfigError: a value that cannot be right.
-  """
-  check_sections(config, SECTIONS, prefix)
-  name = config.algorithm.get("name")
-  if name in registry.ALGORITHMS and name not in METHODS:
-    raise ConfigError(
-      f"config.{prefix}algorithm.name={name!r}: does not compare two answers "
-      f"of one policy. Set one of {', '.join(METHODS)}."
-    )
-  settings = Settings(
-    method=method_sections.read(
-      config.algorithm, METHODS, f"{prefix}algorithm"
-    ),
-    update=section(
-      preference.Config, config.accumulation, f"{prefix}accumulation"
-    ),
-    pairing=section(pairing.Config, config.pairing, f"{prefix}pairing"),
-    generate=section(generate.Config, config.generate, f"{prefix}generate"),
-    schedule=section(Schedule, config.schedule, f"{prefix}schedule"),
-    guards=section(sampled.Guards, config.guards, f"{prefix}guards"),
+def check(settings: Settings, world: World) -> None:
+  """Checks settings together and against the devices."""
+  actors.check_sampled(settings, world)
+  own_samples.check_answers(settings, 2)
+  build.check_length(settings.schedule, {"optimizer": settings.optimizer})
+  _check_rows(settings, world)
+  build.check_portions(
+    settings.schedule.batch_size, settings.generate, "schedule.batch_size"
   )
-  is_free = name in registry.REFERENCE_FREE
-  if settings.pairing.reference_every and is_free:
-    raise ConfigError(
-      f"config.{prefix}pairing.reference_every="
-      f"{settings.pairing.reference_every}: {name!r} has no reference. Set 0, "
-      "or a method such as 'dpo'."
-    )
-  sampled.check_answers(config, settings.generate, 2, prefix)
-  return settings
+
+
+def _check_rows(settings: Settings, world: World) -> None:
+  build.check_rows(
+    world,
+    settings.schedule.batch_size,
+    parts=settings.accumulation.microbatches,
+    cut="accumulation.microbatches",
+  )
 
 
 def logprobs(
@@ -143,54 +133,9 @@ def logprobs(
   return found.reshape(shape)
 
 
-@dataclasses.dataclass(frozen=True)
-class Programs:
-  """The compiled functions of a step, after sampling and judging."""
-
-  pairs: Callable[..., tuple[PreferenceBatch, dict[str, Array]]]
-  refer: Callable[..., PreferenceBatch]  # writes the moved reference's
-  update: Callable[..., tuple[Any, dict[str, Array]]]
-
-
-def make_programs(
-  settings: Settings, plan: judge.Plan, optimizer_: Any
-) -> Programs:
-  """Returns the compiled functions; nothing compiles yet.
-
-  Args:
-    settings: method and pairs.
-    plan: whose policy.
-    optimizer_: an optax.GradientTransformation.
-  """
-  apply = functools.partial(logprobs, plan=plan)
-
-  def refer(params, frozen, batch: PreferenceBatch) -> PreferenceBatch:
-    return batch.replace(reference_logprobs=apply(params, frozen, batch))
-
-  update = functools.partial(
-    preference.update,
-    algorithm=settings.method.module,
-    algorithm_config=settings.method.config,
-    config=settings.update,
-    apply=apply,
-    optimizer=optimizer_,
-  )
-  return Programs(
-    pairs=jax.jit(
-      functools.partial(
-        pairing.pairs_of,
-        num_samples=settings.generate.num_samples,
-        config=settings.pairing,
-      )
-    ),
-    refer=jax.jit(refer),
-    update=jax.jit(update, donate_argnums=0),
-  )
-
-
 def learn(
   settings: Settings,
-  programs: Programs,
+  phase: Phase,
   arrays: PyTree,
   frozen: PyTree,
   rollout: Rollout,
@@ -204,7 +149,7 @@ def learn(
 
   Args:
     settings: of the run.
-    programs: compiled.
+    phase: wired.
     arrays: "train", and "reference" where it moves.
     frozen: what does not train of the policy.
     rollout: judged.
@@ -212,13 +157,13 @@ def learn(
     step: steps before this one.
   """
   pair_key, update_key = jax.random.split(key)
-  batch, row = programs.pairs(rollout, pair_key)
+  batch, row = phase["pairs"](rollout, pair_key)
   row = {name: float(x) for name, x in distributed.fetch(row).items()}
   every = settings.pairing.reference_every
   if every:
-    batch = programs.refer(arrays["reference"], frozen, batch)
+    batch = phase["refer"](arrays["reference"], frozen, batch)
   if row["pair/used_share"] > 0.0:
-    state, found = programs.update(arrays["train"], frozen, batch, update_key)
+    state, found = phase["update"](arrays["train"], frozen, batch, update_key)
     arrays = arrays | {"train": state}
     row |= {name: float(x) for name, x in distributed.fetch(found).items()}
   if every and (step + 1) % every == 0:
@@ -241,62 +186,173 @@ def initial_arrays(params: PyTree, *, transform: Any, moves: bool) -> PyTree:
   return arrays
 
 
-@build.on_mesh
-def run(config: Any, workdir: Path) -> dict:
+def make_update(
+  settings: Settings, plan: judge.Plan, transform: Any
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+  """Returns the compiled (pairs, refer, update); nothing compiles yet.
+
+  Args:
+    settings: method and pairs.
+    plan: whose policy.
+    transform: an optax.GradientTransformation.
+  """
+  apply = functools.partial(logprobs, plan=plan)
+
+  def refer(
+    params: PyTree, frozen: PyTree, batch: PreferenceBatch
+  ) -> PreferenceBatch:
+    return batch.replace(reference_logprobs=apply(params, frozen, batch))
+
+  update = functools.partial(
+    preference.update,
+    algorithm=settings.algorithm.module,
+    algorithm_config=settings.algorithm.config,
+    config=settings.accumulation,
+    apply=apply,
+    optimizer=transform,
+  )
+  pairs = functools.partial(
+    pairing.pairs_of,
+    num_samples=settings.generate.num_samples,
+    config=settings.pairing,
+  )
+  return jax.jit(pairs), jax.jit(refer), jax.jit(update, donate_argnums=0)
+
+
+def wire(settings: Settings, opened: own_samples.Opened, total: int) -> Phase:
+  """Returns the phase.
+
+  Args:
+    settings: of the pipeline.
+    opened: roles, loaded or planned.
+    total: steps.
+  """
+  world = opened.world
+  transform = build.make_optimizer(settings.optimizer, total)
+  arrays = world.state(
+    functools.partial(
+      initial_arrays,
+      transform=transform,
+      moves=settings.has_moving_reference,
+    ),
+    opened.actors.params["policy"],
+  )
+  pairs, refer, update = make_update(settings, opened.actors.plan, transform)
+  key = functools.partial(abstract.key, world.mesh)
+  count, steps = settings.schedule.batch_size, settings.schedule.steps or None
+  make = functools.partial(Program, rows=count, calls=steps)
+  plan, length = opened.actors.plan, opened.length
+  learning = [
+    make(
+      name="pairs",
+      function=pairs,
+      arguments=lambda flow: ((flow["judged"][0], key()), {}),
+      result="pairs",
+    ),
+    make(
+      name="refer",
+      function=refer,
+      arguments=lambda flow: (
+        (arrays["reference"], opened.frozen, flow["pairs"][0]),
+        {},
+      ),
+      work=lambda: Passes(world.mesh).forward(
+        [plan.policy], 2 * count, length, settings.generate.max_new_tokens
+      ),
+    ),
+    make(
+      name="update",
+      function=update,
+      arguments=lambda flow: (
+        (arrays["train"], opened.frozen, flow["pairs"][0], key()),
+        {},
+      ),
+      work=lambda: opened.training(
+        2 * count, length, settings.accumulation.microbatches
+      ),
+      donates=0,
+    ),
+  ]
+  answers = opened.answers(
+    arrays["train"].params, settings.generate, count, calls=steps
+  )
+  programs = [*answers, *learning]
+  if not settings.has_moving_reference:
+    programs = [p for p in programs if p.name != "refer"]
+  return opened.phase(NAME, arrays, programs)
+
+
+def phases(settings: Settings, world: World) -> list[Phase]:
+  """Returns the phase that a plan knows without data."""
+  actors.check_sampling(settings.generate, world.mesh.size)
+  _check_rows(settings, world)
+  opened = own_samples.Opened.of(settings, world, world.base(settings.model))
+  phase = wire(settings, opened, planned_steps(settings.schedule))
+  world.leave(world.workdir, phase.role, opened.actors.merged_from)
+  return [phase]
+
+
+def run(settings: Settings, world: World) -> dict:
   """Trains a policy on its own pairs; returns stage.json when finished."""
-  settings = read_settings(config)
-  mesh, base = sampled.load_base(config)
-  info = stages.finished(workdir, PHASE, base)
+  base = world.base(settings.model)
+  info = stages.finished(world.workdir, NAME, base)
   if info is not None:
     return info
-  opened = sampled.open_source(
-    config, mesh, base, settings.generate, settings.schedule.batch_size
-  )
-  source, actors = opened.source, opened.actors
-  total = settings.schedule.total_steps(opened.prompts)
-  transform = optimizer.make_optimizer(
-    optimizer_section(config.optimizer, "optimizer", total)
-  )
-  programs = make_programs(settings, actors.plan, transform)
-  frozen = actors.frozen["policy"]
-  key = jax.random.key(config.seed)
+  opened = own_samples.Opened.of(settings, world, base)
+  source, count = opened.source(settings.schedule.batch_size)
+  total = settings.schedule.total_steps(count)
+  phase = wire(settings, opened, total)
+  key = jax.random.key(settings.seed)
   writer = metrics.MetricsWriter(
-    workdir, tensorboard=False, enabled=distributed.is_first()
+    world.workdir, tensorboard=False, enabled=distributed.is_first()
   )
 
   def one_step(step: int, arrays: PyTree, facts: dict):
     sample_key, learn_key = jax.random.split(jax.random.fold_in(key, step))
     judged = source.batch(arrays["train"].params, {}, sample_key)
-    row = sampled.report(judged, config.monitors)
-    facts = sampled.guard(facts, row, step, settings.guards, PHASE)
+    row = own_samples.report(judged, settings.monitors)
+    facts = own_samples.guard(facts, row, step, settings.guards, NAME)
     with source.timer("update"):
       arrays, found = learn(
         settings,
-        programs,
+        phase,
         arrays,
-        frozen,
-        sampled.penalised(judged, settings.guards),
+        opened.frozen,
+        own_samples.penalised(judged, settings.guards),
         learn_key,
         step,
       )
-    row |= found | sampled.texts(opened, judged, writer, step, PHASE)
+    row |= found | own_samples.write_texts(
+      opened, source.timer, judged, writer, step, NAME
+    )
     return arrays, facts, row
 
-  return sampled.train(
+  return own_samples.train(
     opened,
-    config,
-    workdir,
+    phase,
+    source,
     one_step,
-    functools.partial(
-      initial_arrays,
-      transform=transform,
-      moves=settings.pairing.reference_every > 0,
-    ),
-    phase=PHASE,
-    schedule=settings.schedule,
     total=total,
-    same={"algorithm": settings.method.name},
+    same={"algorithm": settings.algorithm.name},
     show=(("pref/acc", "accuracy"), ("pair/used_share", "used")),
-    algorithm={"name": settings.method.name}
-    | dataclasses.asdict(settings.method.config),
+    algorithm={"name": settings.algorithm.name}
+    | dataclasses.asdict(settings.algorithm.config),
   )
+
+
+def _label(settings: Settings) -> str:
+  return f"online {settings.algorithm.name.upper().replace('_', '-')}"
+
+
+PIPELINE = Pipeline(
+  name=NAME,
+  Settings=Settings,
+  run=run,
+  phases=phases,
+  check=check,
+  leaves=stages.POLICY,
+  describe=lambda settings: (
+    f"{settings.schedule.describe()} prompts ({_label(settings)})"
+  ),
+  label=_label,
+)

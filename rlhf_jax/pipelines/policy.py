@@ -9,7 +9,8 @@ Roles `full` (four trees) or `lora` (one frozen base; the reference is the
 base with the factors the policy started from). For the first
 `value.pretrain_steps` rollouts only the critic learns. config.algorithm.name
 chooses the method; those without a critic have no value tree at all. Sampling
-and judging, DAPO's resampling too, are in rollouts.py.
+and judging, DAPO's resampling too, are in programs/rollouts.py, the compiled
+functions in programs/policy_step.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,55 +26,39 @@ import numpy as np
 
 from rlhf_jax import distributed, metrics
 from rlhf_jax.algorithms.policy_gradient import shaping
-from rlhf_jax.data import batches
+from rlhf_jax.data import batches, dataset
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.models import trees
+from rlhf_jax.models import pretrained, trees
+from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import actors as actors_lib
-from rlhf_jax.pipelines import (
-  build,
-  inputs,
-  loop,
-  methods,
-  rollouts,
-  stages,
-  verify,
-)
-from rlhf_jax.pipelines.config import (
-  Model,
-  section,
-)
-from rlhf_jax.pipelines.policy_step import (
-  Programs,
-  Settings,
-  initial_arrays,
-  learn,
-  make_programs,
-  make_transforms,
-  read_settings,
-  row_targets,
-)
-from rlhf_jax.pipelines.watch import shown, text_metrics, watch
+from rlhf_jax.programs import actors as actors_lib
+from rlhf_jax.programs import build, policy_settings, policy_step, rollouts
+from rlhf_jax.programs.pipeline import Pipeline
+from rlhf_jax.programs.policy_settings import Settings
+from rlhf_jax.programs.program import Phase, Sampler, planned_steps
+from rlhf_jax.programs.watch import shown, text_metrics, watch
+from rlhf_jax.programs.world import World
+from rlhf_jax.rewards import texts as texts_lib
+from rlhf_jax.runs import loop, stages
 from rlhf_jax.types import Array, PyTree, Rollout
 
 
-def ptx_loader(
-  config: Any, settings: Settings, base: build.Base, mesh: jax.sharding.Mesh
-) -> Any:
+def ptx_loader(settings: Settings, world: World, base: Base) -> Any:
   """Returns the iterator of text mixed into PPO (PPO-ptx), or None."""
-  if settings.algorithm.ptx_coefficient == 0.0:
+  if not settings.has_ptx:
     return None
-  rows, dropped = inputs.demonstrations(settings.ptx, base.tokenizer)
-  build.report_dropped("ptx", settings.ptx.source, len(rows), dropped)
-  build.check_context(base, max(len(r["tokens"]) for r in rows), "ptx")
+  rows, dropped = dataset.demonstrations(settings.ptx, base.tokenizer)
+  dataset.report_dropped("ptx", settings.ptx.source, len(rows), dropped)
+  longest = max(len(r["tokens"]) for r in rows)
+  pretrained.check_context(base, longest, "ptx")
   return build.make_loader(
-    mesh,
+    world.mesh,
     rows,
-    config.ptx_batch_size,
-    seed=config.seed + 1,
+    settings.ptx_batch_size,
+    seed=settings.seed + 1,
     collate=functools.partial(
       batches.collate_tokens,
-      length=batches.bucket_length(max(len(r["tokens"]) for r in rows)),
+      length=batches.bucket_length(longest),
       pad_id=base.tokenizer.pad_id,
     ),
   )
@@ -91,12 +75,11 @@ class Step:
   """
 
   settings: Settings
-  programs: Programs
+  phase: Phase
   actors: actors_lib.Actors
   draw: Callable[..., tuple[rollouts.Judged, dict]]
   text: Any
   tokenizer: Tokenizer
-  mesh: jax.sharding.Mesh
   key: Array
   timer: metrics.Timer
   monitors: tuple[str, ...]
@@ -140,17 +123,17 @@ class Step:
     """Returns the rollout with rewards and advantages, moments, metrics."""
     rollout, gap = judged.rollout, {}
     with self.timer("score"):
-      if self.programs.recompute is not None:
-        rollout, gap = self.programs.recompute(
+      if "recompute" in self.phase:
+        rollout, gap = self.phase["recompute"](
           arrays["train"].params, self.actors.frozen, rollout
         )
       rollout, moments, row = jax.block_until_ready(
-        self.programs.prepare(
+        self.phase["prepare"](
           rollout,
           arrays["moments"],
           arrays["beta"],
           judged.layout,
-          judged.greedy,
+          judged.further,
         )
       )
     return rollout, moments, row | gap
@@ -162,10 +145,10 @@ class Step:
     extra = ()
     with self.timer("update"):
       if self.text is not None and step >= pretrain:
-        extra = (mesh_lib.shard_batch(self.mesh, next(self.text)),)
+        extra = (mesh_lib.shard_batch(self.phase.mesh, next(self.text)),)
       return jax.block_until_ready(
-        learn(
-          self.programs,
+        policy_step.learn(
+          self.phase,
           arrays,
           self.actors.frozen,
           rollout,
@@ -182,7 +165,7 @@ class Step:
       f"eval/{name}": float(jnp.mean(judged.scores[name]))
       for name in self.monitors
     }
-    row |= verify.component_means(judged.scores)
+    row |= texts_lib.component_means(judged.scores)
     row |= self.timer.pop()
     samples = distributed.fetch(rollouts.samples_of(judged.rollout))
     row |= text_metrics(self.tokenizer, samples)
@@ -194,119 +177,131 @@ class Step:
 
 
 def _make_step(
-  config: Any,
   settings: Settings,
-  base: build.Base,
+  phase: Phase,
+  sampler: Sampler,
   actors: actors_lib.Actors,
-  programs: Programs,
   loader: Any,
   text: Any,
-  mesh: jax.sharding.Mesh,
   writer: metrics.MetricsWriter,
 ) -> Step:
-  timer = metrics.Timer()
+  timer, tokenizer = metrics.Timer(), phase.base.tokenizer
   source = rollouts.Source(
     loader=loader,
-    programs=programs,
+    sampler=sampler,
+    judge=phase["judge"],
     actors=actors,
-    verifier=verify.load(config, settings.prompts, base.tokenizer),
-    name=config.verifier.name,
-    mesh=mesh,
+    verifier=texts_lib.load(settings.verifier, settings.prompts, tokenizer),
+    name=settings.verifier.name,
+    mesh=phase.mesh,
     packing=settings.packing,
     timer=timer,
+    further=policy_step.further(settings),
   )
   return Step(
     settings=settings,
-    programs=programs,
+    phase=phase,
     actors=actors,
     draw=rollouts.drawer(
-      source, settings.algorithm, settings.shaping.missing_eos == "mask"
+      source, settings.method, settings.shaping.missing_eos == "mask"
     ),
     text=text,
-    tokenizer=base.tokenizer,
-    mesh=mesh,
-    key=jax.random.key(config.seed),
+    tokenizer=tokenizer,
+    key=jax.random.key(settings.seed),
     timer=timer,
-    monitors=tuple(config.monitors),
+    monitors=tuple(settings.monitors),
     writer=writer,
   )
 
 
-@build.on_mesh
-def run(config: Any, workdir: Path) -> dict:
+def _load_actors(
+  settings: Settings, world: World, base: Base
+) -> actors_lib.Actors:
+  value = settings.value if settings.has_critic else None
+  return actors_lib.load(settings, base, world, settings.row_targets, value)
+
+
+def phases(settings: Settings, world: World) -> list[Phase]:
+  """Returns the phase that a plan knows without data."""
+  policy_settings.check_batches(settings, world)
+  base = world.base(settings.model)
+  actors = _load_actors(settings, world, base)
+  total = settings.value.pretrain_steps + planned_steps(settings.schedule)
+  phase, _ = policy_step.wire(settings, world, base, actors, total)
+  world.leave(world.workdir, phase.role, actors.merged_from)
+  return [phase]
+
+
+def run(settings: Settings, world: World) -> dict:
   """Optimises a policy; returns stage.json. A finished run is not repeated."""
-  settings = read_settings(config)
-  methods.check_judges(config, settings.method)
-  mesh = build.make_mesh(config)
-  actors_lib.check_sampling(settings.generate, mesh.size)
-  base = build.load_base(section(Model, config.model, "model"), mesh)
-  info = stages.finished(workdir, "policy", base)
+  base = world.base(settings.model)
+  info = stages.finished(world.workdir, "policy", base)
   if info is not None:
     return info
-  actors = actors_lib.load(
-    config,
-    base,
-    mesh,
-    settings.value,
-    settings.generate.temperature,
-    row_targets(settings),
-    has_critic=settings.method.has_critic,
-  )
+  actors = _load_actors(settings, world, base)
   loader, count = rollouts.prompt_loader(
     settings.prompts,
     settings.generate,
     settings.schedule.batch_size,
     base,
-    config.seed,
-    mesh,
+    settings.seed,
+    world.mesh,
   )
-  text = ptx_loader(config, settings, base, mesh)
+  text = ptx_loader(settings, world, base)
   pretrain = settings.value.pretrain_steps
   total = pretrain + settings.schedule.total_steps(count)
-  transforms = make_transforms(config, settings, total)
-  programs = make_programs(
-    settings, actors.plan, actors.frozen, base, transforms, mesh
-  )
-  start = functools.partial(
-    initial_arrays,
-    transforms=transforms,
-    beta=settings.shaping.kl_coefficient,
-    has_pretraining=pretrain > 0,
-  )
+  phase, sampler = policy_step.wire(settings, world, base, actors, total)
   writer = metrics.MetricsWriter(
-    workdir, tensorboard=False, enabled=distributed.is_first()
+    world.workdir, tensorboard=False, enabled=distributed.is_first()
   )
   arrays, facts = loop.run_steps(
-    _make_step(
-      config, settings, base, actors, programs, loader, text, mesh, writer
-    ),
+    _make_step(settings, phase, sampler, actors, loader, text, writer),
     phase="policy",
-    workdir=workdir,
+    workdir=world.workdir,
     schedule=settings.schedule,
     total_steps=total,
-    arrays=build.sharded_state(mesh, start, actors.params),
+    arrays=phase.arrays,
     facts={"alarms": []},
-    identity=stages.identity(base)
-    | stages.origins(init_from=config.init_from, reward=config.reward),
+    identity=base.identity
+    | stages.origins(init_from=settings.init_from, reward=settings.reward),
     iterators={"prompts": loader} | ({"ptx": text} if text else {}),
     show=(
       ("rollout/score_mean", "score"),
-      *((f"eval/{name}", name) for name in config.monitors),
+      *((f"eval/{name}", name) for name in settings.monitors),
       ("rollout/kl_k1_sum", "kl"),
       ("rollout/len_mean", "length"),
     ),
   )
   writer.close()
-  stages.write_stage(
-    workdir,
+  return stages.write_stage(
+    world.workdir,
     "policy",
     base,
-    actors.plan.policy,
+    phase.role,
+    trained=stages.BESIDE_CRITIC,
+    best=settings.schedule.best,
     steps=int(np.asarray(arrays["train"].step)),
-    init_from=config.init_from,
+    init_from=settings.init_from,
     merged_from=actors.merged_from,
     kl_coefficient=float(arrays["beta"]),
     alarms=facts["alarms"],
     halted=facts.get("halt"),
   )
-  return stages.read_stage(workdir)
+
+
+def _label(settings: Settings) -> str:
+  return settings.algorithm.name.upper().replace("_", "-")
+
+
+PIPELINE = Pipeline(
+  name="policy",
+  Settings=Settings,
+  run=run,
+  phases=phases,
+  check=policy_settings.check,
+  leaves=stages.POLICY,
+  describe=lambda settings: (
+    f"{settings.schedule.describe()} prompts ({_label(settings)})"
+  ),
+  label=_label,
+)

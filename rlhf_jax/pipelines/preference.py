@@ -16,69 +16,97 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlhf_jax import distributed, optimizer
+from rlhf_jax import distributed, optimizer, schema
 from rlhf_jax.algorithms.preference import kto, registry
 from rlhf_jax.algorithms.preference import update as preference
-from rlhf_jax.data import batches
-from rlhf_jax.models import roles
+from rlhf_jax.data import batches, dataset, judged
+from rlhf_jax.data.dataset import Data
+from rlhf_jax.models import pretrained, roles
+from rlhf_jax.models.pretrained import Base, Model
+from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import (
+from rlhf_jax.programs import (
+  abstract,
   actors,
   build,
   features,
-  inputs,
-  method_sections,
-  reference,
-  reward,
-  sft,
-  stages,
+  language_model,
   supervised,
-  unpaired,
 )
-from rlhf_jax.pipelines.config import (
-  ConfigError,
-  Data,
-  Model,
-  Schedule,
-  check_sections,
-  optimizer_section,
-  section,
-)
+from rlhf_jax.programs.pipeline import Pipeline, stage_field
+from rlhf_jax.programs.program import Phase, Program, planned_steps
+from rlhf_jax.programs.work import Passes, Work
+from rlhf_jax.programs.world import World
+from rlhf_jax.runs import reference, stages
+from rlhf_jax.runs.loop import Schedule
+from rlhf_jax.schema import FieldError
 from rlhf_jax.types import Array, PreferenceBatch, PyTree, TokenBatch
 
-SECTIONS = frozenset(
-  "pipeline seed model trainable init_from algorithm accumulation data heldout "
-  "heldout_fraction optimizer schedule mesh".split()
-)
 _BALANCE = (1.0, 1.5)  # of desirable to undesirable weight, for KTO
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """The sections of a preference configuration, checked."""
+class Settings(schema.Settings):
+  """DPO, or another method of algorithms/preference by its name."""
 
-  method: method_sections.Method
-  update: preference.Config
-  schedule: Schedule
-  data: Data
-  heldout: Data
+  seed: int = 0  # of all random numbers of the run
+  model: Model = Model()
+  trainable: Trainable = Trainable()
+  init_from: str = stage_field(
+    stages.POLICY
+  )  # folder of the run it starts from
+  algorithm: schema.Method = schema.method(registry.ALGORITHMS, "dpo")
+  accumulation: preference.Config = preference.Config()
+  data: Data = Data()
+  heldout: Data = Data()  # comparisons for the report at the end
+  heldout_fraction: float = 0.1  # of prompts held out where heldout is not set
+  optimizer: optimizer.Config = optimizer.Config(learning_rate=1e-6)
+  schedule: Schedule = Schedule()
+  mesh: mesh_lib.Config = mesh_lib.Config()
+
+  def __post_init__(self) -> None:
+    schema.check_least(self, seed=0)
+    build.check_trainable(self.model, self.trainable)
+    build.check_fraction(self)
+    for key in ("data", "heldout"):
+      data = getattr(self, key)
+      if data.source and data.format == "labelled" and not self.is_unpaired:
+        raise FieldError(
+          f"{key}.format='labelled': single answers, and "
+          f"{self.algorithm.name!r} compares two. Set algorithm.name='kto', or "
+          "give comparisons."
+        )
+
+  @property
+  def is_unpaired(self) -> bool:
+    """Whether the method reads single judged answers."""
+    return self.algorithm.name in registry.UNPAIRED
+
+  @property
+  def has_reference(self) -> bool:
+    """Whether the method reads a reference."""
+    return self.algorithm.name not in registry.REFERENCE_FREE
 
 
-def read_settings(config: Any) -> Settings:
-  """Returns the checked sections; raises ConfigError."""
-  check_sections(config, SECTIONS, "")
-  return Settings(
-    method=method_sections.read(config.algorithm, registry.ALGORITHMS),
-    update=section(preference.Config, config.accumulation, "accumulation"),
-    schedule=section(Schedule, config.schedule, "schedule"),
-    data=section(Data, config.data, "data"),
-    heldout=section(Data, config.heldout, "heldout"),
+def check(settings: Settings, world: World) -> None:
+  """Checks settings together and against the devices."""
+  build.check_needed(settings.data, "data")
+  build.check_pairs(settings)
+  build.check_length(settings.schedule, {"optimizer": settings.optimizer})
+  _check_rows(settings, world)
+
+
+def _check_rows(settings: Settings, world: World) -> None:
+  build.check_rows(
+    world,
+    settings.schedule.batch_size,
+    parts=settings.accumulation.microbatches,
+    cut="accumulation.microbatches",
   )
 
 
@@ -92,58 +120,55 @@ def apply(
 ) -> Array:
   """Returns log-probabilities [B, K, L] of the candidates' own tokens."""
   shape = batch.tokens.shape
-  flat = lambda x: x.reshape(-1, shape[-1])  # noqa: E731
+
+  def flat(x: Array) -> Array:
+    return x.reshape(-1, shape[-1])
+
   rows = TokenBatch(
     tokens=flat(batch.tokens),
     valid_mask=flat(batch.valid_mask),
     loss_mask=flat(batch.loss_mask),
   )
-  logprobs, _ = sft.apply(params, frozen, rows, role=role, targets=targets)
+  logprobs, _ = language_model.logprobs(
+    params, frozen, rows, role=role, targets=targets
+  )
   return logprobs.reshape(shape)
 
 
 def load_data(
-  config: Any, settings: Settings, base: build.Base
-) -> tuple[inputs.Comparisons, inputs.Comparisons]:
+  settings: Settings, base: Base
+) -> tuple[dataset.Comparisons, dataset.Comparisons]:
   """Returns (training, held-out) comparisons, or judged answers for KTO.
 
   Raises:
-    ConfigError: labels that the method cannot express.
+    FieldError: labels that the method cannot express.
   """
-  name, data = settings.method.name, settings.data
-  if name not in registry.UNPAIRED:
-    parts = reward.load_comparisons(
-      config, data, settings.heldout, base.tokenizer, "preference"
-    )
+  name = settings.algorithm.name
+  if settings.is_unpaired:
+    parts = _load_judged(settings, base)
   else:
-    parts = _load_judged(config, settings, base)
-  try:
+    parts = features.load_comparisons(settings, base.tokenizer, "preference")
+  with schema.as_field("algorithm."):
     for labels in (np.concatenate([p.labels for p in parts]), parts[0].labels):
       registry.check_labels(name, labels)
-  except ValueError as error:
-    raise ConfigError(f"config.algorithm.{error}") from error
-  train, held = (unpaired.compact(part) for part in parts)
+  train, held = (judged.compact(part) for part in parts)
   longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
-  build.check_context(base, longest, "data")
+  pretrained.check_context(base, longest, "data")
   return train, held
 
 
-def _load_judged(config, settings, base):
-  data, heldout = settings.data, settings.heldout
-  train = unpaired.load(data, base.tokenizer, config.seed)
-  build.report_dropped(
+def _load_judged(settings: Settings, base: Base) -> tuple:
+  data, heldout, seed = settings.data, settings.heldout, settings.seed
+  train = judged.load(data, base.tokenizer, seed)
+  dataset.report_dropped(
     "preference", data.source, len(train.pairs), train.dropped
   )
   if heldout.source:
-    held = unpaired.load(heldout, base.tokenizer, config.seed + 1)
+    held = judged.load(heldout, base.tokenizer, seed + 1)
   else:
-    train, held = features.split_heldout(
-      train, config.heldout_fraction, config.seed
-    )
+    train, held = features.split_heldout(train, settings.heldout_fraction, seed)
   return tuple(
-    unpaired.with_mismatched(
-      part, source.max_length, config.seed, source.source
-    )
+    judged.with_mismatched(part, source.max_length, seed, source.source)
     for part, source in (
       (train, data),
       (held, heldout if heldout.source else data),
@@ -152,7 +177,7 @@ def _load_judged(config, settings, base):
 
 
 def collate(
-  pairs: list[int], *, data: inputs.Comparisons, width: int, pad_id: int
+  pairs: list[int], *, data: dataset.Comparisons, width: int, pad_id: int
 ) -> PreferenceBatch:
   """Returns the PreferenceBatch of the comparisons with these numbers."""
   batch = features.collate(
@@ -178,174 +203,242 @@ def make_reference(
     targets: most targets of a row.
   """
   return jax.jit(
-    lambda params, frozen, batch: sft.apply(
+    lambda params, frozen, batch: language_model.logprobs(
       params, frozen, batch, role=role, targets=targets
     )[0]
   )
 
 
 def add_reference(
-  config: Any,
   settings: Settings,
-  base: build.Base,
+  phase: Phase,
   stage: stages.Stage,
-  parts: dict[str, inputs.Comparisons],
-  targets: int,
-  workdir: Path,
-  mesh: jax.sharding.Mesh,
+  parts: dict[str, dataset.Comparisons],
 ) -> str:
   """Gives all rows their reference log-probabilities; returns their digest.
 
   Args:
-    config: of the run.
-    settings: its method and batch size.
-    base: the base model.
+    settings: method and batch size.
+    phase: with a program "reference".
     stage: the policy before training, which is the reference.
     parts: name -> comparisons, whose rows are changed.
-    targets: most targets of a row.
-    workdir: where they are kept.
-    mesh: where they are computed.
   """
-  if settings.method.name in registry.REFERENCE_FREE:
+  if not settings.has_reference:
     return ""
   rows = {name: part.rows for name, part in parts.items()}
-  digest = reference.fingerprint(base, config.init_from, rows)
-  params, frozen = roles.split(stage.role, stage.variables)
-  program = make_reference(stage.role, targets)
+  digest = reference.fingerprint(phase.base, settings.init_from, rows)
   reference.load_or_compute(
-    workdir,
+    phase.world.workdir,
     digest,
     rows,
     functools.partial(
       reference.compute,
-      functools.partial(program, params, frozen),
+      functools.partial(phase["reference"], *stage.parts),
       batch_size=settings.schedule.batch_size,
-      pad_id=base.tokenizer.pad_id,
-      mesh=mesh,
+      pad_id=phase.base.tokenizer.pad_id,
+      mesh=phase.mesh,
     ),
   )
   return digest
 
 
 def make_update(
-  role: roles.Role, settings: Settings, optimizer_: Any, targets: int | None
+  role: roles.Role, settings: Settings, transform: Any, targets: int | None
 ) -> Callable[..., Any]:
   """Returns the compiled step: (state, frozen, PreferenceBatch, key) -> ...
 
   Args:
     role: what trains.
     settings: method and microbatches.
-    optimizer_: an optax.GradientTransformation.
+    transform: an optax.GradientTransformation.
     targets: most targets of a row, or None.
   """
   update = functools.partial(
     preference.update,
-    algorithm=settings.method.module,
-    algorithm_config=settings.method.config,
-    config=settings.update,
+    algorithm=settings.algorithm.module,
+    algorithm_config=settings.algorithm.config,
+    config=settings.accumulation,
     apply=functools.partial(apply, role=role, targets=targets),
-    optimizer=optimizer_,
+    optimizer=transform,
   )
   return jax.jit(update, donate_argnums=0)
 
 
-@build.on_mesh
-def run(config: Any, workdir: Path) -> dict:
+def wire(
+  settings: Settings,
+  world: World,
+  base: Base,
+  total: int,
+  shape: language_model.Shape,
+) -> tuple[Phase, stages.Stage]:
+  """Returns the phase, and the policy before training.
+
+  Args:
+    settings: of the pipeline.
+    world: where it runs, or is planned.
+    base: the model underneath.
+    total: optimizer steps.
+    shape: of the rows.
+  """
+  stage = actors.starting_policy(settings, base, world)
+  role, (params, frozen) = stage.role, stage.parts
+  transform = build.make_optimizer(settings.optimizer, total)
+  state = supervised.train_state(world, params, transform)
+  rows, mesh, passes = (
+    settings.schedule.batch_size,
+    world.mesh,
+    Passes(world.mesh),
+  )
+  steps = settings.schedule.steps or None
+  refer = Program(
+    name="reference",
+    function=make_reference(role, shape.targets),
+    arguments=lambda flow: (
+      (params, frozen, abstract.token_batch(mesh, rows, shape.length, False)),
+      {},
+    ),
+    rows=rows,
+    work=lambda: passes.forward([role], rows, shape.length, shape.targets),
+    # Each pair once; as many as the steps read at most.
+    calls=None if steps is None else 2 * steps,
+  )
+
+  def arguments(flow: dict) -> tuple[tuple, dict]:
+    del flow
+    batch = abstract.preference_batch(
+      mesh, rows, shape.length, 0, has_reference=settings.has_reference
+    )
+    return (state, frozen, batch, abstract.key(mesh)), {}
+
+  def work() -> Work:
+    training = passes.training(
+      role,
+      abstract.bytes_of(state.params),
+      rows if settings.is_unpaired else 2 * rows,
+      shape.length,
+      shape.targets,
+      parts=settings.accumulation.microbatches,
+    )
+    if not settings.is_unpaired:
+      return training
+    # the mismatched answers, without gradients
+    return training + passes.forward([role], rows, shape.length, shape.targets)
+
+  update = Program(
+    name="update",
+    function=make_update(role, settings, transform, shape.targets),
+    arguments=arguments,
+    rows=rows,
+    work=work,
+    donates=0,
+    calls=steps,
+  )
+  phase = Phase(
+    name="preference",
+    world=world,
+    base=base,
+    arrays={"train": state},
+    # The weights it starts from stay beside the ones that train.
+    frozen=(base.params, stage.variables),
+    programs=(*([refer] if settings.has_reference else []), update),
+    step=("update",),
+    role=role,
+  )
+  return phase, stage
+
+
+def phases(settings: Settings, world: World) -> list[Phase]:
+  """Returns the phase that a plan knows without data.
+
+  A row may be all answer: no target is left out of the count.
+  """
+  _check_rows(settings, world)
+  base = world.base(settings.model)
+  length = settings.data.row_length
+  shape = language_model.Shape(length, length, False)
+  total = planned_steps(settings.schedule)
+  phase, stage = wire(settings, world, base, total, shape)
+  world.leave(world.workdir, phase.role, stage.info.get("merged_from", ""))
+  return [phase]
+
+
+def run(settings: Settings, world: World) -> dict:
   """Trains a policy on preferences; returns the numbers of stage.json.
 
   A finished run is not repeated: its stage.json is returned.
   """
-  settings = read_settings(config)
-  schedule = settings.schedule
-  mesh = build.make_mesh(config)
-  base = build.load_base(section(Model, config.model, "model"), mesh)
-  info = stages.finished(workdir, "preference", base)
+  schedule, algorithm = settings.schedule, settings.algorithm
+  base = world.base(settings.model)
+  info = stages.finished(world.workdir, "preference", base)
   if info is not None:
     return info
-  stage = actors.starting_policy(config, base, mesh)
-  train, held = load_data(config, settings, base)
+  train, held = load_data(settings, base)
   _report_balance(settings, train)
-  rows = (*train.rows, *held.rows)
-  targets = int(max(np.sum(row["loss_mask"]) for row in rows))
-  digest = add_reference(
-    config,
-    settings,
-    base,
-    stage,
-    {"train": train, "heldout": held},
-    targets,
-    workdir,
-    mesh,
-  )
   total = schedule.total_steps(len(train.pairs))
-  tx = optimizer.make_optimizer(
-    optimizer_section(config.optimizer, "optimizer", total)
+  shape = language_model.Shape.of([*train.rows, *held.rows])
+  phase, stage = wire(settings, world, base, total, shape)
+  digest = add_reference(
+    settings, phase, stage, {"train": train, "heldout": held}
   )
   loader = build.make_loader(
-    mesh,
+    world.mesh,
     np.arange(len(train.pairs)),
     schedule.batch_size,
-    seed=config.seed,
+    seed=settings.seed,
     collate=_collate_of(train, base),
   )
-  params, frozen = roles.split(stage.role, stage.variables)
+  _, frozen = stage.parts
   params = supervised.fit(
-    make_update(stage.role, settings, tx, targets),
+    phase,
     loader,
-    params,
     frozen,
-    optimizer_=tx,
-    mesh=mesh,
-    seed=config.seed,
-    phase="preference",
-    workdir=workdir,
+    seed=settings.seed,
     schedule=schedule,
     total_steps=total,
-    identity=stages.identity(base)
-    | stages.origins(init_from=config.init_from)
-    | {"algorithm": settings.method.name, "reference_fingerprint": digest},
+    identity=base.identity
+    | stages.origins(init_from=settings.init_from)
+    | {"algorithm": algorithm.name, "reference_fingerprint": digest},
     show=(
       ("pref/loss", "loss"),
       ("pref/acc", "accuracy"),
       ("pref/margin", "margin"),
     ),
   )
-  found = evaluate(settings, base, stage.role, params, frozen, held, mesh)
+  found = evaluate(settings, phase, params, frozen, held)
   print(
     f"preference: held-out accuracy {found['pref/acc']:.3f}, margin "
     f"{found['pref/margin']:.3f} on {len(held.pairs)} rows"
   )
-  stages.write_stage(
-    workdir,
+  return stages.write_stage(
+    world.workdir,
     "preference",
     base,
-    stage.role,
+    phase.role,
+    best=schedule.best,
     steps=total,
     examples=len(train.pairs),
     epochs=total * schedule.batch_size / len(train.pairs),
-    algorithm={"name": settings.method.name}
-    | dataclasses.asdict(settings.method.config),
+    algorithm={"name": algorithm.name} | dataclasses.asdict(algorithm.config),
     heldout=found,
     heldout_examples=len(held.pairs),
     reference_fingerprint=digest,
-    init_from=config.init_from,
+    init_from=settings.init_from,
     merged_from=stage.info.get("merged_from", ""),
   )
-  return stages.read_stage(workdir)
 
 
-def _collate_of(data: inputs.Comparisons, base: build.Base):
+def _collate_of(data: dataset.Comparisons, base: Base):
   width = batches.bucket_length(max(len(r["tokens"]) for r in data.rows))
   return functools.partial(
     collate, data=data, width=width, pad_id=base.tokenizer.pad_id
   )
 
 
-def _report_balance(settings: Settings, train: inputs.Comparisons) -> None:
+def _report_balance(settings: Settings, train: dataset.Comparisons) -> None:
   """Prints when KTO's two kinds of answers are out of balance."""
-  if settings.method.module is not kto:
+  if settings.algorithm.module is not kto:
     return
-  found = kto.balance(train.labels, settings.method.config)
+  found = kto.balance(train.labels, settings.algorithm.config)
   if not _BALANCE[0] <= found <= _BALANCE[1]:
     print(
       f"preference: warn: desirable answers weigh {found:.2f} times the "
@@ -356,39 +449,56 @@ def _report_balance(settings: Settings, train: inputs.Comparisons) -> None:
 
 def evaluate(
   settings: Settings,
-  base: build.Base,
-  role: roles.Role,
+  phase: Phase,
   params: PyTree,
   frozen: PyTree,
-  held: inputs.Comparisons,
-  mesh: jax.sharding.Mesh,
+  held: dataset.Comparisons,
 ) -> dict[str, float]:
   """Returns the metrics of the loss on held-out rows.
 
   Args:
     settings: method and batch size.
-    base: the base model.
-    role: of the policy.
+    phase: whose role.
     params: trained tree.
     frozen: the rest.
     held: with reference log-probabilities where the method reads them.
-    mesh: where it runs.
   """
   measure = jax.jit(
     functools.partial(
       preference.measure,
-      algorithm=settings.method.module,
-      algorithm_config=settings.method.config,
-      apply=functools.partial(apply, role=role),
+      algorithm=settings.algorithm.module,
+      algorithm_config=settings.algorithm.config,
+      apply=functools.partial(apply, role=phase.role),
     )
   )
   size, count = settings.schedule.batch_size, len(held.pairs)
-  to_batch = _collate_of(held, base)
+  to_batch = _collate_of(held, phase.base)
   sums: dict[str, float] = {}
   for start in range(0, count, size):
     batch = to_batch([min(start + i, count - 1) for i in range(size)])
     batch.weight[count - start :] = 0.0
-    batch = mesh_lib.spread_batch(mesh, batch)
+    batch = mesh_lib.spread_batch(phase.mesh, batch)
     for name, x in distributed.fetch(measure(params, frozen, batch)).items():
       sums[name] = sums.get(name, 0.0) + float(x)
   return {name: float(x) for name, x in preference.means(sums).items()}
+
+
+def _describe(settings: Settings) -> str:
+  rows = "judged answers" if settings.is_unpaired else "comparisons"
+  return f"{settings.schedule.describe()} {rows} ({_label(settings)})"
+
+
+def _label(settings: Settings) -> str:
+  return settings.algorithm.name.upper().replace("_", "-")
+
+
+PIPELINE = Pipeline(
+  name="preference",
+  Settings=Settings,
+  run=run,
+  phases=phases,
+  check=check,
+  leaves=stages.POLICY,
+  describe=_describe,
+  label=_label,
+)

@@ -23,79 +23,77 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from rlhf_jax import checkpoint, distributed, generate, metrics
+from rlhf_jax import distributed, metrics, optimizer
 from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.algorithms import sft as sft_algorithm
 from rlhf_jax.models import roles
-from rlhf_jax.pipelines import (
+from rlhf_jax.programs import (
+  actors,
   build,
+  language_model,
+  own_samples,
   rejection_samples,
-  sampled,
-  sft,
-  stages,
 )
-from rlhf_jax.pipelines.config import (
-  ConfigError,
-  Schedule,
-  check_sections,
-  section,
-)
+from rlhf_jax.programs.pipeline import Pipeline
+from rlhf_jax.programs.program import Phase, planned_steps
+from rlhf_jax.programs.rejection_samples import Rounds
+from rlhf_jax.programs.rollouts import Source
+from rlhf_jax.programs.world import World
+from rlhf_jax.runs import checkpoint, stages
+from rlhf_jax.runs.loop import Schedule
+from rlhf_jax.schema import FieldError
 from rlhf_jax.types import PyTree
 
-PHASE = "rejection"
-SECTIONS = sampled.SECTIONS | {"rounds", "selection", "loss"}
+NAME = "rejection"
 KEPT_FILE = "kept.jsonl"
-Rounds = rejection_samples.Rounds
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """The sections of a rejection-sampling configuration, checked."""
+class Settings(actors.Sampled):
+  """Rejection-sampling fine-tuning: a few rounds of sample, select, SFT."""
 
-  rounds: Rounds
-  selection: best_of_n.Config
-  generate: generate.Config
-  loss: sft_algorithm.Config
-  schedule: Schedule
-
-
-def read_settings(config: Any, prefix: str = "") -> Settings:
-  """Returns the checked sections.
-
-  Args:
-    config: of the pipeline.
-    prefix: where it stands in a whole run ("policy."), for messages.
-
-  Raises:
-    ConfigError: a value that cannot be right.
-  """
-  check_sections(config, SECTIONS, prefix)
-  settings = Settings(
-    rounds=section(Rounds, config.rounds, f"{prefix}rounds"),
-    selection=section(best_of_n.Config, config.selection, f"{prefix}selection"),
-    generate=section(generate.Config, config.generate, f"{prefix}generate"),
-    loss=section(sft_algorithm.Config, config.loss, f"{prefix}loss"),
-    schedule=section(Schedule, config.schedule, f"{prefix}schedule"),
+  rounds: Rounds = Rounds()
+  selection: best_of_n.Config = best_of_n.Config()
+  loss: sft_algorithm.Config = sft_algorithm.Config()
+  optimizer: optimizer.Config = optimizer.Config(
+    learning_rate=2e-5, schedule="cosine", weight_decay=0.1
   )
-  rule = settings.selection.rule
-  if rule == "pooled":
-    raise ConfigError(
-      f"config.{prefix}selection.rule='pooled': rounds of a run have other "
-      "prompts, so winners are pooled by file. Set rule='per_prompt' and "
-      "rounds.pool=True."
-    )
-  if settings.rounds.pool and settings.rounds.start == "previous":
-    raise ConfigError(
-      f"config.{prefix}rounds.pool=True: with rounds.start='previous' old "
-      "samples would be trained on again in each round. Set start='base'."
-    )
-  least = 1 if rule == "all" else 2
-  sampled.check_answers(config, settings.generate, least, prefix)
-  return settings
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.selection.rule == "pooled":
+      raise FieldError(
+        "selection.rule='pooled': rounds of a run have other "
+        "prompts, so winners are pooled by file. Set rule='per_prompt' and "
+        "rounds.pool=True."
+      )
+    if self.rounds.pool and self.rounds.start == "previous":
+      raise FieldError(
+        "rounds.pool=True: with rounds.start='previous' old "
+        "samples would be trained on again in each round. Set start='base'."
+      )
+
+
+def check(settings: Settings, world: World) -> None:
+  """Checks settings together and against the devices."""
+  actors.check_sampled(settings, world)
+  least = 1 if settings.selection.rule == "all" else 2
+  own_samples.check_answers(settings, least)
+  build.check_length(settings.schedule, {"optimizer": settings.optimizer})
+  _check_rows(settings, world)
+  build.check_portions(
+    settings.rounds.batch_size, settings.generate, "rounds.batch_size"
+  )
+
+
+def _check_rows(settings: Settings, world: World) -> None:
+  build.check_rows(
+    world, settings.schedule.batch_size, parts=settings.loss.microbatches
+  )
+  build.check_rows(world, settings.rounds.batch_size, "rounds.batch_size")
 
 
 def folder_of(workdir: Path, number: int) -> Path:
@@ -111,8 +109,8 @@ def _files(workdir: Path, rounds: Rounds, number: int) -> list[Path]:
 
 def _check_enough(count: int, schedule: Schedule, number: int) -> None:
   if count < schedule.batch_size:
-    raise ConfigError(
-      f"config.schedule.batch_size={schedule.batch_size}: round {number} keeps "
+    raise FieldError(
+      f"schedule.batch_size={schedule.batch_size}: round {number} keeps "
       f"{count} samples, which do not fill a batch. Lower it or selection."
       "minimum_score, or raise rounds.prompts or generate.num_samples; the "
       "same command goes on with this round."
@@ -121,40 +119,38 @@ def _check_enough(count: int, schedule: Schedule, number: int) -> None:
 
 def sample_round(
   settings: Settings,
-  opened: sampled.Opened,
+  opened: own_samples.Opened,
+  source: Source,
   params: PyTree,
   number: int,
-  key: jax.Array,
-  workdir: Path,
   writer: metrics.MetricsWriter,
 ) -> None:
   """Samples, judges and selects; writes kept.jsonl and a row of metrics.
 
   Args:
     settings: of the run.
-    opened: roles and source, at the prompts of this round.
+    opened: roles.
+    source: at the prompts of this round.
     params: trainable tree of the policy so far.
     number: of the round.
-    key: of the run.
-    workdir: of the run.
     writer: of the run's metrics.
 
   Raises:
-    ConfigError: fewer samples are kept than fill a batch.
+    FieldError: fewer samples are kept than fill a batch.
   """
-  rounds = settings.rounds
+  rounds, workdir = settings.rounds, opened.world.workdir
   pool = rejection_samples.collect(
-    opened.source,
+    source,
     params,
-    jax.random.fold_in(key, number),
+    jax.random.fold_in(jax.random.key(settings.seed), number),
     rounds.prompts // rounds.batch_size,
     settings.generate.num_samples,
-    opened.monitors,
+    tuple(settings.monitors),
   )
   kept, row = rejection_samples.select(pool, rounds, settings.selection)
   row |= rejection_samples.report(pool, kept)
-  writer.truncate_after(number - 1, PHASE)
-  writer.write(number, row, PHASE)
+  writer.truncate_after(number - 1, NAME)
+  writer.write(number, row, NAME)
   rows = rejection_samples.kept_rows(pool, kept, opened.base.tokenizer, number)
   earlier, _ = rejection_samples.read_kept(_files(workdir, rounds, number)[:-1])
   _check_enough(len(earlier) + len(rows), settings.schedule, number)
@@ -166,70 +162,124 @@ def sample_round(
   )
 
 
-def train_round(
-  config: Any,
+def wire(
   settings: Settings,
-  opened: sampled.Opened,
+  opened: own_samples.Opened,
+  params: PyTree,
+  total: int,
+  shape: language_model.Shape,
+) -> Phase:
+  """Returns the phase of a round: sample, judge, then fine-tune.
+
+  Args:
+    settings: of the pipeline.
+    opened: roles, loaded or planned.
+    params: trainable tree that the round starts from.
+    total: optimizer steps of a round.
+    shape: of the rows that are kept.
+  """
+  rounds, steps = settings.rounds, settings.schedule.steps
+  if settings.schedule.epochs:  # on one sample of each prompt
+    kept = rounds.prompts // settings.schedule.batch_size
+    steps = round(settings.schedule.epochs * kept)
+  state, update = language_model.wire(
+    opened.world,
+    opened.actors.plan.policy,
+    params,
+    opened.frozen,
+    loss=settings.loss,
+    transform=build.make_optimizer(settings.optimizer, total),
+    rows=settings.schedule.batch_size,
+    shape=shape,
+    calls=steps * rounds.count,
+  )
+  answers = opened.answers(
+    state.params,
+    settings.generate,
+    rounds.batch_size,
+    calls=rounds.count * rounds.prompts / rounds.batch_size,
+  )
+  return opened.phase(NAME, {"train": state}, [*answers, update], ("update",))
+
+
+def phases(settings: Settings, world: World) -> list[Phase]:
+  """Returns the phase that a plan knows without data.
+
+  Its step is that of fine-tuning; sampling comes before the round's steps.
+  """
+  actors.check_sampling(settings.generate, world.mesh.size)
+  _check_rows(settings, world)
+  opened = own_samples.Opened.of(settings, world, world.base(settings.model))
+  length = -(-opened.length // 8) * 8
+  shape = language_model.Shape(length, settings.generate.max_new_tokens, False)
+  total = planned_steps(settings.schedule)
+  params = opened.actors.params["policy"]
+  phase = wire(settings, opened, params, total, shape)
+  world.leave(world.workdir, phase.role, opened.actors.merged_from)
+  return [phase]
+
+
+def train_round(
+  settings: Settings,
+  opened: own_samples.Opened,
   previous: PyTree,
   number: int,
-  workdir: Path,
 ) -> PyTree:
   """Returns the policy of a round: fine-tuned on what was kept.
 
   Args:
-    config: of the run.
-    settings: its sections.
+    settings: of the run.
     opened: roles; the policy's start.
     previous: trainable tree of the round before.
     number: of the round.
-    workdir: of the run.
   """
-  rounds, actors = settings.rounds, opened.actors
-  rows, digest = rejection_samples.read_kept(_files(workdir, rounds, number))
-  start = actors.params["policy"] if rounds.start == "base" else previous
-  params, steps = sft.fit(
+  rounds, actors_, world = settings.rounds, opened.actors, opened.world
+  rows, digest = rejection_samples.read_kept(
+    _files(world.workdir, rounds, number)
+  )
+  start = actors_.params["policy"] if rounds.start == "base" else previous
+  steps = settings.schedule.total_steps(len(rows))
+  shape = dataclasses.replace(
+    language_model.Shape.of(rows), targets=settings.generate.max_new_tokens
+  )
+  folder = folder_of(world.workdir, number)
+  phase = dataclasses.replace(
+    wire(settings, opened, start, steps, shape),
+    name=f"round {number}",
+    world=world.at(folder),
+  )
+  params = language_model.fit(
+    phase,
     rows,
-    start,
-    actors.frozen["policy"],
-    role=actors.plan.policy,
-    loss=settings.loss,
+    opened.frozen,
     schedule=settings.schedule,
-    optimizer_values=config.optimizer,
-    seed=config.seed + number,
-    pad_id=opened.base.tokenizer.pad_id,
-    mesh=opened.mesh,
-    workdir=folder_of(workdir, number),
-    identity=sampled.identity(config, opened.base)
-    | {"round": number, "kept_sha256": digest},
-    phase=f"round {number}",
-    targets=settings.generate.max_new_tokens,
+    total_steps=steps,
+    seed=settings.seed + number,
+    identity=opened.identity | {"round": number, "kept_sha256": digest},
   )
   stages.write_stage(
-    folder_of(workdir, number),
-    PHASE,
+    folder,
+    NAME,
     opened.base,
-    actors.plan.policy,
+    actors_.plan.policy,
+    best=settings.schedule.best,
     steps=steps,
     examples=len(rows),
-    init_from=config.init_from,
-    merged_from=actors.merged_from,
+    init_from=settings.init_from,
+    merged_from=actors_.merged_from,
   )
   return params
 
 
-@build.on_mesh
-def run(config: Any, workdir: Path) -> dict:
+def run(settings: Settings, world: World) -> dict:
   """Runs all rounds; returns stage.json. A finished run is not repeated."""
-  settings = read_settings(config)
-  rounds = settings.rounds
-  mesh, base = sampled.load_base(config)
-  info = stages.finished(workdir, PHASE, base)
+  rounds, workdir = settings.rounds, world.workdir
+  base = world.base(settings.model)
+  info = stages.finished(workdir, NAME, base)
   if info is not None:
     return info
-  opened = sampled.open_source(
-    config, mesh, base, settings.generate, rounds.batch_size
-  )
-  key = jax.random.key(config.seed)
+  opened = own_samples.Opened.of(settings, world, base)
+  source, _ = opened.source(rounds.batch_size)
   params = opened.actors.params["policy"]
   with metrics.MetricsWriter(workdir, enabled=distributed.is_first()) as writer:
     for number in range(1, rounds.count + 1):
@@ -238,32 +288,28 @@ def run(config: Any, workdir: Path) -> dict:
       distributed.barrier("rejection/round")  # all have looked
       if is_sampled:
         for _ in range(rounds.prompts // rounds.batch_size):
-          next(opened.source.loader)
+          next(source.loader)
       else:
-        sample_round(settings, opened, params, number, key, workdir, writer)
+        sample_round(settings, opened, source, params, number, writer)
       if stages.read_stage(folder) is None:
-        params = train_round(config, settings, opened, params, number, workdir)
+        params = train_round(settings, opened, params, number)
       else:
-        stage = stages.load_stage(folder, PHASE, base, mesh)
+        stage = stages.load(folder, stages.POLICY, base, world)
         params, _ = roles.split(stage.role, stage.variables)
-  return _finish(config, settings, opened, params, workdir)
+  return _finish(settings, opened, params)
 
 
 def _finish(
-  config: Any,
-  settings: Settings,
-  opened: sampled.Opened,
-  params: PyTree,
-  workdir: Path,
+  settings: Settings, opened: own_samples.Opened, params: PyTree
 ) -> dict:
   """Saves the policy of the last round as that of the run."""
-  number = settings.rounds.count
+  number, workdir = settings.rounds.count, opened.world.workdir
   with checkpoint.Checkpoints(str(workdir / "checkpoints")) as saved:
     if saved.latest() != number:
       saved.save(
         number,
         {"train": {"params": params}},
-        sampled.identity(config, opened.base),
+        opened.identity,
         final=True,
       )
   reports = []
@@ -271,16 +317,32 @@ def _finish(
     reports = [
       {k: v for k, v in row.items() if k.startswith("rejection/")}
       for row in metrics.read_metrics(workdir / "metrics.jsonl")
-      if row["phase"] == PHASE
+      if row["phase"] == NAME
     ]
-  stages.write_stage(
+  return stages.write_stage(
     workdir,
-    PHASE,
+    NAME,
     opened.base,
     opened.actors.plan.policy,
     steps=number,
     rounds=reports,
-    init_from=config.init_from,
+    init_from=settings.init_from,
     merged_from=opened.actors.merged_from,
   )
-  return stages.read_stage(workdir)
+
+
+def _describe(settings: Settings) -> str:
+  rounds = settings.rounds
+  return f"{rounds.count} rounds of {rounds.prompts} prompts (best of n)"
+
+
+PIPELINE = Pipeline(
+  name=NAME,
+  Settings=Settings,
+  run=run,
+  phases=phases,
+  check=check,
+  leaves=stages.POLICY,
+  describe=_describe,
+  label=lambda settings: "rejection sampling",
+)

@@ -7,6 +7,7 @@ row and training is a matter of seconds.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
@@ -14,207 +15,260 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import distributed, optimizer
+from rlhf_jax import distributed, optimizer, schema
 from rlhf_jax.algorithms import reward
-from rlhf_jax.data import batches
+from rlhf_jax.data import batches, dataset
+from rlhf_jax.data.dataset import Data
 from rlhf_jax.evaluation import reward_model as diagnostics
-from rlhf_jax.models import heads, roles, trees
-from rlhf_jax.pipelines import build, inputs, stages, supervised
-from rlhf_jax.pipelines.config import (
-  ConfigError,
-  Data,
-  Model,
-  Schedule,
-  Trainable,
-  check_sections,
-  optimizer_section,
-  section,
-)
-from rlhf_jax.pipelines.features import (
-  apply,
-  collate,
-  row_features,
-  row_scores,
-  split_heldout,
-)
+from rlhf_jax.models import heads, pretrained, roles, trees
+from rlhf_jax.models.pretrained import Base, Model
+from rlhf_jax.models.roles import Trainable
+from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.programs import abstract, build, features, supervised
+from rlhf_jax.programs.pipeline import Pipeline, stage_field
+from rlhf_jax.programs.program import Phase, Program, planned_steps
+from rlhf_jax.programs.work import Passes
+from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import model as reward_model
+from rlhf_jax.runs import stages
+from rlhf_jax.runs.loop import Schedule
+from rlhf_jax.schema import FieldError, UserError
 from rlhf_jax.types import PyTree, Samples
 
 PAIRS_KEPT = 2000  # held-out pairs kept for the report's pictures
 
-SECTIONS = frozenset(
-  "pipeline seed model trainable init_from head stop_layer data heldout "
-  "heldout_fraction loss optimizer schedule mesh reference_samples".split()
-)
 
+@dataclasses.dataclass(frozen=True)
+class Settings(schema.Settings):
+  """Bradley-Terry reward model; one epoch (METHODS 2)."""
 
-def start_variables(
-  config: Any,
-  base: build.Base,
-  trainable: Trainable,
-  head: heads.Config,
-  mesh: jax.sharding.Mesh,
-  key: jax.Array,
-) -> tuple[roles.Role, PyTree]:
-  """Returns the reward role and its variables, from the SFT model if named."""
-  params = stages.start_params(base, mesh, config.init_from)
-  variables = {"params": params}
-  role = build.make_role(
-    base,
-    trainable,
-    stop_layer=config.stop_layer if config.stop_layer else None,
-    head=head,
+  seed: int = 0  # of all random numbers of the run
+  model: Model = Model()
+  trainable: Trainable = Trainable()
+  init_from: str = stage_field(
+    stages.POLICY
+  )  # folder of the run it starts from
+  head: heads.Config = heads.Config()
+  stop_layer: int = 0  # the trunk ends before it; 0: all layers
+  data: Data = Data()
+  heldout: Data = Data()  # comparisons for the diagnosis
+  heldout_fraction: float = 0.1  # of prompts held out where heldout is not set
+  loss: reward.Config = reward.Config()
+  optimizer: optimizer.Config = optimizer.Config(
+    learning_rate=9e-6, schedule="cosine"
   )
-  if role.trainable == "lora":
-    variables["lora"] = roles.fresh_lora(role, jax.random.fold_in(key, 1))
-  variables["head"] = heads.init(
-    head, base.config.width, jax.random.fold_in(key, 2)
+  schedule: Schedule = Schedule()
+  mesh: mesh_lib.Config = mesh_lib.Config()
+  reference_samples: str = ""  # samples.npz of the SFT run, to normalise on
+
+  def __post_init__(self) -> None:
+    schema.check_least(self, seed=0, stop_layer=0)
+    build.check_trainable(self.model, self.trainable, has_head=True)
+    build.check_fraction(self)
+
+
+def check(settings: Settings, world: World) -> None:
+  """Checks settings together and against the devices."""
+  build.check_needed(settings.data, "data")
+  build.check_pairs(settings)
+  build.check_length(settings.schedule, {"optimizer": settings.optimizer})
+  build.check_rows(
+    world, settings.schedule.batch_size, parts=settings.loss.microbatches
   )
-  return role, variables
-
-
-def load_comparisons(
-  config: Any, data: Data, heldout: Data, tokenizer: Any, name: str
-) -> tuple[inputs.Comparisons, inputs.Comparisons]:
-  """Returns (training, held-out) comparisons of a reward configuration."""
-  train = inputs.comparisons(data, tokenizer, config.seed)
-  build.report_dropped(name, data.source, len(train.pairs), train.dropped)
-  if heldout.source:
-    return train, inputs.comparisons(heldout, tokenizer, config.seed + 1)
-  return split_heldout(train, config.heldout_fraction, config.seed)
 
 
 def check_labels(
-  train: inputs.Comparisons,
-  held: inputs.Comparisons,
-  loss: reward.Config,
-  name: str,
+  train: dataset.Comparisons, held: dataset.Comparisons, loss: reward.Config
 ) -> None:
-  """Raises ConfigError for labels that the objective cannot express."""
-  for data in (train, held):
-    try:
+  """Raises FieldError for labels that the objective cannot express."""
+  with schema.as_field("loss."):
+    for data in (train, held):
       reward.check_labels(data.labels, loss)
-    except ValueError as error:
-      raise ConfigError(f"{name}: config.loss.{error}") from error
 
 
-def compute_features(
-  base: build.Base,
-  role: roles.Role,
-  trunk: PyTree,
-  train: inputs.Comparisons,
-  held: inputs.Comparisons,
-  mesh: jax.sharding.Mesh,
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-  """Returns features of both sets of rows, None where the trunk trains."""
-  if role.trainable != "head":
-    return None, None
-  features = row_features(base, trunk, role, train.rows, mesh)
-  if held.rows is train.rows:
-    return features, features
-  return features, row_features(base, trunk, role, held.rows, mesh)
+def start_variables(
+  settings: Settings, world: World, base: Base
+) -> tuple[roles.Role, PyTree]:
+  """Returns the reward role and its variables, from the SFT model if named."""
+  role = build.make_role(
+    base,
+    settings.trainable,
+    stop_layer=settings.stop_layer if settings.stop_layer else None,
+    head=settings.head,
+  )
+  plain = roles.Role(dataclasses.replace(base.config, lora_rank=0))
+  world.assume(stages.POLICY, plain)
+  key = jax.random.key(settings.seed)
+
+  def make(key: jax.Array) -> PyTree:
+    made = {
+      "head": heads.init(
+        settings.head, base.config.width, jax.random.fold_in(key, 2)
+      )
+    }
+    if role.trainable == "lora":
+      made["lora"] = roles.fresh_lora(role, jax.random.fold_in(key, 1))
+    return made
+
+  params = stages.start_params(settings.init_from, base, world)
+  return role, {"params": params} | world.compute(make, key)
 
 
 def make_update(
-  role: roles.Role, loss: reward.Config, optimizer_: Any
+  role: roles.Role, loss: reward.Config, transform: Any
 ) -> Callable[..., Any]:
   """Returns the compiled step: (state, frozen, PreferenceBatch, key) -> ...
 
   Args:
     role: what trains.
     loss: settings of the loss.
-    optimizer_: an optax.GradientTransformation.
+    transform: an optax.GradientTransformation.
   """
   update = functools.partial(
     reward.update,
     config=loss,
-    apply=functools.partial(apply, role=role),
-    optimizer=optimizer_,
+    apply=functools.partial(features.apply, role=role),
+    optimizer=transform,
   )
   return jax.jit(update, donate_argnums=0)
 
 
-@build.on_mesh
-def run(config: Any, workdir: Path) -> dict:
+def wire(
+  settings: Settings, world: World, base: Base, total: int, length: int
+) -> tuple[Phase, PyTree, PyTree]:
+  """Returns the phase, the weights it starts from, and what does not train.
+
+  Args:
+    settings: of the pipeline.
+    world: where it runs, or is planned.
+    base: the model underneath.
+    total: optimizer steps.
+    length: tokens of a row.
+  """
+  role, variables = start_variables(settings, world, base)
+  params, frozen = roles.split(role, variables)
+  transform = build.make_optimizer(settings.optimizer, total)
+  state = supervised.train_state(world, params, transform)
+  is_head, rows = role.trainable == "head", settings.schedule.batch_size
+  used = {} if is_head else frozen
+
+  def arguments(flow: dict) -> tuple[tuple, dict]:
+    del flow
+    width = abstract.feature_width(role) if is_head else 0
+    batch = abstract.preference_batch(world.mesh, rows, length, width)
+    return (state, used, batch, abstract.key(world.mesh)), {}
+
+  update = Program(
+    name="update",
+    function=make_update(role, settings.loss, transform),
+    arguments=arguments,
+    rows=rows,
+    work=lambda: Passes(world.mesh).training(
+      role,
+      abstract.bytes_of(state.params),
+      2 * rows,
+      length,
+      0,
+      parts=settings.loss.microbatches,
+      is_lower_known=is_head,
+    ),
+    donates=0,
+    calls=settings.schedule.steps or None,
+  )
+  before = []
+  if is_head:
+    data = (settings.data.known_rows, settings.heldout.known_rows)
+    before = [
+      features.program(world, role, variables["params"], length, sum(data))
+    ]
+  phase = Phase(
+    name="reward",
+    world=world,
+    base=base,
+    arrays={"train": state},
+    # The weights it starts from stay beside the ones that train.
+    frozen=(base.params, variables if settings.init_from else frozen),
+    programs=(*before, update),
+    step=("update",),
+    role=role,
+  )
+  return phase, variables, used
+
+
+def phases(settings: Settings, world: World) -> list[Phase]:
+  """Returns the phase that a plan knows without data."""
+  build.check_rows(
+    world, settings.schedule.batch_size, parts=settings.loss.microbatches
+  )
+  base = world.base(settings.model)
+  total = planned_steps(settings.schedule)
+  phase, _, _ = wire(settings, world, base, total, settings.data.row_length)
+  world.leave(world.workdir, phase.role, settings.init_from)
+  return [phase]
+
+
+def run(settings: Settings, world: World) -> dict:
   """Trains and diagnoses a reward model; returns stage.json."""
-  check_sections(config, SECTIONS, "")
-  name = workdir.name
-  schedule = section(Schedule, config.schedule, "schedule")
-  data = section(Data, config.data, "data")
-  heldout = section(Data, config.heldout, "heldout")
-  loss = section(reward.Config, config.loss, "loss")
-  trainable = section(Trainable, config.trainable, "trainable")
-  head = section(heads.Config, config.head, "head")
-  mesh = build.make_mesh(config)
-  base = build.load_base(section(Model, config.model, "model"), mesh)
-  info = stages.finished(workdir, "reward", base)
+  name, schedule = world.workdir.name, settings.schedule
+  base = world.base(settings.model)
+  info = stages.finished(world.workdir, "reward", base, stages.REWARD)
   if info is not None:
     return info
-  key = jax.random.key(config.seed)
-  role, variables = start_variables(config, base, trainable, head, mesh, key)
-  train, held = load_comparisons(config, data, heldout, base.tokenizer, name)
-  check_labels(train, held, loss, name)
+  train, held = features.load_comparisons(settings, base.tokenizer, name)
+  check_labels(train, held, settings.loss)
   longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
-  build.check_context(base, longest, "data")
+  pretrained.check_context(base, longest, "data")
   total = schedule.total_steps(len(train.pairs))
-  tx = optimizer.make_optimizer(
-    optimizer_section(config.optimizer, "optimizer", total)
-  )
-  features, held_features = compute_features(
-    base, role, variables["params"], train, held, mesh
-  )
+  width = batches.bucket_length(max(len(r["tokens"]) for r in train.rows))
+  phase, variables, used = wire(settings, world, base, total, width)
+  phase = dataclasses.replace(phase, name=name)
+  _, frozen = roles.split(phase.role, variables)
+  pooled, held_pooled = _features(phase, variables["params"], train, held)
   loader = build.make_loader(
-    mesh,
+    world.mesh,
     np.arange(len(train.pairs)),
     schedule.batch_size,
-    seed=config.seed,
+    seed=settings.seed,
     collate=functools.partial(
-      collate,
+      features.collate,
       data=train,
-      features=features,
-      width=batches.bucket_length(max(len(r["tokens"]) for r in train.rows)),
+      features=pooled,
+      width=width,
       pad_id=base.tokenizer.pad_id,
     ),
   )
-  params, frozen = roles.split(role, variables)
   params = supervised.fit(
-    make_update(role, loss, tx),
+    phase,
     loader,
-    params,
-    frozen if features is None else {},
-    optimizer_=tx,
-    mesh=mesh,
-    seed=config.seed,
-    phase=name,
-    workdir=workdir,
+    used,
+    seed=settings.seed,
     schedule=schedule,
     total_steps=total,
-    identity=stages.identity(base),
+    identity=base.identity,
     show=(("rm/loss", "loss"), ("rm/acc", "accuracy")),
   )
   scores = functools.partial(
-    row_scores,
+    features.row_scores,
     base,
-    role,
+    phase.role,
     params,
     frozen,
     batch_size=schedule.batch_size,
-    mesh=mesh,
+    mesh=world.mesh,
   )
   facts = {
     "steps": total,
     "comparisons": len(train.pairs),
     "epochs": total * schedule.batch_size / len(train.pairs),
-    "reads_end_token": data.end_token,
-    **_diagnose(scores, held, held_features, name),
+    "reads_end_token": settings.data.end_token,
+    **_diagnose(scores, held, held_pooled, name),
     "normalisation": _normalise(
-      config,
-      role,
+      settings,
+      phase.role,
       trees.merge(params, frozen),
-      functools.partial(scores, train.rows, features),
+      functools.partial(scores, train.rows, pooled),
     ),
   }
   facts["guards"] = diagnostics.guard(
@@ -222,15 +276,35 @@ def run(config: Any, workdir: Path) -> dict:
   )
   for level, message in facts["guards"]:
     print(f"{name}: {level}: {message}")
-  stages.write_stage(
-    workdir, "reward", base, role, merged_from=config.init_from, **facts
+  return stages.write_stage(
+    world.workdir,
+    "reward",
+    base,
+    phase.role,
+    best=schedule.best,
+    merged_from=settings.init_from,
+    **facts,
   )
-  return stages.read_stage(workdir)
+
+
+def _features(
+  phase: Phase,
+  trunk: PyTree,
+  train: dataset.Comparisons,
+  held: dataset.Comparisons,
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+  """Returns features of both sets of rows, None where the trunk trains."""
+  if phase.role.trainable != "head":
+    return None, None
+  pooled = features.row_features(phase, trunk, train.rows)
+  if held.rows is train.rows:
+    return pooled, pooled
+  return pooled, features.row_features(phase, trunk, held.rows)
 
 
 def _diagnose(
   scores: Callable[..., np.ndarray],
-  held: inputs.Comparisons,
+  held: dataset.Comparisons,
   features: np.ndarray | None,
   name: str,
 ) -> dict:
@@ -260,34 +334,32 @@ def _diagnose(
 
 
 def _normalise(
-  config: Any,
+  settings: Settings,
   role: roles.Role,
   variables: PyTree,
   training_scores: Callable[[], np.ndarray],
 ) -> dict:
   """Returns mean and deviation of raw scores on reference samples."""
-  if not config.reference_samples:
+  if not settings.reference_samples:
     scores, source, digest = training_scores(), "training rows", None
   else:
-    path = Path(config.reference_samples)
+    path = Path(settings.reference_samples)
     if not path.is_file():
-      raise ConfigError(
+      raise FieldError(
         f"reference_samples={str(path)!r}: no such file. It is samples.npz "
         "of an SFT run with --config.samples=256."
       )
     with np.load(path) as stored:
       samples = Samples(**{k: stored[k] for k in stored.files})
-    scorer = reward_model.Scorer(role, config.data.end_token)
-    weights = reward_model.Weights(
-      variables, jnp.float32(0.0), jnp.float32(1.0)
-    )
+    scorer = reward_model.Scorer(role, settings.data.end_token)
+    weights = reward_model.Weights(variables, np.float32(0.0), np.float32(1.0))
     score = jax.jit(functools.partial(reward_model.score, scorer))
     scores = distributed.fetch(score(weights, samples))
     source = "samples of the SFT policy"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
   deviation = float(np.std(scores))
   if not deviation > 1e-6:
-    raise ValueError(
+    raise UserError(
       f"the reward model gives every reference sample the same score "
       f"(deviation {deviation:.2g}): it has learned nothing to optimise. Look "
       "at its accuracy and its data."
@@ -301,18 +373,12 @@ def _normalise(
   }
 
 
-def load(
-  workdir: str | Path, base: build.Base, mesh: jax.sharding.Mesh
-) -> tuple[reward_model.Scorer, reward_model.Weights, dict]:
-  """Returns a finished reward stage, ready to score, and its stage.json."""
-  stage = stages.load_stage(workdir, "reward", base, mesh)
-  normalisation = stage.info["normalisation"]
-  return (
-    reward_model.Scorer(stage.role, stage.info["reads_end_token"]),
-    reward_model.Weights(
-      stage.variables,
-      jnp.float32(normalisation["mean"]),
-      jnp.float32(normalisation["std"]),
-    ),
-    stage.info,
-  )
+PIPELINE = Pipeline(
+  name="reward",
+  Settings=Settings,
+  run=run,
+  phases=phases,
+  check=check,
+  leaves=stages.REWARD,
+  describe=lambda settings: f"{settings.schedule.describe()} comparisons",
+)

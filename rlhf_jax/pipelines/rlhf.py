@@ -4,60 +4,186 @@ Each stage is its own pipeline in its own folder; a stage that is finished is
 not repeated, one that was stopped goes on from its checkpoint. `reuse` takes
 SFT and reward models (`reuse_stages`) from another finished run, to try
 another policy stage on the same ones. The policy stage is any pipeline that
-ends in a policy (POLICY_STAGES): config.policy.pipeline says which.
+leaves a policy: config.policy.pipeline says which.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax import distributed
-from rlhf_jax.pipelines import (
-  bond,
-  evaluate,
-  forecast,
-  online_preference,
-  policy,
-  preference,
-  rejection,
-  reward,
-  sft,
-  stages,
-  summary,
-)
-from rlhf_jax.pipelines.config import ConfigError, check_sections
+from rlhf_jax import distributed, schema
+from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.pipelines import evaluate, forecast, summary
+from rlhf_jax.pipelines import policy as policy_pipeline
+from rlhf_jax.pipelines import reward as reward_pipeline
+from rlhf_jax.pipelines import sft as sft_pipeline
+from rlhf_jax.programs.pipeline import Job, Pipeline, default_job
+from rlhf_jax.programs.program import Phase
+from rlhf_jax.programs.world import World
+from rlhf_jax.runs import stages
+from rlhf_jax.schema import FieldError, UserError
 
-SECTIONS = frozenset(
-  "pipeline title seed reuse reuse_stages sft reward gold policy evaluation "
-  "facts caveats".split()
-)
-PHASES = ("sft", "reward", "gold", "policy", "evaluation")
+STAGES = ("sft", "reward", "gold", "policy", "evaluation")
 REUSABLE = ("sft", "reward", "gold")
-POLICY_STAGES = {
-  "policy": policy,
-  "rejection": rejection,
-  "online_preference": online_preference,
-  "bond": bond,
-  "preference": preference,
+# What the run itself fills in, and what stands there before.
+_GIVEN = {
+  "seed": (0, 1),
+  "init_from": ("",),
+  "reference_samples": ("",),
+  "reward": ("",),
+  "gold": ("",),
+  "policy": ("",),
 }
+_KEPT = {"reward": ("init_from",), "gold": ("init_from",)}  # may be set there
 
 
-def check_policy_stage(config: Any) -> None:
-  """Raises ConfigError unless the policy stage is one of POLICY_STAGES."""
-  kind = config.policy.get("pipeline")
-  if kind not in POLICY_STAGES:
-    raise ConfigError(
-      f"config.policy.pipeline={kind!r}: must be one of "
-      f"{', '.join(POLICY_STAGES)}."
+@dataclasses.dataclass(frozen=True)
+class Settings(schema.Settings):
+  """All stages in a row, each a complete configuration of its own."""
+
+  title: str = "RLHF run"  # of the report
+  seed: int = 0  # of the first stage; each other one has its own
+  reuse: str = ""  # folder of another whole run whose stages are taken over
+  reuse_stages: tuple = REUSABLE  # which of them
+  sft: Job = default_job(sft_pipeline.PIPELINE)
+  reward: Job = default_job(reward_pipeline.PIPELINE)
+  gold: Job = default_job(reward_pipeline.PIPELINE)
+  policy: Job = default_job(policy_pipeline.PIPELINE)
+  evaluation: Job = default_job(evaluate.PIPELINE)
+  facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  # of the report: name -> text
+  caveats: tuple = ()  # of the report
+
+  def __post_init__(self) -> None:
+    schema.check_least(self, seed=0)
+    if self.policy.pipeline.leaves != stages.POLICY:
+      raise FieldError(
+        f"policy.pipeline={self.policy.pipeline.name!r}: leaves no policy. Set "
+        "it to one that does: policy, preference, online_preference, bond or "
+        "rejection."
+      )
+    for field in ("temperature", "max_new_tokens"):
+      values = {
+        name: getattr(job.settings.generate, field)
+        for name, job in self.jobs.items()
+        if hasattr(job.settings, "generate")
+      }
+      if len(set(values.values())) > 1:
+        shown = ", ".join(
+          f"{k}.generate.{field}={v}" for k, v in values.items()
+        )
+        raise FieldError(
+          f"{shown}: must be equal. It is part of what policy and "
+          "reference are, so scores and KL would compare different policies."
+        )
+
+  @property
+  def jobs(self) -> dict[str, Job]:
+    """The stages by name, in their order."""
+    return {name: getattr(self, name) for name in STAGES}
+
+  @property
+  def mesh(self) -> mesh_lib.Config:
+    """That of the first stage; each stage has its own."""
+    return self.sft.settings.mesh
+
+  def folder(self, name: str, workdir: Path) -> Path:
+    """Returns the folder of a stage, which may be another run's."""
+    if self.reuse and name in self.reuse_stages:
+      return Path(self.reuse) / name
+    return Path(workdir) / name
+
+
+def connect(values: Any, name: str, workdir: Path) -> Any:
+  """Tells each stage its seed and where the stages before it are.
+
+  Args:
+    values: tree of the whole run; it is changed.
+    name: where it stands, "".
+    workdir: of the run.
+
+  Raises:
+    UserError: something is set that the run itself sets, or `reuse_stages` are
+      no stages that can be taken over.
+  """
+  dotted = f"config.{name}." if name else "config."
+  if any(stage not in values for stage in (*STAGES, "reuse", "reuse_stages")):
+    return values  # schema.read says so
+  for stage in STAGES:
+    for field, usual in _GIVEN.items():
+      found = values[stage].get(field, usual[0])
+      if found not in usual and field not in _KEPT.get(stage, ()):
+        raise UserError(
+          f"{dotted}{stage}.{field}={found!r}: the run itself "
+          f"sets it (seed and workdir say how). Leave it at {usual[0]!r}; run "
+          "the stages one by one to choose it."
+        )
+  verifier = values.policy.get("verifier")
+  if verifier is not None and verifier.get("name"):
+    raise UserError(
+      f"{dotted}policy.verifier.name={verifier.name!r}: this run "
+      "trains a reward model to judge. Set '', or run the policy stage alone."
     )
+  reused = tuple(values.reuse_stages)
+  if "sft" not in reused or not set(reused) <= set(REUSABLE):
+    raise UserError(
+      f"{dotted}reuse_stages={reused}: must hold 'sft', on whose samples the "
+      f"others are normalised, and otherwise only some of {REUSABLE}."
+    )
+  _fill_in(values, reused if values.reuse else (), workdir)
+  return values
+
+
+def _fill_in(values: Any, reused: tuple, workdir: Path) -> None:
+  folder = {
+    stage: str(Path(values.reuse if stage in reused else workdir) / stage)
+    for stage in STAGES
+  }
+  for offset, stage in enumerate(STAGES):
+    if type(values.seed) is int:
+      values[stage].seed = values.seed + 1000 * offset
+  samples = str(Path(folder["sft"]) / "samples.npz")
+  values.reward.reference_samples = samples
+  values.gold.reference_samples = samples
+  values.policy.init_from = folder["sft"]
+  if "reward" in values.policy:  # not where people's comparisons are the data
+    values.policy.reward = folder["reward"]
+    with values.unlocked():
+      values.policy.monitors.gold = folder["gold"]
+  values.evaluation.update(
+    init_from=folder["sft"],
+    policy=folder["policy"],
+    reward=folder["reward"],
+    gold=folder["gold"],
+  )
+
+
+def check(settings: Settings, world: World) -> None:
+  """Checks every stage, before the first one begins."""
+  for name, job in settings.jobs.items():
+    job.check(job.open(world.workdir / name), is_alone=False)
+  if settings.sft.settings.samples < 2:
+    raise FieldError(
+      f"sft.samples={settings.sft.settings.samples}: reward scores are "
+      "normalised on samples of the SFT policy. Set 2 or more; 256 is usual."
+    )
+  for name in settings.reuse_stages if settings.reuse else ():
+    folder = settings.folder(name, world.workdir)
+    if stages.read_stage(folder) is None:
+      raise FieldError(
+        f"reuse={settings.reuse!r}: {folder} is not finished. "
+        "Finish that run first, or set reuse=''."
+      )
 
 
 @contextmanager
-def timed(workdir: Path, phase: str):
+def timed(workdir: Path, phase: str) -> Iterator[None]:
   """Appends the wall time of a phase, also of one that was interrupted."""
   begun = time.perf_counter()
   try:
@@ -69,73 +195,48 @@ def timed(workdir: Path, phase: str):
         file.write(json.dumps(row) + "\n")
 
 
-def connect(config: Any, workdir: Path) -> dict[str, Path]:
-  """Tells each stage its seed and where the stages before it are.
-
-  Returns the folders of the stages by name.
-
-  Raises:
-    ConfigError: `reuse` names a run without the finished stages, or
-      `reuse_stages` are not stages that can be taken over.
-  """
-  folders = {phase: workdir / phase for phase in PHASES}
-  reused = tuple(config.reuse_stages)
-  if "sft" not in reused or not set(reused) <= set(REUSABLE):
-    raise ConfigError(
-      f"config.reuse_stages={reused}: must hold 'sft', on whose samples the "
-      f"others are normalised, and otherwise only some of {REUSABLE}."
-    )
-  if config.reuse:
-    for phase in reused:
-      folders[phase] = Path(config.reuse) / phase
-      if stages.read_stage(folders[phase]) is None:
-        raise ConfigError(
-          f"config.reuse={config.reuse!r}: {folders[phase]} is not finished. "
-          "Finish that run first, or set reuse=''."
-        )
-  for offset, phase in enumerate(PHASES):
-    config[phase].seed = config.seed + 1000 * offset
-  samples = str(folders["sft"] / "samples.npz")
-  config.reward.reference_samples = samples
-  config.gold.reference_samples = samples
-  config.policy.init_from = str(folders["sft"])
-  if "reward" in config.policy:  # not where people's comparisons are the data
-    config.policy.reward = str(folders["reward"])
-    with config.unlocked():
-      config.policy.monitors.gold = str(folders["gold"])
-  config.evaluation.init_from = str(folders["sft"])
-  config.evaluation.policy = str(folders["policy"])
-  config.evaluation.reward = str(folders["reward"])
-  config.evaluation.gold = str(folders["gold"])
-  return folders
-
-
-def _is_done(folder: Path, phase: str) -> bool:
-  if phase == "evaluation":
-    return (folder / evaluate.RESULT_FILE).is_file()
-  return stages.read_stage(folder) is not None
-
-
-def run(config: Any, workdir: Path) -> dict:
+def run(settings: Settings, world: World) -> dict:
   """Runs all stages and writes summary.json and report.html."""
-  check_sections(config, SECTIONS, "")
+  workdir = world.workdir
   workdir.mkdir(parents=True, exist_ok=True)
-  folders = connect(config, workdir)
+  folders = {name: settings.folder(name, workdir) for name in STAGES}
+  jobs = settings.jobs
   with timed(workdir, "load"):
-    is_done = {phase: _is_done(folders[phase], phase) for phase in PHASES}
-    forecast.announce(config, is_done)
-  runs = {
-    "sft": sft.run,
-    "reward": reward.run,
-    "gold": reward.run,
-    "policy": POLICY_STAGES[config.policy.pipeline].run,
-    "evaluation": evaluate.run,
-  }
-  for phase, run_stage in runs.items():
-    if _is_done(folders[phase], phase):
+    is_done = {
+      name: job.is_finished(folders[name]) for name, job in jobs.items()
+    }
+    forecast.announce(settings.title, jobs, is_done, world)
+  for name, job in jobs.items():
+    if job.is_finished(folders[name]):
       continue
-    with timed(workdir, phase):
-      run_stage(config[phase], folders[phase])
+    with timed(workdir, name):
+      job.run(world.beside(job.settings.mesh, folders[name]))
   if not distributed.is_first():
     return {}
-  return summary.write(config, workdir, folders)
+  return summary.write(settings, workdir, folders)
+
+
+def phases(settings: Settings, world: World) -> list[Phase]:
+  """Returns the phases of all stages, in their order."""
+  found = []
+  for name, job in settings.jobs.items():
+    folder = settings.folder(name, world.workdir)
+    with schema.located(job.prefix):
+      there = world.beside(job.settings.mesh, folder)
+    found += [
+      dataclasses.replace(phase, name=name) for phase in job.phases(there)
+    ]
+  return found
+
+
+PIPELINE = Pipeline(
+  name="rlhf",
+  Settings=Settings,
+  run=run,
+  phases=phases,
+  check=check,
+  result=summary.SUMMARY_FILE,
+  describe=lambda settings: settings.title,
+  connect=connect,
+  stages=lambda settings: settings.jobs,
+)

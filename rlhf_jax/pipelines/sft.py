@@ -6,230 +6,216 @@ start of reward models and the reference of PPO.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from rlhf_jax import distributed, generate, metrics, optimizer
+from rlhf_jax import distributed, generate, metrics, optimizer, schema
 from rlhf_jax.algorithms import sft
-from rlhf_jax.data import batches
-from rlhf_jax.models import roles, trees
+from rlhf_jax.data import batches, dataset
+from rlhf_jax.data.dataset import Data
+from rlhf_jax.models import pretrained, roles
+from rlhf_jax.models.pretrained import Base, Model
+from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import build, inputs, stages, supervised
-from rlhf_jax.pipelines.config import (
-  ConfigError,
-  Data,
-  Model,
-  Schedule,
-  Trainable,
-  check_sections,
-  optimizer_section,
-  section,
-)
-from rlhf_jax.types import Array, PyTree, TokenBatch
-
-SECTIONS = frozenset(
-  "pipeline seed model trainable data validation loss optimizer schedule "
-  "mesh samples sample_prompts generate".split()
-)
+from rlhf_jax.programs import build, language_model
+from rlhf_jax.programs.pipeline import Pipeline
+from rlhf_jax.programs.program import Phase, Sampler, planned_steps
+from rlhf_jax.programs.world import World
+from rlhf_jax.rewards import texts
+from rlhf_jax.runs import stages
+from rlhf_jax.runs.loop import Schedule
+from rlhf_jax.types import Array, PyTree
 
 
-def apply(
-  params: PyTree,
-  frozen: PyTree,
-  batch: TokenBatch,
-  *,
-  role: roles.Role,
-  targets: int | None = None,
-) -> tuple[Array, Array]:
-  """Returns log-probabilities and entropies [B, L] of a batch's targets.
+@dataclasses.dataclass(frozen=True)
+class Settings(schema.Settings):
+  """Supervised fine-tuning. Rates: METHODS 1 (LoRA runs want 10x more)."""
 
-  `targets` bounds the targets of a row; None for no bound.
-  """
-  return roles.logprobs(
-    role,
-    trees.merge(params, frozen),
-    roles.Rows.of(batch),
-    batch.loss_mask,
-    targets=targets,
-    frozen_unembedding=not roles.trains_unembedding(role),
+  seed: int = 0  # of all random numbers of the run
+  model: Model = Model()
+  trainable: Trainable = Trainable()
+  data: Data = Data()
+  validation: Data = Data()  # demonstrations for the loss at the end
+  loss: sft.Config = sft.Config()
+  optimizer: optimizer.Config = optimizer.Config(
+    learning_rate=2e-5, schedule="cosine", weight_decay=0.1
   )
+  schedule: Schedule = Schedule()
+  mesh: mesh_lib.Config = mesh_lib.Config()
+  samples: int = 0  # answers sampled at the end, for reading and normalising
+  sample_prompts: Data = Data()
+  generate: generate.Config = generate.Config()
+
+  def __post_init__(self) -> None:
+    schema.check_least(self, seed=0, samples=0)
+    build.check_trainable(self.model, self.trainable)
+    if self.samples:
+      build.check_room(self.sample_prompts, self.generate, "sample_prompts")
 
 
-def start_variables(base: build.Base, role: roles.Role, key: Array) -> PyTree:
-  """Returns the variables of an untrained policy on a base model."""
+def check(settings: Settings, world: World) -> None:
+  """Checks settings together and against the devices."""
+  build.check_needed(settings.data, "data")
+  build.check_length(settings.schedule, {"optimizer": settings.optimizer})
+  build.check_rows(
+    world, settings.schedule.batch_size, parts=settings.loss.microbatches
+  )
+  if settings.samples:
+    build.check_needed(settings.sample_prompts, "sample_prompts")
+    build.check_portions(settings.samples, settings.generate, "samples")
+
+
+def wire(
+  settings: Settings,
+  world: World,
+  base: Base,
+  total: int,
+  shape: language_model.Shape,
+) -> tuple[Phase, PyTree, Sampler]:
+  """Returns the phase, what does not train, and what samples the policy.
+
+  Args:
+    settings: of the pipeline.
+    world: where it runs, or is planned.
+    base: the model underneath.
+    total: optimizer steps.
+    shape: of the rows.
+  """
+  role = build.make_role(base, settings.trainable)
   variables = {"params": base.params}
   if role.trainable == "lora":
-    variables["lora"] = roles.fresh_lora(role, key)
-  return variables
-
-
-def make_update(
-  role: roles.Role, loss: sft.Config, optimizer_: Any, targets: int | None
-) -> Callable[..., Any]:
-  """Returns the compiled step: (state, frozen, TokenBatch, key) -> state, row.
-
-  Args:
-    role: what trains.
-    loss: settings of the loss.
-    optimizer_: an optax.GradientTransformation.
-    targets: most targets of a row, or None.
-  """
-  update = functools.partial(
-    sft.update,
-    config=loss,
-    apply=functools.partial(apply, role=role, targets=targets),
-    optimizer=optimizer_,
-  )
-  return jax.jit(update, donate_argnums=0)
-
-
-def fit(
-  rows: list[dict[str, np.ndarray]],
-  params: PyTree,
-  frozen: PyTree,
-  *,
-  role: roles.Role,
-  loss: sft.Config,
-  schedule: Schedule,
-  optimizer_values: Any,
-  seed: int,
-  pad_id: int,
-  mesh: jax.sharding.Mesh,
-  workdir: Path,
-  identity: dict,
-  phase: str = "sft",
-  targets: int | None = None,
-) -> tuple[PyTree, int]:
-  """Returns the trained tree and the number of steps; goes on where it was.
-
-  Args:
-    rows: {"tokens", "loss_mask"} each, packed or not.
-    params: trainable tree.
-    frozen: the rest.
-    role: what trains.
-    loss: settings of the loss.
-    schedule: how long.
-    optimizer_values: the section `optimizer`.
-    seed: of the order of rows.
-    pad_id: fills tokens.
-    mesh: where it runs.
-    workdir: holds checkpoints and metrics.
-    identity: fields that a checkpoint must agree with.
-    phase: name in logs.
-    targets: most targets of a row; None for what the rows have.
-  """
-  width = batches.bucket_length(max(len(row["tokens"]) for row in rows))
-  if targets is None:
-    targets = int(max(np.sum(row["loss_mask"]) for row in rows))
-  total = schedule.total_steps(len(rows))
-  loader = build.make_loader(
-    mesh,
-    rows,
-    schedule.batch_size,
-    seed=seed,
-    collate=functools.partial(
-      batches.collate_tokens, length=width, pad_id=pad_id
-    ),
-  )
-  tx = optimizer.make_optimizer(
-    optimizer_section(optimizer_values, "optimizer", total)
-  )
-  params = supervised.fit(
-    make_update(role, loss, tx, targets),
-    loader,
+    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    variables |= world.compute(
+      lambda k: {"lora": roles.fresh_lora(role, k)}, key
+    )
+  params, frozen = roles.split(role, variables)
+  state, update = language_model.wire(
+    world,
+    role,
     params,
     frozen,
-    optimizer_=tx,
-    mesh=mesh,
-    seed=seed,
-    phase=phase,
-    workdir=workdir,
-    schedule=schedule,
-    total_steps=total,
-    identity=identity,
-    show=(("sft/loss", "loss"),),
+    loss=settings.loss,
+    transform=build.make_optimizer(settings.optimizer, total),
+    rows=settings.schedule.batch_size,
+    shape=shape,
+    calls=settings.schedule.steps or None,
   )
-  return params, total
+  sampler = Sampler(role, frozen, base, settings.generate)
+  programs = [update]
+  if settings.samples:
+    programs += sampler.programs(
+      world.mesh,
+      state.params,
+      settings.sample_prompts,
+      settings.samples,
+      calls=1,
+    )
+  phase = Phase(
+    name="sft",
+    world=world,
+    base=base,
+    arrays={"train": state},
+    frozen=(base.params, frozen),
+    programs=tuple(programs),
+    step=("update",),
+    role=role,
+  )
+  return phase, frozen, sampler
 
 
-@build.on_mesh
-def run(config: Any, workdir: Path) -> dict:
+def phases(settings: Settings, world: World) -> list[Phase]:
+  """Returns the phase that a plan knows without data."""
+  build.check_rows(
+    world, settings.schedule.batch_size, parts=settings.loss.microbatches
+  )
+  base = world.base(settings.model)
+  length = settings.data.row_length
+  shape = language_model.Shape(length, length, settings.data.pack)
+  total = planned_steps(settings.schedule)
+  phase, _, _ = wire(settings, world, base, total, shape)
+  world.leave(world.workdir, phase.role, "")
+  return [phase]
+
+
+def load_rows(settings: Settings, base: Base) -> tuple[list[dataset.Row], int]:
+  """Returns training rows, packed if asked for, and how many examples.
+
+  Args:
+    settings: of the pipeline.
+    base: whose tokenizer and context.
+  """
+  data = settings.data
+  rows, dropped = dataset.demonstrations(data, base.tokenizer)
+  dataset.report_dropped("sft", data.source, len(rows), dropped)
+  examples = len(rows)
+  pretrained.check_context(base, max(len(r["tokens"]) for r in rows), "data")
+  if data.pack:
+    rows, fill = batches.pack_examples(rows, data.max_length)
+    print(f"sft: packed into {len(rows)} rows, {fill:.0%} filled")
+  return rows, examples
+
+
+def run(settings: Settings, world: World) -> dict:
   """Trains, validates, samples; returns the numbers of stage.json.
 
   A finished run is not repeated: its stage.json is returned.
   """
-  check_sections(config, SECTIONS, "")
-  schedule = section(Schedule, config.schedule, "schedule")
-  data = section(Data, config.data, "data")
-  loss = section(sft.Config, config.loss, "loss")
-  trainable = section(Trainable, config.trainable, "trainable")
-  if trainable.mode == "head":
-    raise ConfigError("config.trainable.mode='head': a policy has no head.")
-  mesh = build.make_mesh(config)
-  base = build.load_base(section(Model, config.model, "model"), mesh)
-  info = stages.finished(workdir, "sft", base)
+  base = world.base(settings.model)
+  info = stages.finished(world.workdir, "sft", base)
   if info is not None:
     return info
-  role = build.make_role(base, trainable)
-  key = jax.random.key(config.seed)
-
-  rows, dropped = inputs.demonstrations(data, base.tokenizer)
-  build.report_dropped("sft", data.source, len(rows), dropped)
-  examples = len(rows)
-  build.check_context(base, max(len(r["tokens"]) for r in rows), "data")
-  if data.pack:
-    rows, fill = batches.pack_examples(rows, data.max_length)
-    print(f"sft: packed into {len(rows)} rows, {fill:.0%} filled")
-  variables = start_variables(base, role, jax.random.fold_in(key, 1))
-  trainable_tree, frozen = roles.split(role, variables)
-  params, total = fit(
+  rows, examples = load_rows(settings, base)
+  total = settings.schedule.total_steps(len(rows))
+  phase, frozen, sampler = wire(
+    settings, world, base, total, language_model.Shape.of(rows)
+  )
+  params = language_model.fit(
+    phase,
     rows,
-    trainable_tree,
     frozen,
-    role=role,
-    loss=loss,
-    schedule=schedule,
-    optimizer_values=config.optimizer,
-    seed=config.seed,
-    pad_id=base.tokenizer.pad_id,
-    mesh=mesh,
-    workdir=workdir,
-    identity=stages.identity(base),
+    schedule=settings.schedule,
+    total_steps=total,
+    seed=settings.seed,
+    identity=base.identity,
   )
   facts = {"steps": total, "examples": examples}
-  if config.validation.source:
-    facts["validation_loss"] = _validate(
-      config, base, role, params, frozen, mesh, schedule.batch_size
-    )
-  if config.samples:
-    facts["samples"] = _sample(
-      config, workdir, base, role, params, frozen, mesh
-    )
-  stages.write_stage(workdir, "sft", base, role, **facts)
-  return stages.read_stage(workdir)
+  if settings.validation.source:
+    facts["validation_loss"] = _validate(settings, phase, params, frozen)
+  if settings.samples:
+    facts["samples"] = _sample(settings, phase, sampler, params)
+  return stages.write_stage(
+    world.workdir,
+    "sft",
+    base,
+    phase.role,
+    best=settings.schedule.best,
+    **facts,
+  )
 
 
-def _validate(config, base, role, params, frozen, mesh, batch_size) -> float:
+def _validate(
+  settings: Settings, phase: Phase, params: PyTree, frozen: PyTree
+) -> float:
   """Returns the mean cross-entropy in nats a target on held-out rows."""
-  data = section(Data, config.validation, "validation")
-  rows, _ = inputs.demonstrations(data, base.tokenizer)
-  build.check_context(base, max(len(r["tokens"]) for r in rows), "validation")
-  width = batches.bucket_length(max(len(r["tokens"]) for r in rows))
-  forward = jax.jit(functools.partial(apply, role=role))
+  tokenizer, size = phase.base.tokenizer, settings.schedule.batch_size
+  rows, _ = dataset.demonstrations(settings.validation, tokenizer)
+  longest = max(len(r["tokens"]) for r in rows)
+  pretrained.check_context(phase.base, longest, "validation")
+  width = batches.bucket_length(longest)
+  forward = jax.jit(functools.partial(language_model.logprobs, role=phase.role))
   total, count = 0.0, 0.0
-  for start in range(0, len(rows), batch_size):
-    part = rows[start : start + batch_size]
-    filled = part + part[:1] * (batch_size - len(part))
+  for start in range(0, len(rows), size):
+    part = rows[start : start + size]
     batch = batches.collate_tokens(
-      filled, length=width, pad_id=base.tokenizer.pad_id
+      part, length=width, pad_id=tokenizer.pad_id, rows=size
     )
-    batch.loss_mask[len(part) :] = 0.0
-    logprobs, _ = forward(params, frozen, mesh_lib.spread_batch(mesh, batch))
+    logprobs, _ = forward(
+      params, frozen, mesh_lib.spread_batch(phase.mesh, batch)
+    )
     found = distributed.fetch(logprobs)
     total -= float(np.sum(found, dtype=np.float64))
     count += float(np.sum(batch.loss_mask))
@@ -237,31 +223,47 @@ def _validate(config, base, role, params, frozen, mesh, batch_size) -> float:
   return total / count
 
 
-def _sample(config, workdir, base, role, params, frozen, mesh) -> str:
+def sample_prompts(settings: Any, base: Base) -> tuple[list[list[int]], int]:
+  """Returns `samples` prompts, repeated as needed, and their common width.
+
+  The width is that of all prompts, as in PPO: one compilation for both.
+  """
+  room = settings.sample_prompts.max_length - settings.generate.max_new_tokens
+  ids, _ = dataset.prompts(settings.sample_prompts, base.tokenizer, room)
+  chosen = [ids[i % len(ids)] for i in range(settings.samples)]
+  return chosen, max(len(row) for row in ids)
+
+
+def _sample(
+  settings: Settings, phase: Phase, sampler: Sampler, params: PyTree
+) -> str:
   """Samples the trained policy, for reading and to normalise rewards on."""
-  settings = section(generate.Config, config.generate, "generate")
-  data = section(Data, config.sample_prompts, "sample_prompts")
-  ids, _ = inputs.prompts(
-    data, base.tokenizer, data.max_length - settings.max_new_tokens
+  tokenizer, workdir = phase.base.tokenizer, phase.world.workdir
+  chosen, width = sample_prompts(settings, phase.base)
+  prompts = batches.collate_prompts(chosen, tokenizer.pad_id, width)
+  key: Array = jax.random.key(settings.seed)
+  samples = distributed.fetch(
+    sampler(
+      params,
+      mesh_lib.spread_batch(phase.mesh, prompts),
+      jax.random.fold_in(key, 2**31 - 1),
+    )
   )
-  count = config.samples
-  chosen = [ids[i % len(ids)] for i in range(count)]
-  width = max(len(row) for row in ids)  # as in PPO: one compilation for both
-  prompts = batches.collate_prompts(chosen, base.tokenizer.pad_id, width)
-  samples = generate.generate(
-    roles.sampling_params(role, params, frozen),
-    mesh_lib.spread_batch(mesh, prompts),
-    jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1),
-    model=role.model,
-    config=settings,
-    eos_ids=(base.tokenizer.eos_id,),
-    pad_id=base.tokenizer.pad_id,
-  )
-  samples = distributed.fetch(samples)
   if distributed.is_first():
     np.savez(workdir / "samples.npz", **vars(samples))
-  texts = build.sample_texts(base.tokenizer, samples)
+  found = texts.sample_texts(tokenizer, samples)
   with metrics.MetricsWriter(workdir, enabled=distributed.is_first()) as writer:
-    rows = [{"prompt": p, "response": r} for p, r in texts]
+    rows = [{"prompt": p, "response": r} for p, r in found]
     writer.write_samples(0, rows, "sft")
   return "samples.npz"
+
+
+PIPELINE = Pipeline(
+  name="sft",
+  Settings=Settings,
+  run=run,
+  phases=phases,
+  check=check,
+  leaves=stages.POLICY,
+  describe=lambda settings: f"{settings.schedule.describe()} demonstrations",
+)

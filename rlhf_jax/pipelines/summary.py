@@ -17,12 +17,17 @@ from rlhf_jax.evaluation.report import (
   write_overview_png,
   write_report,
 )
-from rlhf_jax.pipelines import evaluate, forecast, stages
+from rlhf_jax.pipelines import evaluate
+from rlhf_jax.runs import stages
 
 SUMMARY_FILE = "summary.json"
 TIMES_FILE = "phase_seconds.jsonl"
 TEXTS_SHOWN = 12
 TEXTS_PRINTED = 4
+
+
+def _label(job: Any) -> str:
+  return job.pipeline.label(job.settings)
 
 
 def phase_seconds(workdir: Path) -> dict[str, float]:
@@ -142,18 +147,18 @@ def summary_rows(numbers: dict, method: str) -> list[SummaryRow]:
 
 def _kl_lines(stage: Any, rows: list[dict]) -> dict[str, float]:
   """Returns the target, and the limits where the KL came near to them."""
-  limits = stage.get("shaping", stage.get("guards"))
+  limits = getattr(stage, "shaping", getattr(stage, "guards", None))
   if limits is None:
     return {}
   top = max((row.get("rollout/kl_k1_sum", 0.0) for row in rows), default=0.0)
   lines = {"warn": limits.warn_nats, "halt": limits.halt_nats}
   lines = {k: v for k, v in lines.items() if v < 1.5 * top}
-  if limits.get("kl_controller") == "adaptive":
+  if getattr(limits, "kl_controller", "") == "adaptive":
     lines["target"] = limits.kl_target
   return lines
 
 
-def curves(rows: list[dict], config: Any) -> list[Curve]:
+def curves(rows: list[dict], settings: Any) -> list[Curve]:
   """Returns the curves of the policy stage from its metrics.jsonl."""
   steps = [row["step"] for row in rows]
 
@@ -164,7 +169,7 @@ def curves(rows: list[dict], config: Any) -> list[Curve]:
       if any(row.get(name) is not None for row in rows)
     }
 
-  lines = _kl_lines(config.policy, rows)
+  lines = _kl_lines(settings.policy.settings, rows)
   return [
     Curve(
       "Reward",
@@ -237,7 +242,7 @@ def reward_pictures(info: dict) -> tuple[dict, dict]:
 
 
 def numbers_of(
-  config: Any, workdir: Path, folders: dict[str, Path]
+  settings: Any, workdir: Path, folders: dict[str, Path]
 ) -> dict[str, Any]:
   """Returns the contents of summary.json."""
   reward = stages.read_stage(folders["reward"])
@@ -245,7 +250,7 @@ def numbers_of(
   policy = stages.read_stage(folders["policy"])
   seconds = phase_seconds(workdir)
   return {
-    "seed": config.seed,
+    "seed": settings.seed,
     "seconds_total": sum(seconds.values()),
     "phase_seconds": seconds,
     "reward_model_accuracy": reward["diagnosis"]["rm/accuracy"],
@@ -260,12 +265,12 @@ def numbers_of(
 
 
 def make_report(
-  config: Any, workdir: Path, folders: dict[str, Path], numbers: dict
+  settings: Any, workdir: Path, folders: dict[str, Path], numbers: dict
 ) -> Report:
   """Returns the Report of a finished run."""
   reward = stages.read_stage(folders["reward"])
   policy = stages.read_stage(folders["policy"])
-  method = forecast.method_name(config.policy)
+  method = _label(settings.policy)
   texts = read_texts(folders["evaluation"])
   rows = metrics.read_metrics(folders["policy"] / "metrics.jsonl")
   calibration, length_bias = reward_pictures(reward)
@@ -276,16 +281,18 @@ def make_report(
   if policy.get("halted"):
     warnings.append(("warn", policy["halted"]))
   return Report(
-    title=config.title,
+    title=settings.title,
     subtitle=f"seed {numbers['seed']}, {numbers['policy_steps']} "
     f"{'rounds' if policy['pipeline'] == 'rejection' else 'steps'} of {method}",
     facts=[
-      *((key.replace("_", " "), value) for key, value in config.facts.items()),
+      *(
+        (key.replace("_", " "), value) for key, value in settings.facts.items()
+      ),
       ("wall time", f"{numbers['seconds_total']:.0f} s"),
     ],
-    caveats=list(config.caveats),
+    caveats=list(settings.caveats),
     summary_rows=summary_rows(numbers, method),
-    curves=curves(rows, config),
+    curves=curves(rows, settings),
     phase_seconds=numbers["phase_seconds"],
     calibration=calibration,
     length_bias=length_bias,
@@ -309,9 +316,12 @@ def print_table(report: Report, texts: list[dict]) -> None:
   """Prints the summary table and a few answers side by side."""
   rows = []
   for row in report.summary_rows:
-    show = lambda x, d=row.decimals: "" if x is None else f"{x:.{d}f}"  # noqa: E731
+    numbers = (row.before, row.after, row.standard_error)
     rows.append(
-      [row.name, show(row.before), show(row.after), show(row.standard_error)]
+      [
+        row.name,
+        *("" if x is None else f"{x:.{row.decimals}f}" for x in numbers),
+      ]
     )
   print(metrics.format_table(["", "before", "after", "std. error"], rows))
   for text in texts[:TEXTS_PRINTED]:
@@ -320,10 +330,10 @@ def print_table(report: Report, texts: list[dict]) -> None:
     print(f"  after:  {text['after'].strip()}")
 
 
-def write(config: Any, workdir: Path, folders: dict[str, Path]) -> dict:
+def write(settings: Any, workdir: Path, folders: dict[str, Path]) -> dict:
   """Writes summary.json, report.html and overview.png; prints the table."""
-  numbers = numbers_of(config, workdir, folders)
-  report = make_report(config, workdir, folders, numbers)
+  numbers = numbers_of(settings, workdir, folders)
+  report = make_report(settings, workdir, folders, numbers)
   (workdir / SUMMARY_FILE).write_text(json.dumps(numbers, indent=2) + "\n")
   write_report(workdir / "report.html", report)
   write_overview_png(workdir / "overview.png", report)

@@ -16,26 +16,30 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax import distributed
-from rlhf_jax.pipelines import evaluate, rejection, stages
-from rlhf_jax.pipelines.check import PIPELINE_OF_STAGE
-from rlhf_jax.pipelines.config import ConfigError
+from rlhf_jax.programs.pipeline import Job
+from rlhf_jax.schema import UserError
 
 CONFIG_FILE = "config.json"
 _FREE_TEXT = ("title", "facts", "caveats")  # of a report; may change later
 
 
-def prepare(config: Any, workdir: Path) -> None:
+def prepare(config: Any, job: Job, workdir: Path) -> None:
   """Makes the working directory; refuses one that holds another run.
 
   Settings of a run that goes on may change, and what changed is printed.
   Those of a finished stage may not: it would not be repeated, and its results
   would stand beside settings they were not made with.
 
+  Args:
+    config: what was asked for.
+    job: what was read out of it.
+    workdir: the folder.
+
   Raises:
-    ConfigError: not a writable folder, or finished with other settings.
+    UserError: not a writable folder, or finished with other settings.
   """
   if str(workdir).startswith(("gs:", "s3:")):
-    raise ConfigError(
+    raise UserError(
       f"--workdir={str(workdir)!r}: must be a local or mounted folder."
     )
   try:
@@ -43,28 +47,26 @@ def prepare(config: Any, workdir: Path) -> None:
     with tempfile.TemporaryFile(dir=workdir):
       pass
   except FileExistsError as error:
-    raise ConfigError(
+    raise UserError(
       f"--workdir={str(workdir)!r}: is a file. Name a folder; it is made if it "
       "is not there."
     ) from error
   except OSError as error:
-    raise ConfigError(
+    raise UserError(
       f"--workdir={str(workdir)!r}: cannot be written ({error.strerror}). "
       "Choose another folder, or change its permissions."
     ) from error
   changes = changed_settings(config, workdir)
-  folders = _stage_folders(config, workdir)
-  finished = tuple(prefix for prefix, folder in folders if _is_finished(folder))
-  is_begun = any((folder / "checkpoints").is_dir() for _, folder in folders)
-  # of rejection sampling, too, whose rounds have folders of their own
-  is_policy_begun = (workdir / "policy" / "metrics.jsonl").is_file()
-  for field, begun in (
-    ("pipeline", finished or is_begun),
-    ("policy.pipeline", is_policy_begun),
-  ):
-    if field in changes and begun:
-      before, now = changes[field]
-      raise ConfigError(
+  results = job.results(workdir)
+  finished = tuple(prefix for prefix, file in results if _is_there(file))
+  is_begun = any(any(f.parent.glob("**/checkpoints")) for _, f in results)
+  for field, (before, now) in changes.items():
+    part = workdir / field.rpartition(".")[0]
+    # some pipelines have checkpoints only in folders below theirs
+    has_rows = (part / "metrics.jsonl").is_file()
+    is_other = has_rows or (part == workdir and (finished or is_begun))
+    if field.rpartition(".")[2] == "pipeline" and is_other:
+      raise UserError(
         f"--workdir={str(workdir)!r}: holds a run with config.{field}="
         f"{before!r}, and this is one with {now!r}. Choose another folder."
       )
@@ -73,7 +75,7 @@ def prepare(config: Any, workdir: Path) -> None:
       finished or is_begun
     )
     if field.startswith(finished) or is_of_all:
-      raise ConfigError(
+      raise UserError(
         f"config.{field}={now!r}: {workdir} holds finished work with "
         f"{before!r}, which would not be repeated. Choose another --workdir "
         "for the new settings, or leave them as they were."
@@ -125,7 +127,7 @@ def changed_settings(config: Any, workdir: Path) -> dict[str, tuple]:
   Fields that the record does not know, and texts of the report, do not count.
 
   Raises:
-    ConfigError: config.json is damaged.
+    UserError: config.json is damaged.
   """
   path = workdir / CONFIG_FILE
   if not path.is_file():
@@ -133,7 +135,7 @@ def changed_settings(config: Any, workdir: Path) -> dict[str, tuple]:
   try:
     before = dict(_flat(json.loads(path.read_text())["config"]))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ConfigError(
+    raise UserError(
       f"{path}: is not the record of a run ({error}). Choose another "
       "--workdir, or delete the file."
     ) from error
@@ -155,19 +157,6 @@ def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
       yield f"{prefix}{key}", value
 
 
-def _stage_folders(config: Any, workdir: Path) -> list[tuple[str, Path]]:
-  """Returns (prefix of its fields, folder) of each stage of a run."""
-  if config.pipeline == "rejection":  # a round's files outlive a kill
-    return [("", workdir), ("", rejection.folder_of(workdir, 1))]
-  if config.pipeline != "rlhf":
-    return [("", workdir)]
-  found = [(f"{stage}.", workdir / stage) for stage in PIPELINE_OF_STAGE]
-  if config.policy.pipeline == "rejection":
-    found.append(("policy.", rejection.folder_of(workdir / "policy", 1)))
-  return found
-
-
-def _is_finished(folder: Path) -> bool:
-  return (folder / stages.STAGE_FILE).is_file() or (
-    folder / evaluate.RESULT_FILE
-  ).is_file()
+def _is_there(result: Path) -> bool:
+  """Says whether a stage is done, or a part of it in a folder of its own."""
+  return result.is_file() or any(result.parent.glob(f"*/{result.name}"))

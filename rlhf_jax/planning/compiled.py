@@ -15,8 +15,9 @@ from typing import Any
 import jax
 
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.planning import abstract, hlo
-from rlhf_jax.planning.programs import Flow, Phase, Program
+from rlhf_jax.planning import hlo
+from rlhf_jax.programs import abstract
+from rlhf_jax.programs.program import Flow, Phase, Program
 from rlhf_jax.types import PyTree
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -94,7 +95,7 @@ def measure(
 def _estimate(
   phase: Phase, program: Program, args: tuple, kwargs: dict[str, Any]
 ) -> tuple[Found, PyTree]:
-  result = program.known
+  result = None if program.known is None else program.known()
   if result is None:
     call = functools.partial(program.function, **kwargs)
     shapes = jax.eval_shape(call, *args)
@@ -104,7 +105,7 @@ def _estimate(
   outputs = 0 if program.donates is not None else abstract.bytes_of(new)
   return Found(
     arguments=abstract.bytes_handed(args),
-    temporaries=program.work.temporaries,
+    temporaries=program.work().temporaries,
     outputs=outputs,
   ), result
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from rlhf_jax.planning import report as report_lib
 from rlhf_jax.planning.report import Line, Report
+from rlhf_jax.schema import UserError
 
 _GIB = 2**30
 LORA_RANK = 16
@@ -52,7 +53,8 @@ def _gib(size: float) -> str:
 
 def _tried(config: Any, report: Report, phase: str) -> Iterator[str]:
   """Yields one line a remedy; stops when all so far together fit."""
-  prefix = f"{phase}." if config.pipeline == "rlhf" else ""
+  is_stage = phase in config and "pipeline" in config[phase]
+  prefix = f"{phase}." if is_stage else ""
   estimate = _peak(config, report, phase)
   found = max(line.peak for line in report.lines if line.phase == phase)
   more = max(found - estimate, 0.0)
@@ -70,7 +72,7 @@ def _tried(config: Any, report: Report, phase: str) -> Iterator[str]:
     try:
       one = _peak(alone, report, phase) + more
       every = _peak(both, report, phase) + more
-    except ValueError as error:
+    except UserError as error:
       yield f"{text}: not possible here ({error})"
       continue
     together = both
@@ -105,7 +107,8 @@ def _candidates(
   for field in ("epochs", "loss", "accumulation"):
     if field in stage and wanted > stage[field].microbatches:
       yield {f"{prefix}{field}.microbatches": wanted}
-  if "generate" in stage and stage.pipeline == "policy" and rows > ways:
+  samples = "prompts" in stage and "rounds" not in stage
+  if samples and rows > ways:
     yield {f"{prefix}generate.batch_size": max(ways, rows // 2)}
   if mesh["tensor"] == 1 and mesh["fsdp"] % 4 == 0:
     yield {

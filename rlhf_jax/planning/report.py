@@ -15,29 +15,15 @@ from typing import Any
 
 import jax
 
-from rlhf_jax.pipelines import rlhf
-from rlhf_jax.pipelines.config import ConfigError
-from rlhf_jax.planning import abstract, compiled
+from rlhf_jax import pipelines, schema
+from rlhf_jax.planning import compiled
 from rlhf_jax.planning import topology as topology_lib
-from rlhf_jax.planning.ppo import policy_phase
-from rlhf_jax.planning.preference import preference_phase
-from rlhf_jax.planning.programs import Devices, Phase, Program
-from rlhf_jax.planning.sampled import (
-  bond_phase,
-  online_preference_phase,
-  rejection_phase,
-)
-from rlhf_jax.planning.supervised import reward_phase, sft_phase
+from rlhf_jax.programs import abstract
+from rlhf_jax.programs.program import Phase, Program
+from rlhf_jax.programs.world import Planned
+from rlhf_jax.schema import UserError
 
-MAKERS = {
-  "sft": sft_phase,
-  "reward": reward_phase,
-  "preference": preference_phase,
-  "policy": policy_phase,
-  "rejection": rejection_phase,
-  "online_preference": online_preference_phase,
-  "bond": bond_phase,
-}
+Devices = int | list[Any]  # how many there are, or those to compile for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,31 +125,19 @@ class Report:
 
 
 def phases(config: Any, devices: Devices) -> list[Phase]:
-  """Returns the phases of a configuration.
+  """Returns the phases of an experiment.
 
   Args:
-    config: of a pipeline in MAKERS, or rlhf.
+    config: an experiment.
     devices: a list to compile for, or how many there are.
 
   Raises:
-    ConfigError: a value that cannot be right, or another pipeline.
+    UserError: a value that cannot be right.
   """
-  pipeline = config.get("pipeline")
-  if pipeline == "rlhf":
-    rlhf.check_policy_stage(config)
-    found = [sft_phase(config.sft, devices, "sft.")]
-    for name in ("reward", "gold"):
-      start = config.sft if config[name].init_from else None
-      prefix = f"{name}."
-      found.append(reward_phase(config[name], devices, prefix, start, name))
-    maker = MAKERS[config.policy.pipeline]
-    policy = maker(config.policy, devices, "policy.", config)
-    return [*found, dataclasses.replace(policy, name="policy")]
-  if pipeline not in MAKERS:
-    raise ConfigError(
-      f"config.pipeline={pipeline!r}: plan knows {', '.join(MAKERS)} and rlhf."
-    )
-  return [MAKERS[pipeline](config, devices)]
+  job = pipelines.read(config)
+  with schema.located(job.prefix):
+    world = Planned.on(job.settings.mesh, devices)
+  return job.phases(world)
 
 
 def make(
@@ -184,7 +158,7 @@ def make(
     progress: called with a sentence before each program, or None.
 
   Raises:
-    ConfigError, ValueError: a value that cannot be right.
+    UserError: a value that cannot be right.
   """
   begun = time.perf_counter()
   devices = (
@@ -194,7 +168,7 @@ def make(
   chosen = [phase for phase in found if only in ("", phase.name)]
   if not chosen:
     known = ", ".join(phase.name for phase in found)
-    raise ConfigError(f"--phase={only}: no such phase. Known: {known}.")
+    raise UserError(f"--phase={only}: no such phase. Known: {known}.")
   lines: list[Line] = []
   for phase in chosen:
     lines += _lines(phase, topology, compiles, progress)
@@ -205,7 +179,7 @@ def make(
     limit=topology.device_bytes,
     lines=tuple(lines),
     meshes={phase.name: dict(phase.mesh.shape) for phase in chosen},
-    notes={phase.name: phase.notes for phase in chosen},
+    notes={p.name: tuple(p.world.notes) for p in chosen},
     parameters=parameters,
     host=host,
     seconds=time.perf_counter() - begun,
@@ -284,7 +258,7 @@ def _line(
   topology: topology_lib.Topology,
   resident: dict[str, int],
 ) -> Line:
-  work, counts, chip = program.work, found.counts, topology.chip
+  work, counts, chip = program.work(), found.counts, topology.chip
   flops = work.flops / phase.mesh.size
   if counts is None:
     sent, calls = {"estimate": work.sent}, {}
@@ -294,7 +268,7 @@ def _line(
   return Line(
     phase=phase.name,
     program=program.name,
-    in_step=program.name in phase.step,
+    in_step=not phase.step or program.name in phase.step,
     **resident,
     temporaries=found.temporaries,
     cache=work.cache,

@@ -9,12 +9,15 @@ KL coefficient has a meaning only relative to that scale.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import flax.struct
 import jax.numpy as jnp
 
 from rlhf_jax import ops
 from rlhf_jax.models import roles, trees
+from rlhf_jax.models.pretrained import Base
+from rlhf_jax.runs import stages
 from rlhf_jax.types import FINISH_EOS, Array, PyTree, Samples
 
 
@@ -41,6 +44,26 @@ class Weights:
   variables: PyTree
   mean: Array
   std: Array
+
+
+def load(
+  folder: str | Path, base: Base, shelf: stages.Shelf
+) -> tuple[Scorer, Weights, dict]:
+  """Returns a finished reward stage, ready to score, and its stage.json.
+
+  Args:
+    folder: of the stage.
+    base: the model underneath.
+    shelf: where finished stages are.
+  """
+  stage = stages.load(folder, stages.REWARD, base, shelf)
+  normalisation = stage.info["normalisation"]
+  weights = Weights(
+    stage.variables,
+    shelf.number(normalisation["mean"]),
+    shelf.number(normalisation["std"]),
+  )
+  return Scorer(stage.role, stage.info["reads_end_token"]), weights, stage.info
 
 
 def judged_mask(scorer: Scorer, samples: Samples) -> Array:

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_jax.models import heads, roles, transformer
 from rlhf_jax.pipelines import actors, stages
-from rlhf_jax.pipelines.config import ConfigError
+from rlhf_jax.schema import UserError
 from rlhf_jax.rewards import model as reward_model
 
 MODEL = transformer.Config(
@@ -117,5 +117,5 @@ def test_a_critic_that_would_forget_the_reward_model_is_refused(
   made, settings, message
 ):
   scorer, _ = reward(**made)
-  with pytest.raises(ConfigError, match=message):
+  with pytest.raises(UserError, match=message):
     actors.critic_role(actors.Value(**settings), scorer, MODEL)

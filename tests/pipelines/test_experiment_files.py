@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from rlhf_jax.pipelines import check, defaults
-from rlhf_jax.pipelines.config import ConfigError
+from rlhf_jax.schema import UserError
 
 FILES = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.py"))
 
@@ -112,7 +112,7 @@ def test_a_misspelt_field_is_named(path):
   prefix = "sft." if config.pipeline == "rlhf" else ""
   with stage.model.unlocked():
     stage.model.lora_rnak = 4
-  with pytest.raises(ConfigError) as caught:
+  with pytest.raises(UserError) as caught:
     check.check_config(config)
   assert f"config.{prefix}model.lora_rnak" in str(caught.value)
   assert "lora_rank" in str(caught.value)

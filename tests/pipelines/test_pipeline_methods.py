@@ -10,7 +10,7 @@ from rlhf_jax.algorithms.policy_gradient.registry import (
   NEEDS_CRITIC,
 )
 from rlhf_jax.pipelines import check, methods, policy, stages
-from rlhf_jax.pipelines.config import ConfigError
+from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 
 KL_IN_LOSS = ("grpo",)  # their papers' default
@@ -95,7 +95,7 @@ def test_what_is_known_to_be_wrong_is_refused(
   config.algorithm.name = name
   for field, value in changes.items():
     config.update_from_flattened_dict({field: value})
-  with pytest.raises(ConfigError, match=message):
+  with pytest.raises(UserError, match=message):
     check.check_config(config)
 
 
@@ -201,14 +201,14 @@ def test_judges_that_cannot_be_are_refused(
   config = method_config(files, name, sft_lora, "")
   config.verifier.name = verifier
   config.reward = str(reward_head) if judge else ""
-  with pytest.raises(ConfigError, match=message):
+  with pytest.raises(UserError, match=message):
     check.check_config(config)
 
 
 def test_prompts_without_references_are_refused(files, sft_lora):
   config = method_config(files, "rloo", sft_lora, "")
   config.verifier.name = "exact"
-  with pytest.raises(ConfigError, match="prompts.jsonl:1.*reference"):
+  with pytest.raises(UserError, match="prompts.jsonl:1.*reference"):
     policy.run(config, files.root / "policy_unjudged")
 
 
@@ -227,5 +227,5 @@ def test_references_that_cannot_judge_are_named_by_file_and_line(
   config = method_config(files, "rloo", sft_lora, "")
   config.verifier.name = "number"
   config.prompts.source = str(path)
-  with pytest.raises(ConfigError, match="questions.jsonl:7: reference='many'"):
+  with pytest.raises(UserError, match="questions.jsonl:7: reference='many'"):
     policy.run(config, tmp_path / "run")

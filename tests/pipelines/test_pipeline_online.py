@@ -15,7 +15,7 @@ from rlhf_jax.pipelines import (
   sampled,
   stages,
 )
-from rlhf_jax.pipelines.config import ConfigError
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import FINISH_LENGTH, Rollout
 from tests.pipelines import tiny_runs
 from tests.pipelines.test_pipeline_resume import (
@@ -305,5 +305,5 @@ def test_what_cannot_work_is_refused(
   config = make_config(files, pipeline, sft_lora, reward_head)
   config.guards.update(warn_nats=15.0, halt_nats=20.0)
   config.update_from_flattened_dict(changes)
-  with pytest.raises(ConfigError, match=message):
+  with pytest.raises(UserError, match=message):
     check.check_config(config)

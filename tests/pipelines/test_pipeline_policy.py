@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from rlhf_jax.algorithms.policy_gradient import shaping
-from rlhf_jax.checkpoint import CheckpointError
+from rlhf_jax.runs.checkpoint import CheckpointError
 from rlhf_jax.interrupt import Stopped
 from rlhf_jax.models import roles, trees
 from rlhf_jax.pipelines import build, check, loop, policy, stages, watch
-from rlhf_jax.pipelines.config import ConfigError
+from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 
 PRETRAIN = 2  # steps of the LoRA run that train the critic alone
@@ -236,7 +236,7 @@ def test_importance_weights_that_would_all_be_one_are_refused(
 ):
   config = tiny_runs.policy_config(files, "lora", sft_lora, reward_head)
   config.importance.cap = 2.0
-  with pytest.raises(ConfigError, match="importance.cap=2.0.*float32"):
+  with pytest.raises(UserError, match="importance.cap=2.0.*float32"):
     check.check_config(config)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.checkpoint import CheckpointError
+from rlhf_jax.runs.checkpoint import CheckpointError
 from rlhf_jax.models import roles, trees
 from rlhf_jax.pipelines import (
   RUN,
@@ -20,7 +20,7 @@ from rlhf_jax.pipelines import (
   stages,
   unpaired,
 )
-from rlhf_jax.pipelines.config import ConfigError, Data, section
+from rlhf_jax.pipelines.config import UserError, Data, section
 from tests.pipelines import tiny_runs
 from tests.pipelines.test_pipeline_resume import (
   Killed,
@@ -88,7 +88,7 @@ def test_kto_needs_both_kinds_of_answers_to_train_on(files, sft_lora):
   config.heldout.update(source=files.comparisons, format="comparison")
   settings = preference.read_settings(config)
   base = tiny_runs.load_base(config)
-  with pytest.raises(ConfigError, match="all 20 labels are 1"):
+  with pytest.raises(UserError, match="all 20 labels are 1"):
     preference.load_data(config, settings, base)
 
 
@@ -188,9 +188,9 @@ def test_it_stands_where_an_sft_run_does(files, sft_full, dpo_full):
   assert len(moved) == len(flat)
   info = stages.read_stage(dpo_full)
   assert info["init_from"] == f"../{sft_full.name}"
-  with pytest.raises(ConfigError, match="wanted a finished reward run, found"):
+  with pytest.raises(UserError, match="wanted a finished reward run, found"):
     stages.need_stage(dpo_full, "reward")
-  with pytest.raises(ConfigError, match="found a preference run"):
+  with pytest.raises(UserError, match="found a preference run"):
     sft.run(tiny_runs.sft_config(files, "full"), dpo_full)
 
 
@@ -263,8 +263,8 @@ def test_kto_reads_labels_as_it_reads_comparisons(files, tmp_path):
   for (a,), (b,) in zip(found.pairs, expected.pairs, strict=True):
     for key, x in found.rows[a].items():
       np.testing.assert_array_equal(x, expected.rows[b][key])
-  with pytest.raises(ConfigError, match="holds no comparisons"):
-    inputs.comparisons(labelled, tokenizer, 0)
+  with pytest.raises(UserError, match="holds no comparisons"):
+    dataset.comparisons(labelled, tokenizer, 0)
 
 
 def test_mismatched_answers_belong_to_other_prompts():
@@ -276,7 +276,7 @@ def test_mismatched_answers_belong_to_other_prompts():
     "tokens": np.array(ids, np.int32),
     "loss_mask": np.array([0.0] * n + [1.0] * (len(ids) - n), np.float32),
   }
-  data = inputs.Comparisons(
+  data = dataset.Comparisons(
     rows=[row(1, 2, 3, n=2), row(9, n=0), row(4, 5, 6, 7, 8, n=1)],
     pairs=np.array([[0], [2]], np.int32),
     labels=np.array([1.0, 0.0], np.float32),

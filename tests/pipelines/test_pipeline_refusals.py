@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from rlhf_jax.checkpoint import CheckpointError
+from rlhf_jax.runs.checkpoint import CheckpointError
 from rlhf_jax.evaluation import reward_model as diagnostics
 from rlhf_jax.pipelines import actors, build, policy, stages
-from rlhf_jax.pipelines.config import ConfigError
+from rlhf_jax.schema import UserError
 from tests import tiny
 from tests.pipelines import tiny_runs
 
@@ -56,7 +56,7 @@ def test_settings_that_cannot_work(config, tmp_path, changes, words):
 
 def test_a_stage_of_another_kind(config, tmp_path, sft_lora):
   config.reward = str(sft_lora)
-  with pytest.raises(ConfigError, match="found a sft run"):
+  with pytest.raises(UserError, match="found a sft run"):
     policy.run(config, tmp_path)
 
 
@@ -75,7 +75,7 @@ def test_a_reward_model_near_chance_needs_force(
   assert [level for level, _ in guards].count("refuse") == 1
   (folder / stages.STAGE_FILE).write_text(json.dumps(info | {"guards": guards}))
   config.reward = str(folder)
-  with pytest.raises(ConfigError, match=r"0\.54.*--config\.force=True"):
+  with pytest.raises(UserError, match=r"0\.54.*--config\.force=True"):
     load(config)
   config.force = True
   load(config)

@@ -15,7 +15,7 @@ from rlhf_jax.pipelines import (
   sft,
   stages,
 )
-from rlhf_jax.pipelines.config import ConfigError
+from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 from tests.pipelines.test_pipeline_resume import Killed, kill_at
 
@@ -247,7 +247,7 @@ def test_too_few_samples_are_refused_and_may_be_tried_again(
   config = make_config(files, sft_lora, reward_head, rounds=1)
   config.selection.minimum_score = 1e6
   folder = files.root / "rejection_few"
-  with pytest.raises(ConfigError, match="batch_size=8: round 1 keeps 0"):
+  with pytest.raises(UserError, match="batch_size=8: round 1 keeps 0"):
     rejection.run(config, folder)
   assert not (rejection.folder_of(folder, 1) / rejection.KEPT_FILE).exists()
 
@@ -275,5 +275,5 @@ def test_what_cannot_work_is_refused(
 ):
   config = make_config(files, sft_lora, reward_head)
   config.update_from_flattened_dict(changes)
-  with pytest.raises(ConfigError, match=message):
+  with pytest.raises(UserError, match=message):
     check.check_config(config)

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_jax.models import roles, trees
 from rlhf_jax.pipelines import build, features, inputs, reward, stages
-from rlhf_jax.pipelines.config import ConfigError, Data, section
+from rlhf_jax.pipelines.config import UserError, Data, section
 from rlhf_jax.rewards import model as reward_model
 from tests.pipelines import tiny_runs
 
@@ -67,7 +67,7 @@ def test_a_ranking_of_ties_is_refused(files):
     source=files.ratings, format="ratings", pairs=50, ties="soft", max_length=32
   )
   config.loss.objective = "k-wise"
-  with pytest.raises(ConfigError, match="loss.objective='k-wise': .* 0.5"):
+  with pytest.raises(UserError, match="loss.objective='k-wise': .* 0.5"):
     reward.run(config, files.root / "ranked_ties")
 
 
@@ -75,7 +75,7 @@ def test_a_head_trains_on_features_as_on_rows(files, reward_head):
   """Cached features, batched by length, against one row at a time."""
   base, (scorer, weights, _) = loaded(files, reward_head, "head")
   config = tiny_runs.reward_config(files, "head", "", "")
-  data = inputs.comparisons(
+  data = dataset.comparisons(
     section(Data, config.data, "data"), base.tokenizer, 0
   )
   mesh = build.make_mesh(config)
@@ -125,7 +125,7 @@ def test_a_prompt_is_on_one_side_of_the_split(files):
   config = tiny_runs.reward_config(files, "head", "", "")
   tokenizer = tiny_runs.load_base(config).tokenizer
   data = section(Data, config.data, "data")
-  everything = inputs.comparisons(data, tokenizer, 0)
+  everything = dataset.comparisons(data, tokenizer, 0)
   train, held = features.split_heldout(everything, 0.25, seed=3)
   assert len(train.pairs) == 180 and len(held.pairs) == 60
   records = [json.loads(line) for line in open(files.comparisons)]
@@ -144,13 +144,13 @@ def test_a_rated_sentence_is_on_one_side_of_the_split(files, capsys):
   )
   tokenizer = tiny_runs.load_base(config).tokenizer
   data = section(Data, config.data, "data")
-  everything = inputs.comparisons(data, tokenizer, 0)
+  everything = dataset.comparisons(data, tokenizer, 0)
   train, held = features.split_heldout(everything, 0.25, seed=3)
   assert not set(train.pairs.ravel()) & set(held.pairs.ravel())
   assert len(train.pairs) > 200 and len(held.pairs) > 10
   lost = 500 - len(train.pairs) - len(held.pairs)
   assert f"{lost} comparisons" in capsys.readouterr().out
-  with pytest.raises(ConfigError, match="heldout_fraction=0.01"):
+  with pytest.raises(UserError, match="heldout_fraction=0.01"):
     features.split_heldout(everything, 0.01, seed=3)
 
 

@@ -16,7 +16,7 @@ from rlhf_jax.pipelines import (
   stages,
   workdir,
 )
-from rlhf_jax.pipelines.config import ConfigError, Data, section
+from rlhf_jax.pipelines.config import UserError, Data, section
 from tests.pipelines import tiny_runs
 
 PROMISED = [
@@ -143,7 +143,7 @@ def test_proxy_and_gold_read_disjoint_sentences(files, finished):
   parts = [
     {
       record.text
-      for record in inputs.records(section(Data, data, "data"), tokenizer)[0]
+      for record in dataset.records(section(Data, data, "data"), tokenizer)[0]
     }
     for data in (
       config.reward.data,
@@ -189,7 +189,7 @@ def test_reuse_takes_the_stages_before_from_another_run(
   for name in ("reward_model_accuracy", "gold_model_accuracy"):
     assert numbers[name] == finished[1][name]
   config.reuse = str(files.root / "nothing_here")
-  with pytest.raises(ConfigError, match="is not finished"):
+  with pytest.raises(UserError, match="is not finished"):
     rlhf.run(config, files.root / "rlhf_reused_2")
 
 
@@ -227,7 +227,7 @@ def test_the_policy_stage_may_be_another_pipeline(
   )
   other = make_config(files)
   other.reuse = config.reuse
-  with pytest.raises(ConfigError, match="config.policy.pipeline="):
+  with pytest.raises(UserError, match="config.policy.pipeline="):
     workdir.prepare(other, folder)
 
 
@@ -243,7 +243,7 @@ def test_a_begun_stage_of_rounds_is_not_taken_over(files):
   )
   workdir.prepare(config, folder)
   config.policy = other_stage(files, "bond")
-  with pytest.raises(ConfigError, match="'rejection', and this is .*'bond'"):
+  with pytest.raises(UserError, match="'rejection', and this is .*'bond'"):
     workdir.prepare(config, folder)
 
 
@@ -276,14 +276,14 @@ def test_settings_of_another_policy_stage_are_named_where_they_are(files):
   config = make_config(files)
   config.policy = other_stage(files, "rejection")
   config.policy.verifier.name = "exact"
-  with pytest.raises(ConfigError, match="this run trains a reward model"):
+  with pytest.raises(UserError, match="this run trains a reward model"):
     check.check_config(config)
   config.policy.verifier.name = ""
   config.policy.rounds.pool = True
-  with pytest.raises(ConfigError, match=r"config\.policy\.rounds\.pool=True"):
+  with pytest.raises(UserError, match=r"config\.policy\.rounds\.pool=True"):
     check.check_config(config)
   config.policy.pipeline = "sft"
-  with pytest.raises(ConfigError, match="config.policy.pipeline='sft': must"):
+  with pytest.raises(UserError, match="config.policy.pipeline='sft': must"):
     check.check_config(config)
 
 
@@ -301,7 +301,7 @@ def test_reuse_of_some_stages(files, finished):
   )
   for wrong in (("reward", "gold"), ("sft", "policy")):
     config.reuse_stages = wrong
-    with pytest.raises(ConfigError, match="must hold 'sft'"):
+    with pytest.raises(UserError, match="must hold 'sft'"):
       rlhf.connect(config, own)
 
 
@@ -326,7 +326,7 @@ def test_settings_that_mean_nothing_are_refused(files, field, value, message):
   for key in section.split("."):
     part = part[key]
   part[name] = value
-  with pytest.raises((ConfigError, ValueError), match=message):
+  with pytest.raises((UserError, ValueError), match=message):
     check.check_config(config)
 
 
@@ -339,5 +339,5 @@ def test_a_begun_run_keeps_its_seed_and_origin(files, finished, field, value):
   )
   workdir.prepare(config, folder)
   config[field] = value
-  with pytest.raises(ConfigError, match=f"config.{field}="):
+  with pytest.raises(UserError, match=f"config.{field}="):
     workdir.prepare(config, folder)

@@ -9,7 +9,7 @@ import pytest
 from rlhf_jax.data import batches
 from rlhf_jax.models import transformer, trees
 from rlhf_jax.pipelines import build, inputs, loop, sft, stages
-from rlhf_jax.pipelines.config import ConfigError, Data, section
+from rlhf_jax.pipelines.config import UserError, Data, section
 from tests.pipelines import tiny_runs
 
 
@@ -28,7 +28,7 @@ def test_validation_loss_is_the_mean_over_tokens(files, sft_full):
   base = tiny_runs.load_base(config)
   stage = stages.load_stage(sft_full, "sft", base, build.make_mesh(config))
   data = section(Data, config.validation, "validation")
-  rows, _ = inputs.demonstrations(data, base.tokenizer)
+  rows, _ = dataset.demonstrations(data, base.tokenizer)
   assert len(rows) % config.schedule.batch_size  # a last batch to fill up
   batch = batches.collate_tokens(rows, 32, pad_id=7)
   logits = transformer.Transformer(stage.role.model).apply(
@@ -87,7 +87,7 @@ def test_t14_packing_changes_no_loss(files):
   for pack in (False, True):
     config = tiny_runs.sft_config(files, "full")
     config.data.update(pack=pack, max_length=40, limit=16)
-    rows, _ = inputs.demonstrations(
+    rows, _ = dataset.demonstrations(
       section(Data, config.data, "data"), tiny_runs.load_base(config).tokenizer
     )
     if pack:
@@ -122,7 +122,7 @@ def test_trap_17_chat_data_trains_on_answers_only(files, tmp_path):
   config.schedule.update(steps=1)
   config.validation.source, config.samples = "", 0
   tokenizer = tiny_runs.load_base(config).tokenizer
-  rows, _ = inputs.demonstrations(section(Data, config.data, "data"), tokenizer)
+  rows, _ = dataset.demonstrations(section(Data, config.data, "data"), tokenizer)
   learned = [
     token
     for token, m in zip(rows[0]["tokens"], rows[0]["loss_mask"], strict=True)
@@ -142,7 +142,7 @@ def test_trap_17_chat_data_trains_on_answers_only(files, tmp_path):
 def test_a_policy_has_no_head(files, tmp_path):
   config = tiny_runs.sft_config(files, "full")
   config.trainable.mode = "head"
-  with pytest.raises(ConfigError, match="a policy has no head"):
+  with pytest.raises(UserError, match="a policy has no head"):
     sft.run(config, tmp_path)
 
 

@@ -11,7 +11,7 @@ import pytest
 from rlhf_jax.algorithms.policy_gradient import dapo
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import check, methods, policy, rollouts, stages
-from rlhf_jax.pipelines.config import ConfigError
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, Rollout
 from tests.pipelines import tiny_runs
 from tests.pipelines.test_pipeline_resume import (
@@ -209,5 +209,5 @@ def test_trap_12_dapo_on_eight_devices(files, sft_lora):
 def test_other_methods_do_not_resample(files, sft_lora):
   config = dapo_config(files, sft_lora, rounds=4)
   config.algorithm.name = "grpo"
-  with pytest.raises(ConfigError, match="resample_rounds=4.*one of dapo"):
+  with pytest.raises(UserError, match="resample_rounds=4.*one of dapo"):
     check.check_config(config)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import checkpoint
+from rlhf_jax.runs import checkpoint
 from rlhf_jax.models import huggingface, roles, transformer, trees
 from rlhf_jax.pipelines import (
   build,
@@ -18,7 +18,7 @@ from rlhf_jax.pipelines import (
   sft,
   stages,
 )
-from rlhf_jax.pipelines.config import ConfigError, Model, section
+from rlhf_jax.pipelines.config import UserError, Model, section
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.types import Samples
 from tests import tiny
@@ -302,5 +302,5 @@ def test_policy_settings_that_cannot_work_are_refused(
   mode, root = trained
   config = policy_config(files, mode, root / "sft", root / "rm_head")
   config.update_from_flattened_dict(changes)
-  with pytest.raises(ConfigError, match=message):
+  with pytest.raises(UserError, match=message):
     policy.run(config, root / "refused")

@@ -8,7 +8,7 @@ from rlhf_jax.data import formats
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.pipelines import check, defaults, inputs, loop
 from rlhf_jax.pipelines.config import (
-  ConfigError,
+  UserError,
   Data,
   Schedule,
   optimizer_section,
@@ -178,7 +178,7 @@ def test_ratings_without_a_number_of_pairs(files, tmp_path, capsys):
 def test_all_stages_of_a_long_run_are_checked_first(files, stage):
   config = defaults.rlhf()
   config[stage].mesh.data = -2
-  with pytest.raises(ConfigError, match=f"config.{stage}|config.sft"):
+  with pytest.raises(UserError, match=f"config.{stage}|config.sft"):
     check.check_config(config)
 
 
@@ -226,17 +226,17 @@ def test_types_of_fields(field, good, bad):
     assert found == value
     assert type(found) is not int or field in ("whole", "optional_whole")
   for value in bad:
-    with pytest.raises(ConfigError, match=f"^config.part.{field}="):
+    with pytest.raises(UserError, match=f"^config.part.{field}="):
       section(_Fields, {field: value}, "part")
 
 
 def test_a_range_error_carries_the_full_name():
-  with pytest.raises(ConfigError, match=r"^config\.a\.b\.whole=-1: must be"):
+  with pytest.raises(UserError, match=r"^config\.a\.b\.whole=-1: must be"):
     section(_Fields, {"whole": -1}, "a.b")
 
 
 def test_a_section_that_is_no_section():
-  with pytest.raises(ConfigError, match="config.part=3: is a section"):
+  with pytest.raises(UserError, match="config.part=3: is a section"):
     section(_Fields, 3, "part")
 
 
@@ -263,12 +263,12 @@ def test_optional_fields_keep_their_type_while_they_are_none():
 
 
 def test_required_fields_are_named():
-  with pytest.raises(ConfigError, match="config.o.learning_rate: not set"):
+  with pytest.raises(UserError, match="config.o.learning_rate: not set"):
     optimizer_section({"schedule": "constant"}, "o", 5)
 
 
 def test_schedules_need_a_length():
-  with pytest.raises(ConfigError, match="nothing would be trained"):
+  with pytest.raises(UserError, match="nothing would be trained"):
     Schedule().total_steps(100)
 
 
@@ -311,7 +311,7 @@ def test_a_batch_larger_than_the_data(files, tmp_path, capsys):
 def test_rated_texts_longer_than_a_row(files):
   data = Data(source=files["ratings.jsonl"], format="ratings", max_length=2)
   with pytest.raises(ValueError, match="ratings.jsonl:1: .* max_length=2"):
-    inputs.demonstrations(data, load_tokenizer(files["model"]))
+    dataset.demonstrations(data, load_tokenizer(files["model"]))
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_a_prompt_longer_than_the_context(files):
     source=files["prompts.jsonl"], format="prompt", max_length=CONTEXT
   )
   with pytest.raises(ValueError, match=r"prompts.jsonl:2: .* at most 40 fit"):
-    inputs.prompts(data, load_tokenizer(files["model"]), CONTEXT - 8)
+    dataset.prompts(data, load_tokenizer(files["model"]), CONTEXT - 8)
 
 
 def test_every_format_is_a_choice():

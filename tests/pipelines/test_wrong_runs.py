@@ -14,7 +14,7 @@ import pytest
 from rlhf_jax import main
 from rlhf_jax.pipelines import build, defaults, stages
 from rlhf_jax.pipelines import workdir as workdir_lib
-from rlhf_jax.pipelines.config import ConfigError, Model, section
+from rlhf_jax.pipelines.config import UserError, Model, section
 from tests.pipelines.wrong_files import (
   CONTEXT,
   make_files,
@@ -150,10 +150,10 @@ def test_a_stage_of_another_model(files, trained, other, words):
 
 def test_a_stage_of_another_kind(trained, unfinished):
   with pytest.raises(
-    ConfigError, match="wanted a finished reward run, found a"
+    UserError, match="wanted a finished reward run, found a"
   ):
     stages.need_stage(trained, "reward", "config.reward")
-  with pytest.raises(ConfigError, match="found one that is not finished"):
+  with pytest.raises(UserError, match="found one that is not finished"):
     stages.need_stage(unfinished, "sft", "config.init_from")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import checkpoint
+from rlhf_jax.runs import checkpoint
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models import huggingface, transformer, trees
 from rlhf_jax.pipelines import build, defaults, policy

@@ -12,9 +12,9 @@ import pytest
 from rlhf_jax import plan
 from rlhf_jax.models import roles
 from rlhf_jax.pipelines import defaults
-from rlhf_jax.pipelines.config import ConfigError
+from rlhf_jax.schema import UserError
 from rlhf_jax.planning import abstract, compiled, report, table, topology
-from rlhf_jax.planning.work import Passes
+from rlhf_jax.programs.work import Passes
 from tests.planning.tiny_plans import (
   EIGHT,
   LAYER,
@@ -154,25 +154,25 @@ def test_recipes_say_what_they_accept():
 
 def test_mistakes():
   config = sft_config()
-  with pytest.raises(ConfigError, match="no such phase"):
+  with pytest.raises(UserError, match="no such phase"):
     report.make(config, EIGHT, compiles=False, only="policy")
   config.schedule.batch_size = 12
-  with pytest.raises(ConfigError, match="12 are not a multiple of 8"):
+  with pytest.raises(UserError, match="12 are not a multiple of 8"):
     report.phases(config, 8)
   config.schedule.batch_size, config.loss.microbatches = 16, 4
-  with pytest.raises(ConfigError, match="4 mini- or microbatches x 8"):
+  with pytest.raises(UserError, match="4 mini- or microbatches x 8"):
     report.phases(config, 8)
-  with pytest.raises(ConfigError, match="epochs: minibatches=4 x microb"):
+  with pytest.raises(UserError, match="epochs: minibatches=4 x microb"):
     policy = policy_config("lora")
     policy.epochs.update(minibatches=4, microbatches=2)
     report.phases(policy, 8)
   config.loss.microbatches = 1
   config.mesh.update(fsdp=3)
-  with pytest.raises(ConfigError, match="on 8 devices"):
+  with pytest.raises(UserError, match="on 8 devices"):
     report.phases(config, 8)
-  with pytest.raises(ConfigError, match="plan knows"):
+  with pytest.raises(UserError, match="plan knows"):
     report.phases(defaults.evaluate(), 8)
-  with pytest.raises(ConfigError, match="policy.pipeline='bnd': must be one"):
+  with pytest.raises(UserError, match="policy.pipeline='bnd': must be one"):
     whole = defaults.rlhf()
     whole.policy.pipeline = "bnd"
     report.phases(whole, 8)

@@ -4,7 +4,7 @@ import pytest
 
 from rlhf_jax.models import shapes, transformer
 from rlhf_jax.pipelines import pretrained
-from rlhf_jax.pipelines.config import ConfigError
+from rlhf_jax.schema import UserError
 from rlhf_jax.planning import topology
 
 
@@ -70,7 +70,7 @@ def test_a_shape_is_planned_and_not_trained():
   assert isinstance(found, transformer.Config)
   known = pretrained.read_architecture("asset:smollm2-135m-instruct")
   assert known.width == 576
-  with pytest.raises(ConfigError, match="rlhf_jax.plan only"):
+  with pytest.raises(UserError, match="rlhf_jax.plan only"):
     pretrained.locate("shape:llama3_8b")
   with pytest.raises(ValueError, match="no such shape"):
     pretrained.read_architecture("shape:llama9")

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.checkpoint import CheckpointError, Checkpoints
+from rlhf_jax.runs.checkpoint import CheckpointError, Checkpoints
 from rlhf_jax.integrity import MANIFEST
 from rlhf_jax.types import PyTree
 

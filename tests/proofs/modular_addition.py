@@ -197,7 +197,7 @@ def pass_at_1(config: Any, folder: Path, pipeline: str) -> float:
   suffix = "/policy" if pipeline == "policy" else ""
   stage = stages.load_stage(folder, pipeline, base, mesh, suffix)
   data = section(Data, config.prompts, "prompts")
-  ids, _ = inputs.prompts(data, base.tokenizer, LENGTH - NEW_TOKENS)
+  ids, _ = dataset.prompts(data, base.tokenizer, LENGTH - NEW_TOKENS)
   prompts = batches.collate_prompts(
     ids, base.tokenizer.pad_id, max(map(len, ids)), index=range(len(ids))
   )

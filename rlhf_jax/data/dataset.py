@@ -1,0 +1,399 @@
+"""A Data section -> token rows, comparisons and prompts.
+
+The only place where records, tokenizers and lengths meet. Every function
+returns what it left out and why, as counts for the log: nothing is dropped in
+silence. A file is read once in a process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax import imported
+from rlhf_jax.data import assets, batches, chat, encode, formats, sources
+from rlhf_jax.data.sources import DataError
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.schema import FieldError, check_choice, check_least
+
+Row = dict[str, np.ndarray]  # {"tokens", "loss_mask"}, [n] each
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Records and how they become rows of tokens."""
+
+  source: str = ""  # asset:NAME, file.jsonl[.gz], tfds:NAME:SPLIT; "" for none
+  format: str = "comparison"  # a name of data/formats.py, or an import path
+  prompt: str = ""  # prompt text put before rated texts, e.g. "Review:"
+  prefix_tokens: int = 0  # first tokens of a text that join the prompt
+  chat: bool = False  # render prompts with the tokenizer's chat template
+  max_length: int = 512  # tokens of a row, prompt and response
+  min_words: int = 0  # texts with fewer are left out (and counted)
+  max_text_tokens: int = 0  # texts with more are left out; 0: no limit
+  end_token: bool = True  # responses end with the end-of-sequence token
+  train_on_prompt: bool = False  # SFT only
+  pack: bool = False  # SFT only: several examples fill a row of max_length
+  split: str = ""  # "" for all, or NAME of splits
+  splits: str = ""  # "test:700,A:1500,B:1500": disjoint, drawn in this order
+  split_seed: int = 0  # of the draw of splits, below 2**32
+  pairs: int = 0  # comparisons drawn from ratings
+  ties: str = "drop"  # equal ratings: "drop" or "soft" (label 0.5)
+  limit: int = 0  # first so many records; 0: all
+
+  def __post_init__(self) -> None:
+    check_least(
+      self, prefix_tokens=0, min_words=0, max_text_tokens=0, pairs=0, limit=0
+    )
+    if self.max_length < 2:
+      raise FieldError(f"max_length={self.max_length}: must be >= 2 tokens.")
+    check_choice("ties", self.ties, ("drop", "soft"))
+    if not imported.is_path(self.format):
+      check_choice("format", self.format, tuple(formats.FORMATS))
+    if not 0 <= self.split_seed < 2**32:
+      raise FieldError(
+        f"split_seed={self.split_seed}: must be in 0..2**32 - 1."
+      )
+    self.split_sizes()
+
+  def split_sizes(self) -> dict[str, int]:
+    """Returns {name: size} of `splits`, checked against `split`."""
+    sizes: dict[str, int] = {}
+    for part in filter(None, self.splits.split(",")):
+      name, _, size = part.strip().partition(":")
+      if not size.isdigit():
+        raise FieldError(
+          f"splits={self.splits!r}: {part!r} is not NAME:SIZE. Write for "
+          "example 'test:700,A:1500'."
+        )
+      sizes[name] = int(size)
+    if self.split and self.split not in sizes:
+      raise FieldError(
+        f"split={self.split!r}: splits={self.splits!r} holds no part of this "
+        "name. Add it there as NAME:SIZE, or set split=''."
+      )
+    return sizes
+
+  @property
+  def row_length(self) -> int:
+    """The tokens of a padded row at most."""
+    if self.pack:
+      return self.max_length
+    return batches.bucket_length(self.max_length)
+
+  @property
+  def known_rows(self) -> int:
+    """How many records are selected, as far as the section says; else 0."""
+    size = self.split_sizes().get(self.split, 0)
+    return min(size, self.limit) if size and self.limit else size or self.limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparisons:
+  """Pairs of rows that people compared.
+
+  rows: token rows {"tokens", "loss_mask"}, each distinct one once.
+  pairs: [P, 2] int32 indices into rows; the first is the preferred one.
+  labels: [P] float32, probability that the first is preferred.
+  groups: [P, G] int32, what a held-out set must not share with the training
+    set: the prompt (G = 1), or both rated sentences of a pair (G = 2).
+  dropped: reason -> count.
+  ceiling: accuracy of the mean human rating against the single raters of
+    these pairs, or None when records carry no ratings.
+  """
+
+  rows: list[dict[str, np.ndarray]]
+  pairs: np.ndarray
+  labels: np.ndarray
+  groups: np.ndarray
+  dropped: Counter
+  ceiling: float | None
+
+
+@functools.lru_cache(maxsize=8)
+def _read(
+  source: str, format: str, changed: tuple[int, int]
+) -> tuple[list, Counter]:
+  """Returns the records of a source and what was refused; read once.
+
+  Args:
+    source: of a Data section.
+    format: how a record is laid out.
+    changed: time and size of the file, so that another file is read anew.
+  """
+  del changed
+  if source.startswith("asset:"):
+    path = assets.fetch(source.removeprefix("asset:"))
+    return assets.movie_reviews(path), Counter()
+  return formats.load_and_count(source, format)
+
+
+def _all_records(data: Data) -> tuple[list, Counter]:
+  changed = (0, 0)
+  if not data.source.startswith(("asset:", sources.TFDS_PREFIX)):
+    path = os.path.expanduser(data.source)
+    if os.path.isfile(path):
+      status = os.stat(path)
+      changed = (status.st_mtime_ns, status.st_size)
+  return _read(data.source, data.format, changed)
+
+
+def check(data: Data, name: str) -> None:
+  """Checks that a source is there, and reads its file.
+
+  A broken record is found before a model is loaded. TFDS and assets are read
+  where they are used.
+
+  Args:
+    data: the section.
+    name: of the section, for messages.
+
+  Raises:
+    FieldError, DataError: value, rule and remedy.
+  """
+  check_source(data.source, name)
+  if not data.source.startswith(("asset:", sources.TFDS_PREFIX)):
+    _all_records(data)
+
+
+def check_source(source: str, name: str) -> None:
+  """Raises FieldError unless the source of a Data section can be there.
+
+  Args:
+    source: asset:NAME, tfds:NAME:SPLIT or a path.
+    name: of the section, for the message.
+  """
+  field = f"{name}.source"
+  if not source:
+    raise FieldError(
+      f"{field} is empty: name a file (--config.{field}=my.jsonl), "
+      "tfds:NAME:SPLIT or asset:NAME."
+    )
+  if source.startswith("asset:"):
+    assets.check_name(source, field)
+  elif not source.startswith(sources.TFDS_PREFIX):
+    path = Path(source).expanduser()
+    if not path.is_file():
+      is_folder = "is a folder, not a file" if path.is_dir() else "no such file"
+      near = {
+        other.name.partition(".")[0]: other.name
+        for other in path.parent.glob("*.jsonl*")
+      }
+      stem = path.name.partition(".")[0]
+      alike = difflib.get_close_matches(stem, near, 1)
+      hint = f" Did you mean {near[alike[0]]!r}?" if alike else ""
+      raise FieldError(
+        f"{field}={source!r}: {is_folder}.{hint} Give the path of a .jsonl or "
+        ".jsonl.gz file."
+      )
+
+
+def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
+  """Returns the records of a source after filters, split and limit.
+
+  Raises:
+    DataError: malformed or empty data, with file and line.
+    FieldError: settings that do not go together.
+  """
+  check_source(data.source, "data")
+  everything, refused = _all_records(data)
+  found, dropped = list(everything), Counter(refused)
+  if data.min_words or data.max_text_tokens or data.split:
+    _check_rated(found, data)
+    found = _filter(found, data, tokenizer, dropped)
+  if data.split:
+    sizes = data.split_sizes()
+    found = assets.split_ratings(found, data.split_seed, sizes)[data.split]
+  if data.limit:
+    found = found[: data.limit]
+  if not found:
+    raise DataError(
+      f"{data.source}: no records are left after the filters "
+      f"({dict(dropped)}). Loosen min_words, max_text_tokens or limit."
+    )
+  return found, dropped
+
+
+def report_dropped(
+  phase: str, source: str, kept: int, dropped: Counter
+) -> None:
+  """Prints how many records were read and what was left out, and why."""
+  lost = ", ".join(f"{n} {why}" for why, n in sorted(dropped.items()))
+  print(
+    f"{phase}: {kept} examples from {source}" + (f"; {lost}" if lost else "")
+  )
+
+
+def _filter(found: list, data: Data, tokenizer: Tokenizer, dropped: Counter):
+  kept = []
+  for record in found:
+    if len(record.text.split()) < data.min_words:
+      dropped["fewer than min_words"] += 1
+    elif (
+      data.max_text_tokens
+      and len(tokenizer.encode(" " + record.text)) > data.max_text_tokens
+    ):
+      dropped["more than max_text_tokens"] += 1
+    else:
+      kept.append(record)
+  return kept
+
+
+def _check_rated(found: list, data: Data) -> None:
+  if not isinstance(found[0], formats.RatedText):
+    raise FieldError(
+      f"min_words={data.min_words}, max_text_tokens={data.max_text_tokens}, "
+      f"split={data.split!r}: for rated texts only, and {data.source} was read "
+      f"with format={data.format!r}. Set them to 0, 0 and ''."
+    )
+
+
+def _check_rows(rows: list, data: Data, dropped: Counter) -> None:
+  if not rows:
+    raise DataError(
+      f"{data.source}: no example is left ({dict(dropped)}). Raise data."
+      f"max_length={data.max_length}, or check the records."
+    )
+
+
+def _row(prompt: list[int], response: list[int], train_on_prompt: bool) -> dict:
+  mask = [1.0 if train_on_prompt else 0.0] * len(prompt) + [1.0] * len(response)
+  mask[0] = 0.0  # the first token has nothing before it to be predicted from
+  return {
+    "tokens": np.asarray(prompt + response, np.int32),
+    "loss_mask": np.asarray(mask, np.float32),
+  }
+
+
+def _rated_row(record: Any, data: Data, tokenizer: Tokenizer) -> dict:
+  prompt = tokenizer.encode(data.prompt)
+  response = tokenizer.encode(" " + record.text)
+  if data.end_token:
+    response = [*response, tokenizer.eos_id]
+  if len(prompt) + len(response) > data.max_length:
+    raise DataError(
+      f"{record.where}: {len(prompt)} + {len(response)} tokens do not fit in "
+      f"max_length={data.max_length}. Raise it, or set max_text_tokens to "
+      "leave out long texts."
+    )
+  return _row(prompt, response, data.train_on_prompt)
+
+
+def demonstrations(
+  data: Data, tokenizer: Tokenizer
+) -> tuple[list[dict[str, np.ndarray]], Counter]:
+  """Returns rows {"tokens", "loss_mask"} for supervised fine-tuning."""
+  found, dropped = records(data, tokenizer)
+  if isinstance(found[0], formats.RatedText):
+    return [_rated_row(r, data, tokenizer) for r in found], dropped
+  if not isinstance(found[0], formats.Demonstration):
+    raise FieldError(
+      f"format={data.format!r} holds no demonstrations: use 'demonstration', "
+      "'messages', 'gsm8k' or 'ratings'."
+    )
+  rows, lost = encode.encode_demonstrations(
+    found,
+    tokenizer,
+    data.max_length,
+    train_on_prompt=data.train_on_prompt,
+    chat=data.chat,
+  )
+  _check_rows(rows, data, dropped + lost)
+  return rows, dropped + lost
+
+
+def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
+  """Returns comparisons, given by people or drawn from their ratings."""
+  found, dropped = records(data, tokenizer)
+  if isinstance(found[0], formats.RatedText):
+    if data.pairs < 1:
+      raise FieldError(
+        f"pairs={data.pairs}: comparisons are drawn from ratings; say how "
+        "many, for example --config.data.pairs=20000."
+      )
+    pairs, labels = formats.comparisons_from_ratings(
+      found, data.pairs, seed, data.ties
+    )
+    return Comparisons(
+      rows=[_rated_row(r, data, tokenizer) for r in found],
+      pairs=pairs,
+      labels=labels,
+      groups=pairs,
+      dropped=dropped,
+      ceiling=formats.rater_ceiling(found, pairs, labels),
+    )
+  if not isinstance(found[0], formats.Comparison):
+    raise FieldError(
+      f"format={data.format!r} holds no comparisons: use 'comparison', 'hh' "
+      "or 'ratings'."
+    )
+  encoded, lost = encode.encode_comparisons(
+    found,
+    tokenizer,
+    data.max_length,
+    end_token=data.end_token,
+    chat=data.chat,
+  )
+  _check_rows(encoded, data, dropped + lost)
+  rows, pairs, groups = [], [], {}
+  group_of_pair = []
+  for example in encoded:
+    pairs.append((len(rows), len(rows) + 1))
+    rows += [example["chosen"], example["rejected"]]
+    group_of_pair.append(groups.setdefault(example["prompt"], len(groups)))
+  return Comparisons(
+    rows=rows,
+    pairs=np.asarray(pairs, np.int32).reshape(-1, 2),
+    labels=np.asarray([e["label"] for e in encoded], np.float32),
+    groups=np.asarray(group_of_pair, np.int32)[:, None],
+    dropped=dropped + lost,
+    ceiling=None,
+  )
+
+
+def prompts(
+  data: Data, tokenizer: Tokenizer, max_prompt: int
+) -> tuple[list[list[int]], Counter]:
+  """Returns prompts as token ids.
+
+  Rated texts give `prompt` + their first prefix_tokens tokens; other formats
+  their own prompt.
+
+  Raises:
+    DataError: a prompt longer than max_prompt tokens.
+  """
+  found, dropped = records(data, tokenizer)
+  ids: list[list[int]] = []
+  for record in found:
+    if isinstance(record, formats.RatedText):
+      text = tokenizer.encode(" " + record.text)[: data.prefix_tokens]
+      row = tokenizer.encode(data.prompt) + text
+    else:
+      row = prompt_ids(record, data, tokenizer)
+    if not row:
+      raise DataError(f"{record.where}: the prompt is empty. Give it a text.")
+    if len(row) > max_prompt:
+      raise DataError(
+        f"{record.where}: a prompt of {len(row)} tokens leaves no room in "
+        f"max_length={data.max_length} for the response: at most {max_prompt} "
+        "fit. Shorten the prompt, raise max_length, or lower "
+        "generate.max_new_tokens."
+      )
+    ids.append(row)
+  return ids, dropped
+
+
+def prompt_ids(record: Any, data: Data, tokenizer: Tokenizer) -> list[int]:
+  """Returns the token ids of a record's prompt, rendered as chat if asked."""
+  messages = formats.prompt_messages(record)
+  if data.chat:
+    rendered = chat.render(messages, tokenizer, add_generation_prompt=True)
+    return list(rendered.ids)
+  return tokenizer.encode(formats.prompt_text(record))

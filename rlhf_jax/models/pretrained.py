@@ -1,0 +1,298 @@
+"""A Model section -> a base model: architecture, weights, tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from pathlib import Path
+
+import jax
+from safetensors import SafetensorError
+
+from rlhf_jax import integrity
+from rlhf_jax.data import assets
+from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
+from rlhf_jax.models import (
+  attention,
+  gguf,
+  heads,
+  huggingface,
+  roles,
+  shapes,
+  stored,
+  transformer,
+)
+from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.parallel import rules
+from rlhf_jax.schema import (
+  FieldError,
+  UserError,
+  check_choice,
+  check_least,
+)
+from rlhf_jax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """Which decoder, and how it runs."""
+
+  source: str = ""  # asset:NAME, a .gguf file, or a Hugging Face folder
+  tokenizer: str = ""  # file or folder; "" reads the model's own
+  dtype: str = "float32"  # compute dtype: float32 or bfloat16
+  attention: str = "auto"  # by platform; or a kind of models/attention.py
+  scan_layers: bool = False  # one compiled block (deep models on TPU)
+  remat: bool = False  # recompute blocks in the backward pass
+  lora_rank: int = 0  # of the factors that mode "lora" trains; 0: none
+  lora_scale: float = 1.0  # before the product of the factors
+
+  def __post_init__(self) -> None:
+    check_least(self, lora_rank=0)
+    check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+    check_choice("attention", self.attention, ("auto", *attention.KINDS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """A pretrained decoder, its tokenizer and what identifies both."""
+
+  config: transformer.Config
+  params: PyTree
+  tokenizer: Tokenizer
+  fingerprint: str
+  source: str
+
+  @property
+  def identity(self) -> dict[str, str]:
+    """What a checkpoint must agree with: model and tokenizer."""
+    return {
+      "model_fingerprint": self.fingerprint,
+      "tokenizer_fingerprint": self.tokenizer.fingerprint,
+    }
+
+
+@functools.lru_cache(maxsize=2)
+def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
+  """Returns the base model on the mesh; a second call returns the same.
+
+  Raises:
+    UserError: nothing there that could be a model, or its parts do not belong
+      together.
+  """
+  path = locate(model.source)
+  tokenizer = read_tokenizer(model, path)
+  read_config, params = read_weights(path)
+  config = as_run(read_config, model, mesh.devices.flat[0].platform)
+  if tokenizer.vocab_size > config.vocab_size:
+    raise FieldError(
+      f"model.tokenizer: {tokenizer.name} has {tokenizer.vocab_size} "
+      f"tokens and the model {model.source} {config.vocab_size}: they do not "
+      "belong together. Set model.tokenizer to the model's own."
+    )
+  if config.scan_layers:
+    params = stack_layers(params, config.n_layers)
+  tree = {"params": params}
+  params = mesh_lib.place(tree, rules.sharding_tree(mesh, tree))["params"]
+  return Base(
+    config=config,
+    params=params,
+    tokenizer=tokenizer,
+    fingerprint=integrity.fingerprint_params(params),
+    source=model.source,
+  )
+
+
+def stack_layers(params: PyTree, n_layers: int) -> PyTree:
+  """Returns the tree with layer_0..layer_{n-1} stacked under "layers"."""
+  layers = [params[f"layer_{i}"] for i in range(n_layers)]
+  rest = {k: v for k, v in params.items() if not k.startswith("layer_")}
+  stacked = jax.tree.map(lambda *x: stored.StackedWeight(x), *layers)
+  return rest | {"layers": stacked}
+
+
+@functools.lru_cache(maxsize=16)
+def variable_shapes(role: roles.Role) -> PyTree:
+  """Returns abstract {"params", "lora"?, "head"?} of a role."""
+  key = jax.random.key(0)
+  plain = dataclasses.replace(role.model, lora_rank=0)
+  found = jax.eval_shape(lambda k: transformer.init(plain, k), key)
+  variables = {"params": found["params"]}
+  if role.trainable == "lora":
+    variables["lora"] = jax.eval_shape(lambda k: roles.fresh_lora(role, k), key)
+  if role.head is not None:
+    variables["head"] = jax.eval_shape(
+      lambda k: heads.init(role.head, role.model.width, k), key
+    )
+  return variables
+
+
+def with_shardings(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+  """Returns ShapeDtypeStructs that carry the rules' shardings."""
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    tree,
+    rules.sharding_tree(mesh, tree),
+  )
+
+
+def check_context(base: Base, longest: int, name: str) -> None:
+  """Raises FieldError for rows longer than the model's context.
+
+  Args:
+    base: the model.
+    longest: tokens of the longest row.
+    name: of the Data section, for the message.
+  """
+  if longest > base.config.max_length:
+    raise FieldError(
+      f"{name}.max_length: a row has {longest} tokens and the context "
+      f"of {base.source} is {base.config.max_length}. Set {name}.max_length <= "
+      f"{base.config.max_length}."
+    )
+
+
+def check_source(source: str, name: str = "model") -> None:
+  """Raises FieldError unless a model can be there.
+
+  Args:
+    source: of a Model section.
+    name: of the section, for the message.
+  """
+  field = f"{name}.source"
+  if not source:
+    raise FieldError(
+      f"{field} is empty: set it to asset:NAME, a .gguf file or a folder with "
+      "config.json and *.safetensors."
+    )
+  if source.startswith(shapes.PREFIX):
+    raise FieldError(
+      f"{field}={source!r} is a shape without weights, for python -m "
+      "rlhf_jax.plan only. To train, name the weights: asset:NAME, a .gguf "
+      "file or a folder with config.json and *.safetensors."
+    )
+  if source.startswith("asset:"):
+    assets.check_name(source, field)
+    return
+  path = Path(os.path.expanduser(source))
+  if not path.exists():
+    raise FieldError(
+      f"{field}={source!r}: no such file or folder. Give a .gguf file, a "
+      "folder with config.json and *.safetensors, or asset:NAME."
+    )
+  if path.is_file() and path.suffix != ".gguf":
+    raise FieldError(
+      f"{field}={source!r}: not a .gguf file. For safetensors give the folder "
+      "that holds config.json."
+    )
+
+
+def locate(source: str) -> Path:
+  """Returns the file or folder of a model, fetched when it is an asset.
+
+  Raises:
+    UserError: nothing there that could be a model.
+    AssetError: cannot be fetched.
+  """
+  check_source(source)
+  if source.startswith("asset:"):
+    return assets.fetch(source.removeprefix("asset:"))
+  return Path(os.path.expanduser(source))
+
+
+def read_architecture(source: str) -> transformer.Config:
+  """Returns the architecture of a model without reading its weights.
+
+  Args:
+    source: of a Model section; shape:NAME too.
+
+  Raises:
+    UserError, ValueError: nothing there that could be a model.
+  """
+  if source.startswith(shapes.PREFIX):
+    return shapes.named(source.removeprefix(shapes.PREFIX))
+  check_source(source)
+  known = shapes.OF_ASSET.get(source.removeprefix("asset:"))
+  if source.startswith("asset:") and known is not None:
+    return shapes.named(known)
+  path = locate(source)
+  if path.is_dir():
+    return huggingface.read_config(path)[1]
+  return gguf.read_config(path)
+
+
+def as_run(
+  config: transformer.Config, model: Model, platform: str
+) -> transformer.Config:
+  """Returns an architecture with what a Model section says of its run.
+
+  Args:
+    config: architecture.
+    model: the section.
+    platform: "cpu", "gpu" or "tpu", where it runs.
+
+  Raises:
+    UserError: an attention program that the platform does not have.
+  """
+  try:
+    kind = attention.resolve(model.attention, platform, model.dtype)
+  except ValueError as error:
+    raise FieldError(f"model.{error}") from error
+  return dataclasses.replace(
+    config,
+    dtype=model.dtype,
+    attention=kind,
+    scan_layers=model.scan_layers,
+    remat=model.remat,
+    lora_rank=model.lora_rank,
+    lora_scale=model.lora_scale,
+  )
+
+
+@functools.lru_cache(maxsize=2)
+def read_weights(path: Path) -> tuple[transformer.Config, PyTree]:
+  """Returns the architecture and the float32 weights at a path.
+
+  Raises:
+    UserError, ValueError, FileNotFoundError: damaged, incomplete, or of an
+      architecture that is not implemented.
+  """
+  loader = huggingface if path.is_dir() else gguf
+  try:
+    return loader.load(path)
+  except (json.JSONDecodeError, SafetensorError) as error:
+    raise UserError(
+      f"{path}: a file of the model is damaged ({error}). Copy or download the "
+      "model again."
+    ) from error
+  except KeyError as error:
+    raise UserError(
+      f"{path}: the model's files do not say {error}. They are incomplete, or "
+      "laid out in a way that is not read yet."
+    ) from error
+
+
+def read_tokenizer(model: Model, path: Path) -> Tokenizer:
+  """Returns the tokenizer of a Model section; `path` is where its model is.
+
+  Raises:
+    UserError, ValueError: it is not there, or cannot be read.
+  """
+  if not model.tokenizer:
+    try:
+      return load_tokenizer(path)
+    except ValueError as error:
+      raise FieldError(
+        f"model.tokenizer is empty, so the model's own is read, but {error}"
+      ) from error
+  own = Path(os.path.expanduser(model.tokenizer))
+  if not own.exists():
+    raise FieldError(
+      f"model.tokenizer={model.tokenizer!r}: no such file or folder. "
+      "Give a tokenizer.json, a folder that holds one, a SentencePiece "
+      "*.model, or '' for the model's own."
+    )
+  return load_tokenizer(own)

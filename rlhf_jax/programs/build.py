@@ -1,0 +1,204 @@
+"""Settings -> roles, loaders, optimizers: what pipelines start with."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from rlhf_jax import generate, optimizer
+from rlhf_jax.data import batches
+from rlhf_jax.data.dataset import Data
+from rlhf_jax.models import heads
+from rlhf_jax.models.pretrained import Base, Model
+from rlhf_jax.models.roles import Role, Trainable
+from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.programs.program import MANY
+from rlhf_jax.programs.world import World
+from rlhf_jax.runs.loop import Schedule
+from rlhf_jax.schema import FieldError, as_field
+
+DEVICES = "the {} devices along mesh.data x mesh.fsdp"
+
+
+def make_role(
+  base: Base,
+  trainable: Trainable,
+  *,
+  stop_layer: int | None = None,
+  head: heads.Config | None = None,
+) -> Role:
+  """Returns the Role of a section `trainable` on a base model."""
+  with as_field("trainable: "):
+    return Role(
+      model=base.config,
+      trainable=trainable.mode,
+      first_layer=trainable.first_layer,
+      stop_layer=stop_layer,
+      head=head,
+    )
+
+
+def check_trainable(
+  model: Model, trainable: Trainable, *, has_head: bool = False
+) -> None:
+  """Checks what trains against what the model has.
+
+  Args:
+    model: the section.
+    trainable: the section.
+    has_head: whether there is a head that could train alone.
+  """
+  if trainable.mode == "head" and not has_head:
+    raise FieldError(
+      "trainable.mode='head': a policy has no head. Set 'full' or 'lora'."
+    )
+  if trainable.mode == "lora" and not model.lora_rank:
+    raise FieldError(
+      "trainable.mode='lora': needs factors, and model.lora_rank=0. Set "
+      "--config.model.lora_rank=16."
+    )
+
+
+def make_loader(
+  mesh: jax.sharding.Mesh, examples: Any, batch_size: int, **settings: Any
+) -> batches.Loader:
+  """Returns batches.make_loader of this process's part of each batch."""
+  index, count = mesh_lib.host_part(mesh)
+  return batches.make_loader(
+    examples, batch_size, shard_index=index, shard_count=count, **settings
+  )
+
+
+def optimizer_of_run(
+  config: optimizer.Config, field: str, updates: int
+) -> optimizer.Config:
+  """Returns an optimizer whose decay ends with the run, if it was not set.
+
+  Args:
+    config: the section.
+    field: where it stands, for messages.
+    updates: of the whole run, MANY where only the data can tell.
+
+  Raises:
+    FieldError: the run ends within the warm-up.
+  """
+  if config.total_steps is not None:
+    return config
+  if config.schedule != "constant" and config.warmup_steps >= updates:
+    raise FieldError(
+      f"{field}.warmup_steps={config.warmup_steps}: the run has {updates} "
+      "updates in all, so it would end within the warm-up. Lower "
+      "warmup_steps, or train longer (more data, more steps, smaller "
+      "batches)."
+    )
+  with as_field(f"{field}: "):
+    return dataclasses.replace(config, total_steps=updates)
+
+
+def make_optimizer(
+  config: optimizer.Config, updates: int, field: str = "optimizer"
+) -> Any:
+  """Returns the optax.GradientTransformation of a section; see above."""
+  return optimizer.make_optimizer(optimizer_of_run(config, field, updates))
+
+
+def check_length(
+  schedule: Schedule,
+  optimizers: dict[str, optimizer.Config],
+  updates_a_step: int = 1,
+) -> None:
+  """Checks that something trains, and optimizers against its length.
+
+  Args:
+    schedule: the section.
+    optimizers: their sections by name.
+    updates_a_step: optimizer steps of one step of the schedule.
+  """
+  schedule.total_steps(MANY)
+  updates = schedule.steps * updates_a_step if schedule.steps else MANY
+  for field, config in optimizers.items():
+    optimizer_of_run(config, field, updates)
+
+
+def check_rows(
+  world: World,
+  rows: int,
+  field: str = "schedule.batch_size",
+  parts: int = 1,
+  cut: str = "loss.microbatches",
+) -> None:
+  """Checks that each microbatch divides among the devices.
+
+  Args:
+    world: whose devices.
+    rows: of a batch.
+    field: that says so.
+    parts: that each batch is cut into.
+    cut: the field that says that.
+  """
+  if rows % (world.ways * parts) == 0:
+    return
+  factors = [f"{cut}={parts}"] if parts > 1 else []
+  factors += [DEVICES.format(world.ways)] if world.ways > 1 else []
+  raise FieldError(
+    f"{field}={rows}: not a multiple of {' x '.join(factors)}. Change one of "
+    "them."
+  )
+
+
+def check_portions(prompts: int, settings: generate.Config, field: str) -> None:
+  """Checks that samples divide into portions that are decoded together.
+
+  Args:
+    prompts: of one batch.
+    settings: of sampling.
+    field: that gives the number of prompts, for the message.
+  """
+  rows, size = prompts * settings.num_samples, settings.batch_size
+  if size is not None and (size < 1 or rows % size):
+    raise FieldError(
+      f"generate.batch_size={size}: must divide {field} x "
+      f"num_samples = {rows}. Set None for all rows at once."
+    )
+
+
+def check_room(
+  data: Data, settings: generate.Config, name: str = "prompts"
+) -> None:
+  """Checks that rows have room for a prompt beside the answer."""
+  if data.source and data.max_length <= settings.max_new_tokens:
+    raise FieldError(
+      f"{name}.max_length={data.max_length}: leaves no room for a "
+      f"prompt beside generate.max_new_tokens={settings.max_new_tokens}. Raise "
+      "max_length or lower max_new_tokens."
+    )
+
+
+def check_needed(data: Data, name: str) -> None:
+  """Raises FieldError unless a Data section names a source."""
+  if not data.source:
+    raise FieldError(
+      f"{name}.source is empty: name a file (--config.{name}.source=my.jsonl), "
+      "tfds:NAME:SPLIT or asset:NAME."
+    )
+
+
+def check_fraction(settings: Any) -> None:
+  """Checks the heldout_fraction of settings."""
+  if not 0.0 <= settings.heldout_fraction < 1.0:
+    raise FieldError(
+      f"heldout_fraction={settings.heldout_fraction}: must be in [0, 1)."
+    )
+
+
+def check_pairs(settings: Any) -> None:
+  """Checks that ratings in data and heldout are drawn as pairs."""
+  for key in ("data", "heldout"):
+    data = getattr(settings, key)
+    if data.source and data.format == "ratings" and data.pairs < 1:
+      raise FieldError(
+        f"{key}.pairs={data.pairs}: comparisons are drawn from ratings; say "
+        f"how many, for example --config.{key}.pairs=20000."
+      )

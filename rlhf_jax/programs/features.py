@@ -1,0 +1,270 @@
+"""Rows and comparisons as a reward model reads them.
+
+Batches of comparisons, scores of rows, and the pooled features of a frozen
+trunk, which are computed once for each distinct row when only a head trains.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax import distributed, metrics, ops
+from rlhf_jax.data import batches, dataset
+from rlhf_jax.models import heads, roles, transformer, trees
+from rlhf_jax.models.pretrained import Base
+from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.programs import abstract
+from rlhf_jax.programs.program import Phase, Program
+from rlhf_jax.programs.work import Passes
+from rlhf_jax.programs.world import World
+from rlhf_jax.schema import FieldError
+from rlhf_jax.types import Array, PreferenceBatch, PyTree
+
+FEATURE_ROWS = 64  # rows in one forward pass of a frozen trunk
+
+
+def apply(
+  params: PyTree, frozen: PyTree, batch: PreferenceBatch, *, role: roles.Role
+) -> Array:
+  """Returns scores [B, K] of the candidates of a batch."""
+  variables = trees.merge(params, frozen)
+  if batch.features is not None:
+    scores = heads.ScalarHead(role.head).apply(
+      {"params": variables["head"]}, batch.features
+    )
+    return scores[..., 0]
+  rows, candidates, length = batch.tokens.shape
+
+  def flat(x: Array) -> Array:
+    return x.reshape(rows * candidates, length)
+
+  valid = flat(batch.valid_mask)
+  row = roles.Rows(flat(batch.tokens), valid, ops.positions_from_mask(valid))
+  scores = roles.score(role, variables, row, valid)
+  return scores[:, 0].reshape(rows, candidates)
+
+
+def make_features(
+  model: transformer.Config, role: roles.Role
+) -> Callable[..., Array]:
+  """Returns the compiled (params, tokens, mask [B, L]) -> features [B, F].
+
+  Args:
+    model: architecture of the frozen trunk.
+    role: which layers and what pooling.
+  """
+
+  @jax.jit
+  def forward(params: PyTree, tokens: Array, mask: Array) -> Array:
+    row = roles.Rows(tokens, mask, ops.positions_from_mask(mask))
+    x = roles.frozen_streams(model, params, row, (role.stop,))
+    return roles.score_features(role, x[role.stop], mask)
+
+  return forward
+
+
+def program(
+  world: World,
+  role: roles.Role,
+  params: PyTree,
+  length: int,
+  count: int,
+) -> Program:
+  """Returns the pass over rows whose trunk is frozen, done once for all.
+
+  Args:
+    world: where it runs, or is planned.
+    role: which layers and what pooling.
+    params: of the trunk.
+    length: tokens of a row.
+    count: rows of the data, 0 where only the data tell.
+  """
+  model = dataclasses.replace(role.model, lora_rank=0)
+
+  def arguments(flow: dict) -> tuple[tuple, dict]:
+    del flow
+    text = abstract.token_batch(world.mesh, FEATURE_ROWS, length, False)
+    return (params, text.tokens, text.valid_mask), {}
+
+  return Program(
+    name="features",
+    function=make_features(model, role),
+    arguments=arguments,
+    rows=FEATURE_ROWS,
+    work=lambda: Passes(world.mesh).forward([role], FEATURE_ROWS, length, 0),
+    calls=-(-count // FEATURE_ROWS) if count else None,
+  )
+
+
+def row_features(phase: Phase, trunk: PyTree, rows: list[dict]) -> np.ndarray:
+  """Returns [U, F] pooled features of a frozen trunk, one pass for each row.
+
+  Rows are batched by length, so that little padding is computed.
+
+  Args:
+    phase: with a program "features".
+    trunk: its weights.
+    rows: token rows.
+  """
+  pad, forward = phase.base.tokenizer.pad_id, phase["features"]
+  lengths = np.asarray([len(row["tokens"]) for row in rows])
+  order = np.argsort(lengths, kind="stable")
+  # Two widths, so that two programs compile: the median, and the longest.
+  middle = len(rows) // 2 // FEATURE_ROWS * FEATURE_ROWS
+  widths = (int(lengths[order[max(middle - 1, 0)]]), int(lengths.max()))
+  result: np.ndarray | None = None
+  with metrics.Progress("features", len(rows)) as progress:
+    for start in range(0, len(rows), FEATURE_ROWS):
+      index = order[start : start + FEATURE_ROWS]
+      part = [rows[i] for i in index]
+      part += part[-1:] * (FEATURE_ROWS - len(part))
+      width = widths[0] if start < middle else widths[1]
+      batch = batches.collate_tokens(part, length=width, pad_id=pad)
+      batch = mesh_lib.spread_batch(phase.mesh, batch)
+      found = distributed.fetch(forward(trunk, batch.tokens, batch.valid_mask))
+      if result is None:
+        result = np.zeros((len(rows), found.shape[1]), np.float32)
+      result[index] = found[: len(index)]
+      progress.update(start + len(index))
+  return result
+
+
+def collate(
+  pairs: list[int],
+  *,
+  data: dataset.Comparisons,
+  features: np.ndarray | None,
+  width: int,
+  pad_id: int,
+) -> PreferenceBatch:
+  """Returns the PreferenceBatch of the comparisons with these numbers."""
+  chosen = np.asarray(pairs)
+  index = data.pairs[chosen]
+  labels = data.labels[chosen]
+  weight = np.ones(len(chosen), np.float32)
+  if features is not None:
+    nothing = np.zeros((*index.shape, 1), np.int32)
+    exists = np.ones((*index.shape, 1), np.float32)
+    return PreferenceBatch(
+      tokens=nothing,
+      valid_mask=exists,
+      loss_mask=exists,
+      label=labels,
+      weight=weight,
+      features=features[index],
+    )
+  flat = batches.collate_tokens(
+    [data.rows[i] for i in index.reshape(-1)], length=width, pad_id=pad_id
+  )
+
+  def fold(x: np.ndarray) -> np.ndarray:
+    return x.reshape(*index.shape, -1)
+
+  return PreferenceBatch(
+    tokens=fold(flat.tokens),
+    valid_mask=fold(flat.valid_mask),
+    loss_mask=fold(flat.loss_mask),
+    label=labels,
+    weight=weight,
+  )
+
+
+def row_scores(
+  base: Base,
+  role: roles.Role,
+  params: PyTree,
+  frozen: PyTree,
+  rows: list[dict],
+  features: np.ndarray | None,
+  batch_size: int,
+  mesh: jax.sharding.Mesh,
+) -> np.ndarray:
+  """Returns [U] raw scores of rows, from features where they are given."""
+  if features is not None:
+    head = heads.ScalarHead(role.head)
+    scores = jax.jit(head.apply)({"params": params["head"]}, features)
+    return distributed.fetch(scores)[:, 0]
+  forward = jax.jit(functools.partial(apply, role=role))
+  width = batches.bucket_length(max(len(r["tokens"]) for r in rows))
+  everything = dataset.Comparisons(
+    rows=rows,
+    pairs=np.arange(len(rows))[:, None],
+    labels=np.ones(len(rows), np.float32),
+    groups=np.arange(len(rows))[:, None],
+    dropped=None,
+    ceiling=None,
+  )
+  scores = []
+  for start in range(0, len(rows), batch_size):
+    index = [min(start + i, len(rows) - 1) for i in range(batch_size)]
+    batch = collate(
+      index,
+      data=everything,
+      features=None,
+      width=width,
+      pad_id=base.tokenizer.pad_id,
+    )
+    batch = mesh_lib.spread_batch(mesh, batch)
+    scores.append(distributed.fetch(forward(params, frozen, batch))[:, 0])
+  return np.concatenate(scores)[: len(rows)]
+
+
+def split_heldout(
+  data: dataset.Comparisons, fraction: float, seed: int
+) -> tuple[dataset.Comparisons, dataset.Comparisons]:
+  """Returns (training, held-out) comparisons, split by prompt (METHODS 2.8).
+
+  Pairs of rated sentences are split by sentence: those of one held-out and one
+  training sentence would leak and are left out of both sides.
+
+  Raises:
+    FieldError: a fraction that leaves one side empty.
+  """
+  groups = np.unique(data.groups)
+  count = int(round(fraction * len(groups)))
+  chosen = np.random.default_rng(seed).permutation(groups)[:count]
+  is_held = np.isin(data.groups, chosen)
+  train, held = ~is_held.any(axis=1), is_held.all(axis=1)
+  if not train.any() or not held.any():
+    raise FieldError(
+      f"heldout_fraction={fraction} of {len(groups)} prompts or sentences "
+      f"leaves {train.sum()} comparisons to train on and {held.sum()} held "
+      "out: name a heldout.source or change the fraction."
+    )
+  lost = len(data.pairs) - train.sum() - held.sum()
+  if lost:
+    print(f"held out: {lost} comparisons across the split are left out")
+
+  def part(keep: np.ndarray) -> dataset.Comparisons:
+    return dataclasses.replace(
+      data,
+      pairs=data.pairs[keep],
+      labels=data.labels[keep],
+      groups=data.groups[keep],
+    )
+
+  return part(train), part(held)
+
+
+def load_comparisons(
+  settings: Any, tokenizer: Any, name: str
+) -> tuple[dataset.Comparisons, dataset.Comparisons]:
+  """Returns (training, held-out) comparisons.
+
+  Args:
+    settings: with data, heldout, heldout_fraction and seed.
+    tokenizer: of the model.
+    name: of the run, for messages.
+  """
+  data, heldout, seed = settings.data, settings.heldout, settings.seed
+  train = dataset.comparisons(data, tokenizer, seed)
+  dataset.report_dropped(name, data.source, len(train.pairs), train.dropped)
+  if heldout.source:
+    return train, dataset.comparisons(heldout, tokenizer, seed + 1)
+  return split_heldout(train, settings.heldout_fraction, seed)

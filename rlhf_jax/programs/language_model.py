@@ -1,0 +1,182 @@
+"""Fine-tuning on rows of text: what SFT and rejection sampling train with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax.algorithms import sft
+from rlhf_jax.data import batches
+from rlhf_jax.data.dataset import Row
+from rlhf_jax.models import roles, trees
+from rlhf_jax.programs import abstract, build, supervised
+from rlhf_jax.programs.program import Phase, Program
+from rlhf_jax.programs.work import Passes
+from rlhf_jax.programs.world import World
+from rlhf_jax.runs.loop import Schedule
+from rlhf_jax.types import Array, PyTree, TokenBatch, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """Of padded rows: tokens, targets at most, and whether they are packed."""
+
+  length: int
+  targets: int
+  is_packed: bool
+
+  @staticmethod
+  def of(rows: list[Row]) -> Shape:
+    """Returns the shape of these rows."""
+    return Shape(
+      batches.bucket_length(max(len(row["tokens"]) for row in rows)),
+      int(max(np.sum(row["loss_mask"]) for row in rows)),
+      "segment_ids" in rows[0],
+    )
+
+
+def logprobs(
+  params: PyTree,
+  frozen: PyTree,
+  batch: TokenBatch,
+  *,
+  role: roles.Role,
+  targets: int | None = None,
+) -> tuple[Array, Array]:
+  """Returns log-probabilities and entropies [B, L] of a batch's targets.
+
+  Args:
+    params: trainable tree.
+    frozen: the rest.
+    batch: [B, L].
+    role: the policy's.
+    targets: of a row at most; None for no bound.
+  """
+  return roles.logprobs(
+    role,
+    trees.merge(params, frozen),
+    roles.Rows.of(batch),
+    batch.loss_mask,
+    targets=targets,
+    frozen_unembedding=not roles.trains_unembedding(role),
+  )
+
+
+def make_update(
+  role: roles.Role, loss: sft.Config, transform: Any, targets: int | None
+) -> Any:
+  """Returns the compiled step: (state, frozen, TokenBatch, key) -> state, row.
+
+  Args:
+    role: what trains.
+    loss: settings of the loss.
+    transform: an optax.GradientTransformation.
+    targets: most targets of a row, or None.
+  """
+  update = functools.partial(
+    sft.update,
+    config=loss,
+    apply=functools.partial(logprobs, role=role, targets=targets),
+    optimizer=transform,
+  )
+  return jax.jit(update, donate_argnums=0)
+
+
+def wire(
+  world: World,
+  role: roles.Role,
+  params: PyTree,
+  frozen: PyTree,
+  *,
+  loss: sft.Config,
+  transform: Any,
+  rows: int,
+  shape: Shape,
+  calls: float | None,
+) -> tuple[TrainState, Program]:
+  """Returns the state before the first step, and the update.
+
+  Args:
+    world: where it runs, or is planned.
+    role: what trains.
+    params, frozen: its variables, split.
+    loss: settings of the loss.
+    transform: an optax.GradientTransformation.
+    rows: of a batch.
+    shape: of its rows.
+    calls: updates in a run, None where only the data tell.
+  """
+  state = supervised.train_state(world, params, transform)
+
+  def arguments(flow: dict) -> tuple[tuple, dict]:
+    del flow
+    batch = abstract.token_batch(
+      world.mesh, rows, shape.length, shape.is_packed
+    )
+    return (state, frozen, batch, abstract.key(world.mesh)), {}
+
+  update = Program(
+    name="update",
+    function=make_update(role, loss, transform, shape.targets),
+    arguments=arguments,
+    rows=rows,
+    work=lambda: Passes(world.mesh).training(
+      role,
+      abstract.bytes_of(state.params),
+      rows,
+      shape.length,
+      shape.targets,
+      parts=loss.microbatches,
+    ),
+    donates=0,
+    calls=calls,
+  )
+  return state, update
+
+
+def fit(
+  phase: Phase,
+  rows: list[Row],
+  frozen: PyTree,
+  *,
+  schedule: Schedule,
+  total_steps: int,
+  seed: int,
+  identity: dict,
+) -> PyTree:
+  """Returns the trained tree; goes on where it was.
+
+  Args:
+    phase: wired.
+    rows: packed or not.
+    frozen: what does not train.
+    schedule: how long.
+    total_steps: of the whole run.
+    seed: of the order of rows.
+    identity: fields that a checkpoint must agree with.
+  """
+  loader = build.make_loader(
+    phase.mesh,
+    rows,
+    schedule.batch_size,
+    seed=seed,
+    collate=functools.partial(
+      batches.collate_tokens,
+      length=Shape.of(rows).length,
+      pad_id=phase.base.tokenizer.pad_id,
+    ),
+  )
+  return supervised.fit(
+    phase,
+    loader,
+    frozen,
+    seed=seed,
+    schedule=schedule,
+    total_steps=total_steps,
+    identity=identity,
+    show=(("sft/loss", "loss"),),
+  )

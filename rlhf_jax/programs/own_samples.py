@@ -1,0 +1,396 @@
+"""What pipelines that learn from their own samples share, but for the loss.
+
+Rejection sampling, online preference optimisation and BOND: a policy, its
+start as the reference, something that judges, prompts. There is no critic and
+no reward per token; policy_step.py has them.
+
+Left out: log-probabilities of the trainer where they serve metrics alone. Below
+float32 the KL that is reported is the sampler's, whose rounding differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import distributed, generate, metrics, ops
+from rlhf_jax.algorithms.policy_gradient import packing, shaping
+from rlhf_jax.models.pretrained import Base
+from rlhf_jax.programs import abstract, rollouts, watch
+from rlhf_jax.programs import actors as actors_lib
+from rlhf_jax.programs.program import (
+  Flow,
+  Phase,
+  Program,
+  Sampler,
+  prompt_width,
+)
+from rlhf_jax.programs.work import Passes, Work
+from rlhf_jax.programs.world import World
+from rlhf_jax.rewards import judge, texts
+from rlhf_jax.runs import loop, stages
+from rlhf_jax.schema import FieldError
+from rlhf_jax.types import FINISH_LENGTH, Array, PyTree, Rollout
+
+
+def check_answers(settings: actors_lib.Sampled, least: int) -> None:
+  """Raises FieldError for fewer answers to a prompt than are compared.
+
+  Args:
+    settings: of the pipeline.
+    least: answers that a comparison needs.
+  """
+  if settings.generate.num_samples < least:
+    raise FieldError(
+      f"generate.num_samples={settings.generate.num_samples}: answers to "
+      f"one prompt are compared. Set >= {least}."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """Everyone loaded, or planned, and what samples and judges them."""
+
+  settings: actors_lib.Sampled
+  world: World
+  base: Base
+  actors: actors_lib.Actors
+  sampler: Sampler
+
+  @staticmethod
+  def of(settings: actors_lib.Sampled, world: World, base: Base) -> Opened:
+    """Returns the roles that settings name.
+
+    Raises:
+      UserError: a stage is missing, or of another model.
+    """
+    sampling = settings.generate
+    actors = actors_lib.load(settings, base, world, sampling.max_new_tokens)
+    frozen = actors.frozen["policy"]
+    sampler = Sampler(actors.plan.policy, frozen, base, sampling)
+    return Opened(settings, world, base, actors, sampler)
+
+  @property
+  def frozen(self) -> PyTree:
+    """What does not train of the policy."""
+    return self.actors.frozen["policy"]
+
+  @functools.cached_property
+  def judge(self) -> Callable[..., tuple[Rollout, dict[str, Array]]]:
+    """The compiled judge."""
+    return judge.make_judge(self.actors.plan)
+
+  @property
+  def length(self) -> int:
+    """Tokens of a prompt and its answer at most."""
+    settings = self.settings
+    width = prompt_width(settings.prompts, settings.generate, self.base)
+    return width + settings.generate.max_new_tokens
+
+  @property
+  def identity(self) -> dict:
+    """What a checkpoint of the run must agree with."""
+    return self.base.identity | stages.origins(
+      init_from=self.settings.init_from, reward=self.settings.reward
+    )
+
+  def source(self, batch_size: int) -> tuple[rollouts.Source, int]:
+    """Returns an open source of judged samples, and the number of prompts.
+
+    Args:
+      batch_size: prompts of a batch.
+    """
+    settings, mesh = self.settings, self.world.mesh
+    loader, count = rollouts.prompt_loader(
+      settings.prompts,
+      settings.generate,
+      batch_size,
+      self.base,
+      settings.seed,
+      mesh,
+    )
+    source = rollouts.Source(
+      loader=loader,
+      sampler=self.sampler,
+      judge=self.judge,
+      actors=self.actors,
+      verifier=texts.load(
+        settings.verifier, settings.prompts, self.base.tokenizer
+      ),
+      name=settings.verifier.name,
+      mesh=mesh,
+      packing=packing.Config(),
+      timer=metrics.Timer(),
+    )
+    return source, count
+
+  def answers(
+    self,
+    params: PyTree,
+    sampling: generate.Config,
+    count: int,
+    label: str = "",
+    calls: float | None = None,
+  ) -> list[Program]:
+    """Returns the programs that sample and judge `count` prompts.
+
+    Args:
+      params: trained tree of the policy that samples.
+      sampling: how.
+      count: prompts at a time.
+      label: before the names of programs and results.
+      calls: how often in a run.
+    """
+    mesh, plan = self.world.mesh, self.actors.plan
+    rows = count * sampling.num_samples
+    sampler = dataclasses.replace(self.sampler, config=sampling)
+
+    def judged(flow: Flow) -> tuple[tuple, dict]:
+      samples = abstract.samples_of(flow[f"{label}decoded"], mesh, rows)
+      return (self.actors.weights, {}, samples, None), {}
+
+    return [
+      *sampler.programs(
+        mesh, params, self.settings.prompts, count, label, calls
+      ),
+      Program(
+        name=f"{label}judge",
+        function=self.judge,
+        arguments=judged,
+        rows=rows,
+        work=lambda: Passes(mesh).judge(
+          plan, rows, self.length, sampling.max_new_tokens
+        ),
+        result=f"{label}judged",
+        calls=calls,
+      ),
+    ]
+
+  def training(self, rows: int, length: int, parts: int = 1) -> Work:
+    """Returns the work of an update of the policy on so many rows."""
+    return Passes(self.world.mesh).training(
+      self.actors.plan.policy,
+      abstract.bytes_of(self.actors.params["policy"]),
+      rows,
+      length,
+      self.settings.generate.max_new_tokens,
+      parts=parts,
+    )
+
+  def phase(
+    self,
+    name: str,
+    arrays: dict[str, PyTree],
+    programs: list[Program],
+    step: tuple[str, ...] = (),
+  ) -> Phase:
+    """Returns the wired phase; `arrays` holds "train" and further trees."""
+    return Phase(
+      name=name,
+      world=self.world,
+      base=self.base,
+      arrays=arrays,
+      # The weights it starts from stay beside the ones that train.
+      frozen=(
+        self.base.params,
+        self.actors.weights,
+        self.actors.params,
+        self.frozen,
+      ),
+      programs=tuple(programs),
+      step=step,
+      role=self.actors.plan.policy,
+    )
+
+
+def kl_to_reference(rollout: Rollout) -> Array:
+  """Returns [N] k1 estimates in nats an answer: log policy - log reference."""
+  mask = rollout.response_mask
+  behaviour = ops.neutral(rollout.behaviour_logprobs, mask)
+  return jnp.sum(
+    behaviour - ops.neutral(rollout.reference_logprobs, mask), axis=-1
+  )
+
+
+def by_prompt(x: np.ndarray, num_samples: int) -> np.ndarray:
+  """Returns [P, G, ...] of rows [N, ...], on the host."""
+  return np.asarray(x).reshape(-1, num_samples, *np.shape(x)[1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Guards:
+  """Where the KL to the start of the run is an alarm (METHODS 19)."""
+
+  warn_nats: float = 15.0  # an answer; said once
+  halt_nats: float = 20.0  # and at which the run stops
+  # Taken off the score of an answer without an end, in units of the score,
+  # before answers are compared: a judge that likes length teaches not to end.
+  missing_eos_penalty: float = 0.0
+
+  def __post_init__(self) -> None:
+    self.limits()
+    if not 0.0 <= self.missing_eos_penalty < math.inf:
+      raise ValueError(
+        f"missing_eos_penalty={self.missing_eos_penalty}: is taken off. Set it "
+        ">= 0 and finite."
+      )
+
+  def limits(self) -> shaping.Config:
+    """Returns what shaping.check_kl reads."""
+    return shaping.Config(warn_nats=self.warn_nats, halt_nats=self.halt_nats)
+
+
+def penalised(batch: rollouts.Judged, guards: Guards) -> Rollout:
+  """Returns the rollout with the score of answers without an end lowered.
+
+  Args:
+    batch: judged; its scores by name, and what `report` says, stay raw.
+    guards: the penalty.
+  """
+  if not guards.missing_eos_penalty:
+    return batch.rollout
+  return _without_end(batch.rollout, guards.missing_eos_penalty)
+
+
+@jax.jit
+def _without_end(rollout: Rollout, penalty: float) -> Rollout:
+  is_cut = rollout.finish_reason == FINISH_LENGTH
+  return rollout.replace(score=rollout.score - penalty * is_cut)
+
+
+def guard(
+  facts: dict, row: dict, step: int, guards: Guards, phase: str
+) -> dict:
+  """Returns facts with an alarm, and "halt" when the KL is out of hand.
+
+  Args:
+    facts: of the run, with "alarms".
+    row: metrics of this step, from `report`.
+    step: steps before this one.
+    guards: limits.
+    phase: name in messages.
+  """
+  kl = row["rollout/kl_k1_sum"]
+  error = 2 * row["rollout/kl_k1_standard_error"] + watch.ROUNDING_NATS
+  state = shaping.check_kl(kl, guards.limits(), error)
+  if state == "halt":
+    sentence = (
+      f"stopped at step {step + 1}: KL to the start {kl:.1f} nats is above "
+      f"guards.halt_nats={guards.halt_nats:g}"
+    )
+    print(f"\n{phase}: {sentence}")
+    return facts | {"halt": sentence}
+  if state == "warn" and not facts["alarms"]:
+    sentence = (
+      f"KL to the start is {kl:.1f} nats, above {guards.warn_nats:g}: lower "
+      "the learning rate, or stop here."
+    )
+    if kl < 0:
+      sentence = watch.negative_kl(kl)
+    print(f"\n{phase}: warning at step {step + 1}: {sentence}")
+    return facts | {"alarms": [[step + 1, sentence]]}
+  return facts
+
+
+def report(batch: rollouts.Judged, monitors: Any) -> dict[str, float]:
+  """Returns shaping.rollout_metrics, eval/NAME of monitors, verifiers' parts.
+
+  Args:
+    batch: judged.
+    monitors: names of reward models that only watch.
+  """
+  found = _rollout_metrics(batch.rollout.replace(hidden={}))
+  found |= {f"eval/{name}": jnp.mean(batch.scores[name]) for name in monitors}
+  means = {name: float(x) for name, x in distributed.fetch(found).items()}
+  return means | texts.component_means(batch.scores)
+
+
+_rollout_metrics = jax.jit(shaping.rollout_metrics)
+
+
+def write_texts(
+  opened: Opened,
+  timer: metrics.Timer,
+  batch: rollouts.Judged,
+  writer: metrics.MetricsWriter,
+  step: int,
+  phase: str,
+) -> dict[str, float]:
+  """Writes a few samples; returns metrics of the texts and of the clock.
+
+  Args:
+    opened: whose tokenizer.
+    timer: of the source.
+    batch: judged samples of this step.
+    writer: of samples.jsonl.
+    step: steps before this one.
+    phase: name in logs.
+  """
+  tokenizer = opened.base.tokenizer
+  samples = distributed.fetch(rollouts.samples_of(batch.rollout))
+  writer.write_samples(
+    step + 1, watch.shown(tokenizer, samples, batch.scores), phase
+  )
+  return watch.text_metrics(tokenizer, samples) | timer.pop()
+
+
+def train(
+  opened: Opened,
+  phase: Phase,
+  source: rollouts.Source,
+  one_step: loop.OneStep,
+  *,
+  total: int,
+  same: dict,
+  show: tuple[tuple[str, str], ...],
+  **facts: Any,
+) -> dict:
+  """Runs the steps of a pipeline; returns stage.json.
+
+  Args:
+    opened: roles.
+    phase: wired.
+    source: of judged samples.
+    one_step: see loop.run_steps; it gets facts with "alarms".
+    total: steps.
+    same: what a checkpoint must agree with, beside model and runs.
+    show: of the progress line.
+    facts: for stage.json.
+  """
+  settings, workdir = opened.settings, opened.world.workdir
+  arrays, found = loop.run_steps(
+    one_step,
+    phase=phase.name,
+    workdir=workdir,
+    schedule=settings.schedule,
+    total_steps=total,
+    arrays=phase.arrays,
+    facts={"alarms": []},
+    identity=opened.identity | same,
+    iterators={"prompts": source.loader},
+    show=(
+      ("rollout/score_mean", "score"),
+      ("rollout/kl_k1_sum", "kl"),
+      *show,
+    ),
+  )
+  return stages.write_stage(
+    workdir,
+    phase.name,
+    opened.base,
+    opened.actors.plan.policy,
+    steps=int(np.asarray(arrays["train"].step)),
+    best=settings.schedule.best,
+    init_from=settings.init_from,
+    merged_from=opened.actors.merged_from,
+    alarms=found["alarms"],
+    halted=found.get("halt"),
+    **facts,
+  )

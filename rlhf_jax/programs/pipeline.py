@@ -1,0 +1,208 @@
+"""What a pipeline is: one line of the table in pipelines/__init__.py.
+
+Defaults, checks, the forecast, the whole run, stages and plan read these
+fields; nothing else knows a pipeline by its name. A new pipeline is one file
+that makes a Pipeline, and one line there, or an import path in an experiment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlhf_jax import schema
+from rlhf_jax.data import dataset
+from rlhf_jax.data.dataset import Data
+from rlhf_jax.models import pretrained
+from rlhf_jax.models.pretrained import Model
+from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.programs.program import Phase
+from rlhf_jax.programs.world import World
+from rlhf_jax.runs import stages
+
+
+def _no_check(settings: Any, world: World) -> None:
+  del settings, world
+
+
+def _no_label(settings: Any) -> str:
+  del settings
+  return ""
+
+
+def _no_change(values: Any, name: str, workdir: Path) -> Any:
+  del name, workdir
+  return values
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+  """A pipeline.
+
+  name: in config.pipeline.
+  Settings: all that it can be told, a subclass of schema.Settings; its
+    docstring says what the pipeline does.
+  run: (settings, world) -> the numbers of stage.json; does all of it.
+  phases: (settings, world) -> what is in memory and what runs, for plan and
+    forecast; with a planned world nothing is read and nothing computed.
+  describe: settings -> what is done, in a line: "20 steps of 64 prompts".
+  check: (settings, world) raises a FieldError for settings that are wrong
+    together, on these devices; before a model is loaded.
+  leaves: what its folder holds when it is finished, stages.POLICY,
+    stages.REWARD, or "" for nothing that another stage starts from.
+  label: settings -> what trains, for people: "PPO".
+  result: the file in its folder that marks it as finished.
+  connect: (tree, prefix, workdir) -> the tree with what the pipeline itself
+    fills in, before it is read.
+  stages: settings -> name -> job of each stage, of a run that has some.
+  """
+
+  name: str
+  Settings: type
+  run: Callable[[Any, World], dict]
+  phases: Callable[[Any, World], list[Phase]]
+  describe: Callable[[Any], str]
+  check: Callable[[Any, World], None] = _no_check
+  leaves: str = ""
+  label: Callable[[Any], str] = _no_label
+  result: str = stages.STAGE_FILE
+  connect: Callable[[Any, str, Path], Any] = _no_change
+  stages: Callable[[Any], dict[str, Job]] | None = None
+
+  def read(
+    self, values: Any, name: str, workdir: Path, stage: Callable[..., Job]
+  ) -> Any:
+    """Returns its Settings out of a tree; see schema.read.
+
+    Args:
+      values: its part of the tree.
+      name: where that stands, "" or "policy".
+      workdir: of the whole run.
+      stage: (values, name) -> the job of one of its stages.
+    """
+    values = self.connect(values, name, workdir)
+    return schema.read(self.Settings, values, name, stage)
+
+  def tree(self, settings: Any = None) -> ConfigDict:
+    """Returns the config tree of settings, or of the defaults."""
+    chosen = self.Settings if settings is None else settings
+    config = ConfigDict({"pipeline": self.name})
+    config.update(schema.tree(chosen))
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A pipeline and what it was told.
+
+  prefix: where its settings stand in the experiment, "" or "policy.".
+  """
+
+  pipeline: Pipeline
+  settings: Any
+  prefix: str = ""
+
+  def as_tree(self) -> ConfigDict:
+    """Returns its part of a config tree."""
+    return self.pipeline.tree(self.settings)
+
+  def open(self, workdir: str | Path) -> World:
+    """Returns the world that it runs in: devices and a folder."""
+    with schema.located(self.prefix):
+      return World.open(self.settings.mesh, Path(workdir))
+
+  def check(self, world: World, *, is_alone: bool = True) -> None:
+    """Checks all that can be checked without a model and without results.
+
+    Args:
+      world: where it will run.
+      is_alone: whether finished stages that it names must be there; those of
+        a whole run come to be.
+
+    Raises:
+      UserError: value, rule and remedy.
+    """
+    with schema.located(self.prefix):
+      check_models(self.settings)
+      self.pipeline.check(self.settings, world)
+      check_data(self.settings)
+      if is_alone:
+        check_stages(self.settings)
+
+  def run(self, world: World) -> dict:
+    """Runs it; returns what the pipeline returns."""
+    with schema.located(self.prefix), mesh_lib.current(world.mesh):
+      return self.pipeline.run(self.settings, world)
+
+  def phases(self, world: World) -> list[Phase]:
+    """Returns its phases in a planned world."""
+    with schema.located(self.prefix):
+      return self.pipeline.phases(self.settings, world)
+
+  def results(self, workdir: Path) -> list[tuple[str, Path]]:
+    """Returns (prefix of its fields, file that marks it done) of each stage."""
+    if self.pipeline.stages is None:
+      return [("", workdir / self.pipeline.result)]
+    return [
+      (f"{name}.", workdir / name / job.pipeline.result)
+      for name, job in self.pipeline.stages(self.settings).items()
+    ]
+
+  def is_finished(self, folder: Path) -> bool:
+    """Says whether a folder holds its result."""
+    return (folder / self.pipeline.result).is_file()
+
+
+def default_job(pipeline: Pipeline) -> Job:
+  """Returns a pipeline with its default settings."""
+  return Job(pipeline, pipeline.Settings())
+
+
+def stage_field(kind: str) -> Any:
+  """Returns a field of Settings that names the folder of a finished stage.
+
+  Args:
+    kind: what the stage must leave, stages.POLICY or stages.REWARD.
+  """
+  return dataclasses.field(default="", metadata={"stage": kind})
+
+
+def check_stages(settings: Any) -> None:
+  """Checks that the finished stages that a stage starts from are there.
+
+  Raises:
+    UserError: a folder without such a stage.
+  """
+  for field in dataclasses.fields(settings):
+    folder = getattr(settings, field.name)
+    if "stage" in field.metadata and folder:
+      kind = field.metadata["stage"]
+      stages.need_stage(folder, kind, f"config.{field.name}")
+
+
+def check_models(settings: Any) -> None:
+  """Checks that models are there.
+
+  Raises:
+    FieldError: value, rule and remedy.
+  """
+  for field in dataclasses.fields(settings):
+    value = getattr(settings, field.name)
+    if isinstance(value, Model):
+      pretrained.check_source(value.source, field.name)
+
+
+def check_data(settings: Any) -> None:
+  """Reads the files of records once, so that a broken one is found early.
+
+  Raises:
+    FieldError, DataError: value, rule and remedy.
+  """
+  for field in dataclasses.fields(settings):
+    value = getattr(settings, field.name)
+    if isinstance(value, Data) and value.source:
+      dataset.check(value, field.name)

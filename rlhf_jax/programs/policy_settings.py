@@ -1,0 +1,174 @@
+"""What policy optimisation can be told, and what is wrong together."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from rlhf_jax import optimizer, schema
+from rlhf_jax.algorithms.policy_gradient import (
+  epochs,
+  importance,
+  packing,
+  registry,
+  shaping,
+)
+from rlhf_jax.data.dataset import Data
+from rlhf_jax.programs import actors, build
+from rlhf_jax.programs.world import World
+from rlhf_jax.schema import FieldError
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(actors.Sampled):
+  """Policy optimisation by a policy gradient; PPO unless told otherwise.
+
+  The critic learns five times as fast as the policy (METHODS 4).
+  """
+
+  value: actors.Value = actors.Value()
+  shaping: shaping.Config = shaping.Config()
+  algorithm: schema.Method = schema.method(registry.ALGORITHMS, "ppo")
+  importance: importance.Config = importance.Config()
+  epochs: epochs.Config = epochs.Config()
+  packing: packing.Config = packing.Config()
+  policy_optimizer: optimizer.Config = optimizer.Config(learning_rate=1e-6)
+  value_optimizer: optimizer.Config = optimizer.Config(learning_rate=5e-6)
+  ptx: Data = Data()
+  ptx_batch_size: int = 32  # rows of text mixed into each update
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    schema.check_least(self, ptx_batch_size=1)
+    if self.value.pretrain_steps and not self.has_critic:
+      raise FieldError(
+        f"value.pretrain_steps={self.value.pretrain_steps}: "
+        f"{self.algorithm.name!r} has no critic to train. Set 0."
+      )
+    with schema.as_field("algorithm."):
+      registry.check_run(
+        self.method,
+        num_samples=self.generate.num_samples,
+        kl_coefficient=self.shaping.kl_coefficient,
+        steps_per_rollout=self.updates,
+      )
+    if self.importance.cap is not None and self.model.dtype == "float32":
+      raise FieldError(
+        f"importance.cap={self.importance.cap}: with model.dtype="
+        "'float32' sampler and trainer agree on every log-probability, so all "
+        "weights would be 1. Set None, or model.dtype='bfloat16'."
+      )
+    if self.has_ptx and not self.ptx.source:
+      raise FieldError(
+        f"algorithm.ptx_coefficient={self.method.ptx_coefficient}:"
+        " needs a stream of text. Set ptx.source, or the coefficient to 0."
+      )
+
+  @functools.cached_property
+  def method(self) -> Any:
+    """The method's Config; a group is all the answers to one prompt.
+
+    Where nobody set group_size it is generate.num_samples.
+    """
+    config = self.algorithm.config
+    if "group_size" in self.algorithm.given or not hasattr(
+      config, "group_size"
+    ):
+      return config
+    if config.group_size is None:
+      return config
+    with schema.as_field("algorithm."):
+      return dataclasses.replace(config, group_size=self.generate.num_samples)
+
+  @property
+  def group_size(self) -> int | None:
+    """Answers to one prompt that are compared, or None."""
+    return getattr(self.method, "group_size", None)
+
+  @property
+  def has_critic(self) -> bool:
+    """Whether the method trains a critic."""
+    return self.algorithm.name in registry.NEEDS_CRITIC
+
+  @property
+  def has_ptx(self) -> bool:
+    """Whether text is mixed into the updates (PPO-ptx)."""
+    return self.method.ptx_coefficient > 0.0
+
+  @property
+  def updates(self) -> int:
+    """Optimizer steps of one rollout."""
+    return self.epochs.epochs * self.epochs.minibatches
+
+  @property
+  def answers(self) -> int:
+    """Samples of a rollout."""
+    return self.schedule.batch_size * self.generate.num_samples
+
+  @property
+  def row_targets(self) -> int:
+    """Response tokens that a row of a rollout holds at most."""
+    if self.packing.row_tokens:
+      return self.packing.targets
+    return self.generate.max_new_tokens
+
+
+def check(settings: Settings, world: World) -> None:
+  """Checks settings together and against the devices."""
+  actors.check_sampled(settings, world)
+  if settings.has_verifier and settings.has_critic:
+    if settings.value.init != "random":
+      name = settings.verifier.name or settings.reward_fn
+      raise FieldError(
+        f"verifier.name={name!r}: {settings.algorithm.name!r} needs a critic, "
+        "which starts as the reward model (value.init="
+        f"{settings.value.init!r}), and there is none. Set value.init='random' "
+        "for one that starts at 0 on the policy's weights, or algorithm.name "
+        "to a method without critic, such as 'rloo' or 'grpo'."
+      )
+  optimizers = {"policy_optimizer": settings.policy_optimizer}
+  if settings.has_critic:
+    optimizers["value_optimizer"] = settings.value_optimizer
+  build.check_length(settings.schedule, optimizers, settings.updates)
+  check_batches(settings, world)
+
+
+def check_batches(settings: Settings, world: World) -> None:
+  """Checks that batches and portions divide, and the KL controller."""
+  rows, field = settings.schedule.batch_size, "schedule.batch_size"
+  build.check_rows(world, rows)
+  _check_minibatches(settings, world.ways)
+  shape, least = settings.shaping, settings.shaping.kl_clip * settings.answers
+  if shape.kl_controller == "adaptive" and shape.kl_horizon <= least:
+    raise FieldError(
+      f"shaping.kl_horizon={shape.kl_horizon:g}: must be more "
+      f"than kl_clip x {settings.answers} answers a step = {least:g}, or the "
+      "coefficient could turn negative. Raise it."
+    )
+  update = settings.epochs
+  parts = update.minibatches * update.microbatches
+  if settings.has_ptx and settings.ptx_batch_size % (parts * world.ways):
+    raise FieldError(
+      f"ptx_batch_size={settings.ptx_batch_size}: must be a multiple of "
+      f"epochs.minibatches x epochs.microbatches = {parts}, times "
+      f"{build.DEVICES.format(world.ways)}."
+    )
+  actors.check_sampling(settings.generate, world.mesh.size)
+  build.check_portions(rows, settings.generate, field)
+
+
+def _check_minibatches(settings: Settings, ways: int) -> None:
+  """Checks that each microbatch of a rollout divides among the devices."""
+  rows, what = settings.answers, "schedule.batch_size x generate.num_samples"
+  if settings.packing.row_tokens:
+    rows, what = settings.packing.row_multiple, "packing.row_multiple"
+  update = settings.epochs
+  parts = update.minibatches * update.microbatches
+  if rows % (parts * ways):
+    split = f" x {build.DEVICES.format(ways)}" if ways > 1 else ""
+    raise FieldError(
+      f"epochs: minibatches={update.minibatches} x "
+      f"microbatches={update.microbatches}{split} = {parts * ways} must divide "
+      f"{what} = {rows}. Change one of them."
+    )

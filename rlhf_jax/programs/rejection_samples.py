@@ -1,0 +1,277 @@
+"""The samples of a round of rejection sampling: judged, selected, kept.
+
+What is kept is a file of JSON lines with the sampled tokens, which are trained
+on as they are, and their text, which is for reading. rejection.py has the
+rounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import distributed, metrics
+from rlhf_jax.algorithms import best_of_n
+from rlhf_jax.programs import own_samples, rollouts
+from rlhf_jax.schema import FieldError
+from rlhf_jax.types import FINISH_EOS, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+  """How often, from which prompts, and on what each round trains."""
+
+  count: int = 3  # rounds; Llama 2 made four
+  prompts: int = 256  # sampled in a round; RAFT 2,048
+  batch_size: int = 32  # prompts sampled together
+  # "base": each round trains the policy that the run started from (Llama 2,
+  # ReST-EM); "previous": the one of the round before (RAFT).
+  start: str = "base"
+  pool: bool = False  # train on what all rounds so far kept (Llama 2)
+  min_tokens: int = 1  # of an answer, its end included; shorter are left out
+  max_tokens: int | None = None  # longer answers are left out; None: no limit
+  keep_truncated: bool = False  # answers without an end teach not to end
+  keep_duplicates: bool = False  # of one answer to one prompt
+
+  def __post_init__(self) -> None:
+    for name in ("count", "prompts", "batch_size", "min_tokens"):
+      if getattr(self, name) < 1:
+        raise FieldError(f"{name}={getattr(self, name)}: must be >= 1.")
+    if self.start not in ("base", "previous"):
+      raise FieldError(
+        f"start={self.start!r}: must be 'base' (each round trains the start of "
+        "the run) or 'previous' (the policy of the round before)."
+      )
+    if self.prompts % self.batch_size:
+      raise FieldError(
+        f"batch_size={self.batch_size}: must divide prompts={self.prompts}. "
+        "Change one of them."
+      )
+    if self.max_tokens is not None and self.max_tokens < self.min_tokens:
+      raise FieldError(
+        f"max_tokens={self.max_tokens}: below min_tokens={self.min_tokens}, so "
+        "nothing could be kept. Raise it, or set None."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+  """The judged samples of a round, on the host: P prompts, K answers.
+
+  tokens, valid_mask, response_mask: [P, K, L].
+  score: [P, K] float32. logprob, kl: [P, K] nats of the whole answer, of the
+    policy that sampled it, and its log-ratio to the start of the run.
+  ended: [P, K] bool.
+  monitors: name of a reward model that only watches -> [P, K] scores.
+  """
+
+  tokens: np.ndarray
+  valid_mask: np.ndarray
+  response_mask: np.ndarray
+  score: np.ndarray
+  logprob: np.ndarray
+  kl: np.ndarray
+  ended: np.ndarray
+  monitors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def collect(
+  source: rollouts.Source,
+  params: PyTree,
+  key: jax.Array,
+  count: int,
+  num_samples: int,
+  monitors: Iterable[str] = (),
+) -> Pool:
+  """Returns the judged samples of the next `count` batches of prompts.
+
+  Args:
+    source: open.
+    params: trainable tree of the policy.
+    key: random key of the round.
+    count: batches of prompts.
+    num_samples: K.
+    monitors: names of reward models that only watch.
+  """
+  parts = []
+  with metrics.Progress("sample", count) as progress:
+    for number in range(count):
+      batch = source.batch(params, {}, jax.random.fold_in(key, number))
+      rollout = batch.rollout
+      parts.append(
+        distributed.fetch(
+          {
+            "tokens": rollout.tokens,
+            "valid_mask": rollout.valid_mask,
+            "response_mask": rollout.response_mask,
+            "score": rollout.score,
+            "logprob": jnp.sum(rollout.behaviour_logprobs, axis=-1),
+            "kl": own_samples.kl_to_reference(rollout),
+            "ended": rollout.finish_reason == FINISH_EOS,
+          }
+          | {f"eval/{name}": batch.scores[name] for name in monitors}
+        )
+      )
+      progress.update(number + 1)
+  joined = {
+    name: own_samples.by_prompt(
+      np.concatenate([p[name] for p in parts]), num_samples
+    )
+    for name in parts[0]
+  }
+  watched = {name: joined.pop(f"eval/{name}") for name in monitors}
+  return Pool(**joined, monitors=watched)
+
+
+def select(
+  pool: Pool, rounds: Rounds, rule: best_of_n.Config
+) -> tuple[np.ndarray, dict[str, float]]:
+  """Returns [P, K] bool, the samples to fine-tune on, and what fell out.
+
+  Metrics, shares of all samples; up is bad, they were sampled for nothing:
+    rejection/duplicate_share, rejection/length_share, rejection/truncated_share
+
+  Args:
+    pool: samples of a round.
+    rounds: the filters.
+    rule: what of the rest is kept.
+  """
+  lengths = pool.response_mask.sum(axis=-1)
+  fits = lengths >= rounds.min_tokens
+  if rounds.max_tokens is not None:
+    fits &= lengths <= rounds.max_tokens
+  ends = pool.ended | rounds.keep_truncated
+  new = best_of_n.first_of_its_kind(pool.tokens, pool.response_mask)
+  valid = fits & ends & (new | rounds.keep_duplicates)
+  kept = best_of_n.rejection_sample(
+    jnp.asarray(pool.score)[None], jnp.asarray(valid)[None], rule
+  )
+  return np.asarray(kept)[0], {
+    "rejection/duplicate_share": float(np.mean(~new)),
+    "rejection/length_share": float(np.mean(~fits)),
+    "rejection/truncated_share": float(np.mean(~pool.ended)),
+  }
+
+
+def report(pool: Pool, kept: np.ndarray) -> dict[str, float]:
+  """Returns what a round's samples are worth, and how far they move.
+
+  Metrics:
+    rejection/score_mean, score_median, score_max: means over prompts of the
+      mean, median and best of K. Falling is bad; a maximum that stays at the
+      median leaves nothing to learn.
+    rejection/kept, rejection/kept_score: samples kept, and their mean score;
+      the latter is absent where none is.
+    rejection/prompts_share: prompts with a sample that was kept. Falling is
+      bad: what is hard leaves the training.
+    rejection/best_of_N: score of the best of N, unbiased, N = 1, 2, 4, ... K.
+    rejection/best_of_n_kl, rejection/best_of_n_kl_bound: estimate and bound of
+      KL(best of K || one sample), nats.
+    rejection/kl: nats an answer of the sampling policy to the start of the
+      run. Up is drift.
+    eval/NAME: mean score of each monitor. Falling while score_mean rises is
+      overoptimisation.
+
+  Args:
+    pool: samples of a round.
+    kept: [P, K] bool.
+  """
+  most = pool.score.shape[1]
+  ns = [2**i for i in range(most.bit_length()) if 2**i < most] + [most]
+  curve = best_of_n.best_of_n_curve(pool.score, pool.score, ns).mean(axis=0)
+  winners = np.asarray(best_of_n.select_best(jnp.asarray(pool.score)))
+  logprobs = np.take_along_axis(pool.logprob, winners[:, None], axis=1)[:, 0]
+  estimate = best_of_n.kl_estimates(np.minimum(logprobs, 0.0), most)
+  found = {
+    "rejection/score_mean": float(pool.score.mean()),
+    "rejection/score_median": float(np.median(pool.score, axis=1).mean()),
+    "rejection/score_max": float(pool.score.max(axis=1).mean()),
+    "rejection/kept": float(kept.sum()),
+    "rejection/prompts_share": float(kept.any(axis=1).mean()),
+    "rejection/best_of_n_kl": float(estimate.mean()),
+    "rejection/best_of_n_kl_bound": best_of_n.kl_bound(most),
+    "rejection/kl": float(pool.kl.mean()),
+    **{
+      f"rejection/best_of_{n}": float(x) for n, x in zip(ns, curve, strict=True)
+    },
+    **{f"eval/{name}": float(x.mean()) for name, x in pool.monitors.items()},
+  }
+  if kept.any():
+    found["rejection/kept_score"] = float(pool.score[kept].mean())
+  return found
+
+
+def kept_rows(
+  pool: Pool, kept: np.ndarray, tokenizer: Any, number: int
+) -> list[dict]:
+  """Returns one JSON object for each sample that is kept, best rounds last.
+
+  Args:
+    pool: samples of a round.
+    kept: [P, K] bool.
+    tokenizer: for the texts, which are for reading only.
+    number: of the round, from 1.
+  """
+  rows = []
+  for prompt, sample in np.argwhere(kept):
+    tokens = pool.tokens[prompt, sample]
+    response = pool.response_mask[prompt, sample] > 0
+    before = (pool.valid_mask[prompt, sample] > 0) & ~response
+    known = tokens < tokenizer.vocab_size
+    rows.append(
+      {
+        "round": number,
+        "prompt": tokenizer.decode(tokens[before & known].tolist()),
+        "response": tokenizer.decode(tokens[response & known].tolist()),
+        "score": float(pool.score[prompt, sample]),
+        "prompt_tokens": tokens[before].tolist(),
+        "response_tokens": tokens[response].tolist(),
+      }
+    )
+  return rows
+
+
+def write_kept(path: Path, rows: list[dict]) -> None:
+  """Writes kept.jsonl, which is absent or complete; all processes wait."""
+  if distributed.is_first():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(temporary, path)
+  distributed.barrier(str(path.name))
+
+
+def read_kept(paths: list[Path]) -> tuple[list[dict], str]:
+  """Returns training rows of the samples in files, each once, and a digest.
+
+  Args:
+    paths: kept.jsonl of one or several rounds.
+  """
+  rows, seen, digest = [], set(), hashlib.sha256()
+  for path in paths:
+    text = path.read_text()
+    digest.update(text.encode())
+    for line in text.splitlines():
+      row = json.loads(line)
+      prompt, response = row["prompt_tokens"], row["response_tokens"]
+      same = (tuple(prompt), tuple(response))
+      if same in seen and len(paths) > 1:
+        continue
+      seen.add(same)
+      mask = [0.0] * len(prompt) + [1.0] * len(response)
+      rows.append(
+        {
+          "tokens": np.asarray(prompt + response, np.int32),
+          "loss_mask": np.asarray(mask, np.float32),
+        }
+      )
+  return rows, digest.hexdigest()

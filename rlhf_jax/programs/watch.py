@@ -1,0 +1,143 @@
+"""What to look at in a rollout beside its reward, and when to cry out.
+
+Limits of METHODS 19 on one rollout and on the last 20. Each kind of alarm is
+printed once and kept for the report; only the KL to the reference stops a run.
+
+Left out: what needs a win rate (length growing while it is flat, capability
+drops); evaluate.py measures those after the run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from rlhf_jax import distributed
+from rlhf_jax.algorithms.policy_gradient import shaping
+from rlhf_jax.evaluation import diversity
+from rlhf_jax.rewards import texts as texts_lib
+from rlhf_jax.types import Samples
+
+SAMPLES_SHOWN = 4  # rows of samples.jsonl a step
+KL_WINDOW = 20  # steps in which the KL should not double
+RATIO_ERROR = 1e-3  # |ratio - 1| before any update; rounding is below 1e-4
+ROUNDING_NATS = 1e-3  # of an answer's log-probability: no KL below 0
+
+
+def text_metrics(tokenizer: Any, samples: Samples) -> dict[str, float]:
+  """Returns diversity of a rollout's responses (down is bad).
+
+  rollout/distinct2: unique bigrams over bigrams. rollout/dup_share: responses
+  that repeat an earlier one; up is bad.
+  """
+  texts = [
+    response for _, response in texts_lib.sample_texts(tokenizer, samples)
+  ]
+  return {
+    "rollout/distinct2": diversity.distinct_n(texts, 2),
+    "rollout/dup_share": diversity.duplicate_share(texts),
+  }
+
+
+def negative_kl(kl: float) -> str:
+  """Returns the sentence of an alarm about a mean k1 that no KL can have."""
+  return (
+    f"mean k1 is {kl:.3f} nats, below 0 by more than two standard errors: "
+    "sampler and trainer disagree on log-probabilities."
+  )
+
+
+def alarms(row: dict, past: dict, step: int, settings: shaping.Config):
+  """Yields (kind, sentence) about a rollout that looks wrong (METHODS 19).
+
+  Args:
+    row: metrics of this rollout.
+    past: what `watch` remembers of the rollouts before.
+    step: rollouts before this one.
+    settings: limits of the KL.
+  """
+  first, kls = past["first"], past["recent_kl"]
+  kl = row["rollout/kl_k1_sum"]
+  state = shaping.check_kl(
+    kl, settings, 2 * row["rollout/kl_k1_standard_error"] + ROUNDING_NATS
+  )
+  if state == "warn" and kl > 0:
+    yield (
+      "kl",
+      f"KL to the reference is {kl:.1f} nats, above {settings.warn_nats:g}: "
+      "raise shaping.kl_coefficient or stop here.",
+    )
+  elif state == "warn":
+    yield "negative kl", negative_kl(kl)
+  if len(kls) == KL_WINDOW and kl > max(2 * kls[0], settings.kl_target):
+    yield (
+      "kl doubled",
+      f"KL to the reference went from {kls[0]:.1f} to {kl:.1f} nats in "
+      f"{KL_WINDOW} steps: lower the learning rate or raise "
+      "shaping.kl_coefficient.",
+    )
+  error = row.get("ppo/first_ratio_error", 0.0)
+  if error > RATIO_ERROR:
+    yield (
+      "ratio",
+      f"the ratio before any update is off 1 by {error:.2g}: sampler and "
+      "trainer compute different log-probabilities. This is a bug; do not "
+      "trust the run.",
+    )
+  if row["rollout/eos_share"] < 0.5:
+    yield (
+      "eos",
+      f"only {row['rollout/eos_share']:.0%} of responses end by themselves: "
+      "raise generate.max_new_tokens or set shaping.missing_eos.",
+    )
+  if row["rollout/entropy"] < 0.1 * first["rollout/entropy"]:
+    yield (
+      "entropy",
+      "entropy fell below a tenth of its start: the policy has collapsed.",
+    )
+  if row["rollout/dup_share"] > 0.5:
+    yield "duplicates", "more than half of the responses repeat another one."
+  if step >= 50 and row.get("ppo/explained_var", 0.0) < 0.0:
+    yield (
+      "critic",
+      "the critic explains less than a constant would after 50 steps.",
+    )
+
+
+def watch(facts: dict, row: dict, step: int, shape: shaping.Config) -> dict:
+  """Returns facts with new alarms, and "halt" when the KL is out of hand."""
+  facts = dict(facts)
+  facts.setdefault("first", {"rollout/entropy": row["rollout/entropy"]})
+  facts.setdefault("recent_kl", [])
+  facts.setdefault("alarm_kinds", [])
+  for kind, sentence in alarms(row, facts, step, shape):
+    if kind not in facts["alarm_kinds"]:
+      facts["alarm_kinds"] = [*facts["alarm_kinds"], kind]
+      facts["alarms"] = [*facts["alarms"], [step + 1, sentence]]
+      print(f"\npolicy: warning at step {step + 1}: {sentence}")
+  kl = row["rollout/kl_k1_sum"]
+  facts["recent_kl"] = [*facts["recent_kl"], kl][-KL_WINDOW:]
+  if shaping.check_kl(kl, shape) == "halt":
+    facts["halt"] = (
+      f"stopped at step {step + 1}: KL to the reference {kl:.1f} nats is "
+      f"above shaping.halt_nats={shape.halt_nats:g}"
+    )
+    print(f"\npolicy: {facts['halt']}")
+  return facts
+
+
+def shown(tokenizer: Any, samples: Samples, scores: dict) -> list[dict]:
+  """Returns a few samples as rows of samples.jsonl."""
+  samples, scores = distributed.fetch((samples, scores))
+  few = jax.tree.map(lambda x: x[:SAMPLES_SHOWN], samples)
+  return [
+    {
+      "prompt": prompt,
+      "response": response,
+      **{name: float(values[i]) for name, values in scores.items()},
+    }
+    for i, (prompt, response) in enumerate(
+      texts_lib.sample_texts(tokenizer, few)
+    )
+  ]

@@ -1,0 +1,272 @@
+"""Where a pipeline runs, and where it is only planned.
+
+Both have one interface, so that a pipeline is wired once: it asks its world for
+the base model, for finished stages, and for the arrays it starts with. World
+loads and computes them. Planned gives jax.ShapeDtypeStructs with the sharding
+that the table gives them; nothing is read but a model's architecture. Two uses
+of one array are one object in both, so bytes are counted once by identity, and
+what is decided by identity (which roles share the frozen trunk) comes out as in
+a run.
+
+Assumed where a run would look: rows have the length their Data section allows
+(text shorter than that pads less and costs less); a stage that is named but
+was not planned before was trained in the mode of the stage that names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from rlhf_jax.models import pretrained, trees
+from rlhf_jax.models.pretrained import Base, Model
+from rlhf_jax.models.roles import Role
+from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.parallel import rules
+from rlhf_jax.runs import stages
+from rlhf_jax.schema import FieldError, as_field
+from rlhf_jax.types import PyTree
+
+AnyMesh = Mesh | AbstractMesh
+ASSUMED = "?"  # the folder of a stage that nobody named
+
+
+class World(stages.Disk):
+  """The devices, the folder and the finished stages of a run.
+
+  mesh: where everything lives.
+  workdir: of the run.
+  """
+
+  is_planned = False
+
+  def __init__(self, mesh: AnyMesh, workdir: Path) -> None:
+    super().__init__(mesh)
+    self.workdir = Path(workdir)
+
+  @staticmethod
+  def open(settings: mesh_lib.Config, workdir: Path) -> World:
+    """Returns a world on this machine's devices.
+
+    Raises:
+      FieldError: the sizes do not multiply to the number of devices.
+    """
+    with as_field():
+      return World(mesh_lib.make_mesh(settings), workdir)
+
+  def beside(self, settings: mesh_lib.Config, workdir: Path) -> World:
+    """Returns the world of another stage of the same run."""
+    return type(self).open(settings, workdir)
+
+  def at(self, workdir: Path) -> World:
+    """Returns this world with another folder."""
+    return World(self.mesh, workdir)
+
+  @property
+  def ways(self) -> int:
+    """The parts that the rows of a batch are split into."""
+    return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+  def base(self, model: Model) -> Base:
+    """Returns the base model of a Model section."""
+    return pretrained.load_base(model, self.mesh)
+
+  def named(self, folder: str) -> str:
+    """Returns the folder of a stage; when planning one nobody named too."""
+    return folder
+
+  def assume(self, kind: str, role: Role) -> None:
+    """Says how a stage was trained that no plan knows."""
+
+  def leave(self, folder: Path, role: Role, merged_from: str) -> None:
+    """Says what a planned stage leaves in its folder."""
+
+  def compute(self, make: Callable[..., PyTree], *args: PyTree) -> PyTree:
+    """Returns make(*args), small new arrays: heads, factors."""
+    return make(*args)
+
+  def state(self, make: Callable[..., PyTree], *args: PyTree) -> PyTree:
+    """Returns make(*args), a train state, each array made where it lives."""
+    return rules.init_sharded(self.mesh, make, *args)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ids:
+  """What programs need of a tokenizer: which ids is of no consequence."""
+
+  eos_id: int = 2
+  pad_id: int = 2
+  vocab_size: int = 2**31
+  fingerprint: str = ""
+
+  def encode(self, text: str) -> list[int]:
+    """Returns an id for every four characters, as in English text."""
+    return [self.eos_id] * -(-len(text) // 4)
+
+
+class Planned(World):
+  """A world without weights and without data; a Shelf of planned stages.
+
+  devices: those to compile for, or only how many there are, of a TPU.
+  left: folder -> what stage.json will say.
+  tokenizer: of the base models.
+  assumed: kind -> what stage.json is taken to say of a stage not planned.
+  notes: what was assumed, in words.
+  """
+
+  is_planned = True
+
+  def __init__(
+    self, mesh: AnyMesh, devices: int | list[Any], planned: Planned | None
+  ) -> None:
+    super().__init__(mesh, Path())
+    self.devices = devices
+    self.left: dict[str, dict] = {} if planned is None else planned.left
+    self.tokenizer: Any = Ids() if planned is None else planned.tokenizer
+    self.assumed: dict[str, dict] = {}
+    self.notes: list[str] = []
+
+  @staticmethod
+  def on(
+    settings: mesh_lib.Config,
+    devices: int | list[Any],
+    planned: Planned | None = None,
+  ) -> Planned:
+    """Returns a planned world on so many devices, or on these.
+
+    Args:
+      settings: the section `mesh`.
+      devices: a list to compile for, or how many there are.
+      planned: another one of the same run, which knows the stages before.
+
+    Raises:
+      FieldError: the sizes do not multiply to the number of devices.
+    """
+    return Planned(_mesh(settings, devices), devices, planned)
+
+  def beside(self, settings: mesh_lib.Config, workdir: Path) -> Planned:
+    """Returns the world of another stage of the same run."""
+    other = Planned.on(settings, self.devices, self)
+    other.workdir = workdir
+    return other
+
+  def base(self, model: Model) -> Base:
+    """Returns the base model of a Model section without its weights."""
+    is_listed = isinstance(self.devices, list)
+    platform = self.devices[0].platform if is_listed else "tpu"
+    architecture = pretrained.read_architecture(model.source)
+    config = pretrained.as_run(architecture, model, platform)
+    plain = Role(model=dataclasses.replace(config, lora_rank=0))
+    found = pretrained.variable_shapes(plain)
+    return Base(
+      config=config,
+      params=pretrained.with_shardings(found, self.mesh)["params"],
+      tokenizer=self.tokenizer,
+      fingerprint="",
+      source=model.source,
+    )
+
+  def named(self, folder: str) -> str:
+    """Returns the folder of a stage, ASSUMED for one that nobody named."""
+    return folder if folder else ASSUMED
+
+  def assume(self, kind: str, role: Role) -> None:
+    """Says how a stage was trained that no plan knows."""
+    self.assumed[kind] = self._facts(role, "")
+
+  def leave(self, folder: Path, role: Role, merged_from: str) -> None:
+    """Says what a planned stage leaves in its folder."""
+    origin = os.path.relpath(merged_from, folder) if merged_from else ""
+    self.left[os.path.normpath(folder)] = self._facts(role, origin)
+
+  def _facts(self, role: Role, merged_from: str) -> dict:
+    return {
+      "pipeline": "planned",
+      "role": stages.role_facts(role),
+      "merged_from": str(merged_from),
+      "model_fingerprint": "",
+      "tokenizer_fingerprint": self.tokenizer.fingerprint,
+      "model_source": "",
+      "reads_end_token": True,
+      "normalisation": {"mean": 0.0, "std": 1.0},
+      "guards": [],
+    }
+
+  def info(self, folder: str | Path, kind: str) -> dict:
+    """Returns what stage.json of a planned, or of an assumed stage says."""
+    if os.path.normpath(folder) in self.left:
+      return self.left[os.path.normpath(folder)]
+    found = self.assumed[kind]
+    mode = found["role"]["trainable"]
+    what = "a start" if kind == stages.POLICY else "reward models"
+    note = f"assumed: {what} trained as {mode!r}"
+    if note not in self.notes:
+      self.notes.append(note)
+    return found
+
+  def restore(self, folder: str | Path, info: dict, template: PyTree) -> PyTree:
+    """Returns new leaves: what a stage trained is no other array."""
+    return template
+
+  def merged(self, stage: stages.Stage) -> PyTree:
+    """Returns the whole weights of a stage, LoRA factors merged."""
+    return whole_weights(stage.variables, {})
+
+  def compute(self, make: Callable[..., PyTree], *args: PyTree) -> PyTree:
+    """Returns the abstract result of make(*args)."""
+    return pretrained.with_shardings(jax.eval_shape(make, *args), self.mesh)
+
+  state = compute
+
+  def number(self, value: float) -> jax.Array:
+    """Returns an abstract float32 array [], on all devices."""
+    return jax.ShapeDtypeStruct(
+      (), jnp.float32, sharding=mesh_lib.replicated(self.mesh)
+    )
+
+
+def whole_weights(params: PyTree, frozen: PyTree) -> PyTree:
+  """Returns what roles.sampling_params makes of a role's abstract trees.
+
+  Kernels with factors are new arrays, the others are passed on.
+  """
+  variables = trees.merge(params, frozen)
+  flat = trees.flatten(variables["params"])
+  for path in trees.flatten(variables.get("lora", {})):
+    kernel = path.replace("lora_a", "kernel").replace("lora_b", "kernel")
+    leaf = flat[kernel]
+    flat[kernel] = jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=leaf.sharding
+    )
+  return trees.unflatten(flat)
+
+
+def _mesh(settings: mesh_lib.Config, devices: int | list[Any]) -> AnyMesh:
+  if isinstance(devices, list):
+    try:
+      return mesh_lib.make_mesh(settings, devices)
+    except (ValueError, NotImplementedError) as error:  # does not lie on torus
+      raise FieldError(str(error)) from error
+  count = settings.devices if settings.devices else devices
+  sizes = [getattr(settings, axis) for axis in mesh_lib.AXES]
+  given = math.prod(size for size in sizes if size != -1)
+  rest, remainder = divmod(count, given)
+  if count > devices or remainder or (-1 not in sizes and rest != 1):
+    raise FieldError(
+      f"mesh: {dict(zip(mesh_lib.AXES, sizes, strict=True))} "
+      f"on {devices} devices. Set sizes whose product is the number of "
+      "devices; -1 fills one axis."
+    )
+  return AbstractMesh(
+    tuple(rest if size == -1 else size for size in sizes),
+    mesh_lib.AXES,
+    axis_types=(AxisType.Auto,) * len(mesh_lib.AXES),
+  )

@@ -1,0 +1,229 @@
+"""The score stage: samples in, a Rollout with everything an update reads out.
+
+Reference log-probabilities, values, rewards, monitors and the frozen hidden
+states, in one jitted pass. Roles whose lower layers are the base model's share
+one forward pass over those layers; a role with weights of its own there runs
+its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.struct
+import jax
+
+from rlhf_jax.algorithms.policy_gradient.packing import Packing, pack, unpack
+from rlhf_jax.models import roles, trees
+from rlhf_jax.models.pretrained import Base
+from rlhf_jax.rewards import model as reward_model
+from rlhf_jax.runs import stages
+from rlhf_jax.types import Array, PyTree, Rollout, Samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The static part: roles, and which of them read the shared trunk.
+
+  scorers: (name, Scorer) of the reward model, named "reward", and monitors.
+  shared: names of roles whose entrance stream comes from the base model.
+  """
+
+  policy: roles.Role
+  reference: roles.Role
+  value: roles.Role | None
+  scorers: tuple[tuple[str, reward_model.Scorer], ...]
+  shared: frozenset[str]
+  temperature: float
+  row_targets: int  # response tokens of a (packed) row at most
+
+
+@flax.struct.dataclass
+class Weights:
+  """The frozen arrays: base parameters, reference, reward models by name."""
+
+  base: PyTree
+  reference: PyTree
+  scorers: dict[str, reward_model.Weights]
+
+
+def reads_base(role: roles.Role, variables: PyTree, base: Base) -> bool:
+  """Says whether the layers below a role's entrance are the base's own."""
+  if role.entrance == 0 or role.model.scan_layers:
+    return False
+  lower = {"embedding", *(f"layer_{i}" for i in range(role.entrance))}
+  adapted = set(variables.get("lora", {}))
+  ours, theirs = variables["params"], base.params
+  return not (lower & adapted) and all(
+    a is b
+    for name in lower
+    for a, b in zip(
+      jax.tree.leaves(ours[name]), jax.tree.leaves(theirs[name]), strict=True
+    )
+  )
+
+
+def make_plan(
+  base: Base,
+  policy: stages.Stage,
+  reference: stages.Stage,
+  value: stages.Stage | None,
+  scorers: dict[str, tuple[reward_model.Scorer, reward_model.Weights]],
+  temperature: float,
+  row_targets: int,
+) -> Plan:
+  """Returns the Plan of the given roles; their variables are only compared."""
+  used = {"policy": policy, "reference": reference}
+  if value is not None:
+    used["value"] = value
+  shared = {
+    name
+    for name, stage in used.items()
+    if reads_base(stage.role, stage.variables, base)
+  } | {
+    name
+    for name, (scorer, weights) in scorers.items()
+    if reads_base(scorer.role, weights.variables, base)
+  }
+  return Plan(
+    policy=policy.role,
+    reference=reference.role,
+    value=None if value is None else value.role,
+    scorers=tuple((name, scorer) for name, (scorer, _) in scorers.items()),
+    shared=frozenset(shared),
+    temperature=temperature,
+    row_targets=row_targets,
+  )
+
+
+def _as_it_is(x: Array) -> Array:
+  return x
+
+
+def judge(
+  weights: Weights,
+  value: PyTree,
+  samples: Samples,
+  packing: Packing | None = None,
+  *,
+  plan: Plan,
+) -> tuple[Rollout, dict[str, Array]]:
+  """Returns the rollout and the scores [N] of every reward model by name.
+
+  Args:
+    weights: frozen arrays.
+    value: merged variables of the critic, or {} without one.
+    samples: [N, L].
+    packing: where their tokens stand when the decoder runs on packed rows;
+      what is returned is unpacked either way.
+    plan: static part.
+  """
+  rows = roles.Rows.of(samples)
+  dense, targets = rows, samples.response_mask
+  spread = _as_it_is
+  if packing is not None:
+    dense = roles.Rows(
+      pack(samples.tokens, packing),
+      pack(samples.valid_mask, packing),
+      packing.positions,
+      packing.segment_ids,
+    )
+    targets = pack(samples.response_mask, packing)
+    spread = functools.partial(unpack, packing=packing)
+  entrances = {
+    "policy": plan.policy.entrance,
+    "reference": plan.reference.entrance,
+    **{name: scorer.role.entrance for name, scorer in plan.scorers},
+  }
+  if plan.value is not None:
+    entrances["value"] = plan.value.entrance
+  taps = tuple(sorted({entrances[name] for name in plan.shared}))
+  streams = (
+    roles.frozen_streams(plan.policy.model, weights.base, dense, taps)
+    if taps
+    else {}
+  )
+  reference_logprobs, _ = roles.logprobs(
+    plan.reference,
+    weights.reference,
+    dense,
+    targets,
+    hidden=streams[entrances["reference"]]
+    if "reference" in plan.shared
+    else None,
+    temperature=plan.temperature,
+    targets=plan.row_targets,
+  )
+  unpacked = {layer: spread(stream) for layer, stream in streams.items()}
+  hidden = {name: unpacked[entrances[name]] for name in plan.shared}
+  scores = {
+    name: reward_model.score(
+      scorer, weights.scorers[name], samples, hidden.get(name)
+    )
+    for name, scorer in plan.scorers
+  }
+  values = None
+  if plan.value is not None:
+    values = roles.values(plan.value, value, rows, hidden.get("value"))
+    values = jax.numpy.where(samples.response_mask > 0, values, 0.0)
+  no_score = jax.numpy.zeros(samples.tokens.shape[:1])  # a verifier's comes
+  rollout = Rollout(
+    **vars(samples),
+    reference_logprobs=spread(reference_logprobs),
+    score=scores["reward"] if "reward" in scores else no_score,
+    values=values,
+    hidden={k: v for k, v in hidden.items() if k in ("policy", "value")},
+  )
+  return rollout, scores
+
+
+def make_judge(plan: Plan):
+  """Returns `judge` compiled for a plan."""
+  return jax.jit(functools.partial(judge, plan=plan))
+
+
+def policy_and_value(
+  params: PyTree,
+  frozen: PyTree,
+  rollout: Rollout,
+  *,
+  plan: Plan,
+  frozen_unembedding: bool,
+) -> tuple[Array, Array, Array | None]:
+  """Returns log-probabilities, entropies and values [N, L] of a rollout.
+
+  The `apply` of policy-gradient updates. Args: params {"policy", "value"},
+  frozen trees under the same keys; `frozen_unembedding` is the cheaper path
+  without entropy gradients.
+  """
+  rows = roles.Rows.of(rollout)
+  logprobs, entropies = roles.logprobs(
+    plan.policy,
+    trees.merge(params["policy"], frozen["policy"]),
+    rows,
+    rollout.response_mask,
+    hidden=rollout.hidden.get("policy"),
+    temperature=plan.temperature,
+    targets=plan.row_targets,
+    frozen_unembedding=frozen_unembedding,
+  )
+  if plan.value is None:
+    return logprobs, entropies, None
+  return (
+    logprobs,
+    entropies,
+    value_only(params["value"], frozen["value"], rollout, plan=plan),
+  )
+
+
+def value_only(
+  params: PyTree, frozen: PyTree, rollout: Rollout, *, plan: Plan
+) -> Array:
+  """Returns values [N, L]: the `apply` of value pre-training."""
+  return roles.values(
+    plan.value,
+    trees.merge(params, frozen),
+    roles.Rows.of(rollout),
+    rollout.hidden.get("value"),
+  )

@@ -1,0 +1,378 @@
+"""A stage: a directory that one pipeline filled.
+
+Its stage.json says what was trained (role, model, tokenizer, normalisation)
+and its checkpoints hold the trainable tree; `load` puts the two on top of a
+base model again. What a stage leaves is a policy or a reward model, and any
+later stage can start from it where that makes sense.
+
+A later stage names it by its folder, and takes the step that the stage ended
+with; FOLDER@best takes the best step that was kept (schedule.keep_best),
+FOLDER@STEP any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax import distributed, integrity
+from rlhf_jax.models import heads, pretrained, trees
+from rlhf_jax.models.pretrained import Base
+from rlhf_jax.models.roles import Role, sampling_params, split
+from rlhf_jax.runs import checkpoint
+from rlhf_jax.schema import UserError
+from rlhf_jax.types import PyTree
+
+STAGE_FILE = "stage.json"
+POLICY, REWARD = "policy", "reward"  # what a stage leaves
+PATHS = ("init_from", "merged_from")  # in stage.json, relative to its folder
+# Where a checkpoint has the policy's trainable tree.
+TRAINED, BESIDE_CRITIC = "train/params", "train/params/policy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A trained role, ready to be used or trained further."""
+
+  role: Role
+  variables: PyTree  # {"params", "lora"?, "head"?}, complete
+  info: dict  # stage.json
+
+  @property
+  def parts(self) -> tuple[PyTree, PyTree]:
+    """The variables, split into what trains and the rest."""
+    return split(self.role, self.variables)
+
+
+class Shelf(Protocol):
+  """Where finished stages are: on disk, or only planned (programs/world.py)."""
+
+  mesh: Any
+
+  def info(self, folder: str | Path, kind: str) -> dict:
+    """Returns stage.json of a finished stage that leaves a `kind`."""
+
+  def restore(self, folder: str | Path, info: dict, template: PyTree) -> PyTree:
+    """Returns the trained tree of a stage."""
+
+  def merged(self, stage: Stage) -> PyTree:
+    """Returns the whole weights of a stage, LoRA factors merged."""
+
+  def number(self, value: float) -> Any:
+    """Returns a float32 array []."""
+
+
+def place(folder: str | Path) -> tuple[Path, str]:
+  """Returns (folder, step) of FOLDER, FOLDER@best or FOLDER@12; "" for none."""
+  head, at, step = str(folder).rpartition("@")
+  if at and (step == "best" or step.isdigit()):
+    return Path(head), step
+  return Path(folder), ""
+
+
+def role_facts(role: Role) -> dict:
+  """Returns what stage.json says of a role; `role_of` reads it."""
+  return {
+    "trainable": role.trainable,
+    "first_layer": role.first_layer,
+    "stop_layer": role.stop_layer,
+    "lora_rank": role.model.lora_rank,
+    "lora_scale": role.model.lora_scale,
+    "head": None if role.head is None else dataclasses.asdict(role.head),
+  }
+
+
+def role_of(facts: dict, base: Base) -> Role:
+  """Returns the role that `role_facts` wrote, on a base model."""
+  facts = dict(facts)
+  head = facts.pop("head")
+  rank, scale = facts.pop("lora_rank"), facts.pop("lora_scale")
+  return Role(
+    model=dataclasses.replace(base.config, lora_rank=rank, lora_scale=scale),
+    head=None if head is None else heads.Config(**head),
+    **facts,
+  )
+
+
+def kind_of(info: dict) -> str:
+  """Returns what a stage leaves: POLICY, or REWARD where there is a head."""
+  return POLICY if info["role"]["head"] is None else REWARD
+
+
+def origins(**folders: str | Path) -> dict[str, str]:
+  """Returns what a checkpoint must agree with about the runs it builds on.
+
+  Args:
+    folders: name -> directory of a finished stage, or "" for none.
+  """
+  return {
+    f"{name}_fingerprint": stage_fingerprint(folder)
+    for name, folder in folders.items()
+  }
+
+
+def stage_fingerprint(workdir: str | Path) -> str:
+  """Returns a digest of what a finished stage holds; "" of no directory.
+
+  It covers stage.json but for its paths, and the sha256 of all arrays of the
+  newest step, or of the step that is named, which its manifest lists.
+  """
+  if not str(workdir):
+    return ""
+  folder, step = place(workdir)
+  info = {k: v for k, v in read_stage(folder).items() if k not in PATHS}
+  steps = [
+    int(p.parent.name) for p in folder.glob("checkpoints/*/manifest.json")
+  ]
+  chosen = step_of(workdir) if step else max(steps)
+  manifest = folder / "checkpoints" / str(chosen) / "manifest.json"
+  digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+  return integrity.fingerprint({"stage": info, "manifest": digest})
+
+
+def step_of(folder: str | Path) -> int | None:
+  """Returns the step that FOLDER@... names; None for the newest.
+
+  Raises:
+    UserError: the run kept no such step.
+  """
+  path, step = place(folder)
+  if not step:
+    return None
+  info = read_stage(path) or {}
+  with checkpoint.Checkpoints(
+    str(path / "checkpoints"), best=info.get("best", "max"), read_only=True
+  ) as saved:
+    kept = saved.steps()
+    found = saved.best() if step == "best" else int(step)
+  if found is None or found not in kept:
+    what = "no best step" if step == "best" else f"no step {step}"
+    raise UserError(
+      f"{folder}: {what} was kept there; there are {kept}. The best one is "
+      "kept where schedule.keep_best names a metric, others by schedule.keep."
+    )
+  return found
+
+
+def write_stage(
+  workdir: Path, pipeline: str, base: Base, role: Role, **facts: Any
+) -> dict:
+  """Writes stage.json, which marks the stage as finished; returns it."""
+  info = {
+    "pipeline": pipeline,
+    "model_source": base.source,
+    **base.identity,
+    "role": role_facts(role),
+    **facts,
+  }
+  for name in PATHS:
+    if info.get(name):  # found again wherever both folders are moved to
+      info[name] = os.path.relpath(info[name], workdir)
+  if info.get("merged_from"):
+    merged = Path(workdir) / info["merged_from"]
+    info["merged_from_fingerprint"] = stage_fingerprint(merged)
+  path = Path(workdir) / STAGE_FILE
+  if distributed.is_first():
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(info, indent=2) + "\n")
+    os.replace(temporary, path)
+  distributed.barrier(STAGE_FILE)
+  return read_stage(workdir)
+
+
+def read_stage(workdir: str | Path) -> dict | None:
+  """Returns stage.json of a finished stage, or None.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  path = Path(workdir) / STAGE_FILE
+  if not path.is_file():
+    return None
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(
+      f"{path}: damaged ({error}). Delete it and run the stage again; it goes "
+      "on from its last checkpoint."
+    ) from error
+
+
+def need_stage(
+  workdir: str | Path, kind: str, field: str = "", *, pipeline: str = ""
+) -> dict:
+  """Returns stage.json of a finished stage.
+
+  Args:
+    workdir: the stage's directory, with @STEP or not.
+    kind: what it must leave, POLICY or REWARD.
+    field: where the directory was named, for the message.
+    pipeline: the only one that may have filled it; "" for any.
+
+  Raises:
+    UserError: when the directory holds no such stage.
+  """
+  folder, step = place(workdir)
+  info = read_stage(folder)
+  is_wanted = info is not None and kind_of(info) == kind
+  if is_wanted and pipeline in ("", info["pipeline"]):
+    if step:
+      step_of(workdir)
+    return info
+  remedy = f"Finish it first, with --workdir={folder}."
+  if info is not None:
+    found, remedy = f"a {info['pipeline']} run", "Name another folder."
+  elif (folder / "checkpoints").is_dir():
+    found = "one that is not finished"
+  elif folder.is_dir():
+    found = "no run in it"
+  else:
+    found = "no such folder"
+  where = f"{field}={str(workdir)!r}" if field else str(workdir)
+  raise UserError(
+    f"{where}: wanted a finished {pipeline or kind} run, found {found}. "
+    f"{remedy}"
+  )
+
+
+def check_same_base(info: dict, base: Base, workdir: str | Path) -> None:
+  """Checks that a stage was trained on this model and this tokenizer.
+
+  Raises:
+    CheckpointError: naming what differs.
+  """
+  for field, value in base.identity.items():
+    if info[field] != value:
+      what = field.removesuffix("_fingerprint")
+      raise integrity.CheckpointError(
+        f"{workdir} was trained with another {what} (fingerprint "
+        f"{info[field][:16]}, of {info['model_source']}) than this run "
+        f"({value[:16]}, of {base.source}). Set model.source, model.tokenizer "
+        "and model.scan_layers as they were there, or name another folder."
+      )
+
+
+def finished(
+  workdir: Path, pipeline: str, base: Base, kind: str = POLICY
+) -> dict | None:
+  """Returns stage.json if the stage of this run is finished, else None.
+
+  Raises:
+    UserError: finished by another pipeline, or on another model or tokenizer.
+  """
+  if read_stage(workdir) is None:
+    return None
+  info = need_stage(workdir, kind, "--workdir", pipeline=pipeline)
+  check_same_base(info, base, workdir)
+  print(
+    f"{pipeline}: {workdir} is finished, nothing to do. To train anew, choose "
+    "another --workdir."
+  )
+  return info
+
+
+class Disk:
+  """Finished stages as they are on disk; a Shelf."""
+
+  def __init__(self, mesh: jax.sharding.Mesh) -> None:
+    self.mesh = mesh
+
+  def info(self, folder: str | Path, kind: str) -> dict:
+    """Returns stage.json of a finished stage that leaves a `kind`."""
+    return need_stage(folder, kind)
+
+  def restore(self, folder: str | Path, info: dict, template: PyTree) -> PyTree:
+    """Returns the trained tree of a stage."""
+    path, _ = place(folder)
+    return checkpoint.restore_params(
+      path / "checkpoints",
+      template,
+      prefix=trained_prefix(path, info),
+      step=step_of(folder),
+    )
+
+  def merged(self, stage: Stage) -> PyTree:
+    """Returns the whole weights of a stage, LoRA factors merged."""
+    return sampling_params(stage.role, *stage.parts)
+
+  def number(self, value: float) -> Any:
+    """Returns a float32 array []."""
+    return jnp.float32(value)
+
+
+def trained_prefix(folder: Path, info: dict) -> str:
+  """Returns where a stage's checkpoints have its trainable tree.
+
+  Runs of before `trained` was written are recognised by their manifest.
+  """
+  if "trained" in info:
+    return info["trained"]
+  for path in folder.glob("checkpoints/*/manifest.json"):
+    arrays = json.loads(path.read_text())["arrays"]
+    if any(name.startswith(f"{BESIDE_CRITIC}/") for name in arrays):
+      return BESIDE_CRITIC
+  return TRAINED
+
+
+def load(folder: str | Path, kind: str, base: Base, shelf: Shelf) -> Stage:
+  """Returns the trained role of a finished stage.
+
+  Args:
+    folder: the stage's directory, with @STEP or not.
+    kind: what it must leave, POLICY or REWARD.
+    base: the model it was trained on.
+    shelf: where it is.
+
+  Raises:
+    UserError: when the directory holds no finished stage of that kind.
+    CheckpointError: when it was trained on another model or tokenizer.
+  """
+  info = shelf.info(folder, kind)
+  check_same_base(info, base, folder)
+  role = role_of(info["role"], base)
+  wanted, _ = split(role, pretrained.variable_shapes(role))
+  template = pretrained.with_shardings(wanted, shelf.mesh)
+  trained = shelf.restore(folder, info, template)
+  params = start_params(merged_folder(folder, info), base, shelf)
+  flat = trees.flatten({"params": params}) | trees.flatten(trained)
+  return Stage(role=role, variables=trees.unflatten(flat), info=info)
+
+
+def merged_folder(workdir: str | Path, info: dict) -> Path | str:
+  """Returns the stage whose whole weights a stage was built on, or "".
+
+  Raises:
+    CheckpointError: another run is there now.
+  """
+  if not info.get("merged_from"):
+    return ""
+  path, _ = place(workdir)
+  folder = path / info["merged_from"]
+  if "merged_from_fingerprint" not in info:  # planned, so nothing is there
+    return folder
+  need_stage(folder, POLICY, f"{path / STAGE_FILE}: merged_from")
+  if stage_fingerprint(folder) != info["merged_from_fingerprint"]:
+    raise integrity.CheckpointError(
+      f"{workdir} was trained on the weights of {folder}, and another run is "
+      "there now. Bring the old one back, or train this stage anew."
+    )
+  return folder
+
+
+def start_params(folder: str | Path, base: Base, shelf: Shelf) -> PyTree:
+  """Returns the whole weights a stage starts from.
+
+  Those of the base model, or of a finished stage that leaves a policy, with
+  its LoRA factors merged. Frozen weights are in no checkpoint, so a stage
+  records this as `merged_from` and finds them here again.
+  """
+  if not str(folder):
+    return base.params
+  return shelf.merged(load(folder, POLICY, base, shelf))
