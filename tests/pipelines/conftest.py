@@ -8,7 +8,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from rlhf_jax.pipelines import policy, reward, sft
+from rlhf_jax import pipelines
 from tests.pipelines import tiny_runs
 
 
@@ -40,21 +40,21 @@ def files(compile_cache, tmp_path_factory):
 @pytest.fixture(scope="package")
 def sft_full(files):
   folder = files.root / "sft_full"
-  sft.run(tiny_runs.sft_config(files, "full"), folder)
+  pipelines.run(tiny_runs.sft_config(files, "full"), folder)
   return folder
 
 
 @pytest.fixture(scope="package")
 def sft_lora(files):
   folder = files.root / "sft_lora"
-  sft.run(tiny_runs.sft_config(files, "lora"), folder)
+  pipelines.run(tiny_runs.sft_config(files, "lora"), folder)
   return folder
 
 
 def _reward(files, mode, start, samples):
   folder = files.root / f"reward_{mode}"
   config = tiny_runs.reward_config(files, mode, start, samples)
-  reward.run(config, folder)
+  pipelines.run(config, folder)
   return folder
 
 
@@ -81,13 +81,13 @@ def records():
 
 @pytest.fixture(scope="package")
 def run_policy(records):
-  """Returns policy.run that also fills a Record."""
+  """Returns pipelines.run that also fills a Record."""
 
   def run(config, folder):
     record = records.setdefault(folder.name, tiny_runs.Record())
     with pytest.MonkeyPatch.context() as patch:
       record.watch(patch)
-      return policy.run(config, folder)
+      return pipelines.run(config, folder)
 
   return run
 

@@ -13,11 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax.runs import checkpoint
+from rlhf_jax import pipelines
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models import huggingface, transformer, trees
-from rlhf_jax.pipelines import build, defaults, policy
-from rlhf_jax.pipelines.config import Model, section
+from rlhf_jax.models.pretrained import Base
+from rlhf_jax.pipelines import defaults, policy
+from rlhf_jax.programs import policy_step
+from rlhf_jax.runs import checkpoint
 from rlhf_jax.types import Samples
 from tests import tiny
 
@@ -66,7 +68,7 @@ class Record:
   def watch(self, patch) -> None:
     """Wraps what policy.run calls."""
     load, text_metrics = policy.actors_lib.load, policy.text_metrics
-    make_programs = policy.make_programs
+    make_functions = policy_step.make_functions
 
     def watched_load(*args, **options):
       self.actors = load(*args, **options)
@@ -77,20 +79,20 @@ class Record:
       self.tokens.append(np.asarray(samples.tokens))
       return text_metrics(tokenizer, samples)
 
-    def watched_programs(*args):
-      programs = make_programs(*args)
+    def watched_functions(*args):
+      made = make_functions(*args)
 
       def update(state, frozen, rollout, *rest):
         before = jax.tree.map(np.array, rollout)
-        result = programs.update(state, frozen, rollout, *rest)
+        result = made.update(state, frozen, rollout, *rest)
         self.rollouts.append((before, jax.tree.map(np.array, rollout)))
         return result
 
-      return dataclasses.replace(programs, update=update)
+      return dataclasses.replace(made, update=update)
 
     patch.setattr(policy.actors_lib, "load", watched_load)
     patch.setattr(policy, "text_metrics", watched_metrics)
-    patch.setattr(policy, "make_programs", watched_programs)
+    patch.setattr(policy_step, "make_functions", watched_functions)
 
 
 def _write(path: Path, rows: list[dict]) -> str:
@@ -239,10 +241,19 @@ def full_policy_config(files: Files, start: Path, scorer: Path):
   return config
 
 
-def load_base(config) -> build.Base:
+def settings_of(config):
+  """Returns the settings of a configuration."""
+  return pipelines.read(config).settings
+
+
+def world_of(config, folder=""):
+  """Returns the world that a configuration runs in."""
+  return pipelines.read(config).open(folder)
+
+
+def load_base(config) -> Base:
   """Returns the base model of a configuration."""
-  mesh = build.make_mesh(config)
-  return build.load_base(section(Model, config.model, "model"), mesh)
+  return world_of(config).base(settings_of(config).model)
 
 
 def load_samples(path: Path) -> Samples:
