@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.data.formats import RatedText
+from rlhf_jax.data.examples import RatedText
 from rlhf_jax.data.sources import DataError
 
 

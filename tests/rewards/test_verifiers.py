@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rlhf_jax.data import formats
+from rlhf_jax.data import parsers
 from rlhf_jax.rewards import math_answers, text_matches, verifiers
 
 
@@ -96,7 +96,7 @@ def test_gsm8k_solution_and_wrong_answer():
 
 def test_gsm8k_records_of_this_package_are_references():
   answer = "She has 2+3=<<2+3=5>>5 apples.\n#### 5"
-  record = formats.parse_gsm8k(
+  record = parsers.parse_gsm8k(
     {"question": "How many?", "answer": answer}, "f:1"
   )
   assert one("number", "I say\n#### 5 apples", record.response) == 1.0
