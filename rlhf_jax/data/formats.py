@@ -114,8 +114,8 @@ def _parse(parse: Callable, label: str, record: dict, where: str) -> Example:
   except Exception as error:
     raise DataError(
       f"{where}: {label} raised {type(error).__name__}: {error} "
-      f"({imported.line_of(error, parse)}); the record has {sorted(record)}. Correct "
-      "the record or the parser."
+      f"({imported.line_of(error, parse)}); the record has {sorted(record)}. "
+      "Correct the record or the parser."
     ) from error
   if not isinstance(example, Example):
     raise DataError(

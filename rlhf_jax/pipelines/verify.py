@@ -1,14 +1,15 @@
-"""Verifiable rewards in the policy pipeline: texts judged on the host.
+"""Verifiable rewards in the policy pipeline: answers judged on the host.
 
-A config names a verifier of rewards/verifiers.py and its settings; each prompt
-brings the reference that its answers are judged against (the answer of a
-demonstration, or the field "reference" of a prompt).
+A config names a verifier of rewards/verifiers.py, or a reward function of a
+user's own by its import path, and its settings. Each prompt brings the
+reference that its answers are judged against (the answer of a demonstration,
+or the field "reference" of a prompt), where the verifier needs one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,15 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.pipelines import build, inputs
 from rlhf_jax.pipelines.config import ConfigError, Data
 from rlhf_jax.rewards import verifiers
-from rlhf_jax.types import Samples
+from rlhf_jax.rewards.functions import Bound, Parts
+from rlhf_jax.rewards.rows import Answers
+from rlhf_jax.types import FINISH_EOS, Samples
 
 COMPONENT = "component/"
 ROUNDING = 1e-4  # of a sum of weights
 
 
-def read(
-  section: Any, prefix: str = ""
-) -> Callable[..., verifiers.Parts] | None:
+def read(section: Any, prefix: str = "") -> Bound | None:
   """Returns verifiers.bind_parts of a section `verifier`, None for "".
 
   Args:
@@ -42,7 +43,7 @@ def read(
       raise ConfigError(
         f"config.{prefix}verifier.settings={dict(section.settings)}: are for "
         f"no verifier. Set verifier.name to one of "
-        f"{', '.join(verifiers.VERIFIERS)}."
+        f"{', '.join(verifiers.VERIFIERS)}, or to an import path."
       )
     return None
   try:
@@ -51,49 +52,66 @@ def read(
     raise ConfigError(f"config.{prefix}verifier: {error}") from error
 
 
-def references(
-  data: Data, tokenizer: Tokenizer, parts: Callable[..., verifiers.Parts]
-) -> list[Any]:
-  """Returns what the answers to each prompt are judged against.
+def references(found: Sequence[Any], parts: Bound) -> list[Any]:
+  """Returns what the answers to each prompt are judged against, or None.
 
   Args:
-    data: prompts or demonstrations.
-    tokenizer: of the model.
-    parts: the verifier, from `read`; each reference is tried on no answer.
+    found: prompts or demonstrations, from inputs.records.
+    parts: the verifier, from `read`.
 
   Raises:
-    ConfigError: a record without a reference, or with one that cannot judge.
+    ConfigError: a record without a reference that the verifier needs.
   """
-  found, _ = inputs.records(data, tokenizer)
   result = []
   for record in found:
-    if isinstance(record, formats.Demonstration) and not record.messages:
-      result.append(record.response)
-    elif isinstance(record, formats.Prompt) and record.reference is not None:
-      result.append(record.reference)
-    else:
+    reference = None
+    if isinstance(record, formats.Prompt):
+      reference = record.reference
+    elif isinstance(record, formats.Demonstration) and record.messages is None:
+      reference = record.response
+    if reference is None and "references" in parts.needs:
       raise ConfigError(
         f"{record.where}: has nothing to judge an answer against. A verifier "
         'needs {"prompt", "reference"} or {"prompt", "response"} a line.'
       )
-    try:
-      parts([""], result[-1:])
-    except ValueError as error:
-      rule = str(error).replace("references[0]", "reference", 1)
-      raise ConfigError(f"{record.where}: {rule}") from error
+    result.append(reference)
   return result
+
+
+def fields(found: Sequence[Any], parts: Bound) -> list[dict[str, Any]]:
+  """Returns the record of each prompt as it was read; {} where none is kept.
+
+  Args:
+    found: from inputs.records.
+    parts: the verifier, from `read`.
+
+  Raises:
+    ConfigError: the verifier needs a record that was not kept.
+  """
+  for record in found:
+    if not hasattr(record, "fields") and "records" in parts.needs:
+      raise ConfigError(
+        f"{record.where}: a {type(record).__name__} keeps no further fields, "
+        "and the verifier reads records. Give prompts or demonstrations."
+      )
+  return [getattr(record, "fields", {}) for record in found]
 
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-  """Scores samples by their text, each process its share of them.
+  """Scores samples by their text, each process its share of the prompts.
 
-  parts: see verifiers.bind_parts.
+  parts: from `read`.
+  references, records: of each prompt in the data.
+  tokenizer: of the model.
+  logged: names of what it logs, the same in every call.
   """
 
-  parts: Callable[[Sequence[str], Sequence[Any]], verifiers.Parts]
+  parts: Bound
   references: list[Any]
+  records: list[dict[str, Any]]
   tokenizer: Tokenizer
+  logged: tuple[str, ...] = ()
 
   def __call__(
     self, samples: Samples, index: Any
@@ -104,16 +122,101 @@ class Judge:
       samples: [N, L], the samples of a prompt in contiguous rows.
       index: [P] number of each prompt in the data.
     """
-    prompts = distributed.fetch(index)
-    each = samples.tokens.shape[0] // len(prompts)
-    texts = [text for _, text in build.sample_texts(self.tokenizer, samples)]
-    wanted = [self.references[i] for i in np.repeat(prompts, each)]
-    scores, logged = distributed.by_share(
-      lambda mine: self.parts(texts[mine], wanted[mine]), len(texts)
-    )
-    return np.asarray(scores, np.float32), {
-      COMPONENT + name: values for name, values in logged.items()
+    numbers = distributed.fetch(index)
+    answers = self.answers(samples, numbers)
+    group = len(answers) // len(numbers)
+
+    def share(prompts: slice) -> Parts:
+      """Returns the scores [prompts, group] of whole groups."""
+      rows = range(prompts.start * group, prompts.stop * group)
+      scores, logged = np.zeros(0), dict.fromkeys(self.logged, np.zeros(0))
+      if rows:  # a process may have no share
+        scores, logged = self.parts(answers.take(rows))
+        self.check_logged(logged)
+      return scores.reshape(-1, group), {
+        name: values.reshape(-1, group) for name, values in logged.items()
+      }
+
+    scores, logged = distributed.by_share(share, len(numbers))
+    return np.asarray(scores, np.float32).reshape(-1), {
+      COMPONENT + name: values.reshape(-1) for name, values in logged.items()
     }
+
+  def answers(self, samples: Samples, numbers: np.ndarray) -> Answers:
+    """Returns samples [N, L] as a verifier reads them.
+
+    Args:
+      samples: those of a prompt in contiguous rows.
+      numbers: [P] of the prompts in the data.
+    """
+    texts = build.sample_texts(self.tokenizer, samples)
+    tokens, response, reason = distributed.fetch(
+      (samples.tokens, samples.response_mask, samples.finish_reason)
+    )
+    rows = np.repeat(numbers, len(texts) // len(numbers))
+    return Answers(
+      texts=[text for _, text in texts],
+      references=[self.references[i] for i in rows],
+      prompts=[prompt for prompt, _ in texts],
+      records=[dict(self.records[i]) for i in rows],
+      token_ids=[
+        row[mask > 0].tolist()
+        for row, mask in zip(tokens, response, strict=True)
+      ],
+      has_ended=(reason == FINISH_EOS).tolist(),
+    )
+
+  def check_logged(self, logged: dict[str, np.ndarray]) -> None:
+    """Raises ValueError unless what is logged has the names it always has."""
+    if set(logged) != set(self.logged):
+      raise ValueError(
+        f"the verifier logs {sorted(logged)}, and for an empty answer, before "
+        f"the run, {sorted(self.logged)}. Log the same names in every call."
+      )
+
+
+def judge_of(
+  parts: Bound,
+  found: Sequence[Any],
+  tokenizer: Tokenizer,
+  prompts: Sequence[str] | None = None,
+) -> Judge:
+  """Returns the judge of answers to prompts, tried on an empty answer to each.
+
+  A verifier that reads nothing of a prompt or its record is tried once.
+
+  Args:
+    parts: from `read`.
+    found: the records of the prompts.
+    tokenizer: of the model.
+    prompts: their texts, as the model reads them; None where parts takes none.
+
+  Raises:
+    ConfigError: a record without what the verifier needs, or with what it
+      cannot judge by.
+  """
+  judge = Judge(
+    parts, references(found, parts), fields(found, parts), tokenizer
+  )
+  is_each_alike = not parts.takes & {"references", "records", "prompts"}
+  for i, record in enumerate(found[:1] if is_each_alike else found):
+    empty = Answers(
+      texts=[""],
+      references=[judge.references[i]],
+      prompts=None if prompts is None else [prompts[i]],
+      records=[dict(judge.records[i])],
+      token_ids=[[tokenizer.eos_id]],
+      has_ended=[True],
+    )
+    try:
+      _, logged = parts(empty)
+      if i == 0:
+        judge = dataclasses.replace(judge, logged=tuple(logged))
+      judge.check_logged(logged)
+    except ValueError as error:
+      rule = str(error).replace("references[0]", "reference", 1)
+      raise ConfigError(f"{record.where}: {rule}") from error
+  return judge
 
 
 def component_means(scores: dict[str, Any]) -> dict[str, float]:
@@ -134,15 +237,17 @@ def component_means(scores: dict[str, Any]) -> dict[str, float]:
 
 
 def correct_above(section: Any) -> float | None:
-  """Returns the score above which an answer is right; None for no verifier.
+  """Returns the score above which an answer is right.
+
+  None without a verifier, and for one whose full marks are not known.
 
   Args:
     section: {"name", "settings"}, checked by `read`.
   """
-  if read(section) is None:
+  parts = read(section)
+  if parts is None or parts.full_marks is None:
     return None
-  settings = section.settings.to_dict()
-  return verifiers.full_marks(section.name, settings) - ROUNDING
+  return parts.full_marks - ROUNDING
 
 
 def load(config: Any, data: Data, tokenizer: Tokenizer) -> Judge | None:
@@ -150,4 +255,9 @@ def load(config: Any, data: Data, tokenizer: Tokenizer) -> Judge | None:
   parts = read(config.verifier)
   if parts is None:
     return None
-  return Judge(parts, references(data, tokenizer, parts), tokenizer)
+  found, _ = inputs.records(data, tokenizer)
+  prompts = None
+  if "prompts" in parts.takes:
+    ids, _ = inputs.prompts(data, tokenizer, data.max_length)
+    prompts = [tokenizer.decode(row) for row in ids]
+  return judge_of(parts, found, tokenizer, prompts)

@@ -154,8 +154,9 @@ def _judge(
       raise
     raise ValueError(
       f"{label}: raised {type(error).__name__}: {error} "
-      f"({imported.line_of(error, function.func)}), called with {len(answers)} "
-      "answers. Correct it: every answer gets a number, an empty one too."
+      f"({imported.line_of(error, function.func)}) on a batch of "
+      f"{len(answers)}. Correct it: every answer gets a number, an empty one "
+      "too."
     ) from error
   return check_result(found, answers, label)
 
@@ -199,7 +200,7 @@ def _numbers(values: Any, answers: Answers, start: str) -> np.ndarray:
   elif not isinstance(values, (list, tuple)):
     raise ValueError(f"{start} are a {type(values).__name__}. {remedy}")
   if len(values) != count:
-    raise ValueError(f"{start} are {len(values)}. {remedy}")
+    raise ValueError(f"{start}: {len(values)} for {count} answers. {remedy}")
   result = np.zeros(count, np.float32)
   for row, value in enumerate(values):
     number = np.asarray(value)

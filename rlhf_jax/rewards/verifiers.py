@@ -181,19 +181,6 @@ def part_names(config: SumConfig) -> list[str]:
   return names
 
 
-def full_marks(name: str, settings: dict[str, Any]) -> float | None:
-  """Returns the score of an answer that is right in everything.
-
-  None where that is unknown: a function of a user's own has no attribute
-  full_marks.
-
-  Args:
-    name: a key of VERIFIERS, or an import path.
-    settings: as `bind_parts`.
-  """
-  return bind_parts(name, **settings).full_marks
-
-
 VERIFIERS: dict[str, Verifier] = {
   "exact": Verifier(text_matches.ExactConfig, text_matches.score_exact),
   "number": Verifier(math_answers.Config, math_answers.score),
