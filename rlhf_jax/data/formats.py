@@ -1,12 +1,11 @@
 """Records -> examples: demonstrations, comparisons, prompts, ratings.
 
 FORMATS names every accepted layout of a record, and the import path of a
-parser is as good as a name (`find`). A record of the wrong shape
-(a field missing, or of the wrong type) stops the reading; a record of the
-right shape that teaches nothing (an empty answer, a pair whose prompts
-differ) is refused with a reason: `load` raises and counts all of them,
-`load_and_count` leaves them out and returns the counts. Nothing disappears
-silently.
+parser is as good as a name (`find`). A record of the wrong shape (a field
+missing, or of the wrong type) stops the reading; a record of the right shape
+that teaches nothing (an empty answer, a pair whose prompts differ) is refused
+with a reason: `load` raises and counts all of them, `load_and_count` leaves
+them out and returns the counts. Nothing disappears silently.
 """
 
 from __future__ import annotations
