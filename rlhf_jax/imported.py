@@ -154,16 +154,16 @@ def _failure(error: BaseException, file: str | None = None) -> _Refused:
   if isinstance(error, ModuleNotFoundError):
     remedy = "Install it, or put the folder that holds it on PYTHONPATH."
   return _Refused(
-    f"{line_of(error, file)}: {type(error).__name__}: {error}. {remedy}"
+    f"{_line(error, file)}: {type(error).__name__}: {error}. {remedy}"
   )
 
 
-def line_of(error: BaseException, file: str | None = None) -> str:
-  """Returns "FILE:LINE" where an error came from.
+def _line(error: BaseException, file: str | None) -> str:
+  """Returns "FILE:LINE": the last line of a file that an error passed.
 
   Args:
     error: raised and caught.
-    file: the last line of this file that it passed; None: the last line.
+    file: None for any file.
   """
   if isinstance(error, SyntaxError) and file in (None, error.filename):
     return f"{error.filename}:{error.lineno}"
@@ -176,6 +176,18 @@ def line_of(error: BaseException, file: str | None = None) -> str:
   if not frames:
     return "an unknown line" if file is None else file
   return f"{frames[-1].filename}:{frames[-1].lineno}"
+
+
+def line_of(error: BaseException, function: Any) -> str:
+  """Returns "FILE:LINE" where an error left a function.
+
+  Args:
+    error: what the function raised, caught.
+    function: the last line of its own file is named; where that cannot be
+      known, the last line of all.
+  """
+  code = getattr(inspect.unwrap(function), "__code__", None)
+  return _line(error, None if code is None else code.co_filename)
 
 
 def check_call(

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.data.formats import RatedText
+from rlhf_jax.data.examples import RatedText
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.imported import nearest
 from rlhf_jax.schema import FieldError, UserError

@@ -299,7 +299,7 @@ class Loader(Iterator):
 
 
 def _check_order(
-  count: int, batch_size: int, num_epochs: int | None, drop_remainder: bool
+  count: int, batch_size: int, num_epochs: int | None, drops_remainder: bool
 ) -> None:
   if count == 0:
     raise UserError("the data set is empty. Give at least one example.")
@@ -309,7 +309,7 @@ def _check_order(
     raise UserError(
       f"num_epochs={num_epochs}: set num_epochs >= 1, or None for no end."
     )
-  if count < batch_size and (drop_remainder or num_epochs is None):
+  if count < batch_size and (drops_remainder or num_epochs is None):
     raise UserError(
       f"{count} examples do not fill one batch of batch_size={batch_size}. "
       "Lower batch_size, or give more examples."
@@ -321,12 +321,12 @@ def make_loader(
   batch_size: int,
   *,
   seed: int,
-  shuffle: bool = True,
+  is_shuffled: bool = True,
   num_epochs: int | None = None,
   shard_index: int = 0,
   shard_count: int = 1,
   collate: Callable[[list], Any],
-  drop_remainder: bool = True,
+  drops_remainder: bool = True,
 ) -> Loader:
   """Returns an endless or finite stream of this host's part of each batch.
 
@@ -338,32 +338,32 @@ def make_loader(
     examples: anything with a length and integer indexing.
     batch_size: rows of the global batch, all hosts together.
     seed: of the shuffle, in [0, 2**32).
-    shuffle: False keeps the order.
+    is_shuffled: False keeps the order.
     num_epochs: None never ends.
     shard_index, shard_count: this host and the number of hosts.
     collate: list of batch_size / shard_count examples -> batch.
-    drop_remainder: False yields a smaller last batch (one host only).
+    drops_remainder: False yields a smaller last batch (one host only).
 
   Raises:
     ValueError: settings that cannot make one full batch.
   """
   count = len(examples)
-  _check_order(count, batch_size, num_epochs, drop_remainder)
+  _check_order(count, batch_size, num_epochs, drops_remainder)
   if batch_size % shard_count or not 0 <= shard_index < shard_count:
     raise UserError(
       f"batch_size={batch_size} for host shard_index={shard_index} of "
       f"shard_count={shard_count}: each host takes an equal part. Set "
       "batch_size to a multiple of the hosts, numbered from 0."
     )
-  if not drop_remainder and shard_count > 1:
+  if not drops_remainder and shard_count > 1:
     raise UserError(
-      f"drop_remainder=False with shard_count={shard_count}: hosts would "
-      "get last batches of different sizes. Set drop_remainder=True."
+      f"drops_remainder=False with shard_count={shard_count}: hosts would "
+      "get last batches of different sizes. Set drops_remainder=True."
     )
   if not 0 <= seed < _SEED_LIMIT:
     raise UserError(f"seed={seed}: must be in [0, 2**32). Choose another.")
   dataset = grain.MapDataset.source(examples).seed(seed)
-  if shuffle:
+  if is_shuffled:
     dataset = dataset.shuffle()
   rows = batch_size // shard_count
 
@@ -371,12 +371,12 @@ def make_loader(
     return collate(list(batch)[shard_index * rows : (shard_index + 1) * rows])
 
   dataset = dataset.repeat(num_epochs).batch(
-    batch_size, drop_remainder=drop_remainder, batch_fn=part
+    batch_size, drop_remainder=drops_remainder, batch_fn=part
   )
   settings = {
     "examples": count,
     "batch_size": batch_size,
     "seed": seed,
-    "shuffle": shuffle,
+    "shuffle": is_shuffled,
   }
   return Loader(dataset, settings)

@@ -55,7 +55,9 @@ class Data:
     if self.max_length < 2:
       raise FieldError(f"max_length={self.max_length}: must be >= 2 tokens.")
     check_choice("ties", self.ties, ("drop", "soft"))
-    if not imported.is_path(self.format):
+    if imported.is_path(self.format):
+      formats.find(self.format)
+    else:
       check_choice("format", self.format, tuple(formats.FORMATS))
     if not 0 <= self.split_seed < 2**32:
       raise FieldError(

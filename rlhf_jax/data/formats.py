@@ -1,91 +1,39 @@
 """Records -> examples: demonstrations, comparisons, prompts, ratings.
 
-FORMATS names every accepted layout of a record. A record of the wrong shape
-(a field missing, or of the wrong type) stops the reading; a record of the
-right shape that teaches nothing (an empty answer, a pair whose prompts
-differ) is refused with a reason: `load` raises and counts all of them,
-`load_and_count` leaves them out and returns the counts. Nothing disappears
-silently.
-
-Left out: rankings of more than two answers, tool calls.
+FORMATS names every accepted layout of a record, and the import path of a
+parser is as good as a name (`find`). A record of the wrong shape (a field
+missing, or of the wrong type) stops the reading; a record of the right shape
+that teaches nothing (an empty answer, a pair whose prompts differ) is refused
+with a reason: `load` raises and counts all of them, `load_and_count` leaves
+them out and returns the counts. Nothing disappears silently.
 """
 
 from __future__ import annotations
 
-import math
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import numpy as np
 
-from rlhf_jax.data import labelled, records, sources, transcripts
-from rlhf_jax.data.chat import Message
-from rlhf_jax.data.labelled import Labelled
+from rlhf_jax import imported
+from rlhf_jax.data import parsers, records, sources, transcripts
+from rlhf_jax.data.examples import (
+  Comparison,
+  Demonstration,
+  Example,
+  Labelled,
+  Prompt,
+  RatedText,
+)
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.schema import UserError
 
 Dropped = Counter  # reason -> number of examples left out
-
-
-@dataclass(frozen=True)
-class Demonstration:
-  """What a person wrote: a dialogue, or a prompt and its response.
-
-  where: file:line.
-  prompt, response: plain text, joined as they are; used if messages is None.
-  messages: a dialogue whose assistant turns are learned, or None.
-  """
-
-  where: str
-  prompt: str = ""
-  response: str = ""
-  messages: list[Message] | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-  """Two answers to one prompt, and which of them people preferred.
-
-  where: file:line.
-  prompt: text, or the dialogue so far; "" compares texts without a prompt.
-  chosen, rejected: the answers.
-  label: probability in [0, 1] that `chosen` wins; 0.5 is a tie.
-  """
-
-  where: str
-  prompt: str | list[Message]
-  chosen: str
-  rejected: str
-  label: float = 1.0
-
-
-@dataclass(frozen=True)
-class Prompt:
-  """Something to answer: text, or the dialogue so far.
-
-  where: file:line.
-  prompt: text or messages.
-  reference: what a verifier judges answers against, or None.
-  """
-
-  where: str
-  prompt: str | list[Message]
-  reference: Any = None
-
-
-@dataclass(frozen=True)
-class RatedText:
-  """A text with the ratings that several people gave it. where: file:line."""
-
-  where: str
-  text: str
-  ratings: tuple[float, ...]
-
-
-Example = Demonstration | Comparison | Labelled | Prompt | RatedText
+PARSED = ("record", "where")  # what a parser is given
 
 
 def prompt_messages(example: Demonstration | Comparison | Labelled | Prompt):
@@ -118,144 +66,80 @@ def response_text(example: Comparison | Labelled, response: str) -> str:
   return response if isinstance(example.prompt, str) else f" {response}"
 
 
-def parse_hh(record: dict, where: str) -> Comparison:
-  """Anthropic HH: two transcripts that differ in their last answer.
-
-  Outer whitespace of each turn is removed. Bai et al. 2022, arXiv:2204.05862.
-  """
-  (*prompt, chosen), (*other, rejected) = (
-    records.transcript(record, name, where) for name in ("chosen", "rejected")
-  )
-  if prompt != other:
-    raise records.RefusedExample(
-      "prompts differ",
-      f"{where}: fields 'chosen' and 'rejected' differ before their last "
-      "Assistant turn, so they answer different prompts. Remove the record, "
-      "or load it with load_and_count.",
-    )
-  return Comparison(
-    where,
-    prompt,
-    records.answer(chosen["content"], "chosen", where),
-    records.answer(rejected["content"], "rejected", where),
-  )
-
-
-def parse_comparison(record: dict, where: str) -> Comparison:
-  """prompt (text or messages), chosen, rejected and an optional label."""
-  label = 1.0
-  if "label" in record:
-    label = records.field(record, "label", (int, float), "comparison", where)
-    if not 0 <= label <= 1:
-      raise DataError(
-        f"{where}: field 'label' is {label}; it is the probability that "
-        "'chosen' wins. Give a number in [0, 1]."
-      )
-  prompt = records.prompt(record, "comparison", where)
-  answers = [
-    records.answer(
-      records.field(record, name, (str,), "comparison", where), name, where
-    )
-    for name in ("chosen", "rejected")
-  ]
-  return Comparison(where, prompt, *answers, label=float(label))
-
-
-def parse_demonstration(record: dict, where: str) -> Demonstration:
-  """prompt and response, joined as they are."""
-  prompt = records.field(record, "prompt", (str,), "demonstration", where)
-  response = records.field(record, "response", (str,), "demonstration", where)
-  return Demonstration(
-    where, prompt, records.answer(response, "response", where)
-  )
-
-
-def parse_messages(record: dict, where: str) -> Demonstration:
-  """messages: a dialogue with at least one assistant turn."""
-  messages = records.field(record, "messages", (list,), "messages", where)
-  answers = [
-    m["content"]
-    for m in records.dialogue(messages, where)
-    if m["role"] == "assistant"
-  ]
-  if not answers:
-    raise records.RefusedExample(
-      "no assistant turn",
-      f"{where}: no message has the role 'assistant': nothing to learn from. "
-      "Remove the record, or load it with load_and_count.",
-    )
-  for answer in answers:
-    records.answer(answer, "messages", where)
-  return Demonstration(where, messages=messages)
-
-
-def parse_prompt(record: dict, where: str) -> Prompt:
-  """prompt: text or messages; reference, if any: for a verifier."""
-  prompt = records.prompt(record, "prompt", where)
-  if isinstance(prompt, str) and not prompt.strip():
-    raise records.RefusedExample(
-      "empty prompt",
-      f"{where}: field 'prompt' is empty: nothing to answer. Remove the "
-      "record, or load it with load_and_count.",
-    )
-  return Prompt(where, prompt, record.get("reference"))
-
-
-def parse_ratings(record: dict, where: str) -> RatedText:
-  """text and ratings, a list of numbers by different people."""
-  text = records.field(record, "text", (str,), "ratings", where)
-  ratings = records.field(record, "ratings", (list,), "ratings", where)
-  numbers = [
-    r
-    for r in ratings
-    if isinstance(r, (int, float))
-    and not isinstance(r, bool)
-    and math.isfinite(r)
-  ]
-  if not ratings or len(numbers) < len(ratings):
-    raise DataError(
-      f"{where}: field 'ratings' is {str(ratings)[:60]}; it must hold finite "
-      "numbers, at least one. Correct the record."
-    )
-  return RatedText(
-    where, records.answer(text, "text", where), tuple(map(float, numbers))
-  )
-
-
-def parse_gsm8k(record: dict, where: str) -> Demonstration:
-  """question and answer; a line break joins them (Cobbe et al. 2021)."""
-  question = records.field(record, "question", (str,), "gsm8k", where)
-  answer = records.field(record, "answer", (str,), "gsm8k", where)
-  return Demonstration(
-    where, question + "\n", records.answer(answer, "answer", where)
-  )
-
-
 FORMATS: dict[str, Callable[[dict, str], Example]] = {
-  "hh": parse_hh,
-  "comparison": parse_comparison,
-  "labelled": labelled.parse,
-  "demonstration": parse_demonstration,
-  "messages": parse_messages,
-  "prompt": parse_prompt,
-  "ratings": parse_ratings,
-  "gsm8k": parse_gsm8k,
+  "hh": parsers.parse_hh,
+  "comparison": parsers.parse_comparison,
+  "labelled": parsers.parse_labelled,
+  "demonstration": parsers.parse_demonstration,
+  "messages": parsers.parse_messages,
+  "prompt": parsers.parse_prompt,
+  "ratings": parsers.parse_ratings,
+  "gsm8k": parsers.parse_gsm8k,
 }
+
+
+def find(name: str, field: str = "format") -> Callable[[dict, str], Example]:
+  """Returns parse(record, where) of a format.
+
+  Args:
+    name: a key of FORMATS, or the import path (my_file.py:parse) of a function
+      of record, a dict, and where, "FILE:LINE", that returns an example. It
+      refuses a record that teaches nothing with records.RefusedExample.
+    field: what gave the name, for messages.
+
+  Raises:
+    DataError: unknown, or a function that cannot be called so.
+  """
+  if not imported.is_path(name):
+    if name not in FORMATS:
+      raise DataError(
+        f"{field}={name!r} is unknown. Choose one of {', '.join(FORMATS)}, or "
+        "give the import path of a parser (my_file.py:parse)."
+      )
+    return FORMATS[name]
+  try:
+    parse = imported.load(name, field)
+    imported.check_call(parse, PARSED, PARSED, field, name)
+  except ValueError as error:
+    raise DataError(str(error)) from error
+  return functools.partial(_parse, parse, f"{field}={name!r}")
+
+
+def _parse(parse: Callable, label: str, record: dict, where: str) -> Example:
+  """Returns the example of a parser from elsewhere, or says what it did."""
+  try:
+    example = parse(record=dict(record), where=where)
+  except DataError:
+    raise
+  except Exception as error:
+    raise DataError(
+      f"{where}: {label} raised {type(error).__name__}: {error} "
+      f"({imported.line_of(error, parse)}); the record has {sorted(record)}. "
+      "Correct the record or the parser."
+    ) from error
+  if not isinstance(example, Example):
+    raise DataError(
+      f"{where}: {label} returned a {type(example).__name__}. Return one of "
+      f"{', '.join(kind.__name__ for kind in get_args(Example))} "
+      "(rlhf_jax/data/examples.py)."
+    )
+  return example
 
 
 def _parse_all(
   source: str | Path, format: str
 ) -> tuple[list[Example], list[records.RefusedExample]]:
-  if format not in FORMATS:
-    raise DataError(
-      f"format={format!r} is unknown. Choose one of {', '.join(FORMATS)}."
-    )
+  parse = find(format)
   kept, refused = [], []
   for number, record in enumerate(sources.read_source(source), 1):
     try:
-      kept.append(FORMATS[format](record, f"{source}:{number}"))
+      example = parse(record, f"{source}:{number}")
     except records.RefusedExample as error:
       refused.append(error)
+      continue
+    if isinstance(example, (Demonstration, Prompt)):
+      example = replace(example, fields=record)
+    kept.append(example)
   return kept, refused
 
 
@@ -266,7 +150,7 @@ def load_and_count(
 
   Args:
     source: see rlhf_jax/data/sources.py.
-    format: a key of FORMATS.
+    format: see `find`.
 
   Raises:
     DataError: malformed data, an unknown format, or nothing usable at all.
@@ -282,7 +166,7 @@ def load(source: str | Path, format: str) -> list[Example]:
 
   Args:
     source: see rlhf_jax/data/sources.py.
-    format: a key of FORMATS.
+    format: see `find`.
 
   Raises:
     DataError: names file, line, field and what was found; and how many

@@ -47,7 +47,7 @@ def suggestion(record: dict, format: str) -> str:
 def field(record: dict, name: str, kinds: tuple, format: str, where: str):
   """Returns record[name], or raises DataError naming what was found."""
   hint = suggestion(record, format)
-  needed = ", ".join(FIELDS[format])
+  needed = ", ".join(FIELDS.get(format, (name,)))  # (name,): a user's parser
   if name not in record:
     raise DataError(
       f"{where}: field {name!r} is missing; the record has "

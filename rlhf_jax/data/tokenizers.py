@@ -201,9 +201,9 @@ def _load_gguf(path: Path) -> Tokenizer:
   kinds = [int(types.parts[i][0]) for i in types.data]
   for token, kind in zip(tokens, kinds, strict=True):
     if kind in (GGUF_CONTROL, GGUF_USER_DEFINED):
-      special = kind == GGUF_CONTROL
-      added = tokenizers.AddedToken(token, special=special, normalized=False)
-      add = backend.add_special_tokens if special else backend.add_tokens
+      is_special = kind == GGUF_CONTROL
+      added = tokenizers.AddedToken(token, special=is_special, normalized=False)
+      add = backend.add_special_tokens if is_special else backend.add_tokens
       add([added])
 
   def named(key: str) -> str | None:

@@ -8,12 +8,13 @@ abstract.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import generate, schema
+from rlhf_jax import generate, imported, schema
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import heads, roles, transformer
 from rlhf_jax.models.pretrained import Base, Model
@@ -22,12 +23,15 @@ from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import build
 from rlhf_jax.programs.pipeline import stage_field
 from rlhf_jax.programs.world import World
-from rlhf_jax.rewards import judge, texts
+from rlhf_jax.rewards import functions, judge, texts, verifiers
 from rlhf_jax.rewards import model as reward_model
+from rlhf_jax.rewards.functions import Bound
 from rlhf_jax.runs import stages
 from rlhf_jax.runs.loop import Schedule
 from rlhf_jax.schema import FieldError, UserError
 from rlhf_jax.types import PyTree
+
+_COLUMNS = ("prompt", "response")  # of samples.jsonl, beside scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +73,26 @@ class Sampled(schema.Settings):
         f"{' and '.join(judges)}: one of them judges. Set the others to ''; a "
         "reward model can watch as one of monitors."
       )
+    if self.text_judge is not None and self.judge_name in _COLUMNS:
+      raise FieldError(
+        f"{judges[0]}: its scores would be written over {self.judge_name!r} in "
+        "samples.jsonl. Call the function otherwise."
+      )
+
+  @functools.cached_property
+  def text_judge(self) -> Bound | None:
+    """The verifier or function that judges; None where a reward model does."""
+    if not self.reward_fn:
+      return self.verifier.bound()
+    with schema.as_field():
+      function = imported.load(self.reward_fn, "reward_fn")
+      return functions.bind(function, {}, "reward_fn", self.reward_fn)
+
+  @property
+  def judge_name(self) -> str:
+    """What scores are called in samples.jsonl that no reward model gave."""
+    name = self.reward_fn if self.reward_fn else self.verifier.name
+    return verifiers.label(name) if name else ""
 
   @property
   def has_verifier(self) -> bool:

@@ -122,9 +122,9 @@ class Opened:
       judge=self.judge,
       actors=self.actors,
       verifier=texts.load(
-        settings.verifier, settings.prompts, self.base.tokenizer
+        settings.text_judge, settings.prompts, self.base.tokenizer
       ),
-      name=settings.verifier.name,
+      name=settings.judge_name,
       mesh=mesh,
       packing=packing.Config(),
       timer=metrics.Timer(),

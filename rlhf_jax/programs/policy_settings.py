@@ -119,9 +119,10 @@ def check(settings: Settings, world: World) -> None:
   actors.check_sampled(settings, world)
   if settings.has_verifier and settings.has_critic:
     if settings.value.init != "random":
-      name = settings.verifier.name or settings.reward_fn
+      field = "reward_fn" if settings.reward_fn else "verifier.name"
+      name = settings.reward_fn or settings.verifier.name
       raise FieldError(
-        f"verifier.name={name!r}: {settings.algorithm.name!r} needs a critic, "
+        f"{field}={name!r}: {settings.algorithm.name!r} needs a critic, "
         "which starts as the reward model (value.init="
         f"{settings.value.init!r}), and there is none. Set value.init='random' "
         "for one that starts at 0 on the policy's weights, or algorithm.name "

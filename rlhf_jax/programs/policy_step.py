@@ -84,7 +84,7 @@ def prepare(
   rollout = settings.algorithm.module.advantages(rollout, settings.method)
   if settings.group_size is not None:
     row |= groups.metrics(
-      rollout, settings.group_size, texts.correct_above(settings.verifier)
+      rollout, settings.group_size, texts.correct_above(settings.text_judge)
     )
   row["rollout/fill"] = jnp.mean(rollout.valid_mask)
   if layout is not None:

@@ -44,18 +44,19 @@ class Isolation(NamedTuple):
   no file system is hidden. Do not run the code of an adversary; use a
   container or virtual machine around the whole job for that.
 
-  network: an empty network namespace (Linux `unshare`), where even native
+  is_offline: an empty network namespace (Linux `unshare`), where even native
     code reaches nothing. If False, only Python refuses.
   user: "nobody": root gave itself up, and file permissions protect the run;
     "nobody_reading": the same, but everything can still be read, because this
     Python's library is root's alone; "own": code that passes the hook may do
     with files and processes what the trainer's user may.
-  processes: fork and threads fail (RLIMIT_NPROC = 0, which root ignores).
+  is_fork_refused: forks and threads fail (RLIMIT_NPROC = 0, which root
+    ignores).
   """
 
-  network: bool
+  is_offline: bool
   user: str
-  processes: bool
+  is_fork_refused: bool
 
 
 def start(
@@ -147,8 +148,8 @@ def isolation() -> Isolation:
   missing = [
     name
     for name, is_there in [
-      ("network (only Python refuses sockets)", report.network),
-      ("processes (a fork bomb is not capped)", report.processes),
+      ("network (only Python refuses sockets)", report.is_offline),
+      ("processes (a fork bomb is not capped)", report.is_fork_refused),
     ]
     if not is_there
   ]

@@ -162,10 +162,10 @@ def isolate(limits):
   def unshare(flags):
     return sys.platform == "linux" and libc.unshare(flags) == 0
 
-  network = os.geteuid() == 0 and unshare(NEW_NETWORK)
+  is_offline = os.geteuid() == 0 and unshare(NEW_NETWORK)
   if limits["user"] != "own":
     become_nobody(libc, limits["user"] == "nobody_reading")
-  network = network or unshare(NEW_USER | NEW_NETWORK)
+  is_offline = is_offline or unshare(NEW_USER | NEW_NETWORK)
   if sys.platform == "linux":
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
   for name, value in (
@@ -177,7 +177,7 @@ def isolate(limits):
     ("RLIMIT_NPROC", 0),
   ):
     resource.setrlimit(getattr(resource, name), (value, value))
-  return {"network": network, "user": limits["user"]}
+  return {"is_offline": is_offline, "user": limits["user"]}
 
 
 def refuse_by_audit(folder):
@@ -314,9 +314,9 @@ def probe(report):
     if os.fork() == 0:
       os._exit(0)
     os.wait()
-    report["processes"] = False
+    report["is_fork_refused"] = False
   except OSError:
-    report["processes"] = True
+    report["is_fork_refused"] = True
   print(json.dumps(report), flush=True)
 
 

@@ -36,6 +36,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rlhf_jax.rewards import code_process, code_runner, rows
+from rlhf_jax.schema import UserError
 
 
 @dataclass(frozen=True)
@@ -53,22 +54,22 @@ class Config:
 
   def __post_init__(self):
     if not 0.0 < self.seconds <= 3600.0:
-      raise ValueError(
+      raise UserError(
         f"seconds={self.seconds}: an answer may never end. Set 0 < seconds "
         "<= 3600."
       )
     if self.memory_bytes < 64 << 20:
-      raise ValueError(
+      raise UserError(
         f"memory_bytes={self.memory_bytes}: Python itself needs some 30 MiB. "
         "Set memory_bytes >= 67108864."
       )
     for name in ("file_bytes", "workers", "max_characters"):
       if getattr(self, name) < 1:
-        raise ValueError(
+        raise UserError(
           f"{name}={getattr(self, name)}: nothing could run. Set it >= 1."
         )
     if self.credit not in ("all", "share"):
-      raise ValueError(
+      raise UserError(
         f"credit={self.credit!r} is unknown. Choose 'all' or 'share'."
       )
 
@@ -215,7 +216,7 @@ def _run_tests(code: str, suite: Suite, config: Config) -> Result:
     verdicts = [json.loads(line) for line in output.read().splitlines()]
   for verdict in verdicts:
     if verdict["status"] == "unsupported":
-      raise ValueError(
+      raise UserError(
         f"a test cannot be run against an answer: {verdict['detail']}. Tests "
         "call functions of the answer with plain data; rewrite or drop it."
       )
@@ -318,7 +319,7 @@ def run_all(
     try:
       return run(texts[row], suites[row], config)
     except ValueError as error:
-      raise ValueError(f"references[{row}]: {error}") from None
+      raise UserError(f"references[{row}]: {error}") from None
 
   with ThreadPoolExecutor(config.workers) as pool:
     return list(pool.map(one, range(len(texts))))

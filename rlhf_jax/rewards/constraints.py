@@ -27,6 +27,7 @@ import numpy as np
 
 from rlhf_jax.rewards import rows
 from rlhf_jax.rewards.text_matches import visible
+from rlhf_jax.schema import UserError
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Config:
 
   def __post_init__(self):
     if self.credit not in ("all", "share"):
-      raise ValueError(
+      raise UserError(
         f"credit={self.credit!r} is unknown. Choose 'all' or 'share'."
       )
 
@@ -271,6 +272,6 @@ def score(
     try:
       met = [holds(text, constraint) for constraint in wanted]
     except BadConstraint as error:
-      raise ValueError(f"references[{row}]: {error}.") from None
+      raise UserError(f"references[{row}]: {error}.") from None
     scores[row] = all(met) if config.credit == "all" else np.mean(met)
   return scores

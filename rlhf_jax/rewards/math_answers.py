@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rlhf_jax.rewards import rows
+from rlhf_jax.schema import UserError
 
 FORMATS = ("gsm8k", "boxed", "phrase", "last_number")
 MAX_CHARACTERS = 100  # of one answer; a number needs far fewer
@@ -52,7 +53,7 @@ class Config:
   def __post_init__(self):
     unknown = [name for name in self.formats if name not in FORMATS]
     if unknown or not self.formats:
-      raise ValueError(
+      raise UserError(
         f"formats={self.formats!r}: at least one known marker is needed. "
         f"Choose from {', '.join(FORMATS)}."
       )
@@ -63,17 +64,17 @@ class Config:
     }
     for name, allowed in choices.items():
       if getattr(self, name) not in allowed:
-        raise ValueError(
+        raise UserError(
           f"{name}={getattr(self, name)!r} is unknown. Choose one of "
           f"{', '.join(allowed)}."
         )
     if not 0.0 <= self.relative_tolerance < 0.1:
-      raise ValueError(
+      raise UserError(
         f"relative_tolerance={self.relative_tolerance}: a tenth and more "
         "rewards guesses. Set 0 <= relative_tolerance < 0.1."
       )
     if not 0.0 <= self.absolute_tolerance < math.inf:
-      raise ValueError(
+      raise UserError(
         f"absolute_tolerance={self.absolute_tolerance}: a distance. Set it "
         ">= 0 and finite."
       )

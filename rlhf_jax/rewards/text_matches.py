@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rlhf_jax.rewards import math_answers, rows
+from rlhf_jax.schema import UserError
 
 REFERENCE = "{reference}"  # stands for the escaped reference in a pattern
 
@@ -39,7 +40,7 @@ class ExactConfig:
   def __post_init__(self):
     unknown = [f for f in self.formats if f not in math_answers.FORMATS]
     if unknown:
-      raise ValueError(
+      raise UserError(
         f"formats={self.formats!r}: {unknown[0]!r} is unknown. Choose from "
         f"{', '.join(math_answers.FORMATS)}."
       )
@@ -57,18 +58,18 @@ class PatternConfig:
 
   def __post_init__(self):
     if self.mode not in ("fullmatch", "search"):
-      raise ValueError(
+      raise UserError(
         f"mode={self.mode!r} is unknown. Choose 'fullmatch' or 'search'."
       )
     if self.max_characters < 1:
-      raise ValueError(
+      raise UserError(
         f"max_characters={self.max_characters}: every response would score 0. "
         "Set it >= 1."
       )
     try:
       re.compile(self.pattern.replace(REFERENCE, "x"))
     except re.error as error:
-      raise ValueError(
+      raise UserError(
         f"pattern={self.pattern!r} does not compile: {error}. Correct it "
         "(Python's re syntax)."
       ) from None
@@ -82,12 +83,12 @@ class TagsConfig:
 
   def __post_init__(self):
     if not self.tags or len(set(self.tags)) < len(self.tags):
-      raise ValueError(
+      raise UserError(
         f"tags={self.tags!r}: each section has its own name. Name at least "
         "one, none twice."
       )
     if not all(re.fullmatch(r"\w+", tag) for tag in self.tags):
-      raise ValueError(
+      raise UserError(
         f"tags={self.tags!r}: a name is made of letters, digits and _. Drop "
         "the brackets."
       )

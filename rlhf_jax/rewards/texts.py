@@ -1,14 +1,15 @@
 """Judges that read text: verifiers and functions, on the host.
 
-A config names a verifier of rewards/verifiers.py and its settings; each prompt
-brings the reference that its answers are judged against (the answer of a
-demonstration, or the field "reference" of a prompt).
+A config names a verifier of rewards/verifiers.py, or a reward function of a
+user's own by its import path, and its settings. Each prompt brings the
+reference that its answers are judged against (the answer of a demonstration,
+or the field "reference" of a prompt), where the verifier needs one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from rlhf_jax.data import dataset, formats
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.rewards import verifiers
+from rlhf_jax.rewards.functions import Bound, Parts
+from rlhf_jax.rewards.rows import Answers
 from rlhf_jax.schema import FieldError, UserError
-from rlhf_jax.types import Samples
+from rlhf_jax.types import FINISH_EOS, Samples
 
 COMPONENT = "component/"
 ROUNDING = 1e-4  # of a sum of weights
@@ -31,12 +34,12 @@ class Verifier:
 
   name: str = ""  # of rewards/verifiers.py, or an import path; "" for none
   settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-  # fields of its Config
+  # fields of its Config, or parameters of the function
 
   def __post_init__(self) -> None:
-    self.judge()
+    self.bound()
 
-  def judge(self) -> Callable[..., verifiers.Parts] | None:
+  def bound(self) -> Bound | None:
     """Returns verifiers.bind_parts of the section, None without a verifier.
 
     Raises:
@@ -47,7 +50,7 @@ class Verifier:
     if self.settings:
       raise FieldError(
         f"settings={self.settings}: are for no verifier. Set verifier.name to "
-        f"one of {', '.join(verifiers.VERIFIERS)}."
+        f"one of {', '.join(verifiers.VERIFIERS)}, or to an import path."
       )
     return None
 
@@ -76,49 +79,66 @@ def sample_texts(
   ]
 
 
-def references(
-  data: Data, tokenizer: Tokenizer, parts: Callable[..., verifiers.Parts]
-) -> list[Any]:
-  """Returns what the answers to each prompt are judged against.
+def references(found: Sequence[Any], parts: Bound) -> list[Any]:
+  """Returns what the answers to each prompt are judged against, or None.
 
   Args:
-    data: prompts or demonstrations.
-    tokenizer: of the model.
-    parts: the verifier; each reference is tried on no answer.
+    found: prompts or demonstrations, from dataset.records.
+    parts: the verifier, see Verifier.bound.
 
   Raises:
-    UserError: a record without a reference, or with one that cannot judge.
+    UserError: a record without a reference that the verifier needs.
   """
-  found, _ = dataset.records(data, tokenizer)
   result = []
   for record in found:
-    if isinstance(record, formats.Demonstration) and not record.messages:
-      result.append(record.response)
-    elif isinstance(record, formats.Prompt) and record.reference is not None:
-      result.append(record.reference)
-    else:
+    reference = None
+    if isinstance(record, formats.Prompt):
+      reference = record.reference
+    elif isinstance(record, formats.Demonstration) and record.messages is None:
+      reference = record.response
+    if reference is None and "references" in parts.needs:
       raise UserError(
         f"{record.where}: has nothing to judge an answer against. A verifier "
         'needs {"prompt", "reference"} or {"prompt", "response"} a line.'
       )
-    try:
-      parts([""], result[-1:])
-    except ValueError as error:
-      rule = str(error).replace("references[0]", "reference", 1)
-      raise UserError(f"{record.where}: {rule}") from error
+    result.append(reference)
   return result
+
+
+def fields(found: Sequence[Any], parts: Bound) -> list[dict[str, Any]]:
+  """Returns the record of each prompt as it was read; {} where none is kept.
+
+  Args:
+    found: from dataset.records.
+    parts: the verifier, see Verifier.bound.
+
+  Raises:
+    UserError: the verifier needs a record that was not kept.
+  """
+  for record in found:
+    if not hasattr(record, "fields") and "records" in parts.needs:
+      raise UserError(
+        f"{record.where}: a {type(record).__name__} keeps no further fields, "
+        "and the verifier reads records. Give prompts or demonstrations."
+      )
+  return [getattr(record, "fields", {}) for record in found]
 
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-  """Scores samples by their text, each process its share of them.
+  """Scores samples by their text, each process its share of the prompts.
 
-  parts: see verifiers.bind_parts.
+  parts: see Verifier.bound.
+  references, records: of each prompt in the data.
+  tokenizer: of the model.
+  logged: names of what it logs, the same in every call.
   """
 
-  parts: Callable[[Sequence[str], Sequence[Any]], verifiers.Parts]
+  parts: Bound
   references: list[Any]
+  records: list[dict[str, Any]]
   tokenizer: Tokenizer
+  logged: tuple[str, ...] = ()
 
   def __call__(
     self, samples: Samples, index: Any
@@ -129,16 +149,101 @@ class Judge:
       samples: [N, L], the samples of a prompt in contiguous rows.
       index: [P] number of each prompt in the data.
     """
-    prompts = distributed.fetch(index)
-    each = samples.tokens.shape[0] // len(prompts)
-    texts = [text for _, text in sample_texts(self.tokenizer, samples)]
-    wanted = [self.references[i] for i in np.repeat(prompts, each)]
-    scores, logged = distributed.by_share(
-      lambda mine: self.parts(texts[mine], wanted[mine]), len(texts)
-    )
-    return np.asarray(scores, np.float32), {
-      COMPONENT + name: values for name, values in logged.items()
+    numbers = distributed.fetch(index)
+    answers = self.answers(samples, numbers)
+    group = len(answers) // len(numbers)
+
+    def share(prompts: slice) -> Parts:
+      """Returns the scores [prompts, group] of whole groups."""
+      rows = range(prompts.start * group, prompts.stop * group)
+      scores, logged = np.zeros(0), dict.fromkeys(self.logged, np.zeros(0))
+      if rows:  # a process may have no share
+        scores, logged = self.parts(answers.take(rows))
+        self.check_logged(logged)
+      return scores.reshape(-1, group), {
+        name: values.reshape(-1, group) for name, values in logged.items()
+      }
+
+    scores, logged = distributed.by_share(share, len(numbers))
+    return np.asarray(scores, np.float32).reshape(-1), {
+      COMPONENT + name: values.reshape(-1) for name, values in logged.items()
     }
+
+  def answers(self, samples: Samples, numbers: np.ndarray) -> Answers:
+    """Returns samples [N, L] as a verifier reads them.
+
+    Args:
+      samples: those of a prompt in contiguous rows.
+      numbers: [P] of the prompts in the data.
+    """
+    texts = sample_texts(self.tokenizer, samples)
+    tokens, response, reason = distributed.fetch(
+      (samples.tokens, samples.response_mask, samples.finish_reason)
+    )
+    rows = np.repeat(numbers, len(texts) // len(numbers))
+    return Answers(
+      texts=[text for _, text in texts],
+      references=[self.references[i] for i in rows],
+      prompts=[prompt for prompt, _ in texts],
+      records=[dict(self.records[i]) for i in rows],
+      token_ids=[
+        row[mask > 0].tolist()
+        for row, mask in zip(tokens, response, strict=True)
+      ],
+      has_ended=(reason == FINISH_EOS).tolist(),
+    )
+
+  def check_logged(self, logged: dict[str, np.ndarray]) -> None:
+    """Raises ValueError unless what is logged has the names it always has."""
+    if set(logged) != set(self.logged):
+      raise UserError(
+        f"the verifier logs {sorted(logged)}, and for an empty answer, before "
+        f"the run, {sorted(self.logged)}. Log the same names in every call."
+      )
+
+
+def judge_of(
+  parts: Bound,
+  found: Sequence[Any],
+  tokenizer: Tokenizer,
+  prompts: Sequence[str] | None = None,
+) -> Judge:
+  """Returns the judge of answers to prompts, tried on an empty answer to each.
+
+  A verifier that reads nothing of a prompt or its record is tried once.
+
+  Args:
+    parts: see Verifier.bound.
+    found: the records of the prompts.
+    tokenizer: of the model.
+    prompts: their texts, as the model reads them; None where parts takes none.
+
+  Raises:
+    UserError: a record without what the verifier needs, or with what it
+      cannot judge by.
+  """
+  judge = Judge(
+    parts, references(found, parts), fields(found, parts), tokenizer
+  )
+  is_each_alike = not parts.takes & {"references", "records", "prompts"}
+  for i, record in enumerate(found[:1] if is_each_alike else found):
+    empty = Answers(
+      texts=[""],
+      references=[judge.references[i]],
+      prompts=None if prompts is None else [prompts[i]],
+      records=[dict(judge.records[i])],
+      token_ids=[[tokenizer.eos_id]],
+      has_ended=[True],
+    )
+    try:
+      _, logged = parts(empty)
+      if i == 0:
+        judge = dataclasses.replace(judge, logged=tuple(logged))
+      judge.check_logged(logged)
+    except ValueError as error:
+      rule = str(error).replace("references[0]", "reference", 1)
+      raise UserError(f"{record.where}: {rule}") from error
+  return judge
 
 
 def component_means(scores: dict[str, Any]) -> dict[str, float]:
@@ -158,16 +263,23 @@ def component_means(scores: dict[str, Any]) -> dict[str, float]:
   }
 
 
-def correct_above(verifier: Verifier) -> float | None:
-  """Returns the score above which an answer is right; None for no verifier."""
-  if not verifier.name:
+def correct_above(parts: Bound | None) -> float | None:
+  """Returns the score above which an answer is right.
+
+  None without a verifier, and for one whose full marks are not known.
+  """
+  if parts is None or parts.full_marks is None:
     return None
-  return verifiers.full_marks(verifier.name, verifier.settings) - ROUNDING
+  return parts.full_marks - ROUNDING
 
 
-def load(verifier: Verifier, data: Data, tokenizer: Tokenizer) -> Judge | None:
-  """Returns the judge of a verifier on these prompts, None without one."""
-  parts = verifier.judge()
+def load(parts: Bound | None, data: Data, tokenizer: Tokenizer) -> Judge | None:
+  """Returns the judge of answers to these prompts, None without a verifier."""
   if parts is None:
     return None
-  return Judge(parts, references(data, tokenizer, parts), tokenizer)
+  found, _ = dataset.records(data, tokenizer)
+  prompts = None
+  if "prompts" in parts.takes:
+    ids, _ = dataset.prompts(data, tokenizer, data.max_length)
+    prompts = [tokenizer.decode(row) for row in ids]
+  return judge_of(parts, found, tokenizer, prompts)

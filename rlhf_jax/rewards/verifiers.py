@@ -1,14 +1,15 @@
-"""Verifiable rewards: texts and references in, one score per row out.
+"""Verifiable rewards: answers and references in, one score per row out.
 
 VERIFIERS is the whole list. Each is a frozen Config and
 
   score(texts, references, config) -> [N] float32
 
-and for "code" and "sum" what to log beside the scores, {name: [N]}. `bind`
-fills in the Config, which leaves score(texts, references); `bind_parts` also
-returns what to log. Verifiers read the response only, never the prompt.
-Lambert et al. 2024 (Tülu 3), arXiv:2411.15124; DeepSeek-R1 2025,
-arXiv:2501.12948.
+and for "code" and "sum" what to log beside the scores, {name: [N]}. A score
+may ask for anything else of rewards/functions.py by the name of its parameter.
+`bind_parts` fills in the Config, which leaves judge(answers); `bind` leaves
+score(texts, references). A reward function of one's own needs no line here: its
+import path (my_file.py:score) is as good as a name, within "sum" too. Lambert
+et al. 2024 (Tülu 3), arXiv:2411.15124; DeepSeek-R1 2025, arXiv:2501.12948.
 
 Left out: scaling (Tülu 3 gives 10 for a right answer); a reward's size is set
 by the weights of "sum" or by the policy's shaping.
@@ -17,53 +18,40 @@ by the weights of "sum" or by the policy's shaping.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlhf_jax import imported
 from rlhf_jax.rewards import (
   code_tests,
   constraints,
+  functions,
   math_answers,
   rows,
   text_matches,
 )
+from rlhf_jax.rewards.functions import Bound, Parts
+from rlhf_jax.rewards.rows import Answers
+from rlhf_jax.schema import UserError
 
-Parts = tuple[np.ndarray, dict[str, np.ndarray]]
-Judge = Callable[[Sequence[str], Sequence[Any], Any], Parts]
+Score = Callable[[Sequence[str], Sequence[Any]], np.ndarray]
 
 
 class Verifier(NamedTuple):
-  """Config: its frozen dataclass. judge: (texts, references, config).
-
-  It returns [N] scores and {name: [N]} to log.
-  """
+  """Config: its frozen dataclass. score: a reward function with `config`."""
 
   Config: type
-  judge: Judge
-
-
-def _alone(score: Callable[..., np.ndarray]) -> Judge:
-  """Returns a judge that logs nothing beside its scores."""
-
-  @functools.wraps(score)
-  def judge(
-    texts: Sequence[str], references: Sequence[Any], config: Any
-  ) -> Parts:
-    return score(texts, references, config), {}
-
-  return judge
+  score: Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
   """One summand."""
 
-  verifier: str  # a key of VERIFIERS
+  verifier: str  # a key of VERIFIERS, or an import path
   weight: float  # 0.0 reports the part without rewarding it
   settings: dict[str, Any] = dataclasses.field(default_factory=dict)
   # The key of each row's reference, a dict, that this part reads; None: all.
@@ -78,6 +66,10 @@ class SumConfig:
   # Index of a part without which nothing counts (score 0 when it is 0): keeps
   # a policy from living off the format reward. None: no such part.
   gate: int | None = None
+  # Of the parts; kept, so that a file that changes during a run changes none.
+  judges: tuple[Bound, ...] = dataclasses.field(
+    init=False, repr=False, compare=False
+  )
 
   def __post_init__(self):
     parts = tuple(
@@ -85,16 +77,17 @@ class SumConfig:
     )
     object.__setattr__(self, "parts", parts)
     if not parts:
-      raise ValueError("parts=(): an empty sum is 0 for all. Give a Part.")
+      raise UserError("parts=(): an empty sum is 0 for all. Give a Part.")
     for part in parts:
       if not math.isfinite(part.weight):
-        raise ValueError(
+        raise UserError(
           f"weight={part.weight} of {part.verifier!r} is not finite. Give a "
           "number; 0.0 only reports the part."
         )
-      bind(part.verifier, **part.settings)
+    judges = tuple(bind_parts(part.verifier, **part.settings) for part in parts)
+    object.__setattr__(self, "judges", judges)
     if self.gate is not None and not 0 <= self.gate < len(parts):
-      raise ValueError(
+      raise UserError(
         f"gate={self.gate}, {len(parts)} parts: it is the index of a part. Set "
         f"0 <= gate < {len(parts)}, or None."
       )
@@ -115,112 +108,150 @@ def _part_references(part: Part, references: Sequence[Any]) -> list[Any]:
   return [reference[part.reference] for reference in references]
 
 
-def score_sum(
-  texts: Sequence[str], references: Sequence[Any], config: SumConfig
-) -> Parts:
+def score_sum(answers: Answers, config: SumConfig) -> Parts:
   """Returns [N] float32, the weighted sum, 0 where the gate is shut; and parts.
 
   The parts, before their weights, are named by `part_names`; what a part logs
   beside its score has the part's name before its own ("code_timeout").
 
   Args:
-    texts: N responses.
-    references: N; dicts where a part names its reference.
+    answers: N; references are dicts where a part names its reference.
     config: the parts.
 
   Raises:
-    ValueError: lengths differ, or a row lacks a part's reference.
+    ValueError: a row lacks a part's reference, or two values to log have one
+      name.
   """
-  rows.check(texts, references)
-  logged, total = {}, np.zeros(len(texts), np.float32)
+  logged, total = {}, np.zeros(len(answers), np.float32)
   names = part_names(config)
-  for name, part in zip(names, config.parts, strict=True):
-    judge = bind_parts(part.verifier, **part.settings)
-    logged[name], beside = judge(texts, _part_references(part, references))
-    total = total + np.float32(part.weight) * logged[name]
-    logged |= {f"{name}_{key}": values for key, values in beside.items()}
+  for name, part, judge in zip(names, config.parts, config.judges, strict=True):
+    references = _part_references(part, answers.references)
+    scores, beside = judge(dataclasses.replace(answers, references=references))
+    total = total + np.float32(part.weight) * scores
+    found = {f"{name}_{key}": values for key, values in beside.items()}
+    for key, values in {name: scores, **found}.items():
+      if key in logged:
+        raise UserError(
+          f"parts: two values to log are named {key!r}. Rename the function "
+          f"of {part.verifier!r}, or what it logs."
+        )
+      logged[key] = values
   if config.gate is not None:
     is_open = logged[names[config.gate]] > 0
     total = np.where(is_open, total, np.float32(0.0))
   return total, logged
 
 
+def _bind_sum(bound: Bound, config: SumConfig) -> Bound:
+  """Returns the bound sum, with what its parts read and what they can give."""
+  needs = {name for judge in config.judges for name in judge.needs}
+  if any(part.reference is not None for part in config.parts):
+    needs.add("references")
+  best: float | None = 0.0
+  for part, judge in zip(config.parts, config.judges, strict=True):
+    if part.weight > 0.0 and best is not None:
+      marks = judge.full_marks
+      best = None if marks is None else best + part.weight * marks
+  return dataclasses.replace(
+    bound,
+    takes=frozenset(needs).union(*(judge.takes for judge in config.judges)),
+    needs=frozenset(needs),
+    full_marks=best,
+  )
+
+
+def label(name: str) -> str:
+  """Returns the name under which a verifier's scores are logged.
+
+  Args:
+    name: a key of VERIFIERS, which is its own label, or an import path, whose
+      label is the name of the function.
+  """
+  return name.rpartition(":")[2] if imported.is_path(name) else name
+
+
 def part_names(config: SumConfig) -> list[str]:
   """Returns a name for each part: its verifier, numbered if there before."""
   names: list[str] = []
   for part in config.parts:
-    count = sum(name.partition("_")[0] == part.verifier for name in names)
-    names.append(f"{part.verifier}_{count + 1}" if count else part.verifier)
+    name, count = label(part.verifier), 1
+    while name in names:
+      count += 1
+      name = f"{label(part.verifier)}_{count}"
+    names.append(name)
   return names
 
 
-def full_marks(name: str, settings: dict[str, Any]) -> float:
-  """Returns the score of an answer that is right in everything.
-
-  Args:
-    name: a key of VERIFIERS.
-    settings: fields of its Config.
-  """
-  if name != "sum":
-    return 1.0
-  return sum(max(part.weight, 0.0) for part in SumConfig(**settings).parts)
-
-
 VERIFIERS: dict[str, Verifier] = {
-  "exact": Verifier(text_matches.ExactConfig, _alone(text_matches.score_exact)),
-  "number": Verifier(math_answers.Config, _alone(math_answers.score)),
-  "pattern": Verifier(
-    text_matches.PatternConfig, _alone(text_matches.score_pattern)
-  ),
-  "tags": Verifier(text_matches.TagsConfig, _alone(text_matches.score_tags)),
-  "constraints": Verifier(constraints.Config, _alone(constraints.score)),
+  "exact": Verifier(text_matches.ExactConfig, text_matches.score_exact),
+  "number": Verifier(math_answers.Config, math_answers.score),
+  "pattern": Verifier(text_matches.PatternConfig, text_matches.score_pattern),
+  "tags": Verifier(text_matches.TagsConfig, text_matches.score_tags),
+  "constraints": Verifier(constraints.Config, constraints.score),
   "code": Verifier(code_tests.Config, code_tests.score),
   "sum": Verifier(SumConfig, score_sum),
 }
 
 
-def bind_parts(
-  name: str, **settings: Any
-) -> Callable[[Sequence[str], Sequence[Any]], Parts]:
-  """Returns judge(texts, references) -> [N] scores, {name: [N]} to log.
+def bind_parts(name: str, /, **settings: Any) -> Bound:
+  """Returns judge(answers) -> [N] scores, {name: [N]} to log.
 
   Args:
-    name: a key of VERIFIERS.
-    **settings: fields of its Config.
+    name: a key of VERIFIERS, or the import path of a reward function (see
+      rewards/functions.py).
+    **settings: fields of its Config, or parameters of the function.
 
   Raises:
-    ValueError: unknown name or field, or a value out of range.
+    ValueError: unknown name or setting, a value out of range, or a function
+      that cannot be called.
   """
+  if imported.is_path(name):
+    function = imported.load(name, "verifier")
+    return functions.bind(function, settings, "verifier", name)
   if name not in VERIFIERS:
-    raise ValueError(
-      f"verifier={name!r} is unknown. Choose one of {', '.join(VERIFIERS)}."
+    raise UserError(
+      f"verifier={name!r} is unknown. Choose one of {', '.join(VERIFIERS)}, or "
+      "give the import path of a function (my_file.py:score)."
     )
   verifier = VERIFIERS[name]
-  fields = [field.name for field in dataclasses.fields(verifier.Config)]
+  config = _config(name, verifier.Config, settings)
+  bound = functions.bind(
+    verifier.score, {"config": config}, "verifier", name, wraps_errors=False
+  )
+  if isinstance(config, SumConfig):
+    return _bind_sum(bound, config)
+  return dataclasses.replace(bound, full_marks=1.0)
+
+
+def _config(name: str, kind: type, settings: dict[str, Any]) -> Any:
+  """Returns the Config of a verifier, or says which setting is wrong."""
+  fields = [field.name for field in dataclasses.fields(kind) if field.init]
   for setting in settings:
     if setting not in fields:
-      close = difflib.get_close_matches(setting, fields, 1)
-      hint = f" Did you mean {close[0]!r}?" if close else ""
-      raise ValueError(
-        f"{name}.{setting} is no setting.{hint} It has {', '.join(fields)}."
+      raise UserError(
+        f"{name}.{setting} is no setting.{imported.nearest(setting, fields)} "
+        f"It has {', '.join(fields)}."
       )
   try:
-    config = verifier.Config(**settings)
+    return kind(**settings)
   except TypeError as error:
-    raise ValueError(
+    raise UserError(
       f"{name}: {error}. Give every field without a default: "
       f"{', '.join(fields)}."
     ) from None
 
-  return functools.partial(verifier.judge, config=config)
 
-
-def bind(
-  name: str, **settings: Any
-) -> Callable[[Sequence[str], Sequence[Any]], np.ndarray]:
+def bind(name: str, /, **settings: Any) -> Score:
   """Returns score(texts, references) -> [N] float32 with its settings set.
+
+  For people: what else a run gives a reward function, `bind_parts` takes.
 
   Args, Raises: as `bind_parts`.
   """
   judge = bind_parts(name, **settings)
-  return lambda texts, references: judge(texts, references)[0]
+
+  def score(texts: Sequence[str], references: Sequence[Any]) -> np.ndarray:
+    rows.check(texts, references)
+    return judge(Answers(list(texts), list(references)))[0]
+
+  return score

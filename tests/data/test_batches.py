@@ -162,17 +162,17 @@ def test_every_epoch_is_a_new_permutation():
   assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
   assert len(set(epochs)) == 6
   assert np.concatenate(take(loader(seed=6), 14)).tolist() != stream.tolist()
-  plain = np.concatenate(take(loader(shuffle=False), 7))
+  plain = np.concatenate(take(loader(is_shuffled=False), 7))
   np.testing.assert_array_equal(plain, np.tile(np.arange(7), 3))
 
 
 def test_epochs_end():
   assert [len(b) for b in loader(num_epochs=1)] == [3, 3]
-  whole = list(loader(num_epochs=1, drop_remainder=False))
+  whole = list(loader(num_epochs=1, drops_remainder=False))
   assert [len(b) for b in whole] == [3, 3, 1]
   assert sorted(sum(whole, [])) == list(range(7))
   assert list(
-    loader(2, 3, num_epochs=1, drop_remainder=False, shuffle=False)
+    loader(2, 3, num_epochs=1, drops_remainder=False, is_shuffled=False)
   ) == [[0, 1]]
 
 
@@ -216,7 +216,7 @@ def test_state_of_other_data_is_refused():
     ({"num_epochs": 0}, "num_epochs=0"),
     ({"shard_count": 2}, "Set batch_size to a multiple"),
     ({"shard_index": 3, "shard_count": 3}, "shard_index=3"),
-    ({"shard_count": 3, "drop_remainder": False}, "drop_remainder=False"),
+    ({"shard_count": 3, "drops_remainder": False}, "drops_remainder=False"),
     ({"seed": -1}, "seed=-1"),
   ],
 )

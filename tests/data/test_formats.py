@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_jax.data import formats
+from rlhf_jax.data import examples, formats
 from rlhf_jax.data.formats import FORMATS, RatedText
 from rlhf_jax.data.sources import DataError
 
@@ -102,6 +102,132 @@ def test_prompts_and_ratings():
       FORMATS["ratings"]({"text": "t", "ratings": bad}, "f:1")
 
 
+@pytest.mark.parametrize("label", [True, False, 0, 1, 1.0])
+def test_labelled(label):
+  record = {"prompt": "p", "response": "r", "label": label}
+  example = FORMATS["labelled"](record, "f:1")
+  assert example == examples.Labelled("f:1", "p", "r", float(label))
+  for bad in (0.5, 2, "yes", None):
+    with pytest.raises(DataError, match="f:1: field 'label' is .*true or fals"):
+      FORMATS["labelled"]({**record, "label": bad}, "f:1")
+
+
+@pytest.mark.parametrize(
+  "format, record",
+  [
+    ("prompt", {"prompt": "p", "reference": 3, "level": "hard", "n": [1]}),
+    ("demonstration", {"prompt": "p", "response": "r", "level": None}),
+    ("gsm8k", {"question": "2?", "answer": "#### 2", "id": 7}),
+    (
+      "messages",
+      {"messages": [{"role": "assistant", "content": "y"}], "a": {}},
+    ),
+  ],
+)
+def test_all_fields_of_a_record_are_kept(tmp_path, format, record):
+  path = write(tmp_path / "d.jsonl", record, record)
+  kept = formats.load(path, format)
+  assert [example.fields for example in kept] == [record, record]
+  direct = FORMATS[format](record, f"{path}:1")
+  assert direct == kept[0]  # the fields do not count
+  assert direct.fields == {}
+
+
+TOY = """
+from rlhf_jax.data import examples, records
+
+def parse(record, where):
+  if record.get("q") == "":
+    raise records.RefusedExample("no question", f"{where}: 'q' is empty.")
+  question = records.field(record, "q", (str,), "toy", where)
+  record.clear()
+  return examples.Prompt(where, question + "?", reference=len(question))
+
+def dict_parser(record, where):
+  return record
+
+def no_where(record):
+  return None
+
+def extra(record, where, depth):
+  return None
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "toy.py").write_text(TOY)
+  return tmp_path
+
+
+def test_a_format_by_its_import_path(toy):
+  rows = [{"q": "how", "level": 2}, {"q": ""}, {"q": "why"}]
+  write(toy / "d.jsonl", *rows)
+  kept, dropped = formats.load_and_count("d.jsonl", "toy.py:parse")
+  assert kept == [
+    examples.Prompt("d.jsonl:1", "how?", 3),
+    examples.Prompt("d.jsonl:3", "why?", 3),
+  ]
+  assert [example.fields for example in kept] == [rows[0], rows[2]]
+  assert dropped == {"no question": 1}
+  with pytest.raises(DataError, match=r"d.jsonl:2: 'q' is empty. \(1 of 3"):
+    formats.load("d.jsonl", "toy.py:parse")
+  assert formats.find("hh") is FORMATS["hh"]
+
+
+@pytest.mark.parametrize(
+  "name, message",
+  [
+    ("toy.py:pares", "toy.py has no 'pares'. Did you mean 'parse'?"),
+    (
+      "toy.py:no_where",
+      "lacks the parameter 'where'. Add it; the names that are filled are "
+      "record, where.",
+    ),
+    (
+      "toy.py:extra",
+      "nothing fills its parameter 'depth'. Name it one of record, where, or "
+      "give it a default.",
+    ),
+    ("toy.py", "is a module, not a function."),
+    ("ty.py:parse", "no such file. Did you mean 'toy.py'?"),
+  ],
+)
+def test_a_wrong_parser_is_refused_before_any_file_is_read(toy, name, message):
+  with pytest.raises(DataError) as caught:
+    formats.load("no_such_file.jsonl", name)
+  assert str(caught.value).startswith(f"format={name!r}: ")
+  assert message in str(caught.value)
+  with pytest.raises(DataError, match="^data.format='toy.py:no_where': lacks"):
+    formats.find("toy.py:no_where", "data.format")
+
+
+def test_what_a_parser_does_wrong_names_the_record(toy):
+  write(toy / "d.jsonl", {"q": "how"}, {"Q": 3})
+  with pytest.raises(DataError) as caught:
+    formats.load("d.jsonl", "toy.py:parse")
+  assert str(caught.value) == (
+    "d.jsonl:2: field 'q' is missing; the record has ['Q']. format='toy' "
+    "needs q."
+  )
+  with pytest.raises(DataError) as caught:
+    formats.load("d.jsonl", "toy.py:dict_parser")
+  assert str(caught.value) == (
+    "d.jsonl:1: format='toy.py:dict_parser' returned a dict. Return one of "
+    "Demonstration, Comparison, Labelled, Prompt, RatedText "
+    "(rlhf_jax/data/examples.py)."
+  )
+  (toy / "toy.py").write_text("def f(record, where):\n  return record['q']")
+  write(toy / "d.jsonl", {"p": 1, "a": 2})
+  with pytest.raises(DataError) as caught:
+    formats.load("d.jsonl", "toy.py:f")
+  assert str(caught.value) == (
+    f"d.jsonl:1: format='toy.py:f' raised KeyError: 'q' ({toy}/toy.py:2); the "
+    "record has ['a', 'p']. Correct the record or the parser."
+  )
+
+
 @pytest.mark.parametrize(
   "format, record, hint",
   [
@@ -123,7 +249,9 @@ def test_errors_name_field_and_find(tmp_path):
     DataError, match="d.jsonl:1: field 'response' is a int .'3'.*needs str"
   ):
     formats.load(path, "demonstration")
-  with pytest.raises(DataError, match="format='sharegpt' is unknown"):
+  with pytest.raises(
+    DataError, match=r"'sharegpt' is unknown.*\(my_file.py:parse\)"
+  ):
     formats.load(path, "sharegpt")
   path = write(tmp_path / "e.jsonl", {"prompt": "p", "response": " "})
   with pytest.raises(DataError, match="every record was refused.*e.jsonl:1"):

@@ -122,7 +122,9 @@ def test_trap_17_chat_data_trains_on_answers_only(files, tmp_path):
   config.schedule.update(steps=1)
   config.validation.source, config.samples = "", 0
   tokenizer = tiny_runs.load_base(config).tokenizer
-  rows, _ = dataset.demonstrations(section(Data, config.data, "data"), tokenizer)
+  rows, _ = dataset.demonstrations(
+    section(Data, config.data, "data"), tokenizer
+  )
   learned = [
     token
     for token, m in zip(rows[0]["tokens"], rows[0]["loss_mask"], strict=True)

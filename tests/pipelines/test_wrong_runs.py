@@ -149,9 +149,7 @@ def test_a_stage_of_another_model(files, trained, other, words):
 
 
 def test_a_stage_of_another_kind(trained, unfinished):
-  with pytest.raises(
-    UserError, match="wanted a finished reward run, found a"
-  ):
+  with pytest.raises(UserError, match="wanted a finished reward run, found a"):
     stages.need_stage(trained, "reward", "config.reward")
   with pytest.raises(UserError, match="found one that is not finished"):
     stages.need_stage(unfinished, "sft", "config.init_from")

@@ -1,12 +1,18 @@
 """Verifiers tell correct answers from hacked ones; the list and the sum."""
 
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
 
-from rlhf_jax.data import formats
-from rlhf_jax.rewards import math_answers, text_matches, verifiers
+from rlhf_jax.data import parsers
+from rlhf_jax.rewards import (
+  math_answers,
+  rows,
+  text_matches,
+  verifiers,
+)
 
 
 def one(name, text, reference, **settings):
@@ -96,7 +102,7 @@ def test_gsm8k_solution_and_wrong_answer():
 
 def test_gsm8k_records_of_this_package_are_references():
   answer = "She has 2+3=<<2+3=5>>5 apples.\n#### 5"
-  record = formats.parse_gsm8k(
+  record = parsers.parse_gsm8k(
     {"question": "How many?", "answer": answer}, "f:1"
   )
   assert one("number", "I say\n#### 5 apples", record.response) == 1.0
@@ -248,15 +254,54 @@ def test_sum_is_weighted_and_gated():
   gated = verifiers.bind("sum", parts=PARTS, gate=0)(texts, references)
   np.testing.assert_allclose(gated, [1.25, 0.0, 1.0])  # no pay for form only
   config = verifiers.SumConfig(PARTS)
-  _, by_part = verifiers.score_sum(texts, references, config)
+  answers = rows.Answers(texts, references)
+  total, by_part = verifiers.score_sum(answers, config)
+  np.testing.assert_allclose(total, [1.25, 0.25, 1.0])
   names = [part["verifier"] for part in PARTS]
   assert verifiers.part_names(config) == names == list(by_part)
   np.testing.assert_allclose(by_part[names[0]], [1, 0, 1])
   np.testing.assert_allclose(by_part[names[1]], [1, 1, 0])
   twice = verifiers.SumConfig((*PARTS, PARTS[0]))
   assert verifiers.part_names(twice)[-1] == f"{names[0]}_2"
-  assert verifiers.full_marks("sum", {"parts": PARTS}) == 1.25
-  assert verifiers.full_marks("exact", {}) == 1.0
+
+
+def test_full_marks_are_those_of_the_parts():
+  def marks(name, **settings):
+    return verifiers.bind_parts(name, **settings).full_marks
+
+  assert marks("sum", parts=PARTS) == 1.25
+  for name in ("exact", "number", "tags", "constraints", "code"):
+    assert marks(name) == 1.0
+  inner = {"verifier": "sum", "weight": 2.0, "settings": {"parts": PARTS}}
+  penalty = {"verifier": "tags", "weight": -1.0}
+  assert marks("sum", parts=(inner, penalty)) == 2.5
+
+
+def test_a_registered_verifier_may_ask_for_anything(monkeypatch):
+  @dataclasses.dataclass(frozen=True)
+  class Config:
+    per_token: float = 1.0
+
+  def score(token_ids, config):
+    return [config.per_token * len(ids) for ids in token_ids], {"one": [1, 1]}
+
+  tokens = verifiers.Verifier(Config, score)
+  monkeypatch.setitem(verifiers.VERIFIERS, "tokens", tokens)
+  judge = verifiers.bind_parts("tokens", per_token=-0.5)
+  answers = rows.Answers(["a", "b"], [None, None], token_ids=[[1], [2, 3]])
+  scores, logged = judge(answers)
+  assert scores.tolist() == [-0.5, -1.0] and logged["one"].tolist() == [1, 1]
+  assert judge.needs == {"token_ids"}
+  with pytest.raises(ValueError, match="verifier='tokens': reads token_ids"):
+    verifiers.bind("tokens")(["a"], [None])
+
+
+def test_parts_of_one_name_are_numbered():
+  parts = tuple(
+    {"verifier": n, "weight": 1.0} for n in ("tags", "exact", "tags")
+  )
+  config = verifiers.SumConfig((*parts, parts[0]))
+  assert verifiers.part_names(config) == ["tags", "exact", "tags_2", "tags_3"]
 
 
 def test_trap_18_a_weight_of_zero_only_reports():
@@ -300,7 +345,11 @@ def test_every_verifier_has_the_same_form():
       empty(["a"], [1, 2])
     with pytest.raises(ValueError, match=r"lists of equal length"):
       empty("a", [1])
-    assert "score" in verifier.judge.__name__
+    parameters = list(inspect.signature(verifier.score).parameters)
+    given = ["answers"] if name == "sum" else ["texts", "references"]
+    assert parameters == [*given, "config"], name
+    judge = verifiers.bind_parts(name, **needed.get(name, {}))
+    assert "references" in judge.needs, name
 
 
 def test_no_rows_give_no_scores():
@@ -311,7 +360,7 @@ def test_no_rows_give_no_scores():
 @pytest.mark.parametrize(
   ("name", "settings", "message"),
   [
-    ("numbers", {}, "Choose one of exact, number"),
+    ("numbers", {}, r"Choose one of exact, number.*\(my_file.py:score\)"),
     ("number", {"tolerance": 1}, "tolerance is no setting"),
     ("number", {"relative_tolerence": 1}, "Did you mean 'relative_tolerance'"),
     ("number", {"relative_tolerance": 0.5}, "relative_tolerance=0.5"),
@@ -329,6 +378,7 @@ def test_no_rows_give_no_scores():
     ("code", {"memory_bytes": 1}, "memory_bytes=1"),
     ("sum", {"parts": ()}, "empty sum"),
     ("sum", {"parts": PARTS, "gate": 2}, "gate=2"),
+    ("sum", {"parts": PARTS, "judges": ()}, "judges is no setting"),
     ("sum", {"parts": ({"verifier": "x", "weight": 1.0},)}, "'x' is unknown"),
   ],
 )

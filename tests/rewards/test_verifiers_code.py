@@ -6,7 +6,13 @@ import time
 
 import pytest
 
-from rlhf_jax.rewards import code_process, code_runner, code_tests, verifiers
+from rlhf_jax.rewards import (
+  code_process,
+  code_runner,
+  code_tests,
+  rows,
+  verifiers,
+)
 
 SQUARE = {
   "setup": "import math\nvalues = [0, 3, -4]",
@@ -129,7 +135,7 @@ def test_fork_bombs_are_capped_below_python():
   is_root = os.geteuid() == 0 and isolation.user == "own"
   if is_root or sys.platform != "linux":
     pytest.skip("no limit on processes binds this user here")
-  assert isolation.processes
+  assert isolation.is_fork_refused
   bomb = (
     "import _posixsubprocess, _thread\n"
     "def tries(x):\n  try:\n    _thread.start_new_thread(print, ())\n"
@@ -161,13 +167,13 @@ def test_timeouts_and_missing_code_are_logged_apart():
   texts = [endless, "```bash\nls\n```", RIGHT]
   judge = verifiers.bind_parts("code", seconds=1.0, credit="share")
   cases = [{"input": "", "output": "1"}, {"input": "", "output": ""}]
-  scores, logged = judge(texts[:2], [{"cases": cases}] * 2)
+  scores, logged = judge(rows.Answers(texts[:2], [{"cases": cases}] * 2))
   assert scores.tolist() == [0.0, 0.0]
   assert logged["timeout"].tolist() == [1.0, 0.0]
   assert logged["no_code"].tolist() == [0.0, 1.0]
   part = {"verifier": "code", "weight": 2.0, "settings": {"seconds": 4.0}}
   judge = verifiers.bind_parts("sum", parts=(part,))
-  scores, logged = judge(texts, [SQUARE] * 3)
+  scores, logged = judge(rows.Answers(texts, [SQUARE] * 3))
   assert scores.tolist() == [0.0, 0.0, 2.0]
   assert logged["code"].tolist() == [0.0, 0.0, 1.0]
   assert logged["code_timeout"].tolist() == [1.0, 0.0, 0.0]

@@ -1,0 +1,90 @@
+"""What records become: the examples of every format.
+
+Left out: rankings of more than two answers, tool calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf_jax.data.chat import Message
+
+
+@dataclass(frozen=True)
+class Demonstration:
+  """What a person wrote: a dialogue, or a prompt and its response.
+
+  where: file:line.
+  prompt, response: plain text, joined as they are; used if messages is None.
+  messages: a dialogue whose assistant turns are learned, or None.
+  fields: as of a Prompt.
+  """
+
+  where: str
+  prompt: str = ""
+  response: str = ""
+  messages: list[Message] | None = None
+  fields: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+  """Two answers to one prompt, and which of them people preferred.
+
+  where: file:line.
+  prompt: text, or the dialogue so far; "" compares texts without a prompt.
+  chosen, rejected: the answers.
+  label: probability in [0, 1] that `chosen` wins; 0.5 is a tie.
+  """
+
+  where: str
+  prompt: str | list[Message]
+  chosen: str
+  rejected: str
+  label: float = 1.0
+
+
+@dataclass(frozen=True)
+class Labelled:
+  """One answer and what was thought of it: the data of KTO.
+
+  where: file:line.
+  prompt: text, or the dialogue so far.
+  response: the answer.
+  label: 1.0 desirable, 0.0 undesirable.
+  """
+
+  where: str
+  prompt: str | list[Message]
+  response: str
+  label: float
+
+
+@dataclass(frozen=True)
+class Prompt:
+  """Something to answer: text, or the dialogue so far.
+
+  where: file:line.
+  prompt: text or messages.
+  reference: what a verifier judges answers against, or None.
+  fields: every field of the record as it was read, for reward functions;
+    formats.load fills it in.
+  """
+
+  where: str
+  prompt: str | list[Message]
+  reference: Any = None
+  fields: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class RatedText:
+  """A text with the ratings that several people gave it. where: file:line."""
+
+  where: str
+  text: str
+  ratings: tuple[float, ...]
+
+
+Example = Demonstration | Comparison | Labelled | Prompt | RatedText

@@ -1,0 +1,149 @@
+"""Parsers, one for each format: (record, where) -> an example.
+
+A record of the wrong shape raises DataError, one that teaches nothing
+RefusedExample; records.py has the checks that they share.
+"""
+
+from __future__ import annotations
+
+import math
+
+from rlhf_jax.data import records
+from rlhf_jax.data.examples import (
+  Comparison,
+  Demonstration,
+  Labelled,
+  Prompt,
+  RatedText,
+)
+from rlhf_jax.data.sources import DataError
+
+
+def parse_hh(record: dict, where: str) -> Comparison:
+  """Anthropic HH: two transcripts that differ in their last answer.
+
+  Outer whitespace of each turn is removed. Bai et al. 2022, arXiv:2204.05862.
+  """
+  (*prompt, chosen), (*other, rejected) = (
+    records.transcript(record, name, where) for name in ("chosen", "rejected")
+  )
+  if prompt != other:
+    raise records.RefusedExample(
+      "prompts differ",
+      f"{where}: fields 'chosen' and 'rejected' differ before their last "
+      "Assistant turn, so they answer different prompts. Remove the record, "
+      "or load it with load_and_count.",
+    )
+  return Comparison(
+    where,
+    prompt,
+    records.answer(chosen["content"], "chosen", where),
+    records.answer(rejected["content"], "rejected", where),
+  )
+
+
+def parse_comparison(record: dict, where: str) -> Comparison:
+  """prompt (text or messages), chosen, rejected and an optional label."""
+  label = 1.0
+  if "label" in record:
+    label = records.field(record, "label", (int, float), "comparison", where)
+    if not 0 <= label <= 1:
+      raise DataError(
+        f"{where}: field 'label' is {label}; it is the probability that "
+        "'chosen' wins. Give a number in [0, 1]."
+      )
+  prompt = records.prompt(record, "comparison", where)
+  answers = [
+    records.answer(
+      records.field(record, name, (str,), "comparison", where), name, where
+    )
+    for name in ("chosen", "rejected")
+  ]
+  return Comparison(where, prompt, *answers, label=float(label))
+
+
+def parse_labelled(record: dict, where: str) -> Labelled:
+  """prompt (text or messages), response and label (true or false).
+
+  The data of KTO; the label may be 1 or 0 too.
+  """
+  prompt = records.prompt(record, "labelled", where)
+  response = records.field(record, "response", (str,), "labelled", where)
+  label = record.get("label")
+  if not isinstance(label, (bool, int, float)) or label not in (0, 1):
+    raise DataError(
+      f"{where}: field 'label' is {label!r}; it says whether the answer is "
+      "desirable. Give true or false."
+    )
+  response = records.answer(response, "response", where)
+  return Labelled(where, prompt, response, float(label))
+
+
+def parse_demonstration(record: dict, where: str) -> Demonstration:
+  """prompt and response, joined as they are."""
+  prompt = records.field(record, "prompt", (str,), "demonstration", where)
+  response = records.field(record, "response", (str,), "demonstration", where)
+  return Demonstration(
+    where, prompt, records.answer(response, "response", where)
+  )
+
+
+def parse_messages(record: dict, where: str) -> Demonstration:
+  """messages: a dialogue with at least one assistant turn."""
+  messages = records.field(record, "messages", (list,), "messages", where)
+  answers = [
+    m["content"]
+    for m in records.dialogue(messages, where)
+    if m["role"] == "assistant"
+  ]
+  if not answers:
+    raise records.RefusedExample(
+      "no assistant turn",
+      f"{where}: no message has the role 'assistant': nothing to learn from. "
+      "Remove the record, or load it with load_and_count.",
+    )
+  for answer in answers:
+    records.answer(answer, "messages", where)
+  return Demonstration(where, messages=messages)
+
+
+def parse_prompt(record: dict, where: str) -> Prompt:
+  """prompt: text or messages; reference, if any: for a verifier."""
+  prompt = records.prompt(record, "prompt", where)
+  if isinstance(prompt, str) and not prompt.strip():
+    raise records.RefusedExample(
+      "empty prompt",
+      f"{where}: field 'prompt' is empty: nothing to answer. Remove the "
+      "record, or load it with load_and_count.",
+    )
+  return Prompt(where, prompt, record.get("reference"))
+
+
+def parse_ratings(record: dict, where: str) -> RatedText:
+  """text and ratings, a list of numbers by different people."""
+  text = records.field(record, "text", (str,), "ratings", where)
+  ratings = records.field(record, "ratings", (list,), "ratings", where)
+  numbers = [
+    r
+    for r in ratings
+    if isinstance(r, (int, float))
+    and not isinstance(r, bool)
+    and math.isfinite(r)
+  ]
+  if not ratings or len(numbers) < len(ratings):
+    raise DataError(
+      f"{where}: field 'ratings' is {str(ratings)[:60]}; it must hold finite "
+      "numbers, at least one. Correct the record."
+    )
+  return RatedText(
+    where, records.answer(text, "text", where), tuple(map(float, numbers))
+  )
+
+
+def parse_gsm8k(record: dict, where: str) -> Demonstration:
+  """question and answer; a line break joins them (Cobbe et al. 2021)."""
+  question = records.field(record, "question", (str,), "gsm8k", where)
+  answer = records.field(record, "answer", (str,), "gsm8k", where)
+  return Demonstration(
+    where, question + "\n", records.answer(answer, "answer", where)
+  )
