@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +73,8 @@ def run_epochs(
 
   Args:
     step: (state, minibatch, part of extra) -> (state, metrics); the metrics
-      have those of `take_step`, and "ppo/approx_kl" where kl_limit is set.
+      have those of accumulate.take_step, and "ppo/approx_kl" where kl_limit is
+      set.
     state: before the first step.
     rollout: all leaves [rows, ...], see `token_fields`.
     extra: leaves [minibatches, ...], the same parts in every epoch, or None.
@@ -140,33 +140,3 @@ def summarise(metrics: Metrics) -> Metrics:
   result["ppo/epochs"] = jnp.sum(jnp.any(executed, axis=1) * 1.0)
   result["sys/skipped_updates"] = jnp.sum((executed & ~applied) * 1.0)
   return result
-
-
-def take_step(
-  state: TrainState, grads: PyTree, loss: Array, optimizer: Any, tokens: Array
-) -> tuple[TrainState, Metrics]:
-  """Takes one guarded step; metrics say whether it ran and was applied.
-
-  A minibatch without a response token (`tokens` == 0: filler rows of packing,
-  or masked answers alone) is passed over: momentum and weight decay would move
-  the weights for nothing.
-  """
-
-  def step(state: TrainState) -> tuple[TrainState, Metrics]:
-    state, report = accumulate.apply_gradients(
-      state, grads, optimizer, jnp.isfinite(loss)
-    )
-    return state, {
-      "ppo/grad_norm": report.grad_norm,
-      "executed": jnp.ones((), bool),
-      "applied": report.applied,
-    }
-
-  def pass_over(state: TrainState) -> tuple[TrainState, Metrics]:
-    return state, {
-      "ppo/grad_norm": jnp.zeros(()),
-      "executed": jnp.zeros((), bool),
-      "applied": jnp.zeros((), bool),
-    }
-
-  return jax.lax.cond(tokens > 0, step, pass_over, state)

@@ -45,7 +45,6 @@ from rlhf_jax.algorithms.policy_gradient.epochs import (
   identity,
   run_epochs,
   summarise,
-  take_step,
   token_fields,
 )
 from rlhf_jax.types import (
@@ -184,7 +183,9 @@ def update(
       loss = loss + ptx_loss
       metrics |= ptx_metrics
     tokens = jnp.sum(minibatch.response_mask)
-    state, flags = take_step(state, grads, loss, optimizer, tokens)
+    state, flags = accumulate.take_step(
+      state, grads, loss, optimizer, tokens, "ppo/grad_norm"
+    )
     return state, metrics | flags
 
   if ptx_batch is not None:
@@ -299,7 +300,9 @@ def value_update(
       frozen,
       tokens,
     )
-    state, flags = take_step(state, grads, loss, optimizer, tokens)
+    state, flags = accumulate.take_step(
+      state, grads, loss, optimizer, tokens, "ppo/grad_norm_v"
+    )
     return state, metrics | flags
 
   state, metrics = run_epochs(
@@ -312,6 +315,4 @@ def value_update(
     kl_limit=None,
     constrain=constrain,
   )
-  metrics = summarise(metrics)
-  metrics["ppo/grad_norm_v"] = metrics.pop("ppo/grad_norm")
-  return state, metrics | critic_metrics(rollout)
+  return state, summarise(metrics) | critic_metrics(rollout)
