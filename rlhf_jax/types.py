@@ -153,6 +153,30 @@ class Rollout:
 
 
 @flax.struct.dataclass
+class PolicyRows:
+  """What a policy objective may ask for beside log-ratio and advantages.
+
+  Everything is 0 where mask is 0, so that no padding reaches an objective.
+
+  logprobs: [N, L] float32, of the sampled tokens, of the policy in training.
+  entropies: [N, L] float32, nats, of that policy; without gradient where the
+    unembedding is frozen and there is no entropy bonus.
+  reference_logprobs: [N, L] float32, without gradient.
+  mask: [N, L] float32, 1 on response tokens.
+  tokens: [] float32, the sum of mask over the whole minibatch, of which these
+    rows may be a part: what a mean over tokens divides by.
+  segment_ids: [N, L] int32 of packed rows, or None.
+  """
+
+  logprobs: Array
+  entropies: Array
+  reference_logprobs: Array
+  mask: Array
+  tokens: Array
+  segment_ids: Array | None = None
+
+
+@flax.struct.dataclass
 class TrainState:
   """What training changes: arrays only.
 

@@ -84,7 +84,8 @@ def run_epochs(
     constrain: places a minibatch on the mesh.
 
   Raises:
-    ValueError: the rows do not divide, or leaves differ in rows.
+    ValueError: the rows do not divide, leaves differ in rows, or there is a
+      kl_limit and no KL.
   """
   rows = accumulate.row_count(rollout)
   accumulate.check_divides("minibatches", config.minibatches, rows)
@@ -109,6 +110,11 @@ def run_epochs(
   def guarded_epoch(carry: tuple[TrainState, Array], order: Array):
     state, is_stopped = carry
     _, shapes = jax.eval_shape(epoch, state, order)
+    if "ppo/approx_kl" not in shapes:
+      raise ValueError(
+        f"update_kl_limit={kl_limit}: the loss reports no ppo/approx_kl to "
+        "compare it with. Report it (objectives.ratio_metrics), or set None."
+      )
     blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     state, metrics = jax.lax.cond(
       is_stopped,
