@@ -123,8 +123,8 @@ class Rollout:
   values: [N, L] float32 or None (critic-free methods).
   rewards, advantages, returns: [N, L] float32, 0 off the response; None until
     shaping and `advantages` have run; returns stay None without a critic.
-  baseline: [N] float32 or None, what a method that asks for it (remax.py)
-    subtracts from the return of each sample; `advantages` uses it up.
+  further: name -> judged answers to the same prompts, drawn otherwise, where
+    the method wants some (further_rollouts.py); `advantages` uses them up.
   importance_weights: [N, L] float32 or None, of trainer against sampler
     (importance.py); None counts as 1.
   hidden: role name -> [N, L, D], the frozen hidden states that enter the
@@ -145,7 +145,7 @@ class Rollout:
   rewards: Array | None = None
   advantages: Array | None = None
   returns: Array | None = None
-  baseline: Array | None = None
+  further: dict[str, Rollout] = flax.struct.field(default_factory=dict)
   importance_weights: Array | None = None
   hidden: dict[str, Array] = flax.struct.field(default_factory=dict)
   segment_ids: Array | None = None

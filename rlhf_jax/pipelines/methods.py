@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 from rlhf_jax.algorithms.policy_gradient import importance
 from rlhf_jax.algorithms.policy_gradient.registry import (
   ALGORITHMS,
-  NEEDS_CRITIC,
-  NEEDS_GREEDY,
   check_run,
+  further_of,
+  has_critic,
 )
 from rlhf_jax.pipelines import method_sections
 from rlhf_jax.pipelines.config import ConfigError
@@ -25,12 +25,12 @@ class Method(method_sections.Method):
   @property
   def has_critic(self) -> bool:
     """Whether it trains a critic."""
-    return self.name in NEEDS_CRITIC
+    return has_critic(self.module)
 
   @property
   def needs_greedy(self) -> bool:
     """Whether it needs a greedy answer to each prompt."""
-    return self.name in NEEDS_GREEDY
+    return "greedy" in further_of(self.module, self.config)
 
   @property
   def group_size(self) -> int | None:

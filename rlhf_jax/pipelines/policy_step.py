@@ -21,13 +21,14 @@ import jax.numpy as jnp
 from rlhf_jax import generate, ops, optimizer
 from rlhf_jax.algorithms.policy_gradient import (
   epochs,
+  further_rollouts,
   groups,
   importance,
   packing,
-  remax,
   shaping,
 )
 from rlhf_jax.algorithms.policy_gradient import update as pg
+from rlhf_jax.algorithms.policy_gradient.registry import further_of
 from rlhf_jax.models import roles
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import actors as actors_lib
@@ -163,8 +164,9 @@ def prepare(
   """
   rollout, moments, row = shaping.shape_rewards(rollout, moments, beta, shape)
   if greedy is not None:
-    scores = shaping.shaped_scores(greedy, moments, shape)
-    rollout = remax.with_baseline(rollout, scores)
+    rollout = further_rollouts.attach(
+      rollout, {"greedy": greedy}, moments, shape
+    )
   rollout = method.module.advantages(rollout, method.config)
   if method.group_size is not None:
     row |= groups.metrics(rollout, method.group_size, correct_above)
@@ -280,9 +282,8 @@ def make_programs(
     value_update = jax.jit(value_update, donate_argnums=0)
   greedy = None
   if settings.method.needs_greedy:
-    how = dataclasses.replace(
-      settings.generate, temperature=0.0, num_samples=1, batch_size=None
-    )
+    changes = further_of(settings.method.module, settings.algorithm)
+    how = dataclasses.replace(settings.generate, **changes["greedy"])
     greedy = functools.partial(sample, how=how)
   is_exact = plan.policy.model.dtype == "float32"
   return Programs(

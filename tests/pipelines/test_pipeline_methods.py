@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_jax.algorithms.policy_gradient.registry import (
   ALGORITHMS,
-  NEEDS_CRITIC,
+  has_critic,
 )
 from rlhf_jax.pipelines import check, methods, policy, stages
 from rlhf_jax.pipelines.config import ConfigError
@@ -34,8 +34,8 @@ def method_config(files, name, start, scorer):
   "name",
   [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-    for name in ALGORITHMS
-    if name not in NEEDS_CRITIC
+    for name, module in ALGORITHMS.items()
+    if not has_critic(module)
   ],
 )
 def test_a_method_without_critic_trains(files, sft_lora, reward_head, name):

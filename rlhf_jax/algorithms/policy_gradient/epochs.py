@@ -43,15 +43,16 @@ def identity(tree: PyTree) -> PyTree:
 def token_fields(rollout: Rollout) -> Rollout:
   """Returns the rollout with nothing but fields indexed by row.
 
-  score, finish_reason and baseline have one entry per sample, which is not one
-  per row when rows are packed, and no loss reads them: they become zeros [rows]
-  or None. All else can then be permuted and split by row.
+  score and finish_reason have one entry per sample, which is not one per row
+  when rows are packed, and `further` has rows of its own; no loss reads them:
+  they become zeros [rows] and {}. All else can then be permuted and split by
+  row.
   """
   rows = rollout.tokens.shape[0]
   return rollout.replace(
     score=jnp.zeros((rows,), jnp.float32),
     finish_reason=jnp.zeros((rows,), jnp.int32),
-    baseline=None,
+    further={},
   )
 
 

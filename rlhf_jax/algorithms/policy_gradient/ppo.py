@@ -28,6 +28,8 @@ from rlhf_jax.algorithms import aggregate
 from rlhf_jax.algorithms.policy_gradient import importance, objectives
 from rlhf_jax.types import Array, Metrics, Rollout
 
+HAS_CRITIC = True
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
