@@ -69,9 +69,7 @@ def prepare(
   rollout, moments, row = shaping.shape_rewards(
     rollout, moments, beta, settings.shaping
   )
-  rollout = further_rollouts.attach(
-    rollout, further, moments, settings.shaping
-  )
+  rollout = further_rollouts.attach(rollout, further, moments, settings.shaping)
   rollout = registry.compute_advantages(
     settings.advantages, rollout, settings.method
   )
