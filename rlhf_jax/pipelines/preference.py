@@ -59,10 +59,11 @@ class Settings(schema.Settings):
   trainable: Trainable = Trainable()
   init_from: str = stage_field(
     stages.POLICY
-  )  # folder of the run it starts from
+  )  # folder of the finished policy run it starts from; "": the model itself
   algorithm: schema.Method = schema.method(registry.ALGORITHMS, "dpo")
-  accumulation: preference.Config = preference.Config()
-  data: Data = Data()
+  # the loss on preferences, by name, and its settings
+  accumulation: preference.Config = preference.Config()  # how a batch is cut
+  data: Data = Data()  # comparisons to train on; of KTO judged answers
   heldout: Data = Data()  # comparisons for the report at the end
   heldout_fraction: float = 0.1  # of prompts held out where heldout is not set
   optimizer: optimizer.Config = optimizer.Config(learning_rate=1e-6)

@@ -49,13 +49,13 @@ class Settings(schema.Settings):
   trainable: Trainable = Trainable()
   init_from: str = stage_field(
     stages.POLICY
-  )  # folder of the run it starts from
-  head: heads.Config = heads.Config()
+  )  # folder of the finished policy run it starts from; "": the model itself
+  head: heads.Config = heads.Config()  # the scalar head on the trunk
   stop_layer: int = 0  # the trunk ends before it; 0: all layers
-  data: Data = Data()
+  data: Data = Data()  # comparisons to train on
   heldout: Data = Data()  # comparisons for the diagnosis
   heldout_fraction: float = 0.1  # of prompts held out where heldout is not set
-  loss: reward.Config = reward.Config()
+  loss: reward.Config = reward.Config()  # on the scores of compared answers
   optimizer: optimizer.Config = optimizer.Config(
     learning_rate=9e-6, schedule="cosine"
   )
