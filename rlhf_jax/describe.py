@@ -10,9 +10,9 @@ say to a value that cannot be right.
   # those stand above a field that has none at its end: then they are its own
   size: int = 8
 
-A field that a subclass gives another default keeps the meaning of the class
-above; a comment there is added to it. A docstring may list "field: meaning" a
-line instead.
+A field that a subclass gives another default keeps the meaning of the first
+class that has it; a comment there is added to it. A docstring may say it
+instead, "field: meaning" on a line.
 """
 
 from __future__ import annotations
@@ -44,7 +44,15 @@ _WORDS = {
 _REQUIRED = {int: 1, float: 1.0, bool: True, str: "", tuple: (), dict: {}}
 # Values that most checks refuse, to hear what they ask for.
 _WRONG = {int: (-(10**9), 10**9), float: (-1e9, 1e9), str: ("?",)}
-_RULE = re.compile(r"must be (.+?)(?:[.;](?:\s|$)|$)", re.DOTALL)
+# How checks state a rule: "must be in (0, 1).", "Set it >= 0."
+_RULE = re.compile(
+  r"(?:must be |[Ss]et (?:it )?(?=[<>])|Choose (?=one of))"
+  r"(.+?)(?:[.;](?: |$)|$)"
+)
+# "0 < NAME <= 1", "NAME >= 2", "NAME and other >= 2".
+_BOUNDS = (
+  r"(?:(-?[\d.]+) (<=?) )?\b{}(?:(?:, | and )[\w.]+)* ([<>]=?) (-?[\d.]*\d)"
+)
 _ENTRY = re.compile(r"( *)(\w+(?:, \w+)*): (.+)")
 
 
@@ -74,26 +82,33 @@ def fields(values: Any) -> list[Field]:
   for field in dataclasses.fields(cls):
     if not field.init:
       continue
-    if values is not cls:
-      default = getattr(values, field.name)
-    elif field.default_factory is not dataclasses.MISSING:
-      default = field.default_factory()
-    else:
-      default = field.default
+    default = _default(field, example, values is not cls)
     hint = hints(cls)[field.name]
-    found.append(
-      Field(
-        name=field.name,
-        kind=_kind(hint, _rules(example, field.name, hint)),
-        default=default,
-        meaning=meaning(cls, field.name),
-      )
-    )
+    said = meaning(cls, field.name)
+    if not said and dataclasses.is_dataclass(hint):
+      said = summary(hint)  # a section, which says it itself
+    kind = _kind(hint, _rules(example, field.name, hint))
+    found.append(Field(field.name, kind, default, said))
   return found
 
 
-def first_line(thing: Any) -> str:
-  """Returns the first sentence of a docstring, "" where there is none.
+def _default(field: dataclasses.Field, example: Any, is_own: bool) -> Any:
+  """Returns the default of a field, MISSING where it has none.
+
+  Args:
+    field: of a dataclass.
+    example: an instance of it, or None.
+    is_own: whether the values of the instance are the defaults.
+  """
+  factory = field.default_factory
+  nothing = (field.default, factory) == (dataclasses.MISSING,) * 2
+  if is_own or (example is not None and not nothing):
+    return getattr(example, field.name)
+  return field.default if factory is dataclasses.MISSING else factory()
+
+
+def summary(thing: Any) -> str:
+  """Returns the first paragraph of a docstring, "" where there is none.
 
   Args:
     thing: a module, class or function; of a dataclass without a docstring of
@@ -103,6 +118,24 @@ def first_line(thing: Any) -> str:
   if isinstance(thing, type) and text.startswith(f"{thing.__name__}("):
     return ""  # what dataclasses write
   return " ".join(text.partition("\n\n")[0].split())
+
+
+def citation(module: Any) -> str:
+  """Returns the sentence of a module's docstring that names its source.
+
+  That is the first with "arXiv:" in it, else with a year; "" without one.
+  """
+  text = inspect.cleandoc(getattr(module, "__doc__", None) or "")
+  found = [
+    " ".join(sentence.split())
+    for paragraph in text.split("\n\n")[1:]
+    for sentence in re.split(r"(?<=[.:])\s+(?=[A-Z])", paragraph)
+  ]
+  for wanted in (r"arXiv:", r"\b(19|20)\d\d\b"):
+    for sentence in found:
+      if re.search(wanted, sentence):
+        return f"{sentence.rstrip('.:')}."
+  return ""
 
 
 @functools.lru_cache(maxsize=1024)
@@ -118,7 +151,8 @@ def meaning(cls: type, name: str) -> str:
     text = _comments(base).get(name) or _entries(base).get(name)
     if text and text not in parts:
       parts.append(text)
-  return ". Here: ".join(part.rstrip(".") for part in parts)
+  ends = parts if len(parts) < 2 else [parts[0], parts[-1]]
+  return ". Here: ".join(part.rstrip(".") for part in ends)
 
 
 @functools.lru_cache(maxsize=256)
@@ -216,6 +250,8 @@ def _kind(hint: Any, rules: list[str]) -> str:
 
 
 def _word(kind: Any) -> str:
+  if typing.get_origin(kind) is typing.Literal:
+    return f"one of {', '.join(map(str, typing.get_args(kind)))}"
   plain = typing.get_origin(kind) or kind
   return _WORDS.get(plain, getattr(plain, "__name__", str(plain)))
 
@@ -251,15 +287,40 @@ def _rules(example: Any, name: str, hint: Any) -> list[str]:
     try:
       dataclasses.replace(example, **{name: wrong})
     except ValueError as error:
-      told = str(error)
-      rule = _RULE.search(told)
-      if told.startswith(f"{name}=") and rule is not None:
-        text = " ".join(rule[1].split())
-        if text not in found and repr(wrong) not in text:
-          found.append(text)
+      rule = _rule(str(error), name, repr(wrong))
+      if rule and rule not in found:
+        found.append(rule)
     except Exception:  # a check that takes no such value says nothing
       continue
   return found
+
+
+def _rule(told: str, name: str, wrong: str) -> str:
+  """Returns "in (0, 1]" out of what a check says, or "".
+
+  Args:
+    told: "NAME=2: must be in (0, 1].", maybe with other fields before it.
+    name: of the field.
+    wrong: value that it was given.
+  """
+  told = " ".join(told.split())
+  values = told.find(f"={wrong}")
+  if values < 0:
+    return ""  # about another field, which only goes with this one
+  said = told[values + len(wrong) + 1 :]
+  bounds = re.search(_BOUNDS.format(name), said)
+  if bounds is not None:
+    low, opening, sign, high = bounds.groups()
+    if low is None:
+      return f"{sign} {high}"
+    left = "(" if opening == "<" else "["
+    return f"in {left}{low}, {high}{')' if sign == '<' else ']'}"
+  rule = _RULE.search(said)
+  if rule is None:
+    return ""
+  if rule[1].startswith("one of"):
+    return re.sub(r"[()']", "", rule[1])
+  return rule[1]
 
 
 def _wrong(hint: Any) -> Iterator[Any]:

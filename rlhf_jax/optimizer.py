@@ -51,24 +51,26 @@ class Config:
   # TensorFlow (METHODS 4.6)
 
   def __post_init__(self) -> None:
+    end, norm = self.final_fraction, self.clip_norm
     ranges = {
-      "learning_rate": self.learning_rate >= 0,
-      "warmup_steps": self.warmup_steps >= 0,
-      "warmup_initial_fraction": 0 <= self.warmup_initial_fraction <= 1,
-      "beta1": 0 <= self.beta1 < 1,
-      "beta2": 0 <= self.beta2 < 1,
-      "epsilon": self.epsilon > 0,
-      "weight_decay": self.weight_decay >= 0,
-      "clip_norm": self.clip_norm is None or self.clip_norm > 0,
-      "final_fraction": self.final_fraction is None
-      or 0 <= self.final_fraction <= 1,
+      "learning_rate": (self.learning_rate >= 0, ">= 0"),
+      "warmup_steps": (self.warmup_steps >= 0, ">= 0"),
+      "warmup_initial_fraction": (
+        0 <= self.warmup_initial_fraction <= 1,
+        "in [0, 1]",
+      ),
+      "beta1": (0 <= self.beta1 < 1, "in [0, 1)"),
+      "beta2": (0 <= self.beta2 < 1, "in [0, 1)"),
+      "epsilon": (self.epsilon > 0, "> 0"),
+      "weight_decay": (self.weight_decay >= 0, ">= 0"),
+      "clip_norm": (norm is None or norm > 0, "> 0, or None to clip nothing"),
+      "final_fraction": (end is None or 0 <= end <= 1, "in [0, 1], or None"),
     }
-    for field, is_valid in ranges.items():
+    for field, (is_valid, rule) in ranges.items():
       if not is_valid:
         raise UserError(
-          f"optimizer.{field}={getattr(self, field)!r} is out of range: rates "
-          "and counts are >= 0, fractions in [0, 1], betas in [0, 1), epsilon "
-          "and clip_norm > 0 (clip_norm=None clips nothing)."
+          f"optimizer.{field}={getattr(self, field)!r} is out of range: must "
+          f"be {rule}."
         )
     if self.schedule not in SCHEDULES:
       raise UserError(

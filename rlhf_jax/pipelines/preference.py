@@ -54,7 +54,7 @@ _BALANCE = (1.0, 1.5)  # of desirable to undesirable weight, for KTO
 class Settings(schema.Settings):
   """DPO, or another method of algorithms/preference by its name."""
 
-  seed: int = 0  # of all random numbers of the run
+  seed: int = 0  # where all random numbers of the run start
   model: Model = Model()
   trainable: Trainable = Trainable()
   init_from: str = stage_field(

@@ -44,7 +44,7 @@ PAIRS_KEPT = 2000  # held-out pairs kept for the report's pictures
 class Settings(schema.Settings):
   """Bradley-Terry reward model; one epoch (METHODS 2)."""
 
-  seed: int = 0  # of all random numbers of the run
+  seed: int = 0  # where all random numbers of the run start
   model: Model = Model()
   trainable: Trainable = Trainable()
   init_from: str = stage_field(

@@ -35,7 +35,7 @@ from rlhf_jax.types import Array, PyTree
 class Settings(schema.Settings):
   """Supervised fine-tuning. Rates: METHODS 1 (LoRA runs want 10x more)."""
 
-  seed: int = 0  # of all random numbers of the run
+  seed: int = 0  # where all random numbers of the run start
   model: Model = Model()
   trainable: Trainable = Trainable()
   data: Data = Data()  # demonstrations to train on

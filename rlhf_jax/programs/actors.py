@@ -41,7 +41,7 @@ class Sampled(schema.Settings):
   A reward model, a verifier or a function judges: one of them.
   """
 
-  seed: int = 0  # of all random numbers of the run
+  seed: int = 0  # where all random numbers of the run start
   model: Model = Model()
   trainable: Trainable = Trainable()
   init_from: str = stage_field(

@@ -34,7 +34,9 @@ class Settings(actors.Sampled):
   importance: importance.Config = importance.Config()  # trainer over sampler
   epochs: epochs.Config = epochs.Config()
   packing: packing.Config = packing.Config()  # several samples in a row
-  policy_optimizer: optimizer.Config = optimizer.Config(learning_rate=1e-6)
+  policy_optimizer: optimizer.Config = optimizer.Config(
+    learning_rate=1e-6
+  )  # of the policy
   value_optimizer: optimizer.Config = optimizer.Config(
     learning_rate=5e-6
   )  # of the critic

@@ -28,9 +28,11 @@ class Config(grpo.Config):
   kl_loss: str = "none"  # no KL in Yu 2025
   kl_loss_coefficient: float = 0.0  # no KL in Yu 2025
   aggregation: str = "token-mean"  # Yu 2025
-  resample_rounds: int = 10  # most batches of prompts drawn for a step, until no
-  # group of it has equal scores; 1 takes the first as it is; 10 in the released
-  # recipe (verl)
+  resample_rounds: int = (
+    10  # batches of prompts drawn for a step, at most, until
+  )
+  # no group of it has equal scores; 1 takes the first as it is; 10 in the
+  # released recipe (verl)
 
   def __post_init__(self) -> None:
     super().__post_init__()
