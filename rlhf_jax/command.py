@@ -60,7 +60,11 @@ _PARSERS = {
 
 
 def parse(
-  argv: Sequence[str], options: Mapping[str, tuple[Any, str]], about: str
+  argv: Sequence[str],
+  options: Mapping[str, tuple[Any, str]],
+  about: str,
+  *,
+  needs_workdir: bool = False,
 ) -> flags.FlagValues:
   """Returns the values of a command line: .config, and one for each option.
 
@@ -70,8 +74,9 @@ def parse(
   Args:
     argv: the whole command line.
     options: name -> (default, what it means), beside --config; True or False
-      for a switch. A workdir is asked for where there is such an option.
+      for a switch.
     about: what --help prints first.
+    needs_workdir: whether --workdir must be given.
   """
   values = flags.FlagValues()  # of its own: nothing else defines options here
   config_flags.DEFINE_config_file(
@@ -86,13 +91,13 @@ def parse(
     define = flags.DEFINE_bool if is_switch else flags.DEFINE_string
     define(name, default, meaning, flag_values=values)
   if "--help" in argv:
-    print(f"{about}\n{values.get_help()}")
+    print(f"{about}\n{_help(options)}")
     sys.exit(0)
   accept_none()
   try:
     check_before(argv)
     rest = values(argv)
-    workdir = values.workdir if "workdir" in options else "-"
+    workdir = values.workdir if needs_workdir else "-"
     check_after(rest, values.config, workdir, argv)
     return values
   except CommandError as error:
@@ -102,6 +107,20 @@ def parse(
     if message is None:
       raise
     sys.exit(fail(error, message))
+
+
+def _help(options: Mapping[str, tuple[Any, str]]) -> str:
+  """Returns the options of a command, one a line; see `parse`."""
+  lines = {
+    "--config=FILE.py[:ARG]": "The experiment.",
+    "--config.FIELD=VALUE": "A field of it; rlhf_jax.explain prints all.",
+  }
+  for name, (default, meaning) in options.items():
+    usual = f" Default: {default}." if default else ""
+    value = "" if isinstance(default, bool) else "=..."
+    lines[f"--{name}{value}"] = f"{meaning}{usual}"
+  width = max(map(len, lines))
+  return "\n".join(f"  {name:{width}}  {text}" for name, text in lines.items())
 
 
 def fail(error: Exception, message: str, code: int = EXIT_USAGE) -> int:

@@ -1,4 +1,4 @@
-"""Print every field of an experiment: value, range, meaning and source.
+"""Print every field of an experiment: value, range, what it means.
 
     python -m rlhf_jax.explain --config=configs/ppo.py
     python -m rlhf_jax.explain --config=configs/method.py:dapo --only=clip
@@ -18,7 +18,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -322,9 +322,14 @@ def _read(config: ConfigDict) -> tuple[Any, str]:
     return None, str(error)
 
 
-def main(argv: list[str]) -> int:
-  """Prints what a command line asks for; returns the exit code."""
-  values = command.parse(argv, OPTIONS, __doc__)
+def main(argv: list[str], also: Mapping[str, tuple[Any, str]] = {}) -> int:
+  """Prints what a command line asks for; returns the exit code.
+
+  Args:
+    argv: the whole command line.
+    also: options of another command that may stand there; see command.parse.
+  """
+  values = command.parse(argv, {**OPTIONS, **also}, __doc__)
   config = values.config
   width = max(shutil.get_terminal_size((80, 24)).columns, 40)
   try:

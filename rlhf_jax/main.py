@@ -22,7 +22,6 @@ RLHF_JAX_TRACEBACK=1 shows where a mistake was noticed.
 from __future__ import annotations
 
 import faulthandler
-import importlib
 import os
 import shlex
 import sys
@@ -162,11 +161,15 @@ def told(error: Exception) -> str | None:
 
 def main(argv: list[str]) -> int:
   """Runs what a command line says; returns the exit code."""
-  for option, module in (("--explain", "explain"), ("--list", "catalogue")):
-    if option in argv[1:]:
-      other = importlib.import_module(f"rlhf_jax.{module}")
-      return other.main([word for word in argv if word != option])
-  values = command.parse(argv, OPTIONS, __doc__)
+  if "--list" in argv:
+    from rlhf_jax import catalogue
+
+    return catalogue.main(argv[:1])
+  if "--explain" in argv:
+    from rlhf_jax import explain
+
+    return explain.main(argv, OPTIONS)
+  values = command.parse(argv, OPTIONS, __doc__, needs_workdir=True)
   from rlhf_jax import interrupt
 
   interrupt.prepare()

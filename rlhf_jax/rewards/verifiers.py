@@ -109,7 +109,7 @@ def _part_references(part: Part, references: Sequence[Any]) -> list[Any]:
 
 
 def score_sum(answers: Answers, config: SumConfig) -> Parts:
-  """Returns [N] float32, the weighted sum, 0 where the gate is shut; and parts.
+  """Returns [N] float32: the weighted sum, 0 where the gate is shut; and parts.
 
   The parts, before their weights, are named by `part_names`; what a part logs
   beside its score has the part's name before its own ("code_timeout").
