@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import command, describe, pipelines, schema
+from rlhf_jax import command, describe, pipelines
 from rlhf_jax.imported import nearest
 from rlhf_jax.schema import UserError
 
@@ -179,27 +179,29 @@ def _method(place: Place, settings: Any) -> Part:
   """Returns the part of a method: its name, and the fields that are its own."""
   field, value, name = place.field, place.value, place.name
   family = place.declared.metadata["family"]
-  chosen = schema.find_method(
-    value.name, f"config.{name}.name", **place.declared.metadata
-  )
   which = describe.Field(
     name="name",
     kind=f"one of {', '.join(family)}, or an import path",
     default=field.default.name,
     meaning=field.meaning,
   )
+  rows = [_row(which, value.name, f"{name}.name")]
   filled = None  # what a pipeline fills in where nobody set anything
   if settings is not None:
-    filled = getattr(settings, "method", getattr(settings, field.name).config)
-  rows = [_row(which, value.name, f"{name}.name")]
-  for inner in describe.fields(chosen.Config):
+    method = getattr(settings, field.name)
+    module, filled = method.module, getattr(settings, "method", method.config)
+  elif value.name in family:
+    module = family[value.name]
+  else:  # unknown, or a file of which a run says what is wrong
+    return Part(name, field.meaning, rows)
+  for inner in describe.fields(module.Config):
     given = value.get(inner.name)
     if given is None and filled is not None:
       inner = inner._replace(default=getattr(filled, inner.name))
     given = inner.default if given is None else given
     rows.append(_row(inner, given, f"{name}.{inner.name}"))
-  about = f"{describe.summary(chosen)} {describe.citation(chosen)}"
-  return Part(name, f"{about.strip()} ({_file(chosen)})", rows)
+  about = f"{describe.summary(module)} {describe.citation(module)}"
+  return Part(name, f"{about.strip()} ({_file(module)})", rows)
 
 
 def _row(field: describe.Field, value: Any, name: str) -> Row:

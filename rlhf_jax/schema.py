@@ -333,39 +333,21 @@ def _given(
   return values
 
 
-def find_method(
-  name: Any,
-  field: str,
-  family: Family,
-  check: Callable[[Any], None] | None = None,
-) -> Any:
-  """Returns the module of a method.
-
-  Args:
-    name: in its family, or an import path.
-    field: where it stands, for messages.
-    family, check: see `method`.
-
-  Raises:
-    UserError: there is none of that name.
-  """
-  if name in family:
-    return family[name]
-  if isinstance(name, str) and imported.is_path(name):
-    return _imported_method(name, field, check)
-  raise UserError(
-    f"{field}={name!r}: must be one of {', '.join(family)}, or "
-    f"the import path of a module.{nearest(str(name), family)}"
-  )
-
-
 def _read_method(
   values: Any, where: str, *, family: Family, check: Any
 ) -> Method:
   """Returns the method that a section names, with the settings of its own."""
   values = {key: _plain(values[key]) for key in values}
   name = values.pop("name", None)
-  module = find_method(name, f"config.{where}.name", family, check)
+  if name in family:
+    module = family[name]
+  elif isinstance(name, str) and imported.is_path(name):
+    module = _imported_method(name, f"config.{where}.name", check)
+  else:
+    raise UserError(
+      f"config.{where}.name={name!r}: must be one of {', '.join(family)}, or "
+      f"the import path of a module.{nearest(str(name), family)}"
+    )
   own = {field.name for field in dataclasses.fields(module.Config)}
   given = {key: value for key, value in values.items() if value is not None}
   for key in given.keys() - own:

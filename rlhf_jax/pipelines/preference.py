@@ -61,7 +61,7 @@ class Settings(schema.Settings):
     stages.POLICY
   )  # folder of the finished policy run it starts from; "": the model itself
   algorithm: schema.Method = schema.method(registry.ALGORITHMS, "dpo")
-  # the loss on preferences, by name, and its settings
+  # the loss on preferences
   accumulation: preference.Config = preference.Config()  # how a batch is cut
   data: Data = Data()  # comparisons to train on; of KTO judged answers
   heldout: Data = Data()  # comparisons for the report at the end

@@ -30,7 +30,7 @@ class Settings(actors.Sampled):
   value: actors.Value = actors.Value()  # the critic of a method that has one
   shaping: shaping.Config = shaping.Config()  # score and KL -> token rewards
   algorithm: schema.Method = schema.method(registry.ALGORITHMS, "ppo")
-  # the policy-gradient method, by name, and its settings
+  # the policy-gradient method
   importance: importance.Config = importance.Config()  # trainer over sampler
   epochs: epochs.Config = epochs.Config()
   packing: packing.Config = packing.Config()  # several samples in a row
