@@ -70,7 +70,8 @@ class Settings(actors.Sampled):
   """Online DPO, or another loss on pairs by its name (OAIF: rate 5e-7)."""
 
   algorithm: schema.Method = schema.method(METHODS, "dpo", _check_method)
-  accumulation: preference.Config = preference.Config()
+  # the loss on pairs of the policy's own answers
+  accumulation: preference.Config = preference.Config()  # how a batch is cut
   pairing: pairing.Config = pairing.Config()
   guards: own_samples.Guards = own_samples.Guards()
   optimizer: optimizer.Config = optimizer.Config(learning_rate=5e-7)

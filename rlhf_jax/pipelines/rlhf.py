@@ -55,14 +55,18 @@ class Settings(schema.Settings):
   seed: int = 0  # of the first stage; each other one has its own
   reuse: str = ""  # folder of another whole run whose stages are taken over
   reuse_stages: tuple = REUSABLE  # which of them
-  sft: Job = default_job(sft_pipeline.PIPELINE)
-  reward: Job = default_job(reward_pipeline.PIPELINE)
-  gold: Job = default_job(reward_pipeline.PIPELINE)
-  policy: Job = default_job(policy_pipeline.PIPELINE)
-  evaluation: Job = default_job(evaluate.PIPELINE)
+  sft: Job = default_job(sft_pipeline.PIPELINE)  # the policy at the start
+  reward: Job = default_job(reward_pipeline.PIPELINE)  # what judges
+  gold: Job = default_job(
+    reward_pipeline.PIPELINE
+  )  # another reward model, which never trains the policy
+  policy: Job = default_job(
+    policy_pipeline.PIPELINE
+  )  # what is aligned, by any pipeline that leaves a policy
+  evaluation: Job = default_job(evaluate.PIPELINE)  # both policies compared
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)
   # of the report: name -> text
-  caveats: tuple = ()  # of the report
+  caveats: tuple = ()  # of the report: what to keep in mind, a text each
 
   def __post_init__(self) -> None:
     schema.check_least(self, seed=0)
