@@ -12,9 +12,9 @@ import pytest
 from rlhf_jax import plan
 from rlhf_jax.models import roles
 from rlhf_jax.pipelines import defaults
-from rlhf_jax.schema import UserError
 from rlhf_jax.planning import abstract, compiled, report, table, topology
 from rlhf_jax.programs.work import Passes
+from rlhf_jax.schema import UserError
 from tests.planning.tiny_plans import (
   EIGHT,
   LAYER,
