@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax import distributed, schema
-from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import evaluate, forecast, summary
 from rlhf_jax.pipelines import policy as policy_pipeline
 from rlhf_jax.pipelines import reward as reward_pipeline
@@ -95,11 +94,6 @@ class Settings(schema.Settings):
   def jobs(self) -> dict[str, Job]:
     """The stages by name, in their order."""
     return {name: getattr(self, name) for name in STAGES}
-
-  @property
-  def mesh(self) -> mesh_lib.Config:
-    """That of the first stage; each stage has its own."""
-    return self.sft.settings.mesh
 
   def folder(self, name: str, workdir: Path) -> Path:
     """Returns the folder of a stage, which may be another run's."""
