@@ -12,7 +12,6 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -116,25 +115,6 @@ def start_variables(
   return role, {"params": params} | world.compute(make, key)
 
 
-def make_update(
-  role: roles.Role, loss: reward.Config, transform: Any
-) -> Callable[..., Any]:
-  """Returns the compiled step: (state, frozen, PreferenceBatch, key) -> ...
-
-  Args:
-    role: what trains.
-    loss: settings of the loss.
-    transform: an optax.GradientTransformation.
-  """
-  update = functools.partial(
-    reward.update,
-    config=loss,
-    apply=functools.partial(features.apply, role=role),
-    optimizer=transform,
-  )
-  return jax.jit(update, donate_argnums=0)
-
-
 def wire(
   settings: Settings, world: World, base: Base, total: int, length: int
 ) -> tuple[Phase, PyTree, PyTree]:
@@ -162,7 +142,7 @@ def wire(
 
   update = Program(
     name="update",
-    function=make_update(role, settings.loss, transform),
+    function=features.make_update(role, settings.loss, transform),
     arguments=arguments,
     rows=rows,
     work=lambda: Passes(world.mesh).training(
