@@ -119,6 +119,7 @@ def summarise(
     if name not in before.scores:
       continue
     mean, std = np.mean(before.scores[name]), np.std(before.scores[name])
+    std = std if std > 0.0 else 1.0  # all answers scored alike
     old = (before.scores[name] - mean) / std
     new = (after.scores[name] - mean) / std
     change = win_rate.paired_difference(new, old)
