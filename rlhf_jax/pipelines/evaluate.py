@@ -23,7 +23,12 @@ from rlhf_jax.models import heads, roles
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import abstract, build
-from rlhf_jax.programs.answers import Answers, answer, summarise
+from rlhf_jax.programs.answers import (
+  Answers,
+  answer,
+  check_sampling,
+  summarise,
+)
 from rlhf_jax.programs.pipeline import Pipeline, stage_field
 from rlhf_jax.programs.program import (
   Flow,
@@ -66,20 +71,7 @@ class Settings(schema.Settings):
   def __post_init__(self) -> None:
     schema.check_least(self, seed=0, count=2, batch_size=1)
     build.check_room(self.prompts, self.generate)
-    how = self.generate
-    if how.temperature == 0.0 or how.top_k or how.top_p < 1.0:
-      raise FieldError(
-        f"generate: temperature={how.temperature}, top_k={how.top_k}, "
-        f"top_p={how.top_p}: the KL compares full distributions, and "
-        "greedy or truncated ones have none to the reference. Set a "
-        "temperature > 0, top_k=0 and top_p=1.0."
-      )
-    if how.num_samples > 1:
-      raise FieldError(
-        f"generate.num_samples={how.num_samples}: answers to one prompt are "
-        "not independent, and the standard errors assume that they are. Set 1 "
-        "and a larger count."
-      )
+    check_sampling(self.generate)
     if self.count % self.batch_size:
       raise FieldError(
         f"count={self.count}: must be a multiple (>= 2) of "

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import distributed, metrics
+from rlhf_jax import distributed, generate, metrics
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.evaluation import diversity, lexicon, win_rate
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs.program import Sampler
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards.texts import sample_texts
+from rlhf_jax.schema import FieldError
 from rlhf_jax.types import (
   FINISH_EOS,
   Array,
@@ -24,6 +25,23 @@ from rlhf_jax.types import (
   Rollout,
   Samples,
 )
+
+
+def check_sampling(how: generate.Config) -> None:
+  """Raises FieldError for sampling of which no KL or error can be told."""
+  if how.temperature == 0.0 or how.top_k or how.top_p < 1.0:
+    raise FieldError(
+      f"generate: temperature={how.temperature}, top_k={how.top_k}, "
+      f"top_p={how.top_p}: the KL compares full distributions, and "
+      "greedy or truncated ones have none to the reference. Set a "
+      "temperature > 0, top_k=0 and top_p=1.0."
+    )
+  if how.num_samples > 1:
+    raise FieldError(
+      f"generate.num_samples={how.num_samples}: answers to one prompt are "
+      "not independent, and the standard errors assume that they are. Set 1 "
+      "and a larger count."
+    )
 
 
 @dataclasses.dataclass(frozen=True)

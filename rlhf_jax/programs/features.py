@@ -51,6 +51,28 @@ def apply(
   return scores[:, 0].reshape(rows, candidates)
 
 
+def fresh(role: roles.Role, seed: int, world: World) -> PyTree:
+  """Returns what a reward model has beside a trunk: head, factors if any.
+
+  Args:
+    role: with a head.
+    seed: of what is drawn.
+    world: where it lives.
+  """
+
+  def make(key: jax.Array) -> PyTree:
+    made = {
+      "head": heads.init(
+        role.head, role.model.width, jax.random.fold_in(key, 2)
+      )
+    }
+    if role.trainable == "lora":
+      made["lora"] = roles.fresh_lora(role, jax.random.fold_in(key, 1))
+    return made
+
+  return world.compute(make, jax.random.key(seed))
+
+
 def make_update(
   role: roles.Role,
   loss: reward.Config,
