@@ -60,6 +60,7 @@ from rlhf_jax.notebook.models import (
   prompt_batch,
 )
 from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.parallel import rules
 from rlhf_jax.programs import actors, answers, build
 from rlhf_jax.programs.program import Sampler
 from rlhf_jax.programs.world import World
@@ -153,11 +154,15 @@ def _load_policy(
   base = world.base(settings)
   stage = actors.starting_policy(_Start(start, section, seed), base, world)
   merged_from = str(stage.info.get("merged_from", ""))
+  params, frozen = stage.parts
+  if trainable == "lora":  # drawn where the mesh does not reach
+    params = mesh_lib.place(params, rules.sharding_tree(world.mesh, params))
   return Policy(
     base,
     stage.role,
     world.mesh,
-    *stage.parts,
+    params,
+    frozen,
     methods=() if info is None else methods_of(info),
     origin=Origin(start, merged_from, start),
   )
