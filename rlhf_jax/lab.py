@@ -56,7 +56,6 @@ from rlhf_jax.notebook.models import (
   Policy,
   RewardModel,
   made,
-  methods_of,
   prompt_batch,
 )
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -110,12 +109,14 @@ def load(
   info = stages.read_stage(folder) if folder.is_dir() else None
   if info is None:
     settings = made(Model, {"source": str(source)} | model)
-    return _load_policy("", settings, None, trainable, first_layer, mesh, seed)
+    return _load_policy("", settings, trainable, first_layer, mesh, seed)
   role = info["role"]
   known = {
     "source": info["model_source"],
     "lora_rank": role["lora_rank"],
     "lora_scale": role["lora_scale"],
+    "tokenizer": info.get("tokenizer_source", ""),
+    "scan_layers": info.get("scan_layers", False),
   }
   settings = made(Model, known | model)
   start = str(Path(source).expanduser().absolute())
@@ -129,13 +130,12 @@ def load(
   if not trainable:
     trainable = role["trainable"]
     first_layer = role["first_layer"] if first_layer is None else first_layer
-  return _load_policy(start, settings, info, trainable, first_layer, mesh, seed)
+  return _load_policy(start, settings, trainable, first_layer, mesh, seed)
 
 
 def _load_policy(
   start: str,
   settings: Model,
-  info: dict | None,
   trainable: str,
   first_layer: int | None,
   mesh: mesh_lib.Config,
@@ -163,7 +163,7 @@ def _load_policy(
     world.mesh,
     params,
     frozen,
-    methods=() if info is None else methods_of(info),
+    methods=tuple(stages.history(start)) if start else (),
     origin=Origin(start, merged_from, start),
   )
 
@@ -180,7 +180,7 @@ def _load_reward_model(
     scorer.role,
     world.mesh,
     *split(scorer.role, weights.variables),
-    methods=methods_of(info),
+    methods=tuple(stages.history(folder)),
     origin=Origin("", str(stages.merged_folder(folder, info)), folder),
     mean=float(weights.mean),
     std=float(weights.std),

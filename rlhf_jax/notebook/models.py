@@ -333,15 +333,3 @@ def new_folder(folder: str | Path) -> Path:
     )
   path.mkdir(parents=True, exist_ok=True)
   return path
-
-
-def methods_of(info: dict) -> tuple[tuple[str, int], ...]:
-  """Returns (name, steps) of the methods that made a stage.
-
-  Args:
-    info: stage.json.
-  """
-  if "methods" in info:
-    return tuple((name, steps) for name, steps in info["methods"])
-  name = info.get("algorithm", {"name": info["pipeline"]})["name"]
-  return ((name, info["steps"]),)
