@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,10 @@ from rlhf_jax.notebook.models import (
   Policy,
   RewardModel,
   made,
+  placed,
   prompt_batch,
 )
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.parallel import rules
 from rlhf_jax.programs import actors, answers, build
 from rlhf_jax.programs.program import Sampler
 from rlhf_jax.programs.world import World
@@ -155,8 +156,8 @@ def _load_policy(
   stage = actors.starting_policy(_Start(start, section, seed), base, world)
   merged_from = str(stage.info.get("merged_from", ""))
   params, frozen = stage.parts
-  if trainable == "lora":  # drawn where the mesh does not reach
-    params = mesh_lib.place(params, rules.sharding_tree(world.mesh, params))
+  if trainable == "lora":
+    params = placed(world.mesh, params)
   return Policy(
     base,
     stage.role,
@@ -181,11 +182,16 @@ def _load_reward_model(
     world.mesh,
     *split(scorer.role, weights.variables),
     methods=tuple(stages.history(folder)),
-    origin=Origin("", str(stages.merged_folder(folder, info)), folder),
+    origin=Origin("", _merged_from(folder, info), folder),
     mean=float(weights.mean),
     std=float(weights.std),
     reads_end_token=scorer.reads_end_token,
   )
+
+
+def _merged_from(folder: str, info: dict) -> str:
+  found = stages.merged_folder(folder, info)
+  return os.path.normpath(found) if found else ""
 
 
 def learner(

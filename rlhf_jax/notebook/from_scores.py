@@ -87,6 +87,7 @@ class FromScores(Learner):
     rows = len(samples.tokens)
     how = self._how(samples)
     found = checked_scores(scores, rows, "scores")
+    further = self._further(further, rows)
     with mesh_lib.current(policy.mesh):
       made, weights = self._functions(how)
       arrays = self._arrays(policy)
@@ -98,8 +99,7 @@ class FromScores(Learner):
       judged = functools.partial(self._judged, made, weights, critic)
       rollout, gap = judged(samples, found), {}
       others = {
-        name: judged(more, given)
-        for name, (more, given) in self._further(further, rows).items()
+        name: judged(more, given) for name, (more, given) in further.items()
       }
       if made.recompute is not None:
         rollout, gap = made.recompute(state.params, frozen, rollout)

@@ -24,6 +24,7 @@ from rlhf_jax.models.pretrained import Base
 from rlhf_jax.models.roles import Role, Trainable, split
 from rlhf_jax.notebook.learner import Carried
 from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.parallel import rules
 from rlhf_jax.programs import build, features, rollouts
 from rlhf_jax.programs.program import Sampler
 from rlhf_jax.programs.world import World
@@ -196,12 +197,12 @@ class Policy(Trained):
     params, folder = base.params, self.origin.folder
     if folder != "":
       params = world.merged(self.stage)
-    variables = {"params": params} | features.fresh(role, seed, world)
+    fresh = placed(self.mesh, features.fresh(role, seed, world))
     return RewardModel(
       base,
       role,
       self.mesh,
-      *split(role, variables),
+      *split(role, {"params": params} | fresh),
       origin=Origin(merged_from=folder, folder=None),
     )
 
@@ -284,6 +285,11 @@ class RewardModel(Trained):
       "normalisation": {"mean": self.mean, "std": self.std},
       "guards": [["warn", unknown]],
     }
+
+
+def placed(mesh: jax.sharding.Mesh, tree: PyTree) -> PyTree:
+  """Returns small new arrays where the sharding table wants them."""
+  return mesh_lib.place(tree, rules.sharding_tree(mesh, tree))
 
 
 def made(cls: type, values: dict[str, Any]) -> Any:
