@@ -118,7 +118,7 @@ def write_tokenizer(base: Base, folder: Path) -> None:
     shutil.copyfile(source, folder / "tokenizer.model")
     return
   if source.suffix == ".gguf":
-    _write_made(base.tokenizer, folder)
+    write_made(base.tokenizer, folder)
     return
   where = source if source.is_dir() else source.parent
   for name in TOKENIZER_FILES:
@@ -126,7 +126,7 @@ def write_tokenizer(base: Base, folder: Path) -> None:
       shutil.copyfile(where / name, folder / name)
 
 
-def _write_made(tokenizer: HuggingFaceTokenizer, folder: Path) -> None:
+def write_made(tokenizer: HuggingFaceTokenizer, folder: Path) -> None:
   """Writes tokenizer.json and tokenizer_config.json of a tokenizer."""
   text = tokenizer.to_json()
   (folder / "tokenizer.json").write_text(text, encoding="utf-8")
