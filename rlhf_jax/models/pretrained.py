@@ -57,13 +57,17 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-  """A pretrained decoder, its tokenizer and what identifies both."""
+  """A pretrained decoder, its tokenizer and what identifies both.
+
+  source, tokenizer_source: of its Model section.
+  """
 
   config: transformer.Config
   params: PyTree
   tokenizer: Tokenizer
   fingerprint: str
   source: str
+  tokenizer_source: str = ""
 
   @property
   def identity(self) -> dict[str, str]:
@@ -102,6 +106,7 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
     tokenizer=tokenizer,
     fingerprint=integrity.fingerprint_params(params),
     source=model.source,
+    tokenizer_source=model.tokenizer,
   )
 
 

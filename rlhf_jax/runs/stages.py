@@ -167,6 +167,8 @@ def write_stage(
   info = {
     "pipeline": pipeline,
     "model_source": base.source,
+    "tokenizer_source": base.tokenizer_source,
+    "scan_layers": base.config.scan_layers,
     **base.identity,
     "role": role_facts(role),
     **facts,
@@ -202,6 +204,42 @@ def read_stage(workdir: str | Path) -> dict | None:
       f"{path}: damaged ({error}). Delete it and run the stage again; it goes "
       "on from its last checkpoint."
     ) from error
+
+
+def history(workdir: str | Path) -> list[tuple[str, int]]:
+  """Returns (method, steps) of the stages that led to a finished one.
+
+  From the first to the last, as far as their folders are still there.
+
+  Args:
+    workdir: the stage's directory, with @STEP or not.
+  """
+  folder, step = place(workdir)
+  info = read_stage(folder)
+  if info is None:
+    return []
+  if "methods" in info:  # what a notebook did, and all before
+    return [(name, steps) for name, steps in info["methods"]]
+  before = info.get("init_from") or info.get("merged_from")
+  earlier = history(folder / before) if before else []
+  steps = int(step) if step.isdigit() else info.get("steps", 0)
+  return [*earlier, (_method_of(folder, info), steps)]
+
+
+def _method_of(folder: Path, info: dict) -> str:
+  """Returns the name of a stage's method, or of its pipeline."""
+  if "algorithm" in info:
+    return info["algorithm"]["name"]
+  for path, inside in ((folder, ()), (folder.parent, (folder.name,))):
+    record = path / "config.json"  # main.py writes it, for all stages of a run
+    if not record.is_file():
+      continue
+    values = json.loads(record.read_text())
+    for name in ("config", *inside, "algorithm", "name"):
+      values = values.get(name) if isinstance(values, dict) else None
+    if values is not None:
+      return values
+  return info["pipeline"]
 
 
 def need_stage(
