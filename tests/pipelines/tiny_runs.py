@@ -251,6 +251,12 @@ def world_of(config, folder=""):
   return pipelines.read(config).open(folder)
 
 
+def check(config, folder="") -> None:
+  """Checks a configuration as the command does before it runs."""
+  job = pipelines.read(config, folder)
+  job.check(job.open(folder))
+
+
 def load_base(config) -> Base:
   """Returns the base model of a configuration."""
   return world_of(config).base(settings_of(config).model)
