@@ -17,6 +17,7 @@ How one token is drawn from logits is in sampling.py.
 from __future__ import annotations
 
 import functools
+import operator
 
 import flax.struct
 import jax
@@ -173,7 +174,10 @@ def decode(
 @jax.jit
 def _take(state: State, rows: Array) -> State:
   """Returns the state of the given rows."""
-  take = lambda x: jnp.take(x, rows, axis=0)  # noqa: E731
+
+  def take(x: Array) -> Array:
+    return jnp.take(x, rows, axis=0)
+
   return state.replace(
     cache=take_rows(state.cache, rows),
     **{
@@ -254,7 +258,9 @@ def generate(
     )
   parts = []
   for start in range(0, rows, size):
-    piece = jax.tree.map(lambda x: x[start : start + size], prompts)  # noqa: B023
+    piece = jax.tree.map(
+      operator.itemgetter(slice(start, start + size)), prompts
+    )
     parts.append(
       _generate_batch(
         params,

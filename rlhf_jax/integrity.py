@@ -232,9 +232,6 @@ def _size_and_sha256(path: epath.Path) -> tuple[int, str]:
 
 def _write_durably(path: epath.Path, text: str) -> None:
   """Writes a file that is absent, old or complete, even after a power cut."""
-  if str(path).startswith("gs://"):  # objects appear whole
-    path.write_text(text)
-    return
   temporary = f"{path}.tmp"
   with open(temporary, "w") as file:
     file.write(text)

@@ -70,11 +70,6 @@ class MetricsWriter:
       enabled: False writes nothing: all processes but one.
       clock: seconds since 1970.
     """
-    if str(workdir).startswith("gs://"):
-      raise UserError(
-        f"workdir={workdir}: metrics are appended to, which gs:// cannot do. "
-        "Give a local directory and copy it with `gcloud storage rsync`."
-      )
     self._workdir = Path(workdir)
     self._enabled = enabled
     self._tensorboard = tensorboard

@@ -41,6 +41,9 @@ _WORDS = {
 _FIELD = re.compile(r"(?:(\w+)\.)?(\w+)((?:\.\w+)*)(?==|:| is empty)")
 
 
+_BUCKETS = ("gs", "s3", "az", "http", "https")
+
+
 class UserError(ValueError):
   """What a person gave cannot be right; the message says what, why, and how.
 
@@ -138,6 +141,23 @@ def check_choice(field: str, value: str, allowed: Collection[str]) -> None:
     raise FieldError(
       f"{field}={value!r}: must be one of {', '.join(allowed)}."
       f"{nearest(str(value), allowed)}"
+    )
+
+
+def check_local(path: str, field: str) -> None:
+  """Raises FieldError for the address of a bucket.
+
+  Runs append to their files and rename them into place, which buckets cannot.
+
+  Args:
+    path: of a folder or a file.
+    field: that gave it.
+  """
+  scheme, colon, _ = str(path).partition(":/")
+  if colon and scheme in _BUCKETS:
+    raise FieldError(
+      f"{field}={str(path)!r}: must be a local or mounted folder. Mount the "
+      f"bucket (gcsfuse; tpu_scripts/setup.sh does), or copy what you need."
     )
 
 

@@ -3,8 +3,6 @@
 Leaves are numpy arrays; masks are float32 and come from lengths, never from
 ids, so the padding id may equal the end token. TokenBatch and PreferenceBatch
 are padded on the right, PromptBatch on the left, where sampling goes on.
-
-The encoders of rlhf_jax/data/encode.py are importable from here.
 """
 
 from __future__ import annotations
@@ -15,36 +13,9 @@ from typing import Any
 import grain
 import numpy as np
 
-from rlhf_jax.data.encode import (
-  DroppedExample,
-  Row,
-  encode_comparison,
-  encode_comparisons,
-  encode_demonstration,
-  encode_demonstrations,
-  encode_prompt,
-  validate_token_ids,
-)
+from rlhf_jax.data.encode import Row
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import PreferenceBatch, PromptBatch, TokenBatch
-
-__all__ = [
-  "DroppedExample",
-  "Loader",
-  "Row",
-  "bucket_length",
-  "collate_preferences",
-  "collate_prompts",
-  "collate_tokens",
-  "encode_comparison",
-  "encode_comparisons",
-  "encode_demonstration",
-  "encode_demonstrations",
-  "encode_prompt",
-  "make_loader",
-  "pack_examples",
-  "validate_token_ids",
-]
 
 _SEED_LIMIT = 2**32  # grain shuffles with 32-bit seeds
 

@@ -21,7 +21,12 @@ from rlhf_jax import imported
 from rlhf_jax.data import assets, batches, chat, encode, formats, sources
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.schema import FieldError, check_choice, check_least
+from rlhf_jax.schema import (
+  FieldError,
+  check_choice,
+  check_least,
+  check_local,
+)
 
 Row = dict[str, np.ndarray]  # {"tokens", "loss_mask"}, [n] each
 
@@ -181,6 +186,7 @@ def check_source(source: str, name: str) -> None:
   if source.startswith("asset:"):
     assets.check_name(source, field)
   elif not source.startswith(sources.TFDS_PREFIX):
+    check_local(source, field)
     path = Path(source).expanduser()
     if not path.is_file():
       is_folder = "is a folder, not a file" if path.is_dir() else "no such file"

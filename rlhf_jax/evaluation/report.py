@@ -278,7 +278,7 @@ def write_report(path: str | Path, report: Report) -> None:
   """Writes the page.
 
   Args:
-    path: an .html file, local or gs://; its folder is made.
+    path: an .html file; its folder is made.
     report: what to show.
   """
   target = epath.Path(path)
@@ -319,7 +319,7 @@ def write_overview_png(
   reward model's calibration; places without content stay empty.
 
   Args:
-    path: a .png file, local or gs://; its folder is made.
+    path: a .png file; its folder is made.
     report: what to show.
     dots_per_inch: of the file; the picture is 12 inches wide.
 

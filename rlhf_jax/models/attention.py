@@ -151,7 +151,10 @@ def einsum(query: Array, key: Array, value: Array, mask: Array) -> Array:
 
 def cudnn(query: Array, key: Array, value: Array, mask: Array) -> Array:
   """cuDNN's kernel; fully masked queries return what means nothing."""
-  tokens_first = lambda x: x.swapaxes(1, 2)  # noqa: E731
+
+  def tokens_first(x: Array) -> Array:
+    return x.swapaxes(1, 2)
+
   mixed = jax.nn.dot_product_attention(
     tokens_first(query),
     tokens_first(key),
@@ -223,9 +226,10 @@ def _splash_rows(
     q_seq_shards=1,
     interpret=interpret,
   )
-  one = lambda q, k, v, row: run(  # noqa: E731
-    q, k, v, kernel.SegmentIds(row, row)
-  )
+
+  def one(q: Array, k: Array, v: Array, row: Array) -> Array:
+    return run(q, k, v, kernel.SegmentIds(row, row))
+
   return jax.vmap(one)(query, key, value, ids)
 
 

@@ -34,9 +34,10 @@ def _config(reader: Any) -> transformer.Config:
       f"GGUF architecture {architecture!r}: only 'llama' is implemented. "
       "Use a llama-architecture file or extend rlhf_jax/models/gguf.py."
     )
-  get = lambda key, default=None: _metadata(  # noqa: E731
-    reader, f"llama.{key}", default
-  )
+
+  def get(key: str, default: Any = None) -> Any:
+    return _metadata(reader, f"llama.{key}", default)
+
   width, heads = int(get("embedding_length")), int(get("attention.head_count"))
   names = {tensor.name for tensor in reader.tensors}
   if "token_embd.weight" not in names:

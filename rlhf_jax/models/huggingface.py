@@ -1,6 +1,7 @@
 """Hugging Face folders (config.json, safetensors) <-> config and parameters.
 
-One name table a family (models/families.py) serves both directions. Weights
+One name table a family (models/families.py) serves both directions: `load`
+reads a folder, `save` writes one. Weights
 stay in their files until a device asks for its piece (models/stored.py).
 """
 

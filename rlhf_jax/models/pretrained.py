@@ -31,6 +31,7 @@ from rlhf_jax.schema import (
   UserError,
   check_choice,
   check_least,
+  check_local,
 )
 from rlhf_jax.types import PyTree
 
@@ -177,6 +178,7 @@ def check_source(source: str, name: str = "model") -> None:
   if source.startswith("asset:"):
     assets.check_name(source, field)
     return
+  check_local(source, field)
   path = Path(os.path.expanduser(source))
   if not path.exists():
     raise FieldError(

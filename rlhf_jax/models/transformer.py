@@ -110,18 +110,17 @@ class Dense(nn.Module):
     x = x.reshape(-1, width)
     init = nn.initializers.normal(width**-0.5)
     kernel = self.param("kernel", init, (width, self.features))
-    whole = lambda name, w: self._whole(name, w, leading)  # noqa: E731
+    whole = functools.partial(self._whole, leading=leading)
     y = jnp.matmul(x, whole("kernel", kernel))
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,))
       y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
     if self.lora_rank and self.is_initializing():
-      make_a = lambda: init(  # noqa: E731
-        self.make_rng("params"), (width, self.lora_rank)
+      down, up = (width, self.lora_rank), (self.lora_rank, self.features)
+      self.variable(
+        "lora", "lora_a", lambda: init(self.make_rng("params"), down)
       )
-      make_b = lambda: jnp.zeros((self.lora_rank, self.features))  # noqa: E731
-      self.variable("lora", "lora_a", make_a)
-      self.variable("lora", "lora_b", make_b)
+      self.variable("lora", "lora_b", lambda: jnp.zeros(up))
     elif self.has_variable("lora", "lora_a"):
       a = whole("lora_a", self.get_variable("lora", "lora_a"))
       b = whole("lora_b", self.get_variable("lora", "lora_b"))

@@ -62,7 +62,11 @@ def flops(jobs: dict[str, Job], world: World) -> dict[str, float | None]:
 
 
 def announce(
-  title: str, jobs: dict[str, Job], is_done: dict[str, bool], world: World
+  title: str,
+  jobs: dict[str, Job],
+  is_done: dict[str, bool],
+  world: World,
+  notes: dict[str, str],
 ) -> None:
   """Prints what will run and a forecast of how long it takes.
 
@@ -73,6 +77,7 @@ def announce(
     jobs: its stages by name.
     is_done: stage -> whether it is finished.
     world: of the first stage.
+    notes: stage -> what is said of it besides.
   """
   base = world.base(next(iter(jobs.values())).settings.model)
   rate = matmul_rate()
@@ -90,7 +95,7 @@ def announce(
     elif not is_done[name]:
       guess = seconds(work[name], rate)
       state, left = f"about {format_seconds(guess)}", left + guess
-    text = job.pipeline.describe(job.settings)
+    text = job.pipeline.describe(job.settings) + notes.get(name, "")
     print(f"  {name:<11} {text:<52} {state}")
   more = " and that" if unknown else ""
   print(f"  {'together':<64} about {format_seconds(left)}{more}", flush=True)

@@ -32,7 +32,13 @@ from rlhf_jax.models import pretrained, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import actors as actors_lib
-from rlhf_jax.programs import build, policy_settings, policy_step, rollouts
+from rlhf_jax.programs import (
+  build,
+  policy_programs,
+  policy_settings,
+  policy_step,
+  rollouts,
+)
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.policy_settings import Settings
 from rlhf_jax.programs.program import Phase, Sampler, planned_steps
@@ -227,7 +233,7 @@ def phases(settings: Settings, world: World) -> list[Phase]:
   base = world.base(settings.model)
   actors = _load_actors(settings, world, base)
   total = settings.value.pretrain_steps + planned_steps(settings.schedule)
-  phase, _ = policy_step.wire(settings, world, base, actors, total)
+  phase, _ = policy_programs.wire(settings, world, base, actors, total)
   world.leave(world.workdir, phase.role, actors.merged_from)
   return [phase]
 
@@ -250,7 +256,7 @@ def run(settings: Settings, world: World) -> dict:
   text = ptx_loader(settings, world, base)
   pretrain = settings.value.pretrain_steps
   total = pretrain + settings.schedule.total_steps(count)
-  phase, sampler = policy_step.wire(settings, world, base, actors, total)
+  phase, sampler = policy_programs.wire(settings, world, base, actors, total)
   writer = metrics.MetricsWriter(
     world.workdir, tensorboard=False, enabled=distributed.is_first()
   )

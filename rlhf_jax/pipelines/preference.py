@@ -15,18 +15,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
-import jax
 import numpy as np
 
-from rlhf_jax import distributed, optimizer, schema
+from rlhf_jax import optimizer, schema
 from rlhf_jax.algorithms.preference import kto, registry
 from rlhf_jax.algorithms.preference import update as preference
-from rlhf_jax.data import batches, dataset, judged
+from rlhf_jax.data import dataset, judged
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.models import pretrained, roles
+from rlhf_jax.models import pretrained
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -36,6 +33,7 @@ from rlhf_jax.programs import (
   build,
   features,
   language_model,
+  pairs,
   supervised,
 )
 from rlhf_jax.programs.pipeline import Pipeline, stage_field
@@ -45,7 +43,6 @@ from rlhf_jax.programs.world import World
 from rlhf_jax.runs import reference, stages
 from rlhf_jax.runs.loop import Schedule
 from rlhf_jax.schema import FieldError
-from rlhf_jax.types import Array, PreferenceBatch, PyTree, TokenBatch
 
 _BALANCE = (1.0, 1.5)  # of desirable to undesirable weight, for KTO
 
@@ -110,31 +107,6 @@ def _check_rows(settings: Settings, world: World) -> None:
   )
 
 
-def apply(
-  params: PyTree,
-  frozen: PyTree,
-  batch: PreferenceBatch,
-  *,
-  role: roles.Role,
-  targets: int | None = None,
-) -> Array:
-  """Returns log-probabilities [B, K, L] of the candidates' own tokens."""
-  shape = batch.tokens.shape
-
-  def flat(x: Array) -> Array:
-    return x.reshape(-1, shape[-1])
-
-  rows = TokenBatch(
-    tokens=flat(batch.tokens),
-    valid_mask=flat(batch.valid_mask),
-    loss_mask=flat(batch.loss_mask),
-  )
-  logprobs, _ = language_model.logprobs(
-    params, frozen, rows, role=role, targets=targets
-  )
-  return logprobs.reshape(shape)
-
-
 def load_data(
   settings: Settings, base: Base
 ) -> tuple[dataset.Comparisons, dataset.Comparisons]:
@@ -176,39 +148,6 @@ def _load_judged(settings: Settings, base: Base) -> tuple:
   )
 
 
-def collate(
-  pairs: list[int], *, data: dataset.Comparisons, width: int, pad_id: int
-) -> PreferenceBatch:
-  """Returns the PreferenceBatch of the comparisons with these numbers."""
-  batch = features.collate(
-    pairs, data=data, features=None, width=width, pad_id=pad_id
-  )
-  if "reference_logprobs" not in data.rows[0]:
-    return batch
-  stored = np.zeros(batch.tokens.shape, np.float32)
-  for n, pair in enumerate(data.pairs[np.asarray(pairs)]):
-    for k, row in enumerate(pair):
-      values = data.rows[row]["reference_logprobs"]
-      stored[n, k, : len(values)] = values
-  return batch.replace(reference_logprobs=stored)
-
-
-def make_reference(
-  role: roles.Role, targets: int
-) -> Callable[[PyTree, PyTree, TokenBatch], Array]:
-  """Returns the compiled (params, frozen, batch) -> log-probs [B, L].
-
-  Args:
-    role: of the policy before training.
-    targets: most targets of a row.
-  """
-  return jax.jit(
-    lambda params, frozen, batch: language_model.logprobs(
-      params, frozen, batch, role=role, targets=targets
-    )[0]
-  )
-
-
 def add_reference(
   settings: Settings,
   phase: Phase,
@@ -242,28 +181,6 @@ def add_reference(
   return digest
 
 
-def make_update(
-  role: roles.Role, settings: Settings, transform: Any, targets: int | None
-) -> Callable[..., Any]:
-  """Returns the compiled step: (state, frozen, PreferenceBatch, key) -> ...
-
-  Args:
-    role: what trains.
-    settings: method and microbatches.
-    transform: an optax.GradientTransformation.
-    targets: most targets of a row, or None.
-  """
-  update = functools.partial(
-    preference.update,
-    algorithm=settings.algorithm.module,
-    algorithm_config=settings.algorithm.config,
-    config=settings.accumulation,
-    apply=functools.partial(apply, role=role, targets=targets),
-    optimizer=transform,
-  )
-  return jax.jit(update, donate_argnums=0)
-
-
 def wire(
   settings: Settings,
   world: World,
@@ -292,7 +209,7 @@ def wire(
   steps = settings.schedule.steps or None
   refer = Program(
     name="reference",
-    function=make_reference(role, shape.targets),
+    function=pairs.make_reference(role, shape.targets),
     arguments=lambda flow: (
       (params, frozen, abstract.token_batch(mesh, rows, shape.length, False)),
       {},
@@ -326,7 +243,13 @@ def wire(
 
   update = Program(
     name="update",
-    function=make_update(role, settings, transform, shape.targets),
+    function=pairs.make_update(
+      role,
+      settings.algorithm,
+      settings.accumulation,
+      transform,
+      shape.targets,
+    ),
     arguments=arguments,
     rows=rows,
     work=work,
@@ -385,7 +308,7 @@ def run(settings: Settings, world: World) -> dict:
     np.arange(len(train.pairs)),
     schedule.batch_size,
     seed=settings.seed,
-    collate=_collate_of(train, base),
+    collate=pairs.collate_of(train, base.tokenizer.pad_id),
   )
   _, frozen = stage.parts
   params = supervised.fit(
@@ -404,7 +327,9 @@ def run(settings: Settings, world: World) -> dict:
       ("pref/margin", "margin"),
     ),
   )
-  found = evaluate(settings, phase, params, frozen, held)
+  found = pairs.evaluate(
+    algorithm, schedule.batch_size, phase, params, frozen, held
+  )
   print(
     f"preference: held-out accuracy {found['pref/acc']:.3f}, margin "
     f"{found['pref/margin']:.3f} on {len(held.pairs)} rows"
@@ -427,13 +352,6 @@ def run(settings: Settings, world: World) -> dict:
   )
 
 
-def _collate_of(data: dataset.Comparisons, base: Base):
-  width = batches.bucket_length(max(len(r["tokens"]) for r in data.rows))
-  return functools.partial(
-    collate, data=data, width=width, pad_id=base.tokenizer.pad_id
-  )
-
-
 def _report_balance(settings: Settings, train: dataset.Comparisons) -> None:
   """Prints when KTO's two kinds of answers are out of balance."""
   if settings.algorithm.module is not kto:
@@ -445,42 +363,6 @@ def _report_balance(settings: Settings, train: dataset.Comparisons) -> None:
       f"undesirable ones, and {_BALANCE[0]:g} to {_BALANCE[1]:g} is usual. Set "
       "algorithm.desirable_weight or undesirable_weight."
     )
-
-
-def evaluate(
-  settings: Settings,
-  phase: Phase,
-  params: PyTree,
-  frozen: PyTree,
-  held: dataset.Comparisons,
-) -> dict[str, float]:
-  """Returns the metrics of the loss on held-out rows.
-
-  Args:
-    settings: method and batch size.
-    phase: whose role.
-    params: trained tree.
-    frozen: the rest.
-    held: with reference log-probabilities where the method reads them.
-  """
-  measure = jax.jit(
-    functools.partial(
-      preference.measure,
-      algorithm=settings.algorithm.module,
-      algorithm_config=settings.algorithm.config,
-      apply=functools.partial(apply, role=phase.role),
-    )
-  )
-  size, count = settings.schedule.batch_size, len(held.pairs)
-  to_batch = _collate_of(held, phase.base)
-  sums: dict[str, float] = {}
-  for start in range(0, count, size):
-    batch = to_batch([min(start + i, count - 1) for i in range(size)])
-    batch.weight[count - start :] = 0.0
-    batch = mesh_lib.spread_batch(phase.mesh, batch)
-    for name, x in distributed.fetch(measure(params, frozen, batch)).items():
-      sums[name] = sums.get(name, 0.0) + float(x)
-  return {name: float(x) for name, x in preference.means(sums).items()}
 
 
 def _describe(settings: Settings) -> str:

@@ -40,6 +40,10 @@ _GIVEN = {
   "gold": ("",),
   "policy": ("",),
 }
+_NOTES = {
+  "reward": " (proxy reward model)",
+  "gold": " (held-out reward model)",
+}
 _KEPT = {"reward": ("init_from",), "gold": ("init_from",)}  # may be set there
 
 
@@ -173,6 +177,7 @@ def check(settings: Settings, world: World) -> None:
       f"sft.samples={settings.sft.settings.samples}: reward scores are "
       "normalised on samples of the SFT policy. Set 2 or more; 256 is usual."
     )
+  schema.check_local(settings.reuse, "reuse")
   for name in settings.reuse_stages if settings.reuse else ():
     folder = settings.folder(name, world.workdir)
     if stages.read_stage(folder) is None:
@@ -205,7 +210,7 @@ def run(settings: Settings, world: World) -> dict:
     is_done = {
       name: job.is_finished(folders[name]) for name, job in jobs.items()
     }
-    forecast.announce(settings.title, jobs, is_done, world)
+    forecast.announce(settings.title, jobs, is_done, world, _NOTES)
   for name, job in jobs.items():
     if job.is_finished(folders[name]):
       continue

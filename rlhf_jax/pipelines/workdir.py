@@ -17,7 +17,7 @@ from typing import Any
 
 from rlhf_jax import distributed
 from rlhf_jax.programs.pipeline import Job
-from rlhf_jax.schema import UserError
+from rlhf_jax.schema import UserError, check_local
 
 CONFIG_FILE = "config.json"
 _FREE_TEXT = ("title", "facts", "caveats")  # of a report; may change later
@@ -38,10 +38,7 @@ def prepare(config: Any, job: Job, workdir: Path) -> None:
   Raises:
     UserError: not a writable folder, or finished with other settings.
   """
-  if str(workdir).startswith(("gs:", "s3:")):
-    raise UserError(
-      f"--workdir={str(workdir)!r}: must be a local or mounted folder."
-    )
+  check_local(workdir, "--workdir")
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=workdir):

@@ -181,6 +181,7 @@ def check_stages(settings: Any) -> None:
     folder = getattr(settings, field.name)
     if "stage" in field.metadata and folder:
       kind = field.metadata["stage"]
+      schema.check_local(folder, field.name)
       stages.need_stage(folder, kind, f"config.{field.name}")
 
 

@@ -6,14 +6,14 @@ every file, because Orbax has no checksum; path, shape and dtype of every
 array; and `meta`, the JSON part of the state. A step without a manifest does
 not count. Older steps are removed only after the manifest of a newer one is
 on the disk, so a kill or a full disk at any moment leaves the previous step
-whole.
+whole. Kept are the newest steps, and the best one by a score.
 
 Arrays are stored by path, so any pytree with the same paths restores, on any
 mesh. Several processes need a shared directory; process 0 hashes, and decides
 for all which step is good.
 
 Left out: saving per-process data positions (all processes read in lockstep,
-so one position in `meta` serves) and keeping the best step by a metric.
+so one position in `meta` serves).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Checkpoints:
     """Opens, or creates, a checkpoint directory.
 
     Args:
-      directory: local path or gs://, on storage that all processes share.
+      directory: on storage that all processes share.
       keep: newest steps kept; those saved with final=True are kept besides,
         and the best of those saved with a score.
       best: whether the "max" or the "min" of scores is the best.
@@ -93,8 +93,7 @@ class Checkpoints:
       raise UserError(f"keep={keep}: at least one step is kept. Set >= 1.")
     if every_steps is not None and every_steps < 1:
       raise UserError(f"every_steps={every_steps}: set >= 1, or None.")
-    path = epath.Path(directory)
-    self._root = path if str(directory).startswith("gs://") else path.resolve()
+    self._root = epath.Path(directory).resolve()
     if read_only and not self._root.exists():
       raise CheckpointError(
         f"{directory} does not exist. Name the checkpoint directory of the "

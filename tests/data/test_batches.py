@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_jax.data import batches
+from rlhf_jax.data import batches, encode
 from rlhf_jax.data.formats import Comparison, Demonstration
 
 PAD = 2  # also the end token (trap 1)
@@ -79,7 +79,7 @@ def test_preferences(tokenizer):
     Comparison("f:1", "the cat", " sat", " sat on the mat"),
     Comparison("f:2", "the", " dog", " log", 0.0),
   ]
-  encoded, _ = batches.encode_comparisons(examples, tokenizer, 30)
+  encoded, _ = encode.encode_comparisons(examples, tokenizer, 30)
   batch = batches.collate_preferences(encoded, 24, tokenizer.pad_id, rows=3)
   assert batch.tokens.shape == batch.loss_mask.shape == (3, 2, 24)
   np.testing.assert_array_equal(batch.label, np.float32([1, 0, 0]))
@@ -229,7 +229,7 @@ def test_loader_yields_batches(tokenizer):
   examples = [
     Demonstration(f"f:{n}", "the cat", " sat" * n) for n in range(1, 6)
   ]
-  rows, dropped = batches.encode_demonstrations(examples, tokenizer, 30)
+  rows, dropped = encode.encode_demonstrations(examples, tokenizer, 30)
   assert not dropped
   stream = batches.make_loader(
     rows,

@@ -18,7 +18,7 @@ from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models import huggingface, transformer, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.pipelines import defaults, policy
-from rlhf_jax.programs import policy_step
+from rlhf_jax.programs import policy_programs
 from rlhf_jax.runs import checkpoint
 from rlhf_jax.types import Samples
 from tests import tiny
@@ -68,7 +68,7 @@ class Record:
   def watch(self, patch) -> None:
     """Wraps what policy.run calls."""
     load, text_metrics = policy.actors_lib.load, policy.text_metrics
-    make_functions = policy_step.make_functions
+    make_functions = policy_programs.make_functions
 
     def watched_load(*args, **options):
       self.actors = load(*args, **options)
@@ -92,7 +92,7 @@ class Record:
 
     patch.setattr(policy.actors_lib, "load", watched_load)
     patch.setattr(policy, "text_metrics", watched_metrics)
-    patch.setattr(policy_step, "make_functions", watched_functions)
+    patch.setattr(policy_programs, "make_functions", watched_functions)
 
 
 def _write(path: Path, rows: list[dict]) -> str:

@@ -1,0 +1,151 @@
+"""Comparisons as a policy learns from them: batches, log-probs, one update."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax import distributed
+from rlhf_jax.algorithms.preference import update as preference
+from rlhf_jax.data import batches, dataset
+from rlhf_jax.models import roles
+from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.programs import features, language_model
+from rlhf_jax.programs.program import Phase
+from rlhf_jax.schema import Method
+from rlhf_jax.types import Array, PreferenceBatch, PyTree, TokenBatch
+
+
+def apply(
+  params: PyTree,
+  frozen: PyTree,
+  batch: PreferenceBatch,
+  *,
+  role: roles.Role,
+  targets: int | None = None,
+) -> Array:
+  """Returns log-probabilities [B, K, L] of the candidates' own tokens."""
+  shape = batch.tokens.shape
+
+  def flat(x: Array) -> Array:
+    return x.reshape(-1, shape[-1])
+
+  rows = TokenBatch(
+    tokens=flat(batch.tokens),
+    valid_mask=flat(batch.valid_mask),
+    loss_mask=flat(batch.loss_mask),
+  )
+  logprobs, _ = language_model.logprobs(
+    params, frozen, rows, role=role, targets=targets
+  )
+  return logprobs.reshape(shape)
+
+
+def collate(
+  pairs: list[int], *, data: dataset.Comparisons, width: int, pad_id: int
+) -> PreferenceBatch:
+  """Returns the PreferenceBatch of the comparisons with these numbers."""
+  batch = features.collate(
+    pairs, data=data, features=None, width=width, pad_id=pad_id
+  )
+  if "reference_logprobs" not in data.rows[0]:
+    return batch
+  stored = np.zeros(batch.tokens.shape, np.float32)
+  for n, pair in enumerate(data.pairs[np.asarray(pairs)]):
+    for k, row in enumerate(pair):
+      values = data.rows[row]["reference_logprobs"]
+      stored[n, k, : len(values)] = values
+  return batch.replace(reference_logprobs=stored)
+
+
+def collate_of(
+  data: dataset.Comparisons, pad_id: int
+) -> Callable[[list[int]], PreferenceBatch]:
+  """Returns the collate function of a data set: numbers -> a batch."""
+  width = batches.bucket_length(max(len(r["tokens"]) for r in data.rows))
+  return functools.partial(collate, data=data, width=width, pad_id=pad_id)
+
+
+def make_reference(
+  role: roles.Role, targets: int
+) -> Callable[[PyTree, PyTree, TokenBatch], Array]:
+  """Returns the compiled (params, frozen, batch) -> log-probs [B, L].
+
+  Args:
+    role: of the policy before training.
+    targets: most targets of a row.
+  """
+  return jax.jit(
+    lambda params, frozen, batch: language_model.logprobs(
+      params, frozen, batch, role=role, targets=targets
+    )[0]
+  )
+
+
+def make_update(
+  role: roles.Role,
+  algorithm: Method,
+  config: preference.Config,
+  transform: Any,
+  targets: int | None,
+) -> Callable[..., Any]:
+  """Returns the compiled step: (state, frozen, PreferenceBatch, key) -> ...
+
+  Args:
+    role: what trains.
+    algorithm: the method.
+    config: microbatches.
+    transform: an optax.GradientTransformation.
+    targets: most targets of a row, or None.
+  """
+  update = functools.partial(
+    preference.update,
+    algorithm=algorithm.module,
+    algorithm_config=algorithm.config,
+    config=config,
+    apply=functools.partial(apply, role=role, targets=targets),
+    optimizer=transform,
+  )
+  return jax.jit(update, donate_argnums=0)
+
+
+def evaluate(
+  algorithm: Method,
+  batch_size: int,
+  phase: Phase,
+  params: PyTree,
+  frozen: PyTree,
+  held: dataset.Comparisons,
+) -> dict[str, float]:
+  """Returns the metrics of the loss on held-out rows.
+
+  Args:
+    algorithm: the method.
+    batch_size: comparisons at a time.
+    phase: whose role.
+    params: trained tree.
+    frozen: the rest.
+    held: with reference log-probabilities where the method reads them.
+  """
+  measure = jax.jit(
+    functools.partial(
+      preference.measure,
+      algorithm=algorithm.module,
+      algorithm_config=algorithm.config,
+      apply=functools.partial(apply, role=phase.role),
+    )
+  )
+  size, count = batch_size, len(held.pairs)
+  to_batch = collate_of(held, phase.base.tokenizer.pad_id)
+  sums: dict[str, float] = {}
+  for start in range(0, count, size):
+    batch = to_batch([min(start + i, count - 1) for i in range(size)])
+    batch.weight[count - start :] = 0.0
+    batch = mesh_lib.spread_batch(phase.mesh, batch)
+    for name, x in distributed.fetch(measure(params, frozen, batch)).items():
+      sums[name] = sums.get(name, 0.0) + float(x)
+  return {name: float(x) for name, x in preference.means(sums).items()}

@@ -1,0 +1,250 @@
+"""Policy training as programs: one list for a run and for a plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from rlhf_jax.algorithms.policy_gradient import packing
+from rlhf_jax.models import trees
+from rlhf_jax.models.pretrained import Base
+from rlhf_jax.programs import abstract
+from rlhf_jax.programs.actors import Actors
+from rlhf_jax.programs.policy_settings import Settings
+from rlhf_jax.programs.policy_step import (
+  Functions,
+  initial_arrays,
+  make_functions,
+  make_transforms,
+)
+from rlhf_jax.programs.program import (
+  Flow,
+  Phase,
+  Program,
+  Sampler,
+  known_steps,
+  prompt_width,
+)
+from rlhf_jax.programs.work import Passes, Work
+from rlhf_jax.programs.world import World
+from rlhf_jax.types import PyTree
+
+
+def wire(
+  settings: Settings, world: World, base: Base, actors: Actors, total: int
+) -> tuple[Phase, Sampler]:
+  """Returns the phase of policy training, and what samples its policy.
+
+  Args:
+    settings: of the pipeline.
+    world: where it runs, or is planned.
+    base: the model underneath.
+    actors: loaded, or abstract.
+    total: rollouts, those for the critic alone included.
+  """
+  transforms = make_transforms(settings, total)
+  arrays = world.state(
+    functools.partial(
+      initial_arrays,
+      transforms=transforms,
+      beta=settings.shaping.kl_coefficient,
+      has_pretraining=settings.value.pretrain_steps > 0,
+    ),
+    actors.params,
+  )
+  made = make_functions(settings, actors.plan, transforms, world.mesh)
+  sampler = Sampler(
+    actors.plan.policy, actors.frozen["policy"], base, settings.generate
+  )
+  calls = known_steps(settings.schedule)
+  if calls is not None:
+    calls += settings.value.pretrain_steps
+  programs = sampler.programs(
+    world.mesh,
+    arrays["train"].params["policy"],
+    settings.prompts,
+    settings.schedule.batch_size,
+    calls=calls,
+  )
+  wired = _Wired(settings, world, base, actors, arrays, made, calls)
+  programs += [*wired.judging(), *wired.updates()]
+  phase = Phase(
+    name="policy",
+    world=world,
+    base=base,
+    arrays=arrays,
+    frozen=(base.params, actors.weights, actors.frozen),
+    programs=tuple(programs),
+    step=tuple(p.name for p in programs if p.name != "value update"),
+    role=actors.plan.policy,
+  )
+  return phase, sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wired:
+  """What the programs after sampling share."""
+
+  settings: Settings
+  world: World
+  base: Base
+  actors: Actors
+  arrays: PyTree
+  made: Functions
+  calls: float | None
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """Rows of a rollout, tokens of a row, response tokens of a row."""
+    settings = self.settings
+    new = settings.generate.max_new_tokens
+    width = prompt_width(settings.prompts, settings.generate, self.base)
+    return settings.answers, width + new, new
+
+  def packed(self) -> tuple[packing.Packing | None, int, int]:
+    """Returns the layout of packed rows, their number and their length.
+
+    At worst every sample has its full length.
+    """
+    rows, length, new = self.shape
+    packed = self.settings.packing
+    if not packed.row_tokens:
+      return None, rows, length
+    in_a_row = min(packed.row_tokens // length, packed.targets // new)
+    count = -(-rows // max(in_a_row, 1))
+    count = -(-count // packed.row_multiple) * packed.row_multiple
+    layout = abstract.packed_layout(
+      self.world.mesh, (rows, length), (count, packed.row_tokens)
+    )
+    return layout, count, packed.row_tokens
+
+  def judging(self) -> list[Program]:
+    """Returns the programs between sampling and learning."""
+    actors, arrays = self.actors, self.arrays
+    rows, length, new = self.shape
+    passes = Passes(self.world.mesh)
+
+    def judged(flow: Flow) -> tuple[tuple, dict]:
+      value: PyTree = {}
+      if actors.plan.value is not None:
+        trained = arrays["train"].params["value"]
+        value = trees.merge(trained, actors.frozen["value"])
+      samples = abstract.samples_of(flow["decoded"], self.world.mesh, rows)
+      return (actors.weights, value, samples, self.packed()[0]), {}
+
+    def recomputed(flow: Flow) -> tuple[tuple, dict]:
+      rollout, _ = flow["judged"]
+      return (arrays["train"].params, actors.frozen, rollout), {}
+
+    def prepared(flow: Flow) -> tuple[tuple, dict]:
+      rollout, _ = flow.get("recomputed", flow["judged"])
+      layout, _, _ = self.packed()
+      return (rollout, arrays["moments"], arrays["beta"], layout, {}), {}
+
+    make = functools.partial(Program, rows=rows, calls=self.calls)
+    judge_ = make(
+      name="judge",
+      function=self.made.judge,
+      arguments=judged,
+      work=lambda: passes.judge(actors.plan, rows, length, new),
+      result="judged",
+    )
+    again = make(
+      name="recompute",
+      function=self.made.recompute,
+      arguments=recomputed,
+      work=lambda: passes.policy_and_value(actors.plan, rows, length, new),
+      result="recomputed",
+    )
+    prepare_ = make(
+      name="prepare",
+      function=self.made.prepare,
+      arguments=prepared,
+      result="prepared",
+    )
+    return [
+      judge_,
+      *([again] if self.made.recompute is not None else []),
+      prepare_,
+    ]
+
+  def updates(self) -> list[Program]:
+    """Returns the update, and the critic's alone where there is one."""
+    settings, actors, arrays = self.settings, self.actors, self.arrays
+    key = functools.partial(abstract.key, self.world.mesh)
+    _, rows, _ = self.packed()
+    pretrain = settings.value.pretrain_steps
+    calls = None if self.calls is None else self.calls - pretrain
+
+    def extra() -> tuple:
+      if not settings.has_ptx:
+        return ()
+      length, count = settings.ptx.row_length, settings.ptx_batch_size
+      return (abstract.token_batch(self.world.mesh, count, length, False),)
+
+    update = Program(
+      name="update",
+      function=self.made.update,
+      arguments=lambda flow: (
+        (arrays["train"], actors.frozen, flow["prepared"][0], key(), *extra()),
+        {},
+      ),
+      rows=rows,
+      work=self._update_work,
+      donates=0,
+      calls=calls,
+    )
+    if "critic" not in arrays:
+      return [update]
+    alone = Program(
+      name="value update",
+      function=self.made.value_update,
+      arguments=lambda flow: (
+        (
+          arrays["critic"],
+          actors.frozen["value"],
+          flow["prepared"][0],
+          key(),
+        ),
+        {},
+      ),
+      rows=rows,
+      work=lambda: self._role_work("value"),
+      donates=0,
+      calls=pretrain,
+    )
+    return [update, alone]
+
+  def _role_work(self, name: str) -> Work:
+    """Returns what training a role on one rollout computes."""
+    plan, epochs = self.actors.plan, self.settings.epochs
+    _, rows, width = self.packed()
+    return Passes(self.world.mesh).training(
+      getattr(plan, name),
+      abstract.bytes_of(self.arrays["train"].params[name]),
+      rows,
+      width,
+      plan.row_targets,
+      parts=epochs.minibatches * epochs.microbatches,
+      steps=epochs.minibatches,
+      repeats=epochs.epochs,
+      is_lower_known=name in plan.shared,
+    )
+
+  def _update_work(self) -> Work:
+    settings, plan = self.settings, self.actors.plan
+    total = self._role_work("policy")
+    if plan.value is not None:
+      total += self._role_work("value")
+    if settings.has_ptx:
+      length, epochs = settings.ptx.row_length, settings.epochs
+      total += Passes(self.world.mesh).training(
+        plan.policy,
+        abstract.bytes_of(self.arrays["train"].params["policy"]),
+        settings.ptx_batch_size,
+        length,
+        length,
+        parts=epochs.minibatches * epochs.microbatches,
+        repeats=epochs.epochs,
+      )
+    return total
