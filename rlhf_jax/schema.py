@@ -124,12 +124,14 @@ def _in_full(message: str, prefix: str) -> str:
 def as_field(name: str = "") -> Iterator[None]:
   """Makes FieldErrors of ValueErrors whose message begins with a field.
 
+  A FieldError passes: it says where it is.
+
   Args:
     name: put before it, "algorithm.".
   """
   try:
     yield
-  except UserError:
+  except FieldError:
     raise
   except ValueError as error:
     raise FieldError(f"{name}{error}") from error

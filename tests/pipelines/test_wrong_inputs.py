@@ -128,6 +128,7 @@ def policy_config(files):
   config = defaults.policy()
   config.mesh.devices = 1
   config.model.source = files["model"]
+  config.reward = "judge"  # looked for last
   config.prompts.update(source=files["prompts.jsonl"], format="prompt")
   config.schedule.update(batch_size=4, steps=2)
   return config
@@ -136,11 +137,15 @@ def policy_config(files):
 @pytest.mark.parametrize(
   ("change", "words"),
   [
-    (lambda c: c, "config.reward is empty: name the --workdir of a finished"),
+    (
+      lambda c: c.update(reward=""),
+      "config.reward is empty: name the --workdir of a finished",
+    ),
     (
       lambda c: c.update(init_from="gone"),
-      "config.init_from='gone': wanted a finished sft run, found no such",
+      "config.init_from='gone': wanted a finished policy run, found no such",
     ),
+    (lambda c: c, "config.reward='judge': wanted a finished reward run, found"),
     (
       lambda c: c.epochs.update(minibatches=3),
       "minibatches=3 x microbatches=1 = 3 must divide schedule.batch_size",
