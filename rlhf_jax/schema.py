@@ -81,7 +81,10 @@ class Method:
 
 
 def method(
-  family: Family, name: str, check: Callable[[Any], None] | None = None
+  family: Family,
+  name: str,
+  check: Callable[[Any], None] | None = None,
+  what: str = "",
 ) -> Any:
   """Returns a field of Settings that is a method by its name.
 
@@ -93,11 +96,12 @@ def method(
     name: of the default.
     check: raises ValueError for a module that is no method; it is asked about
       modules that an experiment names by import path.
+    what: all of the family do, said of a name that is not in it.
   """
   module = family[name]
   return dataclasses.field(
     default=Method(name, module, module.Config()),
-    metadata={"family": family, "check": check},
+    metadata={"family": family, "check": check, "what": what},
   )
 
 
@@ -356,7 +360,7 @@ def _given(
 
 
 def _read_method(
-  values: Any, where: str, *, family: Family, check: Any
+  values: Any, where: str, *, family: Family, check: Any, what: str
 ) -> Method:
   """Returns the method that a section names, with the settings of its own."""
   values = {key: _plain(values[key]) for key in values}
@@ -366,9 +370,10 @@ def _read_method(
   elif isinstance(name, str) and imported.is_path(name):
     module = _imported_method(name, f"config.{where}.name", check)
   else:
+    reason = f", which {what}" if what else ""
     raise UserError(
-      f"config.{where}.name={name!r}: must be one of {', '.join(family)}, or "
-      f"the import path of a module.{nearest(str(name), family)}"
+      f"config.{where}.name={name!r}: must be one of {', '.join(family)}"
+      f"{reason}, or the import path of a module.{nearest(str(name), family)}"
     )
   own = {field.name for field in dataclasses.fields(module.Config)}
   given = {key: value for key, value in values.items() if value is not None}

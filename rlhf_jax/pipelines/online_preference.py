@@ -63,7 +63,9 @@ METHODS = {
 class Settings(actors.Sampled):
   """Online DPO, or another loss on pairs by its name (OAIF: rate 5e-7)."""
 
-  algorithm: schema.Method = schema.method(METHODS, "dpo")
+  algorithm: schema.Method = schema.method(
+    METHODS, "dpo", what="compare two answers of one policy"
+  )
   accumulation: preference.Config = preference.Config()
   pairing: pairing.Config = pairing.Config()
   guards: own_samples.Guards = own_samples.Guards()
