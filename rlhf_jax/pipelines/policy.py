@@ -209,7 +209,10 @@ def _make_step(
     phase=phase,
     actors=actors,
     draw=rollouts.drawer(
-      source, settings.method, settings.shaping.missing_eos == "mask"
+      source,
+      getattr(settings.method, "resample_rounds", 1),
+      settings.group_size,
+      settings.shaping.missing_eos == "mask",
     ),
     text=text,
     tokenizer=tokenizer,

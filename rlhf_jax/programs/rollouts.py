@@ -326,22 +326,22 @@ def informative_batch(
 
 
 def drawer(
-  source: Source, algorithm: Any, drops_truncated: bool
+  source: Source, rounds: int, group_size: int | None, drops_truncated: bool
 ) -> Callable[[PyTree, PyTree, Array], tuple[Judged, dict[str, float]]]:
   """Returns (policy, critic, key) -> a batch and metrics, as a method wants it.
 
   Args:
     source: of judged samples.
-    algorithm: the method's Config; one with resample_rounds > 1 resamples.
+    rounds: batches of prompts at most; 1 does not resample.
+    group_size: answers to a prompt that are compared.
     drops_truncated: see `informative_batch`.
   """
-  rounds = getattr(algorithm, "resample_rounds", 1)
   if rounds == 1:
     return lambda *arguments: (source.batch(*arguments), {})
   return functools.partial(
     informative_batch,
     source,
-    group_size=algorithm.group_size,
+    group_size=group_size,
     rounds=rounds,
     drops_truncated=drops_truncated,
   )

@@ -49,7 +49,7 @@ class World(stages.Disk):
   is_planned = False
 
   def __init__(self, mesh: AnyMesh, workdir: Path) -> None:
-    super().__init__(mesh)
+    self.mesh = mesh
     self.workdir = Path(workdir)
 
   @staticmethod

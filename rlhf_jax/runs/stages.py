@@ -19,7 +19,6 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 
 from rlhf_jax import distributed, integrity
@@ -281,8 +280,7 @@ def finished(
 class Disk:
   """Finished stages as they are on disk; a Shelf."""
 
-  def __init__(self, mesh: jax.sharding.Mesh) -> None:
-    self.mesh = mesh
+  mesh: Any
 
   def info(self, folder: str | Path, kind: str) -> dict:
     """Returns stage.json of a finished stage that leaves a `kind`."""

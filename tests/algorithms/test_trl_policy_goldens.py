@@ -12,6 +12,7 @@ import pytest
 from rlhf_jax import ops
 from rlhf_jax.algorithms.policy_gradient import (
   grpo,
+  objectives,
   ppo,
   rloo,
   shaping,
@@ -251,13 +252,11 @@ def test_the_loss_of_ppo_is_that_of_trl():
   mask, longer = jnp.asarray(MASK), data.response_mask
 
   def total(new, values):
-    policy = ppo.policy_loss(
+    policy = objectives.clipped(
       ops.log_ratio(new, goldens.field(TRL, "old"), mask),
       jnp.asarray(TRL["ppo_advantages"], jnp.float32),
-      mask,
-      jnp.sum(mask),
       clip_ratio=0.2,
-    )[0]
+    )
     value = ppo.value_loss(
       values,
       data.values,

@@ -13,7 +13,7 @@ from rlhf_jax.pipelines import PIPELINES, defaults, find
 from rlhf_jax.programs.actors import Sampled
 from rlhf_jax.programs.pipeline import Job
 from rlhf_jax.schema import Method, UserError
-from tests.pipelines.tiny_runs import check
+from tests.pipelines.tiny_runs import checked
 
 FILES = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.py"))
 
@@ -59,7 +59,7 @@ def test_all_sections_parse(path, files, sft_lora, reward_head, tmp_path):
   for stage in (config, *config.values()):  # compact sampling wants one device
     if isinstance(stage, ConfigDict) and "mesh" in stage:
       stage.mesh.devices = 1
-  check(config)
+  checked(config)
   known = set(getattr(defaults, config.pipeline)())
   assert set(config) == known
 
@@ -86,7 +86,7 @@ def test_every_method_has_the_same_budget(name, files):
     for stage in config.values():
       if isinstance(stage, ConfigDict) and "mesh" in stage:
         stage.mesh.devices = 1
-    check(config)
+    checked(config)
 
 
 METHOD = runpy.run_path(str(FILES[0].parent / "method.py"))
@@ -100,7 +100,7 @@ def test_every_method_has_a_recipe(name, tmp_path):
   config.prompts.source = str(path)
   config.verifier.name = "exact"
   config.mesh.devices = 1
-  check(config)
+  checked(config)
 
 
 @pytest.mark.parametrize("argument", ["rlo", "rloo,steps=2", "raft,rollouts=4"])
@@ -117,7 +117,7 @@ def test_a_misspelt_field_is_named(path):
   with stage.model.unlocked():
     stage.model.lora_rnak = 4
   with pytest.raises(UserError) as caught:
-    check(config)
+    checked(config)
   assert f"config.{prefix}model.lora_rnak" in str(caught.value)
   assert "lora_rank" in str(caught.value)
 

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_jax.algorithms.policy_gradient.registry import (
-  ALGORITHMS,
-  NEEDS_CRITIC,
-)
-from rlhf_jax.pipelines import check, methods, policy, stages
+from rlhf_jax import pipelines
+from rlhf_jax.algorithms.policy_gradient import registry
+from rlhf_jax.algorithms.policy_gradient.registry import ALGORITHMS
+from rlhf_jax.pipelines import defaults
+from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 
@@ -21,7 +21,7 @@ QUICK = ("grpo",)
 def method_config(files, name, start, scorer):
   config = tiny_runs.policy_config(files, "lora", start, scorer)
   config.value.pretrain_steps = 0
-  config.algorithm = methods.tree(name)
+  config.algorithm = defaults.policy(name).algorithm
   config.schedule.update(steps=3, save_every=3, asynchronous=False)
   if name in KL_IN_LOSS:
     config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
@@ -35,18 +35,17 @@ def method_config(files, name, start, scorer):
   [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
     for name in ALGORITHMS
-    if name not in NEEDS_CRITIC
+    if not registry.has_critic(ALGORITHMS[name])
   ],
 )
 def test_a_method_without_critic_trains(files, sft_lora, reward_head, name):
   """First ratio 1, no critic anywhere, the policy moves, frozen parts stay."""
   config = method_config(files, name, sft_lora, reward_head)
-  check.check_config(config)
   folder = files.root / f"policy_{name}"
-  policy.run(config, folder)
+  pipelines.run(config, folder)
   rows = tiny_runs.rows_of(folder)
   assert len(rows) == 3
-  has_groups = methods.read(config.algorithm, 4).group_size is not None
+  has_groups = tiny_runs.settings_of(config).group_size is not None
   for row in rows:
     assert np.isfinite(row["ppo/loss_pi"])
     assert row["ppo/first_ratio_error"] < 1e-4
@@ -68,7 +67,7 @@ def test_a_method_learns_the_planted_word(files, sft_lora, reward_head):
   config = method_config(files, "rloo", sft_lora, reward_head)
   config.schedule.update(steps=16, save_every=16)
   folder = files.root / "policy_rloo_learns"
-  policy.run(config, folder)
+  pipelines.run(config, folder)
   score = [row["rollout/score_mean"] for row in tiny_runs.rows_of(folder)]
   assert np.mean(score[-4:]) > np.mean(score[:4]) + 0.3
 
@@ -96,27 +95,35 @@ def test_what_is_known_to_be_wrong_is_refused(
   for field, value in changes.items():
     config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=message):
-    check.check_config(config)
+    tiny_runs.checked(config)
 
 
 def test_what_none_would_mean_can_be_set():
   """None in a section is the method's default; its other meanings are open."""
-  values = methods.tree("dr_grpo")
-  values.aggregation = "token-mean"
-  found = methods.read(values, num_samples=4).config
+  config = _untouched("dr_grpo")
+  config.algorithm.aggregation = "token-mean"
+  found = tiny_runs.settings_of(config).method
   assert (found.aggregation, found.aggregation_tokens) == ("token-mean", None)
-  values = methods.tree("ppo")
-  values.value_clip = float("inf")
-  assert methods.read(values, num_samples=1).config.value_clip == np.inf
+  config = _untouched("ppo")
+  config.algorithm.value_clip = float("inf")
+  assert tiny_runs.settings_of(config).method.value_clip == np.inf
 
 
 def test_settings_left_alone_are_the_methods_own():
   for name, module in ALGORITHMS.items():
-    found = methods.read(methods.tree(name), num_samples=4)
-    if found.group_size is None:
-      assert found.config == module.Config()
+    settings = tiny_runs.settings_of(_untouched(name))
+    if settings.group_size is None:
+      assert settings.method == module.Config()
     else:
-      assert found.config == module.Config(group_size=4)
+      assert settings.method == module.Config(group_size=4)
+
+
+def _untouched(name):
+  """Returns a method with nothing set, four answers a prompt, no KL."""
+  config = defaults.policy(name)
+  config.generate.num_samples = 4
+  config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
+  return config
 
 
 def test_a_verifier_judges_instead_of_a_reward_model(files, sft_lora):
@@ -134,9 +141,8 @@ def test_a_verifier_judges_instead_of_a_reward_model(files, sft_lora):
   )
   config.prompts.source = questions(files)
   config.schedule.update(steps=12, save_every=12)
-  check.check_config(config)
   folder = files.root / "policy_verified"
-  policy.run(config, folder)
+  pipelines.run(config, folder)
   share = [row["rollout/score_mean"] for row in tiny_runs.rows_of(folder)]
   assert np.mean(share[-3:]) > np.mean(share[:3]) + 0.2
   for row in tiny_runs.rows_of(folder, "samples.jsonl"):
@@ -175,9 +181,8 @@ def test_ppo_takes_a_verifier_and_a_critic_of_its_own(
   config.value.update(init="random", mode=mode, first_layer=0)
   config.schedule.update(batch_size=24, steps=12, save_every=12)
   config.shaping.kl_horizon = 240.0
-  check.check_config(config)
   folder = files.root / f"policy_verified_ppo_{mode}"
-  policy.run(config, folder)
+  pipelines.run(config, folder)
   rows = tiny_runs.rows_of(folder)
   share = [row["rollout/score_mean"] for row in rows]
   assert np.mean(share[-3:]) > np.mean(share[:3]) + 0.1
@@ -202,14 +207,14 @@ def test_judges_that_cannot_be_are_refused(
   config.verifier.name = verifier
   config.reward = str(reward_head) if judge else ""
   with pytest.raises(UserError, match=message):
-    check.check_config(config)
+    tiny_runs.checked(config)
 
 
 def test_prompts_without_references_are_refused(files, sft_lora):
   config = method_config(files, "rloo", sft_lora, "")
   config.verifier.name = "exact"
   with pytest.raises(UserError, match="prompts.jsonl:1.*reference"):
-    policy.run(config, files.root / "policy_unjudged")
+    pipelines.run(config, files.root / "policy_unjudged")
 
 
 def test_references_that_cannot_judge_are_named_by_file_and_line(
@@ -228,4 +233,4 @@ def test_references_that_cannot_judge_are_named_by_file_and_line(
   config.verifier.name = "number"
   config.prompts.source = str(path)
   with pytest.raises(UserError, match="questions.jsonl:7: reference='many'"):
-    policy.run(config, tmp_path / "run")
+    pipelines.run(config, tmp_path / "run")

@@ -308,4 +308,4 @@ def test_what_cannot_work_is_refused(
   config.guards.update(warn_nats=15.0, halt_nats=20.0)
   config.update_from_flattened_dict(changes)
   with pytest.raises(UserError, match=message):
-    tiny_runs.check(config)
+    tiny_runs.checked(config)

@@ -328,13 +328,13 @@ def test_data_that_a_method_cannot_use(files, tmp_path, name, rows, message):
 )
 def test_mistakes_are_found_before_a_model_loads(files, change, message):
   config = make_config(files, "dpo", "full", "")
-  tiny_runs.check(config)
+  tiny_runs.checked(config)
   if change.get("data.format"):
     row = {"prompt": "a", "response": " b", "label": True}
     config.data.source = write(files.root / "judged.jsonl", [row])
   config.update_from_flattened_dict(change)
   with pytest.raises(ValueError, match=message):
-    tiny_runs.check(config)
+    tiny_runs.checked(config)
 
 
 def test_the_command_knows_it():

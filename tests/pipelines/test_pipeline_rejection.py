@@ -271,4 +271,4 @@ def test_what_cannot_work_is_refused(
   config = make_config(files, sft_lora, reward_head)
   config.update_from_flattened_dict(changes)
   with pytest.raises(UserError, match=message):
-    tiny_runs.check(config)
+    tiny_runs.checked(config)

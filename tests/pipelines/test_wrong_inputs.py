@@ -12,7 +12,7 @@ from rlhf_jax.pipelines import defaults
 from rlhf_jax.runs import loop
 from rlhf_jax.runs.loop import Schedule
 from rlhf_jax.schema import UserError, read, tree
-from tests.pipelines.tiny_runs import check
+from tests.pipelines.tiny_runs import checked
 from tests.pipelines.wrong_files import (
   CONTEXT,
   make_files,
@@ -182,7 +182,7 @@ def test_all_stages_of_a_long_run_are_checked_first(files, stage):
   config = defaults.rlhf()
   config[stage].mesh.data = -2
   with pytest.raises(UserError, match=f"config.{stage}|config.sft"):
-    check(config)
+    checked(config)
 
 
 def test_experiment_files_of_the_repository_pass(files):
@@ -192,7 +192,7 @@ def test_experiment_files_of_the_repository_pass(files):
     config = module.get_config()
     for stage in ("sft", "reward", "gold", "policy", "evaluation"):
       config[stage].mesh.devices = 1
-    check(config)
+    checked(config)
 
 
 # Types of fields.

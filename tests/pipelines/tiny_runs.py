@@ -246,15 +246,16 @@ def settings_of(config):
   return pipelines.read(config).settings
 
 
+def checked(config):
+  """Reads and checks a configuration as a run does; returns its settings."""
+  job = pipelines.read(config)
+  job.check(job.open(""))
+  return job.settings
+
+
 def world_of(config, folder=""):
   """Returns the world that a configuration runs in."""
   return pipelines.read(config).open(folder)
-
-
-def check(config, folder="") -> None:
-  """Checks a configuration as the command does before it runs."""
-  job = pipelines.read(config, folder)
-  job.check(job.open(folder))
 
 
 def load_base(config) -> Base:

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from rlhf_jax.algorithms.preference import pairs
 from rlhf_jax.types import Array, PreferenceBatch
 
+REFERENCE_FREE = True
+
 NLL = {"mean": pairs.averages, "sum": pairs.sums}
 
 

@@ -29,6 +29,8 @@ import numpy as np
 from rlhf_jax.algorithms.preference import pairs
 from rlhf_jax.types import Array, PreferenceBatch
 
+UNPAIRED = True
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

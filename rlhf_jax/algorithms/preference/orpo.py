@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from rlhf_jax.algorithms.preference import pairs
 from rlhf_jax.types import Array, PreferenceBatch
 
+REFERENCE_FREE = True
+
 _CERTAIN = -1e-6  # nats a token
 
 

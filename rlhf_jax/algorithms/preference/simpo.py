@@ -17,6 +17,8 @@ import jax
 from rlhf_jax.algorithms.preference import pairs
 from rlhf_jax.types import Array, PreferenceBatch
 
+REFERENCE_FREE = True
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
