@@ -288,7 +288,7 @@ def read(
   cls: type[T],
   values: Any,
   name: str = "",
-  stage: Callable[[Any, str], Any] | None = None,
+  stage: Callable[[Any, str, Mapping[str, Any]], Any] | None = None,
 ) -> T:
   """Returns the dataclass of a config section, or of a whole experiment.
 
@@ -296,8 +296,8 @@ def read(
     cls: frozen dataclass with range checks in __post_init__.
     values: ConfigDict or dict.
     name: where the section stands, for messages ("policy.optimizer").
-    stage: (values, name) -> what a field that is a stage of a whole run is
-      read into; None where there is none.
+    stage: (values, name, metadata) -> what a field that is a stage of a whole
+      run is read into; None where there is none.
 
   Raises:
     UserError: for an unknown field (with the nearest known one), a missing
@@ -311,7 +311,7 @@ def read(
     if "family" in field.metadata:
       found[key] = _read_method(value, where, **field.metadata)
     elif hasattr(field.default, "as_tree"):
-      found[key] = stage(value, where)
+      found[key] = stage(value, where, field.metadata)
     elif isinstance(hints(cls)[key], type) and dataclasses.is_dataclass(
       hints(cls)[key]
     ):
