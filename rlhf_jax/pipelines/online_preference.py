@@ -69,7 +69,9 @@ def _check_method(module: Any) -> None:
 class Settings(actors.Sampled):
   """Online DPO, or another loss on pairs by its name (OAIF: rate 5e-7)."""
 
-  algorithm: schema.Method = schema.method(METHODS, "dpo", _check_method)
+  algorithm: schema.Method = schema.method(
+    METHODS, "dpo", _check_method, "compare two answers of one policy"
+  )
   # the loss on pairs of the policy's own answers
   accumulation: preference.Config = preference.Config()  # how a batch is cut
   pairing: pairing.Config = pairing.Config()

@@ -82,10 +82,15 @@ class Pipeline:
       values: its part of the tree.
       name: where that stands, "" or "policy".
       workdir: of the whole run.
-      stage: (values, name) -> the job of one of its stages.
+      stage: (values, name, metadata) -> the job of one of its stages.
     """
     values = self.connect(values, name, workdir)
     return schema.read(self.Settings, values, name, stage)
+
+  def fits(self, leaves: str, fields: tuple[str, ...]) -> bool:
+    """Says whether it can be a stage of a whole run; see stage_of_run."""
+    known = self.Settings.__dataclass_fields__
+    return self.leaves == leaves and all(name in known for name in fields)
 
   def tree(self, settings: Any = None) -> ConfigDict:
     """Returns the config tree of settings, or of the defaults."""
@@ -165,9 +170,19 @@ class Job:
     return (folder / self.pipeline.result).is_file()
 
 
-def default_job(pipeline: Pipeline) -> Job:
-  """Returns a pipeline with its default settings."""
-  return Job(pipeline, pipeline.Settings())
+def stage_of_run(pipeline: Pipeline, *fields: str) -> Any:
+  """Returns a field of Settings that is a stage of a whole run.
+
+  Another pipeline may stand there if it leaves the same and has the fields.
+
+  Args:
+    pipeline: the usual one, with its default settings.
+    fields: that the run fills in, or reads.
+  """
+  return dataclasses.field(
+    default=Job(pipeline, pipeline.Settings()),
+    metadata={"leaves": pipeline.leaves, "fields": fields},
+  )
 
 
 def stage_field(kind: str) -> Any:
