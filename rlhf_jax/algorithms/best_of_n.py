@@ -39,7 +39,7 @@ class Config:
   # prompt in every round (Llama 2: dropping old ones made it forget); "all":
   # whatever reaches minimum_score in the last round (ReST-EM, STaR).
   rule: str = "per_prompt"
-  share: float = 0.125  # kept by "global"; RAFT: 1 / K
+  share: float = 0.125  # of the samples that "global" keeps; RAFT: 1 / K
   minimum_score: float = -math.inf  # nothing below is kept, winner or not
 
   def __post_init__(self) -> None:

@@ -39,9 +39,11 @@ OBJECTIVES = ("pairwise", "k-wise", "plackett-luce")
 class Config:
   """Settings of reward-model training."""
 
-  objective: str = "pairwise"  # or "k-wise", "plackett-luce" (K >= 2)
+  objective: str = "pairwise"  # two answers, or rankings of K >= 2: all their
+  # pairs (Ouyang et al. 2022), or Plackett-Luce
   label_smoothing: float = 0.0  # epsilon: label p becomes p(1-e) + (1-p)e
-  centering: float = 0.0  # eta; 0.01 in Eisenstein et al. 2023
+  centering: float = 0.0  # eta of eta (r_i + r_j)^2, which holds scores near
+  # 0; 0.01 in Eisenstein et al. 2023
   microbatches: int = 1  # parts of a batch; one part's activations at a time
 
   def __post_init__(self) -> None:

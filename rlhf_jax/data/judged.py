@@ -11,6 +11,7 @@ batch, so that reference log-probabilities can be computed before training.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,16 @@ def load(data: Data, tokenizer: Tokenizer, seed: int) -> dataset.Comparisons:
       f"{data.source}: no example is left ({dict(dropped + lost)}). Raise "
       f"data.max_length={data.max_length}, or check the records."
     )
+  return of_encoded(encoded, dropped + lost)
+
+
+def of_encoded(encoded: list[dict], dropped: Counter) -> dataset.Comparisons:
+  """Returns judged answers of what encode.encode_labelled made.
+
+  Args:
+    encoded: at least one.
+    dropped: reason -> count of what was left out.
+  """
   groups: dict[tuple, int] = {}
   numbers = [groups.setdefault(e["prompt"], len(groups)) for e in encoded]
   return dataset.Comparisons(
@@ -45,7 +56,7 @@ def load(data: Data, tokenizer: Tokenizer, seed: int) -> dataset.Comparisons:
     pairs=np.arange(len(encoded), dtype=np.int32)[:, None],
     labels=np.asarray([e["label"] for e in encoded], np.float32),
     groups=np.asarray(numbers, np.int32)[:, None],
-    dropped=dropped + lost,
+    dropped=dropped,
     ceiling=None,
   )
 

@@ -223,6 +223,10 @@ class HuggingFaceTokenizer(_Base):
     self._backend = backend
     self._missing = _missing_bytes(backend, model, vocabulary)
 
+  def to_json(self) -> str:
+    """Returns the text of its tokenizer.json."""
+    return self._backend.to_str(pretty=True)
+
   def _encode_raw(self, text: str) -> list[int]:
     if self._missing:
       raw = text.encode()

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rlhf_jax.models import families, transformer, trees
 from rlhf_jax.models.stored import StoredWeight
-from rlhf_jax.schema import UserError
+from rlhf_jax.schema import UserError, check_choice
+
+DTYPES = ("float32", "bfloat16")  # of tensors that are written
 
 
 def _read_json(path: Path) -> dict:
@@ -115,7 +118,7 @@ def _leaf(flat: dict, path: str, config: transformer.Config) -> np.ndarray:
   return np.asarray(flat[path], np.float32)
 
 
-def _hf_config(config: transformer.Config) -> dict:
+def _hf_config(config: transformer.Config, dtype: str) -> dict:
   return {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -131,24 +134,12 @@ def _hf_config(config: transformer.Config) -> dict:
     "max_position_embeddings": config.max_length,
     "tie_word_embeddings": config.tie_embeddings,
     "hidden_act": "silu",
-    "torch_dtype": "float32",
+    "torch_dtype": dtype,
   }
 
 
-def save(folder: str | Path, config: transformer.Config, params: dict) -> None:
-  """Writes config.json and model.safetensors that transformers can read.
-
-  Args:
-    folder: created when absent.
-    config: a llama-shaped config (rms norm, rotary positions, gated silu).
-    params: the tree under "params", LoRA factors already merged; layers
-      stacked when config.scan_layers.
-
-  Raises:
-    ValueError: for an architecture that the llama family cannot express.
-  """
-  from safetensors.numpy import save_file
-
+def check_expressible(config: transformer.Config) -> None:
+  """Raises UserError for an architecture that `save` cannot write."""
   shape = (config.norm, config.positions, config.gated_mlp, config.activation)
   if shape != ("rms", "rope", True, "silu") or config.attention_bias:
     raise UserError(
@@ -156,14 +147,44 @@ def save(folder: str | Path, config: transformer.Config, params: dict) -> None:
       f"{config.attention_bias}: only the llama family (rms, rope, gated "
       "silu, no bias) can be exported. Train a model of that family."
     )
+
+
+def save(
+  folder: str | Path,
+  config: transformer.Config,
+  params: dict,
+  *,
+  dtype: str = "float32",
+  further: dict[str, Any] | None = None,
+) -> None:
+  """Writes config.json and model.safetensors that transformers can read.
+
+  Args:
+    folder: created when absent.
+    config: a llama-shaped config (rms norm, rotary positions, gated silu).
+    params: the tree under "params", LoRA factors already merged; layers
+      stacked when config.scan_layers.
+    dtype: of the tensors, one of DTYPES.
+    further: entries of config.json beside the architecture's.
+
+  Raises:
+    ValueError: for an architecture that the llama family cannot express.
+  """
+  import ml_dtypes
+  from safetensors.numpy import save_file
+
+  check_expressible(config)
+  check_choice("dtype", dtype, DTYPES)
+  stored = np.dtype(getattr(ml_dtypes, dtype, dtype))
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   flat = trees.flatten(params)
   tensors = {}
   table = families.names_of_layers(families.LLAMA_NAMES, config)
   for ours, (theirs, transposed) in table.items():
-    weight = _leaf(flat, ours, config)
+    weight = _leaf(flat, ours, config).astype(stored)
     tensors[theirs] = np.ascontiguousarray(weight.T if transposed else weight)
   save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-  text = json.dumps(_hf_config(config), indent=2)
+  entries = _hf_config(config, dtype) | ({} if further is None else further)
+  text = json.dumps(entries, indent=2)
   (folder / "config.json").write_text(text + "\n")

@@ -72,7 +72,8 @@ class Settings(actors.Sampled):
   algorithm: schema.Method = schema.method(
     METHODS, "dpo", _check_method, "compare two answers of one policy"
   )
-  accumulation: preference.Config = preference.Config()
+  # the loss on pairs of the policy's own answers
+  accumulation: preference.Config = preference.Config()  # how a batch is cut
   pairing: pairing.Config = pairing.Config()
   guards: own_samples.Guards = own_samples.Guards()
   optimizer: optimizer.Config = optimizer.Config(learning_rate=5e-7)

@@ -51,17 +51,18 @@ _BALANCE = (1.0, 1.5)  # of desirable to undesirable weight, for KTO
 class Settings(schema.Settings):
   """DPO, or another method of algorithms/preference by its name."""
 
-  seed: int = 0  # of all random numbers of the run
+  seed: int = 0  # where all random numbers of the run start
   model: Model = Model()
   trainable: Trainable = Trainable()
   init_from: str = stage_field(
     stages.POLICY
-  )  # folder of the run it starts from
+  )  # folder of the finished policy run it starts from; "": the model itself
   algorithm: schema.Method = schema.method(
     registry.ALGORITHMS, "dpo", registry.check_method
   )
-  accumulation: preference.Config = preference.Config()
-  data: Data = Data()
+  # the loss on preferences
+  accumulation: preference.Config = preference.Config()  # how a batch is cut
+  data: Data = Data()  # comparisons to train on; of KTO judged answers
   heldout: Data = Data()  # comparisons for the report at the end
   heldout_fraction: float = 0.1  # of prompts held out where heldout is not set
   optimizer: optimizer.Config = optimizer.Config(learning_rate=1e-6)

@@ -12,9 +12,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
 from rlhf_jax import distributed, optimizer, schema
@@ -44,18 +42,18 @@ PAIRS_KEPT = 2000  # held-out pairs kept for the report's pictures
 class Settings(schema.Settings):
   """Bradley-Terry reward model; one epoch (METHODS 2)."""
 
-  seed: int = 0  # of all random numbers of the run
+  seed: int = 0  # where all random numbers of the run start
   model: Model = Model()
   trainable: Trainable = Trainable()
   init_from: str = stage_field(
     stages.POLICY
-  )  # folder of the run it starts from
-  head: heads.Config = heads.Config()
+  )  # folder of the finished policy run it starts from; "": the model itself
+  head: heads.Config = heads.Config()  # the scalar head on the trunk
   stop_layer: int = 0  # the trunk ends before it; 0: all layers
-  data: Data = Data()
+  data: Data = Data()  # comparisons to train on
   heldout: Data = Data()  # comparisons for the diagnosis
   heldout_fraction: float = 0.1  # of prompts held out where heldout is not set
-  loss: reward.Config = reward.Config()
+  loss: reward.Config = reward.Config()  # on the scores of compared answers
   optimizer: optimizer.Config = optimizer.Config(
     learning_rate=9e-6, schedule="cosine"
   )
@@ -100,39 +98,8 @@ def start_variables(
   )
   plain = roles.Role(dataclasses.replace(base.config, lora_rank=0))
   world.assume(stages.POLICY, plain)
-  key = jax.random.key(settings.seed)
-
-  def make(key: jax.Array) -> PyTree:
-    made = {
-      "head": heads.init(
-        settings.head, base.config.width, jax.random.fold_in(key, 2)
-      )
-    }
-    if role.trainable == "lora":
-      made["lora"] = roles.fresh_lora(role, jax.random.fold_in(key, 1))
-    return made
-
   params = stages.start_params(settings.init_from, base, world)
-  return role, {"params": params} | world.compute(make, key)
-
-
-def make_update(
-  role: roles.Role, loss: reward.Config, transform: Any
-) -> Callable[..., Any]:
-  """Returns the compiled step: (state, frozen, PreferenceBatch, key) -> ...
-
-  Args:
-    role: what trains.
-    loss: settings of the loss.
-    transform: an optax.GradientTransformation.
-  """
-  update = functools.partial(
-    reward.update,
-    config=loss,
-    apply=functools.partial(features.apply, role=role),
-    optimizer=transform,
-  )
-  return jax.jit(update, donate_argnums=0)
+  return role, {"params": params} | features.fresh(role, settings.seed, world)
 
 
 def wire(
@@ -162,7 +129,7 @@ def wire(
 
   update = Program(
     name="update",
-    function=make_update(role, settings.loss, transform),
+    function=features.make_update(role, settings.loss, transform),
     arguments=arguments,
     rows=rows,
     work=lambda: Passes(world.mesh).training(
@@ -353,7 +320,7 @@ def _normalise(
       samples = Samples(**{k: stored[k] for k in stored.files})
     scorer = reward_model.Scorer(role, settings.data.end_token)
     weights = reward_model.Weights(variables, np.float32(0.0), np.float32(1.0))
-    score = jax.jit(functools.partial(reward_model.score, scorer))
+    score = reward_model.make_score(scorer)
     scores = distributed.fetch(score(weights, samples))
     source = "samples of the SFT policy"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

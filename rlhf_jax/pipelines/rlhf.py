@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax import distributed, schema
-from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import evaluate, forecast, summary
 from rlhf_jax.pipelines import policy as policy_pipeline
 from rlhf_jax.pipelines import reward as reward_pipeline
@@ -55,16 +54,21 @@ class Settings(schema.Settings):
   seed: int = 0  # of the first stage; each other one has its own
   reuse: str = ""  # folder of another whole run whose stages are taken over
   reuse_stages: tuple = REUSABLE  # which of them
+  # the policy at the start
   sft: Job = stage_of_run(sft_pipeline.PIPELINE, "samples")
+  # what judges
   reward: Job = stage_of_run(reward_pipeline.PIPELINE, "reference_samples")
+  # another reward model, which never trains the policy
   gold: Job = stage_of_run(reward_pipeline.PIPELINE, "reference_samples")
+  # what is aligned, by any pipeline that leaves a policy
   policy: Job = stage_of_run(policy_pipeline.PIPELINE, "init_from")
+  # both policies compared
   evaluation: Job = stage_of_run(
     evaluate.PIPELINE, "init_from", "policy", "reward", "gold"
   )
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)
   # of the report: name -> text
-  caveats: tuple = ()  # of the report
+  caveats: tuple = ()  # of the report: what to keep in mind, a text each
 
   def __post_init__(self) -> None:
     schema.check_least(self, seed=0)
@@ -87,11 +91,6 @@ class Settings(schema.Settings):
   def jobs(self) -> dict[str, Job]:
     """The stages by name, in their order."""
     return {name: getattr(self, name) for name in STAGES}
-
-  @property
-  def mesh(self) -> mesh_lib.Config:
-    """That of the first stage; each stage has its own."""
-    return self.sft.settings.mesh
 
   def folder(self, name: str, workdir: Path) -> Path:
     """Returns the folder of a stage, which may be another run's."""

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import distributed, metrics, ops
+from rlhf_jax.algorithms import reward
 from rlhf_jax.data import batches, dataset
 from rlhf_jax.models import heads, roles, transformer, trees
 from rlhf_jax.models.pretrained import Base
@@ -48,6 +49,58 @@ def apply(
   row = roles.Rows(flat(batch.tokens), valid, ops.positions_from_mask(valid))
   scores = roles.score(role, variables, row, valid)
   return scores[:, 0].reshape(rows, candidates)
+
+
+def fresh(role: roles.Role, seed: int, world: World) -> PyTree:
+  """Returns what a reward model has beside a trunk: head, factors if any.
+
+  Args:
+    role: with a head.
+    seed: of what is drawn.
+    world: where it lives.
+  """
+
+  def make(key: jax.Array) -> PyTree:
+    made = {
+      "head": heads.init(
+        role.head, role.model.width, jax.random.fold_in(key, 2)
+      )
+    }
+    if role.trainable == "lora":
+      made["lora"] = roles.fresh_lora(role, jax.random.fold_in(key, 1))
+    return made
+
+  return world.compute(make, jax.random.key(seed))
+
+
+def make_update(
+  role: roles.Role,
+  loss: reward.Config,
+  transform: Any,
+  *,
+  donates: bool = True,
+) -> Callable[..., Any]:
+  """Returns the compiled step: (state, frozen, PreferenceBatch, key) -> ...
+
+  Args:
+    role: what trains.
+    loss: settings of the loss.
+    transform: an optax.GradientTransformation.
+    donates: whether the new state takes the memory of the old one.
+  """
+  update = functools.partial(
+    reward.update,
+    config=loss,
+    apply=functools.partial(apply, role=role),
+    optimizer=transform,
+  )
+  return jax.jit(update, donate_argnums=0 if donates else ())
+
+
+@functools.lru_cache(maxsize=16)
+def make_scores(role: roles.Role) -> Callable[..., Array]:
+  """Returns the compiled (params, frozen, PreferenceBatch) -> [B, K]."""
+  return jax.jit(functools.partial(apply, role=role))
 
 
 def make_features(
@@ -190,7 +243,7 @@ def row_scores(
     head = heads.ScalarHead(role.head)
     scores = jax.jit(head.apply)({"params": params["head"]}, features)
     return distributed.fetch(scores)[:, 0]
-  forward = jax.jit(functools.partial(apply, role=role))
+  forward = make_scores(role)
   width = batches.bucket_length(max(len(r["tokens"]) for r in rows))
   everything = dataset.Comparisons(
     rows=rows,

@@ -67,7 +67,12 @@ def logprobs(
 
 
 def make_update(
-  role: roles.Role, loss: sft.Config, transform: Any, targets: int | None
+  role: roles.Role,
+  loss: sft.Config,
+  transform: Any,
+  targets: int | None,
+  *,
+  donates: bool = True,
 ) -> Any:
   """Returns the compiled step: (state, frozen, TokenBatch, key) -> state, row.
 
@@ -76,6 +81,7 @@ def make_update(
     loss: settings of the loss.
     transform: an optax.GradientTransformation.
     targets: most targets of a row, or None.
+    donates: whether the new state takes the memory of the old one.
   """
   update = functools.partial(
     sft.update,
@@ -83,7 +89,7 @@ def make_update(
     apply=functools.partial(logprobs, role=role, targets=targets),
     optimizer=transform,
   )
-  return jax.jit(update, donate_argnums=0)
+  return jax.jit(update, donate_argnums=0 if donates else ())
 
 
 def wire(

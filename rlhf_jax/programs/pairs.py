@@ -92,6 +92,8 @@ def make_update(
   config: preference.Config,
   transform: Any,
   targets: int | None,
+  *,
+  donates: bool = True,
 ) -> Callable[..., Any]:
   """Returns the compiled step: (state, frozen, PreferenceBatch, key) -> ...
 
@@ -101,6 +103,7 @@ def make_update(
     config: microbatches.
     transform: an optax.GradientTransformation.
     targets: most targets of a row, or None.
+    donates: whether the new state takes the memory of the old one.
   """
   update = functools.partial(
     preference.update,
@@ -110,7 +113,7 @@ def make_update(
     apply=functools.partial(apply, role=role, targets=targets),
     optimizer=transform,
   )
-  return jax.jit(update, donate_argnums=0)
+  return jax.jit(update, donate_argnums=0 if donates else ())
 
 
 def evaluate(

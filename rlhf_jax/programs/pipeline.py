@@ -115,10 +115,18 @@ class Job:
     """Returns its part of a config tree."""
     return self.pipeline.tree(self.settings)
 
+  @property
+  def first(self) -> Job:
+    """Itself, or the first stage of a run that has some."""
+    if self.pipeline.stages is None:
+      return self
+    return next(iter(self.pipeline.stages(self.settings).values()))
+
   def open(self, workdir: str | Path) -> World:
-    """Returns the world that it runs in: devices and a folder."""
-    with schema.located(self.prefix):
-      return World.open(self.settings.mesh, Path(workdir))
+    """Returns the world that it begins in: devices and a folder."""
+    first = self.first
+    with schema.located(first.prefix):
+      return World.open(first.settings.mesh, Path(workdir))
 
   def check(self, world: World, *, is_alone: bool = True) -> None:
     """Checks all that can be checked without a model and without results.

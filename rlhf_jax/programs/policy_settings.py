@@ -29,20 +29,25 @@ class Settings(actors.Sampled):
   The critic learns five times as fast as the policy (METHODS 4).
   """
 
-  value: actors.Value = actors.Value()
-  shaping: shaping.Config = shaping.Config()
+  value: actors.Value = actors.Value()  # the critic of a method that has one
+  shaping: shaping.Config = shaping.Config()  # score and KL -> token rewards
   algorithm: schema.Method = schema.method(
     registry.ALGORITHMS, "ppo", registry.check_method
   )
+  # the policy-gradient method
   objective_fn: str = ""  # import path of S(log_ratio, advantages, config)
   advantage_fn: str = ""  # import path of (rollout, config) -> rollout
-  importance: importance.Config = importance.Config()
+  importance: importance.Config = importance.Config()  # trainer over sampler
   epochs: epochs.Config = epochs.Config()
-  packing: packing.Config = packing.Config()
-  policy_optimizer: optimizer.Config = optimizer.Config(learning_rate=1e-6)
-  value_optimizer: optimizer.Config = optimizer.Config(learning_rate=5e-6)
-  ptx: Data = Data()
-  ptx_batch_size: int = 32  # rows of text mixed into each update
+  packing: packing.Config = packing.Config()  # several samples in a row
+  policy_optimizer: optimizer.Config = optimizer.Config(
+    learning_rate=1e-6
+  )  # of the policy
+  value_optimizer: optimizer.Config = optimizer.Config(
+    learning_rate=5e-6
+  )  # of the critic
+  ptx: Data = Data()  # text mixed into the updates (PPO-ptx)
+  ptx_batch_size: int = 32  # rows of that text in each rollout's updates
 
   def __post_init__(self) -> None:
     super().__post_init__()

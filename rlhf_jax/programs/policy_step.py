@@ -126,8 +126,20 @@ def make_functions(
   plan: judge.Plan,
   transforms: dict[str, Any],
   mesh: jax.sharding.Mesh,
+  *,
+  donates: bool = True,
 ) -> Functions:
-  """Returns the functions of a step; nothing compiles yet."""
+  """Returns the functions of a step; nothing compiles yet.
+
+  Args:
+    settings: of the pipeline.
+    plan: of the judge.
+    transforms: see `make_transforms`; without "value" there is no update of
+      the critic alone.
+    mesh: where it runs.
+    donates: whether a new state takes the memory of the old one.
+  """
+  donated = 0 if donates else ()
   constrain = functools.partial(mesh_lib.constrain_rows, mesh)
   apply = functools.partial(
     judge.policy_and_value,
@@ -149,7 +161,7 @@ def make_functions(
     else None,
   )
   value_update = None
-  if settings.has_critic:
+  if settings.has_critic and "value" in transforms:
     value_update = functools.partial(
       pg.value_update,
       config=settings.epochs,
@@ -157,13 +169,13 @@ def make_functions(
       optimizer=transforms["value"],
       constrain=constrain,
     )
-    value_update = jax.jit(value_update, donate_argnums=0)
+    value_update = jax.jit(value_update, donate_argnums=donated)
   again = functools.partial(recompute, apply=apply, weights=settings.importance)
   is_exact = plan.policy.model.dtype == "float32"
   return Functions(
     judge=judge.make_judge(plan),
     prepare=jax.jit(functools.partial(prepare, settings=settings)),
-    update=jax.jit(update, donate_argnums=0),
+    update=jax.jit(update, donate_argnums=donated),
     value_update=value_update,
     recompute=None if is_exact else jax.jit(again),
   )

@@ -158,6 +158,12 @@ def prompt_width(prompts: Data, sampling: generate.Config, base: Base) -> int:
   return min(room, text)
 
 
+@functools.lru_cache(maxsize=16)
+def make_merge(role: roles.Role) -> Callable[[PyTree, PyTree], PyTree]:
+  """Returns the compiled (trainable, frozen) -> what the sampler reads."""
+  return jax.jit(functools.partial(roles.sampling_params, role))
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampler:
   """Samples a policy: factors merged, prompts run, tokens drawn.
@@ -173,10 +179,10 @@ class Sampler:
   base: Base
   config: generate.Config
 
-  @functools.cached_property
+  @property
   def merge(self) -> Callable[[PyTree, PyTree], PyTree]:
-    """The compiled (trainable, frozen) -> what the sampler reads."""
-    return jax.jit(functools.partial(roles.sampling_params, self.role))
+    """See `make_merge`."""
+    return make_merge(self.role)
 
   @property
   def _end(self) -> dict[str, Any]:

@@ -194,12 +194,10 @@ class Passes:
     self, plan: judge.Plan, rows: int, length: int, targets: int
   ) -> Work:
     """Returns the score stage; shared lower layers run once."""
-    used = {
-      "reference": plan.reference,
-      **{name: scorer.role for name, scorer in plan.scorers},
-    }
-    if plan.value is not None:
-      used["value"] = plan.value
+    used = {name: scorer.role for name, scorer in plan.scorers}
+    for name, role in (("reference", plan.reference), ("value", plan.value)):
+      if role is not None:
+        used[name] = role
     tapped = used | {"policy": plan.policy}
     taps = [tapped[name].entrance for name in plan.shared]
     total = Work()

@@ -26,12 +26,14 @@ from rlhf_jax.types import Array, PyTree, Rollout, Samples
 class Plan:
   """The static part: roles, and which of them read the shared trunk.
 
+  reference: None where nothing asks for a KL; the rollout then has the
+    policy's own log-probabilities in the place of the reference's.
   scorers: (name, Scorer) of the reward model, named "reward", and monitors.
   shared: names of roles whose entrance stream comes from the base model.
   """
 
   policy: roles.Role
-  reference: roles.Role
+  reference: roles.Role | None
   value: roles.Role | None
   scorers: tuple[tuple[str, reward_model.Scorer], ...]
   shared: frozenset[str]
@@ -67,20 +69,18 @@ def reads_base(role: roles.Role, variables: PyTree, base: Base) -> bool:
 def make_plan(
   base: Base,
   policy: stages.Stage,
-  reference: stages.Stage,
+  reference: stages.Stage | None,
   value: stages.Stage | None,
   scorers: dict[str, tuple[reward_model.Scorer, reward_model.Weights]],
   temperature: float,
   row_targets: int,
 ) -> Plan:
   """Returns the Plan of the given roles; their variables are only compared."""
-  used = {"policy": policy, "reference": reference}
-  if value is not None:
-    used["value"] = value
+  used = {"policy": policy, "reference": reference, "value": value}
   shared = {
     name
     for name, stage in used.items()
-    if reads_base(stage.role, stage.variables, base)
+    if stage is not None and reads_base(stage.role, stage.variables, base)
   } | {
     name
     for name, (scorer, weights) in scorers.items()
@@ -88,7 +88,7 @@ def make_plan(
   }
   return Plan(
     policy=policy.role,
-    reference=reference.role,
+    reference=None if reference is None else reference.role,
     value=None if value is None else value.role,
     scorers=tuple((name, scorer) for name, (scorer, _) in scorers.items()),
     shared=frozenset(shared),
@@ -133,28 +133,31 @@ def judge(
     spread = functools.partial(unpack, packing=packing)
   entrances = {
     "policy": plan.policy.entrance,
-    "reference": plan.reference.entrance,
     **{name: scorer.role.entrance for name, scorer in plan.scorers},
   }
-  if plan.value is not None:
-    entrances["value"] = plan.value.entrance
+  for name, role in (("reference", plan.reference), ("value", plan.value)):
+    if role is not None:
+      entrances[name] = role.entrance
   taps = tuple(sorted({entrances[name] for name in plan.shared}))
   streams = (
     roles.frozen_streams(plan.policy.model, weights.base, dense, taps)
     if taps
     else {}
   )
-  reference_logprobs, _ = roles.logprobs(
-    plan.reference,
-    weights.reference,
-    dense,
-    targets,
-    hidden=streams[entrances["reference"]]
-    if "reference" in plan.shared
-    else None,
-    temperature=plan.temperature,
-    targets=plan.row_targets,
-  )
+  reference_logprobs = samples.behaviour_logprobs
+  if plan.reference is not None:
+    found, _ = roles.logprobs(
+      plan.reference,
+      weights.reference,
+      dense,
+      targets,
+      hidden=streams[entrances["reference"]]
+      if "reference" in plan.shared
+      else None,
+      temperature=plan.temperature,
+      targets=plan.row_targets,
+    )
+    reference_logprobs = spread(found)
   unpacked = {layer: spread(stream) for layer, stream in streams.items()}
   hidden = {name: unpacked[entrances[name]] for name in plan.shared}
   scores = {
@@ -170,7 +173,7 @@ def judge(
   no_score = jax.numpy.zeros(samples.tokens.shape[:1])  # a verifier's comes
   rollout = Rollout(
     **vars(samples),
-    reference_logprobs=spread(reference_logprobs),
+    reference_logprobs=reference_logprobs,
     score=scores["reward"] if "reward" in scores else no_score,
     values=values,
     hidden={k: v for k, v in hidden.items() if k in ("policy", "value")},
@@ -178,8 +181,9 @@ def judge(
   return rollout, scores
 
 
+@functools.lru_cache(maxsize=16)
 def make_judge(plan: Plan):
-  """Returns `judge` compiled for a plan."""
+  """Returns `judge` compiled for a plan; the same for an equal plan."""
   return jax.jit(functools.partial(judge, plan=plan))
 
 

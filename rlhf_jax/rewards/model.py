@@ -9,9 +9,12 @@ KL coefficient has a meaning only relative to that scale.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 
 from rlhf_jax import ops
@@ -100,6 +103,12 @@ def score(
     hidden,
   )[:, 0]
   return (raw - weights.mean) / weights.std
+
+
+@functools.lru_cache(maxsize=16)
+def make_score(scorer: Scorer) -> Callable[[Weights, Samples], Array]:
+  """Returns `score` of whole samples, compiled; the same for equal scorers."""
+  return jax.jit(functools.partial(score, scorer))
 
 
 def fold_normalisation(head: PyTree, mean: float, std: float) -> PyTree:

@@ -69,9 +69,13 @@ class Shelf(Protocol):
 
 
 def place(folder: str | Path) -> tuple[Path, str]:
-  """Returns (folder, step) of FOLDER, FOLDER@best or FOLDER@12; "" for none."""
+  """Returns (folder, step) of FOLDER, FOLDER@best or FOLDER@12; "" for none.
+
+  A folder that is there under the whole name is that folder.
+  """
   head, at, step = str(folder).rpartition("@")
-  if at and (step == "best" or step.isdigit()):
+  is_step = step == "best" or (step.isascii() and step.isdigit())
+  if at and is_step and not Path(folder).is_dir():
     return Path(head), step
   return Path(folder), ""
 
@@ -136,8 +140,12 @@ def stage_fingerprint(workdir: str | Path) -> str:
   return integrity.fingerprint({"stage": info, "manifest": digest})
 
 
-def step_of(folder: str | Path) -> int | None:
+def step_of(folder: str | Path, field: str = "") -> int | None:
   """Returns the step that FOLDER@... names; None for the newest.
+
+  Args:
+    folder: the stage's directory, with @STEP or not.
+    field: where it was named, for the message.
 
   Raises:
     UserError: the run kept no such step.
@@ -154,8 +162,9 @@ def step_of(folder: str | Path) -> int | None:
   if found is None or found not in kept:
     what = "no best step" if step == "best" else f"no step {step}"
     raise UserError(
-      f"{folder}: {what} was kept there; there are {kept}. The best one is "
-      "kept where schedule.keep_best names a metric, others by schedule.keep."
+      f"{_named(folder, field)}: {what} was kept there; there are {kept}. The "
+      "best one is kept where schedule.keep_best names a metric, others by "
+      "schedule.keep."
     )
   return found
 
@@ -167,6 +176,8 @@ def write_stage(
   info = {
     "pipeline": pipeline,
     "model_source": base.source,
+    "tokenizer_source": base.tokenizer_source,
+    "scan_layers": base.config.scan_layers,
     **base.identity,
     "role": role_facts(role),
     **facts,
@@ -204,6 +215,42 @@ def read_stage(workdir: str | Path) -> dict | None:
     ) from error
 
 
+def history(workdir: str | Path) -> list[tuple[str, int]]:
+  """Returns (method, steps) of the stages that led to a finished one.
+
+  From the first to the last, as far as their folders are still there.
+
+  Args:
+    workdir: the stage's directory, with @STEP or not.
+  """
+  folder, step = place(workdir)
+  info = read_stage(folder)
+  if info is None:
+    return []
+  if "methods" in info:  # what a notebook did, and all before
+    return [(name, steps) for name, steps in info["methods"]]
+  before = info.get("init_from") or info.get("merged_from")
+  earlier = history(folder / before) if before else []
+  steps = int(step) if step.isdigit() else info.get("steps", 0)
+  return [*earlier, (_method_of(folder, info), steps)]
+
+
+def _method_of(folder: Path, info: dict) -> str:
+  """Returns the name of a stage's method, or of its pipeline."""
+  if "algorithm" in info:
+    return info["algorithm"]["name"]
+  for path, inside in ((folder, ()), (folder.parent, (folder.name,))):
+    record = path / "config.json"  # main.py writes it, for all stages of a run
+    if not record.is_file():
+      continue
+    values = json.loads(record.read_text())
+    for name in ("config", *inside, "algorithm", "name"):
+      values = values.get(name) if isinstance(values, dict) else None
+    if values is not None:
+      return values
+  return info["pipeline"]
+
+
 def need_stage(
   workdir: str | Path, kind: str, field: str = "", *, pipeline: str = ""
 ) -> dict:
@@ -223,7 +270,7 @@ def need_stage(
   is_wanted = info is not None and kind_of(info) == kind
   if is_wanted and pipeline in ("", info["pipeline"]):
     if step:
-      step_of(workdir)
+      step_of(workdir, field)
     return info
   remedy = f"Finish it first, with --workdir={folder}."
   if info is not None:
@@ -234,11 +281,18 @@ def need_stage(
     found = "no run in it"
   else:
     found = "no such folder"
-  where = f"{field}={str(workdir)!r}" if field else str(workdir)
+    head, at, _ = str(workdir).rpartition("@")
+    if at and Path(head).is_dir():
+      remedy = f"For a step of a run write {head}@best or {head}@120."
   raise UserError(
-    f"{where}: wanted a finished {pipeline or kind} run, found {found}. "
-    f"{remedy}"
+    f"{_named(workdir, field)}: wanted a finished {pipeline or kind} run, "
+    f"found {found}. {remedy}"
   )
+
+
+def _named(folder: str | Path, field: str) -> str:
+  """Returns a folder, for messages, with the field where it was named."""
+  return f"{field}={str(folder)!r}" if field else str(folder)
 
 
 def check_same_base(info: dict, base: Base, workdir: str | Path) -> None:
@@ -283,8 +337,19 @@ class Disk:
   mesh: Any
 
   def info(self, folder: str | Path, kind: str) -> dict:
-    """Returns stage.json of a finished stage that leaves a `kind`."""
-    return need_stage(folder, kind)
+    """Returns stage.json of a finished stage that leaves a `kind`.
+
+    Says so where numbers in it are not of the step that is named.
+    """
+    info = need_stage(folder, kind)
+    step = step_of(folder)
+    if kind == REWARD and step not in (None, info["steps"]):
+      print(
+        f"{folder}: warning: mean and deviation of its scores, its diagnosis "
+        f"and its guards were measured at step {info['steps']}, the last, and "
+        f"not at step {step}."
+      )
+    return info
 
   def restore(self, folder: str | Path, info: dict, template: PyTree) -> PyTree:
     """Returns the trained tree of a stage."""

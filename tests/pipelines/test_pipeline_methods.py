@@ -1,6 +1,12 @@
-"""Every policy-gradient method through the pipeline, by its name alone."""
+"""Every policy-gradient method through the pipeline, as its recipe has it.
+
+The methods are those of the registry, so a new one is trained here without
+being named, and is refused without a recipe in configs/.
+"""
 
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,21 +19,60 @@ from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 
-KL_IN_LOSS = ("grpo",)  # their papers' default
-ONE_STEP = ("reinforce", "remax")  # no importance ratio
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+METHOD = runpy.run_path(str(CONFIGS / "method.py"))
 QUICK = ("grpo",)
 
 
-def method_config(files, name, start, scorer):
-  config = tiny_runs.policy_config(files, "lora", start, scorer)
-  config.value.pretrain_steps = 0
-  config.algorithm = defaults.policy(name).algorithm
-  config.schedule.update(steps=3, save_every=3, asynchronous=False)
-  if name in KL_IN_LOSS:
-    config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
-  if name in ONE_STEP:
-    config.epochs.update(epochs=1, minibatches=1)
+def recipe(name):
+  """Returns the experiment file's configuration of a method."""
+  if name in METHOD["METHODS"]:
+    return METHOD["get_config"](name)
+  config = runpy.run_path(str(CONFIGS / "ppo.py"))["get_config"]()
+  assert config.algorithm.name == name, (
+    f"{name} has no recipe: add it to METHODS of configs/method.py"
+  )
   return config
+
+
+def method_config(files, name, start, scorer):
+  """A tiny run with the method, the reward and the epochs of its recipe."""
+  chosen = recipe(name)
+  config = tiny_runs.policy_config(files, "lora", start, scorer)
+  for section in ("algorithm", "epochs", "shaping"):
+    config[section] = chosen[section]
+  config.shaping.update(halt_nats=1e6, warn_nats=1e5)
+  config.generate.num_samples = min(4, chosen.generate.num_samples)
+  config.value.pretrain_steps = 0
+  config.schedule.update(steps=3, save_every=3, asynchronous=False)
+  return config
+
+
+def policy_leaves(folder):
+  """Returns {path: array} of what a policy run trained."""
+  start = f"{stages.BESIDE_CRITIC}/"
+  saved = tiny_runs.saved_arrays(folder)
+  return {p.removeprefix(start): saved[p] for p in saved if p.startswith(start)}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_method_of_the_registry_has_a_recipe(name, tmp_path):
+  """Its own settings pass all checks of a run; only files are put in."""
+  config = recipe(name)
+  path = tmp_path / "prompts.jsonl"
+  path.write_text('{"prompt": "1 + 1?", "reference": "2"}\n')
+  config.prompts.source = str(path)
+  config.verifier.name = "exact"
+  if registry.has_critic(ALGORITHMS[name]):  # there is no reward model
+    config.value.init = "random"
+  config.mesh.devices = 1
+  settings = tiny_runs.checked(config)
+  assert settings.algorithm.module is ALGORITHMS[name]
+
+
+def test_a_method_without_a_recipe_fails():
+  with pytest.raises(AssertionError, match="brand_new has no recipe"):
+    recipe("brand_new")
 
 
 @pytest.mark.parametrize(
@@ -35,29 +80,30 @@ def method_config(files, name, start, scorer):
   [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
     for name in ALGORITHMS
-    if not registry.has_critic(ALGORITHMS[name])
   ],
 )
-def test_a_method_without_critic_trains(files, sft_lora, reward_head, name):
-  """First ratio 1, no critic anywhere, the policy moves, frozen parts stay."""
+def test_every_method_of_the_registry_trains(
+  files, sft_lora, reward_head, name
+):
+  """First ratio 1, a critic where one belongs, the policy moves."""
   config = method_config(files, name, sft_lora, reward_head)
   folder = files.root / f"policy_{name}"
   pipelines.run(config, folder)
   rows = tiny_runs.rows_of(folder)
   assert len(rows) == 3
   has_groups = tiny_runs.settings_of(config).group_size is not None
+  has_critic = registry.has_critic(ALGORITHMS[name])
   for row in rows:
     assert np.isfinite(row["ppo/loss_pi"])
     assert row["ppo/first_ratio_error"] < 1e-4
-    assert "ppo/explained_var" not in row
+    assert ("ppo/explained_var" in row) == has_critic
     assert ("group/std" in row) == has_groups
   saved = tiny_runs.saved_arrays(folder)
-  assert not any("/value/" in path for path in saved)
+  assert any("/value/" in path for path in saved) == has_critic
   start = tiny_runs.saved_arrays(sft_lora)
   moved = [
-    np.max(np.abs(leaf - start["train/params/" + path.split("policy/", 1)[1]]))
-    for path, leaf in saved.items()
-    if path.startswith("train/params/policy/")
+    np.max(np.abs(leaf - start[f"{stages.TRAINED}/{path}"]))
+    for path, leaf in policy_leaves(folder).items()
   ]
   assert moved and max(moved) > 1e-4
   assert stages.read_stage(folder)["steps"] >= 3

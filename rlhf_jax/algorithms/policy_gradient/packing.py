@@ -31,7 +31,8 @@ class Config:
 
   row_tokens: int = 0  # S, tokens of a row; 0 does not pack
   row_targets: int = 0  # response tokens of a row at most; 0: no bound
-  row_multiple: int = 8  # R is a multiple of this (and so of minibatches)
+  row_multiple: int = 8  # R, the number of rows, is a multiple of this (and so
+  # of minibatches)
 
   def __post_init__(self) -> None:
     if self.row_tokens < 0 or self.row_targets < 0 or self.row_multiple < 1:

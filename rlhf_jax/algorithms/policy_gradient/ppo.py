@@ -35,18 +35,22 @@ HAS_CRITIC = True
 class Config:
   """Settings of PPO."""
 
-  clip_ratio: float = 0.2  # epsilon; Schulman 2017 section 3
+  clip_ratio: float = 0.2  # epsilon: no gradient beyond a ratio of 1 - epsilon
+  # and 1 + epsilon; Schulman 2017 section 3
   clip_ratio_high: float | None = None  # upper epsilon (DAPO: 0.28); None: same
   dual_clip: float | None = None  # c > 1: loss <= c |A| where A < 0; 3 in verl
-  # e_v, in units of the return; None or inf: no clip
-  value_clip: float | None = 0.2
-  value_coefficient: float = 0.1  # c_v; Ziegler 2019's released code
-  entropy_coefficient: float = 0.0  # c_e
-  discount: float = 1.0  # gamma; no discount in Ouyang 2022
-  gae_lambda: float = 0.95  # lambda; Ziegler 2019
+  value_clip: float | None = 0.2  # e_v, how far a value may move in the loss,
+  # in units of the return; None or inf: no clip
+  value_coefficient: float = 0.1  # c_v, weight of the critic's loss; Ziegler
+  # 2019's released code
+  entropy_coefficient: float = 0.0  # c_e, weight of the entropy bonus
+  discount: float = 1.0  # gamma of later rewards; no discount in Ouyang 2022
+  gae_lambda: float = 0.95  # lambda of GAE: 0 trusts the critic, 1 the returns;
+  # Ziegler 2019
   whiten_advantages: bool = True  # over the whole rollout, before minibatches
-  ptx_coefficient: float = 0.0  # gamma_ptx; 27.8 in Ouyang 2022
-  aggregation: str = "token-mean"  # one of aggregate.MODES
+  ptx_coefficient: float = 0.0  # gamma_ptx, weight of the text in section ptx;
+  # 27.8 in Ouyang 2022
+  aggregation: str = "token-mean"  # how token losses are averaged, aggregate.py
   aggregation_tokens: int | None = None  # T_max of "seq-sum-const"
   update_kl_limit: float | None = None  # nats per token: an epoch whose mean
   # KL(p_old || p) is above it is the last of its rollout; 0.015 .. 0.075

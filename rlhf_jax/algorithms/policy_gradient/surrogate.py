@@ -45,18 +45,19 @@ _WITHOUT_CLIP = ("cispo", "reinforce")  # of the loss; they ignore dual_clip
 class Config:
   """Settings that all methods without a critic share."""
 
-  objective: str = "ppo"  # S; one of objectives.OBJECTIVES
-  clip_ratio: float = 0.2  # e_low, and e_high where that is None; 1 does not
-  # clip from below
+  objective: str = "ppo"  # S, the form of the loss (objectives.OBJECTIVES)
+  clip_ratio: float = 0.2  # e_low, and e_high where that is None: bounds of the
+  # ratio; 1 does not clip from below
   clip_ratio_high: float | None = None  # e_high; None: as e_low
   dual_clip: float | None = None  # c > 1: loss <= c |A| where A < 0; 3 in verl
-  kl_loss: str = "none"  # K; one of KL_LOSSES
+  kl_loss: str = "none"  # K, estimate of the KL to the reference in the loss
   kl_loss_coefficient: float = 0.0  # beta_l; > 0 with, and only with, a kl_loss
-  kl_loss_ratio: bool = True  # rho in front of K
-  entropy_coefficient: float = 0.0  # c_e
-  aggregation: str = "token-mean"  # one of aggregate.MODES
+  kl_loss_ratio: bool = True  # the importance ratio in front of K; False: the
+  # first GRPO
+  entropy_coefficient: float = 0.0  # c_e, weight of the entropy bonus
+  aggregation: str = "token-mean"  # how token losses are averaged, aggregate.py
   aggregation_tokens: int | None = None  # T_max of "seq-sum-const"
-  ptx_coefficient: float = 0.0  # gamma_ptx, see update.py
+  ptx_coefficient: float = 0.0  # gamma_ptx, weight of the text in section ptx
   update_kl_limit: float | None = None  # nats per token: an epoch whose mean
   # KL(p_old || p) is above it is the last of its rollout
 

@@ -40,10 +40,11 @@ class Config:
   """Settings of DPO."""
 
   beta: float = 0.1  # strength of the reference; 0.5 for TL;DR in the paper
-  link: str = "logistic"  # or "hinge"
+  link: str = "logistic"  # loss of a margin: -log s(x), or max(0, 1 - x), SLiC
   label_smoothing: float = 0.0  # epsilon, the assumed share of flipped labels
   robust: bool = False  # debias by epsilon instead of smoothing
-  length_normalised: bool = False  # Tulu 3, there with beta=5
+  length_normalised: bool = False  # log-ratios over their tokens; Tulu 3, there
+  # with beta=5
 
   def __post_init__(self) -> None:
     pairs.check_positive(beta=self.beta)

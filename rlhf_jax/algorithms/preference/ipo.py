@@ -28,7 +28,7 @@ from rlhf_jax.types import Array, PreferenceBatch
 class Config:
   """Settings of IPO."""
 
-  tau: float = 0.1  # strength of the reference
+  tau: float = 0.1  # strength of the reference: the margin aims at 1 / (2 tau)
   length_normalised: bool = False  # h of averages over tokens, not of sums
 
   def __post_init__(self) -> None:

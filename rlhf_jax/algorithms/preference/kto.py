@@ -37,8 +37,8 @@ class Config:
   """Settings of KTO."""
 
   beta: float = 0.1  # risk aversion: how fast the value saturates
-  desirable_weight: float = 1.0  # lambda_D
-  undesirable_weight: float = 1.0  # lambda_U
+  desirable_weight: float = 1.0  # lambda_D, of the answers that are liked
+  undesirable_weight: float = 1.0  # lambda_U, of those that are not
 
   def __post_init__(self) -> None:
     pairs.check_positive(

@@ -32,7 +32,8 @@ _CERTAIN = -1e-6  # nats a token
 class Config:
   """Settings of ORPO."""
 
-  odds_weight: float = 0.1  # lambda; 0.1 Mistral, 0.2 Llama-2 in the paper
+  odds_weight: float = 0.1  # lambda of the odds-ratio term beside the
+  # likelihood; 0.1 Mistral, 0.2 Llama-2 in the paper
 
   def __post_init__(self) -> None:
     pairs.check_not_negative(odds_weight=self.odds_weight)

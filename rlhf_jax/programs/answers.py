@@ -1,0 +1,180 @@
+"""What policies answer to the same prompts, and how two of them compare."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import distributed, generate, metrics
+from rlhf_jax.algorithms.policy_gradient import packing
+from rlhf_jax.evaluation import diversity, lexicon, win_rate
+from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.programs.program import Sampler
+from rlhf_jax.rewards import judge
+from rlhf_jax.rewards.texts import sample_texts
+from rlhf_jax.schema import FieldError
+from rlhf_jax.types import (
+  FINISH_EOS,
+  Array,
+  PromptBatch,
+  PyTree,
+  Rollout,
+  Samples,
+)
+
+
+def check_sampling(how: generate.Config) -> None:
+  """Raises FieldError for sampling of which no KL or error can be told."""
+  if how.temperature == 0.0 or how.top_k or how.top_p < 1.0:
+    raise FieldError(
+      f"generate: temperature={how.temperature}, top_k={how.top_k}, "
+      f"top_p={how.top_p}: the KL compares full distributions, and "
+      "greedy or truncated ones have none to the reference. Set a "
+      "temperature > 0, top_k=0 and top_p=1.0."
+    )
+  if how.num_samples > 1:
+    raise FieldError(
+      f"generate.num_samples={how.num_samples}: answers to one prompt are "
+      "not independent, and the standard errors assume that they are. Set 1 "
+      "and a larger count."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+  """What one policy said to every prompt.
+
+  scores: scorer name -> [n], in units of that reward model's own reference.
+  kl: [n] nats, sum over the response of log policy - log reference.
+  """
+
+  prompts: list[str]
+  texts: list[str]
+  scores: dict[str, np.ndarray]
+  kl: np.ndarray
+  lengths: np.ndarray
+  ended: np.ndarray
+
+
+def answer(
+  sampler: Sampler,
+  params: PyTree,
+  judge_samples: Callable[..., tuple[Rollout, dict[str, Array]]],
+  weights: judge.Weights,
+  prompt_batches: list[PromptBatch],
+  key: jax.Array,
+  *,
+  name: str,
+  mesh: jax.sharding.Mesh,
+  packed: packing.Config,
+) -> Answers:
+  """Samples and judges the answers of one policy to batches of prompts.
+
+  Args:
+    sampler: of the policy.
+    params: its trainable tree.
+    judge_samples: from judge.make_judge; its reference is what the KL is to.
+    weights: of the judge.
+    prompt_batches: on the host.
+    key: of the samples.
+    name: for the progress line.
+    mesh: where it runs.
+    packed: of the rows that are judged.
+  """
+  prompts: list[str] = []
+  texts: list[str] = []
+  columns: dict[str, list] = {}
+  total = sum(len(batch.tokens) for batch in prompt_batches)
+  with metrics.Progress(f"evaluate {name}", total) as progress:
+    for batch in prompt_batches:
+      samples = sampler(params, mesh_lib.spread_batch(mesh, batch), key)
+      on_host: Samples = distributed.fetch(samples)
+      layout = packing.plan(on_host, packed) if packed.row_tokens else None
+      rollout, scores = judge_samples(weights, {}, samples, layout)
+      found = sample_texts(sampler.base.tokenizer, on_host)
+      prompts += [prompt for prompt, _ in found]
+      texts += [text for _, text in found]
+      kl = jnp.sum(
+        rollout.behaviour_logprobs - rollout.reference_logprobs, axis=1
+      )
+      rows = {f"score/{k}": v for k, v in scores.items()} | {
+        "kl": kl,
+        "length": jnp.sum(samples.response_mask, axis=1),
+        "ended": samples.finish_reason == FINISH_EOS,
+      }
+      for column, values in distributed.fetch(rows).items():
+        columns.setdefault(column, []).append(values)
+      progress.update(len(texts))
+  joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+  return Answers(
+    prompts=prompts,
+    texts=texts,
+    scores={
+      name.removeprefix("score/"): values
+      for name, values in joined.items()
+      if name.startswith("score/")
+    },
+    kl=joined["kl"],
+    lengths=joined["length"],
+    ended=joined["ended"],
+  )
+
+
+def summarise(
+  before: Answers, after: Answers, use_lexicon: bool
+) -> dict[str, float]:
+  """Returns the numbers of the report, by their names in summary.json.
+
+  proxy_*, gold_*: normalised by mean and (population) deviation of `before`.
+  *_standard_error: of the paired difference after - before.
+  """
+  facts: dict[str, float] = {"evaluation_prompts": len(before.texts)}
+  for shown, name in (("proxy", "reward"), ("gold", "gold")):
+    if name not in before.scores:
+      continue
+    mean, std = np.mean(before.scores[name]), np.std(before.scores[name])
+    std = std if std > 0.0 else 1.0  # all answers scored alike
+    old = (before.scores[name] - mean) / std
+    new = (after.scores[name] - mean) / std
+    change = win_rate.paired_difference(new, old)
+    rate = win_rate.win_rate(new, old)
+    facts |= {
+      f"{shown}_before": float(np.mean(old)),
+      f"{shown}_after": float(np.mean(new)),
+      f"{shown}_standard_error": change.standard_error,
+      f"{shown}_win_rate": rate.value,
+      f"{shown}_win_rate_standard_error": rate.standard_error,
+    }
+  if use_lexicon:
+    old = lexicon.vader_scores(full_texts(before))
+    new = lexicon.vader_scores(full_texts(after))
+    facts |= {
+      "vader_before": float(np.mean(old)),
+      "vader_after": float(np.mean(new)),
+      "vader_standard_error": win_rate.paired_difference(
+        new, old
+      ).standard_error,
+    }
+  kl = win_rate.mean_with_error(after.kl)
+  facts |= {"kl_nats": kl.value, "kl_standard_error": kl.standard_error}
+  for name, answers in (("before", before), ("after", after)):
+    facts |= {
+      f"distinct_2_{name}": diversity.distinct_n(answers.texts, 2),
+      f"self_bleu_{name}": diversity.self_bleu(answers.texts[:64]),
+      f"duplicate_share_{name}": diversity.duplicate_share(answers.texts),
+      f"length_{name}": float(np.mean(answers.lengths)),
+      f"eos_share_{name}": float(np.mean(answers.ended)),
+    }
+  return facts
+
+
+def full_texts(answers: Answers) -> list[str]:
+  """Returns prompt and response as one text each."""
+  return [
+    prompt + text
+    for prompt, text in zip(answers.prompts, answers.texts, strict=True)
+  ]
