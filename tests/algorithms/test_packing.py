@@ -69,7 +69,10 @@ def test_rows_respect_both_capacities():
 
 def _rollout(samples: Samples) -> Rollout:
   key = jax.random.key(1)
-  draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), (N, L))  # noqa: E731
+
+  def draw(i):
+    return jax.random.normal(jax.random.fold_in(key, i), (N, L))
+
   rollout = Rollout(
     **vars(samples),
     reference_logprobs=draw(0),

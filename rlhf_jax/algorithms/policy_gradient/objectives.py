@@ -99,15 +99,15 @@ def ratio_metrics(
   """
   high = clip_ratio if clip_ratio_high is None else clip_ratio_high
   ratio = jnp.exp(log_ratio)
-  over = (advantages > 0) & (ratio > 1.0 + high)
-  under = (advantages < 0) & (ratio < 1.0 - clip_ratio)
+  is_over = (advantages > 0) & (ratio > 1.0 + high)
+  is_under = (advantages < 0) & (ratio < 1.0 - clip_ratio)
 
   def mean(x: Array) -> Array:
     return ops.masked_mean(x, mask, tokens)
 
   return {
-    "ppo/clipfrac_hi": mean(over * 1.0),
-    "ppo/clipfrac_lo": mean(under * 1.0),
+    "ppo/clipfrac_hi": mean(is_over * 1.0),
+    "ppo/clipfrac_lo": mean(is_under * 1.0),
     "ppo/approx_kl": mean(jnp.expm1(log_ratio) - log_ratio),
     "ppo/ratio_mean": mean(ratio),
     "ppo/ratio_max": jnp.max(ratio),

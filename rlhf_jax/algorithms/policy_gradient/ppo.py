@@ -196,8 +196,8 @@ def value_loss(
   if value_clip is not None:
     change = jnp.clip(values - old_values, -value_clip, value_clip)
     clipped_losses = jnp.square(old_values + change - returns)
-    active = (clipped_losses > losses) * 1.0
-    clip_share = ops.masked_mean(active, mask, tokens)
+    is_active = clipped_losses > losses
+    clip_share = ops.masked_mean(is_active * 1.0, mask, tokens)
     losses = jnp.maximum(losses, clipped_losses)
   value = 0.5 * ops.masked_mean(losses, mask, tokens)
   return value, {"ppo/loss_v": value, "ppo/vf_clipfrac": clip_share}

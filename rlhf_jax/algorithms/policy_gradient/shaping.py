@@ -178,14 +178,16 @@ def _raw_score(
   score = rollout.score.astype(jnp.float32)
   exists = jnp.any(rollout.response_mask > 0, axis=-1).astype(jnp.float32)
   kept = exists
-  truncated = rollout.finish_reason == FINISH_LENGTH
+  is_truncated = rollout.finish_reason == FINISH_LENGTH
   penalised = score
   if config.missing_eos == "replace":
-    penalised = jnp.where(truncated, config.missing_eos_value, score)
+    penalised = jnp.where(is_truncated, config.missing_eos_value, score)
   elif config.missing_eos == "subtract":
-    penalised = jnp.where(truncated, score - config.missing_eos_penalty, score)
+    penalised = jnp.where(
+      is_truncated, score - config.missing_eos_penalty, score
+    )
   elif config.missing_eos == "mask":
-    kept = jnp.where(truncated, 0.0, exists)
+    kept = jnp.where(is_truncated, 0.0, exists)
   lengths = jnp.sum(rollout.response_mask, -1)
   excess = jnp.maximum(lengths - config.length_penalty_start, 0.0)
   length_term = -config.length_penalty * excess

@@ -139,6 +139,41 @@ def _bound_loss(
   return functools.partial(algorithm.loss, objective=objective)
 
 
+def _step(
+  state: TrainState,
+  minibatch: Rollout,
+  ptx_part: TokenBatch | None,
+  *,
+  frozen: PyTree,
+  contribution: Callable[..., tuple[Array, Metrics]],
+  denominators: Callable[[Rollout], Metrics],
+  ptx: Callable[..., tuple[PyTree, Array, Metrics]],
+  config: Config,
+  optimizer: Any,
+) -> tuple[TrainState, Metrics]:
+  """Returns the state after one minibatch, and its metrics."""
+  grads, loss, metrics = accumulate.accumulate(
+    contribution,
+    state.params,
+    minibatch,
+    config.microbatches,
+    frozen,
+    denominators(minibatch),
+  )
+  for key, name in GRAD_NORMS.items():
+    if key in grads:
+      metrics[name] = accumulate.global_norm(grads[key])
+  if ptx_part is not None:
+    grads, ptx_loss, ptx_metrics = ptx(grads, state.params, frozen, ptx_part)
+    loss = loss + ptx_loss
+    metrics |= ptx_metrics
+  tokens = jnp.sum(minibatch.response_mask)
+  state, flags = accumulate.take_step(
+    state, grads, loss, optimizer, tokens, "ppo/grad_norm"
+  )
+  return state, metrics | flags
+
+
 def update(
   state: TrainState,
   frozen: PyTree,
@@ -194,30 +229,17 @@ def update(
     outputs = apply(params, frozen, rows)
     return loss_of(*outputs, rows, algorithm_config, counts)
 
-  def step(state: TrainState, minibatch: Rollout, ptx_part: TokenBatch | None):
-    grads, loss, metrics = accumulate.accumulate(
-      contribution,
-      state.params,
-      minibatch,
-      config.microbatches,
-      frozen,
-      algorithm.denominators(minibatch, algorithm_config),
-    )
-    for key, name in GRAD_NORMS.items():
-      if key in grads:
-        metrics[name] = accumulate.global_norm(grads[key])
-    if ptx_part is not None:
-      grads, ptx_loss, ptx_metrics = _add_ptx(
-        grads, state.params, frozen, ptx_part, coefficient, config, ptx_apply
-      )
-      loss = loss + ptx_loss
-      metrics |= ptx_metrics
-    tokens = jnp.sum(minibatch.response_mask)
-    state, flags = accumulate.take_step(
-      state, grads, loss, optimizer, tokens, "ppo/grad_norm"
-    )
-    return state, metrics | flags
-
+  step = functools.partial(
+    _step,
+    frozen=frozen,
+    contribution=contribution,
+    denominators=lambda rows: algorithm.denominators(rows, algorithm_config),
+    ptx=functools.partial(
+      _add_ptx, coefficient=coefficient, config=config, apply=ptx_apply
+    ),
+    config=config,
+    optimizer=optimizer,
+  )
   if ptx_batch is not None:
     ptx_batch = accumulate.split_rows(ptx_batch, config.minibatches)
   state, metrics = run_epochs(
@@ -243,6 +265,7 @@ def _add_ptx(
   params: PyTree,
   frozen: PyTree,
   batch: TokenBatch,
+  *,
   coefficient: float,
   config: Config,
   apply: Callable[..., tuple[Array, Array]],

@@ -81,7 +81,7 @@ def loss(
   """
   pairs.check_pair(batch, "dpo")
   rewards = config.beta * pairs.log_ratios(
-    logprobs, batch, average=config.length_normalised
+    logprobs, batch, is_average=config.length_normalised
   )
   margin = rewards[:, 0] - rewards[:, 1]
   link = LINKS[config.link]
