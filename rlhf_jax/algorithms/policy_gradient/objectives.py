@@ -80,10 +80,10 @@ def ratio_metrics(
   """Returns what to watch in the importance ratio, over tokens.
 
   Metrics:
-    ppo/clipfrac_hi: A > 0 and rho > 1 + e_high: no gradient under "ppo". Above
-      0.2 is bad.
-    ppo/clipfrac_lo: A < 0 and rho < 1 - e_low: no gradient under "ppo". Above
-      0.2 is bad.
+    ppo/clipfrac_hi: A > 0 and rho > 1 + e_high: no gradient under
+      "ppo". Above 0.2 is bad.
+    ppo/clipfrac_lo: A < 0 and rho < 1 - e_low: no gradient under
+      "ppo". Above 0.2 is bad.
     ppo/approx_kl: k3 estimate of KL(p_old || p), nats. Up is bad.
     ppo/ratio_mean: 1 in expectation. Far from 1 is bad.
     ppo/ratio_max: up is bad.
@@ -134,8 +134,8 @@ def gspo(
 ) -> tuple[Array, Metrics]:
   """Returns the clipped surrogate of the ratio of each answer.
 
-  Metrics: ppo/clipfrac_hi, ppo/clipfrac_lo, ppo/ratio_mean and ppo/ratio_max
-  are of the ratio of answers, in place of that of tokens.
+  Metrics: ppo/clipfrac_hi, ppo/clipfrac_lo, ppo/ratio_mean and
+  ppo/ratio_max are of the ratio of answers, in place of that of tokens.
   """
   mean = aggregate.sequence_means(log_ratio, rows.mask, rows.segment_ids)
   shift = jnp.where(rows.mask > 0, mean, 0.0) - log_ratio

@@ -177,8 +177,8 @@ def value_loss(
 
   Metrics:
     ppo/loss_v: up is bad.
-    ppo/vf_clipfrac: tokens where the clip is active. Above 0.5 for long is
-      bad: value_clip is too small for the scale of the returns.
+    ppo/vf_clipfrac: tokens where the clip is active. Above 0.5 for
+      long is bad: value_clip is too small for the scale of the returns.
 
   Args:
     values: [N, L] of the critic in training.

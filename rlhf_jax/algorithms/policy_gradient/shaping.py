@@ -252,7 +252,7 @@ def shape_rewards(
     reward/clip_share: scores beyond the clip. Up is bad: differences lost.
     reward/running_mean, reward/running_std: of penalised scores. A std
       towards 0 is bad: nothing to learn from.
-    ppo/beta: the KL coefficient used. No bad direction.
+    ppo/beta: beta as used. No bad direction.
 
   Args:
     rollout: unpacked, with score and reference_logprobs.
@@ -313,7 +313,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
     rollout/kl_k3_sum: the same KL, never negative, heavy tail. Up is bad.
     rollout/kl_per_token: k1 per token. Up is drift.
     rollout/entropy: -log p of the samples, nats per token. Towards 0 is bad.
-    rollout/len_mean, rollout/len_p95: tokens. Up with a flat win rate is bad.
+    rollout/len_mean, rollout/len_p95: tokens. Up, win rate flat, is bad.
     rollout/eos_share: answers that ended by themselves. Below 0.5 is bad.
 
   Args:

@@ -104,12 +104,17 @@ def metrics(scores: Array, logprobs: Array, batch: PreferenceBatch) -> Counted:
   """Returns what every pairwise loss reports; ties do not count.
 
   Metrics:
-    pref/acc: share of pairs that the scores order as labelled. Down is bad.
-    pref/margin: score of the better minus score of the worse. Below 0 is bad.
-    pref/reward_w, pref/reward_l: the two scores. Both falling is likelihood
-      displacement: the preferred answers become unlikely too.
-    pref/logp_w, pref/logp_l: nats an answer, of the policy. As above.
-    pref/tokens_w, pref/tokens_l: a constant gap is a length bias of the data.
+    pref/acc: share of pairs that the scores order as labelled. Down
+      is bad.
+    pref/margin: score of the better minus score of the worse. Below 0
+      is bad.
+    pref/reward_w, pref/reward_l: the two scores. Both
+      falling is likelihood displacement: the preferred answers become unlikely
+      too.
+    pref/logp_w, pref/logp_l: nats an answer, of
+      the policy. As above.
+    pref/tokens_w, pref/tokens_l: a constant gap is
+      a length bias of the data.
 
   Args:
     scores: [B, 2], what the method compares (an implicit reward).
