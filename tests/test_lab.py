@@ -317,18 +317,18 @@ def test_ppo_trains_a_critic(policy):
     policy,
     ppo,
     ppo.Config(value_coefficient=1.0),
-    {"policy": RUN, "value": optax.adam(2e-2)},
+    {"policy": RUN, "value": optax.adam(5e-2)},
     critic=actors.Value(init="random", mode="head"),
     shaping=shaping.Config(kl_coefficient=0.05),
     epochs=epochs.Config(epochs=2, minibatches=2),
   )
   run = Run(learn, [policy])
-  for step in range(6):
+  for step in range(5):
     samples, texts = sampled(run.policies[-1], step)
     run.on(samples, scores_of(texts))
-  assert run.compiles[1:] == [0] * 5
+  assert run.compiles[1:] == [0] * 4
   first, last = run.metrics[0], run.metrics[-1]
-  assert last["rollout/score_mean"] > first["rollout/score_mean"]
+  assert last["rollout/score_mean"] > first["rollout/score_mean"] + 1.0
   assert first["ppo/explained_var"] < 1e-5  # the critic starts at 0
   assert last["ppo/explained_var"] > 0.05
   assert last["ppo/beta"] != first["ppo/beta"]  # its controller moves it
