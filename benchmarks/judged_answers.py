@@ -23,9 +23,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from rlhf_jax import pipelines
 from rlhf_jax.main import set_up_jax
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import build, rejection, rejection_samples, sampled
+from rlhf_jax.programs import own_samples, rejection_samples
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,13 +44,16 @@ def draw(reuse: Path, seed: int, rollouts: int):
   config.seed = seed
   config.init_from = str(reuse / "sft")
   config.reward = str(reuse / "reward")
-  settings = rejection.read_settings(config)
-  prompts = method["ANSWERS"] // settings.generate.num_samples
-  with mesh_lib.current(build.make_mesh(config)):
-    mesh, base = sampled.load_base(config)
-    opened = sampled.open_source(config, mesh, base, settings.generate, prompts)
+  job = pipelines.read(config)
+  settings, world = job.settings, job.open("")  # nothing is written there
+  with mesh_lib.current(world.mesh):
+    base = world.base(settings.model)
+    opened = own_samples.Opened.of(settings, world, base)
+    source, _ = opened.source(
+      method["ANSWERS"] // settings.generate.num_samples
+    )
     pool = rejection_samples.collect(
-      opened.source,
+      source,
       opened.actors.params["policy"],
       jax.random.key(seed),
       rollouts,

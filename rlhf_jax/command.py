@@ -1,8 +1,9 @@
 """The command line, and what is wrong with it in one sentence.
 
-ml_collections parses `--config=FILE.py --config.section.field=VALUE`; what it
-raises for a mistake is whatever Python raised inside. `explain` finds the
-option, or the line of the experiment file, that the error is about.
+All commands read their line by `parse`. ml_collections parses
+`--config=FILE.py --config.section.field=VALUE`; what it raises for a mistake is
+whatever Python raised inside. `explain` finds the option, or the line of the
+experiment file, that the error is about.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import difflib
 import os
 import runpy
-from collections.abc import Iterator, Sequence
+import sys
+import traceback
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ _WORDS = {
   tuple: "a tuple, such as '(1, 2)'",
 }
 _EXAMPLE = "--config=configs/sft.py --workdir=runs/sft"
+EXIT_USAGE = 2  # a mistake in the command, the configuration or the data
 
 
 class CommandError(UserError):
@@ -53,6 +57,78 @@ _PARSERS = {
   str: _OrNone(flags.ArgumentParser()),
   bool: flags.BooleanParser(),
 }
+
+
+def parse(
+  argv: Sequence[str],
+  options: Mapping[str, tuple[Any, str]],
+  about: str,
+  *,
+  needs_workdir: bool = False,
+) -> flags.FlagValues:
+  """Returns the values of a command line: .config, and one for each option.
+
+  Ends the process with one line and exit code 2 at a mistake, and with 0 after
+  printing what --help asks for.
+
+  Args:
+    argv: the whole command line.
+    options: name -> (default, what it means), beside --config; True or False
+      for a switch.
+    about: what --help prints first.
+    needs_workdir: whether --workdir must be given.
+  """
+  values = flags.FlagValues()  # of its own: nothing else defines options here
+  config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Experiment file, file.py or file.py:argument.",
+    flag_values=values,
+    sys_argv=list(argv),
+  )
+  for name, (default, meaning) in options.items():
+    is_switch = isinstance(default, bool)
+    define = flags.DEFINE_bool if is_switch else flags.DEFINE_string
+    define(name, default, meaning, flag_values=values)
+  if "--help" in argv:
+    print(f"{about}\n{_help(options)}")
+    sys.exit(0)
+  accept_none()
+  try:
+    check_before(argv)
+    rest = values(argv)
+    workdir = values.workdir if needs_workdir else "-"
+    check_after(rest, values.config, workdir, argv)
+    return values
+  except CommandError as error:
+    sys.exit(fail(error, str(error)))
+  except Exception as error:
+    message = explain(argv, error, options)
+    if message is None:
+      raise
+    sys.exit(fail(error, message))
+
+
+def _help(options: Mapping[str, tuple[Any, str]]) -> str:
+  """Returns the options of a command, one a line; see `parse`."""
+  lines = {
+    "--config=FILE.py[:ARG]": "The experiment.",
+    "--config.FIELD=VALUE": "A field of it; rlhf_jax.explain prints all.",
+  }
+  for name, (default, meaning) in options.items():
+    usual = f" Default: {default}." if default else ""
+    value = "" if isinstance(default, bool) else "=..."
+    lines[f"--{name}{value}"] = f"{meaning}{usual}"
+  width = max(map(len, lines))
+  return "\n".join(f"  {name:{width}}  {text}" for name, text in lines.items())
+
+
+def fail(error: Exception, message: str, code: int = EXIT_USAGE) -> int:
+  """Prints an error in one message; returns the exit code."""
+  if os.environ.get("RLHF_JAX_TRACEBACK"):
+    traceback.print_exception(error)
+  print(f"error: {message}", file=sys.stderr)
+  return code
 
 
 def accept_none() -> None:
@@ -128,12 +204,15 @@ def check_after(
   )
 
 
-def explain(argv: Sequence[str], error: Exception) -> str | None:
+def explain(
+  argv: Sequence[str], error: Exception, options: Collection[str] = ("workdir",)
+) -> str | None:
   """Returns what is wrong with a command line that did not parse.
 
   Args:
     argv: the whole command line.
     error: what parsing raised.
+    options: of the command, beside --config.
 
   Returns:
     a sentence or two; None when the error is not about the command.
@@ -149,15 +228,17 @@ def explain(argv: Sequence[str], error: Exception) -> str | None:
   except Exception as broken:  # whatever the experiment file does
     return _of_file(file, broken)
   for path, value in _overrides(argv):
-    complaint = _about_override(path, value, fields)
+    complaint = _about_override(path, value, fields, file)
     if fields and complaint is not None:
       return complaint
   if isinstance(error, flags.UnrecognizedFlagError):
-    near = _nearest(error.flagname, fields)
+    own = difflib.get_close_matches(error.flagname, options, 1)
+    near = [f"--{own[0]}"] if own else _nearest(error.flagname, fields)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return (
-      f"--{error.flagname}: no such option.{hint} There are --config, "
-      "--workdir, and --config.FIELD for the fields of the experiment."
+      f"--{error.flagname}: no such option.{hint} There are "
+      f"{', '.join(f'--{name}' for name in ('config', *options))}, and "
+      "--config.FIELD for the fields of the experiment."
     )
   return str(error) if isinstance(error, flags.Error) else None
 
@@ -259,7 +340,7 @@ def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _about_override(
-  path: str, value: str | None, fields: dict[str, type]
+  path: str, value: str | None, fields: dict[str, type], file: str
 ) -> str | None:
   """Returns what is wrong with --config.path=value, or None."""
   if path not in fields:
@@ -276,7 +357,7 @@ def _about_override(
     rest = (
       f" Fields of config.{section}: {', '.join(inside)}."
       if inside
-      else " All fields and their defaults: rlhf_jax/pipelines/defaults.py."
+      else f" All of them: python -m rlhf_jax.explain --config={file}"
     )
     return f"--config.{path}: no such field.{hint}{rest}"
   kind = fields[path]

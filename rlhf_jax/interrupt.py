@@ -14,6 +14,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -22,6 +24,37 @@ from jax.experimental import multihost_utils
 # again", so that a launch script can tell "resume me" from a crash (1), a
 # usage error (2) or a kill (128 + signal).
 EXIT_INTERRUPTED = 75
+_LATE = ("Event loop is closed", "cannot schedule new futures after shutdown")
+
+
+def prepare() -> None:
+  """Prepares a process: how it ends outside of a training loop.
+
+  SIGTERM ends it as Ctrl-C does, and threads that go on after a failed save
+  keep quiet.
+  """
+  signal.signal(signal.SIGTERM, _terminate)
+  sys.unraisablehook = _without_late(sys.__unraisablehook__)
+  threading.excepthook = _without_late(threading.__excepthook__)
+
+
+def _terminate(number: int, frame: Any) -> None:
+  del number, frame
+  raise KeyboardInterrupt
+
+
+def _without_late(show: Callable[[Any], None]) -> Callable[[Any], None]:
+  """Returns a hook that leaves out what threads of a failed save still meet.
+
+  Threads of TensorStore and Orbax go on for a moment after Orbax has raised
+  the reason, which is reported; hundreds of complaints would bury it.
+  """
+
+  def hook(found: Any) -> None:
+    if not (found.exc_type is RuntimeError and str(found.exc_value) in _LATE):
+      show(found)
+
+  return hook
 
 
 class Stopped(Exception):

@@ -1,8 +1,11 @@
-"""The command: one configuration, one working directory.
+"""Run an experiment: one configuration, one working directory.
 
     python -m rlhf_jax.main --config=configs/quickstart.py --workdir=runs/x
     python -m rlhf_jax.main --config=configs/sft.py \\
         --config.data.source=my.jsonl --workdir=runs/sft
+
+--explain prints what can be set and what it means, --list what there is to
+choose from, and neither runs anything (explain.py, catalogue.py).
 
 Exit codes:
   0   done, also when it was done before
@@ -18,68 +21,31 @@ RLHF_JAX_TRACEBACK=1 shows where a mistake was noticed.
 
 from __future__ import annotations
 
-import json
+import faulthandler
 import os
 import shlex
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
 from rlhf_jax import command
 from rlhf_jax.schema import UserError
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Experiment file, file.py or file.py:argument."
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.")
-
-_DISTRIBUTED = flags.DEFINE_string(
-  "distributed", "auto", "auto, off or HOST:PORT,PROCESSES,INDEX."
-)
-
+OPTIONS = {
+  "workdir": (None, "Where everything is written."),
+  "distributed": ("auto", "auto, off or HOST:PORT,PROCESSES,INDEX."),
+  "explain": (False, "Print the fields of the experiment; see explain.py."),
+  "list": (False, "Print what there is to choose from; see catalogue.py."),
+}
 PEER_LOST = (
   "another process of this run is gone ({:.200}). Start all processes again; "
   "they go on from the last checkpoint."
 )
-EXIT_USAGE = 2
+EXIT_USAGE = command.EXIT_USAGE
 EXIT_DIVERGED = 3
-_LATE = ("Event loop is closed", "cannot schedule new futures after shutdown")
-PACKAGES = (
-  "jax",
-  "jaxlib",
-  "flax",
-  "optax",
-  "orbax-checkpoint",
-  "grain",
-  "numpy",
-  "tokenizers",
-)
-
-
-def describe_run(config: Any) -> str:
-  """Returns config.json: every value, the command, code and packages."""
-  import rlhf_jax
-
-  record = {
-    "config": config.to_dict(),
-    "command": [
-      os.path.basename(sys.executable),
-      "-m",
-      "rlhf_jax.main",
-      *sys.argv[1:],
-    ],
-    "code": rlhf_jax.__version__,
-    "packages": {name: metadata.version(name) for name in PACKAGES},
-  }
-  return json.dumps(record, indent=2, default=str) + "\n"
 
 
 def set_up_jax() -> None:
@@ -127,7 +93,7 @@ def run(config: Any, workdir: Path) -> int:
     world = job.open(workdir)
     job.check(world)
     workdir_lib.prepare(config, job, workdir)
-    with workdir_lib.recorded(workdir, describe_run(config)):
+    with workdir_lib.recorded(workdir, workdir_lib.describe(config)):
       job.run(world)
   except (interrupt.Stopped, KeyboardInterrupt) as stopped:
     line = shlex.join(["python", "-m", "rlhf_jax.main", *sys.argv[1:]])
@@ -135,10 +101,10 @@ def run(config: Any, workdir: Path) -> int:
     print(f"\n{what}. To go on, run the same command:\n  {line}")
     return interrupt.EXIT_INTERRUPTED
   except loop.NonFiniteError as error:
-    return _fail(error, str(error), EXIT_DIVERGED)
+    return command.fail(error, str(error), EXIT_DIVERGED)
   except Exception as error:
     if distributed.is_peer_lost(error):
-      return _fail(
+      return command.fail(
         error, PEER_LOST.format(str(error)), distributed.EXIT_PEER_LOST
       )
     message = told(error)
@@ -147,7 +113,7 @@ def run(config: Any, workdir: Path) -> int:
         traceback.print_exception(error)
         _leave_if_alone(1)
       raise
-    return _fail(error, message, EXIT_USAGE)
+    return command.fail(error, message)
   return 0
 
 
@@ -193,73 +159,40 @@ def told(error: Exception) -> str | None:
   return None
 
 
-def _fail(error: Exception, message: str, code: int) -> int:
-  """Prints an error in one message; returns the exit code."""
-  if os.environ.get("RLHF_JAX_TRACEBACK"):
-    traceback.print_exception(error)
-  print(f"error: {message}", file=sys.stderr)
-  return code
+def main(argv: list[str]) -> int:
+  """Runs what a command line says; returns the exit code."""
+  if "--list" in argv:
+    from rlhf_jax import catalogue
 
+    return catalogue.main(argv[:1])
+  if "--explain" in argv:
+    from rlhf_jax import explain
 
-def _terminate(number: int, frame: Any) -> None:
-  """Makes SIGTERM outside of a training loop end as Ctrl-C does."""
-  del number, frame
-  raise KeyboardInterrupt
+    return explain.main(argv, OPTIONS)
+  values = command.parse(argv, OPTIONS, __doc__, needs_workdir=True)
+  from rlhf_jax import interrupt
 
-
-def _without_late(show: Callable[[Any], None]) -> Callable[[Any], None]:
-  """Returns a hook that leaves out what threads of a failed save still meet.
-
-  Threads of TensorStore and Orbax go on for a moment after Orbax has raised
-  the reason, which is reported; hundreds of complaints would bury it.
-  """
-
-  def hook(found: Any) -> None:
-    if not (found.exc_type is RuntimeError and str(found.exc_value) in _LATE):
-      show(found)
-
-  return hook
-
-
-def _main(argv: list[str]) -> int:
-  del argv
-  signal.signal(signal.SIGTERM, _terminate)
-  sys.unraisablehook = _without_late(sys.__unraisablehook__)
-  threading.excepthook = _without_late(threading.__excepthook__)
+  interrupt.prepare()
+  faulthandler.enable()
+  logging.use_absl_handler()
+  flags.FLAGS(argv[:1])  # absl's own, which logging reads, as they are
   try:
     set_up_jax()
   except OSError as error:
     message = f"RLHF_JAX_CACHE: cannot write the cache ({error})."
-    return _fail(error, f"{message} Set it to another folder.", EXIT_USAGE)
+    return command.fail(error, f"{message} Set it to another folder.")
   try:
-    join_processes(_DISTRIBUTED.value)
+    join_processes(values.distributed)
   except UserError as error:
-    return _fail(error, str(error), EXIT_USAGE)
+    return command.fail(error, str(error))
   except RuntimeError as error:  # some may have joined, and would be waited for
-    code = _fail(error, str(error), EXIT_USAGE)
+    code = command.fail(error, str(error))
     sys.stderr.flush()
     os._exit(code)
-  code = run(_CONFIG.value, Path(_WORKDIR.value))
+  code = run(values.config, Path(values.workdir))
   _leave_if_alone(code)
   return code
 
 
-def _parse(argv: list[str]) -> list[str]:
-  """Parses the command line; ends with exit code 2 at a mistake."""
-  command.accept_none()
-  try:
-    command.check_before(argv)
-    rest = flags.FLAGS(argv)
-    command.check_after(rest, _CONFIG.value, _WORKDIR.value, argv)
-    return rest
-  except command.CommandError as error:
-    sys.exit(_fail(error, str(error), EXIT_USAGE))
-  except Exception as error:
-    message = command.explain(argv, error)
-    if message is None:
-      raise
-    sys.exit(_fail(error, message, EXIT_USAGE))
-
-
 if __name__ == "__main__":
-  app.run(_main, flags_parser=_parse)
+  sys.exit(main(sys.argv))

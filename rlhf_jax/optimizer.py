@@ -34,37 +34,43 @@ class Config:
   """Settings of one optimizer."""
 
   learning_rate: float  # peak; PPO 1e-6 policy, 5e-6 critic (METHODS 4.6)
-  schedule: str = "constant"  # after the warm-up: constant, cosine, linear
-  final_fraction: float | None = None  # of the peak; None: cosine .1, linear 0
+  schedule: str = "constant"  # shape of the learning rate after the warm-up
+  final_fraction: float | None = None  # where the schedule ends, as a share of
+  # the peak; None: 0.1 for cosine, 0 for linear
   warmup_steps: int = 0  # updates of linear warm-up; InstructGPT 10
-  warmup_initial_fraction: float = 0.0  # of the peak; InstructGPT 0.1
+  warmup_initial_fraction: float = 0.0  # of the peak, at the first update;
+  # InstructGPT 0.1
   total_steps: int | None = None  # updates, warm-up included; None: the run's
   beta1: float = 0.9  # decay of the first moment
   beta2: float = 0.95  # decay of the second moment
-  epsilon: float = 1e-8  # 1e-5 in OpenAI's code
+  epsilon: float = 1e-8  # added to the divisor of Adam; 1e-5 in OpenAI's code
   weight_decay: float = 0.0  # decoupled; never on norms and biases
-  clip_norm: float | None = 1.0  # global gradient norm; None: no clipping
-  adam_tf_style: bool = False  # epsilon before the bias correction
+  clip_norm: float | None = 1.0  # most of the global gradient norm; None: no
+  # clipping
+  adam_tf_style: bool = False  # epsilon before the bias correction, as in
+  # TensorFlow (METHODS 4.6)
 
   def __post_init__(self) -> None:
+    end, norm = self.final_fraction, self.clip_norm
     ranges = {
-      "learning_rate": self.learning_rate >= 0,
-      "warmup_steps": self.warmup_steps >= 0,
-      "warmup_initial_fraction": 0 <= self.warmup_initial_fraction <= 1,
-      "beta1": 0 <= self.beta1 < 1,
-      "beta2": 0 <= self.beta2 < 1,
-      "epsilon": self.epsilon > 0,
-      "weight_decay": self.weight_decay >= 0,
-      "clip_norm": self.clip_norm is None or self.clip_norm > 0,
-      "final_fraction": self.final_fraction is None
-      or 0 <= self.final_fraction <= 1,
+      "learning_rate": (self.learning_rate >= 0, ">= 0"),
+      "warmup_steps": (self.warmup_steps >= 0, ">= 0"),
+      "warmup_initial_fraction": (
+        0 <= self.warmup_initial_fraction <= 1,
+        "in [0, 1]",
+      ),
+      "beta1": (0 <= self.beta1 < 1, "in [0, 1)"),
+      "beta2": (0 <= self.beta2 < 1, "in [0, 1)"),
+      "epsilon": (self.epsilon > 0, "> 0"),
+      "weight_decay": (self.weight_decay >= 0, ">= 0"),
+      "clip_norm": (norm is None or norm > 0, "> 0, or None to clip nothing"),
+      "final_fraction": (end is None or 0 <= end <= 1, "in [0, 1], or None"),
     }
-    for field, is_valid in ranges.items():
+    for field, (is_valid, rule) in ranges.items():
       if not is_valid:
         raise UserError(
-          f"optimizer.{field}={getattr(self, field)!r} is out of range: rates "
-          "and counts are >= 0, fractions in [0, 1], betas in [0, 1), epsilon "
-          "and clip_norm > 0 (clip_norm=None clips nothing)."
+          f"optimizer.{field}={getattr(self, field)!r} is out of range: must "
+          f"be {rule}."
         )
     if self.schedule not in SCHEDULES:
       raise UserError(

@@ -1,4 +1,4 @@
-"""Does it fit, and what would it cost: a configuration on a TPU slice.
+"""Does it fit, and what would it cost: an experiment on a TPU slice.
 
     python -m rlhf_jax.plan --config=configs/recipes/ppo.py:model=llama3_8b \\
         --topology=v5e:8x8
@@ -21,32 +21,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import config_flags
-
 from rlhf_jax import command
 from rlhf_jax.schema import UserError
 
-_FLAGS = flags.FlagValues()  # of its own: rlhf_jax.main has a --config too
-_CONFIG = config_flags.DEFINE_config_file(
-  "config",
-  None,
-  "Experiment file, file.py or file.py:argument.",
-  flag_values=_FLAGS,
-)
-_TOPOLOGY = flags.DEFINE_string(
-  "topology", "", "v5e:8x8, v5p:4x4x4, cpu:8.", flag_values=_FLAGS
-)
-_ANALYTIC = flags.DEFINE_bool(
-  "analytic", False, "Estimate; compile nothing.", flag_values=_FLAGS
-)
-_JSON = flags.DEFINE_string(
-  "json", "", "File for all numbers.", flag_values=_FLAGS
-)
-_PHASE = flags.DEFINE_string(
-  "phase", "", "Plan only this stage.", flag_values=_FLAGS
-)
-
+OPTIONS = {
+  "topology": ("", "v5e:8x8, v5p:4x4x4, cpu:8."),
+  "analytic": (False, "Estimate; compile nothing."),
+  "json": ("", "File for all numbers."),
+  "phase": ("", "Plan only this stage."),
+}
 EXIT_TOO_LARGE = 2
 # What keeps libtpu from looking for a TPU; set before JAX is imported.
 ENVIRONMENT = {
@@ -115,47 +98,24 @@ def _show(what: str) -> None:
   print(f"compiling {what}", file=sys.stderr, flush=True)
 
 
-def _main(argv: list[str]) -> int:
-  del argv
-  if not _TOPOLOGY.value:
+def main(argv: list[str]) -> int:
+  """Plans what a command line says; returns the exit code."""
+  values = command.parse(argv, OPTIONS, __doc__)
+  if not values.topology:
     print("error: --topology=v5e:8x8 is missing.", file=sys.stderr)
     return EXIT_TOO_LARGE
   try:
     return run(
-      _CONFIG.value,
-      _TOPOLOGY.value,
-      analytic=_ANALYTIC.value,
-      phase=_PHASE.value,
-      file=_JSON.value,
+      values.config,
+      values.topology,
+      analytic=values.analytic,
+      phase=values.phase,
+      file=values.json,
     )
   except (UserError, OSError) as error:
-    if os.environ.get("RLHF_JAX_TRACEBACK"):
-      raise
-    print(f"error: {error}", file=sys.stderr)
-    return EXIT_TOO_LARGE
-
-
-def _parse(argv: list[str]) -> list[str]:
-  """Parses the command line; ends with exit code 2 at a mistake."""
-  if "--help" in argv:
-    print(f"{__doc__}\n{_FLAGS.get_help()}")
-    sys.exit(0)
-  command.accept_none()
-  try:
-    command.check_before(argv)
-    rest = _FLAGS(argv)
-    command.check_after(rest, _CONFIG.value, "-", argv)
-    return rest
-  except command.CommandError as error:
-    message = str(error)
-  except Exception as error:
-    message = command.explain(argv, error)
-    if message is None:
-      raise
-  print(f"error: {message}", file=sys.stderr)
-  sys.exit(EXIT_TOO_LARGE)
+    return command.fail(error, str(error))
 
 
 if __name__ == "__main__":
   os.environ.update(ENVIRONMENT)
-  sys.exit(_main(_parse(sys.argv)))
+  sys.exit(main(sys.argv))

@@ -24,10 +24,11 @@ BLOCK = 256  # vocabulary entries a block of the two-level inverse
 class Config:
   """How to sample."""
 
-  max_new_tokens: int = 64
-  temperature: float = 1.0  # 0 is greedy
-  top_k: int = 0  # 0 keeps all
-  top_p: float = 1.0  # 1 keeps all
+  max_new_tokens: int = 64  # of an answer at most, its end token included
+  temperature: float = 1.0  # divides the logits; 0 is greedy
+  top_k: int = 0  # sample among so many most likely tokens; 0 keeps all
+  top_p: float = 1.0  # sample among the most likely tokens that hold this
+  # probability (Holtzman et al. 2020); 1 keeps all
   nucleus_candidates: int = 1024  # most likely tokens that top_p chooses from
   num_samples: int = 1  # G, samples of each prompt
   compact: bool = False  # shrink the batch as rows finish (one device only)

@@ -81,7 +81,10 @@ class Method:
 
 
 def method(
-  family: Family, name: str, check: Callable[[Any], None] | None = None
+  family: Family,
+  name: str,
+  check: Callable[[Any], None] | None = None,
+  what: str = "",
 ) -> Any:
   """Returns a field of Settings that is a method by its name.
 
@@ -93,11 +96,12 @@ def method(
     name: of the default.
     check: raises ValueError for a module that is no method; it is asked about
       modules that an experiment names by import path.
+    what: all of the family do, said of a name that is not in it.
   """
   module = family[name]
   return dataclasses.field(
     default=Method(name, module, module.Config()),
-    metadata={"family": family, "check": check},
+    metadata={"family": family, "check": check, "what": what},
   )
 
 
@@ -124,12 +128,14 @@ def _in_full(message: str, prefix: str) -> str:
 def as_field(name: str = "") -> Iterator[None]:
   """Makes FieldErrors of ValueErrors whose message begins with a field.
 
+  A FieldError passes: it says where it is.
+
   Args:
     name: put before it, "algorithm.".
   """
   try:
     yield
-  except UserError:
+  except FieldError:
     raise
   except ValueError as error:
     raise FieldError(f"{name}{error}") from error
@@ -282,7 +288,7 @@ def read(
   cls: type[T],
   values: Any,
   name: str = "",
-  stage: Callable[[Any, str], Any] | None = None,
+  stage: Callable[[Any, str, Mapping[str, Any]], Any] | None = None,
 ) -> T:
   """Returns the dataclass of a config section, or of a whole experiment.
 
@@ -290,8 +296,8 @@ def read(
     cls: frozen dataclass with range checks in __post_init__.
     values: ConfigDict or dict.
     name: where the section stands, for messages ("policy.optimizer").
-    stage: (values, name) -> what a field that is a stage of a whole run is
-      read into; None where there is none.
+    stage: (values, name, metadata) -> what a field that is a stage of a whole
+      run is read into; None where there is none.
 
   Raises:
     UserError: for an unknown field (with the nearest known one), a missing
@@ -305,7 +311,7 @@ def read(
     if "family" in field.metadata:
       found[key] = _read_method(value, where, **field.metadata)
     elif hasattr(field.default, "as_tree"):
-      found[key] = stage(value, where)
+      found[key] = stage(value, where, field.metadata)
     elif isinstance(hints(cls)[key], type) and dataclasses.is_dataclass(
       hints(cls)[key]
     ):
@@ -354,7 +360,7 @@ def _given(
 
 
 def _read_method(
-  values: Any, where: str, *, family: Family, check: Any
+  values: Any, where: str, *, family: Family, check: Any, what: str
 ) -> Method:
   """Returns the method that a section names, with the settings of its own."""
   values = {key: _plain(values[key]) for key in values}
@@ -364,9 +370,10 @@ def _read_method(
   elif isinstance(name, str) and imported.is_path(name):
     module = _imported_method(name, f"config.{where}.name", check)
   else:
+    reason = f", which {what}" if what else ""
     raise UserError(
-      f"config.{where}.name={name!r}: must be one of {', '.join(family)}, or "
-      f"the import path of a module.{nearest(str(name), family)}"
+      f"config.{where}.name={name!r}: must be one of {', '.join(family)}"
+      f"{reason}, or the import path of a module.{nearest(str(name), family)}"
     )
   own = {field.name for field in dataclasses.fields(module.Config)}
   given = {key: value for key, value in values.items() if value is not None}

@@ -123,8 +123,8 @@ class Rollout:
   values: [N, L] float32 or None (critic-free methods).
   rewards, advantages, returns: [N, L] float32, 0 off the response; None until
     shaping and `advantages` have run; returns stay None without a critic.
-  baseline: [N] float32 or None, what a method that asks for it (remax.py)
-    subtracts from the return of each sample; `advantages` uses it up.
+  further: name -> judged answers to the same prompts, drawn otherwise, where
+    the method wants some (further_rollouts.py); `advantages` uses them up.
   importance_weights: [N, L] float32 or None, of trainer against sampler
     (importance.py); None counts as 1.
   hidden: role name -> [N, L, D], the frozen hidden states that enter the
@@ -145,11 +145,35 @@ class Rollout:
   rewards: Array | None = None
   advantages: Array | None = None
   returns: Array | None = None
-  baseline: Array | None = None
+  further: dict[str, Rollout] = flax.struct.field(default_factory=dict)
   importance_weights: Array | None = None
   hidden: dict[str, Array] = flax.struct.field(default_factory=dict)
   segment_ids: Array | None = None
   positions: Array | None = None
+
+
+@flax.struct.dataclass
+class PolicyRows:
+  """What a policy objective may ask for beside log-ratio and advantages.
+
+  Everything is 0 where mask is 0, so that no padding reaches an objective.
+
+  logprobs: [N, L] float32, of the sampled tokens, of the policy in training.
+  entropies: [N, L] float32, nats, of that policy; without gradient where the
+    unembedding is frozen and there is no entropy bonus.
+  reference_logprobs: [N, L] float32, without gradient.
+  mask: [N, L] float32, 1 on response tokens.
+  tokens: [] float32, the sum of mask over the whole minibatch, of which these
+    rows may be a part: what a mean over tokens divides by.
+  segment_ids: [N, L] int32 of packed rows, or None.
+  """
+
+  logprobs: Array
+  entropies: Array
+  reference_logprobs: Array
+  mask: Array
+  tokens: Array
+  segment_ids: Array | None = None
 
 
 @flax.struct.dataclass

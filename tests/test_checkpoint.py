@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rlhf_jax import checkpoint, integrity
+from rlhf_jax import integrity
 from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.runs import checkpoint
 from tests.tiny_states import (
   OUT,
   WIDTH,

@@ -13,7 +13,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from rlhf_jax import checkpoint, integrity
+from rlhf_jax import integrity
+from rlhf_jax.runs import checkpoint
 from tests.tiny_states import (
   abstract,
   bits,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.pipelines import rejection_samples
+from rlhf_jax.programs import rejection_samples
 
 FILE = Path(__file__).parent.parent / "benchmarks" / "judged_answers.py"
 WORDS = ["<pad>", "ask", " bad", " good", " best", " ", " cut"]

@@ -1,5 +1,6 @@
 """The command: what it says to mistakes, and its exit codes."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -16,7 +17,9 @@ from rlhf_jax import command, main
 from rlhf_jax.integrity import CheckpointError
 from rlhf_jax.interrupt import Stopped
 from rlhf_jax.optimizer import Config as OptimizerConfig
-from rlhf_jax.pipelines import RUN, check, defaults, loop
+from rlhf_jax.pipelines import PIPELINES, defaults
+from rlhf_jax.programs.pipeline import Job
+from rlhf_jax.runs import loop
 
 ROOT = Path(__file__).parent.parent
 SFT = """
@@ -81,7 +84,7 @@ def experiment(tmp_path):
     ("optimizer.lr=1", "Did you mean --config.optimizer.learning_rate"),
     ("learning_rate=1", "Did you mean --config.optimizer.learning_rate?"),
     ("data.nothing_like_it=1", "Fields of config.data: chat,"),
-    ("quite.another=1", "rlhf_jax/pipelines/defaults.py"),
+    ("quite.another=1", "python -m rlhf_jax.explain --config="),
     ("schedule.steps=1e3", "steps=1e3: must be a whole number"),
     ("optimizer.learning_rate=fast", "learning_rate=fast: must be a number"),
     ("data.chat=yes", "chat=yes: must be True or False"),
@@ -199,10 +202,13 @@ def test_a_file_may_set_none_and_the_command_line_a_number(experiment):
 @pytest.fixture
 def outcome(monkeypatch, tmp_path, capsys):
   """Returns a function: what the command does if the pipeline raises."""
-  monkeypatch.setattr(check, "check_config", lambda config: None)
+  monkeypatch.setattr(Job, "check", lambda job, world: None)
 
   def run(raiser):
-    monkeypatch.setitem(RUN, "sft", lambda config, workdir: raiser())
+    pipeline = dataclasses.replace(
+      PIPELINES["sft"], run=lambda settings, world: raiser()
+    )
+    monkeypatch.setitem(PIPELINES, "sft", pipeline)
     code = main.run(defaults.sft(), tmp_path / "run")
     return code, capsys.readouterr()
 
@@ -290,13 +296,14 @@ def test_sigterm_before_training_is_75(tmp_path):
   file = tmp_path / "slow.py"
   file.write_text(
     SFT
-    + "  from rlhf_jax.pipelines import RUN, check\n"
-    + "  import time\n"
-    + "  check.check_config = lambda config: None\n"
-    + "  def wait(config, workdir):\n"
-    + "    (workdir / 'here').touch()\n"
+    + "  import dataclasses, time\n"
+    + "  from rlhf_jax.pipelines import PIPELINES\n"
+    + "  from rlhf_jax.programs.pipeline import Job\n"
+    + "  Job.check = lambda job, world: None\n"
+    + "  def wait(settings, world):\n"
+    + "    (world.workdir / 'here').touch()\n"
     + "    time.sleep(60)\n"
-    + "  RUN['sft'] = wait\n"
+    + "  PIPELINES['sft'] = dataclasses.replace(PIPELINES['sft'], run=wait)\n"
     + "  return config\n"
   )
   workdir = tmp_path / "run"

@@ -213,7 +213,6 @@ def test_trap_31_no_state_for_what_is_not_trained():
     {"clip_norm": 0.0},
     {"final_fraction": -0.1},
     {"schedule": "cosinus"},
-    {"schedule": "cosine"},
     {"schedule": "linear", "total_steps": 5, "warmup_steps": 5},
     {"final_fraction": 0.1},
   ],
@@ -225,3 +224,11 @@ def test_bad_settings_are_refused_by_name(settings):
   ) else name  # fmt: skip
   with pytest.raises(ValueError, match=f"optimizer.{wanted}="):
     optimizer.Config(**({"learning_rate": 1e-3} | settings))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_decay_needs_an_end_when_it_is_made(schedule):
+  """Until then None stands for the length of the run."""
+  open_ended = optimizer.Config(1e-3, schedule=schedule)
+  with pytest.raises(ValueError, match="optimizer.total_steps=None.*an end"):
+    optimizer.make_optimizer(open_ended)

@@ -172,3 +172,49 @@ def apply_gradients(
     skipped=choose(jnp.zeros_like(state.skipped), state.skipped + 1),
   )
   return state, StepReport(grad_norm=grad_norm, applied=applied)
+
+
+def take_step(
+  state: TrainState,
+  grads: PyTree,
+  loss: Array,
+  optimizer: Any,
+  tokens: Array,
+  norm_name: str,
+) -> tuple[TrainState, Metrics]:
+  """Takes one guarded step inside a scan, or none where there are no tokens.
+
+  A minibatch without a response token (filler rows of packing, or masked
+  answers alone) is passed over: momentum and weight decay would move the
+  weights for nothing.
+
+  Metrics: `norm_name`, the norm of all gradients before clipping, 0 for a step
+  that was passed over; and two flags that a scan over steps uses up:
+  "executed", [] bool, False where it was passed over, and "applied", [] bool,
+  False also where it was refused as not finite.
+
+  Args:
+    state: before the step.
+    grads: same tree as state.params.
+    loss: [] of the minibatch; not finite refuses the step.
+    optimizer: an optax.GradientTransformation.
+    tokens: [] response tokens of the minibatch; 0 passes it over.
+    norm_name: area/name of the norm's metric.
+  """
+
+  def step(state: TrainState) -> tuple[TrainState, Metrics]:
+    state, report = apply_gradients(state, grads, optimizer, jnp.isfinite(loss))
+    return state, {
+      norm_name: report.grad_norm,
+      "executed": jnp.ones((), bool),
+      "applied": report.applied,
+    }
+
+  def pass_over(state: TrainState) -> tuple[TrainState, Metrics]:
+    return state, {
+      norm_name: jnp.zeros(()),
+      "executed": jnp.zeros((), bool),
+      "applied": jnp.zeros((), bool),
+    }
+
+  return jax.lax.cond(tokens > 0, step, pass_over, state)

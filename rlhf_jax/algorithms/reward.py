@@ -39,9 +39,11 @@ OBJECTIVES = ("pairwise", "k-wise", "plackett-luce")
 class Config:
   """Settings of reward-model training."""
 
-  objective: str = "pairwise"  # or "k-wise", "plackett-luce" (K >= 2)
+  objective: str = "pairwise"  # two answers, or rankings of K >= 2: all their
+  # pairs (Ouyang et al. 2022), or Plackett-Luce
   label_smoothing: float = 0.0  # epsilon: label p becomes p(1-e) + (1-p)e
-  centering: float = 0.0  # eta; 0.01 in Eisenstein et al. 2023
+  centering: float = 0.0  # eta of eta (r_i + r_j)^2, which holds scores near
+  # 0; 0.01 in Eisenstein et al. 2023
   microbatches: int = 1  # parts of a batch; one part's activations at a time
 
   def __post_init__(self) -> None:
@@ -214,13 +216,16 @@ def loss(
 ) -> tuple[Array, Metrics]:
   """Returns the loss plus centring, as a contribution to the batch's.
 
-  Metrics (over prompts; ties are not counted in acc and margin):
+  Metrics (over prompts; ties count in neither accuracy nor margin):
     rm/loss: nats, without centring. Up is bad; log 2 is chance.
-    rm/acc: share of pairs ordered as labelled. Down is bad; 0.5 is chance.
-    rm/margin: score of the better minus score of the worse. Below 0 is bad.
-    rm/spread: standard deviation (divided by K) of the scores of one prompt.
-      Stuck near 0 is bad: a collapsed model.
-    rm/score_mean: of all candidates. Far from 0 is drift; harmless to ranks.
+    rm/acc: share of pairs ordered as labelled. Down is bad; 0.5
+      is chance.
+    rm/margin: score of the better minus score of the worse. Below 0
+      is bad.
+    rm/spread: standard deviation (divided by K) of the scores of one
+      prompt. Stuck near 0 is bad: a collapsed model.
+    rm/score_mean: of all candidates. Far from 0 is drift; harmless
+      to ranks.
 
   Args:
     scores: [B, K] float32; anything where weight is 0.

@@ -30,7 +30,8 @@ class Config:
   """Settings of supervised fine-tuning."""
 
   microbatches: int = 1  # parts of a batch; one part's activations at a time
-  aggregation: str = "token-mean"  # or "seq-mean-token-mean"; METHODS 1
+  aggregation: str = "token-mean"  # how token losses are averaged: each token,
+  # or each example, weighs alike; METHODS 1
 
   def __post_init__(self) -> None:
     if self.microbatches < 1:

@@ -36,7 +36,8 @@ class Data:
   """Records and how they become rows of tokens."""
 
   source: str = ""  # asset:NAME, file.jsonl[.gz], tfds:NAME:SPLIT; "" for none
-  format: str = "comparison"  # a name of data/formats.py, or an import path
+  format: str = "comparison"  # of a record, data/formats.py; or the import path
+  # of a parser, file.py:name
   prompt: str = ""  # prompt text put before rated texts, e.g. "Review:"
   prefix_tokens: int = 0  # first tokens of a text that join the prompt
   chat: bool = False  # render prompts with the tokenizer's chat template
@@ -44,13 +45,14 @@ class Data:
   min_words: int = 0  # texts with fewer are left out (and counted)
   max_text_tokens: int = 0  # texts with more are left out; 0: no limit
   end_token: bool = True  # responses end with the end-of-sequence token
-  train_on_prompt: bool = False  # SFT only
+  train_on_prompt: bool = False  # SFT only: the loss counts prompt tokens too
   pack: bool = False  # SFT only: several examples fill a row of max_length
-  split: str = ""  # "" for all, or NAME of splits
-  splits: str = ""  # "test:700,A:1500,B:1500": disjoint, drawn in this order
-  split_seed: int = 0  # of the draw of splits, below 2**32
+  split: str = ""  # which part of the records: a name in splits; "" for all
+  splits: str = ""  # NAME:SIZE,...: parts drawn in this order, disjoint; such
+  # as "test:700,A:1500,B:1500"
+  split_seed: int = 0  # of the draw of splits
   pairs: int = 0  # comparisons drawn from ratings
-  ties: str = "drop"  # equal ratings: "drop" or "soft" (label 0.5)
+  ties: str = "drop"  # equal ratings: draw again, or the soft label 0.5
   limit: int = 0  # first so many records; 0: all
 
   def __post_init__(self) -> None:

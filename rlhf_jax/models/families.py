@@ -59,7 +59,7 @@ LLAMA_GGUF_NAMES: dict[str, tuple[str, bool]] = {
 
 
 def llama_config(hf: dict[str, Any]) -> transformer.Config:
-  """Returns our config for a Hugging Face Llama config.json.
+  """Returns the Llama architecture that a Hugging Face config.json gives.
 
   Accepts the newer `rope_parameters` and the older `rope_theta`.
 

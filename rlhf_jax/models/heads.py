@@ -28,8 +28,9 @@ from rlhf_jax.types import Array
 class Config:
   """Settings of a ScalarHead."""
 
-  pooling: str = "last"  # "last" or "mean_last"
-  outputs: int = 1  # objectives
+  pooling: str = "last"  # what it reads: the last token's state, or beside it
+  # the running mean, which a frozen trunk needs
+  outputs: int = 1  # scores of an answer, one for each objective
   hidden_units: int = 0  # > 0 adds a residual MLP whose output starts at 0
 
   def __post_init__(self) -> None:

@@ -42,12 +42,12 @@ class Model:
 
   source: str = ""  # asset:NAME, a .gguf file, or a Hugging Face folder
   tokenizer: str = ""  # file or folder; "" reads the model's own
-  dtype: str = "float32"  # compute dtype: float32 or bfloat16
-  attention: str = "auto"  # by platform; or a kind of models/attention.py
-  scan_layers: bool = False  # one compiled block (deep models on TPU)
-  remat: bool = False  # recompute blocks in the backward pass
+  dtype: str = "float32"  # that the model computes in
+  attention: str = "auto"  # program of models/attention.py; "auto": by platform
+  scan_layers: bool = False  # one compiled block for all layers: deep models
+  remat: bool = False  # recompute blocks in the backward pass: less memory
   lora_rank: int = 0  # of the factors that mode "lora" trains; 0: none
-  lora_scale: float = 1.0  # before the product of the factors
+  lora_scale: float = 1.0  # s of W + s A B, before the product of the factors
 
   def __post_init__(self) -> None:
     check_least(self, lora_rank=0)

@@ -36,7 +36,7 @@ from rlhf_jax.types import Array, PyTree
 class Trainable:
   """What trains of a model."""
 
-  mode: str = "full"  # "full", "lora" or "head"
+  mode: str = "full"  # all weights, LoRA factors, or a head on frozen layers
   first_layer: int = 0  # layers below are frozen, their output computed once
 
   def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ BATCH_AXES = ("data", "fsdp")
 class Config:
   """Devices along each axis; -1, at most once, takes those that are left."""
 
-  data: int = -1  # copies of the weights
+  data: int = -1  # copies of the weights; each has its share of the batch
   fsdp: int = 1  # ways to split each weight; also splits the batch
   tensor: int = 1  # ways to split heads, feed-forward width, vocabulary
   devices: int = 0  # only the first so many devices; 0 takes all

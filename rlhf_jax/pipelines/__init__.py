@@ -6,6 +6,7 @@ line here; an experiment may also name one by import path, file.py:PIPELINE.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,33 @@ def read(config: Any, workdir: str | Path = "") -> Job:
   return _read(config, "", Path(workdir))
 
 
-def _read(values: Any, name: str, workdir: Path) -> Job:
-  """Returns the job of a stage of a whole run, or of an experiment."""
-  dotted = f"{name}." if name else ""
-  pipeline = find(values.get("pipeline"), f"config.{dotted}pipeline")
+def _read(
+  values: Any,
+  name: str,
+  workdir: Path,
+  place: Mapping[str, Any] | None = None,
+) -> Job:
+  """Returns the job of an experiment, or of a stage of a whole run.
 
-  def stage(part: Any, where: str) -> Job:
-    return _read(part, where, workdir)
+  Args:
+    values: tree.
+    name: where it stands, "" or "policy".
+    workdir: of the whole run.
+    place: what the stage must be, for Pipeline.fits.
+  """
+  dotted = f"{name}." if name else ""
+  field, given = f"config.{dotted}pipeline", values.get("pipeline")
+  pipeline = find(given, field)
+  if place is not None and not pipeline.fits(**place):
+    fitting = [key for key, other in PIPELINES.items() if other.fits(**place)]
+    raise UserError(
+      f"{field}={given!r}: must be one of {', '.join(fitting)}, or the import "
+      "path of a Pipeline that leaves the same as they do and has the fields "
+      f"{', '.join(place['fields'])}."
+    )
+
+  def stage(part: Any, where: str, metadata: Mapping[str, Any]) -> Job:
+    return _read(part, where, workdir, metadata)
 
   settings = pipeline.read(values, name, workdir, stage)
   return Job(pipeline, settings, dotted)

@@ -57,13 +57,15 @@ class Settings(schema.Settings):
   seed: int = 1  # of the answers
   model: Model = Model()
   policy: str = stage_field(stages.POLICY)  # folder of the run that is judged
-  init_from: str = stage_field(stages.POLICY)  # what it is compared with
+  init_from: str = stage_field(
+    stages.POLICY
+  )  # folder of the run that it is compared with
   reward: str = stage_field(stages.REWARD)  # folder of the reward model
   gold: str = stage_field(stages.REWARD)  # folder of a held-out one, or ""
-  prompts: Data = Data()
+  prompts: Data = Data()  # held-out prompts that both answer
   generate: generate.Config = generate.Config()
-  packing: packing.Config = packing.Config()
-  count: int = 256  # prompts
+  packing: packing.Config = packing.Config()  # several samples in a row
+  count: int = 256  # prompts that are answered
   batch_size: int = 64  # prompts at a time
   mesh: mesh_lib.Config = mesh_lib.Config()
   lexicon: bool = False  # VADER sentiment of the answers too

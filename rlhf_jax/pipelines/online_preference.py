@@ -55,16 +55,25 @@ NAME = "online_preference"
 METHODS = {
   name: module
   for name, module in registry.ALGORITHMS.items()
-  if name not in registry.UNPAIRED and name != "spin"
+  if not registry.is_unpaired(module) and name != "spin"
 }
+
+
+def _check_method(module: Any) -> None:
+  registry.check_method(module)
+  if registry.is_unpaired(module):
+    raise FieldError("it reads single answers, and pairs are compared here.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(actors.Sampled):
   """Online DPO, or another loss on pairs by its name (OAIF: rate 5e-7)."""
 
-  algorithm: schema.Method = schema.method(METHODS, "dpo")
-  accumulation: preference.Config = preference.Config()
+  algorithm: schema.Method = schema.method(
+    METHODS, "dpo", _check_method, "compare two answers of one policy"
+  )
+  # the loss on pairs of the policy's own answers
+  accumulation: preference.Config = preference.Config()  # how a batch is cut
   pairing: pairing.Config = pairing.Config()
   guards: own_samples.Guards = own_samples.Guards()
   optimizer: optimizer.Config = optimizer.Config(learning_rate=5e-7)
@@ -72,7 +81,7 @@ class Settings(actors.Sampled):
   def __post_init__(self) -> None:
     super().__post_init__()
     every = self.pairing.reference_every
-    if every and self.algorithm.name in registry.REFERENCE_FREE:
+    if every and registry.is_reference_free(self.algorithm.module):
       raise FieldError(
         f"pairing.reference_every={every}: {self.algorithm.name!r} has no "
         "reference. Set 0, or a method such as 'dpo'."

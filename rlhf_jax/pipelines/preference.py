@@ -51,15 +51,18 @@ _BALANCE = (1.0, 1.5)  # of desirable to undesirable weight, for KTO
 class Settings(schema.Settings):
   """DPO, or another method of algorithms/preference by its name."""
 
-  seed: int = 0  # of all random numbers of the run
+  seed: int = 0  # where all random numbers of the run start
   model: Model = Model()
   trainable: Trainable = Trainable()
   init_from: str = stage_field(
     stages.POLICY
-  )  # folder of the run it starts from
-  algorithm: schema.Method = schema.method(registry.ALGORITHMS, "dpo")
-  accumulation: preference.Config = preference.Config()
-  data: Data = Data()
+  )  # folder of the finished policy run it starts from; "": the model itself
+  algorithm: schema.Method = schema.method(
+    registry.ALGORITHMS, "dpo", registry.check_method
+  )
+  # the loss on preferences
+  accumulation: preference.Config = preference.Config()  # how a batch is cut
+  data: Data = Data()  # comparisons to train on; of KTO judged answers
   heldout: Data = Data()  # comparisons for the report at the end
   heldout_fraction: float = 0.1  # of prompts held out where heldout is not set
   optimizer: optimizer.Config = optimizer.Config(learning_rate=1e-6)
@@ -82,12 +85,12 @@ class Settings(schema.Settings):
   @property
   def is_unpaired(self) -> bool:
     """Whether the method reads single judged answers."""
-    return self.algorithm.name in registry.UNPAIRED
+    return registry.is_unpaired(self.algorithm.module)
 
   @property
   def has_reference(self) -> bool:
     """Whether the method reads a reference."""
-    return self.algorithm.name not in registry.REFERENCE_FREE
+    return not registry.is_reference_free(self.algorithm.module)
 
 
 def check(settings: Settings, world: World) -> None:
@@ -115,14 +118,13 @@ def load_data(
   Raises:
     FieldError: labels that the method cannot express.
   """
-  name = settings.algorithm.name
   if settings.is_unpaired:
     parts = _load_judged(settings, base)
   else:
     parts = features.load_comparisons(settings, base.tokenizer, "preference")
   with schema.as_field("algorithm."):
     for labels in (np.concatenate([p.labels for p in parts]), parts[0].labels):
-      registry.check_labels(name, labels)
+      registry.check_labels(settings.algorithm.module, labels)
   train, held = (judged.compact(part) for part in parts)
   longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
   pretrained.check_context(base, longest, "data")

@@ -57,7 +57,7 @@ class Settings(actors.Sampled):
 
   rounds: Rounds = Rounds()
   selection: best_of_n.Config = best_of_n.Config()
-  loss: sft_algorithm.Config = sft_algorithm.Config()
+  loss: sft_algorithm.Config = sft_algorithm.Config()  # on what is kept
   optimizer: optimizer.Config = optimizer.Config(
     learning_rate=2e-5, schedule="cosine", weight_decay=0.1
   )

@@ -42,18 +42,18 @@ PAIRS_KEPT = 2000  # held-out pairs kept for the report's pictures
 class Settings(schema.Settings):
   """Bradley-Terry reward model; one epoch (METHODS 2)."""
 
-  seed: int = 0  # of all random numbers of the run
+  seed: int = 0  # where all random numbers of the run start
   model: Model = Model()
   trainable: Trainable = Trainable()
   init_from: str = stage_field(
     stages.POLICY
-  )  # folder of the run it starts from
-  head: heads.Config = heads.Config()
+  )  # folder of the finished policy run it starts from; "": the model itself
+  head: heads.Config = heads.Config()  # the scalar head on the trunk
   stop_layer: int = 0  # the trunk ends before it; 0: all layers
-  data: Data = Data()
+  data: Data = Data()  # comparisons to train on
   heldout: Data = Data()  # comparisons for the diagnosis
   heldout_fraction: float = 0.1  # of prompts held out where heldout is not set
-  loss: reward.Config = reward.Config()
+  loss: reward.Config = reward.Config()  # on the scores of compared answers
   optimizer: optimizer.Config = optimizer.Config(
     learning_rate=9e-6, schedule="cosine"
   )

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax import distributed, schema
-from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import evaluate, forecast, summary
 from rlhf_jax.pipelines import policy as policy_pipeline
 from rlhf_jax.pipelines import reward as reward_pipeline
 from rlhf_jax.pipelines import sft as sft_pipeline
-from rlhf_jax.programs.pipeline import Job, Pipeline, default_job
+from rlhf_jax.programs.pipeline import Job, Pipeline, stage_of_run
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World
 from rlhf_jax.runs import stages
@@ -55,23 +54,24 @@ class Settings(schema.Settings):
   seed: int = 0  # of the first stage; each other one has its own
   reuse: str = ""  # folder of another whole run whose stages are taken over
   reuse_stages: tuple = REUSABLE  # which of them
-  sft: Job = default_job(sft_pipeline.PIPELINE)
-  reward: Job = default_job(reward_pipeline.PIPELINE)
-  gold: Job = default_job(reward_pipeline.PIPELINE)
-  policy: Job = default_job(policy_pipeline.PIPELINE)
-  evaluation: Job = default_job(evaluate.PIPELINE)
+  # the policy at the start
+  sft: Job = stage_of_run(sft_pipeline.PIPELINE, "samples")
+  # what judges
+  reward: Job = stage_of_run(reward_pipeline.PIPELINE, "reference_samples")
+  # another reward model, which never trains the policy
+  gold: Job = stage_of_run(reward_pipeline.PIPELINE, "reference_samples")
+  # what is aligned, by any pipeline that leaves a policy
+  policy: Job = stage_of_run(policy_pipeline.PIPELINE, "init_from")
+  # both policies compared
+  evaluation: Job = stage_of_run(
+    evaluate.PIPELINE, "init_from", "policy", "reward", "gold"
+  )
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)
   # of the report: name -> text
-  caveats: tuple = ()  # of the report
+  caveats: tuple = ()  # of the report: what to keep in mind, a text each
 
   def __post_init__(self) -> None:
     schema.check_least(self, seed=0)
-    if self.policy.pipeline.leaves != stages.POLICY:
-      raise FieldError(
-        f"policy.pipeline={self.policy.pipeline.name!r}: leaves no policy. Set "
-        "it to one that does: policy, preference, online_preference, bond or "
-        "rejection."
-      )
     for field in ("temperature", "max_new_tokens"):
       values = {
         name: getattr(job.settings.generate, field)
@@ -91,11 +91,6 @@ class Settings(schema.Settings):
   def jobs(self) -> dict[str, Job]:
     """The stages by name, in their order."""
     return {name: getattr(self, name) for name in STAGES}
-
-  @property
-  def mesh(self) -> mesh_lib.Config:
-    """That of the first stage; each stage has its own."""
-    return self.sft.settings.mesh
 
   def folder(self, name: str, workdir: Path) -> Path:
     """Returns the folder of a stage, which may be another run's."""
@@ -153,19 +148,25 @@ def _fill_in(values: Any, reused: tuple, workdir: Path) -> None:
     if type(values.seed) is int:
       values[stage].seed = values.seed + 1000 * offset
   samples = str(Path(folder["sft"]) / "samples.npz")
-  values.reward.reference_samples = samples
-  values.gold.reference_samples = samples
-  values.policy.init_from = folder["sft"]
-  if "reward" in values.policy:  # not where people's comparisons are the data
-    values.policy.reward = folder["reward"]
+  _give(values.reward, reference_samples=samples)
+  _give(values.gold, reference_samples=samples)
+  # No reward where people's comparisons are the data.
+  _give(values.policy, init_from=folder["sft"], reward=folder["reward"])
+  if "monitors" in values.policy:
     with values.unlocked():
       values.policy.monitors.gold = folder["gold"]
-  values.evaluation.update(
+  _give(
+    values.evaluation,
     init_from=folder["sft"],
     policy=folder["policy"],
     reward=folder["reward"],
     gold=folder["gold"],
   )
+
+
+def _give(stage: Any, **found: str) -> None:
+  """Sets fields of a stage; what it lacks, the table of pipelines refuses."""
+  stage.update({name: path for name, path in found.items() if name in stage})
 
 
 def check(settings: Settings, world: World) -> None:

@@ -35,20 +35,20 @@ from rlhf_jax.types import Array, PyTree
 class Settings(schema.Settings):
   """Supervised fine-tuning. Rates: METHODS 1 (LoRA runs want 10x more)."""
 
-  seed: int = 0  # of all random numbers of the run
+  seed: int = 0  # where all random numbers of the run start
   model: Model = Model()
   trainable: Trainable = Trainable()
-  data: Data = Data()
+  data: Data = Data()  # demonstrations to train on
   validation: Data = Data()  # demonstrations for the loss at the end
-  loss: sft.Config = sft.Config()
+  loss: sft.Config = sft.Config()  # the cross-entropy, and how a batch is cut
   optimizer: optimizer.Config = optimizer.Config(
     learning_rate=2e-5, schedule="cosine", weight_decay=0.1
   )
   schedule: Schedule = Schedule()
   mesh: mesh_lib.Config = mesh_lib.Config()
   samples: int = 0  # answers sampled at the end, for reading and normalising
-  sample_prompts: Data = Data()
-  generate: generate.Config = generate.Config()
+  sample_prompts: Data = Data()  # prompts of these samples
+  generate: generate.Config = generate.Config()  # how they are sampled
 
   def __post_init__(self) -> None:
     schema.check_least(self, seed=0, samples=0)

@@ -10,17 +10,46 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import rlhf_jax
 from rlhf_jax import distributed
 from rlhf_jax.programs.pipeline import Job
 from rlhf_jax.schema import UserError, check_local
 
 CONFIG_FILE = "config.json"
+PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "grain",
+  "numpy",
+  "tokenizers",
+)
 _FREE_TEXT = ("title", "facts", "caveats")  # of a report; may change later
+
+
+def describe(config: Any) -> str:
+  """Returns config.json: every value, the command, code and packages."""
+  record = {
+    "config": config.to_dict(),
+    "command": [
+      os.path.basename(sys.executable),
+      "-m",
+      "rlhf_jax.main",
+      *sys.argv[1:],
+    ],
+    "code": rlhf_jax.__version__,
+    "packages": {name: metadata.version(name) for name in PACKAGES},
+  }
+  return json.dumps(record, indent=2, default=str) + "\n"
 
 
 def prepare(config: Any, job: Job, workdir: Path) -> None:

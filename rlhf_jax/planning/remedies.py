@@ -96,11 +96,13 @@ def _candidates(
 ) -> Iterator[dict[str, Any]]:
   """Yields changes {field: value}, cheapest for the result first."""
   stage = config[prefix.rstrip(".")] if prefix else config
+  trains = "trainable" in stage  # an evaluation does not
   if mesh["data"] > 1:
     yield {f"{prefix}mesh.data": 1, f"{prefix}mesh.fsdp": -1}
-  if not stage.model.remat:
+  if trains and not stage.model.remat:
     yield {f"{prefix}model.remat": True}
-  rows = stage.schedule.batch_size
+  batch = "schedule.batch_size" if "schedule" in stage else "batch_size"
+  rows = stage.schedule.batch_size if "schedule" in stage else stage.batch_size
   ways = mesh["data"] * mesh["fsdp"]
   most = rows // stage.epochs.minibatches if "epochs" in stage else rows
   wanted = most // ways  # one row a device at a time
@@ -116,11 +118,11 @@ def _candidates(
       f"{prefix}mesh.fsdp": -1,
       f"{prefix}mesh.tensor": 4,
     }
-  if stage.trainable.mode == "full":
+  if trains and stage.trainable.mode == "full":
     lora = {f"{prefix}trainable.mode": "lora"}
     lora[f"{prefix}model.lora_rank"] = LORA_RANK
     if "value" in stage and stage.value.mode == "full":
       lora[f"{prefix}value.mode"] = "lora"
     yield lora
   if rows >= 2 * ways:
-    yield {f"{prefix}schedule.batch_size": rows // 2}
+    yield {f"{prefix}{batch}": rows // 2}

@@ -135,8 +135,8 @@ def phases(config: Any, devices: Devices) -> list[Phase]:
     UserError: a value that cannot be right.
   """
   job = pipelines.read(config)
-  with schema.located(job.prefix):
-    world = Planned.on(job.settings.mesh, devices)
+  with schema.located(job.first.prefix):
+    world = Planned.on(job.first.settings.mesh, devices)
   return job.phases(world)
 
 

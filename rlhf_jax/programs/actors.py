@@ -41,18 +41,20 @@ class Sampled(schema.Settings):
   A reward model, a verifier or a function judges: one of them.
   """
 
-  seed: int = 0  # of all random numbers of the run
+  seed: int = 0  # where all random numbers of the run start
   model: Model = Model()
   trainable: Trainable = Trainable()
   init_from: str = stage_field(
     stages.POLICY
-  )  # folder of the run it starts from
-  reward: str = stage_field(stages.REWARD)  # folder of the judge's run
+  )  # folder of the finished policy run it starts from; "": the model itself
+  reward: str = stage_field(
+    stages.REWARD
+  )  # folder of the finished reward run that judges; "" where something else
   verifier: texts.Verifier = texts.Verifier()
   reward_fn: str = ""  # import path of a function that judges, file.py:name
   monitors: dict[str, Any] = dataclasses.field(default_factory=dict)
   # name -> folder of a reward model that only watches
-  prompts: Data = Data()
+  prompts: Data = Data()  # prompts that are answered
   generate: generate.Config = generate.Config()
   schedule: Schedule = Schedule()
   mesh: mesh_lib.Config = mesh_lib.Config()
@@ -119,11 +121,10 @@ def check_sampled(settings: Sampled, world: World) -> None:
 class Value:
   """The critic."""
 
-  # "reward", or "random" (which PPO suffers from); beside a verifier "random"
-  # starts at 0 on the policy's weights
-  init: str = "reward"
+  init: str = "reward"  # its weights at the start; "random" is what PPO suffers
+  # from, beside a verifier it starts at 0 on the policy's weights
   mode: str = "full"  # what trains: "full", "lora" or "head"
-  first_layer: int = 0
+  first_layer: int = 0  # layers below are frozen, their output computed once
   hidden_units: int = 0  # residual MLP beside the head; 0: as the reward model
   pretrain_steps: int = 0  # rollouts on which only the critic learns
 

@@ -82,10 +82,15 @@ class Pipeline:
       values: its part of the tree.
       name: where that stands, "" or "policy".
       workdir: of the whole run.
-      stage: (values, name) -> the job of one of its stages.
+      stage: (values, name, metadata) -> the job of one of its stages.
     """
     values = self.connect(values, name, workdir)
     return schema.read(self.Settings, values, name, stage)
+
+  def fits(self, leaves: str, fields: tuple[str, ...]) -> bool:
+    """Says whether it can be a stage of a whole run; see stage_of_run."""
+    known = self.Settings.__dataclass_fields__
+    return self.leaves == leaves and all(name in known for name in fields)
 
   def tree(self, settings: Any = None) -> ConfigDict:
     """Returns the config tree of settings, or of the defaults."""
@@ -110,10 +115,18 @@ class Job:
     """Returns its part of a config tree."""
     return self.pipeline.tree(self.settings)
 
+  @property
+  def first(self) -> Job:
+    """Itself, or the first stage of a run that has some."""
+    if self.pipeline.stages is None:
+      return self
+    return next(iter(self.pipeline.stages(self.settings).values()))
+
   def open(self, workdir: str | Path) -> World:
-    """Returns the world that it runs in: devices and a folder."""
-    with schema.located(self.prefix):
-      return World.open(self.settings.mesh, Path(workdir))
+    """Returns the world that it begins in: devices and a folder."""
+    first = self.first
+    with schema.located(first.prefix):
+      return World.open(first.settings.mesh, Path(workdir))
 
   def check(self, world: World, *, is_alone: bool = True) -> None:
     """Checks all that can be checked without a model and without results.
@@ -157,9 +170,19 @@ class Job:
     return (folder / self.pipeline.result).is_file()
 
 
-def default_job(pipeline: Pipeline) -> Job:
-  """Returns a pipeline with its default settings."""
-  return Job(pipeline, pipeline.Settings())
+def stage_of_run(pipeline: Pipeline, *fields: str) -> Any:
+  """Returns a field of Settings that is a stage of a whole run.
+
+  Another pipeline may stand there if it leaves the same and has the fields.
+
+  Args:
+    pipeline: the usual one, with its default settings.
+    fields: that the run fills in, or reads.
+  """
+  return dataclasses.field(
+    default=Job(pipeline, pipeline.Settings()),
+    metadata={"leaves": pipeline.leaves, "fields": fields},
+  )
 
 
 def stage_field(kind: str) -> Any:

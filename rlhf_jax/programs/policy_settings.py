@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
-from rlhf_jax import optimizer, schema
+from rlhf_jax import imported, optimizer, schema
 from rlhf_jax.algorithms.policy_gradient import (
   epochs,
   importance,
+  objectives,
   packing,
   registry,
   shaping,
@@ -27,16 +29,25 @@ class Settings(actors.Sampled):
   The critic learns five times as fast as the policy (METHODS 4).
   """
 
-  value: actors.Value = actors.Value()
-  shaping: shaping.Config = shaping.Config()
-  algorithm: schema.Method = schema.method(registry.ALGORITHMS, "ppo")
-  importance: importance.Config = importance.Config()
+  value: actors.Value = actors.Value()  # the critic of a method that has one
+  shaping: shaping.Config = shaping.Config()  # score and KL -> token rewards
+  algorithm: schema.Method = schema.method(
+    registry.ALGORITHMS, "ppo", registry.check_method
+  )
+  # the policy-gradient method
+  objective_fn: str = ""  # import path of S(log_ratio, advantages, config)
+  advantage_fn: str = ""  # import path of (rollout, config) -> rollout
+  importance: importance.Config = importance.Config()  # trainer over sampler
   epochs: epochs.Config = epochs.Config()
-  packing: packing.Config = packing.Config()
-  policy_optimizer: optimizer.Config = optimizer.Config(learning_rate=1e-6)
-  value_optimizer: optimizer.Config = optimizer.Config(learning_rate=5e-6)
-  ptx: Data = Data()
-  ptx_batch_size: int = 32  # rows of text mixed into each update
+  packing: packing.Config = packing.Config()  # several samples in a row
+  policy_optimizer: optimizer.Config = optimizer.Config(
+    learning_rate=1e-6
+  )  # of the policy
+  value_optimizer: optimizer.Config = optimizer.Config(
+    learning_rate=5e-6
+  )  # of the critic
+  ptx: Data = Data()  # text mixed into the updates (PPO-ptx)
+  ptx_batch_size: int = 32  # rows of that text in each rollout's updates
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -52,7 +63,9 @@ class Settings(actors.Sampled):
         num_samples=self.generate.num_samples,
         kl_coefficient=self.shaping.kl_coefficient,
         steps_per_rollout=self.updates,
+        objective=self.objective,
       )
+    _ = self.advantages  # its signature is checked
     if self.importance.cap is not None and self.model.dtype == "float32":
       raise FieldError(
         f"importance.cap={self.importance.cap}: with model.dtype="
@@ -81,6 +94,21 @@ class Settings(actors.Sampled):
     with schema.as_field("algorithm."):
       return dataclasses.replace(config, group_size=self.generate.num_samples)
 
+  @functools.cached_property
+  def objective(self) -> Callable[..., Any] | None:
+    """The policy objective that an import path names, or None."""
+    return _imported(
+      self.objective_fn, "objective_fn", objectives.check_objective
+    )
+
+  @functools.cached_property
+  def advantages(self) -> Callable[..., Any]:
+    """The method's advantages, or those that an import path names."""
+    own = _imported(
+      self.advantage_fn, "advantage_fn", registry.check_advantages
+    )
+    return self.algorithm.module.advantages if own is None else own
+
   @property
   def group_size(self) -> int | None:
     """Answers to one prompt that are compared, or None."""
@@ -89,7 +117,7 @@ class Settings(actors.Sampled):
   @property
   def has_critic(self) -> bool:
     """Whether the method trains a critic."""
-    return self.algorithm.name in registry.NEEDS_CRITIC
+    return registry.has_critic(self.algorithm.module)
 
   @property
   def has_ptx(self) -> bool:
@@ -112,6 +140,19 @@ class Settings(actors.Sampled):
     if self.packing.row_tokens:
       return self.packing.targets
     return self.generate.max_new_tokens
+
+
+def _imported(
+  path: str, field: str, check_signature: Callable[[Any], Any]
+) -> Callable[..., Any] | None:
+  """Returns what an import path names, its signature checked; None for ""."""
+  if not path:
+    return None
+  with schema.as_field():
+    function = imported.load(path, field)
+  with schema.as_field(f"{field}={path!r}: "):
+    check_signature(function)
+  return function
 
 
 def check(settings: Settings, world: World) -> None:

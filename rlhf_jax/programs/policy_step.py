@@ -21,11 +21,11 @@ import jax.numpy as jnp
 
 from rlhf_jax import generate, ops, optimizer
 from rlhf_jax.algorithms.policy_gradient import (
+  further_rollouts,
   groups,
   importance,
   packing,
   registry,
-  remax,
   shaping,
 )
 from rlhf_jax.algorithms.policy_gradient import update as pg
@@ -69,10 +69,10 @@ def prepare(
   rollout, moments, row = shaping.shape_rewards(
     rollout, moments, beta, settings.shaping
   )
-  if "greedy" in further:
-    scores = shaping.shaped_scores(further["greedy"], moments, settings.shaping)
-    rollout = remax.with_baseline(rollout, scores)
-  rollout = settings.algorithm.module.advantages(rollout, settings.method)
+  rollout = further_rollouts.attach(rollout, further, moments, settings.shaping)
+  rollout = registry.compute_advantages(
+    settings.advantages, rollout, settings.method
+  )
   if settings.group_size is not None:
     row |= groups.metrics(
       rollout, settings.group_size, texts.correct_above(settings.text_judge)
@@ -152,6 +152,7 @@ def make_functions(
     algorithm=settings.algorithm.module,
     algorithm_config=settings.method,
     config=settings.epochs,
+    objective=settings.objective,
     apply=apply,
     optimizer=transforms["both"],
     constrain=constrain,
@@ -205,12 +206,11 @@ def make_transforms(settings: Settings, total: int) -> dict[str, Any]:
 
 def further(settings: Settings) -> dict[str, generate.Config]:
   """Returns how further answers to each prompt are sampled, by their name."""
-  if settings.algorithm.name not in registry.NEEDS_GREEDY:
-    return {}
-  greedy = dataclasses.replace(
-    settings.generate, temperature=0.0, num_samples=1, batch_size=None
-  )
-  return {"greedy": greedy}
+  wanted = registry.further_of(settings.algorithm.module, settings.method)
+  return {
+    name: dataclasses.replace(settings.generate, **changes)
+    for name, changes in wanted.items()
+  }
 
 
 def initial_arrays(

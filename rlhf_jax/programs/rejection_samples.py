@@ -33,14 +33,14 @@ class Rounds:
   count: int = 3  # rounds; Llama 2 made four
   prompts: int = 256  # sampled in a round; RAFT 2,048
   batch_size: int = 32  # prompts sampled together
-  # "base": each round trains the policy that the run started from (Llama 2,
-  # ReST-EM); "previous": the one of the round before (RAFT).
-  start: str = "base"
+  start: str = "base"  # what each round trains: the policy that the run started
+  # from (Llama 2, ReST-EM), or that of the round before (RAFT)
   pool: bool = False  # train on what all rounds so far kept (Llama 2)
   min_tokens: int = 1  # of an answer, its end included; shorter are left out
   max_tokens: int | None = None  # longer answers are left out; None: no limit
-  keep_truncated: bool = False  # answers without an end teach not to end
-  keep_duplicates: bool = False  # of one answer to one prompt
+  keep_truncated: bool = False  # keep answers without an end, which teach not
+  # to end
+  keep_duplicates: bool = False  # keep each copy of one answer to one prompt
 
   def __post_init__(self) -> None:
     for name in ("count", "prompts", "batch_size", "min_tokens"):

@@ -202,8 +202,9 @@ class Planned(World):
 
   def info(self, folder: str | Path, kind: str) -> dict:
     """Returns what stage.json of a planned, or of an assumed stage says."""
-    if os.path.normpath(folder) in self.left:
-      return self.left[os.path.normpath(folder)]
+    path, _ = stages.place(folder)
+    if os.path.normpath(path) in self.left:
+      return self.left[os.path.normpath(path)]
     found = self.assumed[kind]
     mode = found["role"]["trainable"]
     what = "a start" if kind == stages.POLICY else "reward models"

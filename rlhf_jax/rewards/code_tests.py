@@ -328,11 +328,12 @@ def run_all(
 def score(
   texts: Sequence[str], references: Sequence[Any], config: Config
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-  """Returns [N] scores, and [N] 0 or 1 each of "timeout" and "no_code".
+  """Returns [N] float32: 1 where the code of an answer passes all its tests.
 
-  A score is 1 if all tests pass, else 0, or with credit="share" the share of
-  them, in which tests that passed before a timeout count. No code scores 0.
-  Many timeouts may be the checker's doing: give more seconds, fewer workers.
+  With credit="share" it is the share of them, in which tests that passed before
+  a timeout count. No code scores 0. Beside the scores stand [N] 0 or 1 each of
+  "timeout" and "no_code". Many timeouts may be the checker's doing: give more
+  seconds, fewer workers.
 
   Args, Raises: as `run_all`.
   """

@@ -34,7 +34,7 @@ class ExactConfig:
   # Markers of the final answer (math_answers.FORMATS), () compares all of the
   # text. Differing marked answers, or none, score 0.
   formats: tuple[str, ...] = ()
-  is_case_sensitive: bool = False
+  is_case_sensitive: bool = False  # False: "Paris" equals "paris"
   keeps_punctuation: bool = False  # False: "Paris." equals "paris"
 
   def __post_init__(self):
@@ -52,7 +52,7 @@ class PatternConfig:
 
   pattern: str  # Python's re; {reference} inserts the escaped reference
   mode: Literal["fullmatch", "search"] = "fullmatch"  # search invites stuffing
-  is_case_sensitive: bool = True
+  is_case_sensitive: bool = True  # whether "A" of the pattern is not "a"
   spans_lines: bool = False  # whether "." matches a line break
   max_characters: int = 20_000  # a longer response scores 0: bounds the time
 

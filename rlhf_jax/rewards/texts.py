@@ -33,8 +33,10 @@ class Verifier:
   """Which verifier judges, in place of a reward model."""
 
   name: str = ""  # of rewards/verifiers.py, or an import path; "" for none
-  settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-  # fields of its Config, or parameters of the function
+  settings: dict[str, Any] = dataclasses.field(
+    default_factory=dict, metadata={"class_of": verifiers.config_of}
+  )  # fields of its Config, or parameters of the function; an experiment
+  # file puts them in
 
   def __post_init__(self) -> None:
     self.bound()

@@ -62,7 +62,7 @@ class Part:
 class SumConfig:
   """R = sum of weight times score, METHODS 9: correct and well formed."""
 
-  parts: tuple[Part, ...]
+  parts: tuple[Part, ...]  # summands: verifier, weight, settings, reference
   # Index of a part without which nothing counts (score 0 when it is 0): keeps
   # a policy from living off the format reward. None: no such part.
   gate: int | None = None
@@ -109,7 +109,7 @@ def _part_references(part: Part, references: Sequence[Any]) -> list[Any]:
 
 
 def score_sum(answers: Answers, config: SumConfig) -> Parts:
-  """Returns [N] float32, the weighted sum, 0 where the gate is shut; and parts.
+  """Returns [N] float32: the weighted sum, 0 where the gate is shut; and parts.
 
   The parts, before their weights, are named by `part_names`; what a part logs
   beside its score has the part's name before its own ("code_timeout").
@@ -191,6 +191,11 @@ VERIFIERS: dict[str, Verifier] = {
   "code": Verifier(code_tests.Config, code_tests.score),
   "sum": Verifier(SumConfig, score_sum),
 }
+
+
+def config_of(name: str) -> type | None:
+  """Returns the Config of a verifier, None for an import path."""
+  return VERIFIERS[name].Config if name in VERIFIERS else None
 
 
 def bind_parts(name: str, /, **settings: Any) -> Bound:

@@ -36,8 +36,9 @@ class Schedule:
   epochs: float = 0.0  # passes over the data; 0: from steps
   save_every: int = 50  # steps between checkpoints
   keep: int = 2  # newest checkpoints kept
-  keep_best: str = ""  # metric by which the best saved step is kept besides
-  best: str = "max"  # "max" or "min" of that metric is the best
+  keep_best: str = ""  # metric by which the best saved step is kept besides;
+  # "" for none
+  best: str = "max"  # whether the best is the largest or smallest keep_best
   asynchronous: bool = False  # checkpoints are written while steps go on
   log_every: int = 1  # steps between metric rows
 

@@ -69,9 +69,13 @@ class Shelf(Protocol):
 
 
 def place(folder: str | Path) -> tuple[Path, str]:
-  """Returns (folder, step) of FOLDER, FOLDER@best or FOLDER@12; "" for none."""
+  """Returns (folder, step) of FOLDER, FOLDER@best or FOLDER@12; "" for none.
+
+  A folder that is there under the whole name is that folder.
+  """
   head, at, step = str(folder).rpartition("@")
-  if at and (step == "best" or step.isdigit()):
+  is_step = step == "best" or (step.isascii() and step.isdigit())
+  if at and is_step and not Path(folder).is_dir():
     return Path(head), step
   return Path(folder), ""
 
@@ -136,8 +140,12 @@ def stage_fingerprint(workdir: str | Path) -> str:
   return integrity.fingerprint({"stage": info, "manifest": digest})
 
 
-def step_of(folder: str | Path) -> int | None:
+def step_of(folder: str | Path, field: str = "") -> int | None:
   """Returns the step that FOLDER@... names; None for the newest.
+
+  Args:
+    folder: the stage's directory, with @STEP or not.
+    field: where it was named, for the message.
 
   Raises:
     UserError: the run kept no such step.
@@ -154,8 +162,9 @@ def step_of(folder: str | Path) -> int | None:
   if found is None or found not in kept:
     what = "no best step" if step == "best" else f"no step {step}"
     raise UserError(
-      f"{folder}: {what} was kept there; there are {kept}. The best one is "
-      "kept where schedule.keep_best names a metric, others by schedule.keep."
+      f"{_named(folder, field)}: {what} was kept there; there are {kept}. The "
+      "best one is kept where schedule.keep_best names a metric, others by "
+      "schedule.keep."
     )
   return found
 
@@ -223,6 +232,8 @@ def history(workdir: str | Path) -> list[tuple[str, int]]:
   before = info.get("init_from") or info.get("merged_from")
   earlier = history(folder / before) if before else []
   steps = int(step) if step.isdigit() else info.get("steps", 0)
+  if step == "best":
+    steps = step_of(workdir)
   return [*earlier, (_method_of(folder, info), steps)]
 
 
@@ -261,7 +272,7 @@ def need_stage(
   is_wanted = info is not None and kind_of(info) == kind
   if is_wanted and pipeline in ("", info["pipeline"]):
     if step:
-      step_of(workdir)
+      step_of(workdir, field)
     return info
   remedy = f"Finish it first, with --workdir={folder}."
   if info is not None:
@@ -272,11 +283,18 @@ def need_stage(
     found = "no run in it"
   else:
     found = "no such folder"
-  where = f"{field}={str(workdir)!r}" if field else str(workdir)
+    head, at, _ = str(workdir).rpartition("@")
+    if at and Path(head).is_dir():
+      remedy = f"For a step of a run write {head}@best or {head}@120."
   raise UserError(
-    f"{where}: wanted a finished {pipeline or kind} run, found {found}. "
-    f"{remedy}"
+    f"{_named(workdir, field)}: wanted a finished {pipeline or kind} run, "
+    f"found {found}. {remedy}"
   )
+
+
+def _named(folder: str | Path, field: str) -> str:
+  """Returns a folder, for messages, with the field where it was named."""
+  return f"{field}={str(folder)!r}" if field else str(folder)
 
 
 def check_same_base(info: dict, base: Base, workdir: str | Path) -> None:
@@ -321,8 +339,19 @@ class Disk:
   mesh: Any
 
   def info(self, folder: str | Path, kind: str) -> dict:
-    """Returns stage.json of a finished stage that leaves a `kind`."""
-    return need_stage(folder, kind)
+    """Returns stage.json of a finished stage that leaves a `kind`.
+
+    Says so where numbers in it are not of the step that is named.
+    """
+    info = need_stage(folder, kind)
+    step = step_of(folder)
+    if kind == REWARD and step not in (None, info["steps"]):
+      print(
+        f"{folder}: warning: mean and deviation of its scores, its diagnosis "
+        f"and its guards were measured at step {info['steps']}, the last, and "
+        f"not at step {step}."
+      )
+    return info
 
   def restore(self, folder: str | Path, info: dict, template: PyTree) -> PyTree:
     """Returns the trained tree of a stage."""

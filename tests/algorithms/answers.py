@@ -37,6 +37,16 @@ def rollout(score=(1.0, 2, 6, 4, 4, 4), padding=0, **changes):
   ).replace(**changes)
 
 
+def with_further(data, **scores):
+  """The rollout with further answers of these scores, as `attach` gives."""
+  return data.replace(
+    further={
+      name: rollout().replace(score=jnp.asarray(x, jnp.float32))
+      for name, x in scores.items()
+    }
+  )
+
+
 def rewards_per_token(seed=3):
   """Rewards [N, L] on every token, as with a KL in the reward."""
   return field(seed, scale=1.0)
@@ -74,7 +84,8 @@ def packed(data):
   per_token = {
     k: pack(x)
     for k, x in vars(data).items()
-    if x is not None and k not in ("score", "finish_reason", "hidden")
+    if x is not None
+    and k not in ("score", "finish_reason", "further", "hidden")
   }
   segments = jnp.tile(jnp.array([[1], [2]]), (N // 2, L))
   return data.replace(segment_ids=pack(segments), **per_token)

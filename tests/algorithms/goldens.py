@@ -54,9 +54,14 @@ def rollout(golden, mask="mask", **fields):
     "rewards": field(golden, "rewards", mask),
     "advantages": field(golden, "advantages", mask),
     "returns": field(golden, "returns", mask),
-    "baseline": jnp.asarray(golden["baselines"]),
   }
   return Rollout(**usual | fields)
+
+
+def with_greedy(golden, data):
+  """Returns the rollout with a greedy answer to each, as remax reads it."""
+  greedy = data.replace(score=jnp.asarray(golden["baselines"]))
+  return data.replace(further={"greedy": greedy})
 
 
 def policy_loss(golden, data, entropies=None, new="new", **settings):

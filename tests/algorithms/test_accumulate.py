@@ -102,3 +102,27 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(where):
       np.testing.assert_array_equal, getattr(state, name), getattr(before, name)
     )
   assert (state.skipped, report.applied) == (2, False)
+
+
+def test_a_step_without_tokens_is_passed_over():
+  """Momentum of 1 on each weight: a step of gradient 0 would move by 0.9."""
+  optimizer = optax.sgd(1.0, momentum=0.9)
+  before = fresh_state(optimizer)
+  before = before.replace(
+    opt_state=jax.tree.map(jnp.ones_like, before.opt_state)
+  )
+
+  @jax.jit
+  def step(tokens):
+    zero = {"w": jnp.zeros(3)}
+    return accumulate.take_step(
+      before, zero, jnp.float32(0.0), optimizer, tokens, "area/norm"
+    )
+
+  state, flags = step(jnp.float32(0.0))
+  np.testing.assert_array_equal(state.params["w"], PARAMS["w"])
+  assert (state.step, state.skipped) == (5, 1)
+  assert flags == {"area/norm": 0.0, "executed": False, "applied": False}
+  state, flags = step(jnp.float32(1.0))
+  np.testing.assert_allclose(state.params["w"], PARAMS["w"] - 0.9, rtol=1e-6)
+  assert flags == {"area/norm": 0.0, "executed": True, "applied": True}

@@ -14,7 +14,6 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.algorithms.policy_gradient import registry as policy_gradient
-from rlhf_jax.algorithms.policy_gradient import remax
 from rlhf_jax.algorithms.policy_gradient import update as policy_update
 from rlhf_jax.algorithms.preference import registry as preference
 from rlhf_jax.algorithms.preference import update as preference_update
@@ -68,7 +67,7 @@ def settings(name):
 def test_trap_12_policy_gradients(name):
   module, config = policy_gradient.ALGORITHMS[name], settings(name)
   is_one_step = name in ("reinforce", "remax")
-  has_critic = name in policy_gradient.NEEDS_CRITIC
+  has_critic = policy_gradient.has_critic(module)
   params = policy_problem.parameters()
   rollout = policy_problem.make_rollout()
   if not has_critic:
@@ -84,8 +83,11 @@ def test_trap_12_policy_gradients(name):
 
   @jax.jit
   def program(state, rollout):
-    if name in policy_gradient.NEEDS_GREEDY:
-      rollout = remax.with_baseline(rollout, 0.5 * rollout.score)
+    further = {
+      name: rollout.replace(score=0.5 * rollout.score)
+      for name in policy_gradient.further_of(module, config)
+    }
+    rollout = rollout.replace(further=further)
     return policy_update.update(
       state,
       policy_problem.FROZEN,

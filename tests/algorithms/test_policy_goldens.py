@@ -53,7 +53,8 @@ def sample_deviation(mask):
 )
 def test_advantages_are_those_of_verl(name, module, config, factor):
   """Difference: where it whitens, by the sample deviation."""
-  found = module.advantages(goldens.rollout(VERL), config).advantages
+  data = goldens.with_greedy(VERL, goldens.rollout(VERL))
+  found = module.advantages(data, config).advantages
   goldens.close(found * factor, VERL[f"adv_{name}"])
   if factor != 1.0:
     assert np.abs(found - VERL[f"adv_{name}"]).max() > 0.01

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlhf_jax.algorithms.policy_gradient import ppo, shaping
+from rlhf_jax.algorithms.policy_gradient import objectives, ppo, shaping
 from rlhf_jax.types import Rollout
 
 N, L = 8, 6
@@ -227,7 +227,7 @@ def test_loss_against_a_loop(config):
 def test_metrics_by_hand():
   log_two = float(np.log(2.0))
   difference = jnp.array([[log_two, log_two, -log_two, -log_two, 0.0]])
-  _, metrics = ppo.policy_loss(
+  metrics = objectives.ratio_metrics(
     difference,
     jnp.array([[1.0, -1.0, 1.0, -1.0, 3.0]]),
     jnp.array([[1.0, 1.0, 1.0, 1.0, 0.0]]),
@@ -275,6 +275,8 @@ def test_trap_27_masked_positions_get_no_gradient():
     gradient = np.asarray(gradient)
     assert np.all(gradient[np.asarray(data["mask"]) == 0] == 0)
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+  share = -0.1 / np.sum(data["mask"]) * data["mask"]
+  np.testing.assert_allclose(gradients[1], share, rtol=1e-6)
 
 
 def test_trap_10_11_100_columns_of_padding_change_nothing():

@@ -4,27 +4,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.algorithms.policy_gradient import packing, remax, shaping
+from rlhf_jax.algorithms.policy_gradient import (
+  further_rollouts,
+  packing,
+  remax,
+  shaping,
+)
 from rlhf_jax.types import FINISH_LENGTH
 from tests.algorithms import answers
 
+CONFIG = remax.Config()
+
 
 def test_advantages_by_hand():
-  data = remax.with_baseline(answers.rollout(), jnp.array([2.0, 5.0]))
-  np.testing.assert_allclose(data.baseline, [2, 2, 2, 5, 5, 5])
-  found = remax.advantages(data, remax.Config())
+  data = answers.with_further(answers.rollout(), greedy=[2.0, 5.0])
+  found = remax.advantages(data, CONFIG)
   np.testing.assert_allclose(
     found.advantages, answers.spread([-1, 0, 4, -1, -1, -1])
   )
-  assert found.baseline is None
+  assert found.further == {}
 
 
 def test_rewards_to_go_with_a_kl_on_every_token():
   rewards = answers.rewards_per_token()
-  data = remax.with_baseline(
-    answers.rollout(rewards=rewards), jnp.array([1.0, 2.0])
+  data = answers.with_further(
+    answers.rollout(rewards=rewards), greedy=[1.0, 2.0]
   )
-  found = np.asarray(remax.advantages(data, remax.Config()).advantages)
+  found = np.asarray(remax.advantages(data, CONFIG).advantages)
   for n, t in np.argwhere(answers.MASK > 0):
     end = answers.PROMPT + answers.LENGTHS[n]
     to_go = np.asarray(rewards, np.float64)[n, t:end].sum()
@@ -46,28 +52,40 @@ def test_greedy_scores_follow_the_rules_of_the_samples():
   greedy = sampled.replace(
     finish_reason=jnp.full(6, FINISH_LENGTH, jnp.int32).at[1].set(0)
   )
-  found = shaping.shaped_scores(greedy, moments, config)
+  attached = further_rollouts.attach(
+    shaped, {"greedy": greedy, "same": sampled}, moments, config
+  )
   score = np.array([1.0, 2, 6, 4, 4, 4])
   raw = np.where(np.arange(6) == 1, score, score - 4)
   expected = np.clip((raw - score.mean()) / score.std(), -1.5, 1.5)
+  found = attached.further["greedy"].score
   np.testing.assert_allclose(found, expected, rtol=1e-5)
   # Not truncated, it is what shape_rewards puts on the last token.
-  same = shaping.shaped_scores(sampled, moments, config)
   last = np.asarray(shaped.rewards)[np.arange(6), answers.LAST]
-  np.testing.assert_allclose(same, last, rtol=1e-6)
+  np.testing.assert_allclose(attached.further["same"].score, last, rtol=1e-6)
 
 
-def test_the_baseline_is_gone_before_rows_are_packed():
-  data = remax.with_baseline(answers.rollout(), jnp.array([2.0, 5.0]))
-  data = remax.advantages(data, remax.Config())
+def test_the_greedy_answers_are_gone_before_rows_are_packed():
+  data = answers.with_further(answers.rollout(), greedy=[2.0, 5.0])
+  data = remax.advantages(data, CONFIG)
   layout = packing.plan(data, packing.Config(row_tokens=20))
   mask = jnp.asarray(answers.MASK)
   packed = packing.pack_rollout(data.replace(valid_mask=mask), layout)
-  assert packed.baseline is None
+  assert packed.further == {}
+  np.testing.assert_array_equal(
+    packing.unpack(packed.advantages, layout), data.advantages
+  )
 
 
 def test_errors():
-  with pytest.raises(ValueError, match="baseline is None: ReMax subtracts"):
-    remax.advantages(answers.rollout(), remax.Config())
-  with pytest.raises(ValueError, match="greedy_scores has 4 prompts: 6 rows"):
-    remax.with_baseline(answers.rollout(), jnp.zeros(4))
+  data = answers.with_further(answers.rollout(), other=[1.0])
+  with pytest.raises(ValueError, match=r"has \['other'\]: ReMax needs 'greedy"):
+    remax.advantages(data, CONFIG)
+  data = answers.with_further(answers.rollout(), greedy=jnp.zeros(4))
+  with pytest.raises(ValueError, match=r"further\['greedy'\] has 4 prompts: 6"):
+    remax.advantages(data, CONFIG)
+  packed = answers.rollout(segment_ids=jnp.ones((6, 8), jnp.int32))
+  with pytest.raises(ValueError, match=r"further\['greedy'\].segment_ids is"):
+    further_rollouts.attach(
+      data, {"greedy": packed}, shaping.init_moments(), shaping.Config()
+    )

@@ -9,7 +9,13 @@ import optax
 import pytest
 
 from rlhf_jax.algorithms import aggregate
-from rlhf_jax.algorithms.policy_gradient import grpo, ppo, surrogate, update
+from rlhf_jax.algorithms.policy_gradient import (
+  grpo,
+  objectives,
+  ppo,
+  surrogate,
+  update,
+)
 from rlhf_jax.types import TrainState
 from tests.algorithms import answers
 
@@ -129,7 +135,7 @@ def test_packed_and_padded_rows_give_the_same_loss(config):
     )
 
 
-@pytest.mark.parametrize("objective", surrogate.OBJECTIVES)
+@pytest.mark.parametrize("objective", objectives.OBJECTIVES)
 def test_t03_trap_08_at_ratio_1_all_objectives_are_the_policy_gradient(
   objective,
 ):
@@ -161,6 +167,9 @@ def test_trap_27_masked_positions_get_no_gradient():
       assert np.isfinite(gradient).all()
       assert not np.asarray(gradient)[answers.MASK == 0].any()
     assert np.abs(gradients[0]).max() > 0
+    # Each counted token's entropy has its share of the average.
+    share = -config.entropy_coefficient / answers.MASK.sum() * answers.MASK
+    np.testing.assert_allclose(gradients[1], share, rtol=1e-6)
 
 
 def test_trap_32_no_gradient_reaches_what_a_rollout_fixed():

@@ -12,6 +12,7 @@ import pytest
 from rlhf_jax import ops
 from rlhf_jax.algorithms.policy_gradient import (
   grpo,
+  objectives,
   ppo,
   rloo,
   shaping,
@@ -239,7 +240,7 @@ def test_difference_rewards_are_whitened_by_the_sample_deviation():
   data = shaped_ppo()
   mask = data.response_mask
   mean = ops.masked_mean(data.rewards, mask)
-  kept = ops.whiten(data.rewards, mask, shift_mean=False) - mean
+  kept = ops.whiten(data.rewards, mask, shifts_mean=False) - mean
   count = float(jnp.sum(mask))
   factor = np.sqrt((count - 1) / count)
   goldens.close((kept * factor + mean) * mask, TRL["ppo_white_rewards"])
@@ -251,13 +252,11 @@ def test_the_loss_of_ppo_is_that_of_trl():
   mask, longer = jnp.asarray(MASK), data.response_mask
 
   def total(new, values):
-    policy = ppo.policy_loss(
+    policy = objectives.clipped(
       ops.log_ratio(new, goldens.field(TRL, "old"), mask),
       jnp.asarray(TRL["ppo_advantages"], jnp.float32),
-      mask,
-      jnp.sum(mask),
       clip_ratio=0.2,
-    )[0]
+    )
     value = ppo.value_loss(
       values,
       data.values,

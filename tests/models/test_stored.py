@@ -7,10 +7,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from rlhf_jax.runs import checkpoint
 from rlhf_jax.models.stored import StackedWeight, StoredWeight
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
+from rlhf_jax.runs import checkpoint
 
 WHOLE = np.arange(24 * 16, dtype=np.float32).reshape(24, 16) / 7
 

@@ -141,7 +141,7 @@ def tiny_logits(model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def make_tiny() -> None:
   """Writes the two folders and tiny_llama_logits.npz."""
   inputs = tiny_inputs()
-  golden = {key: value.astype(np.int32) for key, value in dataset.items()}
+  golden = {key: value.astype(np.int32) for key, value in inputs.items()}
   for seed, name in enumerate(TINY):
     model = tiny_model(name, seed)
     model.save_pretrained(HERE / name)

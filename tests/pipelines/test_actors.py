@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from rlhf_jax.models import heads, roles, transformer
-from rlhf_jax.pipelines import actors, stages
-from rlhf_jax.schema import UserError
+from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.programs import actors
+from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import model as reward_model
+from rlhf_jax.runs import stages
+from rlhf_jax.schema import UserError
 
 MODEL = transformer.Config(
   vocab_size=19,
@@ -23,6 +26,7 @@ MODEL = transformer.Config(
   max_length=16,
 )
 MEAN, STD = 0.5, 2.0
+WORLD = World.open(mesh_lib.Config(devices=1), "")
 
 
 def noisy(tree, size=0.2):
@@ -79,7 +83,7 @@ def test_trap_31_the_critic_starts_as_the_reward_model(
   scorer, weights = reward(trained, hidden_units, rank)
   model = dataclasses.replace(MODEL, lora_rank=4)
   critic = actors.starting_critic(
-    actors.Value(mode=mode), scorer, weights, model, jax.random.key(3)
+    actors.Value(mode=mode), scorer, weights, model, jax.random.key(3), WORLD
   )
   judged = stages.Stage(scorer.role, weights.variables, {})
   np.testing.assert_allclose(
@@ -93,7 +97,7 @@ def test_an_mlp_beside_a_plain_head_starts_at_nothing():
   key = jax.random.key(3)
   plain, deeper = (
     actors.starting_critic(
-      actors.Value(hidden_units=units), scorer, weights, MODEL, key
+      actors.Value(hidden_units=units), scorer, weights, MODEL, key, WORLD
     )
     for units in (0, 5)
   )

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from rlhf_jax.pipelines import check, defaults
-from rlhf_jax.schema import UserError
+from rlhf_jax import schema
+from rlhf_jax.pipelines import PIPELINES, defaults, find
+from rlhf_jax.programs.actors import Sampled
+from rlhf_jax.programs.pipeline import Job
+from rlhf_jax.schema import Method, UserError
+from tests.pipelines.tiny_runs import checked
 
 FILES = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.py"))
 
@@ -43,7 +47,7 @@ def test_all_sections_parse(path, files, sft_lora, reward_head, tmp_path):
       "hh": str(transcripts),
       "labelled": str(judged),
     }[config.data.format]
-  if config.pipeline in ("policy", *check.READERS):
+  if issubclass(find(config.pipeline).Settings, Sampled):
     problem = tmp_path / "problems.jsonl"
     problem.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
     config.prompts.source = {"prompt": files.prompts, "gsm8k": str(problem)}[
@@ -55,7 +59,7 @@ def test_all_sections_parse(path, files, sft_lora, reward_head, tmp_path):
   for stage in (config, *config.values()):  # compact sampling wants one device
     if isinstance(stage, ConfigDict) and "mesh" in stage:
       stage.mesh.devices = 1
-  check.check_config(config)
+  checked(config)
   known = set(getattr(defaults, config.pipeline)())
   assert set(config) == known
 
@@ -82,7 +86,7 @@ def test_every_method_has_the_same_budget(name, files):
     for stage in config.values():
       if isinstance(stage, ConfigDict) and "mesh" in stage:
         stage.mesh.devices = 1
-    check.check_config(config)
+    checked(config)
 
 
 METHOD = runpy.run_path(str(FILES[0].parent / "method.py"))
@@ -96,7 +100,7 @@ def test_every_method_has_a_recipe(name, tmp_path):
   config.prompts.source = str(path)
   config.verifier.name = "exact"
   config.mesh.devices = 1
-  check.check_config(config)
+  checked(config)
 
 
 @pytest.mark.parametrize("argument", ["rlo", "rloo,steps=2", "raft,rollouts=4"])
@@ -113,7 +117,7 @@ def test_a_misspelt_field_is_named(path):
   with stage.model.unlocked():
     stage.model.lora_rnak = 4
   with pytest.raises(UserError) as caught:
-    check.check_config(config)
+    checked(config)
   assert f"config.{prefix}model.lora_rnak" in str(caught.value)
   assert "lora_rank" in str(caught.value)
 
@@ -124,11 +128,15 @@ def test_the_docstring_shows_the_command(path):
   assert f"--config=configs/{path.name}" in text
 
 
-def test_default_sections_are_the_dataclasses_defaults(files):
-  """tree() and section() are each other's inverse."""
-  del files
-  config = defaults.policy()
-  for name, cls in check._COMMON.items():
-    if name in config and not name.endswith("optimizer"):
-      assert check.section(cls, config[name], name) == cls()
-      assert set(config[name]) == {f.name for f in dataclasses.fields(cls)}
+@pytest.mark.parametrize("name", PIPELINES)
+def test_default_sections_are_the_dataclasses_defaults(name):
+  """tree() and read() are each other's inverse."""
+  config = defaults.of(name)
+  settings = find(name).Settings
+  for field in dataclasses.fields(settings):
+    section = schema.hints(settings)[field.name]
+    if not dataclasses.is_dataclass(section) or section in (Job, Method):
+      continue
+    assert set(config[field.name]) == set(schema.hints(section))
+    found = schema.read(section, config[field.name], field.name)
+    assert found == field.default

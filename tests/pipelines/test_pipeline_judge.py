@@ -10,10 +10,19 @@ import pytest
 
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.models import trees
-from rlhf_jax.pipelines import actors, build, judge, policy
+from rlhf_jax.programs import actors
+from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.types import FINISH_LENGTH
 from tests.pipelines import tiny_runs
+
+
+def load(config):
+  """Returns the actors of a configuration."""
+  settings, world = tiny_runs.settings_of(config), tiny_runs.world_of(config)
+  base = world.base(settings.model)
+  targets = settings.row_targets
+  return actors.load(settings, base, world, targets, settings.value)
 
 
 @pytest.fixture(scope="module")
@@ -21,15 +30,7 @@ def cast(files, sft_lora, reward_head):
   """Returns the actors of the LoRA run and samples to judge."""
   config = tiny_runs.policy_config(files, "lora", sft_lora, reward_head)
   config.monitors = {"again": str(reward_head)}
-  settings = policy.read_settings(config)
-  found = actors.load(
-    config,
-    tiny_runs.load_base(config),
-    build.make_mesh(config),
-    settings.value,
-    settings.generate.temperature,
-    tiny_runs.NEW_TOKENS,
-  )
+  found = load(config)
   return found, tiny_runs.load_samples(sft_lora / "samples.npz")
 
 
@@ -145,14 +146,6 @@ def test_trap_33_a_permutation_of_samples_permutes_the_rewards(cast):
 @pytest.mark.slow
 def test_a_trunk_of_its_own_is_not_shared(files, sft_full, reward_full):
   config = tiny_runs.full_policy_config(files, sft_full, reward_full)
-  settings = policy.read_settings(config)
-  found = actors.load(
-    config,
-    tiny_runs.load_base(config),
-    build.make_mesh(config),
-    settings.value,
-    settings.generate.temperature,
-    tiny_runs.NEW_TOKENS,
-  )
+  found = load(config)
   assert found.plan.shared == frozenset()
   assert found.weights.base == {}

@@ -1,33 +1,71 @@
-"""Every policy-gradient method through the pipeline, by its name alone."""
+"""Every policy-gradient method through the pipeline, as its recipe has it.
+
+The methods are those of the registry, so a new one is trained here without
+being named, and is refused without a recipe in configs/.
+"""
 
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rlhf_jax.algorithms.policy_gradient.registry import (
-  ALGORITHMS,
-  NEEDS_CRITIC,
-)
-from rlhf_jax.pipelines import check, methods, policy, stages
+from rlhf_jax import pipelines
+from rlhf_jax.algorithms.policy_gradient import registry
+from rlhf_jax.algorithms.policy_gradient.registry import ALGORITHMS
+from rlhf_jax.pipelines import defaults
+from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 
-KL_IN_LOSS = ("grpo",)  # their papers' default
-ONE_STEP = ("reinforce", "remax")  # no importance ratio
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+METHOD = runpy.run_path(str(CONFIGS / "method.py"))
 QUICK = ("grpo",)
 
 
-def method_config(files, name, start, scorer):
-  config = tiny_runs.policy_config(files, "lora", start, scorer)
-  config.value.pretrain_steps = 0
-  config.algorithm = methods.tree(name)
-  config.schedule.update(steps=3, save_every=3, asynchronous=False)
-  if name in KL_IN_LOSS:
-    config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
-  if name in ONE_STEP:
-    config.epochs.update(epochs=1, minibatches=1)
+def recipe(name):
+  """Returns the experiment file's configuration of a method."""
+  if name in METHOD["METHODS"]:
+    return METHOD["get_config"](name)
+  config = runpy.run_path(str(CONFIGS / "ppo.py"))["get_config"]()
+  assert config.algorithm.name == name, (
+    f"{name} has no recipe: add it to METHODS of configs/method.py"
+  )
   return config
+
+
+def method_config(files, name, start, scorer):
+  """A tiny run with the method, the reward and the epochs of its recipe."""
+  chosen = recipe(name)
+  config = tiny_runs.policy_config(files, "lora", start, scorer)
+  for section in ("algorithm", "epochs", "shaping"):
+    config[section] = chosen[section]
+  config.shaping.update(halt_nats=1e6, warn_nats=1e5)
+  config.generate.num_samples = min(4, chosen.generate.num_samples)
+  config.value.pretrain_steps = 0
+  config.schedule.update(steps=3, save_every=3, asynchronous=False)
+  return config
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_method_of_the_registry_has_a_recipe(name, tmp_path):
+  """Its own settings pass all checks of a run; only files are put in."""
+  config = recipe(name)
+  path = tmp_path / "prompts.jsonl"
+  path.write_text('{"prompt": "1 + 1?", "reference": "2"}\n')
+  config.prompts.source = str(path)
+  config.verifier.name = "exact"
+  if registry.has_critic(ALGORITHMS[name]):  # there is no reward model
+    config.value.init = "random"
+  config.mesh.devices = 1
+  settings = tiny_runs.checked(config)
+  assert settings.algorithm.module is ALGORITHMS[name]
+
+
+def test_a_method_without_a_recipe_fails():
+  with pytest.raises(AssertionError, match="brand_new has no recipe"):
+    recipe("brand_new")
 
 
 @pytest.mark.parametrize(
@@ -35,31 +73,29 @@ def method_config(files, name, start, scorer):
   [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
     for name in ALGORITHMS
-    if name not in NEEDS_CRITIC
   ],
 )
-def test_a_method_without_critic_trains(files, sft_lora, reward_head, name):
-  """First ratio 1, no critic anywhere, the policy moves, frozen parts stay."""
+def test_every_method_of_the_registry_trains(
+  files, sft_lora, reward_head, name
+):
+  """First ratio 1, a critic where one belongs, the policy moves."""
   config = method_config(files, name, sft_lora, reward_head)
-  check.check_config(config)
   folder = files.root / f"policy_{name}"
-  policy.run(config, folder)
+  pipelines.run(config, folder)
   rows = tiny_runs.rows_of(folder)
   assert len(rows) == 3
-  has_groups = methods.read(config.algorithm, 4).group_size is not None
+  has_groups = tiny_runs.settings_of(config).group_size is not None
+  has_critic = registry.has_critic(ALGORITHMS[name])
   for row in rows:
     assert np.isfinite(row["ppo/loss_pi"])
     assert row["ppo/first_ratio_error"] < 1e-4
-    assert "ppo/explained_var" not in row
+    assert ("ppo/explained_var" in row) == has_critic
     assert ("group/std" in row) == has_groups
   saved = tiny_runs.saved_arrays(folder)
-  assert not any("/value/" in path for path in saved)
-  start = tiny_runs.saved_arrays(sft_lora)
-  moved = [
-    np.max(np.abs(leaf - start["train/params/" + path.split("policy/", 1)[1]]))
-    for path, leaf in saved.items()
-    if path.startswith("train/params/policy/")
-  ]
+  assert any("/value/" in path for path in saved) == has_critic
+  start = tiny_runs.trained_arrays(sft_lora)
+  trained = tiny_runs.trained_arrays(folder, prefix=stages.BESIDE_CRITIC)
+  moved = [np.max(np.abs(leaf - start[path])) for path, leaf in trained.items()]
   assert moved and max(moved) > 1e-4
   assert stages.read_stage(folder)["steps"] >= 3
 
@@ -68,7 +104,7 @@ def test_a_method_learns_the_planted_word(files, sft_lora, reward_head):
   config = method_config(files, "rloo", sft_lora, reward_head)
   config.schedule.update(steps=16, save_every=16)
   folder = files.root / "policy_rloo_learns"
-  policy.run(config, folder)
+  pipelines.run(config, folder)
   score = [row["rollout/score_mean"] for row in tiny_runs.rows_of(folder)]
   assert np.mean(score[-4:]) > np.mean(score[:4]) + 0.3
 
@@ -96,27 +132,35 @@ def test_what_is_known_to_be_wrong_is_refused(
   for field, value in changes.items():
     config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=message):
-    check.check_config(config)
+    tiny_runs.checked(config)
 
 
 def test_what_none_would_mean_can_be_set():
   """None in a section is the method's default; its other meanings are open."""
-  values = methods.tree("dr_grpo")
-  values.aggregation = "token-mean"
-  found = methods.read(values, num_samples=4).config
+  config = _untouched("dr_grpo")
+  config.algorithm.aggregation = "token-mean"
+  found = tiny_runs.settings_of(config).method
   assert (found.aggregation, found.aggregation_tokens) == ("token-mean", None)
-  values = methods.tree("ppo")
-  values.value_clip = float("inf")
-  assert methods.read(values, num_samples=1).config.value_clip == np.inf
+  config = _untouched("ppo")
+  config.algorithm.value_clip = float("inf")
+  assert tiny_runs.settings_of(config).method.value_clip == np.inf
 
 
 def test_settings_left_alone_are_the_methods_own():
   for name, module in ALGORITHMS.items():
-    found = methods.read(methods.tree(name), num_samples=4)
-    if found.group_size is None:
-      assert found.config == module.Config()
+    settings = tiny_runs.settings_of(_untouched(name))
+    if settings.group_size is None:
+      assert settings.method == module.Config()
     else:
-      assert found.config == module.Config(group_size=4)
+      assert settings.method == module.Config(group_size=4)
+
+
+def _untouched(name):
+  """Returns a method with nothing set, four answers a prompt, no KL."""
+  config = defaults.policy(name)
+  config.generate.num_samples = 4
+  config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
+  return config
 
 
 def test_a_verifier_judges_instead_of_a_reward_model(files, sft_lora):
@@ -134,9 +178,8 @@ def test_a_verifier_judges_instead_of_a_reward_model(files, sft_lora):
   )
   config.prompts.source = questions(files)
   config.schedule.update(steps=12, save_every=12)
-  check.check_config(config)
   folder = files.root / "policy_verified"
-  policy.run(config, folder)
+  pipelines.run(config, folder)
   share = [row["rollout/score_mean"] for row in tiny_runs.rows_of(folder)]
   assert np.mean(share[-3:]) > np.mean(share[:3]) + 0.2
   for row in tiny_runs.rows_of(folder, "samples.jsonl"):
@@ -175,9 +218,8 @@ def test_ppo_takes_a_verifier_and_a_critic_of_its_own(
   config.value.update(init="random", mode=mode, first_layer=0)
   config.schedule.update(batch_size=24, steps=12, save_every=12)
   config.shaping.kl_horizon = 240.0
-  check.check_config(config)
   folder = files.root / f"policy_verified_ppo_{mode}"
-  policy.run(config, folder)
+  pipelines.run(config, folder)
   rows = tiny_runs.rows_of(folder)
   share = [row["rollout/score_mean"] for row in rows]
   assert np.mean(share[-3:]) > np.mean(share[:3]) + 0.1
@@ -202,14 +244,14 @@ def test_judges_that_cannot_be_are_refused(
   config.verifier.name = verifier
   config.reward = str(reward_head) if judge else ""
   with pytest.raises(UserError, match=message):
-    check.check_config(config)
+    tiny_runs.checked(config)
 
 
 def test_prompts_without_references_are_refused(files, sft_lora):
   config = method_config(files, "rloo", sft_lora, "")
   config.verifier.name = "exact"
   with pytest.raises(UserError, match="prompts.jsonl:1.*reference"):
-    policy.run(config, files.root / "policy_unjudged")
+    pipelines.run(config, files.root / "policy_unjudged")
 
 
 def test_references_that_cannot_judge_are_named_by_file_and_line(
@@ -228,4 +270,4 @@ def test_references_that_cannot_judge_are_named_by_file_and_line(
   config.verifier.name = "number"
   config.prompts.source = str(path)
   with pytest.raises(UserError, match="questions.jsonl:7: reference='many'"):
-    policy.run(config, tmp_path / "run")
+    pipelines.run(config, tmp_path / "run")

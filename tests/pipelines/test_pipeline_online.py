@@ -5,16 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.pipelines import (
-  RUN,
-  bond,
-  check,
-  defaults,
-  online_preference,
-  rollouts,
-  sampled,
-  stages,
-)
+from rlhf_jax import pipelines
+from rlhf_jax.pipelines import bond, defaults
+from rlhf_jax.programs import own_samples, rollouts
+from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import FINISH_LENGTH, Rollout
 from tests.pipelines import tiny_runs
@@ -57,9 +51,8 @@ def finished(files, sft_lora, reward_head):
   def folder(pipeline):
     if pipeline not in made:
       config = make_config(files, pipeline, sft_lora, reward_head)
-      check.check_config(config)
       made[pipeline] = files.root / f"{pipeline}_whole"
-      RUN[pipeline](config, made[pipeline])
+      pipelines.run(config, made[pipeline])
     return made[pipeline]
 
   return folder
@@ -76,9 +69,9 @@ def test_the_planted_word_is_learned(finished, pipeline):
   assert (
     abs(rows[0]["rollout/kl_k1_sum"]) < 1e-4 < rows[-1]["rollout/kl_k1_sum"]
   )
-  info = stages.need_stage(folder, "policy")  # it is a policy to evaluate
+  # A policy to evaluate, and a start of further runs.
+  info = stages.need_stage(folder, stages.POLICY)
   assert info["pipeline"] == pipeline and info["steps"] == STEPS
-  assert stages.need_stage(folder, "sft")  # and a start of further runs
 
 
 @pytest.mark.slow
@@ -124,8 +117,8 @@ def test_t20_trap_23_resume_bit_for_bit(
   with monkeypatch.context() as patch:
     kill_at(patch, 8)
     with pytest.raises(Killed):
-      RUN[pipeline](config, folder)
-  RUN[pipeline](config, folder)
+      pipelines.run(config, folder)
+  pipelines.run(config, folder)
   assert_same_run(folder, finished(pipeline), STEPS)
 
 
@@ -137,7 +130,7 @@ def test_trap_12_eight_devices_give_the_same_numbers(
   config = make_config(files, pipeline, sft_lora, reward_head, steps=3)
   config.mesh.update(devices=8, data=8)
   folder = files.root / f"{pipeline}_8"
-  RUN[pipeline](config, folder)
+  pipelines.run(config, folder)
   found = tiny_runs.rows_of(folder)
   expected = tiny_runs.rows_of(finished(pipeline))[:3]
   for rows in (found, expected):
@@ -153,7 +146,7 @@ def test_a_moved_reference_is_the_policy(files, sft_lora, reward_head):
   )
   config.pairing.update(rule="random", reference_every=2)
   folder = files.root / "online_moved"
-  online_preference.run(config, folder)
+  pipelines.run(config, folder)
   rows = tiny_runs.rows_of(folder)
   is_there = [abs(row["pref/loss"] - np.log(2.0)) < 1e-4 for row in rows]
   assert is_there == [True, False, True, False]
@@ -170,7 +163,7 @@ def test_ties_change_nothing(files, sft_lora, reward_head):
   )
   config.pairing.minimum_gap = 1e6
   folder = files.root / "online_ties"
-  online_preference.run(config, folder)
+  pipelines.run(config, folder)
   for row in tiny_runs.rows_of(folder):
     assert row["pair/used_share"] == 0.0 and "pref/loss" not in row
   start = tiny_runs.saved_arrays(sft_lora)
@@ -212,8 +205,7 @@ def test_bond_of_a_fixed_anchor(files, sft_lora, reward_head):
   config.target.update(kind="bond", n=4)
   config.distillation.anchor_rate = 0.0
   folder = files.root / "bond_fixed"
-  check.check_config(config)
-  bond.run(config, folder)
+  pipelines.run(config, folder)
   rows = tiny_runs.rows_of(folder)
   # With the anchor at the start both KLs are of the same samples.
   for row in rows:
@@ -231,7 +223,7 @@ def test_a_kl_out_of_hand_stops_the_run(
   config = make_config(files, pipeline, sft_lora, reward_head)
   config.guards.update(warn_nats=0.02, halt_nats=0.05)
   folder = files.root / f"{pipeline}_halted"
-  info = RUN[pipeline](config, folder)
+  info = pipelines.run(config, folder)
   assert "guards.halt_nats=0.05" in info["halted"]
   assert info["steps"] < STEPS
   assert "stopped at step" in capsys.readouterr().out
@@ -239,14 +231,18 @@ def test_a_kl_out_of_hand_stops_the_run(
 
 def test_trap_16_a_negative_kl_is_an_alarm(capsys):
   row = {"rollout/kl_k1_sum": -0.3, "rollout/kl_k1_standard_error": 0.05}
-  found = sampled.guard({"alarms": []}, row, 4, sampled.Guards(), "bond")
+  found = own_samples.guard(
+    {"alarms": []}, row, 4, own_samples.Guards(), "bond"
+  )
   assert found["alarms"][0][0] == 5 and "below 0" in found["alarms"][0][1]
   assert "warning at step 5" in capsys.readouterr().out
-  again = sampled.guard(found, row, 5, sampled.Guards(), "bond")
+  again = own_samples.guard(found, row, 5, own_samples.Guards(), "bond")
   assert len(again["alarms"]) == 1
   noise = row | {"rollout/kl_k1_sum": -0.05}
   quiet = {"alarms": []}
-  assert sampled.guard(quiet, noise, 4, sampled.Guards(), "bond") == quiet
+  assert (
+    own_samples.guard(quiet, noise, 4, own_samples.Guards(), "bond") == quiet
+  )
 
 
 def test_an_answer_without_an_end_loses_points(files, sft_lora):
@@ -260,19 +256,25 @@ def test_an_answer_without_an_end_loses_points(files, sft_lora):
     score=jnp.ones(rows),
   )
   batch = rollouts.Judged(rollout, {"reward": rollout.score})
-  assert sampled.penalised(batch, sampled.Guards()) is rollout
-  found = sampled.penalised(batch, sampled.Guards(missing_eos_penalty=0.75))
+  assert own_samples.penalised(batch, own_samples.Guards()) is rollout
+  found = own_samples.penalised(
+    batch, own_samples.Guards(missing_eos_penalty=0.75)
+  )
   is_cut = np.asarray(samples.finish_reason) == FINISH_LENGTH
   assert 0 < is_cut.sum() < rows
   np.testing.assert_allclose(found.score, np.where(is_cut, 0.25, 1.0))
   with pytest.raises(ValueError, match="missing_eos_penalty=-1"):
-    sampled.Guards(missing_eos_penalty=-1.0)
+    own_samples.Guards(missing_eos_penalty=-1.0)
 
 
 @pytest.mark.parametrize(
   "pipeline, changes, message",
   [
-    ("online_preference", {"algorithm.name": "kto"}, "'kto'.*Set one of dpo"),
+    (
+      "online_preference",
+      {"algorithm.name": "kto"},
+      "'kto': must be one of dpo.* which compare two answers of one policy",
+    ),
     ("online_preference", {"algorithm.name": "dqo"}, "Did you mean 'dpo'"),
     ("online_preference", {"generate.num_samples": 1}, "num_samples=1.*>= 2"),
     ("online_preference", {"generate.top_p": 0.9}, "top_p=0.9"),
@@ -306,4 +308,4 @@ def test_what_cannot_work_is_refused(
   config.guards.update(warn_nats=15.0, halt_nats=20.0)
   config.update_from_flattened_dict(changes)
   with pytest.raises(UserError, match=message):
-    check.check_config(config)
+    tiny_runs.checked(config)

@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from rlhf_jax import pipelines
 from rlhf_jax.algorithms.policy_gradient import shaping
-from rlhf_jax.runs.checkpoint import CheckpointError
 from rlhf_jax.interrupt import Stopped
 from rlhf_jax.models import roles, trees
-from rlhf_jax.pipelines import build, check, loop, policy, stages, watch
+from rlhf_jax.programs import watch
+from rlhf_jax.runs import loop, stages
+from rlhf_jax.runs.checkpoint import CheckpointError
 from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 
@@ -165,7 +167,7 @@ def test_a_run_with_too_much_kl_stops_and_says_so(
   config.policy_optimizer.warmup_steps = 0
   config.schedule.steps = 18
   folder = files.root / "policy_halted"
-  info = policy.run(config, folder)
+  info = pipelines.run(config, folder)
   rows = tiny_runs.rows_of(folder)
   assert len(rows) < 20 and rows[-1]["rollout/kl_k1_sum"] > 2e-3
   assert info["halted"].startswith(f"stopped at step {len(rows)}: KL")
@@ -178,14 +180,14 @@ def test_a_run_with_too_much_kl_stops_and_says_so(
     raise AssertionError("went on")
 
   monkeypatch.setattr(loop, "run_steps", refuse)
-  assert policy.run(config, folder) == info
+  assert pipelines.run(config, folder) == info
 
 
 def test_loading_a_policy_gives_what_was_saved(files, policy_lora):
   config = tiny_runs.sft_config(files, "lora")
   base = tiny_runs.load_base(config)
-  stage = stages.load_stage(
-    policy_lora, "policy", base, build.make_mesh(config), "/policy"
+  stage = stages.load(
+    policy_lora, stages.POLICY, base, tiny_runs.world_of(config)
   )
   saved = tiny_runs.saved_arrays(policy_lora)
   flat = trees.flatten(stage.variables)
@@ -237,7 +239,7 @@ def test_importance_weights_that_would_all_be_one_are_refused(
   config = tiny_runs.policy_config(files, "lora", sft_lora, reward_head)
   config.importance.cap = 2.0
   with pytest.raises(UserError, match="importance.cap=2.0.*float32"):
-    check.check_config(config)
+    tiny_runs.checked(config)
 
 
 def test_another_reward_model_in_the_same_folder_is_noticed(
@@ -249,12 +251,12 @@ def test_another_reward_model_in_the_same_folder_is_noticed(
   with monkeypatch.context() as patch:
     patch.setattr(loop.Interrupt, "should_stop", lambda self, now: now == 1)
     with pytest.raises(Stopped):
-      policy.run(config, tmp_path / "run")
+      pipelines.run(config, tmp_path / "run")
   info = json.loads((start / "stage.json").read_text())
   info["normalisation"]["mean"] += 0.5
   (start / "stage.json").write_text(json.dumps(info))
   with pytest.raises(CheckpointError, match="reward_fingerprint"):
-    policy.run(config, tmp_path / "run")
+    pipelines.run(config, tmp_path / "run")
 
 
 def row_of(**changes):

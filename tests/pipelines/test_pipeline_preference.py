@@ -6,21 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.runs.checkpoint import CheckpointError
+from rlhf_jax import pipelines
+from rlhf_jax.data import dataset, judged
 from rlhf_jax.models import roles, trees
-from rlhf_jax.pipelines import (
-  RUN,
-  build,
-  check,
-  defaults,
-  inputs,
-  preference,
-  reference,
-  sft,
-  stages,
-  unpaired,
-)
-from rlhf_jax.pipelines.config import UserError, Data, section
+from rlhf_jax.pipelines import defaults, preference
+from rlhf_jax.programs import actors
+from rlhf_jax.runs import reference, stages
+from rlhf_jax.runs.checkpoint import CheckpointError
+from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 from tests.pipelines.test_pipeline_resume import (
   Killed,
@@ -50,7 +43,7 @@ def make_config(files, name, mode, start):
 @pytest.fixture(scope="module")
 def dpo_full(files, sft_full):
   folder = files.root / "dpo_full"
-  preference.run(make_config(files, "dpo", "full", sft_full), folder)
+  pipelines.run(make_config(files, "dpo", "full", sft_full), folder)
   return folder
 
 
@@ -61,7 +54,7 @@ def kto_lora(files, sft_lora):
   config.algorithm.beta = 0.5
   config.optimizer.learning_rate = 5e-2
   config.accumulation.microbatches = 2
-  preference.run(config, folder)
+  pipelines.run(config, folder)
   return folder
 
 
@@ -70,7 +63,7 @@ def orpo_full(files):
   folder = files.root / "orpo_full"
   config = make_config(files, "orpo", "full", "")
   config.algorithm.odds_weight = 1.0
-  preference.run(config, folder)
+  pipelines.run(config, folder)
   return folder
 
 
@@ -86,10 +79,10 @@ def test_kto_needs_both_kinds_of_answers_to_train_on(files, sft_lora):
   )
   config.data.update(source=str(path), format="labelled")
   config.heldout.update(source=files.comparisons, format="comparison")
-  settings = preference.read_settings(config)
+  settings = tiny_runs.settings_of(config)
   base = tiny_runs.load_base(config)
   with pytest.raises(UserError, match="all 20 labels are 1"):
-    preference.load_data(config, settings, base)
+    preference.load_data(settings, base)
 
 
 @pytest.mark.parametrize("stage", ["dpo_full", "kto_lora", "orpo_full"])
@@ -120,12 +113,10 @@ def test_t11_t17_the_first_step_is_at_the_reference(dpo_full, kto_lora):
 def loaded(files, name, mode, start):
   """Returns base, starting stage and the data of a run, without reference."""
   config = make_config(files, name, mode, start)
-  base = tiny_runs.load_base(config)
-  settings = preference.read_settings(config)
-  stage = preference.actors.starting_policy(
-    config, base, build.make_mesh(config)
-  )
-  return base, stage, preference.load_data(config, settings, base)
+  settings, world = tiny_runs.settings_of(config), tiny_runs.world_of(config)
+  base = world.base(settings.model)
+  stage = actors.starting_policy(settings, base, world)
+  return base, stage, preference.load_data(settings, base)
 
 
 @pytest.mark.slow
@@ -161,37 +152,35 @@ def test_t20_trap_23_resume_bit_for_bit(files, sft_full, dpo_full, monkeypatch):
   with monkeypatch.context() as patch:
     kill_at(patch, 13)
     with pytest.raises(Killed):
-      preference.run(config, folder)
+      pipelines.run(config, folder)
   assert stages.read_stage(folder) is None
   stored = (folder / reference.FILE).read_bytes()
   with monkeypatch.context() as patch:  # what is stored is not computed again
     patch.setattr(reference, "compute", lambda *_, **__: pytest.fail("again"))
-    preference.run(config, folder)
+    pipelines.run(config, folder)
   assert (folder / reference.FILE).read_bytes() == stored
   assert_same_run(folder, dpo_full, STEPS)
-  again = preference.run(config, folder)
+  again = pipelines.run(config, folder)
   assert again == stages.read_stage(dpo_full)
 
 
 def test_it_stands_where_an_sft_run_does(files, sft_full, dpo_full):
   base, start, _ = loaded(files, "dpo", "full", sft_full)
-  mesh = build.make_mesh(make_config(files, "dpo", "full", ""))
-  stage = stages.load_stage(dpo_full, "sft", base, mesh)
-  policy = stages.load_stage(dpo_full, "policy", base, mesh, "/policy")
+  world = tiny_runs.world_of(make_config(files, "dpo", "full", ""))
+  policy = stages.load(dpo_full, stages.POLICY, base, world)
   saved = tiny_runs.saved_arrays(dpo_full)
-  for found in (stage, policy):
-    flat = trees.flatten(found.variables)
-    for path, leaf in flat.items():
-      np.testing.assert_array_equal(leaf, saved[f"train/params/{path}"])
+  flat = trees.flatten(policy.variables)
+  for path, leaf in flat.items():
+    np.testing.assert_array_equal(leaf, saved[f"train/params/{path}"])
   before = trees.flatten(start.variables)
   moved = [p for p, x in flat.items() if not np.array_equal(x, before[p])]
   assert len(moved) == len(flat)
   info = stages.read_stage(dpo_full)
   assert info["init_from"] == f"../{sft_full.name}"
   with pytest.raises(UserError, match="wanted a finished reward run, found"):
-    stages.need_stage(dpo_full, "reward")
+    stages.need_stage(dpo_full, stages.REWARD)
   with pytest.raises(UserError, match="found a preference run"):
-    sft.run(tiny_runs.sft_config(files, "full"), dpo_full)
+    pipelines.run(tiny_runs.sft_config(files, "full"), dpo_full)
 
 
 def test_a_second_round_keeps_what_the_first_was_merged_on(files, sft_full):
@@ -201,14 +190,14 @@ def test_a_second_round_keeps_what_the_first_was_merged_on(files, sft_full):
   for folder in folders:
     config = make_config(files, "simpo", "lora", start)
     config.schedule.update(steps=2)
-    info = preference.run(config, folder)
+    info = pipelines.run(config, folder)
     assert info["merged_from"] == f"../{sft_full.name}"
     start = folder
   base, _, _ = loaded(files, "dpo", "lora", sft_full)
-  mesh = build.make_mesh(config)
-  merged = trees.flatten(stages.start_params(base, mesh, sft_full))
+  world = tiny_runs.world_of(config)
+  merged = trees.flatten(stages.start_params(sft_full, base, world))
   for folder in folders:
-    stage = stages.load_stage(folder, "sft", base, mesh)
+    stage = stages.load(folder, stages.POLICY, base, world)
     for path, leaf in trees.flatten(stage.variables["params"]).items():
       np.testing.assert_array_equal(leaf, merged[path])
 
@@ -224,12 +213,12 @@ def test_the_reference_of_other_data_or_damage_is_refused(
   with pytest.raises(
     CheckpointError, match="of another start or of other rows"
   ):
-    preference.run(config, tmp_path / "other")
+    pipelines.run(config, tmp_path / "other")
   config.data.limit = 0
   (tmp_path / "cut").mkdir()
   (tmp_path / "cut" / reference.FILE).write_bytes(stored[:-40])
   with pytest.raises(CheckpointError, match="damaged .* Delete it"):
-    preference.run(config, tmp_path / "cut")
+    pipelines.run(config, tmp_path / "cut")
 
 
 def write(path, rows):
@@ -251,11 +240,11 @@ def test_kto_reads_labels_as_it_reads_comparisons(files, tmp_path):
     make_config(files, "kto", "full", "")
   ).tokenizer
   config = make_config(files, "kto", "full", "")
-  given = section(Data, config.data, "data")
+  given = tiny_runs.settings_of(config).data
   config.data.update(source=source, format="labelled")
-  labelled = section(Data, config.data, "data")
+  labelled = tiny_runs.settings_of(config).data
   expected, found = (
-    unpaired.load(data, tokenizer, 0) for data in (given, labelled)
+    judged.load(data, tokenizer, 0) for data in (given, labelled)
   )
   np.testing.assert_array_equal(found.labels, expected.labels)
   np.testing.assert_array_equal(found.labels[:2], [1.0, 0.0])
@@ -270,7 +259,7 @@ def test_kto_reads_labels_as_it_reads_comparisons(files, tmp_path):
 def test_mismatched_answers_belong_to_other_prompts():
   prompts = np.array([0, 0, 0, 1, 2, 0, 0, 2])
   for seed in range(5):
-    others = unpaired.other_prompts(prompts, seed)
+    others = judged.other_prompts(prompts, seed)
     assert np.all(prompts[others] != prompts)
   row = lambda *ids, n: {  # noqa: E731
     "tokens": np.array(ids, np.int32),
@@ -284,12 +273,12 @@ def test_mismatched_answers_belong_to_other_prompts():
     dropped=None,
     ceiling=None,
   )
-  found = unpaired.with_mismatched(data, 5, 0, "x")
+  found = judged.with_mismatched(data, 5, 0, "x")
   np.testing.assert_array_equal(found.pairs, [[0, 3], [2, 4]])
   np.testing.assert_array_equal(found.rows[3]["tokens"], [1, 2, 5, 6, 7])
   np.testing.assert_array_equal(found.rows[3]["loss_mask"], [0, 0, 1, 1, 1])
   np.testing.assert_array_equal(found.rows[4]["tokens"], [4, 3])
-  kept = unpaired.compact(found)
+  kept = judged.compact(found)
   assert len(kept.rows) == 4
   np.testing.assert_array_equal(kept.pairs, [[0, 2], [1, 3]])
 
@@ -317,7 +306,7 @@ def test_data_that_a_method_cannot_use(files, tmp_path, name, rows, message):
     config.heldout.update(source=config.data.source, max_length=40)
   config.heldout_fraction = 0.4
   with pytest.raises(ValueError, match=message.replace("20", r"\d+")):
-    preference.run(config, tmp_path / "run")
+    pipelines.run(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -339,14 +328,14 @@ def test_data_that_a_method_cannot_use(files, tmp_path, name, rows, message):
 )
 def test_mistakes_are_found_before_a_model_loads(files, change, message):
   config = make_config(files, "dpo", "full", "")
-  check.check_config(config)
+  tiny_runs.checked(config)
   if change.get("data.format"):
     row = {"prompt": "a", "response": " b", "label": True}
     config.data.source = write(files.root / "judged.jsonl", [row])
   config.update_from_flattened_dict(change)
   with pytest.raises(ValueError, match=message):
-    check.check_config(config)
+    tiny_runs.checked(config)
 
 
 def test_the_command_knows_it():
-  assert RUN["preference"] is preference.run
+  assert pipelines.find("preference") is preference.PIPELINE

@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 
-from rlhf_jax.runs.checkpoint import CheckpointError
+from rlhf_jax import pipelines
 from rlhf_jax.evaluation import reward_model as diagnostics
-from rlhf_jax.pipelines import actors, build, policy, stages
+from rlhf_jax.programs import actors
+from rlhf_jax.runs import stages
+from rlhf_jax.runs.checkpoint import CheckpointError
 from rlhf_jax.schema import UserError
 from tests import tiny
 from tests.pipelines import tiny_runs
@@ -19,15 +21,11 @@ def config(files, sft_lora, reward_head):
 
 
 def load(config):
-  """Loads the actors as policy.run does."""
-  settings = policy.read_settings(config)
+  """Loads the actors as a run does."""
+  settings, world = tiny_runs.settings_of(config), tiny_runs.world_of(config)
+  base = world.base(settings.model)
   return actors.load(
-    config,
-    tiny_runs.load_base(config),
-    build.make_mesh(config),
-    settings.value,
-    settings.generate.temperature,
-    tiny_runs.NEW_TOKENS,
+    settings, base, world, settings.row_targets, settings.value
   )
 
 
@@ -40,10 +38,13 @@ def load(config):
     ({"generate.compact": True, "mesh.devices": 8}, "on 8 devices"),
     ({"reward": ""}, "config.reward is empty"),
     ({"reward": "nowhere"}, "wanted a finished reward run"),
-    ({"init_from": "nowhere"}, "wanted a finished sft run"),
+    ({"init_from": "nowhere"}, "wanted a finished policy run"),
     ({"algorithm.ptx_coefficient": 1.0}, "Set ptx.source"),
     ({"trainable.mode": "head"}, "a policy has no head"),
-    ({"trainable.mode": "lora", "model.lora_rank": 0}, "set lora_rank"),
+    (
+      {"trainable.mode": "lora", "model.lora_rank": 0},
+      "Set --config.model.lora_rank",
+    ),
     ({"value.init": "sft"}, "must be 'reward'"),
     ({"prompts.max_length": 7}, "leaves no room"),
   ],
@@ -51,13 +52,13 @@ def load(config):
 def test_settings_that_cannot_work(config, tmp_path, changes, words):
   config.update_from_flattened_dict(changes)
   with pytest.raises(ValueError, match=words):
-    policy.run(config, tmp_path)
+    pipelines.run(config, tmp_path)
 
 
 def test_a_stage_of_another_kind(config, tmp_path, sft_lora):
   config.reward = str(sft_lora)
   with pytest.raises(UserError, match="found a sft run"):
-    policy.run(config, tmp_path)
+    pipelines.run(config, tmp_path)
 
 
 def test_a_reward_model_near_chance_needs_force(
@@ -95,7 +96,7 @@ def test_a_reward_model_of_another_tokenizer(config, tmp_path):
   config.model.tokenizer = str(own)
   config.init_from = ""
   with pytest.raises(CheckpointError, match="another tokenizer"):
-    policy.run(config, tmp_path / "run")
+    pipelines.run(config, tmp_path / "run")
 
 
 def test_a_reward_model_of_another_model(config, files, tmp_path):
@@ -108,7 +109,7 @@ def test_a_reward_model_of_another_model(config, files, tmp_path):
   config.model.source = str(folder)
   config.init_from = ""
   with pytest.raises(CheckpointError, match="another model"):
-    policy.run(config, tmp_path / "run")
+    pipelines.run(config, tmp_path / "run")
 
 
 def test_a_random_critic_is_not_silent(config, capsys):

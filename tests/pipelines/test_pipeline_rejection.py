@@ -5,16 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from rlhf_jax import pipelines
 from rlhf_jax.algorithms import best_of_n
-from rlhf_jax.pipelines import (
-  RUN,
-  check,
-  defaults,
-  rejection,
-  rejection_samples,
-  sft,
-  stages,
-)
+from rlhf_jax.pipelines import defaults, rejection
+from rlhf_jax.programs import language_model, rejection_samples
+from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 from tests.pipelines.test_pipeline_resume import Killed, kill_at
@@ -105,8 +100,7 @@ def pooled(files, sft_lora, reward_head):
   folder = files.root / "rejection_pooled"
   config = make_config(files, sft_lora, reward_head)
   config.rounds.pool = True
-  check.check_config(config)
-  RUN[config.pipeline](config, folder)
+  pipelines.run(config, folder)
   return folder
 
 
@@ -143,7 +137,7 @@ def test_t23_the_winners_train_and_the_score_rises(files, sft_lora, pooled):
   assert found
   for path, leaf in found.items():
     np.testing.assert_array_equal(leaf, last[path])
-  assert stages.need_stage(pooled, "sft")["pipeline"] == "rejection"
+  assert stages.need_stage(pooled, stages.POLICY)["pipeline"] == "rejection"
 
 
 @pytest.mark.slow
@@ -169,7 +163,7 @@ def test_t20_trap_23_killed_anywhere_it_ends_the_same(
     with monkeypatch.context() as patch:
       kill_at(patch, step)
       with pytest.raises(Killed):
-        rejection.run(config, folder)
+        pipelines.run(config, folder)
   with monkeypatch.context() as patch:
 
     def killed(*_):
@@ -179,13 +173,15 @@ def test_t20_trap_23_killed_anywhere_it_ends_the_same(
     if (rejection.folder_of(folder, 2) / rejection.KEPT_FILE).is_file():
       (rejection.folder_of(folder, 2) / rejection.KEPT_FILE).unlink()
     with pytest.raises(Killed):
-      rejection.run(config, folder)
-  real, calls = sft.fit, []
+      pipelines.run(config, folder)
+  real, calls = language_model.fit, []
   with monkeypatch.context() as patch:
     patch.setattr(
-      rejection.sft, "fit", lambda *a, **k: (calls.append(1), real(*a, **k))[1]
+      language_model,
+      "fit",
+      lambda *a, **k: (calls.append(1), real(*a, **k))[1],
     )
-    rejection.run(config, folder)
+    pipelines.run(config, folder)
   assert len(calls) == 1  # the first round is not trained again
   for number in (1, 2):
     assert kept(folder, number) == kept(pooled, number)
@@ -203,7 +199,7 @@ def test_trap_12_eight_devices_keep_the_same_samples(
   config.rounds.pool = True
   config.mesh.update(devices=8, data=8)
   folder = files.root / "rejection_8"
-  rejection.run(config, folder)
+  pipelines.run(config, folder)
   for number in (1, 2):
     for found, expected in zip(
       kept(folder, number), kept(pooled, number), strict=True
@@ -231,8 +227,7 @@ def test_a_verifier_filters_and_each_round_starts_anew(files, sft_lora):
   config.prompts.source = str(path)
   config.selection.update(rule="all", minimum_score=1.0)
   folder = files.root / "rejection_verified"
-  check.check_config(config)
-  rejection.run(config, folder)
+  pipelines.run(config, folder)
   rows = [
     row for row in tiny_runs.rows_of(folder) if row["phase"] == "rejection"
   ]
@@ -248,7 +243,7 @@ def test_too_few_samples_are_refused_and_may_be_tried_again(
   config.selection.minimum_score = 1e6
   folder = files.root / "rejection_few"
   with pytest.raises(UserError, match="batch_size=8: round 1 keeps 0"):
-    rejection.run(config, folder)
+    pipelines.run(config, folder)
   assert not (rejection.folder_of(folder, 1) / rejection.KEPT_FILE).exists()
 
 
@@ -276,4 +271,4 @@ def test_what_cannot_work_is_refused(
   config = make_config(files, sft_lora, reward_head)
   config.update_from_flattened_dict(changes)
   with pytest.raises(UserError, match=message):
-    check.check_config(config)
+    tiny_runs.checked(config)

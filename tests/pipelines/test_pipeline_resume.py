@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf_jax import pipelines
 from rlhf_jax.interrupt import EXIT_INTERRUPTED, Stopped
-from rlhf_jax.pipelines import loop, policy, reward, sft, stages
+from rlhf_jax.runs import loop, stages
 from tests.pipelines import tiny_runs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -67,10 +68,10 @@ def test_t20_trap_23_sft(files, sft_full, monkeypatch):
   with monkeypatch.context() as patch:
     kill_at(patch, 7)
     with pytest.raises(Killed):
-      sft.run(config, folder)
+      pipelines.run(config, folder)
   assert len(tiny_runs.rows_of(folder)) == 6  # saved at 4: two are done again
   assert stages.read_stage(folder) is None
-  sft.run(config, folder)
+  pipelines.run(config, folder)
   assert_same_run(folder, sft_full, 12)
   for name, value in np.load(folder / "samples.npz").items():
     np.testing.assert_array_equal(
@@ -87,8 +88,8 @@ def test_t20_trap_23_reward(files, sft_lora, reward_lora, monkeypatch):
   with monkeypatch.context() as patch:
     kill_at(patch, 25)
     with pytest.raises(Killed):
-      reward.run(config, folder)
-  reward.run(config, folder)
+      pipelines.run(config, folder)
+  pipelines.run(config, folder)
   assert_same_run(folder, reward_lora, 30)
 
 
@@ -124,8 +125,8 @@ def test_t20_trap_23_policy_with_lora_stopped_on_request(
         loop.Interrupt, "should_stop", lambda self, now, at=step: now == at
       )
       with pytest.raises(Stopped, match=f"stopped after step {step}"):
-        policy.run(config, folder)
-  policy.run(config, folder)
+        pipelines.run(config, folder)
+  pipelines.run(config, folder)
   assert "goes on from step 5 of 20" in capsys.readouterr().out
   assert_same_run(folder, policy_lora, 20)
 

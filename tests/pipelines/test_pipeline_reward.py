@@ -7,10 +7,15 @@ import jax
 import numpy as np
 import pytest
 
+from rlhf_jax import pipelines, schema
+from rlhf_jax.data import dataset
+from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import roles, trees
-from rlhf_jax.pipelines import build, features, inputs, reward, stages
-from rlhf_jax.pipelines.config import UserError, Data, section
+from rlhf_jax.pipelines import reward
+from rlhf_jax.programs import features
 from rlhf_jax.rewards import model as reward_model
+from rlhf_jax.runs import stages
+from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 
 STAGES = ["reward_head", "reward_lora", "reward_full"]
@@ -19,7 +24,7 @@ STAGES = ["reward_head", "reward_lora", "reward_full"]
 def loaded(files, folder, mode):
   config = tiny_runs.reward_config(files, mode, "", "")
   base = tiny_runs.load_base(config)
-  return base, reward.load(folder, base, build.make_mesh(config))
+  return base, reward_model.load(folder, base, tiny_runs.world_of(config))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -53,7 +58,7 @@ def test_t09_rankings_of_two_train_the_head_as_pairs_do(
   config = tiny_runs.reward_config(files, "head", "", samples)
   config.loss.objective = objective
   folder = files.root / objective / reward_head.name
-  reward.run(config, folder)
+  pipelines.run(config, folder)
   for found, expected in zip(
     tiny_runs.rows_of(folder), tiny_runs.rows_of(reward_head), strict=True
   ):
@@ -68,7 +73,7 @@ def test_a_ranking_of_ties_is_refused(files):
   )
   config.loss.objective = "k-wise"
   with pytest.raises(UserError, match="loss.objective='k-wise': .* 0.5"):
-    reward.run(config, files.root / "ranked_ties")
+    pipelines.run(config, files.root / "ranked_ties")
 
 
 def test_a_head_trains_on_features_as_on_rows(files, reward_head):
@@ -76,12 +81,15 @@ def test_a_head_trains_on_features_as_on_rows(files, reward_head):
   base, (scorer, weights, _) = loaded(files, reward_head, "head")
   config = tiny_runs.reward_config(files, "head", "", "")
   data = dataset.comparisons(
-    section(Data, config.data, "data"), base.tokenizer, 0
+    schema.read(Data, config.data, "data"), base.tokenizer, 0
   )
-  mesh = build.make_mesh(config)
-  cached = features.row_features(
-    base, base.params, scorer.role, data.rows, mesh
+  world = tiny_runs.world_of(config)
+  length = max(len(row["tokens"]) for row in data.rows)
+  phase, _, _ = reward.wire(
+    tiny_runs.settings_of(config), world, base, 1, length
   )
+  mesh = world.mesh
+  cached = features.row_features(phase, base.params, data.rows)
   head = {"head": weights.variables["head"]}
   scores = features.row_scores(
     base, scorer.role, head, {}, data.rows, cached, batch_size=8, mesh=mesh
@@ -110,8 +118,8 @@ def test_trap_31_frozen_parts_of_a_reward_model_are_the_sft_models(
   start = request.getfixturevalue(f"sft_{mode}")
   base, (scorer, weights, info) = loaded(files, folder, mode)
   assert info["merged_from"] == f"../{start.name}"  # both may be moved
-  mesh = build.make_mesh(tiny_runs.reward_config(files, mode, "", ""))
-  merged = trees.flatten({"params": stages.start_params(base, mesh, start)})
+  world = tiny_runs.world_of(tiny_runs.reward_config(files, mode, "", ""))
+  merged = trees.flatten({"params": stages.start_params(start, base, world)})
   found = trees.flatten(weights.variables)
   frozen = [p for p in merged if not roles.is_trainable(scorer.role, p)]
   assert frozen
@@ -124,7 +132,7 @@ def test_trap_31_frozen_parts_of_a_reward_model_are_the_sft_models(
 def test_a_prompt_is_on_one_side_of_the_split(files):
   config = tiny_runs.reward_config(files, "head", "", "")
   tokenizer = tiny_runs.load_base(config).tokenizer
-  data = section(Data, config.data, "data")
+  data = schema.read(Data, config.data, "data")
   everything = dataset.comparisons(data, tokenizer, 0)
   train, held = features.split_heldout(everything, 0.25, seed=3)
   assert len(train.pairs) == 180 and len(held.pairs) == 60
@@ -143,7 +151,7 @@ def test_a_rated_sentence_is_on_one_side_of_the_split(files, capsys):
     source=files.ratings, format="ratings", prompt="the", pairs=500
   )
   tokenizer = tiny_runs.load_base(config).tokenizer
-  data = section(Data, config.data, "data")
+  data = schema.read(Data, config.data, "data")
   everything = dataset.comparisons(data, tokenizer, 0)
   train, held = features.split_heldout(everything, 0.25, seed=3)
   assert not set(train.pairs.ravel()) & set(held.pairs.ravel())
@@ -176,7 +184,7 @@ def test_hh_transcripts(files, tmp_path, capsys):
   config = tiny_runs.reward_config(files, "head", "", "")
   config.data.update(source=str(path), format="hh", max_length=64)
   config.schedule.update(batch_size=16, steps=60)
-  info = reward.run(config, tmp_path / "run")
+  info = pipelines.run(config, tmp_path / "run")
   assert "1 prompts differ" in capsys.readouterr().out
   assert info["comparisons"] == 30
   assert info["diagnosis"]["rm/accuracy"] > 0.8

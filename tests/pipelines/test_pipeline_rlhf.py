@@ -6,17 +6,18 @@ import json
 import numpy as np
 import pytest
 
+from rlhf_jax import pipelines
+from rlhf_jax.data import dataset
 from rlhf_jax.pipelines import (
-  check,
+  PIPELINES,
   defaults,
   evaluate,
   forecast,
-  inputs,
   rlhf,
-  stages,
   workdir,
 )
-from rlhf_jax.pipelines.config import UserError, Data, section
+from rlhf_jax.runs import stages
+from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 
 PROMISED = [
@@ -70,6 +71,7 @@ def make_config(files):
   learner.prompts.update(ratings(files, "A", prefix_tokens=2))
   learner.schedule.steps = 3
   config.policy = learner
+  config.sft.generate.temperature = learner.generate.temperature
   last = config.evaluation
   last.mesh.devices = 1
   last.model.update(source=files.model, lora_rank=2)
@@ -104,7 +106,7 @@ def other_stage(files, pipeline):
 @pytest.fixture(scope="module")
 def finished(files):
   folder = files.root / "rlhf"
-  return folder, rlhf.run(make_config(files), folder)
+  return folder, pipelines.run(make_config(files), folder)
 
 
 def test_the_summary_holds_all_promised_numbers(finished):
@@ -117,7 +119,7 @@ def test_the_summary_holds_all_promised_numbers(finished):
   assert 0.7 < numbers["reward_model_accuracy_ceiling"] <= 1.0
   assert abs(numbers["proxy_before"]) < 1e-5  # in units of `before` itself
   assert numbers["kl_nats"] > 0.0
-  assert set(numbers["phase_seconds"]) == {"load", *rlhf.PHASES}
+  assert set(numbers["phase_seconds"]) == {"load", *rlhf.STAGES}
   total = sum(numbers["phase_seconds"].values())
   assert numbers["seconds_total"] == pytest.approx(total)
 
@@ -140,32 +142,35 @@ def test_everything_that_is_promised_is_written(finished):
 def test_proxy_and_gold_read_disjoint_sentences(files, finished):
   config = make_config(files)
   tokenizer = tiny_runs.load_base(config.sft).tokenizer
+  jobs = pipelines.read(config, finished[0]).settings.jobs
   parts = [
-    {
-      record.text
-      for record in dataset.records(section(Data, data, "data"), tokenizer)[0]
-    }
+    {record.text for record in dataset.records(data, tokenizer)[0]}
     for data in (
-      config.reward.data,
-      config.gold.data,
-      config.gold.heldout,
+      jobs["reward"].settings.data,
+      jobs["gold"].settings.data,
+      jobs["gold"].settings.heldout,
     )
   ]
   assert [len(part) for part in parts] == [90, 90, 60]
   assert len(set.union(*parts)) == 240
-  rlhf.connect(config, finished[0])
-  assert len({config[stage].seed for stage in rlhf.PHASES}) == 5
+  assert len({job.settings.seed for job in jobs.values()}) == 5
 
 
-def refuse(*args, **options):
-  raise AssertionError("a finished stage was run again")
+def refuse(patch, *names):
+  """Makes pipelines fail that are run although their stage is finished."""
+
+  def run(settings, world):
+    raise AssertionError("a finished stage was run again")
+
+  for name in names:
+    changed = dataclasses.replace(PIPELINES[name], run=run)
+    patch.setitem(PIPELINES, name, changed)
 
 
 def test_a_second_call_repeats_nothing(files, finished, monkeypatch):
   folder, numbers = finished
-  for stage in (rlhf.sft, rlhf.reward, rlhf.policy, rlhf.evaluate):
-    monkeypatch.setattr(stage, "run", refuse)
-  again = rlhf.run(make_config(files), folder)
+  refuse(monkeypatch, "sft", "reward", "policy", "evaluate")
+  again = pipelines.run(make_config(files), folder)
   times = ("seconds_total", "phase_seconds")
   assert {k: v for k, v in again.items() if k not in times} == {
     k: v for k, v in numbers.items() if k not in times
@@ -175,13 +180,12 @@ def test_a_second_call_repeats_nothing(files, finished, monkeypatch):
 def test_reuse_takes_the_stages_before_from_another_run(
   files, finished, monkeypatch
 ):
-  for stage in (rlhf.sft, rlhf.reward):
-    monkeypatch.setattr(stage, "run", refuse)
+  refuse(monkeypatch, "sft", "reward")
   config = make_config(files)
   config.reuse = str(finished[0])
   config.policy.schedule.steps = 1
   folder = files.root / "rlhf_reused"
-  numbers = rlhf.run(config, folder)
+  numbers = pipelines.run(config, folder)
   assert not (folder / "sft").exists() and not (folder / "gold").exists()
   stage = stages.read_stage(folder / "policy")
   named = folder / "policy" / stage["init_from"]
@@ -190,7 +194,12 @@ def test_reuse_takes_the_stages_before_from_another_run(
     assert numbers[name] == finished[1][name]
   config.reuse = str(files.root / "nothing_here")
   with pytest.raises(UserError, match="is not finished"):
-    rlhf.run(config, files.root / "rlhf_reused_2")
+    pipelines.run(config, files.root / "rlhf_reused_2")
+
+
+def prepare(config, folder):
+  """Makes the folder ready for a run, or refuses it, as the command does."""
+  workdir.prepare(config, pipelines.read(config, folder), folder)
 
 
 STAGES = [
@@ -208,11 +217,9 @@ def test_the_policy_stage_may_be_another_pipeline(
   config = make_config(files)
   config.reuse = str(finished[0])
   config.policy = other_stage(files, pipeline)
-  config.sft.generate.temperature = config.evaluation.generate.temperature
-  check.check_config(config)
   folder = files.root / f"rlhf_{pipeline}"
-  workdir.prepare(config, folder)
-  numbers = rlhf.run(config, folder)
+  prepare(config, folder)
+  numbers = pipelines.run(config, folder)
   stage = stages.read_stage(folder / "policy")
   assert stage["pipeline"] == pipeline
   named = folder / "policy" / stage["init_from"]
@@ -228,7 +235,7 @@ def test_the_policy_stage_may_be_another_pipeline(
   other = make_config(files)
   other.reuse = config.reuse
   with pytest.raises(UserError, match="config.policy.pipeline="):
-    workdir.prepare(other, folder)
+    prepare(other, folder)
 
 
 def test_a_begun_stage_of_rounds_is_not_taken_over(files):
@@ -241,35 +248,49 @@ def test_a_begun_stage_of_rounds_is_not_taken_over(files):
   (folder / workdir.CONFIG_FILE).write_text(
     json.dumps({"config": config.to_dict()})
   )
-  workdir.prepare(config, folder)
+  prepare(config, folder)
   config.policy = other_stage(files, "bond")
   with pytest.raises(UserError, match="'rejection', and this is .*'bond'"):
-    workdir.prepare(config, folder)
+    prepare(config, folder)
+
+
+def policy_of(config):
+  """Returns (FLOPs of the policy stage, what the forecast says of it)."""
+  jobs = pipelines.read(config).settings.jobs
+  found = forecast.flops(jobs, tiny_runs.world_of(config))
+  assert list(found) == list(rlhf.STAGES)
+  job = jobs["policy"]
+  return found["policy"], job.pipeline.describe(job.settings)
 
 
 def test_the_forecast_says_what_runs_and_counts_it(files):
   config = make_config(files)
-  base = tiny_runs.load_base(config.sft)
-  whole = dataclasses.replace(
-    base, config=dataclasses.replace(base.config, lora_rank=0)
-  )
-  ppo = forecast.policy_flops(config.policy, base)
-  assert ppo == forecast.policy_flops(config.policy, whole)  # SFT was full
+  config.policy.value.pretrain_steps = 0
+  ppo, _ = policy_of(config)
   config.policy.schedule.steps *= 2
-  assert forecast.policy_flops(config.policy, base) == 2 * ppo
-  assert forecast.describe(config, "policy") == "6 steps of 8 prompts (PPO)"
+  assert policy_of(config) == (2 * ppo, "6 steps of 8 prompts (PPO)")
+  config.policy.value.pretrain_steps = 2
+  assert policy_of(config)[0] > 2 * ppo
   config.policy = other_stage(files, "rejection")
-  with_steps = forecast.policy_flops(config.policy, base)
+  with_steps, text = policy_of(config)
+  assert text == "2 rounds of 16 prompts (best of n)"
   config.policy.schedule.batch_size *= 2
-  assert forecast.policy_flops(config.policy, base) > with_steps
-  assert "2 rounds of 16 prompts" in forecast.describe(config, "policy")
+  assert policy_of(config)[0] > with_steps
   config.policy = other_stage(files, "preference")
-  dpo = forecast.policy_flops(config.policy, base)
+  dpo, _ = policy_of(config)
   config.policy.algorithm.name = "orpo"  # reads no reference
-  assert 0.0 < forecast.policy_flops(config.policy, base) < dpo
+  assert 0.0 < policy_of(config)[0] < dpo
   config.policy.schedule.update(steps=0, epochs=2.0)
-  text = forecast.describe(config, "policy")
-  assert text == "2 epochs of comparisons (ORPO)"
+  assert policy_of(config) == (None, "2 epochs of comparisons (ORPO)")
+
+
+def test_the_forecast_of_a_start_that_was_trained_whole(files):
+  """The policy's own model section says which factors it has."""
+  config = make_config(files)
+  found, _ = policy_of(config)
+  config.sft.model.lora_rank = 0
+  config.sft.trainable.update(mode="full", first_layer=0)
+  assert policy_of(config)[0] >= found
 
 
 def test_settings_of_another_policy_stage_are_named_where_they_are(files):
@@ -277,14 +298,14 @@ def test_settings_of_another_policy_stage_are_named_where_they_are(files):
   config.policy = other_stage(files, "rejection")
   config.policy.verifier.name = "exact"
   with pytest.raises(UserError, match="this run trains a reward model"):
-    check.check_config(config)
+    tiny_runs.checked(config)
   config.policy.verifier.name = ""
   config.policy.rounds.pool = True
   with pytest.raises(UserError, match=r"config\.policy\.rounds\.pool=True"):
-    check.check_config(config)
+    tiny_runs.checked(config)
   config.policy.pipeline = "sft"
   with pytest.raises(UserError, match="config.policy.pipeline='sft': must"):
-    check.check_config(config)
+    tiny_runs.checked(config)
 
 
 def test_reuse_of_some_stages(files, finished):
@@ -292,17 +313,20 @@ def test_reuse_of_some_stages(files, finished):
   config.reuse = str(finished[0])
   config.reuse_stages = ("sft", "gold")
   own = files.root / "rlhf_own_reward"
-  folders = rlhf.connect(config, own)
-  assert folders["reward"] == own / "reward"
-  assert folders["gold"] == finished[0] / "gold"
-  assert config.policy.reward == str(own / "reward")
-  assert config.reward.reference_samples == str(
+  settings = pipelines.read(config, own).settings
+  assert settings.folder("reward", own) == own / "reward"
+  assert settings.folder("gold", own) == finished[0] / "gold"
+  assert settings.policy.settings.reward == str(own / "reward")
+  assert settings.policy.settings.monitors == {
+    "gold": str(finished[0] / "gold")
+  }
+  assert settings.reward.settings.reference_samples == str(
     finished[0] / "sft" / "samples.npz"
   )
   for wrong in (("reward", "gold"), ("sft", "policy")):
     config.reuse_stages = wrong
     with pytest.raises(UserError, match="must hold 'sft'"):
-      rlhf.connect(config, own)
+      pipelines.read(config, own)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +351,7 @@ def test_settings_that_mean_nothing_are_refused(files, field, value, message):
     part = part[key]
   part[name] = value
   with pytest.raises((UserError, ValueError), match=message):
-    check.check_config(config)
+    tiny_runs.checked(config)
 
 
 @pytest.mark.parametrize("field, value", [("seed", 7), ("reuse", "other")])
@@ -337,7 +361,7 @@ def test_a_begun_run_keeps_its_seed_and_origin(files, finished, field, value):
   (folder / workdir.CONFIG_FILE).write_text(
     json.dumps({"config": config.to_dict()})
   )
-  workdir.prepare(config, folder)
+  prepare(config, folder)
   config[field] = value
   with pytest.raises(UserError, match=f"config.{field}="):
-    workdir.prepare(config, folder)
+    prepare(config, folder)

@@ -6,10 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax.data import batches
+from rlhf_jax import pipelines
+from rlhf_jax.data import batches, dataset
 from rlhf_jax.models import transformer, trees
-from rlhf_jax.pipelines import build, inputs, loop, sft, stages
-from rlhf_jax.pipelines.config import UserError, Data, section
+from rlhf_jax.rewards.texts import sample_texts
+from rlhf_jax.runs import loop, stages
+from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 
 
@@ -26,8 +28,8 @@ def test_loss_falls(stage, request):
 def test_validation_loss_is_the_mean_over_tokens(files, sft_full):
   config = tiny_runs.sft_config(files, "full")
   base = tiny_runs.load_base(config)
-  stage = stages.load_stage(sft_full, "sft", base, build.make_mesh(config))
-  data = section(Data, config.validation, "validation")
+  stage = stages.load(sft_full, stages.POLICY, base, tiny_runs.world_of(config))
+  data = tiny_runs.settings_of(config).validation
   rows, _ = dataset.demonstrations(data, base.tokenizer)
   assert len(rows) % config.schedule.batch_size  # a last batch to fill up
   batch = batches.collate_tokens(rows, 32, pad_id=7)
@@ -55,7 +57,7 @@ def test_samples_are_written_for_the_reward_model(files, sft_lora):
   first = texts[0]
   known = [json.loads(line)["prompt"] for line in open(files.prompts)]
   assert first["prompt"] in known
-  expected = build.sample_texts(base.tokenizer, samples)
+  expected = sample_texts(base.tokenizer, samples)
   assert [(t["prompt"], t["response"]) for t in texts] == expected
 
 
@@ -65,7 +67,7 @@ def test_a_finished_run_is_not_repeated(files, sft_lora, monkeypatch, capsys):
 
   monkeypatch.setattr(loop, "run_steps", refuse)
   before = (sft_lora / "metrics.jsonl").read_text()
-  info = sft.run(tiny_runs.sft_config(files, "lora"), sft_lora)
+  info = pipelines.run(tiny_runs.sft_config(files, "lora"), sft_lora)
   assert info == stages.read_stage(sft_lora)
   assert (sft_lora / "metrics.jsonl").read_text() == before
   assert "is finished" in capsys.readouterr().out
@@ -88,7 +90,7 @@ def test_t14_packing_changes_no_loss(files):
     config = tiny_runs.sft_config(files, "full")
     config.data.update(pack=pack, max_length=40, limit=16)
     rows, _ = dataset.demonstrations(
-      section(Data, config.data, "data"), tiny_runs.load_base(config).tokenizer
+      tiny_runs.settings_of(config).data, tiny_runs.load_base(config).tokenizer
     )
     if pack:
       rows, _ = batches.pack_examples(rows, 40)
@@ -96,7 +98,7 @@ def test_t14_packing_changes_no_loss(files):
     config.schedule.update(batch_size=len(rows), steps=1)
     config.validation.source, config.samples = "", 0
     folder = files.root / f"sft_pack_{pack}"
-    sft.run(config, folder)
+    pipelines.run(config, folder)
     found[pack] = (tiny_runs.rows_of(folder)[0], tiny_runs.saved_arrays(folder))
   (row, arrays), (packed_row, packed_arrays) = found[False], found[True]
   for name in ("sft/loss", "sft/grad_norm"):
@@ -123,7 +125,7 @@ def test_trap_17_chat_data_trains_on_answers_only(files, tmp_path):
   config.validation.source, config.samples = "", 0
   tokenizer = tiny_runs.load_base(config).tokenizer
   rows, _ = dataset.demonstrations(
-    section(Data, config.data, "data"), tokenizer
+    tiny_runs.settings_of(config).data, tokenizer
   )
   learned = [
     token
@@ -137,7 +139,7 @@ def test_trap_17_chat_data_trains_on_answers_only(files, tmp_path):
     *tokenizer.encode("with a"),
     *end,
   ]
-  sft.run(config, tmp_path / "run")
+  pipelines.run(config, tmp_path / "run")
   assert np.isfinite(tiny_runs.rows_of(tmp_path / "run")[0]["sft/loss"])
 
 
@@ -145,13 +147,13 @@ def test_a_policy_has_no_head(files, tmp_path):
   config = tiny_runs.sft_config(files, "full")
   config.trainable.mode = "head"
   with pytest.raises(UserError, match="a policy has no head"):
-    sft.run(config, tmp_path)
+    pipelines.run(config, tmp_path)
 
 
 def test_loading_gives_the_trained_weights(files, sft_full):
   config = tiny_runs.sft_config(files, "full")
   base = tiny_runs.load_base(config)
-  stage = stages.load_stage(sft_full, "sft", base, build.make_mesh(config))
+  stage = stages.load(sft_full, stages.POLICY, base, tiny_runs.world_of(config))
   saved = tiny_runs.saved_arrays(sft_full)
   for path, leaf in trees.flatten(stage.variables).items():
     np.testing.assert_array_equal(leaf, saved[f"train/params/{path}"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.interrupt import Stopped
-from rlhf_jax.pipelines import loop
+from rlhf_jax.runs import loop
 from tests.pipelines import tiny_runs
 
 

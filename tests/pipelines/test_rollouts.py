@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax import pipelines
 from rlhf_jax.algorithms.policy_gradient import dapo
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import check, methods, policy, rollouts, stages
+from rlhf_jax.pipelines import defaults
+from rlhf_jax.programs import rollouts
+from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, Rollout
 from tests.pipelines import tiny_runs
@@ -143,7 +146,7 @@ def test_rounds_below_one_are_refused():
 def dapo_config(files, start, rounds):
   """DAPO on answers with the planted word; most groups are mixed or empty."""
   config = tiny_runs.policy_config(files, "lora", start, "")
-  config.algorithm = methods.tree("dapo")
+  config.algorithm = defaults.policy("dapo").algorithm
   config.algorithm.resample_rounds = rounds
   config.value.pretrain_steps = 0
   config.schedule.update(
@@ -169,9 +172,8 @@ def dapo_config(files, start, rounds):
 def test_t20_trap_23_dapo_resumes_bit_for_bit(files, sft_lora, monkeypatch):
   """Also where a step draws several batches of prompts."""
   config = dapo_config(files, sft_lora, rounds=6)
-  check.check_config(config)
   whole = files.root / "dapo_whole"
-  policy.run(config, whole)
+  pipelines.run(config, whole)
   rows = tiny_runs.rows_of(whole)
   assert max(row["group/rounds"] for row in rows) > 1
   for row in rows:
@@ -186,8 +188,8 @@ def test_t20_trap_23_dapo_resumes_bit_for_bit(files, sft_lora, monkeypatch):
   with monkeypatch.context() as patch:
     kill_at(patch, 4)
     with pytest.raises(Killed):
-      policy.run(config, folder)
-  policy.run(config, folder)
+      pipelines.run(config, folder)
+  pipelines.run(config, folder)
   assert_same_run(folder, whole, 5)
 
 
@@ -197,9 +199,9 @@ def test_trap_12_dapo_on_eight_devices(files, sft_lora):
   config.schedule.update(steps=2, batch_size=8)
   config.epochs.minibatches = 1
   whole, split = files.root / "dapo_1", files.root / "dapo_8"
-  policy.run(config, whole)
+  pipelines.run(config, whole)
   config.mesh.update(devices=8, data=8)
-  policy.run(config, split)
+  pipelines.run(config, split)
   tiny_runs.assert_close_rows(
     tiny_runs.rows_of(split), tiny_runs.rows_of(whole)
   )
@@ -210,4 +212,4 @@ def test_other_methods_do_not_resample(files, sft_lora):
   config = dapo_config(files, sft_lora, rounds=4)
   config.algorithm.name = "grpo"
   with pytest.raises(UserError, match="resample_rounds=4.*one of dapo"):
-    check.check_config(config)
+    tiny_runs.checked(config)

@@ -1,27 +1,23 @@
 """SFT -> reward -> PPO on a tiny model: every role, resume, loading back."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from rlhf_jax.runs import checkpoint
-from rlhf_jax.models import huggingface, roles, transformer, trees
-from rlhf_jax.pipelines import (
-  build,
-  defaults,
-  judge,
-  loop,
-  policy,
-  reward,
-  sft,
-  stages,
-)
-from rlhf_jax.pipelines.config import UserError, Model, section
+from rlhf_jax import pipelines
+from rlhf_jax.algorithms.policy_gradient import packing
+from rlhf_jax.models import huggingface, pretrained, roles, transformer, trees
+from rlhf_jax.pipelines import defaults
+from rlhf_jax.programs import actors
+from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import model as reward_model
-from rlhf_jax.types import Samples
+from rlhf_jax.runs import checkpoint, loop, stages
+from rlhf_jax.schema import UserError
 from tests import tiny
+from tests.pipelines import tiny_runs
 
 WORDS = ["good", "bad", "film", "the", "a", "nice", "story", "dull"]
 TOKENS = 6
@@ -130,19 +126,17 @@ def trained(request, files):
   """Runs SFT and two reward models; the head one reads the SFT weights."""
   mode = request.param
   root = files["root"] / mode
-  sft.run(sft_config(files, mode), root / "sft")
+  pipelines.run(sft_config(files, mode), root / "sft")
   for kind in ("head", mode):
-    reward.run(reward_config(files, kind, root / "sft"), root / f"rm_{kind}")
+    pipelines.run(reward_config(files, kind, root / "sft"), root / f"rm_{kind}")
   return mode, root
 
 
-def load(files, mode, folder, pipeline, suffix=""):
-  config = defaults.sft()
-  config.mesh.devices = 1
-  config.model.update(source=files["model"], lora_rank=2 * (mode == "lora"))
-  mesh = build.make_mesh(config)
-  base = build.load_base(section(Model, config.model, "model"), mesh)
-  return base, stages.load_stage(folder, pipeline, base, mesh, suffix)
+def load(files, mode, folder):
+  """Returns the base model and the policy that a stage left."""
+  world = tiny_runs.world_of(sft_config(files, mode))
+  base = tiny_runs.load_base(sft_config(files, mode))
+  return base, stages.load(folder, stages.POLICY, base, world)
 
 
 def rows_of(path, drop=("time", "sys/")):
@@ -162,11 +156,12 @@ def test_reward_models_score_the_same_after_loading(files, trained):
   mode, root = trained
   for kind in ("head", mode):
     config = reward_config(files, kind, root / "sft")
-    mesh = build.make_mesh(config)
-    base = build.load_base(section(Model, config.model, "model"), mesh)
-    scorer, weights, _ = reward.load(root / f"rm_{kind}", base, mesh)
-    with np.load(root / "sft" / "samples.npz") as stored:
-      samples = Samples(**{k: stored[k] for k in stored.files})
+    scorer, weights, _ = reward_model.load(
+      root / f"rm_{kind}",
+      tiny_runs.load_base(config),
+      tiny_runs.world_of(config),
+    )
+    samples = tiny_runs.load_samples(root / "sft" / "samples.npz")
     scores = np.asarray(reward_model.score(scorer, weights, samples))
     np.testing.assert_allclose(scores.mean(), 0.0, atol=1e-4)
     np.testing.assert_allclose(scores.std(), 1.0, atol=1e-4)
@@ -177,7 +172,7 @@ def test_t03_t20_trap_23_ppo_first_ratio_and_bitwise_resume(
 ):
   mode, root = trained
   config = policy_config(files, mode, root / "sft", root / "rm_head")
-  policy.run(config, root / "whole")
+  pipelines.run(config, root / "whole")
   rows = rows_of(root / "whole" / "metrics.jsonl")
   assert [row["step"] for row in rows] == [1, 2, 3, 4]
   assert abs(rows[0]["rollout/kl_k1_sum"]) < 1e-4
@@ -199,9 +194,9 @@ def test_t03_t20_trap_23_ppo_first_ratio_and_bitwise_resume(
 
   monkeypatch.setattr(loop, "system_metrics", killer)
   with pytest.raises(Killed):
-    policy.run(config, root / "killed")
+    pipelines.run(config, root / "killed")
   monkeypatch.setattr(loop, "system_metrics", real)
-  policy.run(config, root / "killed")
+  pipelines.run(config, root / "killed")
   assert rows_of(root / "killed" / "metrics.jsonl") == rows
   assert rows_of(root / "killed" / "samples.jsonl") == rows_of(
     root / "whole" / "samples.jsonl"
@@ -209,14 +204,14 @@ def test_t03_t20_trap_23_ppo_first_ratio_and_bitwise_resume(
   whole, again = (
     checkpoint.restore_params(
       str(root / name / "checkpoints"),
-      build.with_shardings(
-        roles.split(stage.role, build.variable_shapes(stage.role))[0],
-        build.make_mesh(config),
+      pretrained.with_shardings(
+        roles.split(stage.role, pretrained.variable_shapes(stage.role))[0],
+        tiny_runs.world_of(config).mesh,
       ),
       prefix="train/params/policy",
     )
     for name in ("whole", "killed")
-    for stage in [load(files, mode, root / name, "policy", "/policy")[1]]
+    for stage in [load(files, mode, root / name)[1]]
   )
   for path, leaf in trees.flatten(whole).items():
     np.testing.assert_array_equal(leaf, trees.flatten(again)[path])
@@ -224,15 +219,15 @@ def test_t03_t20_trap_23_ppo_first_ratio_and_bitwise_resume(
 
 def test_trap_30_frozen_weights_are_untouched_by_ppo(files, trained):
   mode, root = trained
-  base, start = load(files, mode, root / "sft", "sft")
+  base, start = load(files, mode, root / "sft")
   before = jax.tree.map(np.array, (base.params, start.variables))
   config = policy_config(files, mode, root / "sft", root / "rm_head")
   config.value.pretrain_steps = 0
   config.schedule.steps = 1
-  policy.run(config, root / "frozen")
-  after = (base.params, load(files, mode, root / "sft", "sft")[1].variables)
+  pipelines.run(config, root / "frozen")
+  after = (base.params, load(files, mode, root / "sft")[1].variables)
   jax.tree.map(np.testing.assert_array_equal, before, after)
-  trained = load(files, mode, root / "frozen", "policy", "/policy")[1]
+  trained = load(files, mode, root / "frozen")[1]
   changed = [
     path
     for path, leaf in trees.flatten(trained.variables).items()
@@ -244,9 +239,6 @@ def test_trap_30_frozen_weights_are_untouched_by_ppo(files, trained):
 @pytest.mark.slow
 def test_shared_trunk_and_packing_change_no_number(files, trained):
   """The judge: one shared pass, separate passes, packed rows: the same."""
-  from rlhf_jax.algorithms.policy_gradient import packing
-  from rlhf_jax.pipelines import actors
-
   mode, root = trained
   if mode == "full":
     pytest.skip("full roles share no trunk; nothing to compare")
@@ -255,20 +247,14 @@ def test_shared_trunk_and_packing_change_no_number(files, trained):
   config.trainable.first_layer = 2
   scorer_config = reward_config(files, "head", root / "sft")
   scorer_config.update(init_from="", stop_layer=1)
-  reward.run(scorer_config, root / "rm_base")
+  pipelines.run(scorer_config, root / "rm_base")
   config.reward = str(root / "rm_base")
-  mesh = build.make_mesh(config)
-  base = build.load_base(section(Model, config.model, "model"), mesh)
-  settings = policy.read_settings(config)
-  cast = actors.load(
-    config, base, mesh, settings.value, settings.generate.temperature, TOKENS
-  )
+  settings, world = tiny_runs.settings_of(config), tiny_runs.world_of(config)
+  base = world.base(settings.model)
+  cast = actors.load(settings, base, world, TOKENS, settings.value)
   assert cast.plan.shared == {"policy", "reference", "value", "reward"}
-  with np.load(root / "sft" / "samples.npz") as stored:
-    samples = Samples(**{k: jax.numpy.asarray(stored[k]) for k in stored.files})
+  samples = tiny_runs.load_samples(root / "sft" / "samples.npz")
   value = trees.merge(cast.params["value"], cast.frozen["value"])
-  import dataclasses
-
   alone = dataclasses.replace(cast.plan, shared=frozenset())
   wide = dataclasses.replace(cast.plan, row_targets=40)
   layout = packing.plan(samples, packing.Config(row_tokens=40))
@@ -303,4 +289,4 @@ def test_policy_settings_that_cannot_work_are_refused(
   config = policy_config(files, mode, root / "sft", root / "rm_head")
   config.update_from_flattened_dict(changes)
   with pytest.raises(UserError, match=message):
-    policy.run(config, root / "refused")
+    pipelines.run(config, root / "refused")

@@ -4,17 +4,15 @@ import dataclasses
 
 import pytest
 
-from rlhf_jax.data import formats
+from rlhf_jax import optimizer
+from rlhf_jax.data import dataset, formats
+from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.tokenizers import load_tokenizer
-from rlhf_jax.pipelines import check, defaults, inputs, loop
-from rlhf_jax.pipelines.config import (
-  UserError,
-  Data,
-  Schedule,
-  optimizer_section,
-  section,
-  tree,
-)
+from rlhf_jax.pipelines import defaults
+from rlhf_jax.runs import loop
+from rlhf_jax.runs.loop import Schedule
+from rlhf_jax.schema import UserError, read, tree
+from tests.pipelines.tiny_runs import checked
 from tests.pipelines.wrong_files import (
   CONTEXT,
   make_files,
@@ -130,6 +128,7 @@ def policy_config(files):
   config = defaults.policy()
   config.mesh.devices = 1
   config.model.source = files["model"]
+  config.reward = "judge"  # looked for last
   config.prompts.update(source=files["prompts.jsonl"], format="prompt")
   config.schedule.update(batch_size=4, steps=2)
   return config
@@ -138,11 +137,15 @@ def policy_config(files):
 @pytest.mark.parametrize(
   ("change", "words"),
   [
-    (lambda c: c, "config.reward is empty: name the --workdir of a finished"),
+    (
+      lambda c: c.update(reward=""),
+      "config.reward is empty: name the --workdir of a finished",
+    ),
     (
       lambda c: c.update(init_from="gone"),
-      "config.init_from='gone': wanted a finished sft run, found no such",
+      "config.init_from='gone': wanted a finished policy run, found no such",
     ),
+    (lambda c: c, "config.reward='judge': wanted a finished reward run, found"),
     (
       lambda c: c.epochs.update(minibatches=3),
       "minibatches=3 x microbatches=1 = 3 must divide schedule.batch_size",
@@ -179,7 +182,7 @@ def test_all_stages_of_a_long_run_are_checked_first(files, stage):
   config = defaults.rlhf()
   config[stage].mesh.data = -2
   with pytest.raises(UserError, match=f"config.{stage}|config.sft"):
-    check.check_config(config)
+    checked(config)
 
 
 def test_experiment_files_of_the_repository_pass(files):
@@ -189,7 +192,7 @@ def test_experiment_files_of_the_repository_pass(files):
     config = module.get_config()
     for stage in ("sft", "reward", "gold", "policy", "evaluation"):
       config[stage].mesh.devices = 1
-    check.check_config(config)
+    checked(config)
 
 
 # Types of fields.
@@ -222,22 +225,22 @@ class _Fields:
 )
 def test_types_of_fields(field, good, bad):
   for value in good:
-    found = getattr(section(_Fields, {field: value}, "part"), field)
+    found = getattr(read(_Fields, {field: value}, "part"), field)
     assert found == value
     assert type(found) is not int or field in ("whole", "optional_whole")
   for value in bad:
     with pytest.raises(UserError, match=f"^config.part.{field}="):
-      section(_Fields, {field: value}, "part")
+      read(_Fields, {field: value}, "part")
 
 
 def test_a_range_error_carries_the_full_name():
   with pytest.raises(UserError, match=r"^config\.a\.b\.whole=-1: must be"):
-    section(_Fields, {"whole": -1}, "a.b")
+    read(_Fields, {"whole": -1}, "a.b")
 
 
 def test_a_section_that_is_no_section():
   with pytest.raises(UserError, match="config.part=3: is a section"):
-    section(_Fields, 3, "part")
+    read(_Fields, 3, "part")
 
 
 def test_a_bug_in_a_dataclass_is_not_a_mistake():
@@ -249,7 +252,7 @@ def test_a_bug_in_a_dataclass_is_not_a_mistake():
       raise TypeError
 
   with pytest.raises(TypeError):
-    section(Buggy, {}, "part")
+    read(Buggy, {}, "part")
 
 
 def test_optional_fields_keep_their_type_while_they_are_none():
@@ -259,12 +262,12 @@ def test_optional_fields_keep_their_type_while_they_are_none():
   part.optional_whole = 4
   with pytest.raises(TypeError):
     part.optional_whole = "x"
-  assert section(_Fields, part, "part").optional_whole == 4
+  assert read(_Fields, part, "part").optional_whole == 4
 
 
 def test_required_fields_are_named():
   with pytest.raises(UserError, match="config.o.learning_rate: not set"):
-    optimizer_section({"schedule": "constant"}, "o", 5)
+    read(optimizer.Config, {"schedule": "constant"}, "o")
 
 
 def test_schedules_need_a_length():

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax import main
-from rlhf_jax.pipelines import build, defaults, stages
+from rlhf_jax.pipelines import defaults
 from rlhf_jax.pipelines import workdir as workdir_lib
-from rlhf_jax.pipelines.config import UserError, Model, section
+from rlhf_jax.runs import checkpoint, stages
+from rlhf_jax.schema import UserError
+from tests.pipelines import tiny_runs
 from tests.pipelines.wrong_files import (
   CONTEXT,
   make_files,
@@ -138,21 +140,23 @@ def test_going_on_with_another_model(files, unfinished, capsys, other, words):
 def test_a_stage_of_another_model(files, trained, other, words):
   config = sft_config(files)
   config.model.source = files[other]
-  mesh = build.make_mesh(config)
-  base = build.load_base(section(Model, config.model, "model"), mesh)
+  world = tiny_runs.world_of(config)
+  base = tiny_runs.load_base(config)
   for load in (
-    lambda: stages.load_stage(trained, "sft", base, mesh),
+    lambda: stages.load(trained, stages.POLICY, base, world),
     lambda: stages.finished(trained, "sft", base),
   ):
-    with pytest.raises(RuntimeError, match=f"trained was trained with {words}"):
+    with pytest.raises(
+      checkpoint.CheckpointError, match=f"trained was trained with {words}"
+    ):
       load()
 
 
 def test_a_stage_of_another_kind(trained, unfinished):
   with pytest.raises(UserError, match="wanted a finished reward run, found a"):
-    stages.need_stage(trained, "reward", "config.reward")
+    stages.need_stage(trained, stages.REWARD, "config.reward")
   with pytest.raises(UserError, match="found one that is not finished"):
-    stages.need_stage(unfinished, "sft", "config.init_from")
+    stages.need_stage(unfinished, stages.POLICY, "config.init_from")
 
 
 # Training that fails, and machines.
@@ -247,6 +251,6 @@ def test_a_signal_saves_and_ends_with_75(files, tmp_path):
   said, err = process.communicate(timeout=60)
   assert process.returncode == 75, err
   assert "run the same command" in said
-  assert build.checkpoint.Checkpoints(
+  assert checkpoint.Checkpoints(
     str(workdir / "checkpoints"), read_only=True
   ).latest()

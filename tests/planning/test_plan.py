@@ -12,9 +12,10 @@ import pytest
 from rlhf_jax import plan
 from rlhf_jax.models import roles
 from rlhf_jax.pipelines import defaults
-from rlhf_jax.schema import UserError
-from rlhf_jax.planning import abstract, compiled, report, table, topology
+from rlhf_jax.planning import compiled, report, table, topology
+from rlhf_jax.programs import abstract
 from rlhf_jax.programs.work import Passes
+from rlhf_jax.schema import UserError
 from tests.planning.tiny_plans import (
   EIGHT,
   LAYER,
@@ -116,17 +117,16 @@ def test_decoding_gathers_weights_once_not_for_every_token():
 
 def test_flops_by_hand():
   """Forward: 2 a weight and token, 4 a query, key and head entry."""
-  mesh = abstract.make_mesh(sft_config(), 8)
   rows, length = 16, 24
   (phase,) = report.phases(sft_config(), 8)
   role = roles.Role(model=phase.model)
   matrices = LAYER - 2 * 32
   forward = 2 * rows * length * (2 * matrices + 64 * 32)
   attention = 2 * 4 * rows * length * length * 4 * 8
-  found = Passes(mesh).forward([role], rows, length, length)
+  found = Passes(phase.mesh).forward([role], rows, length, length)
   assert found.flops == forward + attention
   # backward twice the forward, and once more because of remat
-  assert phase.programs[0].work.flops == 4 * (forward + attention)
+  assert phase["update"].work().flops == 4 * (forward + attention)
 
 
 def test_what_does_not_fit_is_refused_with_remedies(monkeypatch, capsys):
@@ -157,10 +157,12 @@ def test_mistakes():
   with pytest.raises(UserError, match="no such phase"):
     report.make(config, EIGHT, compiles=False, only="policy")
   config.schedule.batch_size = 12
-  with pytest.raises(UserError, match="12 are not a multiple of 8"):
+  with pytest.raises(
+    UserError, match="batch_size=12: not a multiple of the 8 dev"
+  ):
     report.phases(config, 8)
   config.schedule.batch_size, config.loss.microbatches = 16, 4
-  with pytest.raises(UserError, match="4 mini- or microbatches x 8"):
+  with pytest.raises(UserError, match="of loss.microbatches=4 x the 8 devices"):
     report.phases(config, 8)
   with pytest.raises(UserError, match="epochs: minibatches=4 x microb"):
     policy = policy_config("lora")
@@ -168,13 +170,14 @@ def test_mistakes():
     report.phases(policy, 8)
   config.loss.microbatches = 1
   config.mesh.update(fsdp=3)
-  with pytest.raises(UserError, match="on 8 devices"):
+  with pytest.raises(UserError, match=r"config\.mesh: .* on 8 devices"):
     report.phases(config, 8)
-  with pytest.raises(UserError, match="plan knows"):
-    report.phases(defaults.evaluate(), 8)
+  whole = defaults.rlhf()
+  whole.sft.mesh.fsdp = 3
+  with pytest.raises(UserError, match=r"config\.sft\.mesh: .* on 8 devices"):
+    report.phases(whole, 8)
+  whole.policy.pipeline = "bnd"
   with pytest.raises(UserError, match="policy.pipeline='bnd': must be one"):
-    whole = defaults.rlhf()
-    whole.policy.pipeline = "bnd"
     report.phases(whole, 8)
 
 

@@ -1,11 +1,12 @@
 """Every pipeline is planned, alone and as a stage of a whole run."""
 
 import dataclasses
+import re
 
 import pytest
 
 from rlhf_jax import plan
-from rlhf_jax.pipelines import defaults, methods
+from rlhf_jax.pipelines import defaults
 from rlhf_jax.planning import report, topology
 from tests.planning.tiny_plans import (
   EIGHT,
@@ -33,7 +34,7 @@ def sampled_config(pipeline, **sections):
 
 def grpo_config():
   config = policy_config("lora")
-  config.algorithm = methods.tree("grpo")
+  config.algorithm = defaults.policy("grpo").algorithm
   config.verifier.name = "exact"
   config.generate.num_samples = 2
   config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
@@ -49,7 +50,18 @@ def preference_config(name):
   return config
 
 
+def evaluate_config():
+  config = defaults.evaluate()
+  config.model.update(source="shape:tiny", scan_layers=True, lora_rank=2)
+  config.prompts.max_length = 24
+  config.generate.max_new_tokens = 8
+  config.update(count=32, batch_size=16)
+  config.mesh.update(data=2, fsdp=2, tensor=2)
+  return config
+
+
 SAMPLING = ["merge", "prefill", "decode", "judge"]
+WORKING = ("prefill", "decode", "judge", "reference", "refer", "update")
 OTHERS = {
   "grpo": (grpo_config, [*SAMPLING, "prepare", "update"]),
   "dpo": (lambda: preference_config("dpo"), ["reference", "update"]),
@@ -71,6 +83,14 @@ OTHERS = {
     ),
     [*SAMPLING, "pairs", "refer", "update"],
   ),
+  "evaluate": (
+    evaluate_config,
+    [
+      *("before prefill", "before decode"),
+      *("after prefill", "after decode"),
+      "judge",
+    ],
+  ),
   "bond": (
     lambda: sampled_config("bond"),
     [
@@ -87,7 +107,7 @@ def test_other_pipelines_are_planned(name):
   make, programs = OTHERS[name]
   found = report.make(make(), EIGHT, compiles=False)
   assert [line.program for line in found.lines] == programs
-  assert line_of(found, "update").flops > 0
+  assert all(line.flops > 0 for line in found.lines if line.program in WORKING)
 
 
 @pytest.mark.slow
@@ -105,6 +125,19 @@ def test_other_pipelines_that_do_not_fit_have_remedies(
   assert ("microbatches=" in text) == has_parts
 
 
+def test_an_evaluation_that_does_not_fit_has_remedies(monkeypatch, capsys):
+  """Nothing trains, so neither remat nor microbatches nor LoRA helps."""
+  small = dataclasses.replace(topology.CHIPS["v5e"], usable=2**-13)
+  monkeypatch.setitem(topology.CHIPS, "v5e", small)
+  config = evaluate_config()
+  assert plan.run(config, "v5e:2x4", analytic=True, phase="", file="") == 2
+  text = capsys.readouterr().out
+  assert "DOES NOT FIT" in text
+  tried = re.findall(r"--config\.([a-z_.]+)=", text)
+  wanted = ["mesh.data", "mesh.fsdp", "generate.batch_size", "batch_size"]
+  assert tried == wanted
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_pipelines_compile_as_they_are_estimated(name):
@@ -114,13 +147,13 @@ def test_other_pipelines_compile_as_they_are_estimated(name):
   for line, other in zip(found.lines, guess.lines, strict=True):
     assert line.is_compiled
     close(line.inputs, other.inputs)
-  line = line_of(found, "update")
+  line = found.lines[-1]
   resident = line.weights + line.optimizer - line.idle
   close(line.arguments, resident + line.inputs)
 
 
 def test_the_whole_quickstart_is_planned_without_its_assets(monkeypatch):
-  """rlhf: four stages, heads on a frozen trunk, packed rows, monitors."""
+  """rlhf: five stages, heads on a frozen trunk, packed rows, monitors."""
   monkeypatch.setenv("RLHF_JAX_CACHE", "/nowhere")
   config = load("configs/recipes/smollm2.py")
   found = {
@@ -133,6 +166,11 @@ def test_the_whole_quickstart_is_planned_without_its_assets(monkeypatch):
     "reward": ["features", "update"],
     "gold": ["features", "update"],
     "policy": [*sampling, "judge", "recompute", "prepare", "update"],
+    "evaluation": [
+      *(f"before {name}" for name in sampling),
+      *(f"after {name}" for name in sampling),
+      "judge",
+    ],
   }
   slice_ = topology.parse("v5e:2x4")
   reward = report.make(config, slice_, compiles=False, only="reward")
@@ -174,5 +212,6 @@ def test_a_whole_run_is_planned_with_any_policy_stage(
   found = report.make(config, one, compiles=False)
   names = [line.program for line in found.lines if line.phase == "policy"]
   assert names == programs
-  assert list(found.meshes) == ["sft", "reward", "gold", "policy"]
-  assert not found.notes["policy"]  # earlier stages are known
+  stages = ["sft", "reward", "gold", "policy", "evaluation"]
+  assert list(found.meshes) == stages
+  assert not any(found.notes.values())  # earlier stages are known

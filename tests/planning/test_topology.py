@@ -2,10 +2,9 @@
 
 import pytest
 
-from rlhf_jax.models import shapes, transformer
-from rlhf_jax.pipelines import pretrained
-from rlhf_jax.schema import UserError
+from rlhf_jax.models import pretrained, shapes, transformer
 from rlhf_jax.planning import topology
+from rlhf_jax.schema import UserError
 
 
 @pytest.mark.parametrize(

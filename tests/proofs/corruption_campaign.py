@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.runs.checkpoint import CheckpointError, Checkpoints
 from rlhf_jax.integrity import MANIFEST
+from rlhf_jax.runs.checkpoint import CheckpointError, Checkpoints
 from rlhf_jax.types import PyTree
 
 STEPS = (3, 7)

@@ -65,14 +65,14 @@ class Tally:
 
 def write_experiment(folder: Path) -> Path:
   """Trains the tiny stages that PPO starts from; returns its config file."""
-  from rlhf_jax.pipelines import reward, sft
+  from rlhf_jax import pipelines
   from tests.pipelines import tiny_runs
 
   files = tiny_runs.make_files(folder)
-  sft.run(tiny_runs.sft_config(files, "full"), folder / "sft")
+  pipelines.run(tiny_runs.sft_config(files, "full"), folder / "sft")
   samples = folder / "sft" / "samples.npz"
   config = tiny_runs.reward_config(files, "full", folder / "sft", samples)
-  reward.run(config, folder / "reward")
+  pipelines.run(config, folder / "reward")
   path = folder / "experiment.py"
   path.write_text(
     "import types\n"

@@ -40,7 +40,8 @@ def plant(fault: str) -> None:
     if seen[0] == int(count) and found == phase:
       _arm(float(delay), number)
 
-  from rlhf_jax import checkpoint, metrics
+  from rlhf_jax import metrics
+  from rlhf_jax.runs import checkpoint
 
   timed, save = metrics.Timer.__call__, checkpoint.Checkpoints.save
 

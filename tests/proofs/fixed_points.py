@@ -254,7 +254,9 @@ def train(method, reward, log_ref, sign, seed, steps, count, rate):
     )
     if method.module is remax:
       greedy = reward[jnp.argmax(state.params["policy"])]
-      rollout = remax.with_baseline(rollout, greedy[None])
+      rollout = rollout.replace(
+        further={"greedy": rollout.replace(score=greedy[None])}
+      )
     state, _ = update.update(
       state,
       {},

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +44,11 @@ def _on_mesh(config: Any, mesh: tuple[int, int, int]) -> Any:
   return config
 
 
-def _run(
-  stage: str, run: Callable[..., Any], config: Any, folder: Path
-) -> Curve:
+def _run(stage: str, config: Any, folder: Path) -> Curve:
+  from rlhf_jax import pipelines
   from tests.pipelines import tiny_runs
 
-  run(config, folder)
+  pipelines.run(config, folder)
   rows = tiny_runs.rows_of(folder)
   samples = folder / "samples.jsonl"
   return Curve(
@@ -63,30 +61,30 @@ def _run(
 
 def _evaluated(config: Any, folder: Path) -> Curve:
   """Returns the numbers of an evaluation, as one step."""
-  from rlhf_jax.pipelines import evaluate
+  from rlhf_jax import pipelines
 
-  found = evaluate.run(config, folder)
+  found = pipelines.run(config, folder)
   row = [found[name] for name in LOSSES["evaluation"]]
   return Curve(np.asarray([row]), [])
 
 
 def curves(folder: Path, mesh: tuple[int, int, int], files: Any) -> dict:
   """Returns {stage: Curve}; SFT and reward model of this mesh feed PPO."""
-  from rlhf_jax.pipelines import defaults, policy, preference, reward, sft
+  from rlhf_jax.pipelines import defaults
   from tests.pipelines import tiny_runs
 
   start, judge = folder / "sft", folder / "reward"
   config = tiny_runs.sft_config(files, "full")
   config.optimizer.learning_rate = 2e-3
-  found = {"sft": _run("sft", sft.run, _on_mesh(config, mesh), start)}
+  found = {"sft": _run("sft", _on_mesh(config, mesh), start)}
   config = tiny_runs.reward_config(files, "full", start, start / "samples.npz")
   config.optimizer.learning_rate = 2e-3
-  found["reward"] = _run("reward", reward.run, _on_mesh(config, mesh), judge)
+  found["reward"] = _run("reward", _on_mesh(config, mesh), judge)
   config = tiny_runs.full_policy_config(files, start, judge)
   config.ptx_batch_size = 16
   config.schedule.update(batch_size=16)
   path = folder / "policy"
-  found["policy"] = _run("policy", policy.run, _on_mesh(config, mesh), path)
+  found["policy"] = _run("policy", _on_mesh(config, mesh), path)
   found["evaluation"] = _evaluated(
     _on_mesh(_evaluation(files, path, judge), mesh), folder / "evaluation"
   )
@@ -98,7 +96,7 @@ def curves(folder: Path, mesh: tuple[int, int, int], files: Any) -> dict:
   config.schedule.update(batch_size=8, steps=6, save_every=6)
   config.optimizer.update(learning_rate=2e-3, schedule="constant")
   found["preference"] = _run(
-    "preference", preference.run, _on_mesh(config, mesh), folder / "dpo"
+    "preference", _on_mesh(config, mesh), folder / "dpo"
   )
   return found
 

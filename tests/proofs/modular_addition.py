@@ -36,23 +36,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import generate
+from rlhf_jax import generate, pipelines
 from rlhf_jax.algorithms import best_of_n
-from rlhf_jax.data import batches
+from rlhf_jax.data import batches, dataset
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models import huggingface, roles, transformer
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import (
-  build,
-  defaults,
-  inputs,
-  methods,
-  policy,
-  sft,
-  stages,
-  verify,
-)
-from rlhf_jax.pipelines.config import Data, Model, section
+from rlhf_jax.pipelines import defaults
+from rlhf_jax.rewards import texts
+from rlhf_jax.runs import stages
 from tests import tiny
 from tests.proofs.rows import Row, show
 
@@ -162,11 +154,10 @@ def sft_config(folder: Path, size: Size) -> Any:
 
 def policy_config(folder: Path, size: Size, name: str, problems: str) -> Any:
   """Returns the configuration of policy optimisation by one method."""
-  config = defaults.policy()
+  config = defaults.policy(name)
   config.mesh.devices = 1
   config.model.source = str(folder / "model")
   config.init_from = str(folder / "sft")
-  config.algorithm = methods.tree(name)
   config.verifier.name = "exact"
   config.prompts.update(
     source=str(folder / f"{problems}.jsonl"), format="prompt", max_length=LENGTH
@@ -184,28 +175,25 @@ def policy_config(folder: Path, size: Size, name: str, problems: str) -> Any:
   return config
 
 
-def pass_at_1(config: Any, folder: Path, pipeline: str) -> float:
+def pass_at_1(config: Any, folder: Path) -> float:
   """Returns the share of right answers of a finished stage.
 
   Args:
     config: of a policy run: its model, problems and verifier.
-    folder: of the stage.
-    pipeline: "sft" or "policy".
+    folder: of the stage, which leaves a policy.
   """
-  mesh = build.make_mesh(config)
-  base = build.load_base(section(Model, config.model, "model"), mesh)
-  suffix = "/policy" if pipeline == "policy" else ""
-  stage = stages.load_stage(folder, pipeline, base, mesh, suffix)
-  data = section(Data, config.prompts, "prompts")
+  job = pipelines.read(config)
+  settings, world = job.settings, job.open(folder)
+  base = world.base(settings.model)
+  stage = stages.load(folder, stages.POLICY, base, world)
+  data = settings.prompts
   ids, _ = dataset.prompts(data, base.tokenizer, LENGTH - NEW_TOKENS)
   prompts = batches.collate_prompts(
     ids, base.tokenizer.pad_id, max(map(len, ids)), index=range(len(ids))
   )
-  prompts = mesh_lib.spread_batch(mesh, prompts)
+  prompts = mesh_lib.spread_batch(world.mesh, prompts)
   samples = generate.generate(
-    roles.sampling_params(
-      stage.role, *roles.split(stage.role, stage.variables)
-    ),
+    roles.sampling_params(stage.role, *stage.parts),
     prompts,
     jax.random.key(1),
     model=base.config,
@@ -213,7 +201,8 @@ def pass_at_1(config: Any, folder: Path, pipeline: str) -> float:
     eos_ids=(base.tokenizer.eos_id,),
     pad_id=base.tokenizer.pad_id,
   )
-  scores, _ = verify.load(config, data, base.tokenizer)(samples, prompts.index)
+  verifier = texts.load(settings.text_judge, data, base.tokenizer)
+  scores, _ = verifier(samples, prompts.index)
   grouped = scores.reshape(-1, SAMPLES)
   return float(best_of_n.pass_at_k(grouped, 1).mean())
 
@@ -223,7 +212,7 @@ def prepare(folder: Path, size: Size) -> None:
   write_model(folder / "model")
   write_data(folder, size)
   with quietly():
-    sft.run(sft_config(folder, size), folder / "sft")
+    pipelines.run(sft_config(folder, size), folder / "sft")
 
 
 def train(
@@ -240,9 +229,9 @@ def train(
   where = folder / f"{name}_{problems}"
   true = policy_config(folder, size, name, "problems")
   with quietly():
-    policy.run(policy_config(folder, size, name, problems), where)
-    before = pass_at_1(true, folder / "sft", "sft")
-    after = pass_at_1(true, where, "policy")
+    pipelines.run(policy_config(folder, size, name, problems), where)
+    before = pass_at_1(true, folder / "sft")
+    after = pass_at_1(true, where)
   lines = (where / "metrics.jsonl").read_text().splitlines()
   flat = [json.loads(line)["group/zero_var_share"] for line in lines]
   share = float(np.mean(flat[:10])), float(np.mean(flat[-10:]))

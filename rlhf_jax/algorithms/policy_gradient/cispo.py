@@ -18,12 +18,12 @@ from rlhf_jax.algorithms.policy_gradient import grpo
 class Config(grpo.Config):
   """Settings of GRPO with the defaults of CISPO."""
 
-  objective: str = "cispo"
-  clip_ratio: float = 1.0
-  clip_ratio_high: float | None = 0.2
-  kl_loss: str = "none"
-  kl_loss_coefficient: float = 0.0
-  aggregation: str = "token-mean"
+  objective: str = "cispo"  # the weight is clipped, not the update
+  clip_ratio: float = 1.0  # no lower clip
+  clip_ratio_high: float | None = 0.2  # not printed in the paper; PPO's
+  kl_loss: str = "none"  # no KL in MiniMax 2025
+  kl_loss_coefficient: float = 0.0  # no KL in MiniMax 2025
+  aggregation: str = "token-mean"  # MiniMax 2025
 
 
 advantages = grpo.advantages

@@ -23,14 +23,16 @@ from rlhf_jax.algorithms.policy_gradient import grpo
 class Config(grpo.Config):
   """Settings of GRPO with the defaults of DAPO, and of its resampling."""
 
-  group_size: int = 16
-  clip_ratio_high: float | None = 0.28
-  kl_loss: str = "none"
-  kl_loss_coefficient: float = 0.0
-  aggregation: str = "token-mean"
-  # Batches of prompts drawn for a step at most, until no group of it has equal
-  # scores; 1 takes the first as it is. 10 in the released recipe (verl).
-  resample_rounds: int = 10
+  group_size: int = 16  # Yu 2025
+  clip_ratio_high: float | None = 0.28  # clip-higher, Yu 2025
+  kl_loss: str = "none"  # no KL in Yu 2025
+  kl_loss_coefficient: float = 0.0  # no KL in Yu 2025
+  aggregation: str = "token-mean"  # Yu 2025
+  resample_rounds: int = (
+    10  # batches of prompts drawn for a step, at most, until
+  )
+  # no group of it has equal scores; 1 takes the first as it is; 10 in the
+  # released recipe (verl)
 
   def __post_init__(self) -> None:
     super().__post_init__()

@@ -21,12 +21,12 @@ LONGEST = 3000  # tokens of an answer in the paper
 class Config(grpo.Config):
   """Settings of GRPO with the defaults of Dr. GRPO."""
 
-  scale_rewards: str = "none"
-  kl_loss: str = "none"
-  kl_loss_coefficient: float = 0.0
-  aggregation: str = "seq-sum-const"
-  # T_max; set it to the longest answer. None: LONGEST where the mode reads it.
-  aggregation_tokens: int | None = None
+  scale_rewards: str = "none"  # Liu 2025: hard and easy prompts weigh alike
+  kl_loss: str = "none"  # no KL in Liu 2025
+  kl_loss_coefficient: float = 0.0  # no KL in Liu 2025
+  aggregation: str = "seq-sum-const"  # Liu 2025: no 1/|y|
+  aggregation_tokens: int | None = None  # set it to the longest answer; None:
+  # LONGEST where the mode reads it
 
   def __post_init__(self) -> None:
     if self.aggregation == "seq-sum-const" and self.aggregation_tokens is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,15 +43,16 @@ def identity(tree: PyTree) -> PyTree:
 def token_fields(rollout: Rollout) -> Rollout:
   """Returns the rollout with nothing but fields indexed by row.
 
-  score, finish_reason and baseline have one entry per sample, which is not one
-  per row when rows are packed, and no loss reads them: they become zeros [rows]
-  or None. All else can then be permuted and split by row.
+  score and finish_reason have one entry per sample, which is not one per row
+  when rows are packed, and `further` has rows of its own; no loss reads them:
+  they become zeros [rows] and {}. All else can then be permuted and split by
+  row.
   """
   rows = rollout.tokens.shape[0]
   return rollout.replace(
     score=jnp.zeros((rows,), jnp.float32),
     finish_reason=jnp.zeros((rows,), jnp.int32),
-    baseline=None,
+    further={},
   )
 
 
@@ -74,7 +74,8 @@ def run_epochs(
 
   Args:
     step: (state, minibatch, part of extra) -> (state, metrics); the metrics
-      have those of `take_step`, and "ppo/approx_kl" where kl_limit is set.
+      have those of accumulate.take_step, and where kl_limit is set
+      "ppo/approx_kl".
     state: before the first step.
     rollout: all leaves [rows, ...], see `token_fields`.
     extra: leaves [minibatches, ...], the same parts in every epoch, or None.
@@ -84,7 +85,8 @@ def run_epochs(
     constrain: places a minibatch on the mesh.
 
   Raises:
-    ValueError: the rows do not divide, or leaves differ in rows.
+    ValueError: the rows do not divide, leaves differ in rows, or there is a
+      kl_limit and no KL.
   """
   rows = accumulate.row_count(rollout)
   accumulate.check_divides("minibatches", config.minibatches, rows)
@@ -109,6 +111,11 @@ def run_epochs(
   def guarded_epoch(carry: tuple[TrainState, Array], order: Array):
     state, is_stopped = carry
     _, shapes = jax.eval_shape(epoch, state, order)
+    if "ppo/approx_kl" not in shapes:
+      raise ValueError(
+        f"update_kl_limit={kl_limit}: the loss reports no ppo/approx_kl "
+        "to compare it with. Report it (objectives.ratio_metrics), or set None."
+      )
     blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     state, metrics = jax.lax.cond(
       is_stopped,
@@ -140,33 +147,3 @@ def summarise(metrics: Metrics) -> Metrics:
   result["ppo/epochs"] = jnp.sum(jnp.any(executed, axis=1) * 1.0)
   result["sys/skipped_updates"] = jnp.sum((executed & ~applied) * 1.0)
   return result
-
-
-def take_step(
-  state: TrainState, grads: PyTree, loss: Array, optimizer: Any, tokens: Array
-) -> tuple[TrainState, Metrics]:
-  """Takes one guarded step; metrics say whether it ran and was applied.
-
-  A minibatch without a response token (`tokens` == 0: filler rows of packing,
-  or masked answers alone) is passed over: momentum and weight decay would move
-  the weights for nothing.
-  """
-
-  def step(state: TrainState) -> tuple[TrainState, Metrics]:
-    state, report = accumulate.apply_gradients(
-      state, grads, optimizer, jnp.isfinite(loss)
-    )
-    return state, {
-      "ppo/grad_norm": report.grad_norm,
-      "executed": jnp.ones((), bool),
-      "applied": report.applied,
-    }
-
-  def pass_over(state: TrainState) -> tuple[TrainState, Metrics]:
-    return state, {
-      "ppo/grad_norm": jnp.zeros(()),
-      "executed": jnp.zeros((), bool),
-      "applied": jnp.zeros((), bool),
-    }
-
-  return jax.lax.cond(tokens > 0, step, pass_over, state)

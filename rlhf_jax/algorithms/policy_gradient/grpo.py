@@ -39,11 +39,13 @@ SCALES = ("none", "group", "batch")
 class Config(surrogate.Config):
   """Settings of GRPO, and those of surrogate.py."""
 
-  group_size: int = 8  # G = generate.num_samples; 64 in Shao 2024, 16 in R1
-  scale_rewards: str = "group"  # what divides; one of SCALES
-  scale_epsilon: float = 1e-6  # e; verl
+  group_size: int = 8  # G = generate.num_samples, which it follows when it is
+  # not set; 64 in Shao 2024, 16 in R1
+  scale_rewards: str = "group"  # whose deviation divides: none (Dr. GRPO), the
+  # prompt's answers, or all answers (TRL)
+  scale_epsilon: float = 1e-6  # e, added to that deviation; verl
   kl_loss: str = "k3"  # Shao 2024, eq. 4
-  kl_loss_coefficient: float = 0.04  # beta_l; Shao 2024
+  kl_loss_coefficient: float = 0.04  # Shao 2024
   aggregation: str = "seq-mean-token-mean"  # Shao 2024, eq. 3
 
   def __post_init__(self) -> None:

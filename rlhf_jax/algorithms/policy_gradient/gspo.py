@@ -19,11 +19,11 @@ from rlhf_jax.algorithms.policy_gradient import grpo
 class Config(grpo.Config):
   """Settings of GRPO with the defaults of GSPO."""
 
-  objective: str = "gspo"
-  clip_ratio: float = 3e-4
-  clip_ratio_high: float | None = 4e-4
-  kl_loss: str = "none"
-  kl_loss_coefficient: float = 0.0
+  objective: str = "gspo"  # one ratio per answer
+  clip_ratio: float = 3e-4  # Zheng 2025
+  clip_ratio_high: float | None = 4e-4  # Zheng 2025
+  kl_loss: str = "none"  # no KL in Zheng 2025
+  kl_loss_coefficient: float = 0.0  # no KL in Zheng 2025
 
 
 advantages = grpo.advantages

@@ -29,9 +29,9 @@ from rlhf_jax.types import Array, Metrics, Rollout
 class Config:
   """Settings of the weights."""
 
-  # c of w = min(ratio, c); None: w = 1. 2 in Yao 2025, 0.5 .. 5 in OpenRLHF.
-  # For a sampler that differs from the trainer: below float32.
-  cap: float | None = None
+  cap: float | None = None  # c of w = min(ratio, c), for a sampler that differs
+  # from the trainer: below float32; None: w = 1; 2 in Yao 2025, 0.5 .. 5 in
+  # OpenRLHF
 
   def __post_init__(self) -> None:
     if self.cap is not None and self.cap <= 0.0:

@@ -19,6 +19,11 @@ import numpy as np
 
 from rlhf_jax.types import Array, Rollout, Samples
 
+# Fields of a rollout that are not one array [N, L, ...] to be packed.
+_OTHERWISE = frozenset(
+  "score finish_reason further hidden segment_ids positions".split()
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -26,7 +31,8 @@ class Config:
 
   row_tokens: int = 0  # S, tokens of a row; 0 does not pack
   row_targets: int = 0  # response tokens of a row at most; 0: no bound
-  row_multiple: int = 8  # R is a multiple of this (and so of minibatches)
+  row_multiple: int = 8  # R, the number of rows, is a multiple of this (and so
+  # of minibatches)
 
   def __post_init__(self) -> None:
     if self.row_tokens < 0 or self.row_targets < 0 or self.row_multiple < 1:
@@ -133,14 +139,12 @@ def pack_rollout(rollout: Rollout, packing: Packing) -> Rollout:
   """Returns the rollout with every per-token field packed.
 
   score and finish_reason stay one a sample. Shape rewards and compute
-  advantages before: they need whole samples.
+  advantages before: they need whole samples, and use `further` up.
   """
   per_token = {
     name: pack(value, packing)
     for name, value in vars(rollout).items()
-    if value is not None
-    and name
-    not in ("score", "finish_reason", "hidden", "segment_ids", "positions")
+    if value is not None and name not in _OTHERWISE
   }
   return rollout.replace(
     **per_token,

@@ -25,26 +25,32 @@ import jax.numpy as jnp
 
 from rlhf_jax import ops
 from rlhf_jax.algorithms import aggregate
-from rlhf_jax.algorithms.policy_gradient import importance
+from rlhf_jax.algorithms.policy_gradient import importance, objectives
 from rlhf_jax.types import Array, Metrics, Rollout
+
+HAS_CRITIC = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Settings of PPO."""
 
-  clip_ratio: float = 0.2  # epsilon; Schulman 2017 section 3
+  clip_ratio: float = 0.2  # epsilon: no gradient beyond a ratio of 1 - epsilon
+  # and 1 + epsilon; Schulman 2017 section 3
   clip_ratio_high: float | None = None  # upper epsilon (DAPO: 0.28); None: same
   dual_clip: float | None = None  # c > 1: loss <= c |A| where A < 0; 3 in verl
-  # e_v, in units of the return; None or inf: no clip
-  value_clip: float | None = 0.2
-  value_coefficient: float = 0.1  # c_v; Ziegler 2019's released code
-  entropy_coefficient: float = 0.0  # c_e
-  discount: float = 1.0  # gamma; no discount in Ouyang 2022
-  gae_lambda: float = 0.95  # lambda; Ziegler 2019
+  value_clip: float | None = 0.2  # e_v, how far a value may move in the loss,
+  # in units of the return; None or inf: no clip
+  value_coefficient: float = 0.1  # c_v, weight of the critic's loss; Ziegler
+  # 2019's released code
+  entropy_coefficient: float = 0.0  # c_e, weight of the entropy bonus
+  discount: float = 1.0  # gamma of later rewards; no discount in Ouyang 2022
+  gae_lambda: float = 0.95  # lambda of GAE: 0 trusts the critic, 1 the returns;
+  # Ziegler 2019
   whiten_advantages: bool = True  # over the whole rollout, before minibatches
-  ptx_coefficient: float = 0.0  # gamma_ptx; 27.8 in Ouyang 2022
-  aggregation: str = "token-mean"  # one of aggregate.MODES
+  ptx_coefficient: float = 0.0  # gamma_ptx, weight of the text in section ptx;
+  # 27.8 in Ouyang 2022
+  aggregation: str = "token-mean"  # how token losses are averaged, aggregate.py
   aggregation_tokens: int | None = None  # T_max of "seq-sum-const"
   update_kl_limit: float | None = None  # nats per token: an epoch whose mean
   # KL(p_old || p) is above it is the last of its rollout; 0.015 .. 0.075
@@ -163,60 +169,6 @@ def denominators(rollout: Rollout, config: Config) -> Metrics:
   }
 
 
-def policy_loss(
-  difference: Array,
-  advantages: Array,
-  mask: Array,
-  tokens: Array,
-  *,
-  clip_ratio: float,
-  clip_ratio_high: float | None = None,
-  dual_clip: float | None = None,
-) -> tuple[Array, Metrics]:
-  """Returns the clipped surrogate per token [N, L], and metrics of the ratio.
-
-  Metrics (over tokens):
-    ppo/clipfrac_hi: A > 0 and rho > 1 + e_high: no gradient. Above 0.2 is bad.
-    ppo/clipfrac_lo: A < 0 and rho < 1 - e_low: no gradient. Above 0.2 is bad.
-    ppo/approx_kl: k3 estimate of KL(p_old || p), nats. Up is bad.
-    ppo/ratio_mean: 1 in expectation. Far from 1 is bad.
-    ppo/ratio_max: up is bad.
-    ppo/ratio_error_max: max |rho - 1|. Not ~0 before the first step is a bug.
-
-  Args:
-    difference: [N, L] log p - log p_old, 0 where mask is 0 (ops.log_ratio).
-    advantages: [N, L].
-    mask: [N, L].
-    tokens: [] the sum of the mask over the whole minibatch.
-    clip_ratio: e_low, and e_high where that is None.
-    clip_ratio_high: e_high.
-    dual_clip: c, or None. Ye et al. 2020, eq. 5 (arXiv:1912.09729).
-  """
-  high = clip_ratio if clip_ratio_high is None else clip_ratio_high
-  advantages = jax.lax.stop_gradient(ops.neutral(advantages, mask))
-  ratio = jnp.exp(difference)
-  clipped = jnp.clip(ratio, 1.0 - clip_ratio, 1.0 + high)
-  losses = jnp.maximum(-advantages * ratio, -advantages * clipped)
-  if dual_clip is not None:
-    bound = jnp.minimum(losses, -dual_clip * advantages)
-    losses = jnp.where(advantages < 0, bound, losses)
-  over = (advantages > 0) & (ratio > 1.0 + high)
-  under = (advantages < 0) & (ratio < 1.0 - clip_ratio)
-
-  def mean(x: Array) -> Array:
-    return ops.masked_mean(x, mask, tokens)
-
-  metrics = {
-    "ppo/clipfrac_hi": mean(over * 1.0),
-    "ppo/clipfrac_lo": mean(under * 1.0),
-    "ppo/approx_kl": mean(jnp.expm1(difference) - difference),
-    "ppo/ratio_mean": mean(ratio),
-    "ppo/ratio_max": jnp.max(ratio),
-    "ppo/ratio_error_max": jnp.max(jnp.abs(jnp.expm1(difference))),
-  }
-  return losses, metrics
-
-
 def value_loss(
   values: Array,
   old_values: Array,
@@ -229,8 +181,8 @@ def value_loss(
 
   Metrics:
     ppo/loss_v: up is bad.
-    ppo/vf_clipfrac: tokens where the clip is active. Above 0.5 for long is
-      bad: value_clip is too small for the scale of the returns.
+    ppo/vf_clipfrac: tokens where the clip is active. Above 0.5 for
+      long is bad: value_clip is too small for the scale of the returns.
 
   Args:
     values: [N, L] of the critic in training.
@@ -248,8 +200,8 @@ def value_loss(
   if value_clip is not None:
     change = jnp.clip(values - old_values, -value_clip, value_clip)
     clipped_losses = jnp.square(old_values + change - returns)
-    active = (clipped_losses > losses) * 1.0
-    clip_share = ops.masked_mean(active, mask, tokens)
+    is_active = clipped_losses > losses
+    clip_share = ops.masked_mean(is_active * 1.0, mask, tokens)
     losses = jnp.maximum(losses, clipped_losses)
   value = 0.5 * ops.masked_mean(losses, mask, tokens)
   return value, {"ppo/loss_v": value, "ppo/vf_clipfrac": clip_share}
@@ -262,13 +214,14 @@ def loss(
   rollout: Rollout,
   config: Config,
   denominators: Metrics,
+  objective: objectives.Objective | None = None,
 ) -> tuple[Array, Metrics]:
   """Returns the PPO loss of some rows, as a contribution to a minibatch's.
 
   Rows may be packed: every term is a sum over tokens, and the "seq-" averages
   count segments.
 
-  Metrics: those of `policy_loss` and `value_loss`, and
+  Metrics: those of objectives.evaluate and `value_loss`, and
     ppo/loss_pi: no bad direction by itself; not comparable across steps.
     ppo/entropy: nats per token. Towards 0 is bad.
 
@@ -279,9 +232,11 @@ def loss(
     rollout: the same rows, with advantages and returns.
     config: settings.
     denominators: of the whole minibatch.
+    objective: in place of the clipped surrogate (objectives.py), or None.
 
   Raises:
-    ValueError: values are missing, or shapes differ.
+    ValueError: values are missing, shapes differ, or the objective cannot be
+      used.
   """
   if values is None or rollout.values is None:
     raise ValueError(
@@ -309,14 +264,9 @@ def loss(
       segment_ids=rollout.segment_ids,
     )
 
-  losses, metrics = policy_loss(
-    ops.log_ratio(logprobs, rollout.behaviour_logprobs, mask),
-    rollout.advantages,
-    mask,
-    tokens,
-    clip_ratio=config.clip_ratio,
-    clip_ratio_high=config.clip_ratio_high,
-    dual_clip=config.dual_clip,
+  function = objectives.ppo if objective is None else objective
+  losses, _, metrics = objectives.evaluate(
+    function, logprobs, entropies, rollout, config, tokens
   )
   value, value_metrics = value_loss(
     values, rollout.values, rollout.returns, mask, tokens, config.value_clip

@@ -1,14 +1,34 @@
-"""The policy-gradient methods by name, and what each needs from a pipeline.
+"""The policy-gradient methods by name, and what a module must be to be one.
 
-A method is a module with Config, advantages, loss and denominators. A new one
-is one file and one line here.
+A method is a module with
+
+  Config                        frozen dataclass, every field with a default
+  advantages(rollout, config) -> rollout with advantages
+  loss(logprobs, entropies, values, rollout, config, denominators)
+                                -> contribution [], metrics
+  denominators(rollout, config) -> counts of a minibatch
+
+and, where it needs them,
+
+  HAS_CRITIC = True             it trains a critic (ppo.py)
+  further(config) -> {name: changes of the sampling settings}
+                                other answers to the prompts (remax.py)
+
+Without a critic Config extends surrogate.Config, and loss and denominators are
+surrogate's: `advantages` is then all there is to write. A new one of this
+package is one file and one line here; one of a user's own is any module that
+`check_method` lets through.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import jax.numpy as jnp
+
+from rlhf_jax.algorithms import signatures
 from rlhf_jax.algorithms.policy_gradient import (
   cispo,
   dapo,
@@ -21,6 +41,7 @@ from rlhf_jax.algorithms.policy_gradient import (
   remax,
   rloo,
 )
+from rlhf_jax.types import Rollout
 
 ALGORITHMS: dict[str, ModuleType] = {
   "ppo": ppo,
@@ -34,8 +55,21 @@ ALGORITHMS: dict[str, ModuleType] = {
   "gspo": gspo,
   "cispo": cispo,
 }
-NEEDS_CRITIC = frozenset({"ppo"})
-NEEDS_GREEDY = frozenset({"remax"})  # a greedy answer per prompt: with_baseline
+FUNCTIONS = {
+  "advantages": ("rollout", "config"),
+  "loss": (
+    "logprobs",
+    "entropies",
+    "values",
+    "rollout",
+    "config",
+    "denominators",
+  ),
+  "denominators": ("rollout", "config"),
+}
+# Of a Config, beside what its own functions read: update.py and the pipelines
+# read these.
+FIELDS = ("update_kl_limit", "ptx_coefficient", "entropy_coefficient")
 
 
 def get(name: str) -> ModuleType:
@@ -51,12 +85,98 @@ def get(name: str) -> ModuleType:
   return ALGORITHMS[name]
 
 
+def has_critic(module: Any) -> bool:
+  """Returns whether a method trains a critic."""
+  return getattr(module, "HAS_CRITIC", False)
+
+
+def further_of(module: Any, config: Any) -> dict[str, dict[str, Any]]:
+  """Returns the further rollouts of a method: name -> changes of sampling.
+
+  Args:
+    module: the method.
+    config: its Config.
+
+  Raises:
+    ValueError: `further` returns anything else.
+  """
+  if not hasattr(module, "further"):
+    return {}
+  found = module.further(config)
+  is_right = isinstance(found, dict) and all(
+    isinstance(name, str)
+    and isinstance(changes, dict)
+    and all(isinstance(field, str) for field in changes)
+    for name, changes in found.items()
+  )
+  if not is_right:
+    raise ValueError(
+      f"method {signatures.name_of(module)}: further returned {found!r}; it "
+      "maps the name of a rollout to changes of the sampling settings. Return "
+      "such as {'greedy': {'temperature': 0.0, 'num_samples': 1}}."
+    )
+  return found
+
+
+def check_method(module: Any) -> None:
+  """Raises ValueError unless a module is a method (module docstring)."""
+  signatures.check_module(
+    module,
+    FUNCTIONS,
+    "Without a critic, write loss = surrogate.loss and denominators = "
+    "surrogate.denominators.",
+  )
+  label = signatures.name_of(module)
+  lacking = [name for name in FIELDS if not hasattr(module.Config, name)]
+  if lacking:
+    raise ValueError(
+      f"method {label}: Config has no {', '.join(lacking)}; an update reads "
+      "them. Extend surrogate.Config, or ppo.Config for a method with a critic."
+    )
+  signatures.check_claims(module, ("HAS_CRITIC",))
+  if hasattr(module, "further"):
+    signatures.check_call(module.further, "further", ("config",))
+
+
+def check_advantages(function: Callable[..., Rollout]) -> None:
+  """Raises ValueError unless it can be called as (rollout, config)."""
+  signatures.check_call(function, "advantages", FUNCTIONS["advantages"])
+
+
+def compute_advantages(
+  function: Callable[..., Rollout], rollout: Rollout, config: Any
+) -> Rollout:
+  """Returns what a method's `advantages` makes of a rollout, checked.
+
+  Args:
+    function: a method's, or a user's own.
+    rollout: unpacked, with rewards.
+    config: of the method.
+
+  Raises:
+    ValueError: no rollout comes back, or one without advantages [N, L].
+  """
+  found = function(rollout, config)
+  is_set = isinstance(found, Rollout) and found.advantages is not None
+  shape = jnp.shape(found.advantages) if is_set else None
+  if shape != rollout.response_mask.shape:
+    what = f"advantages {shape}" if is_set else type(found).__name__
+    raise ValueError(
+      f"advantages={signatures.name_of(function)}: returned {what}; a rollout "
+      f"with advantages {rollout.response_mask.shape} is wanted. Return "
+      "rollout.replace(advantages=...), one number a token "
+      "(returns.spread gives an answer's to each)."
+    )
+  return found
+
+
 def check_run(
   config: Any,
   *,
   num_samples: int,
   kl_coefficient: float,
   steps_per_rollout: int,
+  objective: Callable[..., Any] | None = None,
 ) -> None:
   """Raises ValueError for settings that are wrong together.
 
@@ -65,6 +185,7 @@ def check_run(
     num_samples: answers sampled to each prompt.
     kl_coefficient: beta of the KL in the reward.
     steps_per_rollout: epochs times minibatches.
+    objective: of a user's own, in place of config.objective; or None.
   """
   group_size = getattr(config, "group_size", None)
   if group_size is not None and group_size != num_samples:
@@ -80,7 +201,7 @@ def check_run(
       "with kl_controller='fixed', or kl_loss='none' and its coefficient to 0."
     )
   is_plain = getattr(config, "objective", "ppo") == "reinforce"
-  if is_plain and steps_per_rollout > 1:
+  if is_plain and objective is None and steps_per_rollout > 1:
     raise ValueError(
       f"objective='reinforce': has no importance ratio, and {steps_per_rollout}"
       " steps per rollout are planned; after the first the samples are not the "

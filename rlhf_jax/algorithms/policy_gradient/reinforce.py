@@ -29,7 +29,7 @@ class Config(surrogate.Config):
 
   objective: str = "reinforce"  # no ratio, no clip
   aggregation: str = "seq-mean-token-sum"  # log p of an answer is a sum
-  baseline: str = "batch"  # b; one of BASELINES
+  baseline: str = "batch"  # b, taken off the return: mean of the batch, or 0
 
   def __post_init__(self) -> None:
     super().__post_init__()

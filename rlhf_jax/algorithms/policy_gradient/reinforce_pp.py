@@ -30,7 +30,7 @@ class Config(surrogate.Config):
 
   group_size: int | None = None  # G = generate.num_samples of the -baseline
   # form; None: no groups
-  discount: float = 1.0  # gamma of the form without groups
+  discount: float = 1.0  # gamma of later rewards, in the form without groups
   scale_advantages: bool = True  # divide by the deviation over all tokens
 
   def __post_init__(self) -> None:

@@ -15,12 +15,15 @@ objective="ppo".
 from __future__ import annotations
 
 import dataclasses
-
-import jax.numpy as jnp
+from typing import Any
 
 from rlhf_jax import ops
-from rlhf_jax.algorithms.policy_gradient import returns, surrogate
-from rlhf_jax.types import Array, Rollout
+from rlhf_jax.algorithms.policy_gradient import (
+  further_rollouts,
+  returns,
+  surrogate,
+)
+from rlhf_jax.types import Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,47 +34,31 @@ class Config(surrogate.Config):
   aggregation: str = "seq-mean-token-sum"  # log p of an answer is a sum
 
 
-def with_baseline(rollout: Rollout, greedy_scores: Array) -> Rollout:
-  """Returns the rollout with b on each sample.
-
-  Args:
-    rollout: [N, L]; the N / P samples of a prompt are contiguous rows.
-    greedy_scores: [P] shaped scores of one greedy answer per prompt.
-
-  Raises:
-    ValueError: the rows do not split into P groups.
-  """
-  rows, prompts = rollout.tokens.shape[0], greedy_scores.shape[0]
-  if rows % prompts:
-    raise ValueError(
-      f"greedy_scores has {prompts} prompts: {rows} rows do not split into "
-      "their groups. Give one greedy score per prompt, in prompt order."
-    )
-  each = jnp.repeat(greedy_scores.astype(jnp.float32), rows // prompts)
-  return rollout.replace(baseline=each)
+def further(config: Config) -> dict[str, dict[str, Any]]:
+  """Returns how else to sample: one greedy answer to each prompt."""
+  del config
+  return {"greedy": {"temperature": 0.0, "num_samples": 1, "batch_size": None}}
 
 
 def advantages(rollout: Rollout, config: Config) -> Rollout:
-  """Writes advantages into a rollout, once, and takes the baseline out.
+  """Writes advantages into a rollout, once, and takes the greedy answers out.
 
   Args:
-    rollout: unpacked, with rewards and baseline.
+    rollout: unpacked, with rewards and further["greedy"], [P] shaped scores.
     config: settings.
 
   Raises:
-    ValueError: rewards or baseline are missing, or the rollout is packed.
+    ValueError: rewards or the greedy answers are missing, the samples do not
+      split into P groups, or the rollout is packed.
   """
   del config
   returns.check_rollout(rollout, "ReMax")
-  if rollout.baseline is None:
-    raise ValueError(
-      "rollout.baseline is None: ReMax subtracts the score of the greedy "
-      "answer to each prompt. Sample and judge one, then remax.with_baseline."
-    )
+  score = further_rollouts.named(rollout, "greedy", "ReMax").score
   mask = rollout.response_mask
+  each = further_rollouts.per_sample(score, len(mask), "further['greedy']")
   earned = returns.to_go(rollout, discount=1.0)
-  baseline = ops.neutral(returns.spread(rollout.baseline, mask), mask)
-  return rollout.replace(advantages=earned - baseline, baseline=None)
+  baseline = ops.neutral(returns.spread(each, mask), mask)
+  return rollout.replace(advantages=earned - baseline, further={})
 
 
 loss = surrogate.loss

@@ -25,7 +25,8 @@ from rlhf_jax.types import Rollout
 class Config(surrogate.Config):
   """Settings of RLOO, and those of surrogate.py."""
 
-  group_size: int = 4  # G = generate.num_samples; 2 or 4 in Ahmadian 2024
+  group_size: int = 4  # G = generate.num_samples, which it follows when it is
+  # not set; 2 or 4 in Ahmadian 2024
   aggregation: str = "seq-mean-token-sum"  # log p of an answer is a sum
 
   def __post_init__(self) -> None:

@@ -33,25 +33,29 @@ from rlhf_jax.types import FINISH_LENGTH, Array, Metrics, Rollout
 class Config:
   """Settings of reward shaping and of the KL controller."""
 
-  missing_eos: str = "keep"  # truncated answers: keep, replace, subtract, mask
+  missing_eos: str = "keep"  # an answer without an end token: its score stays,
+  # is replaced, is lowered, or the answer does not count
   missing_eos_value: float = -1.0  # "replace": the score; raw score units
   missing_eos_penalty: float = 1.0  # "subtract": taken off; raw score units
-  length_penalty: float = 0.0  # alpha: score per token over the start
+  length_penalty: float = 0.0  # alpha: score taken off per token over the start
   length_penalty_start: int = 0  # L0 tokens: alpha max(0, length - L0)
   overlong_tokens: int | None = None  # L_max; None for no overlong penalty
   overlong_cache: int = 0  # L_cache tokens before L_max, where it sets in
   overlong_penalty: float = 1.0  # taken off at L_max; raw score units
-  normalise: str = "none"  # "none", "scale" (r/std), "standardise"
-  clip: float | None = 5.0  # c; 5 in DeepSpeed-Chat; None for no clipping
+  normalise: str = "none"  # scores by their running moments: not at all,
+  # divided by the deviation, or the mean taken off too
+  clip: float | None = 5.0  # c, bound on the score after normalising; 5 in
+  # DeepSpeed-Chat; None for no clipping
   kl_estimator: str = "k1"  # of the KL in the reward; only k1 has a gradient
-  kl_coefficient: float = 0.1  # beta at the start; 0 for a KL in the loss
-  kl_controller: str = "adaptive"  # "fixed" or "adaptive"
+  kl_coefficient: float = 0.1  # beta of the KL in the reward, at the start; 0
+  # for a KL in the loss
+  kl_controller: str = "adaptive"  # whether beta follows kl_target
   kl_target: float = 6.0  # nats per answer; Ziegler 2019 (6 or 10)
   kl_horizon: float = 10_000.0  # episodes; n / horizon is Ziegler's K_beta,
   # which is his 0.1 at n = 1,000 answers per rollout
   kl_clip: float = 0.2  # bound on KL / target - 1; Ziegler 2019
-  warn_nats: float = 15.0  # KL per answer at which check_kl warns
-  halt_nats: float = 20.0  # and at which it asks to stop
+  warn_nats: float = 15.0  # KL to the reference per answer that is an alarm
+  halt_nats: float = 20.0  # KL to the reference per answer that stops the run
 
   def __post_init__(self) -> None:
     choices = {
@@ -178,14 +182,16 @@ def _raw_score(
   score = rollout.score.astype(jnp.float32)
   exists = jnp.any(rollout.response_mask > 0, axis=-1).astype(jnp.float32)
   kept = exists
-  truncated = rollout.finish_reason == FINISH_LENGTH
+  is_truncated = rollout.finish_reason == FINISH_LENGTH
   penalised = score
   if config.missing_eos == "replace":
-    penalised = jnp.where(truncated, config.missing_eos_value, score)
+    penalised = jnp.where(is_truncated, config.missing_eos_value, score)
   elif config.missing_eos == "subtract":
-    penalised = jnp.where(truncated, score - config.missing_eos_penalty, score)
+    penalised = jnp.where(
+      is_truncated, score - config.missing_eos_penalty, score
+    )
   elif config.missing_eos == "mask":
-    kept = jnp.where(truncated, 0.0, exists)
+    kept = jnp.where(is_truncated, 0.0, exists)
   lengths = jnp.sum(rollout.response_mask, -1)
   excess = jnp.maximum(lengths - config.length_penalty_start, 0.0)
   length_term = -config.length_penalty * excess
@@ -250,7 +256,7 @@ def shape_rewards(
     reward/clip_share: scores beyond the clip. Up is bad: differences lost.
     reward/running_mean, reward/running_std: of penalised scores. A std
       towards 0 is bad: nothing to learn from.
-    ppo/beta: the KL coefficient used. No bad direction.
+    ppo/beta: beta as used. No bad direction.
 
   Args:
     rollout: unpacked, with score and reference_logprobs.
@@ -311,7 +317,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
     rollout/kl_k3_sum: the same KL, never negative, heavy tail. Up is bad.
     rollout/kl_per_token: k1 per token. Up is drift.
     rollout/entropy: -log p of the samples, nats per token. Towards 0 is bad.
-    rollout/len_mean, rollout/len_p95: tokens. Up with a flat win rate is bad.
+    rollout/len_mean, rollout/len_p95: tokens. Up, win rate flat, is bad.
     rollout/eos_share: answers that ended by themselves. Below 0.5 is bad.
 
   Args:

@@ -2,17 +2,13 @@
 
   L = E w [ S(rho, A) + beta_l rho K ] - c_e E H,    rho = p / p_old
 
-  S   ppo        max(-A rho, -A clip(rho, 1 - e_low, 1 + e_high))
-      gspo       the same with s = exp(mean_t log rho) of the answer for rho,
-                 in the form stop(s / rho) rho, where A may differ by token
-      cispo      -A log p stop(clip(rho, 1 - e_low, 1 + e_high))
-      reinforce  -A log p: exact for one step per rollout only
+  S   an objective (objectives.py): "ppo", "gspo", "cispo", "reinforce", or any
+      function that is handed to `loss`
   K   k2         (log p - log p_ref)^2 / 2
       k3         e^u - 1 - u,  u = log p_ref - log p
       k3+        the value of k3 with the gradient of k2 (straight through)
 
-Before the first step all four S have the same gradient, -A grad log p. The
-methods differ in A (`advantages` of their modules) and in defaults.
+The methods differ in A (`advantages` of their modules) and in defaults.
 
 K as a loss (METHODS 3.6; Tang and Munos 2025, arXiv:2506.09477): for one token
 the expected gradient of k2 is that of KL(p || p_ref), so the optimum is p_ref
@@ -24,9 +20,8 @@ say otherwise. rho in front of K keeps these gradients after the first step;
 kl_loss_ratio=False drops it, as the first GRPO did. w are the weights of
 importance.py.
 
-Yu et al. 2025 (clip-higher, arXiv:2503.14476), Zheng et al. 2025 (GSPO-token,
-arXiv:2507.18071), MiniMax 2025 (CISPO, arXiv:2506.13585). Left out: clamping of
-K, which biases it (but for |log p_ref - log p| at most 20 in k3).
+Left out: clamping of K, which biases it (but for |log p_ref - log p| at most 20
+in k3).
 """
 
 from __future__ import annotations
@@ -38,29 +33,31 @@ import jax.numpy as jnp
 
 from rlhf_jax import ops
 from rlhf_jax.algorithms import aggregate
-from rlhf_jax.algorithms.policy_gradient import importance, ppo
+from rlhf_jax.algorithms.policy_gradient import importance, objectives, ppo
+from rlhf_jax.algorithms.policy_gradient.objectives import OBJECTIVES
 from rlhf_jax.types import Array, Metrics, Rollout
 
-OBJECTIVES = ("ppo", "gspo", "cispo", "reinforce")
 KL_LOSSES = ("none", "k2", "k3", "k3+")
+_WITHOUT_CLIP = ("cispo", "reinforce")  # of the loss; they ignore dual_clip
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Settings that all methods without a critic share."""
 
-  objective: str = "ppo"  # S; one of OBJECTIVES
-  clip_ratio: float = 0.2  # e_low, and e_high where that is None; 1 does not
-  # clip from below
+  objective: str = "ppo"  # S, the form of the loss (objectives.OBJECTIVES)
+  clip_ratio: float = 0.2  # e_low, and e_high where that is None: bounds of the
+  # ratio; 1 does not clip from below
   clip_ratio_high: float | None = None  # e_high; None: as e_low
   dual_clip: float | None = None  # c > 1: loss <= c |A| where A < 0; 3 in verl
-  kl_loss: str = "none"  # K; one of KL_LOSSES
+  kl_loss: str = "none"  # K, estimate of the KL to the reference in the loss
   kl_loss_coefficient: float = 0.0  # beta_l; > 0 with, and only with, a kl_loss
-  kl_loss_ratio: bool = True  # rho in front of K
-  entropy_coefficient: float = 0.0  # c_e
-  aggregation: str = "token-mean"  # one of aggregate.MODES
+  kl_loss_ratio: bool = True  # the importance ratio in front of K; False: the
+  # first GRPO
+  entropy_coefficient: float = 0.0  # c_e, weight of the entropy bonus
+  aggregation: str = "token-mean"  # how token losses are averaged, aggregate.py
   aggregation_tokens: int | None = None  # T_max of "seq-sum-const"
-  ptx_coefficient: float = 0.0  # gamma_ptx, see update.py
+  ptx_coefficient: float = 0.0  # gamma_ptx, weight of the text in section ptx
   update_kl_limit: float | None = None  # nats per token: an epoch whose mean
   # KL(p_old || p) is above it is the last of its rollout
 
@@ -71,6 +68,7 @@ class Config:
     if self.objective not in OBJECTIVES:
       raise ValueError(
         f"objective={self.objective!r}: must be one of {', '.join(OBJECTIVES)}."
+        " For another, hand its function to the loss."
       )
     if not 0.0 < self.clip_ratio <= 1.0:
       raise ValueError(f"clip_ratio={self.clip_ratio}: must be in (0, 1].")
@@ -78,7 +76,7 @@ class Config:
       raise ValueError(
         f"dual_clip={self.dual_clip}: must be > 1, or None for none."
       )
-    if self.dual_clip is not None and self.objective not in ("ppo", "gspo"):
+    if self.dual_clip is not None and self.objective in _WITHOUT_CLIP:
       raise ValueError(
         f"dual_clip={self.dual_clip}: objective={self.objective!r} does not "
         "read it. Set None."
@@ -142,56 +140,6 @@ def kl_penalty(
   return k2 + jax.lax.stop_gradient(k3 - k2)
 
 
-def objective_losses(
-  logprobs: Array, rollout: Rollout, config: Config, tokens: Array
-) -> tuple[Array, Array, Metrics]:
-  """Returns S per token [N, L], log rho [N, L], and metrics of the ratio.
-
-  Metrics: those of ppo.policy_loss. Under "gspo" the clip fractions and the
-  ratio's mean and maximum are of the ratio of sequences; under "cispo" the
-  fractions count what PPO's objective would clip, and nothing loses its
-  gradient.
-
-  Args:
-    logprobs: [N, L] of the policy in training.
-    rollout: the same rows, with advantages.
-    config: settings.
-    tokens: [] the sum of the mask over the whole minibatch.
-  """
-  mask = rollout.response_mask
-  difference = ops.log_ratio(logprobs, rollout.behaviour_logprobs, mask)
-
-  def clipped(difference: Array) -> tuple[Array, Metrics]:
-    return ppo.policy_loss(
-      difference,
-      rollout.advantages,
-      mask,
-      tokens,
-      clip_ratio=config.clip_ratio,
-      clip_ratio_high=config.clip_ratio_high,
-      dual_clip=config.dual_clip,
-    )
-
-  losses, metrics = clipped(difference)
-  if config.objective == "ppo":
-    return losses, difference, metrics
-  if config.objective == "gspo":
-    sequence = aggregate.sequence_means(difference, mask, rollout.segment_ids)
-    shift = jnp.where(mask > 0, sequence, 0.0) - difference
-    losses, found = clipped(difference + jax.lax.stop_gradient(shift))
-    per_token = ("ppo/approx_kl", "ppo/ratio_error_max")
-    kept = {name: metrics[name] for name in per_token}
-    return losses, difference, found | kept
-  advantages = jax.lax.stop_gradient(ops.neutral(rollout.advantages, mask))
-  losses = -advantages * ops.neutral(logprobs, mask)
-  if config.objective == "cispo":
-    high = config.clip_ratio_high
-    high = config.clip_ratio if high is None else high
-    ratio = jnp.clip(jnp.exp(difference), 1.0 - config.clip_ratio, 1.0 + high)
-    losses = losses * jax.lax.stop_gradient(ratio)
-  return losses, difference, metrics
-
-
 def loss(
   logprobs: Array,
   entropies: Array,
@@ -199,10 +147,11 @@ def loss(
   rollout: Rollout,
   config: Config,
   denominators: Metrics,
+  objective: objectives.Objective | None = None,
 ) -> tuple[Array, Metrics]:
   """Returns the loss of some rows, as a contribution to a minibatch's.
 
-  Metrics: those of `objective_losses`, and
+  Metrics: those of objectives.evaluate, and
     ppo/loss_pi: no bad direction by itself; not comparable across steps.
     ppo/loss_kl: mean of rho K, before its coefficient; present with a
       kl_loss. Up is drift.
@@ -215,9 +164,11 @@ def loss(
     rollout: the same rows, with advantages; rows may be packed.
     config: settings.
     denominators: of the whole minibatch.
+    objective: S in place of config.objective (objectives.py), or None.
 
   Raises:
-    ValueError: values are given, or shapes differ.
+    ValueError: values are given, shapes differ, or the objective cannot be
+      used.
   """
   if values is not None:
     raise ValueError(
@@ -244,8 +195,9 @@ def loss(
       segment_ids=rollout.segment_ids,
     )
 
-  losses, difference, metrics = objective_losses(
-    logprobs, rollout, config, tokens
+  function = OBJECTIVES[config.objective] if objective is None else objective
+  losses, log_ratio, metrics = objectives.evaluate(
+    function, logprobs, entropies, rollout, config, tokens
   )
   total = average(importance.weighted(losses, rollout))
   metrics |= {
@@ -257,7 +209,7 @@ def loss(
       logprobs, rollout.reference_logprobs, mask, config.kl_loss
     )
     if config.kl_loss_ratio:
-      penalty = penalty * jax.lax.stop_gradient(jnp.exp(difference))
+      penalty = penalty * jax.lax.stop_gradient(jnp.exp(log_ratio))
     penalty = average(importance.weighted(penalty, rollout))
     metrics["ppo/loss_kl"] = penalty
     total = total + config.kl_loss_coefficient * penalty

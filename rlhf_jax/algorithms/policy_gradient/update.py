@@ -7,20 +7,22 @@ pre-training batch the gradient of PPO-ptx is added: L + gamma_ptx CE(text)
 
 An algorithm is a module with `loss` and `denominators` (see ppo.py, and
 surrogate.py for those without a critic) and a Config that has
-`update_kl_limit` and `ptx_coefficient`; registry.py lists them.
+`update_kl_limit` and `ptx_coefficient`; registry.py lists them. `objective`
+changes the loss of one where no module is wanted.
 
 Metrics of `update`: those of the algorithm's loss and of `critic_metrics` (none
 without a critic), and those below. The area "ppo/" is that of every
 policy-gradient method, so that curves of two methods share an axis.
   ppo/first_ratio_error: max |rho - 1| on the first minibatch, before any step.
     Above 1e-4 is a bug: sampler and trainer disagree (METHODS N11).
-  ppo/first_clip_fraction: on the same minibatch. Above 0 is a bug.
+  ppo/first_clip_fraction: on the same minibatch. Above 0 is a bug. (These two
+    where the loss reports those of objectives.ratio_metrics.)
   ppo/grad_norm: of all weights, before clipping. Sudden growth is bad.
-  ppo/grad_norm_pi, ppo/grad_norm_v: of params["policy"], without the ptx term,
-    and of params["value"]. Sudden growth is bad.
+  ppo/grad_norm_pi, ppo/grad_norm_v: of params["policy"],
+    without the ptx term, and of params["value"]. Sudden growth is bad.
   ppo/loss_ptx: nats per token of pre-training text. Up is bad: forgetting.
-  ppo/grad_norm_ptx_ratio: norm of the weighted ptx gradient over that of the
-    rest. Far above 1 is bad: the reward is not being learnt.
+  ppo/grad_norm_ptx_ratio: norm of the weighted ptx gradient over that of
+    the rest. Far above 1 is bad: the reward is not being learnt.
   ppo/epochs: epochs run. Below the set number, the KL limit was hit.
   sys/skipped_updates: steps refused as not finite. Above 0 is bad.
 Means (maxima for *_max) are over the steps that were applied, and NaN if none
@@ -31,6 +33,8 @@ Left out: an exponential average of the weights.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -38,14 +42,13 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import ops
-from rlhf_jax.algorithms import accumulate, sft
-from rlhf_jax.algorithms.policy_gradient import ppo
+from rlhf_jax.algorithms import accumulate, sft, signatures
+from rlhf_jax.algorithms.policy_gradient import objectives, ppo
 from rlhf_jax.algorithms.policy_gradient.epochs import (
   Config,
   identity,
   run_epochs,
   summarise,
-  take_step,
   token_fields,
 )
 from rlhf_jax.types import (
@@ -57,6 +60,11 @@ from rlhf_jax.types import (
   TrainState,
 )
 
+# Of the first minibatch, where the loss reports the metrics they are sums of.
+FIRST = {
+  "ppo/first_ratio_error": ("ppo/ratio_error_max",),
+  "ppo/first_clip_fraction": ("ppo/clipfrac_hi", "ppo/clipfrac_lo"),
+}
 GRAD_NORMS = {"policy": "ppo/grad_norm_pi", "value": "ppo/grad_norm_v"}
 
 
@@ -79,8 +87,9 @@ def critic_metrics(rollout: Rollout) -> Metrics:
 
   Metrics:
     ppo/explained_var: down is bad; below 0 after 50 steps is an alarm.
-    ppo/adv_mean_raw, ppo/adv_std_raw: of advantages before whitening. A mean
-      far from 0 is a biased critic; a std towards 0 leaves noise to whiten.
+    ppo/adv_mean_raw, ppo/adv_std_raw: of advantages before
+      whitening. A mean far from 0 is a biased critic; a std towards 0 leaves
+      noise to whiten.
 
   Args:
     rollout: with values and returns; {} comes back without values.
@@ -115,6 +124,57 @@ def _check_ptx(
     )
 
 
+def _bound_loss(
+  algorithm: Any, objective: objectives.Objective | None
+) -> Callable[..., tuple[Array, Metrics]]:
+  """Returns the algorithm's loss, with an objective bound where given."""
+  if objective is None:
+    return algorithm.loss
+  objectives.check_objective(objective)
+  if "objective" not in inspect.signature(algorithm.loss).parameters:
+    raise ValueError(
+      f"objective={signatures.name_of(objective)}: the loss of "
+      f"{signatures.name_of(algorithm)} has no parameter `objective`, so it "
+      "would not be used. Leave it None, or take surrogate.loss or ppo.loss."
+    )
+  return functools.partial(algorithm.loss, objective=objective)
+
+
+def _step(
+  state: TrainState,
+  minibatch: Rollout,
+  ptx_part: TokenBatch | None,
+  *,
+  frozen: PyTree,
+  contribution: Callable[..., tuple[Array, Metrics]],
+  denominators: Callable[[Rollout], Metrics],
+  ptx: Callable[..., tuple[PyTree, Array, Metrics]],
+  config: Config,
+  optimizer: Any,
+) -> tuple[TrainState, Metrics]:
+  """Returns the state after one minibatch, and its metrics."""
+  grads, loss, metrics = accumulate.accumulate(
+    contribution,
+    state.params,
+    minibatch,
+    config.microbatches,
+    frozen,
+    denominators(minibatch),
+  )
+  for key, name in GRAD_NORMS.items():
+    if key in grads:
+      metrics[name] = accumulate.global_norm(grads[key])
+  if ptx_part is not None:
+    grads, ptx_loss, ptx_metrics = ptx(grads, state.params, frozen, ptx_part)
+    loss = loss + ptx_loss
+    metrics |= ptx_metrics
+  tokens = jnp.sum(minibatch.response_mask)
+  state, flags = accumulate.take_step(
+    state, grads, loss, optimizer, tokens, "ppo/grad_norm"
+  )
+  return state, metrics | flags
+
+
 def update(
   state: TrainState,
   frozen: PyTree,
@@ -129,6 +189,7 @@ def update(
   optimizer: Any,
   ptx_apply: Callable[..., tuple[Array, Array]] | None = None,
   constrain: Callable[[PyTree], PyTree] = identity,
+  objective: objectives.Objective | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Trains on one rollout: epochs x minibatches optimizer steps.
 
@@ -154,39 +215,32 @@ def update(
     ptx_apply: (params, frozen, TokenBatch) -> (logprobs, entropies).
     constrain: places a minibatch's rows on the mesh (a sharding constraint);
       without it a gather of permuted rows may be replicated on all devices.
+    objective: handed to the algorithm's loss, in place of its own
+      (objectives.py); None for its own.
 
   Raises:
-    ValueError: rows do not divide, or the ptx arguments do not agree.
+    ValueError: rows do not divide, the ptx arguments do not agree, or the
+      algorithm's loss takes no objective.
   """
   coefficient = algorithm_config.ptx_coefficient
   _check_ptx(coefficient, ptx_batch, ptx_apply, config)
+  loss_of = _bound_loss(algorithm, objective)
 
   def contribution(params, rows, frozen, counts):
     outputs = apply(params, frozen, rows)
-    return algorithm.loss(*outputs, rows, algorithm_config, counts)
+    return loss_of(*outputs, rows, algorithm_config, counts)
 
-  def step(state: TrainState, minibatch: Rollout, ptx_part: TokenBatch | None):
-    grads, loss, metrics = accumulate.accumulate(
-      contribution,
-      state.params,
-      minibatch,
-      config.microbatches,
-      frozen,
-      algorithm.denominators(minibatch, algorithm_config),
-    )
-    for key, name in GRAD_NORMS.items():
-      if key in grads:
-        metrics[name] = accumulate.global_norm(grads[key])
-    if ptx_part is not None:
-      grads, ptx_loss, ptx_metrics = _add_ptx(
-        grads, state.params, frozen, ptx_part, coefficient, config, ptx_apply
-      )
-      loss = loss + ptx_loss
-      metrics |= ptx_metrics
-    tokens = jnp.sum(minibatch.response_mask)
-    state, flags = take_step(state, grads, loss, optimizer, tokens)
-    return state, metrics | flags
-
+  step = functools.partial(
+    _step,
+    frozen=frozen,
+    contribution=contribution,
+    denominators=lambda rows: algorithm.denominators(rows, algorithm_config),
+    ptx=functools.partial(
+      _add_ptx, coefficient=coefficient, config=config, apply=ptx_apply
+    ),
+    config=config,
+    optimizer=optimizer,
+  )
   if ptx_batch is not None:
     ptx_batch = accumulate.split_rows(ptx_batch, config.minibatches)
   state, metrics = run_epochs(
@@ -200,9 +254,9 @@ def update(
     constrain=constrain,
   )
   first = {
-    "ppo/first_ratio_error": metrics["ppo/ratio_error_max"][0, 0],
-    "ppo/first_clip_fraction": metrics["ppo/clipfrac_hi"][0, 0]
-    + metrics["ppo/clipfrac_lo"][0, 0],
+    name: sum(metrics[part][0, 0] for part in parts)
+    for name, parts in FIRST.items()
+    if all(part in metrics for part in parts)
   }
   return state, summarise(metrics) | first | critic_metrics(rollout)
 
@@ -212,6 +266,7 @@ def _add_ptx(
   params: PyTree,
   frozen: PyTree,
   batch: TokenBatch,
+  *,
   coefficient: float,
   config: Config,
   apply: Callable[..., tuple[Array, Array]],
@@ -255,10 +310,12 @@ def value_update(
 
   Value pre-training before the first policy update (METHODS 4.5; Zheng et al.
   2023, arXiv:2307.04964). The loss is not clipped: old values are what is
-  being replaced. Stop when ppo/explained_var of fresh rollouts stops rising.
+  being replaced. Stop when ppo/explained_var of fresh rollouts stops
+  rising.
 
-  Metrics: ppo/loss_v, ppo/grad_norm_v, sys/skipped_updates, ppo/epochs and
-  `critic_metrics`, with the meanings given there and in `update`.
+  Metrics: ppo/loss_v, ppo/grad_norm_v, sys/skipped_updates,
+  ppo/epochs and `critic_metrics`, with the meanings given there and in
+  `update`.
 
   Args:
     state: params is the value tree itself; donate it.
@@ -299,7 +356,9 @@ def value_update(
       frozen,
       tokens,
     )
-    state, flags = take_step(state, grads, loss, optimizer, tokens)
+    state, flags = accumulate.take_step(
+      state, grads, loss, optimizer, tokens, "ppo/grad_norm_v"
+    )
     return state, metrics | flags
 
   state, metrics = run_epochs(
@@ -312,6 +371,4 @@ def value_update(
     kl_limit=None,
     constrain=constrain,
   )
-  metrics = summarise(metrics)
-  metrics["ppo/grad_norm_v"] = metrics.pop("ppo/grad_norm")
-  return state, metrics | critic_metrics(rollout)
+  return state, summarise(metrics) | critic_metrics(rollout)

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from rlhf_jax.algorithms.preference import pairs
 from rlhf_jax.types import Array, PreferenceBatch
 
+REFERENCE_FREE = True
+
 NLL = {"mean": pairs.averages, "sum": pairs.sums}
 
 
@@ -27,8 +29,8 @@ class Config:
   """Settings of CPO."""
 
   beta: float = 0.1  # slope of the preference term
-  nll_weight: float = 1.0  # alpha
-  nll: str = "mean"  # over the tokens of an answer, or "sum"
+  nll_weight: float = 1.0  # alpha of the likelihood of the preferred answer
+  nll: str = "mean"  # that likelihood: over the tokens of an answer, or summed
 
   def __post_init__(self) -> None:
     pairs.check_positive(beta=self.beta)

@@ -28,7 +28,7 @@ from rlhf_jax.types import Array, PreferenceBatch
 class Config:
   """Settings of IPO."""
 
-  tau: float = 0.1  # strength of the reference
+  tau: float = 0.1  # strength of the reference: the margin aims at 1 / (2 tau)
   length_normalised: bool = False  # h of averages over tokens, not of sums
 
   def __post_init__(self) -> None:
@@ -49,7 +49,9 @@ def loss(
     ValueError: K is not 2, or there are no reference_logprobs.
   """
   pairs.check_pair(batch, "ipo")
-  ratios = pairs.log_ratios(logprobs, batch, average=config.length_normalised)
+  ratios = pairs.log_ratios(
+    logprobs, batch, is_average=config.length_normalised
+  )
   h = ratios[:, 0] - ratios[:, 1]
   goal = 1.0 / (2.0 * config.tau)
   losses = pairs.mixed(batch.label, jnp.square(h - goal), jnp.square(h + goal))

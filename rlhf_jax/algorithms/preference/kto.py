@@ -29,14 +29,16 @@ import numpy as np
 from rlhf_jax.algorithms.preference import pairs
 from rlhf_jax.types import Array, PreferenceBatch
 
+UNPAIRED = True
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Settings of KTO."""
 
   beta: float = 0.1  # risk aversion: how fast the value saturates
-  desirable_weight: float = 1.0  # lambda_D
-  undesirable_weight: float = 1.0  # lambda_U
+  desirable_weight: float = 1.0  # lambda_D, of the answers that are liked
+  undesirable_weight: float = 1.0  # lambda_U, of those that are not
 
   def __post_init__(self) -> None:
     pairs.check_positive(
@@ -93,12 +95,15 @@ def loss(
 
   Metrics:
     pref/acc: share of answers on the right side of z. Down is bad.
-    pref/margin: beta (u - z) for desirable, beta (z - u) for undesirable ones.
-      Below 0 is bad.
+    pref/margin: beta (u - z) for desirable, beta (z - u) for undesirable
+      ones. Below 0 is bad.
     pref/kl: z in nats. Growth without end is bad.
-    pref/reward_w, _l, pref/logp_w, _l, pref/tokens_w, _l: of desirable (w) and
-      undesirable (l) answers: beta u, nats an answer, tokens. Both rewards
-      falling is bad.
+    pref/reward_w, pref/logp_w,
+      pref/tokens_w: of desirable answers: beta u, nats an answer,
+      tokens.
+    pref/reward_l, pref/logp_l,
+      pref/tokens_l: of undesirable ones. Both rewards falling is
+      bad.
 
   Args:
     logprobs: [B, 1, L] float32, of the policy on the judged answers.

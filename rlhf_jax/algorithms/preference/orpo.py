@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from rlhf_jax.algorithms.preference import pairs
 from rlhf_jax.types import Array, PreferenceBatch
 
+REFERENCE_FREE = True
+
 _CERTAIN = -1e-6  # nats a token
 
 
@@ -30,7 +32,8 @@ _CERTAIN = -1e-6  # nats a token
 class Config:
   """Settings of ORPO."""
 
-  odds_weight: float = 0.1  # lambda; 0.1 Mistral, 0.2 Llama-2 in the paper
+  odds_weight: float = 0.1  # lambda of the odds-ratio term beside the
+  # likelihood; 0.1 Mistral, 0.2 Llama-2 in the paper
 
   def __post_init__(self) -> None:
     pairs.check_not_negative(odds_weight=self.odds_weight)

@@ -17,13 +17,17 @@ import jax
 from rlhf_jax.algorithms.preference import pairs
 from rlhf_jax.types import Array, PreferenceBatch
 
+REFERENCE_FREE = True
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Settings of SimPO."""
 
-  beta: float = 2.5  # 2.0 to 2.5 in the paper, up to 10 for instruct models
-  margin_ratio: float = 0.55  # gamma / beta; 0.3 to 1 in the paper
+  beta: float = 2.5  # slope of the loss in log-probability per token; 2.0 to
+  # 2.5 in the paper, up to 10 for instruct models
+  margin_ratio: float = 0.55  # gamma / beta, the margin that is asked for; 0.3
+  # to 1 in the paper
 
   def __post_init__(self) -> None:
     pairs.check_positive(beta=self.beta)

@@ -30,7 +30,8 @@ from rlhf_jax.types import Array, PreferenceBatch
 class Config:
   """Settings of SPIN."""
 
-  beta: float = 0.1  # lambda; 5 in the paper's last round
+  beta: float = 0.1  # lambda, strength of the reference; 5 in the paper's last
+  # round
 
   def __post_init__(self) -> None:
     pairs.check_positive(beta=self.beta)

@@ -1,17 +1,17 @@
-"""pipelines/verify.py: what reaches a verifier of each prompt and sample."""
+"""rewards/texts.py: what reaches a verifier of each prompt and sample."""
 
 import dataclasses
 import json
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from rlhf_jax import distributed
+from rlhf_jax import distributed, schema
 from rlhf_jax.data import examples
-from rlhf_jax.pipelines import verify
-from rlhf_jax.pipelines.config import ConfigError, Data
-from rlhf_jax.rewards import functions
+from rlhf_jax.data.dataset import Data
+from rlhf_jax.rewards import functions, texts
+from rlhf_jax.rewards.texts import Verifier
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, Samples
 
 PAD, END = 0, 1
@@ -76,7 +76,7 @@ class Spy:
 
 def judge_of(spy, found=FOUND, prompts=("c", "ab")):
   parts = functions.bind(spy, {}, "verifier", "spy")
-  return verify.judge_of(parts, found, Letters(), prompts)
+  return texts.judge_of(parts, found, Letters(), prompts)
 
 
 def test_all_of_a_sample_reaches_the_verifier():
@@ -113,7 +113,7 @@ def test_each_prompt_is_tried_on_an_empty_answer():
 def test_a_function_of_answers_alone_is_tried_once():
   calls = []
   parts = functions.bind(lambda texts: calls.append(1) or [0.0], {}, "f")
-  verify.judge_of(parts, FOUND, Letters())
+  texts.judge_of(parts, FOUND, Letters())
   assert calls == [1]
 
 
@@ -148,7 +148,7 @@ def test_other_names_logged_during_the_run_are_refused():
 
   parts = functions.bind(score, {}, "f")
   empty = samples_of([("ab", [END])])
-  judge = verify.judge_of(parts, FOUND, Letters())
+  judge = texts.judge_of(parts, FOUND, Letters())
   assert judge(empty, np.array([1]))[1].keys() == {"component/", "component/x"}
   with pytest.raises(ValueError) as caught:
     judge(SAMPLES, np.array([1, 0]))
@@ -161,15 +161,15 @@ def test_other_names_logged_during_the_run_are_refused():
 def test_a_reference_is_needed_by_who_reads_it():
   found = [examples.Prompt("f:1", "c"), examples.Demonstration("f:2", "c", "d")]
   spy = functions.bind(lambda texts, references: [0.0] * len(texts), {}, "f")
-  with pytest.raises(ConfigError) as caught:
-    verify.judge_of(spy, found, Letters())
+  with pytest.raises(UserError) as caught:
+    texts.judge_of(spy, found, Letters())
   assert str(caught.value) == (
     "f:1: has nothing to judge an answer against. A verifier needs "
     '{"prompt", "reference"} or {"prompt", "response"} a line.'
   )
-  assert verify.references(found[1:], spy) == ["d"]
+  assert texts.references(found[1:], spy) == ["d"]
   for free in (lambda texts: [0.0], lambda texts, references=None: [0.0]):
-    judge = verify.judge_of(functions.bind(free, {}, "f"), found, Letters())
+    judge = texts.judge_of(functions.bind(free, {}, "f"), found, Letters())
     assert judge.references == [None, "d"]
 
 
@@ -177,30 +177,32 @@ def test_a_dialogue_has_no_reference():
   turns = [{"role": "assistant", "content": "hi"}]
   free = functions.bind(lambda texts: [0.0], {}, "f")
   found = [examples.Demonstration("f:1", messages=turns)]
-  assert verify.references(found, free) == [None]
+  assert texts.references(found, free) == [None]
 
 
 def test_records_are_needed_by_who_reads_them():
   found = [examples.Comparison("f:1", "c", "d", "e")]
   needy = functions.bind(lambda records: [0.0] * len(records), {}, "f")
-  with pytest.raises(ConfigError) as caught:
-    verify.judge_of(needy, found, Letters())
+  with pytest.raises(UserError) as caught:
+    texts.judge_of(needy, found, Letters())
   assert str(caught.value) == (
     "f:1: a Comparison keeps no further fields, and the verifier reads "
     "records. Give prompts or demonstrations."
   )
   free = functions.bind(lambda texts: [0.0], {}, "f")
-  assert verify.judge_of(free, found, Letters()).records == [{}]
+  assert texts.judge_of(free, found, Letters()).records == [{}]
 
 
-def section(name, **settings):
-  return ConfigDict({"name": name, "settings": settings})
+def bound(name, **settings):
+  """Returns what a section `verifier` of an experiment is bound to."""
+  values = {"name": name, "settings": settings}
+  return schema.read(Verifier, values, "verifier").bound()
 
 
 def test_a_reference_that_cannot_judge_names_its_line():
   found = [dataclasses.replace(FOUND[0]), examples.Prompt("f:2", "c", "x + 1")]
-  with pytest.raises(ConfigError, match=r"^f:2: reference='x \+ 1': it is not"):
-    verify.judge_of(verify.read(section("number")), found, Letters())
+  with pytest.raises(UserError, match=r"^f:2: reference='x \+ 1': it is not"):
+    texts.judge_of(bound("number"), found, Letters())
 
 
 @pytest.fixture
@@ -226,54 +228,57 @@ def files(tmp_path, monkeypatch):
 DATA = Data(source="prompts.jsonl", format="prompt", max_length=16)
 
 
-def load(verifier):
-  return verify.load(ConfigDict({"verifier": verifier}), DATA, Letters())
+def load(name, **settings):
+  return texts.load(bound(name, **settings), DATA, Letters())
 
 
 def test_a_reward_function_judges_a_file_of_prompts(files):
-  judge = load(section("mine.py:score", scale=0.5))
+  judge = load("mine.py:score", scale=0.5)
   samples = samples_of([("aac", [END]), ("ab", [2])])
   scores, logged = judge(samples, np.array([1, 0]))
   assert scores.tolist() == [0.5 * 5 * 2, 0.5 * 2] and logged == {}
   assert judge.records[1] == {"prompt": "aac", "bonus": 5}
-  assert verify.correct_above(section("mine.py:score")) == 3.0 - 1e-4
-  assert verify.correct_above(section("mine.py:free")) is None
-  assert verify.correct_above(section("")) is None
-  assert load(section("")) is None
+  assert texts.correct_above(bound("mine.py:score")) == 3.0 - 1e-4
+  assert texts.correct_above(bound("mine.py:free")) is None
+  assert texts.correct_above(bound("")) is None
+  assert load("") is None
 
 
 @pytest.mark.parametrize(
-  "verifier, message",
+  "name, settings, message",
   [
-    (section("number"), "prompts.jsonl:1: has nothing to judge an answer"),
+    ("number", {}, "prompts.jsonl:1: has nothing to judge an answer"),
     (
-      section("mine.py:wrong"),
+      "mine.py:wrong",
+      {},
       "prompts.jsonl:1: verifier='mine.py:wrong': its scores are a float.",
     ),
     (
-      section("mine.py:scor"),
+      "mine.py:scor",
+      {},
       "config.verifier: verifier='mine.py:scor': mine.py has no 'scor'.",
     ),
     (
-      section("mine.py:score", scal=1),
+      "mine.py:score",
+      {"scal": 1},
       "config.verifier: verifier='mine.py:score': 'scal' is no setting. Did "
       "you mean 'scale'? It has scale.",
     ),
-    (section("numbr"), "config.verifier: verifier='numbr' is unknown."),
-    (section("", a=1), "config.verifier.settings={'a': 1}: are for no veri"),
+    ("numbr", {}, "config.verifier: verifier='numbr' is unknown."),
+    ("", {"a": 1}, "config.verifier.settings={'a': 1}: are for no veri"),
   ],
 )
-def test_mistakes_are_refused_before_the_run(files, verifier, message):
-  with pytest.raises(ConfigError) as caught:
-    load(verifier)
+def test_mistakes_are_refused_before_the_run(files, name, settings, message):
+  with pytest.raises(UserError) as caught:
+    load(name, **settings)
   assert str(caught.value).startswith(message)
 
 
 def test_a_record_without_a_field_is_refused_before_the_run(files):
   with (files / "prompts.jsonl").open("a") as file:
     file.write('{"prompt": "a"}\n')
-  with pytest.raises(ConfigError) as caught:
-    load(section("mine.py:score"))
+  with pytest.raises(UserError) as caught:
+    load("mine.py:score")
   assert str(caught.value) == (
     "prompts.jsonl:3: verifier='mine.py:score': raised KeyError: 'bonus' "
     f"({files}/mine.py:2) on a batch of 1. Correct it: every answer gets a "
