@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -36,7 +34,6 @@ from rlhf_jax.notebook.learner import (
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import actors, policy_step, rollouts
 from rlhf_jax.programs.policy_settings import Settings
-from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import judge
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import Method, UserError
