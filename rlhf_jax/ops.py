@@ -62,7 +62,7 @@ def masked_variance(x: Array, mask: Array) -> Array:
   return masked_mean(jnp.square(neutral(x, mask) - mean), mask)
 
 
-def whiten(x: Array, mask: Array, *, shift_mean: bool = True) -> Array:
+def whiten(x: Array, mask: Array, *, shifts_mean: bool = True) -> Array:
   """Returns x with unit population variance (and zero mean) under the mask.
 
   Variance is divided by n (as TensorFlow's `moments` and Ziegler et al. 2019;
@@ -71,13 +71,13 @@ def whiten(x: Array, mask: Array, *, shift_mean: bool = True) -> Array:
   Args:
     x: [N, L].
     mask: [N, L].
-    shift_mean: False keeps the mean: x is only scaled, about its mean.
+    shifts_mean: False keeps the mean: x is only scaled, about its mean.
   """
   mean = masked_mean(x, mask)
   white = (neutral(x, mask) - mean) * jax.lax.rsqrt(
     masked_variance(x, mask) + 1e-8
   )
-  if not shift_mean:
+  if not shifts_mean:
     white = white + mean
   return jnp.where(mask > 0, white, 0.0)
 

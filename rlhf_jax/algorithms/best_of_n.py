@@ -90,10 +90,12 @@ def select_best(scores: Array, valid: Array | None = None) -> Array:
     valid: [B, K], 0 takes a candidate out (a duplicate, too long); None: all.
       Where nothing is valid the answer is 0: look at valid.
   """
-  playing = ~jnp.isnan(scores)
+  is_playing = ~jnp.isnan(scores)
   if valid is not None:
-    playing = playing & (valid > 0)
-  return jnp.argmax(jnp.where(playing, scores, -jnp.inf), -1).astype(jnp.int32)
+    is_playing = is_playing & (valid > 0)
+  return jnp.argmax(jnp.where(is_playing, scores, -jnp.inf), -1).astype(
+    jnp.int32
+  )
 
 
 def select_rows(scores: Array, samples_per_prompt: int) -> Array:

@@ -216,13 +216,16 @@ def loss(
 ) -> tuple[Array, Metrics]:
   """Returns the loss plus centring, as a contribution to the batch's.
 
-  Metrics (over prompts; ties are not counted in acc and margin):
+  Metrics (over prompts; ties count in neither accuracy nor margin):
     rm/loss: nats, without centring. Up is bad; log 2 is chance.
-    rm/acc: share of pairs ordered as labelled. Down is bad; 0.5 is chance.
-    rm/margin: score of the better minus score of the worse. Below 0 is bad.
-    rm/spread: standard deviation (divided by K) of the scores of one prompt.
-      Stuck near 0 is bad: a collapsed model.
-    rm/score_mean: of all candidates. Far from 0 is drift; harmless to ranks.
+    rm/acc: share of pairs ordered as labelled. Down is bad; 0.5
+      is chance.
+    rm/margin: score of the better minus score of the worse. Below 0
+      is bad.
+    rm/spread: standard deviation (divided by K) of the scores of one
+      prompt. Stuck near 0 is bad: a collapsed model.
+    rm/score_mean: of all candidates. Far from 0 is drift; harmless
+      to ranks.
 
   Args:
     scores: [B, K] float32; anything where weight is 0.

@@ -254,12 +254,17 @@ def spread(scores: Array) -> float:
 def diagnose(scores: Array, labels: Array, lengths: Array) -> dict[str, float]:
   """Returns every diagnostic of held-out pairs under one flat name each.
 
-  rm/accuracy (lower is bad) with rm/accuracy_low and rm/accuracy_high (95 %),
-  rm/pairs; rm/loss (log loss, nats, higher is bad); rm/margin, mean score
-  of winner minus loser; rm/spread; rm/ece (higher is bad); rm/temperature (far
-  from 1 is bad); rm/length_pearson, rm/length_spearman, rm/length_gap (far
-  from 0 is bad); rm/accuracy_shorter_won, rm/accuracy_longer_won,
-  rm/accuracy_longer_wins; rm/length_flag, 1.0 where `length_bias` flags.
+    rm/accuracy: lower is bad; with rm/accuracy_low and
+      rm/accuracy_high, 95 %, and rm/pairs, how many.
+    rm/loss: log loss, nats; higher is bad.
+    rm/margin: mean score of winner minus loser; rm/spread.
+    rm/ece: higher is bad.
+    rm/temperature: far from 1 is bad.
+    rm/length_pearson, rm/length_spearman,
+      rm/length_gap: far from 0 is bad.
+    rm/accuracy_shorter_won, rm/accuracy_longer_won,
+      rm/accuracy_longer_wins: see `length_bias`.
+    rm/length_flag: 1.0 where `length_bias` flags.
 
   Args:
     scores: [P, 2].
@@ -318,8 +323,10 @@ def guard(
   d = diagnosis
   rate = d["rm/accuracy"]
   seen = (
-    f"rm/accuracy={rate:.3f} (95 % interval {d['rm/accuracy_low']:.3f} to "
-    f"{d['rm/accuracy_high']:.3f}, {d['rm/pairs']:.0f} pairs)"
+    f"rm/accuracy={rate:.3f} (95 % interval "
+    f"{d['rm/accuracy_low']:.3f} to "
+    f"{d['rm/accuracy_high']:.3f}, "
+    f"{d['rm/pairs']:.0f} pairs)"
   )
   at_chance = not rate >= COLLAPSED_ACCURACY  # NaN, no decided pair, is one
   rules = [
@@ -364,16 +371,19 @@ def guard(
     (
       bool(d["rm/length_flag"]),
       "warn",
-      f"length bias: rm/length_pearson={d['rm/length_pearson']:.2f}, "
-      f"rm/length_spearman={d['rm/length_spearman']:.2f} (rule: within "
-      f"{MAX_LENGTH_CORRELATION}), rm/length_gap={d['rm/length_gap']:.2f} "
+      "length bias: rm/length_pearson="
+      f"{d['rm/length_pearson']:.2f}, rm/length_spearman="
+      f"{d['rm/length_spearman']:.2f} (rule: within "
+      f"{MAX_LENGTH_CORRELATION}), rm/length_gap="
+      f"{d['rm/length_gap']:.2f} "
       f"(rule: within {MAX_ACCURACY_GAP}). Balance lengths in the pairs, or "
       "watch response length during PPO.",
     ),
     (
       d["rm/spread"] < MIN_SPREAD,
       "warn",
-      f"rm/spread={d['rm/spread']:.3f} nats: below {MIN_SPREAD} the scores of "
+      f"rm/spread={d['rm/spread']:.3f} nats: below "
+      f"{MIN_SPREAD} the scores of "
       "one prompt's answers barely differ. Train longer, raise the learning "
       "rate, or weaken the regularisation.",
     ),

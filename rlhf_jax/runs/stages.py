@@ -232,6 +232,8 @@ def history(workdir: str | Path) -> list[tuple[str, int]]:
   before = info.get("init_from") or info.get("merged_from")
   earlier = history(folder / before) if before else []
   steps = int(step) if step.isdigit() else info.get("steps", 0)
+  if step == "best":
+    steps = step_of(workdir)
   return [*earlier, (_method_of(folder, info), steps)]
 
 

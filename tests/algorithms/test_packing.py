@@ -33,7 +33,8 @@ def test_unpack_inverts_pack_and_padding_is_zero():
   layout = packing.plan(samples, packing.Config(row_tokens=12, row_multiple=4))
   x = jax.random.normal(jax.random.key(0), (N, L, 5))
   packed = packing.pack(x, layout)
-  assert packed.shape[0] % 4 == 0 and packed.shape[1:] == (12, 5)
+  # Six samples of 4 tokens, three of 7: 7 + 4 three times, 4 + 4 + 4.
+  assert packed.shape == (4, 12, 5)
   expected = np.asarray(x) * np.asarray(samples.valid_mask)[..., None]
   np.testing.assert_array_equal(packing.unpack(packed, layout), expected)
   empty = np.asarray(layout.segment_ids) == 0
@@ -64,12 +65,17 @@ def test_rows_respect_both_capacities():
   samples = ragged_samples()
   layout = packing.plan(samples, config)
   targets = np.asarray(packing.pack(samples.response_mask, layout)).sum(1)
-  assert targets.max() <= 7 and targets.sum() == samples.response_mask.sum()
+  # Longest first, as (tokens, targets): (7, 4) (4, 1) (4, 2); (7, 5) (4, 1);
+  # (7, 6); (4, 3) (4, 2); (4, 3). Tokens alone would fit four rows.
+  assert targets.tolist() == [7, 6, 6, 5, 3]
 
 
 def _rollout(samples: Samples) -> Rollout:
   key = jax.random.key(1)
-  draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), (N, L))  # noqa: E731
+
+  def draw(i):
+    return jax.random.normal(jax.random.fold_in(key, i), (N, L))
+
   rollout = Rollout(
     **vars(samples),
     reference_logprobs=draw(0),

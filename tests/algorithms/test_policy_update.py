@@ -132,12 +132,17 @@ def gradient(params, part):
   return jax.grad(total)(params)
 
 
-def loop(rollout, config, rate):
-  """The parameters after the same update, without scan."""
+def loop(rollout, config, rate, without=None):
+  """The parameters after the same update, without scan.
+
+  Minibatches with the row `without` are passed over.
+  """
   params = parameters()
   for key in jax.random.split(KEY, config.epochs):
     order = jax.random.permutation(key, N).reshape(config.minibatches, -1)
     for rows in order:
+      if without in rows.tolist():
+        continue
       part = jax.tree.map(lambda x, rows=rows: x[rows], rollout)
       grads = gradient(params, part)
       params = jax.tree.map(lambda p, g: p - rate * g, params, grads)
@@ -160,9 +165,21 @@ def test_trap_06_08_first_minibatch_has_ratio_1():
   assert metrics["ppo/ratio_error_max"] > 1e-2
   # The bug: sampled at temperature 0.6, trained at 1.
   hot = functools.partial(apply, temperature=1.0)
-  _, metrics = run(make_rollout(), apply=hot)
-  assert metrics["ppo/first_ratio_error"] > 0.1
-  assert metrics["ppo/first_clip_fraction"] > 0.1
+  rollout = make_rollout()
+  _, metrics = run(rollout, apply=hot)
+  rows = jax.random.permutation(jax.random.split(KEY, 2)[0], N)[: N // 2]
+  kept = np.asarray(rollout.response_mask)[rows] > 0
+  new = hot(parameters(), FROZEN, rollout)[0] - rollout.behaviour_logprobs
+  ratio = np.exp(np.asarray(new, np.float64)[rows][kept])
+  a = np.asarray(rollout.advantages)[rows][kept]
+  is_cut = np.where(a > 0, ratio > 1.2, ratio < 0.8)
+  np.testing.assert_allclose(
+    metrics["ppo/first_ratio_error"], np.abs(ratio - 1).max(), rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    metrics["ppo/first_clip_fraction"], is_cut.mean(), rtol=1e-6
+  )
+  assert is_cut.mean() > 0.1
 
 
 def test_trap_13_25_microbatches_change_neither_step_nor_metric():
@@ -245,7 +262,7 @@ def test_steps_that_are_not_finite_are_refused_and_counted():
   config = update.Config(epochs=2, minibatches=4)
   state, metrics = run(rollout.replace(advantages=advantages), config=config)
   assert state.step == 6 and metrics["sys/skipped_updates"] == 2
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+  assert_same(state.params, loop(rollout, config, 0.5, without=5))
   assert all(np.isfinite(x) for x in metrics.values())
 
 
@@ -336,8 +353,16 @@ def test_packed_rows_make_the_same_update():
 
 def test_frozen_weights_reach_apply():
   frozen = {"shift": jnp.float32(2.0)}
-  _, metrics = run(make_rollout(), frozen=frozen)
-  assert metrics["ppo/loss_v"] > run(make_rollout())[1]["ppo/loss_v"] + 0.1
+  rollout = make_rollout()
+  once = update.Config(epochs=1, minibatches=1)
+  _, metrics = run(rollout, frozen=frozen, config=once)
+  kept = np.asarray(rollout.response_mask) > 0
+  error = np.asarray(rollout.values - rollout.returns, np.float64)[kept]
+  # Values 2 above the old ones, clipped at 0.2 above them.
+  losses = np.maximum((error + 2.0) ** 2, (error + 0.2) ** 2)
+  np.testing.assert_allclose(
+    metrics["ppo/loss_v"], losses.mean() / 2, rtol=1e-5
+  )
 
 
 def test_value_update_trains_the_critic_alone():

@@ -275,6 +275,8 @@ def test_trap_27_masked_positions_get_no_gradient():
     gradient = np.asarray(gradient)
     assert np.all(gradient[np.asarray(data["mask"]) == 0] == 0)
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+  share = -0.1 / np.sum(data["mask"]) * data["mask"]
+  np.testing.assert_allclose(gradients[1], share, rtol=1e-6)
 
 
 def test_trap_10_11_100_columns_of_padding_change_nothing():

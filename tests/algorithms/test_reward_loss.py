@@ -205,7 +205,14 @@ def test_golden_metrics_of_an_update():
   }
   for name, value in expected.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
-  assert metrics["rm/grad_norm"] > 0 and 0 < expected["rm/acc"] < 1
+  assert 0 < expected["rm/acc"] < 1
+  # d loss / d score 0 and 1, and 2 eta (r_0 + r_1) on both, through w.
+  slope = 1 / (1 + np.exp(-difference)) - label
+  pull = 2 * 0.01 * scores.sum(1)
+  x = np.asarray(FEATURES, np.float64)[np.asarray(batch.tokens)].mean(2)
+  each = (slope + pull)[:, None] * x[:, 0] + (pull - slope)[:, None] * x[:, 1]
+  norm = np.linalg.norm(each[keep].mean(0))
+  np.testing.assert_allclose(metrics["rm/grad_norm"], norm, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """RLOO: the mean of the others, by hand and by a loop."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.algorithms.policy_gradient import rloo
+from rlhf_jax.algorithms.policy_gradient import grpo, rloo
+from rlhf_jax.types import Rollout
 from tests.algorithms import answers
 
 CONFIG = rloo.Config(group_size=answers.GROUP)
@@ -30,22 +33,52 @@ def test_advantages_with_kl_against_a_loop():
   )
 
 
-def test_unbiased_where_grpo_is_not():
-  """E[A grad log p] over groups of 2 from p = (1/4, 3/4), enumerated."""
+def expected_gradient(module, config):
+  """-E[grad loss] in the logits of p = (1/4, 3/4), over all groups of 2.
+
+  The four pairs of arms are four groups, weighted by their probability.
+  """
   p = np.array([0.25, 0.75])
-  reward = np.array([3.0, -1.0])
-  score = np.eye(2) - p  # grad log p of each arm in the logits
-  exact = sum(p[a] * reward[a] * score[a] for a in range(2))
-  total = {"loo": np.zeros(2), "mean": np.zeros(2)}
-  for a in range(2):
-    for b in range(2):
-      pair = reward[[a, b]]
-      weight = p[a] * p[b] / 2
-      for i, arm in enumerate((a, b)):
-        total["loo"] += weight * (pair[i] - pair[1 - i]) * score[arm]
-        total["mean"] += weight * (pair[i] - pair.mean()) * score[arm]
-  np.testing.assert_allclose(total["loo"], exact, rtol=1e-12)
-  np.testing.assert_allclose(total["mean"], exact / 2, rtol=1e-12)
+  pairs = np.array([(a, b) for a in range(2) for b in range(2)])
+  arm = jnp.asarray(pairs.reshape(-1, 1))
+  weight = np.repeat(4 * p[pairs].prod(axis=1), 2)
+  logits = jnp.log(jnp.asarray(p, jnp.float32))
+  one = jnp.ones((8, 1))
+  rollout = Rollout(
+    tokens=arm,
+    valid_mask=one,
+    response_mask=one,
+    behaviour_logprobs=logits[arm],
+    finish_reason=jnp.zeros(8, jnp.int32),
+    reference_logprobs=logits[arm],
+    score=jnp.zeros(8),
+    rewards=jnp.array([3.0, -1.0])[arm],
+    importance_weights=jnp.asarray(weight, jnp.float32)[:, None],
+  )
+  rollout = module.advantages(rollout, config)
+  counts = module.denominators(rollout, config)
+
+  def total(logits):
+    logprobs = jax.nn.log_softmax(logits)[arm]
+    return module.loss(logprobs, 0 * one, None, rollout, config, counts)[0]
+
+  return -np.asarray(jax.grad(total)(logits))
+
+
+def test_unbiased_where_grpo_is_not():
+  """grad E[r] = sum_a p_a r_a (e_a - p) = 0.75 (1, -1); GRPO has half of it."""
+  exact = np.array([0.75, -0.75])
+  found = expected_gradient(rloo, rloo.Config(group_size=2))
+  np.testing.assert_allclose(found, exact, rtol=1e-5)
+  plain = grpo.Config(
+    group_size=2,
+    scale_rewards="none",
+    kl_loss="none",
+    kl_loss_coefficient=0.0,
+  )
+  np.testing.assert_allclose(
+    expected_gradient(grpo, plain), exact / 2, rtol=1e-5
+  )
 
 
 def test_an_answer_without_others_gets_nothing():

@@ -258,7 +258,10 @@ def test_trap_16_kl_is_checked_on_both_sides():
   )
   metrics = shaping.rollout_metrics(swapped)
   np.testing.assert_allclose(metrics["rollout/kl_per_token"], -1.0, rtol=1e-5)
-  assert metrics["rollout/kl_k3_sum"] > 0
+  # u = 1 on each token: e - 1 - 1.
+  np.testing.assert_allclose(
+    metrics["rollout/kl_k3_sum"], (np.e - 2) * LENGTHS.mean(), rtol=1e-5
+  )
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,9 @@ def test_trap_27_masked_positions_get_no_gradient():
       assert np.isfinite(gradient).all()
       assert not np.asarray(gradient)[answers.MASK == 0].any()
     assert np.abs(gradients[0]).max() > 0
+    # Each counted token's entropy has its share of the average.
+    share = -config.entropy_coefficient / answers.MASK.sum() * answers.MASK
+    np.testing.assert_allclose(gradients[1], share, rtol=1e-6)
 
 
 def test_trap_32_no_gradient_reaches_what_a_rollout_fixed():

@@ -240,7 +240,7 @@ def test_difference_rewards_are_whitened_by_the_sample_deviation():
   data = shaped_ppo()
   mask = data.response_mask
   mean = ops.masked_mean(data.rewards, mask)
-  kept = ops.whiten(data.rewards, mask, shift_mean=False) - mean
+  kept = ops.whiten(data.rewards, mask, shifts_mean=False) - mean
   count = float(jnp.sum(mask))
   factor = np.sqrt((count - 1) / count)
   goldens.close((kept * factor + mean) * mask, TRL["ppo_white_rewards"])

@@ -23,6 +23,7 @@ from rlhf_jax.runs import loop, stages
 from rlhf_jax.runs.checkpoint import CheckpointError
 from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
+from tests.pipelines.tiny_runs import trained_arrays
 
 STEPS = 6
 LOSS = "sft/loss"
@@ -59,13 +60,6 @@ def load(files, folder, mode="lora"):
   world = tiny_runs.world_of(config)
   base = world.base(tiny_runs.settings_of(config).model)
   return stages.load(folder, stages.POLICY, base, world), base
-
-
-def trained_arrays(folder, step, prefix=stages.TRAINED):
-  """Returns {path: array} of what trained, out of a checkpoint."""
-  saved = tiny_runs.saved_arrays(folder, step)
-  start = f"{prefix}/"
-  return {p.removeprefix(start): saved[p] for p in saved if p.startswith(start)}
 
 
 def assert_trained(stage, expected):
@@ -126,6 +120,7 @@ def test_the_best_step_is_that_of_the_schedule(
   step = 1 + losses.index({"min": min, "max": max}[best](losses))
   assert kept_steps(folder) == sorted({step, STEPS - 1, STEPS})
   assert stages.step_of(f"{folder}@best") == step
+  assert stages.history(f"{folder}@best") == [("sft", step)]
   expected = trained_arrays(every_step, step)
   assert_trained(load(files, f"{folder}@best")[0], expected)
   assert_trained(load(files, f"{folder}@{step}")[0], expected)
@@ -245,42 +240,6 @@ def test_a_run_that_goes_on_from_another_step_is_noticed(
   assert rows[0]["rollout/kl_k3_sum"] < 1e-5  # starts as its reference
 
 
-@pytest.fixture(scope="module")
-def from_merged(files, sft_full, reward_head):
-  """A LoRA policy on the whole weights of step 8 of 12."""
-  config = policy_config(files, f"{sft_full}@8", reward_head)
-  pipelines.run(config, files.root / "policy_from_8")
-  return files.root / "policy_from_8"
-
-
-def test_whole_weights_of_a_step_are_found_again(files, sft_full, from_merged):
-  """They are in no checkpoint of the policy; stage.json names the step."""
-  info = stages.read_stage(from_merged)
-  assert info["merged_from"] == info["init_from"] == "../sft_full@8"
-  stage, _ = load(files, from_merged)
-  flat = trees.flatten(stage.variables)
-  frozen = trained_arrays(sft_full, 8)
-  for path, leaf in frozen.items():
-    np.testing.assert_array_equal(flat[path], leaf, err_msg=path)
-  assert differs(frozen, trained_arrays(sft_full, 12))
-  trained = trained_arrays(from_merged, None, stages.BESIDE_CRITIC)
-  assert trained and all("/lora_" in path for path in trained)
-  assert_trained(stage, trained)
-
-
-def test_both_folders_may_be_moved(files, sft_full, from_merged, tmp_path):
-  for folder in (sft_full, from_merged):
-    shutil.copytree(folder, tmp_path / folder.name)
-  moved, _ = load(files, tmp_path / from_merged.name)
-  stage, _ = load(files, from_merged)
-  tiny_runs.assert_equal_arrays(
-    trees.flatten(moved.variables), trees.flatten(stage.variables)
-  )
-  shutil.rmtree(tmp_path / "sft_full" / "checkpoints" / "8")
-  with pytest.raises(UserError, match="sft_full@8.*no step 8 was kept"):
-    load(files, tmp_path / from_merged.name)
-
-
 def test_a_reward_model_of_an_earlier_step(files, reward_head, capsys):
   """Its arrays; that other numbers are of the last step is said."""
   assert kept_steps(reward_head) == [40, 60]
@@ -325,7 +284,7 @@ def test_a_step_is_evaluated(files, policy_lora, sft_lora, reward_head):
   }
   kept = kept_steps(policy_lora)
   best = max(kept, key=lambda step: (scores[step], step))
-  start = trained_arrays(sft_lora, None)
+  start = trained_arrays(sft_lora)
   for name, step in (("@best", best), ("@4", 4), ("", 20)):
     folder = f"{policy_lora}{name}"
     found = load_policies(evaluation_config(files, folder, reward_head))
@@ -365,65 +324,6 @@ def test_an_evaluation_is_of_the_step_that_was_named(
   assert facts["@20"] == facts[""]
   assert facts[""]["proxy_after"] > facts["@2"]["proxy_after"] + 0.5
   assert abs(facts["@2"]["kl_nats"]) < 1e-5 < 1e-2 < facts[""]["kl_nats"]
-
-
-def test_a_policy_run_starts_from_a_policy_run(
-  files, policy_lora, reward_head, run_policy, records
-):
-  """It goes on with the factors; the first run's critic is not among them."""
-  config = policy_config(files, f"{policy_lora}@best", reward_head)
-  folder = files.root / "policy_further"
-  info = run_policy(config, folder)
-  best = stages.step_of(f"{policy_lora}@best")
-  expected = trained_arrays(policy_lora, best, stages.BESIDE_CRITIC)
-  actors_of_run = records[folder.name].actors
-  reference = trees.flatten(actors_of_run.weights.reference)
-  for path, leaf in expected.items():
-    np.testing.assert_array_equal(reference[path], leaf, err_msg=path)
-  assert info["init_from"] == f"../{policy_lora.name}@best"
-  assert not info["merged_from"]  # factors on the base model, as in both runs
-  (row,) = tiny_runs.rows_of(folder)
-  assert row["rollout/kl_k3_sum"] < 1e-5
-  assert row["ppo/first_ratio_error"] < 1e-4
-  scores = [r["rollout/score_mean"] for r in tiny_runs.rows_of(policy_lora)]
-  assert row["rollout/score_mean"] > np.mean(scores[:3]) + 0.25
-  moved = trained_arrays(folder, None, stages.BESIDE_CRITIC)
-  assert sorted(moved) == sorted(expected) and differs(moved, expected)
-  assert_trained(load(files, folder)[0], moved)
-
-
-def test_a_chain_of_policies_on_merged_weights(
-  files, sft_full, from_merged, reward_head
-):
-  """Factors of the second run go on in the third, on the first's weights."""
-  config = policy_config(files, from_merged, reward_head)
-  folder = files.root / "deeper" / "policy_third"
-  info = pipelines.run(config, folder)
-  assert info["merged_from"] == "../../sft_full@8"
-  assert info["init_from"] == "../../policy_from_8"
-  stage, _ = load(files, folder)
-  flat = trees.flatten(stage.variables)
-  for path, leaf in trained_arrays(sft_full, 8).items():
-    np.testing.assert_array_equal(flat[path], leaf, err_msg=path)
-  moved = trained_arrays(folder, None, stages.BESIDE_CRITIC)
-  before = trained_arrays(from_merged, None, stages.BESIDE_CRITIC)
-  assert_trained(stage, moved)
-  assert differs(moved, before)
-
-
-def test_a_policy_of_another_role_is_merged_first(
-  files, policy_lora, reward_head
-):
-  """Whole weights after LoRA: kernels with the factors, and none left."""
-  config = tiny_runs.policy_config(files, "full", f"{policy_lora}@4", "")
-  config.reward = str(reward_head)
-  found = load_actors(config)
-  stage, _ = load(files, f"{policy_lora}@4")
-  merged = roles.sampling_params(stage.role, *stage.parts)
-  tiny_runs.assert_equal_arrays(
-    trees.flatten(found.params["policy"]), trees.flatten({"params": merged})
-  )
-  assert found.merged_from == f"{policy_lora}@4"
 
 
 def test_a_plan_knows_a_stage_by_any_step(files, every_step, tmp_path):

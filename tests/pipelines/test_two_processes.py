@@ -1,4 +1,4 @@
-"""Two real processes of four devices each, one global mesh (SYSTEMS 4)."""
+"""Two real processes of four devices each, one global mesh."""
 
 import os
 import signal

@@ -19,7 +19,7 @@ from rlhf_jax.models import huggingface, transformer, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.pipelines import defaults, policy
 from rlhf_jax.programs import policy_programs
-from rlhf_jax.runs import checkpoint
+from rlhf_jax.runs import checkpoint, stages
 from rlhf_jax.types import Samples
 from tests import tiny
 
@@ -290,6 +290,20 @@ def saved_arrays(folder: Path, step: int | None = None) -> dict:
     }
     state, _ = saved.restore(trees.unflatten(template), step=step)
   return {k: np.asarray(v) for k, v in trees.flatten(state).items()}
+
+
+def trained_arrays(
+  folder: Path, step: int | None = None, prefix: str = stages.TRAINED
+) -> dict:
+  """Returns {path: array} of what trained, out of a checkpoint.
+
+  Args:
+    folder: of a run.
+    step: None for the newest.
+    prefix: where that is, stages.TRAINED or stages.BESIDE_CRITIC.
+  """
+  saved, start = saved_arrays(folder, step), f"{prefix}/"
+  return {p.removeprefix(start): saved[p] for p in saved if p.startswith(start)}
 
 
 def saved_meta(folder: Path, step: int) -> dict:

@@ -74,8 +74,8 @@ def run_epochs(
 
   Args:
     step: (state, minibatch, part of extra) -> (state, metrics); the metrics
-      have those of accumulate.take_step, and "ppo/approx_kl" where kl_limit is
-      set.
+      have those of accumulate.take_step, and where kl_limit is set
+      "ppo/approx_kl".
     state: before the first step.
     rollout: all leaves [rows, ...], see `token_fields`.
     extra: leaves [minibatches, ...], the same parts in every epoch, or None.
@@ -113,8 +113,8 @@ def run_epochs(
     _, shapes = jax.eval_shape(epoch, state, order)
     if "ppo/approx_kl" not in shapes:
       raise ValueError(
-        f"update_kl_limit={kl_limit}: the loss reports no ppo/approx_kl to "
-        "compare it with. Report it (objectives.ratio_metrics), or set None."
+        f"update_kl_limit={kl_limit}: the loss reports no ppo/approx_kl "
+        "to compare it with. Report it (objectives.ratio_metrics), or set None."
       )
     blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     state, metrics = jax.lax.cond(

@@ -80,10 +80,10 @@ def ratio_metrics(
   """Returns what to watch in the importance ratio, over tokens.
 
   Metrics:
-    ppo/clipfrac_hi: A > 0 and rho > 1 + e_high: no gradient under "ppo". Above
-      0.2 is bad.
-    ppo/clipfrac_lo: A < 0 and rho < 1 - e_low: no gradient under "ppo". Above
-      0.2 is bad.
+    ppo/clipfrac_hi: A > 0 and rho > 1 + e_high: no gradient under
+      "ppo". Above 0.2 is bad.
+    ppo/clipfrac_lo: A < 0 and rho < 1 - e_low: no gradient under
+      "ppo". Above 0.2 is bad.
     ppo/approx_kl: k3 estimate of KL(p_old || p), nats. Up is bad.
     ppo/ratio_mean: 1 in expectation. Far from 1 is bad.
     ppo/ratio_max: up is bad.
@@ -99,15 +99,15 @@ def ratio_metrics(
   """
   high = clip_ratio if clip_ratio_high is None else clip_ratio_high
   ratio = jnp.exp(log_ratio)
-  over = (advantages > 0) & (ratio > 1.0 + high)
-  under = (advantages < 0) & (ratio < 1.0 - clip_ratio)
+  is_over = (advantages > 0) & (ratio > 1.0 + high)
+  is_under = (advantages < 0) & (ratio < 1.0 - clip_ratio)
 
   def mean(x: Array) -> Array:
     return ops.masked_mean(x, mask, tokens)
 
   return {
-    "ppo/clipfrac_hi": mean(over * 1.0),
-    "ppo/clipfrac_lo": mean(under * 1.0),
+    "ppo/clipfrac_hi": mean(is_over * 1.0),
+    "ppo/clipfrac_lo": mean(is_under * 1.0),
     "ppo/approx_kl": mean(jnp.expm1(log_ratio) - log_ratio),
     "ppo/ratio_mean": mean(ratio),
     "ppo/ratio_max": jnp.max(ratio),
@@ -134,8 +134,8 @@ def gspo(
 ) -> tuple[Array, Metrics]:
   """Returns the clipped surrogate of the ratio of each answer.
 
-  Metrics: ppo/clipfrac_hi, ppo/clipfrac_lo, ppo/ratio_mean and ppo/ratio_max
-  are of the ratio of answers, in place of that of tokens.
+  Metrics: ppo/clipfrac_hi, ppo/clipfrac_lo, ppo/ratio_mean and
+  ppo/ratio_max are of the ratio of answers, in place of that of tokens.
   """
   mean = aggregate.sequence_means(log_ratio, rows.mask, rows.segment_ids)
   shift = jnp.where(rows.mask > 0, mean, 0.0) - log_ratio

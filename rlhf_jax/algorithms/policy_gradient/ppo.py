@@ -181,8 +181,8 @@ def value_loss(
 
   Metrics:
     ppo/loss_v: up is bad.
-    ppo/vf_clipfrac: tokens where the clip is active. Above 0.5 for long is
-      bad: value_clip is too small for the scale of the returns.
+    ppo/vf_clipfrac: tokens where the clip is active. Above 0.5 for
+      long is bad: value_clip is too small for the scale of the returns.
 
   Args:
     values: [N, L] of the critic in training.
@@ -200,8 +200,8 @@ def value_loss(
   if value_clip is not None:
     change = jnp.clip(values - old_values, -value_clip, value_clip)
     clipped_losses = jnp.square(old_values + change - returns)
-    active = (clipped_losses > losses) * 1.0
-    clip_share = ops.masked_mean(active, mask, tokens)
+    is_active = clipped_losses > losses
+    clip_share = ops.masked_mean(is_active * 1.0, mask, tokens)
     losses = jnp.maximum(losses, clipped_losses)
   value = 0.5 * ops.masked_mean(losses, mask, tokens)
   return value, {"ppo/loss_v": value, "ppo/vf_clipfrac": clip_share}

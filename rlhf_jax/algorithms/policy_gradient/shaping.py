@@ -182,14 +182,16 @@ def _raw_score(
   score = rollout.score.astype(jnp.float32)
   exists = jnp.any(rollout.response_mask > 0, axis=-1).astype(jnp.float32)
   kept = exists
-  truncated = rollout.finish_reason == FINISH_LENGTH
+  is_truncated = rollout.finish_reason == FINISH_LENGTH
   penalised = score
   if config.missing_eos == "replace":
-    penalised = jnp.where(truncated, config.missing_eos_value, score)
+    penalised = jnp.where(is_truncated, config.missing_eos_value, score)
   elif config.missing_eos == "subtract":
-    penalised = jnp.where(truncated, score - config.missing_eos_penalty, score)
+    penalised = jnp.where(
+      is_truncated, score - config.missing_eos_penalty, score
+    )
   elif config.missing_eos == "mask":
-    kept = jnp.where(truncated, 0.0, exists)
+    kept = jnp.where(is_truncated, 0.0, exists)
   lengths = jnp.sum(rollout.response_mask, -1)
   excess = jnp.maximum(lengths - config.length_penalty_start, 0.0)
   length_term = -config.length_penalty * excess
@@ -254,7 +256,7 @@ def shape_rewards(
     reward/clip_share: scores beyond the clip. Up is bad: differences lost.
     reward/running_mean, reward/running_std: of penalised scores. A std
       towards 0 is bad: nothing to learn from.
-    ppo/beta: the KL coefficient used. No bad direction.
+    ppo/beta: beta as used. No bad direction.
 
   Args:
     rollout: unpacked, with score and reference_logprobs.
@@ -315,7 +317,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
     rollout/kl_k3_sum: the same KL, never negative, heavy tail. Up is bad.
     rollout/kl_per_token: k1 per token. Up is drift.
     rollout/entropy: -log p of the samples, nats per token. Towards 0 is bad.
-    rollout/len_mean, rollout/len_p95: tokens. Up with a flat win rate is bad.
+    rollout/len_mean, rollout/len_p95: tokens. Up, win rate flat, is bad.
     rollout/eos_share: answers that ended by themselves. Below 0.5 is bad.
 
   Args:

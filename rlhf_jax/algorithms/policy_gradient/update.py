@@ -18,11 +18,11 @@ policy-gradient method, so that curves of two methods share an axis.
   ppo/first_clip_fraction: on the same minibatch. Above 0 is a bug. (These two
     where the loss reports those of objectives.ratio_metrics.)
   ppo/grad_norm: of all weights, before clipping. Sudden growth is bad.
-  ppo/grad_norm_pi, ppo/grad_norm_v: of params["policy"], without the ptx term,
-    and of params["value"]. Sudden growth is bad.
+  ppo/grad_norm_pi, ppo/grad_norm_v: of params["policy"],
+    without the ptx term, and of params["value"]. Sudden growth is bad.
   ppo/loss_ptx: nats per token of pre-training text. Up is bad: forgetting.
-  ppo/grad_norm_ptx_ratio: norm of the weighted ptx gradient over that of the
-    rest. Far above 1 is bad: the reward is not being learnt.
+  ppo/grad_norm_ptx_ratio: norm of the weighted ptx gradient over that of
+    the rest. Far above 1 is bad: the reward is not being learnt.
   ppo/epochs: epochs run. Below the set number, the KL limit was hit.
   sys/skipped_updates: steps refused as not finite. Above 0 is bad.
 Means (maxima for *_max) are over the steps that were applied, and NaN if none
@@ -87,8 +87,9 @@ def critic_metrics(rollout: Rollout) -> Metrics:
 
   Metrics:
     ppo/explained_var: down is bad; below 0 after 50 steps is an alarm.
-    ppo/adv_mean_raw, ppo/adv_std_raw: of advantages before whitening. A mean
-      far from 0 is a biased critic; a std towards 0 leaves noise to whiten.
+    ppo/adv_mean_raw, ppo/adv_std_raw: of advantages before
+      whitening. A mean far from 0 is a biased critic; a std towards 0 leaves
+      noise to whiten.
 
   Args:
     rollout: with values and returns; {} comes back without values.
@@ -137,6 +138,41 @@ def _bound_loss(
       "would not be used. Leave it None, or take surrogate.loss or ppo.loss."
     )
   return functools.partial(algorithm.loss, objective=objective)
+
+
+def _step(
+  state: TrainState,
+  minibatch: Rollout,
+  ptx_part: TokenBatch | None,
+  *,
+  frozen: PyTree,
+  contribution: Callable[..., tuple[Array, Metrics]],
+  denominators: Callable[[Rollout], Metrics],
+  ptx: Callable[..., tuple[PyTree, Array, Metrics]],
+  config: Config,
+  optimizer: Any,
+) -> tuple[TrainState, Metrics]:
+  """Returns the state after one minibatch, and its metrics."""
+  grads, loss, metrics = accumulate.accumulate(
+    contribution,
+    state.params,
+    minibatch,
+    config.microbatches,
+    frozen,
+    denominators(minibatch),
+  )
+  for key, name in GRAD_NORMS.items():
+    if key in grads:
+      metrics[name] = accumulate.global_norm(grads[key])
+  if ptx_part is not None:
+    grads, ptx_loss, ptx_metrics = ptx(grads, state.params, frozen, ptx_part)
+    loss = loss + ptx_loss
+    metrics |= ptx_metrics
+  tokens = jnp.sum(minibatch.response_mask)
+  state, flags = accumulate.take_step(
+    state, grads, loss, optimizer, tokens, "ppo/grad_norm"
+  )
+  return state, metrics | flags
 
 
 def update(
@@ -194,30 +230,17 @@ def update(
     outputs = apply(params, frozen, rows)
     return loss_of(*outputs, rows, algorithm_config, counts)
 
-  def step(state: TrainState, minibatch: Rollout, ptx_part: TokenBatch | None):
-    grads, loss, metrics = accumulate.accumulate(
-      contribution,
-      state.params,
-      minibatch,
-      config.microbatches,
-      frozen,
-      algorithm.denominators(minibatch, algorithm_config),
-    )
-    for key, name in GRAD_NORMS.items():
-      if key in grads:
-        metrics[name] = accumulate.global_norm(grads[key])
-    if ptx_part is not None:
-      grads, ptx_loss, ptx_metrics = _add_ptx(
-        grads, state.params, frozen, ptx_part, coefficient, config, ptx_apply
-      )
-      loss = loss + ptx_loss
-      metrics |= ptx_metrics
-    tokens = jnp.sum(minibatch.response_mask)
-    state, flags = accumulate.take_step(
-      state, grads, loss, optimizer, tokens, "ppo/grad_norm"
-    )
-    return state, metrics | flags
-
+  step = functools.partial(
+    _step,
+    frozen=frozen,
+    contribution=contribution,
+    denominators=lambda rows: algorithm.denominators(rows, algorithm_config),
+    ptx=functools.partial(
+      _add_ptx, coefficient=coefficient, config=config, apply=ptx_apply
+    ),
+    config=config,
+    optimizer=optimizer,
+  )
   if ptx_batch is not None:
     ptx_batch = accumulate.split_rows(ptx_batch, config.minibatches)
   state, metrics = run_epochs(
@@ -243,6 +266,7 @@ def _add_ptx(
   params: PyTree,
   frozen: PyTree,
   batch: TokenBatch,
+  *,
   coefficient: float,
   config: Config,
   apply: Callable[..., tuple[Array, Array]],
@@ -286,10 +310,12 @@ def value_update(
 
   Value pre-training before the first policy update (METHODS 4.5; Zheng et al.
   2023, arXiv:2307.04964). The loss is not clipped: old values are what is
-  being replaced. Stop when ppo/explained_var of fresh rollouts stops rising.
+  being replaced. Stop when ppo/explained_var of fresh rollouts stops
+  rising.
 
-  Metrics: ppo/loss_v, ppo/grad_norm_v, sys/skipped_updates, ppo/epochs and
-  `critic_metrics`, with the meanings given there and in `update`.
+  Metrics: ppo/loss_v, ppo/grad_norm_v, sys/skipped_updates,
+  ppo/epochs and `critic_metrics`, with the meanings given there and in
+  `update`.
 
   Args:
     state: params is the value tree itself; donate it.

@@ -3,10 +3,10 @@
   L = p l(beta h) + (1 - p) l(-beta h)
   h = log[pi(y0) / pi_ref(y0)] - log[pi(y1) / pi_ref(y1)]
 
-  link "logistic"     l(x) = -log s(x)          Rafailov et al. 2023, eq. 7
-  link "hinge"        l(x) = max(0, 1 - x)      SLiC-HF, Zhao et al. 2023
-  label_smoothing e   p = label (1 - e) + (1 - label) e      cDPO
-  and robust          p = (label - e) / (1 - 2 e)            robust DPO
+  link "logistic"        l(x) = -log s(x)          Rafailov et al. 2023, eq. 7
+  link "hinge"           l(x) = max(0, 1 - x)      SLiC-HF, Zhao et al. 2023
+  label_smoothing e      p = label (1 - e) + (1 - label) e      cDPO
+  and robust             p = (label - e) / (1 - 2 e)            robust DPO
   length_normalised   each log-ratio over its number of tokens (Tulu 3)
 
 arXiv:2305.18290, 2305.10425, 2403.00409, 2411.15124; cDPO: Mitchell 2023, "A
@@ -82,7 +82,7 @@ def loss(
   """
   pairs.check_pair(batch, "dpo")
   rewards = config.beta * pairs.log_ratios(
-    logprobs, batch, average=config.length_normalised
+    logprobs, batch, is_average=config.length_normalised
   )
   margin = rewards[:, 0] - rewards[:, 1]
   link = LINKS[config.link]

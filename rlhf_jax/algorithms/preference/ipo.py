@@ -49,7 +49,9 @@ def loss(
     ValueError: K is not 2, or there are no reference_logprobs.
   """
   pairs.check_pair(batch, "ipo")
-  ratios = pairs.log_ratios(logprobs, batch, average=config.length_normalised)
+  ratios = pairs.log_ratios(
+    logprobs, batch, is_average=config.length_normalised
+  )
   h = ratios[:, 0] - ratios[:, 1]
   goal = 1.0 / (2.0 * config.tau)
   losses = pairs.mixed(batch.label, jnp.square(h - goal), jnp.square(h + goal))

@@ -95,12 +95,15 @@ def loss(
 
   Metrics:
     pref/acc: share of answers on the right side of z. Down is bad.
-    pref/margin: beta (u - z) for desirable, beta (z - u) for undesirable ones.
-      Below 0 is bad.
+    pref/margin: beta (u - z) for desirable, beta (z - u) for undesirable
+      ones. Below 0 is bad.
     pref/kl: z in nats. Growth without end is bad.
-    pref/reward_w, _l, pref/logp_w, _l, pref/tokens_w, _l: of desirable (w) and
-      undesirable (l) answers: beta u, nats an answer, tokens. Both rewards
-      falling is bad.
+    pref/reward_w, pref/logp_w,
+      pref/tokens_w: of desirable answers: beta u, nats an answer,
+      tokens.
+    pref/reward_l, pref/logp_l,
+      pref/tokens_l: of undesirable ones. Both rewards falling is
+      bad.
 
   Args:
     logprobs: [B, 1, L] float32, of the policy on the judged answers.

@@ -93,7 +93,10 @@ def pairs_of(
   rows, weight = choose(
     rollout.score, key, num_samples=num_samples, config=config
   )
-  take = lambda x: jnp.take(x, rows, axis=0)  # noqa: E731
+
+  def take(x: Array) -> Array:
+    return jnp.take(x, rows, axis=0)
+
   batch = PreferenceBatch(
     tokens=take(rollout.tokens),
     valid_mask=take(rollout.valid_mask),

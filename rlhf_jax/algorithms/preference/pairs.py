@@ -70,7 +70,7 @@ def averages(logprobs: Array, batch: PreferenceBatch) -> Array:
 
 
 def log_ratios(
-  logprobs: Array, batch: PreferenceBatch, *, average: bool = False
+  logprobs: Array, batch: PreferenceBatch, *, is_average: bool = False
 ) -> Array:
   """Returns [B, K], log p(answer) - log p_ref(answer) in nats.
 
@@ -78,7 +78,7 @@ def log_ratios(
     logprobs: [B, K, L] float32, of the policy.
     batch: with reference_logprobs [B, K, L], which get no gradient because
       they are data.
-    average: divide by the tokens of the answer.
+    is_average: divided by the tokens of the answer.
 
   Raises:
     ValueError: the batch has no reference_logprobs.
@@ -92,7 +92,7 @@ def log_ratios(
   mask = batch.loss_mask
   reference = ops.neutral(batch.reference_logprobs, mask)
   difference = ops.neutral(logprobs, mask) - reference
-  return (averages if average else sums)(difference, batch)
+  return (averages if is_average else sums)(difference, batch)
 
 
 def mixed(label: Array, first: Array, second: Array) -> Array:
@@ -104,12 +104,17 @@ def metrics(scores: Array, logprobs: Array, batch: PreferenceBatch) -> Counted:
   """Returns what every pairwise loss reports; ties do not count.
 
   Metrics:
-    pref/acc: share of pairs that the scores order as labelled. Down is bad.
-    pref/margin: score of the better minus score of the worse. Below 0 is bad.
-    pref/reward_w, pref/reward_l: the two scores. Both falling is likelihood
-      displacement: the preferred answers become unlikely too.
-    pref/logp_w, pref/logp_l: nats an answer, of the policy. As above.
-    pref/tokens_w, pref/tokens_l: a constant gap is a length bias of the data.
+    pref/acc: share of pairs that the scores order as labelled. Down
+      is bad.
+    pref/margin: score of the better minus score of the worse. Below 0
+      is bad.
+    pref/reward_w, pref/reward_l: the two scores. Both
+      falling is likelihood displacement: the preferred answers become unlikely
+      too.
+    pref/logp_w, pref/logp_l: nats an answer, of
+      the policy. As above.
+    pref/tokens_w, pref/tokens_l: a constant gap is
+      a length bias of the data.
 
   Args:
     scores: [B, 2], what the method compares (an implicit reward).
