@@ -286,7 +286,7 @@ def test_the_command_ends_with_2_and_one_line():
     ),
   }
   for words, process in runs.items():
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 2, err
     assert words in err
     assert err.startswith("error: ") and err.count("\n") == 1
@@ -302,17 +302,17 @@ def test_sigterm_before_training_is_75(tmp_path):
     + "  Job.check = lambda job, world: None\n"
     + "  def wait(settings, world):\n"
     + "    (world.workdir / 'here').touch()\n"
-    + "    time.sleep(60)\n"
+    + "    time.sleep(300)\n"
     + "  PIPELINES['sft'] = dataclasses.replace(PIPELINES['sft'], run=wait)\n"
     + "  return config\n"
   )
   workdir = tmp_path / "run"
   process = start(f"--config={file}", f"--workdir={workdir}")
-  for _ in range(300):
+  for _ in range(1800):
     if (workdir / "here").exists():
       break
     time.sleep(0.1)
   process.send_signal(signal.SIGTERM)
-  out, _ = process.communicate(timeout=30)
+  out, _ = process.communicate(timeout=120)
   assert process.returncode == 75
   assert f"--workdir={workdir}" in out
