@@ -60,10 +60,26 @@ def evaluate_config():
   return config
 
 
+def remax_config():
+  config = policy_config("lora")
+  config.algorithm = defaults.policy("remax").algorithm
+  config.generate.num_samples = 2
+  config.epochs.update(epochs=1, minibatches=1)
+  return config
+
+
 SAMPLING = ["merge", "prefill", "decode", "judge"]
 WORKING = ("prefill", "decode", "judge", "reference", "refer", "update")
 OTHERS = {
   "grpo": (grpo_config, [*SAMPLING, "prepare", "update"]),
+  "remax": (  # a greedy answer to each prompt beside the samples
+    remax_config,
+    [
+      *SAMPLING[:3],
+      *(f"greedy {name}" for name in SAMPLING[:3]),
+      *("judge", "greedy judge", "prepare", "update"),
+    ],
+  ),
   "dpo": (lambda: preference_config("dpo"), ["reference", "update"]),
   "kto": (lambda: preference_config("kto"), ["reference", "update"]),
   "orpo": (lambda: preference_config("orpo"), ["update"]),
