@@ -129,12 +129,12 @@ def citation(module: Any) -> str:
   found = [
     " ".join(sentence.split())
     for paragraph in text.split("\n\n")[1:]
-    for sentence in re.split(r"(?<=[.:])\s+(?=[A-Z])", paragraph)
+    for sentence in re.split(r"(?<=\)\.)\s+|(?<=\.)\s+(?=[A-Z])", paragraph)
   ]
   for wanted in (r"arXiv:", r"\b(19|20)\d\d\b"):
     for sentence in found:
       if re.search(wanted, sentence):
-        return f"{sentence.rstrip('.:')}."
+        return f"{sentence.rstrip('.')}."
   return ""
 
 

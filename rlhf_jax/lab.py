@@ -42,6 +42,8 @@ import numpy as np
 from rlhf_jax import generate
 from rlhf_jax.algorithms import reward, sft
 from rlhf_jax.algorithms.policy_gradient import packing
+from rlhf_jax.algorithms.policy_gradient import registry as policy_methods
+from rlhf_jax.algorithms.preference import registry as preference_methods
 from rlhf_jax.imported import nearest
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Trainable, split
@@ -67,7 +69,7 @@ from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import model as reward_scores
 from rlhf_jax.runs import stages
-from rlhf_jax.schema import Method, UserError
+from rlhf_jax.schema import Method, UserError, as_field
 from rlhf_jax.types import Array
 
 ALL_DEVICES = mesh_lib.Config()
@@ -205,7 +207,8 @@ def learner(
 
   Args:
     model: what will train; the reference where there is one.
-    method: module of a method, or anything with its functions.
+    method: module of a method, or anything with its functions
+      (algorithms/*/registry.py say which).
     config: its Config.
     optimizer: optax transformation; with a critic also {"policy": ...,
       "value": ...}.
@@ -221,19 +224,7 @@ def learner(
       f"config is a {type(config).__name__} of {type(config).__module__}: give "
       f"{name}.Config(...)."
     )
-  if method is reward:
-    make = from_comparisons
-  elif method is sft:
-    make = from_conversations
-  elif hasattr(method, "advantages"):
-    make = from_scores
-  elif hasattr(method, "loss"):
-    make = from_pairs
-  else:
-    raise UserError(
-      f"method={name}: has no function `loss`. Give a module of "
-      "rlhf_jax.algorithms, or one with the same functions."
-    )
+  make = _maker(method)
   _check_kind(model, name, wants_head=method is reward)
   known = [
     parameter.name
@@ -249,6 +240,20 @@ def learner(
   # A group is as large as the config says, whatever num_samples is.
   chosen = Method(name, method, config, frozenset({"group_size"}))
   return make(model, chosen, optimizer, **options)
+
+
+def _maker(method: Any) -> Callable[..., Learner]:
+  """Returns what makes the learner of a method, which is checked."""
+  if method is reward:
+    return from_comparisons
+  if method is sft:
+    return from_conversations
+  with as_field():
+    if hasattr(method, "advantages"):
+      policy_methods.check_method(method)
+      return from_scores
+    preference_methods.check_method(method)
+    return from_pairs
 
 
 def _check_kind(model: Any, name: str, *, wants_head: bool) -> None:
@@ -321,25 +326,7 @@ def evaluate(
     for i in range(0, count, size)
   ]
   given = {"reward": reward, "gold": gold}
-  scorers = {
-    name: scorer.scorer
-    for name, scorer in given.items()
-    if isinstance(scorer, RewardModel)
-  }
-  plan = judge.make_plan(
-    after.base,
-    after.stage,
-    before.stage,
-    None,
-    scorers,
-    config.temperature,
-    config.max_new_tokens,
-  )
-  weights = judge.Weights(
-    base=after.base.params if plan.shared else {},
-    reference=before.stage.variables,
-    scorers={name: arrays for name, (_, arrays) in scorers.items()},
-  )
+  plan, weights = _judge_of(before, after, config, given)
   found = {}
   for number, (name, policy) in enumerate(
     (("before", before), ("after", after))
@@ -360,7 +347,36 @@ def evaluate(
     scores = said.scores | {
       kind: np.asarray([scorer(text) for text in said.texts], np.float32)
       for kind, scorer in given.items()
-      if scorer is not None and kind not in scorers
+      if scorer is not None and kind not in said.scores
     }
     found[name] = dataclasses.replace(said, scores=scores)
   return answers.summarise(*found.values(), lexicon), found
+
+
+def _judge_of(
+  before: Policy,
+  after: Policy,
+  how: generate.Config,
+  given: dict[str, Score | None],
+) -> tuple[judge.Plan, judge.Weights]:
+  """Returns the judge of answers: its reference is `before`."""
+  scorers = {
+    name: model.scorer
+    for name, model in given.items()
+    if isinstance(model, RewardModel)
+  }
+  base = after.base
+  plan = judge.make_plan(
+    base,
+    after.stage,
+    before.stage,
+    None,
+    scorers,
+    how.temperature,
+    how.max_new_tokens,
+  )
+  return plan, judge.Weights(
+    base=base.params if plan.shared else {},
+    reference=before.stage.variables,
+    scorers={name: weights for name, (_, weights) in scorers.items()},
+  )

@@ -212,12 +212,31 @@ def test_eight_devices_equal_one(model, grpo_run):
 
 
 def test_remax_reads_greedy_answers_and_no_reference(policy, grpo_run):
-  learn = lab.learner(policy, remax, remax.Config(), ADAM)
+  """And functions of one's own stand in the place of the method's."""
+  called = []
+
+  def objective(log_ratio, advantages, config):
+    called.append(config)
+    return -log_ratio * advantages
+
+  def advantages(rollout, config):
+    called.append(config)
+    return remax.advantages(rollout, config)
+
+  learn = lab.learner(
+    policy,
+    remax,
+    remax.Config(),
+    ADAM,
+    objective=objective,
+    advantages=advantages,
+  )
   samples, texts = sampled(policy, 0)
   greedy, greedy_texts = sampled(policy, 0, num_samples=1, temperature=0.0)
   further = {"greedy": (greedy, scores_of(greedy_texts))}
   changed, metrics = learn(policy, samples, scores_of(texts), further=further)
   assert metrics["ppo/grad_norm"] > 0.0 and changed.steps == 1
+  assert len(called) >= 2 and set(called) == {remax.Config()}
   [(_, weights)] = learn.made.values()
   assert weights.reference == {}
   shown = {name for name in grpo_run.metrics[0] if "/kl_" in name}
@@ -227,7 +246,9 @@ def test_remax_reads_greedy_answers_and_no_reference(policy, grpo_run):
     "rollout/kl_k3_sum",
     "rollout/kl_per_token",
   }
-  with pytest.raises(UserError, match=r"further=\[\]: remax reads greedy"):
+  with pytest.raises(
+    UserError, match=r"remax reads 'greedy' \(sampled with temp"
+  ):
     learn(policy, samples, scores_of(texts))
 
 
@@ -317,18 +338,18 @@ def test_ppo_trains_a_critic(policy):
     policy,
     ppo,
     ppo.Config(value_coefficient=1.0),
-    {"policy": RUN, "value": optax.adam(2e-2)},
+    {"policy": RUN, "value": optax.adam(5e-2)},
     critic=actors.Value(init="random", mode="head"),
     shaping=shaping.Config(kl_coefficient=0.05),
     epochs=epochs.Config(epochs=2, minibatches=2),
   )
   run = Run(learn, [policy])
-  for step in range(6):
+  for step in range(5):
     samples, texts = sampled(run.policies[-1], step)
     run.on(samples, scores_of(texts))
-  assert run.compiles[1:] == [0] * 5
+  assert run.compiles[1:] == [0] * 4
   first, last = run.metrics[0], run.metrics[-1]
-  assert last["rollout/score_mean"] > first["rollout/score_mean"]
+  assert last["rollout/score_mean"] > first["rollout/score_mean"] + 1.0
   assert first["ppo/explained_var"] < 1e-5  # the critic starts at 0
   assert last["ppo/explained_var"] > 0.05
   assert last["ppo/beta"] != first["ppo/beta"]  # its controller moves it
@@ -481,7 +502,7 @@ def test_wrong_uses_of_learn(policy, grpo_run, name):
 WRONG_LEARNERS = {
   "config": ((grpo, rloo.Config(), ADAM), {}, r"give grpo.Config\(...\)"),
   "optimizer": ((grpo, GRPO, 1e-3), {}, "optimizer=0.001: must be an optax"),
-  "method": ((np, GRPO, ADAM), {}, "method=numpy: has no function `loss`"),
+  "method": ((np, GRPO, ADAM), {}, "method numpy"),
   "option": ((grpo, GRPO, ADAM), {"epoch": 3}, "Did you mean 'epochs'"),
   "critic": ((ppo, ppo.Config(), ADAM), {}, "ppo trains a critic"),
   "no critic": (

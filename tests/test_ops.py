@@ -47,7 +47,7 @@ def test_trap_14_variance_is_divided_by_n():
   assert abs(kept.var(ddof=1) - kept.var()) > 1e-2
 
 
-def test_t05_whiten():
+def test_t05_whitening_gives_mean_0_and_variance_1():
   x, mask = ragged()
   white = np.asarray(ops.whiten(x, mask))
   kept = white[mask > 0]

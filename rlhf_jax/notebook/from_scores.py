@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -17,12 +15,14 @@ from rlhf_jax import generate, schema
 from rlhf_jax.algorithms.policy_gradient import (
   epochs,
   importance,
+  objectives,
   registry,
   shaping,
 )
 from rlhf_jax.models import trees
 from rlhf_jax.models.pretrained import Model
 from rlhf_jax.models.roles import Trainable
+from rlhf_jax.notebook import critics
 from rlhf_jax.notebook.learner import (
   Learner,
   check_optimizer,
@@ -34,7 +34,6 @@ from rlhf_jax.notebook.learner import (
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import actors, policy_step, rollouts
 from rlhf_jax.programs.policy_settings import Settings
-from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import judge
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import Method, UserError
@@ -46,12 +45,37 @@ ONE_STEP = epochs.Config(epochs=1, minibatches=1)  # of the optimizer a rollout
 NO_WEIGHTS = importance.Config()
 
 
+@dataclasses.dataclass(frozen=True)
+class Told(Settings):
+  """Settings of a run, with functions in the place of import paths."""
+
+  own_objective: Callable[..., Any] | None = None
+  own_advantages: Callable[..., Any] | None = None
+
+  @property
+  def objective(self) -> Callable[..., Any] | None:
+    """The policy objective in place of the method's, or None."""
+    return self.own_objective
+
+  @property
+  def advantages(self) -> Callable[..., Any]:
+    """The method's advantages, or those in their place."""
+    own = self.own_advantages
+    return self.algorithm.module.advantages if own is None else own
+
+
+def _listed(changes: Mapping[str, Any]) -> str:
+  given = {name: x for name, x in changes.items() if x is not None}
+  return ", ".join(f"{name}={x!r}" for name, x in given.items())
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class FromScores(Learner):
   """Learns from samples and their scores: every policy-gradient method.
 
   critic: before training, or None.
   needs_reference: whether the KL to the start is computed.
+  objective, advantages: in place of the method's, or None.
   made: compiled functions, by how samples are drawn.
   """
 
@@ -60,6 +84,8 @@ class FromScores(Learner):
   importance: importance.Config
   critic: stages.Stage | None
   needs_reference: bool
+  objective: Callable[..., Any] | None
+  advantages: Callable[..., Any] | None
   made: dict = dataclasses.field(default_factory=dict)
 
   def __call__(
@@ -147,14 +173,16 @@ class FromScores(Learner):
   def _further(self, given: Any, rows: int) -> dict[str, tuple[Any, Any]]:
     """Returns the further answers, checked against the method."""
     found = {} if given is None else dict(given)
-    wanted = set()
-    if self.method.name in registry.NEEDS_GREEDY:
-      wanted = {"greedy"}
-    if set(found) != wanted:
-      names = ", ".join(sorted(wanted)) or "none"
+    wanted = registry.further_of(self.method.module, self.method.config)
+    if set(found) != set(wanted):
+      told = [
+        f"{name!r} (sampled with {_listed(changes)})"
+        for name, changes in wanted.items()
+      ]
       raise UserError(
-        f"further={sorted(found)}: {self.method.name} reads {names}. Give "
-        "further={NAME: (samples, scores)} of what it reads and nothing else."
+        f"further={sorted(found)}: {self.method.name} reads "
+        f"{', '.join(told) if told else 'none'}. Give further={{NAME: (samples,"
+        " scores)} of what it reads and nothing else."
       )
     for name, (samples, scores) in found.items():
       count = len(samples.tokens)
@@ -198,10 +226,10 @@ class FromScores(Learner):
       self.made[name] = (made, weights)
     return self.made[name]
 
-  def settings(self, how: generate.Config) -> Settings:
+  def settings(self, how: generate.Config) -> Told:
     """Returns the same as a run's settings."""
     role = self.start.role
-    return Settings(
+    return Told(
       model=Model(dtype=role.model.dtype, lora_rank=role.model.lora_rank),
       trainable=Trainable(role.trainable, role.first_layer),
       generate=how,
@@ -209,6 +237,8 @@ class FromScores(Learner):
       shaping=self.shaping,
       epochs=self.epochs,
       importance=self.importance,
+      own_objective=self.objective,
+      own_advantages=self.advantages,
     )
 
   def _arrays(self, policy: Any) -> PyTree:
@@ -269,6 +299,8 @@ def from_scores(
   importance: importance.Config = NO_WEIGHTS,
   critic: Any = None,
   reference: bool | None = None,
+  objective: Callable[..., Any] | None = None,
+  advantages: Callable[..., Any] | None = None,
   seed: int = 0,
   donate: bool = False,
 ) -> FromScores:
@@ -285,11 +317,14 @@ def from_scores(
       for one that starts at 0 on the policy's weights; for PPO only.
     reference: whether the KL to `policy` is computed; None where shaping or
       the loss reads it.
+    objective: S(log_ratio, advantages, config) in place of the method's
+      (algorithms/policy_gradient/objectives.py).
+    advantages: (rollout, config) -> rollout in place of the method's.
     seed: of the order of rows and of a critic's head.
     donate: whether a policy's memory goes to the one that `learn` returns,
       and the old one is used up.
   """
-  config, has_critic = method.config, method.name in registry.NEEDS_CRITIC
+  config, has_critic = method.config, registry.has_critic(method.module)
   if has_critic != (critic is not None):
     raise UserError(
       f"critic={critic!r:.60}: {method.name} "
@@ -304,7 +339,7 @@ def from_scores(
   if reference is None:
     in_loss = getattr(config, "kl_loss_coefficient", 0.0)
     reference = shaping.kl_coefficient > 0.0 or in_loss > 0.0
-  stage = None if critic is None else _critic(policy, critic, seed)
+  stage = None if critic is None else critics.start(policy, critic, seed)
   made = FromScores(
     policy,
     method,
@@ -316,8 +351,15 @@ def from_scores(
     importance,
     stage,
     reference,
+    objective,
+    advantages,
   )
   group = getattr(config, "group_size", None)
+  with schema.as_field():
+    if objective is not None:
+      objectives.check_objective(objective)
+    if advantages is not None:
+      registry.check_advantages(advantages)
   # What is wrong whatever the samples is said here.
   made.settings(generate.Config(num_samples=1 if group is None else group))
   return made
@@ -335,31 +377,3 @@ def _check_left_out(config: Any) -> None:
       f"resample_rounds={config.resample_rounds}: prompts are drawn again by "
       "the policy pipeline only; here you draw them. Set 1."
     )
-
-
-def _critic(policy: Any, critic: Any, seed: int) -> stages.Stage:
-  """Returns the critic before training."""
-  world = World(policy.mesh, Path())
-  key = jax.random.fold_in(jax.random.key(seed), 1)
-  if hasattr(critic, "scorer"):
-    if critic.base is not policy.base or critic.mesh != policy.mesh:
-      raise UserError(
-        "critic: a reward model on another model or mesh than the policy. "
-        "Load both alike, or make one with policy.reward_model()."
-      )
-    role = critic.role
-    value = actors.Value(mode=role.trainable, first_layer=role.first_layer)
-    return actors.starting_critic(
-      value, *critic.scorer, policy.base.config, key, world
-    )
-  if not isinstance(critic, actors.Value) or critic.init != "random":
-    raise UserError(
-      f"critic={critic!r:.60}: must be a reward model, which it starts as, or "
-      "actors.Value(init='random', mode='head')."
-    )
-  if critic.pretrain_steps:
-    raise UserError(
-      f"critic: pretrain_steps={critic.pretrain_steps}: the policy pipeline "
-      "trains a critic alone first. Set 0."
-    )
-  return actors.own_critic(critic, policy.stage, policy.base, key, world)

@@ -128,15 +128,14 @@ def from_pairs(
     accumulation: microbatches.
     seed, donate: see from_scores.
   """
-  is_unpaired = method.name in registry.UNPAIRED
+  is_unpaired = registry.is_unpaired(method.module)
   collate = lists.judged_answers if is_unpaired else lists.pairs
   logprobs = jax.jit(functools.partial(pairs.apply, role=policy.role))
 
   def complete(batch: PreferenceBatch) -> PreferenceBatch:
-    if hasattr(method.module, "check_labels"):
-      with schema.as_field():
-        method.module.check_labels(np.asarray(batch.label))
-    if method.name in registry.REFERENCE_FREE:
+    with schema.as_field():
+      registry.check_labels(method.module, np.asarray(batch.label))
+    if registry.is_reference_free(method.module):
       return batch
     found = logprobs(policy.params, policy.frozen, batch)
     return batch.replace(reference_logprobs=found)

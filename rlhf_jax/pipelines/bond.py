@@ -51,7 +51,7 @@ TIE = 1e-4
 class Target:
   """Which distribution is distilled."""
 
-  kind: str = "j_bond"  # best of two of a moving anchor, or best of n of one
+  kind: str = "j_bond"  # best of two answers of a moving anchor, or of n
   n: int = 2  # best of n; 2 in J-BOND, at most generate.num_samples in BOND
 
   def __post_init__(self) -> None:

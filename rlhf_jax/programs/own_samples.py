@@ -228,7 +228,7 @@ def by_prompt(x: np.ndarray, num_samples: int) -> np.ndarray:
 class Guards:
   """Where the KL to the start of the run is an alarm (METHODS 19)."""
 
-  warn_nats: float = 15.0  # KL to the start per answer that is said once
+  warn_nats: float = 15.0  # KL to the start per answer that is an alarm, once
   halt_nats: float = 20.0  # KL to the start per answer that stops the run
   # Taken off the score of an answer without an end, in units of the score,
   # before answers are compared: a judge that likes length teaches not to end.

@@ -30,7 +30,7 @@ from rlhf_jax.types import FINISH_EOS, PyTree
 class Rounds:
   """How often, from which prompts, and on what each round trains."""
 
-  count: int = 3  # rounds; Llama 2 made four
+  count: int = 3  # how many rounds; Llama 2 made four
   prompts: int = 256  # sampled in a round; RAFT 2,048
   batch_size: int = 32  # prompts sampled together
   start: str = "base"  # what each round trains: the policy that the run started

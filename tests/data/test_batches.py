@@ -19,7 +19,7 @@ def row(*tokens, prompt=1):
   }
 
 
-def test_trap_01_pad_equals_eos():
+def test_trap_01_end_token_counts_though_it_is_the_padding():
   batch = batches.collate_tokens([row(5, 6, 2), row(7, 2)], 5, PAD)
   np.testing.assert_array_equal(
     batch.tokens, [[5, 6, 2, 2, 2], [7, 2, 2, 2, 2]]
@@ -74,7 +74,7 @@ def test_filled_rows_carry_no_loss():
     batches.collate_tokens([row(5, 6)] * 2, 4, PAD, rows=1)
 
 
-def test_preferences(tokenizer):
+def test_comparisons_are_collated_with_masks_labels_and_weights(tokenizer):
   examples = [
     Comparison("f:1", "the cat", " sat", " sat on the mat"),
     Comparison("f:2", "the", " dog", " log", 0.0),

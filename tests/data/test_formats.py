@@ -63,7 +63,7 @@ def test_hh_needs_transcripts(tmp_path):
     FORMATS["hh"](record, "f:7")
 
 
-def test_comparison():
+def test_a_comparison_has_a_label_between_0_and_1():
   record = {"prompt": "p", "chosen": "a", "rejected": "b"}
   assert FORMATS["comparison"](record, "f:1").label == 1.0
   for label in (0, 0.0, 0.5, 1):
@@ -75,7 +75,7 @@ def test_comparison():
       FORMATS["comparison"]({**record, "label": label}, "f:1")
 
 
-def test_demonstrations():
+def test_demonstrations_keep_their_text_and_want_an_answer():
   example = FORMATS["demonstration"]({"prompt": "p ", "response": "r"}, "f:1")
   assert (example.prompt, example.response) == ("p ", "r")
   example = FORMATS["gsm8k"]({"question": "2?", "answer": "#### 2"}, "f:1")
@@ -91,7 +91,7 @@ def test_demonstrations():
     FORMATS["messages"]({"messages": [{**answer, "content": " "}]}, "f:1")
 
 
-def test_prompts_and_ratings():
+def test_prompts_want_a_text_and_ratings_finite_numbers():
   assert FORMATS["prompt"]({"prompt": "p"}, "f:1").prompt == "p"
   with pytest.raises(DataError, match="nothing to answer"):
     FORMATS["prompt"]({"prompt": " "}, "f:1")
@@ -103,7 +103,7 @@ def test_prompts_and_ratings():
 
 
 @pytest.mark.parametrize("label", [True, False, 0, 1, 1.0])
-def test_labelled(label):
+def test_a_judged_answer_has_a_label_of_0_or_1(label):
   record = {"prompt": "p", "response": "r", "label": label}
   example = FORMATS["labelled"](record, "f:1")
   assert example == examples.Labelled("f:1", "p", "r", float(label))

@@ -19,7 +19,7 @@ def test_self_bleu_of_identical_short_texts_is_one():
   assert diversity.self_bleu(["", ""]) == 1.0
 
 
-def test_words_rule():
+def test_words_are_lower_case_and_cut_at_spaces():
   assert diversity.words("It's GOOD,  really!") == ("it's", "good,", "really!")
 
 

@@ -156,9 +156,10 @@ def test_settings_left_alone_are_the_methods_own():
 
 
 def _untouched(name):
-  """Returns a method with nothing set, four answers a prompt, no KL."""
+  """Returns a method with nothing set; four answers, one step, no KL."""
   config = defaults.policy(name)
   config.generate.num_samples = 4
+  config.epochs.update(epochs=1, minibatches=1)
   config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
   return config
 

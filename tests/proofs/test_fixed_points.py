@@ -38,7 +38,7 @@ def test_a1_sampled_runs_settle_at_their_optimum(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.5, 1.0])
 @pytest.mark.parametrize("index", range(len(TABLE)))
-def test_a1_the_whole_table(index, beta):
+def test_a1_every_method_settles_at_its_own_optimum(index, beta):
   method = fixed_points.methods(beta)[index]
   found = fixed_points.measure(method, (0, 1, 2), steps=fixed_points.STEPS)
   assert found.is_good(method), found

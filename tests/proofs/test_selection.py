@@ -13,7 +13,7 @@ def test_a12_bond_reaches_best_of_four():
   assert row.holds, row
 
 
-def test_t12_the_kl_of_best_of_n():
+def test_t12_the_kl_of_best_of_n_is_as_enumerated():
   for row in proof.kl_rows():
     assert row.holds, row
 

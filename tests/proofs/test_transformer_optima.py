@@ -1,4 +1,4 @@
-"""METHODS A1, last line: the known optimum through the transformer.
+"""METHODS A1: the known optimum, here through the transformer.
 
 `python -m tests.proofs.transformer_optima` prints the table.
 """

@@ -9,8 +9,8 @@ fails (exit code 1) where one is not so.
 
 Two prompts of one token, answers of T = 2 tokens of V = 8: all 128 sequences
 are enumerated in each forward pass of one layer, so that distances are exact;
-what is learnt from is drawn from them (METHODS annex A1). The reference is the
-policy as initialised.
+what is learnt from is drawn from them (docs/METHODS.md A1). The reference is
+the policy as initialised.
 
 GRPO with its KL, k2, in the loss has another optimum: the loss of a token does
 not see what it does to the KL of the next one, so
@@ -19,8 +19,8 @@ not see what it does to the KL of the next one, so
   p(y1)      = p_ref(y1) exp(E[r | y1] / beta) / Z,
 
 and the tilt would have E[r | y1] - beta KL(p(.|y1) || p_ref(.|y1)) there
-(METHODS 3.6). Its group mean contains the own reward, so r is r (1 - 1/G). It
-must miss the tilt. With k1 in the reward GRPO meets it.
+(docs/METHODS.md 3.6). Its group mean contains the own reward, so r is
+r (1 - 1/G). It must miss the tilt. With k1 in the reward GRPO meets it.
 """
 
 from __future__ import annotations

@@ -160,6 +160,6 @@ def test_a_setting_may_be_called_name(mine):
   np.testing.assert_array_equal(judge(ANSWERS)[0], [3.0, 3.0, 3.0])
 
 
-def test_labels():
+def test_scores_are_called_by_the_functions_own_name():
   names = ["number", "a/b.py:f", "a.b:g"]
   assert [verifiers.label(name) for name in names] == ["number", "f", "g"]
