@@ -197,6 +197,18 @@ def test_the_whole_quickstart_is_planned_without_its_assets(monkeypatch):
   assert update.temporaries < 0.1 * features.temporaries
 
 
+def test_what_is_assumed_is_said_with_the_field_that_decides_it():
+  config = policy_config("lora")
+  config.value.mode = "full"
+  (alone,) = report.phases(config, 8)
+  assert alone.world.notes == [
+    "assumed: a start trained as 'lora' (trainable.mode)",
+    "assumed: reward models trained as 'full' (value.mode)",
+  ]
+  (evaluated,) = report.phases(evaluate_config(), 8)
+  assert evaluated.world.notes[0] == "assumed: a start trained as 'full'"
+
+
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_ppo_beside_a_verifier_is_planned_with_a_critic(mode):
   config = policy_config(mode)
