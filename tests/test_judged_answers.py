@@ -4,8 +4,12 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import pytest
+from ml_collections import ConfigDict
 
+from rlhf_jax.pipelines import defaults
 from rlhf_jax.programs import rejection_samples
+from tests.planning import same_settings
 
 FILE = Path(__file__).parent.parent / "benchmarks" / "judged_answers.py"
 WORDS = ["<pad>", "ask", " bad", " good", " best", " ", " cut"]
@@ -51,3 +55,27 @@ def test_the_best_ended_answer_against_the_worst():
     (" best", True),
   ]
   assert cut == 1 + 2 + 3
+
+
+@pytest.mark.slow
+def test_answers_are_drawn_from_the_policy_that_the_run_started_from(
+  tmp_path, monkeypatch
+):
+  """On the tiny model, in place of the quickstart's."""
+  files = same_settings.make_files(tmp_path)
+  made = same_settings.make_stages(files)
+  (tmp_path / "run").mkdir()
+  for name, folder in (("sft", "sft_lora"), ("reward", "head")):
+    (tmp_path / "run" / name).symlink_to(made[folder])
+  config = ConfigDict({"policy": defaults.rejection()})
+  config.policy.update(
+    same_settings.sampled_config(files, "rejection", "", "").to_dict()
+  )
+  draw = runpy.run_path(str(FILE))["draw"]
+  method = {"get_config": lambda name: config, "ANSWERS": 16}
+  monkeypatch.setattr(runpy, "run_path", lambda path: method)
+  pool, tokenizer = draw(tmp_path / "run", 1, 3)
+  assert pool.score.shape == (3 * 8, 2)  # 3 rollouts of 8 prompts
+  assert np.isfinite(pool.score).all()
+  np.testing.assert_allclose(pool.kl, 0.0, atol=1e-4)  # it is the start
+  assert tokenizer.vocab_size == 340

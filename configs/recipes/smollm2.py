@@ -11,15 +11,18 @@ whole model and takes its part of the batch.
 
 Not yet run. What the last command prints, GiB a chip at the fullest moment and
 ms of a step if everything overlaps .. nothing does (the reward models read
-features that are computed once, one pass a row):
+features that are computed once, one pass a row; evaluation: 64 prompts that
+both policies answer):
 
                           params  optimizer  peak        step
   v5e-1  1x1  sft           0.51       0.01  1.02   6%    2.7 .. 4.7
               reward, gold  0.50       0.00  0.59   4%    0.3 .. 0.3
-              policy        0.51       0.01  0.96   6%   19.9 .. 27.9
+              policy        0.51       0.01  0.95   6%   18.6 .. 25.7
+              evaluation    0.51       0.00  0.94   6%   22.6 .. 29.2
   v5e-8  2x4  sft           0.51       0.01  0.88   6%    1.3 .. 1.6
               reward, gold  0.50       0.00  0.56   4%    0.3 .. 0.3
-              policy        0.51       0.01  0.89   6%   14.2 .. 15.3
+              policy        0.51       0.01  0.89   6%   14.0 .. 15.1
+              evaluation    0.51       0.00  0.88   6%   18.1 .. 18.9
 """
 
 import importlib.util

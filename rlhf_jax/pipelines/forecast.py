@@ -10,6 +10,7 @@ is a forecast for the reader, and nothing depends on it.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -39,24 +40,23 @@ def seconds(flops: float, rate: float) -> float:
   return flops / (rate * EFFICIENCY)
 
 
-def flops(jobs: dict[str, Job], world: World) -> dict[str, float | None]:
+def flops(
+  jobs: dict[str, Job], folders: dict[str, Path], world: World
+) -> dict[str, float | None]:
   """Returns stage -> FLOPs, None where only the data tell its length.
 
   Args:
     jobs: the stages of a run by name.
+    folders: of each, where later stages look for it.
     world: of its first stage.
   """
   first = next(iter(jobs.values())).settings
-  devices = list(world.mesh.devices.flat)
-  planned = Planned.on(first.mesh, devices)
+  planned = Planned.on(first.mesh, jax.devices())
   planned.tokenizer = world.base(first.model).tokenizer
   found: dict[str, float | None] = {}
   for name, job in jobs.items():
-    folder = world.workdir / name
-    parts = [
-      phase.flops
-      for phase in job.phases(planned.beside(job.settings.mesh, folder))
-    ]
+    there = planned.beside(job.settings.mesh, folders[name])
+    parts = [phase.flops for phase in job.phases(there)]
     found[name] = None if None in parts else sum(parts)
   return found
 
@@ -64,6 +64,7 @@ def flops(jobs: dict[str, Job], world: World) -> dict[str, float | None]:
 def announce(
   title: str,
   jobs: dict[str, Job],
+  folders: dict[str, Path],
   is_done: dict[str, bool],
   world: World,
   notes: dict[str, str],
@@ -75,13 +76,14 @@ def announce(
   Args:
     title: of the run.
     jobs: its stages by name.
+    folders: of each.
     is_done: stage -> whether it is finished.
     world: of the first stage.
     notes: stage -> what is said of it besides.
   """
   base = world.base(next(iter(jobs.values())).settings.model)
   rate = matmul_rate()
-  work = flops(jobs, world)
+  work = flops(jobs, folders, world)
   print(
     f"{title}\n{base.source}: {base.config.n_layers} layers, width "
     f"{base.config.width}; this machine multiplies at {rate / 1e9:.0f} "

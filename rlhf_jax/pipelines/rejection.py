@@ -29,6 +29,7 @@ import jax
 from rlhf_jax import distributed, metrics, optimizer
 from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.algorithms import sft as sft_algorithm
+from rlhf_jax.data import batches
 from rlhf_jax.models import roles
 from rlhf_jax.programs import (
   actors,
@@ -210,7 +211,7 @@ def phases(settings: Settings, world: World) -> list[Phase]:
   actors.check_sampling(settings.generate, world.mesh.size)
   _check_rows(settings, world)
   opened = own_samples.Opened.of(settings, world, world.base(settings.model))
-  length = -(-opened.length // 8) * 8
+  length = batches.bucket_length(opened.length)
   shape = language_model.Shape(length, settings.generate.max_new_tokens, False)
   total = planned_steps(settings.schedule)
   params = opened.actors.params["policy"]

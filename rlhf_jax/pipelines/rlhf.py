@@ -211,7 +211,7 @@ def run(settings: Settings, world: World) -> dict:
     is_done = {
       name: job.is_finished(folders[name]) for name, job in jobs.items()
     }
-    forecast.announce(settings.title, jobs, is_done, world, _NOTES)
+    forecast.announce(settings.title, jobs, folders, is_done, world, _NOTES)
   for name, job in jobs.items():
     if job.is_finished(folders[name]):
       continue

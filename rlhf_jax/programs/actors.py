@@ -173,7 +173,7 @@ def starting_policy(settings: Any, base: Base, world: World) -> stages.Stage:
     world: where it lives.
   """
   role = build.make_role(base, settings.trainable)
-  world.assume(stages.POLICY, role)
+  world.assume(stages.POLICY, role, "trainable.mode")
   folder, key = world.named(settings.init_from), jax.random.key(settings.seed)
   variables, info = {"params": base.params}, {}
   if folder:
@@ -359,7 +359,8 @@ def load(
   policy = starting_policy(settings, base, world)
   mode = policy.role.trainable if value is None else value.mode
   guess = dataclasses.replace(policy.role, trainable=mode, head=heads.Config())
-  world.assume(stages.REWARD, guess)
+  field = "trainable.mode" if value is None else "value.mode"
+  world.assume(stages.REWARD, guess, field)
   scorers, critic = {}, None
   folder = "" if settings.has_verifier else world.named(settings.reward)
   if folder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+from rlhf_jax import generate
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.models import trees
 from rlhf_jax.models.pretrained import Base
@@ -13,6 +14,7 @@ from rlhf_jax.programs.actors import Actors
 from rlhf_jax.programs.policy_settings import Settings
 from rlhf_jax.programs.policy_step import (
   Functions,
+  further,
   initial_arrays,
   make_functions,
   make_transforms,
@@ -59,15 +61,12 @@ def wire(
   calls = known_steps(settings.schedule)
   if calls is not None:
     calls += settings.value.pretrain_steps
-  programs = sampler.programs(
-    world.mesh,
-    arrays["train"].params["policy"],
-    settings.prompts,
-    settings.schedule.batch_size,
-    calls=calls,
-  )
   wired = _Wired(settings, world, base, actors, arrays, made, calls)
-  programs += [*wired.judging(), *wired.updates()]
+  programs = [
+    *wired.sampling(sampler),
+    *wired.judging(),
+    *wired.updates(),
+  ]
   phase = Phase(
     name="policy",
     world=world,
@@ -96,10 +95,13 @@ class _Wired:
   @property
   def shape(self) -> tuple[int, int, int]:
     """Rows of a rollout, tokens of a row, response tokens of a row."""
-    settings = self.settings
-    new = settings.generate.max_new_tokens
-    width = prompt_width(settings.prompts, settings.generate, self.base)
-    return settings.answers, width + new, new
+    return self.shape_of(self.settings.generate)
+
+  def shape_of(self, how: generate.Config) -> tuple[int, int, int]:
+    """Returns the same of the answers that are sampled so."""
+    new = how.max_new_tokens
+    length = prompt_width(self.settings.prompts, how, self.base) + new
+    return self.settings.schedule.batch_size * how.num_samples, length, new
 
   def packed(self) -> tuple[packing.Packing | None, int, int]:
     """Returns the layout of packed rows, their number and their length.
@@ -118,19 +120,60 @@ class _Wired:
     )
     return layout, count, packed.row_tokens
 
-  def judging(self) -> list[Program]:
-    """Returns the programs between sampling and learning."""
-    actors, arrays = self.actors, self.arrays
-    rows, length, new = self.shape
-    passes = Passes(self.world.mesh)
+  def sampling(self, sampler: Sampler) -> list[Program]:
+    """Returns what samples answers, and the further ones of the method."""
+    drawn = {"": self.settings.generate} | {
+      f"{name} ": how for name, how in further(self.settings).items()
+    }
+    return [
+      program
+      for label, how in drawn.items()
+      for program in dataclasses.replace(sampler, config=how).programs(
+        self.world.mesh,
+        self.arrays["train"].params["policy"],
+        self.settings.prompts,
+        self.settings.schedule.batch_size,
+        label,
+        self.calls,
+      )
+    ]
+
+  def judge(
+    self, how: generate.Config, label: str, layout: packing.Packing | None
+  ) -> Program:
+    """Returns what judges answers.
+
+    Args:
+      how: they were sampled.
+      label: before the names of program and result.
+      layout: of packed rows, or None.
+    """
+    actors, mesh = self.actors, self.world.mesh
+    rows, length, new = self.shape_of(how)
 
     def judged(flow: Flow) -> tuple[tuple, dict]:
       value: PyTree = {}
       if actors.plan.value is not None:
-        trained = arrays["train"].params["value"]
+        trained = self.arrays["train"].params["value"]
         value = trees.merge(trained, actors.frozen["value"])
-      samples = abstract.samples_of(flow["decoded"], self.world.mesh, rows)
-      return (actors.weights, value, samples, self.packed()[0]), {}
+      samples = abstract.samples_of(flow[f"{label}decoded"], mesh, rows)
+      return (actors.weights, value, samples, layout), {}
+
+    return Program(
+      name=f"{label}judge",
+      function=self.made.judge,
+      arguments=judged,
+      rows=rows,
+      work=lambda: Passes(mesh).judge(actors.plan, rows, length, new),
+      result=f"{label}judged",
+      calls=self.calls,
+    )
+
+  def judging(self) -> list[Program]:
+    """Returns the programs between sampling and learning."""
+    actors, arrays = self.actors, self.arrays
+    rows, length, new = self.shape
+    passes, others = Passes(self.world.mesh), further(self.settings)
 
     def recomputed(flow: Flow) -> tuple[tuple, dict]:
       rollout, _ = flow["judged"]
@@ -139,16 +182,10 @@ class _Wired:
     def prepared(flow: Flow) -> tuple[tuple, dict]:
       rollout, _ = flow.get("recomputed", flow["judged"])
       layout, _, _ = self.packed()
-      return (rollout, arrays["moments"], arrays["beta"], layout, {}), {}
+      more = {name: flow[f"{name} judged"][0] for name in others}
+      return (rollout, arrays["moments"], arrays["beta"], layout, more), {}
 
     make = functools.partial(Program, rows=rows, calls=self.calls)
-    judge_ = make(
-      name="judge",
-      function=self.made.judge,
-      arguments=judged,
-      work=lambda: passes.judge(actors.plan, rows, length, new),
-      result="judged",
-    )
     again = make(
       name="recompute",
       function=self.made.recompute,
@@ -163,7 +200,8 @@ class _Wired:
       result="prepared",
     )
     return [
-      judge_,
+      self.judge(self.settings.generate, "", self.packed()[0]),
+      *(self.judge(how, f"{name} ", None) for name, how in others.items()),
       *([again] if self.made.recompute is not None else []),
       prepare_,
     ]

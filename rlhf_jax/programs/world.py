@@ -83,8 +83,8 @@ class World(stages.Disk):
     """Returns the folder of a stage; when planning one nobody named too."""
     return folder
 
-  def assume(self, kind: str, role: Role) -> None:
-    """Says how a stage was trained that no plan knows."""
+  def assume(self, kind: str, role: Role, field: str = "") -> None:
+    """Says how a stage was trained that no plan knows, and what says so."""
 
   def leave(self, folder: Path, role: Role, merged_from: str) -> None:
     """Says what a planned stage leaves in its folder."""
@@ -178,9 +178,9 @@ class Planned(World):
     """Returns the folder of a stage, ASSUMED for one that nobody named."""
     return folder if folder else ASSUMED
 
-  def assume(self, kind: str, role: Role) -> None:
-    """Says how a stage was trained that no plan knows."""
-    self.assumed[kind] = self._facts(role, "")
+  def assume(self, kind: str, role: Role, field: str = "") -> None:
+    """Says how a stage was trained that no plan knows, and what says so."""
+    self.assumed[kind] = self._facts(role, "") | {"assumed_from": field}
 
   def leave(self, folder: Path, role: Role, merged_from: str) -> None:
     """Says what a planned stage leaves in its folder."""
@@ -208,7 +208,8 @@ class Planned(World):
     found = self.assumed[kind]
     mode = found["role"]["trainable"]
     what = "a start" if kind == stages.POLICY else "reward models"
-    note = f"assumed: {what} trained as {mode!r}"
+    why = f" ({found['assumed_from']})" if found["assumed_from"] else ""
+    note = f"assumed: {what} trained as {mode!r}{why}"
     if note not in self.notes:
       self.notes.append(note)
     return found

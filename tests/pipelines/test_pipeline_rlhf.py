@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -256,10 +257,12 @@ def test_a_begun_stage_of_rounds_is_not_taken_over(files):
 
 def policy_of(config):
   """Returns (FLOPs of the policy stage, what the forecast says of it)."""
-  jobs = pipelines.read(config).settings.jobs
-  found = forecast.flops(jobs, tiny_runs.world_of(config))
+  settings = tiny_runs.settings_of(config)
+  folders = {name: settings.folder(name, Path()) for name in rlhf.STAGES}
+  world = tiny_runs.world_of(config)
+  found = forecast.flops(settings.jobs, folders, world)
   assert list(found) == list(rlhf.STAGES)
-  job = jobs["policy"]
+  job = settings.jobs["policy"]
   return found["policy"], job.pipeline.describe(job.settings)
 
 
@@ -271,6 +274,9 @@ def test_the_forecast_says_what_runs_and_counts_it(files):
   assert policy_of(config) == (2 * ppo, "6 steps of 8 prompts (PPO)")
   config.policy.value.pretrain_steps = 2
   assert policy_of(config)[0] > 2 * ppo
+  with_reuse = config.copy_and_resolve_references()
+  with_reuse.reuse = "elsewhere"  # the stages are of the same kinds there
+  assert policy_of(with_reuse) == policy_of(config)
   config.policy = other_stage(files, "rejection")
   with_steps, text = policy_of(config)
   assert text == "2 rounds of 16 prompts (best of n)"

@@ -158,7 +158,9 @@ def test_it_is_the_policy_stage_of_a_whole_run(toy, files, whole_run, tmp_path):
   job = jobs["policy"]
   assert job.settings.init_from == str(tmp_path / "sft")
   assert job.settings.seed == 3000
-  found = forecast.flops(jobs, tiny_runs.world_of(config, tmp_path))
+  folders = {name: tmp_path / name for name in jobs}
+  world = tiny_runs.world_of(config, tmp_path)
+  found = forecast.flops(jobs, folders, world)
   base = tiny_runs.load_base(config.policy)
   count = sum(leaf.size for leaf in jax.tree.leaves(base.params))
   assert found["policy"] == 3 * count

@@ -85,7 +85,7 @@ def preference_config(files: tiny_runs.Files, name: str, start: Path):
 def policy_config(
   files: tiny_runs.Files, mode: str, start: Path, scorer: Path, method="ppo"
 ):
-  """PPO with a critic, or another method with a verifier."""
+  """PPO with a critic, ReMax, or GRPO with a verifier."""
   if mode == "full":
     config = tiny_runs.full_policy_config(files, start, scorer)
     config.ptx.max_length, config.ptx_batch_size = LENGTH, 16
@@ -94,8 +94,11 @@ def policy_config(
     config.schedule.update(asynchronous=False, keep_best="")
   if method != "ppo":
     config.algorithm = defaults.policy(method).algorithm
-    config.verifier.name, config.reward = "exact", ""
     config.value.pretrain_steps = 0
+  if method == "remax":
+    config.epochs.update(epochs=1, minibatches=1)
+  if method == "grpo":
+    config.verifier.name, config.reward = "exact", ""
     config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
   config.prompts.max_length = LENGTH
   config.schedule.update(batch_size=16, steps=2, save_every=2)
@@ -195,6 +198,7 @@ def experiments(files: tiny_runs.Files, made: dict[str, Path]) -> dict:
     "ppo lora": lambda: policy_config(files, "lora", lora, head),
     "ppo full": lambda: policy_config(files, "full", full, whole),
     "grpo": lambda: policy_config(files, "lora", lora, "", "grpo"),
+    "remax": lambda: policy_config(files, "lora", lora, head, "remax"),
     "rejection": lambda: sampled_config(
       files, "rejection", lora, head, rounds=rounds
     ),

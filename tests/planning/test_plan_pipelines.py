@@ -60,10 +60,26 @@ def evaluate_config():
   return config
 
 
+def remax_config():
+  config = policy_config("lora")
+  config.algorithm = defaults.policy("remax").algorithm
+  config.generate.num_samples = 2
+  config.epochs.update(epochs=1, minibatches=1)
+  return config
+
+
 SAMPLING = ["merge", "prefill", "decode", "judge"]
 WORKING = ("prefill", "decode", "judge", "reference", "refer", "update")
 OTHERS = {
   "grpo": (grpo_config, [*SAMPLING, "prepare", "update"]),
+  "remax": (  # a greedy answer to each prompt beside the samples
+    remax_config,
+    [
+      *SAMPLING[:3],
+      *(f"greedy {name}" for name in SAMPLING[:3]),
+      *("judge", "greedy judge", "prepare", "update"),
+    ],
+  ),
   "dpo": (lambda: preference_config("dpo"), ["reference", "update"]),
   "kto": (lambda: preference_config("kto"), ["reference", "update"]),
   "orpo": (lambda: preference_config("orpo"), ["update"]),
@@ -179,6 +195,18 @@ def test_the_whole_quickstart_is_planned_without_its_assets(monkeypatch):
   # only a head trains: its activations are nothing beside the trunk's
   features, update = reward.lines
   assert update.temporaries < 0.1 * features.temporaries
+
+
+def test_what_is_assumed_is_said_with_the_field_that_decides_it():
+  config = policy_config("lora")
+  config.value.mode = "full"
+  (alone,) = report.phases(config, 8)
+  assert alone.world.notes == [
+    "assumed: a start trained as 'lora' (trainable.mode)",
+    "assumed: reward models trained as 'full' (value.mode)",
+  ]
+  (evaluated,) = report.phases(evaluate_config(), 8)
+  assert evaluated.world.notes[0] == "assumed: a start trained as 'full'"
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
