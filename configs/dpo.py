@@ -6,8 +6,8 @@ SFT run, which is the reference too. A tenth of the prompts is held out.
 Method: Rafailov et al. 2023, its released settings: beta 0.1, batch 64,
 RMSprop at 1e-6 after 150 steps of warm-up. With labels that are wrong at a
 known rate: --config.algorithm.label_smoothing=0.2 (cDPO), and with
---config.algorithm.robust=True robust DPO, whose optimum has no bias; others:
-algorithm.link="hinge" (SLiC-HF), algorithm.length_normalised (Tulu 3).
+--config.algorithm.is_robust=True robust DPO, whose optimum has no bias; others:
+algorithm.link="hinge" (SLiC-HF), algorithm.is_length_normalised (Tulu 3).
 Not yet run with these values; on the quickstart: benchmarks/RESULTS.md.
 
   python -m rlhf_jax.main --config=configs/dpo.py \\

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
   config = defaults.preference("ipo")
   config.model.source = "asset:smollm2-135m-instruct"
   config.data.update(format="comparison", chat=True, max_length=512)
-  config.algorithm.update(tau=0.1, length_normalised=True)
+  config.algorithm.update(tau=0.1, is_length_normalised=True)
   config.schedule.update(batch_size=64, epochs=1.0, save_every=50)
   config.accumulation.microbatches = 4
   config.optimizer.warmup_steps = 150

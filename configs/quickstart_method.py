@@ -46,7 +46,7 @@ RANKED = ("online_dpo", "raft", "j_bond")
 # name -> its settings, where they are not the defaults
 OFFLINE = {
   "dpo": {},
-  "ipo": {"length_normalised": True},
+  "ipo": {"is_length_normalised": True},
   "kto": {},
   "orpo": {},
   "simpo": {},

@@ -207,8 +207,8 @@ class Timer:
       self._seconds[name] += self._clock() - start
 
   def pop(self) -> dict[str, float]:
-    """Returns {"sys/t_rollout": seconds, ...} since the last pop."""
-    popped = {f"sys/t_{name}": s for name, s in self._seconds.items()}
+    """Returns {"time/rollout_seconds": seconds, ...} since the last pop."""
+    popped = {f"time/{name}_seconds": s for name, s in self._seconds.items()}
     self._seconds.clear()
     return popped
 

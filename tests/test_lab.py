@@ -235,7 +235,7 @@ def test_remax_reads_greedy_answers_and_no_reference(policy, grpo_run):
   greedy, greedy_texts = sampled(policy, 0, num_samples=1, temperature=0.0)
   further = {"greedy": (greedy, scores_of(greedy_texts))}
   changed, metrics = learn(policy, samples, scores_of(texts), further=further)
-  assert metrics["ppo/grad_norm"] > 0.0 and changed.steps == 1
+  assert metrics["ppo/gradient_norm"] > 0.0 and changed.steps == 1
   assert len(called) >= 2 and set(called) == {remax.Config()}
   [(_, weights)] = learn.made.values()
   assert weights.reference == {}
@@ -275,7 +275,7 @@ def test_pairs_raise_what_was_chosen(policy):
   for _ in range(6):
     run.on(PAIRS)
   assert run.compiles[1:] == [0] * 5
-  margins = [row["pref/margin"] for row in run.metrics]
+  margins = [row["preference/margin"] for row in run.metrics]
   assert abs(margins[0]) < 1e-5  # the policy is its own reference
   assert margins[-1] > 0.1
 
@@ -313,7 +313,10 @@ def judge(policy):
   for _ in range(12):
     run.on(PAIRS)
   assert run.compiles[1:] == [0] * 11
-  assert run.metrics[-1]["rm/loss"] < 0.5 * run.metrics[0]["rm/loss"]
+  assert (
+    run.metrics[-1]["reward_model/loss"]
+    < 0.5 * run.metrics[0]["reward_model/loss"]
+  )
   _, texts = sampled(policy, 50)
   return run.policies[-1].normalised(PROMPTS, texts)
 
@@ -350,9 +353,11 @@ def test_ppo_trains_a_critic(policy):
   assert run.compiles[1:] == [0] * 4
   first, last = run.metrics[0], run.metrics[-1]
   assert last["rollout/score_mean"] > first["rollout/score_mean"] + 1.0
-  assert first["ppo/explained_var"] < 1e-5  # the critic starts at 0
-  assert last["ppo/explained_var"] > 0.05
-  assert last["ppo/beta"] != first["ppo/beta"]  # its controller moves it
+  assert first["ppo/explained_variance"] < 1e-5  # the critic starts at 0
+  assert last["ppo/explained_variance"] > 0.05
+  assert (
+    last["ppo/kl_coefficient"] != first["ppo/kl_coefficient"]
+  )  # its controller moves it
 
 
 def test_a_critic_starts_as_the_reward_model(policy, judge):

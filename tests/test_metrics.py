@@ -192,7 +192,10 @@ def test_timer_accumulates_even_through_errors():
   with pytest.raises(RuntimeError), timer("update"):
     clock.now += 4.0
     raise RuntimeError
-  assert timer.pop() == {"sys/t_rollout": 3.5, "sys/t_update": 4.0}
+  assert timer.pop() == {
+    "time/rollout_seconds": 3.5,
+    "time/update_seconds": 4.0,
+  }
   assert timer.pop() == {}
 
 

@@ -30,11 +30,11 @@ from rlhf_jax.types import Array, Metrics, PyTree, TrainState
 class StepReport:
   """What one call of `apply_gradients` did.
 
-  grad_norm: [] float32, global L2 norm before any clipping.
+  gradient_norm: [] float32, global L2 norm before any clipping.
   applied: [] bool, False when the update was refused as not finite.
   """
 
-  grad_norm: Array
+  gradient_norm: Array
   applied: Array
 
 
@@ -155,8 +155,8 @@ def apply_gradients(
     optimizer: an optax.GradientTransformation.
     is_finite: [] bool, whether the loss was finite.
   """
-  grad_norm = global_norm(grads)
-  applied = jnp.logical_and(is_finite, jnp.isfinite(grad_norm))
+  gradient_norm = global_norm(grads)
+  applied = jnp.logical_and(is_finite, jnp.isfinite(gradient_norm))
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = jax.tree.map(
     lambda p, u: (p + u).astype(p.dtype), state.params, updates
@@ -171,7 +171,7 @@ def apply_gradients(
     opt_state=jax.tree.map(choose, opt_state, state.opt_state),
     skipped=choose(jnp.zeros_like(state.skipped), state.skipped + 1),
   )
-  return state, StepReport(grad_norm=grad_norm, applied=applied)
+  return state, StepReport(gradient_norm=gradient_norm, applied=applied)
 
 
 def take_step(
@@ -205,7 +205,7 @@ def take_step(
   def step(state: TrainState) -> tuple[TrainState, Metrics]:
     state, report = apply_gradients(state, grads, optimizer, jnp.isfinite(loss))
     return state, {
-      norm_name: report.grad_norm,
+      norm_name: report.gradient_norm,
       "executed": jnp.ones((), bool),
       "applied": report.applied,
     }

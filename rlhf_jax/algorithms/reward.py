@@ -217,14 +217,14 @@ def loss(
   """Returns the loss plus centring, as a contribution to the batch's.
 
   Metrics (over prompts; ties count in neither accuracy nor margin):
-    rm/loss: nats, without centring. Up is bad; log 2 is chance.
-    rm/acc: share of pairs ordered as labelled. Down is bad; 0.5
+    reward_model/loss: nats, without centring. Up is bad; log 2 is chance.
+    reward_model/accuracy: share of pairs ordered as labelled. Down is bad; 0.5
       is chance.
-    rm/margin: score of the better minus score of the worse. Below 0
+    reward_model/margin: score of the better minus score of the worse. Below 0
       is bad.
-    rm/spread: standard deviation (divided by K) of the scores of one
+    reward_model/spread: standard deviation (divided by K) of the scores of one
       prompt. Stuck near 0 is bad: a collapsed model.
-    rm/score_mean: of all candidates. Far from 0 is drift; harmless
+    reward_model/score_mean: of all candidates. Far from 0 is drift; harmless
       to ranks.
 
   Args:
@@ -261,11 +261,12 @@ def loss(
   difference = scores[:, :, None] - scores[:, None, :]
   right = pair_mean((difference > 0) * 1.0, wins)
   metrics = {
-    "rm/loss": value,
-    "rm/acc": jnp.sum(right * weight) / decided,
-    "rm/margin": jnp.sum(pair_mean(difference, wins) * weight) / decided,
-    "rm/spread": jnp.sum(spread * weight) / prompts,
-    "rm/score_mean": jnp.sum(mean * weight) / prompts,
+    "reward_model/loss": value,
+    "reward_model/accuracy": jnp.sum(right * weight) / decided,
+    "reward_model/margin": jnp.sum(pair_mean(difference, wins) * weight)
+    / decided,
+    "reward_model/spread": jnp.sum(spread * weight) / prompts,
+    "reward_model/score_mean": jnp.sum(mean * weight) / prompts,
   }
   return value + config.centering * centring, metrics
 
@@ -301,7 +302,7 @@ def update(
   train. `rng` is unused (there is no dropout): all updates share a signature.
 
   Metrics: those of `loss`, and
-    rm/grad_norm: before clipping. Sudden growth is bad.
+    reward_model/gradient_norm: before clipping. Sudden growth is bad.
     sys/skipped_updates: 1 if the step was refused as not finite. Bad.
 
   Args:
@@ -332,7 +333,7 @@ def update(
   )
   state, report = apply_gradients(state, grads, optimizer, jnp.isfinite(value))
   metrics |= {
-    "rm/grad_norm": report.grad_norm,
+    "reward_model/gradient_norm": report.gradient_norm,
     "sys/skipped_updates": 1.0 - report.applied,
   }
   return state, metrics

@@ -116,7 +116,7 @@ def update(
 
   Metrics: those of `loss`, and
     sft/perplexity: exp(sft/token_loss). Up is bad.
-    sft/grad_norm: before clipping. Sudden growth is bad.
+    sft/gradient_norm: before clipping. Sudden growth is bad.
     sys/skipped_updates: 1 if the step was refused as not finite. Bad.
 
   Args:
@@ -149,7 +149,7 @@ def update(
   state, report = apply_gradients(state, grads, optimizer, jnp.isfinite(value))
   metrics |= {
     "sft/perplexity": jnp.exp(metrics["sft/token_loss"]),
-    "sft/grad_norm": report.grad_norm,
+    "sft/gradient_norm": report.gradient_norm,
     "sys/skipped_updates": 1.0 - report.applied,
   }
   return state, metrics

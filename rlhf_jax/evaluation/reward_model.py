@@ -254,17 +254,17 @@ def spread(scores: Array) -> float:
 def diagnose(scores: Array, labels: Array, lengths: Array) -> dict[str, float]:
   """Returns every diagnostic of held-out pairs under one flat name each.
 
-    rm/accuracy: lower is bad; with rm/accuracy_low and
-      rm/accuracy_high, 95 %, and rm/pairs, how many.
-    rm/loss: log loss, nats; higher is bad.
-    rm/margin: mean score of winner minus loser; rm/spread.
-    rm/ece: higher is bad.
-    rm/temperature: far from 1 is bad.
-    rm/length_pearson, rm/length_spearman,
-      rm/length_gap: far from 0 is bad.
-    rm/accuracy_shorter_won, rm/accuracy_longer_won,
-      rm/accuracy_longer_wins: see `length_bias`.
-    rm/length_flag: 1.0 where `length_bias` flags.
+    reward_model/accuracy: lower is bad; with reward_model/accuracy_low and
+      reward_model/accuracy_high, 95 %, and reward_model/pairs, how many.
+    reward_model/loss: log loss, nats; higher is bad.
+    reward_model/margin: mean score of winner minus loser; reward_model/spread.
+    reward_model/expected_calibration_error: higher is bad.
+    reward_model/temperature: far from 1 is bad.
+    reward_model/length_pearson, reward_model/length_spearman,
+      reward_model/length_gap: far from 0 is bad.
+    reward_model/accuracy_shorter_won, reward_model/accuracy_longer_won,
+      reward_model/accuracy_longer_wins: see `length_bias`.
+    reward_model/length_flag: 1.0 where `length_bias` flags.
 
   Args:
     scores: [P, 2].
@@ -287,22 +287,24 @@ def diagnose(scores: Array, labels: Array, lengths: Array) -> dict[str, float]:
   if decided.any():
     margin = float(np.mean(towards_winner[decided]))
   return {
-    "rm/accuracy": rate.value,
-    "rm/accuracy_low": rate.low,
-    "rm/accuracy_high": rate.high,
-    "rm/pairs": float(rate.count),
-    "rm/loss": float(np.mean(loss)),
-    "rm/margin": margin,
-    "rm/spread": spread(scores),
-    "rm/ece": calibration(delta, label)["ece"],
-    "rm/temperature": temperature(delta, label),
-    "rm/length_pearson": length["pearson"],
-    "rm/length_spearman": length["spearman"],
-    "rm/length_gap": length["gap"],
-    "rm/accuracy_shorter_won": length["shorter_won"].value,
-    "rm/accuracy_longer_won": length["longer_won"].value,
-    "rm/accuracy_longer_wins": length["longer_wins"].value,
-    "rm/length_flag": float(length["correlation_flag"] or length["gap_flag"]),
+    "reward_model/accuracy": rate.value,
+    "reward_model/accuracy_low": rate.low,
+    "reward_model/accuracy_high": rate.high,
+    "reward_model/pairs": float(rate.count),
+    "reward_model/loss": float(np.mean(loss)),
+    "reward_model/margin": margin,
+    "reward_model/spread": spread(scores),
+    "reward_model/expected_calibration_error": calibration(delta, label)["ece"],
+    "reward_model/temperature": temperature(delta, label),
+    "reward_model/length_pearson": length["pearson"],
+    "reward_model/length_spearman": length["spearman"],
+    "reward_model/length_gap": length["gap"],
+    "reward_model/accuracy_shorter_won": length["shorter_won"].value,
+    "reward_model/accuracy_longer_won": length["longer_won"].value,
+    "reward_model/accuracy_longer_wins": length["longer_wins"].value,
+    "reward_model/length_flag": float(
+      length["correlation_flag"] or length["gap_flag"]
+    ),
   }
 
 
@@ -321,12 +323,12 @@ def guard(
     "note"; a message names value, rule and remedy. Empty when all is well.
   """
   d = diagnosis
-  rate = d["rm/accuracy"]
+  rate = d["reward_model/accuracy"]
   seen = (
-    f"rm/accuracy={rate:.3f} (95 % interval "
-    f"{d['rm/accuracy_low']:.3f} to "
-    f"{d['rm/accuracy_high']:.3f}, "
-    f"{d['rm/pairs']:.0f} pairs)"
+    f"reward_model/accuracy={rate:.3f} (95 % interval "
+    f"{d['reward_model/accuracy_low']:.3f} to "
+    f"{d['reward_model/accuracy_high']:.3f}, "
+    f"{d['reward_model/pairs']:.0f} pairs)"
   )
   at_chance = not rate >= COLLAPSED_ACCURACY  # NaN, no decided pair, is one
   rules = [
@@ -369,20 +371,20 @@ def guard(
       "held-out accuracy.",
     ),
     (
-      bool(d["rm/length_flag"]),
+      bool(d["reward_model/length_flag"]),
       "warn",
-      "length bias: rm/length_pearson="
-      f"{d['rm/length_pearson']:.2f}, rm/length_spearman="
-      f"{d['rm/length_spearman']:.2f} (rule: within "
-      f"{MAX_LENGTH_CORRELATION}), rm/length_gap="
-      f"{d['rm/length_gap']:.2f} "
+      "length bias: reward_model/length_pearson="
+      f"{d['reward_model/length_pearson']:.2f}, reward_model/length_spearman="
+      f"{d['reward_model/length_spearman']:.2f} (rule: within "
+      f"{MAX_LENGTH_CORRELATION}), reward_model/length_gap="
+      f"{d['reward_model/length_gap']:.2f} "
       f"(rule: within {MAX_ACCURACY_GAP}). Balance lengths in the pairs, or "
       "watch response length during PPO.",
     ),
     (
-      d["rm/spread"] < MIN_SPREAD,
+      d["reward_model/spread"] < MIN_SPREAD,
       "warn",
-      f"rm/spread={d['rm/spread']:.3f} nats: below "
+      f"reward_model/spread={d['reward_model/spread']:.3f} nats: below "
       f"{MIN_SPREAD} the scores of "
       "one prompt's answers barely differ. Train longer, raise the learning "
       "rate, or weaken the regularisation.",

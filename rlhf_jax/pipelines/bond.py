@@ -146,7 +146,7 @@ def update(
     bond/anchor_score: mean score of the anchor's answers. Falling is bad.
     bond/best_score: of its best ones. Close to the former leaves nothing to
       learn.
-    bond/grad_norm: before clipping. Sudden growth is bad.
+    bond/gradient_norm: before clipping. Sudden growth is bad.
     sys/skipped_updates: 1 if the step was refused as not finite. Bad.
 
   Args:
@@ -191,7 +191,7 @@ def update(
     | {
       "bond/anchor_score": jnp.mean(anchor.score),
       "bond/best_score": jnp.mean(best.score),
-      "bond/grad_norm": applied.grad_norm,
+      "bond/gradient_norm": applied.gradient_norm,
       "sys/skipped_updates": 1.0 - applied.applied,
     },
   )

@@ -343,7 +343,7 @@ def run(settings: Settings, world: World) -> dict:
     one_step,
     total=total,
     same={"algorithm": settings.algorithm.name},
-    show=(("pref/acc", "accuracy"), ("pair/used_share", "used")),
+    show=(("preference/accuracy", "accuracy"), ("pair/used_share", "used")),
     algorithm={"name": settings.algorithm.name}
     | dataclasses.asdict(settings.algorithm.config),
   )

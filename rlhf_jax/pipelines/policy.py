@@ -176,7 +176,7 @@ class Step:
     samples = distributed.fetch(rollouts.samples_of(judged.rollout))
     row |= text_metrics(self.tokenizer, samples)
     sampled = float(np.sum(samples.response_mask))
-    row["rollout/tok_per_s"] = sampled / row["sys/t_rollout"]
+    row["rollout/tokens_per_second"] = sampled / row["time/rollout_seconds"]
     texts = shown(self.tokenizer, samples, judged.scores)
     self.writer.write_samples(step + 1, texts, "policy")
     return row
@@ -278,7 +278,7 @@ def run(settings: Settings, world: World) -> dict:
       ("rollout/score_mean", "score"),
       *((f"eval/{name}", name) for name in settings.monitors),
       ("rollout/kl_k1_sum", "kl"),
-      ("rollout/len_mean", "length"),
+      ("rollout/length_mean", "length"),
     ),
   )
   writer.close()

@@ -324,17 +324,17 @@ def run(settings: Settings, world: World) -> dict:
     | stages.origins(init_from=settings.init_from)
     | {"algorithm": algorithm.name, "reference_fingerprint": digest},
     show=(
-      ("pref/loss", "loss"),
-      ("pref/acc", "accuracy"),
-      ("pref/margin", "margin"),
+      ("preference/loss", "loss"),
+      ("preference/accuracy", "accuracy"),
+      ("preference/margin", "margin"),
     ),
   )
   found = pairs.evaluate(
     algorithm, schedule.batch_size, phase, params, frozen, held
   )
   print(
-    f"preference: held-out accuracy {found['pref/acc']:.3f}, margin "
-    f"{found['pref/margin']:.3f} on {len(held.pairs)} rows"
+    f"preference: held-out accuracy {found['preference/accuracy']:.3f}, margin "
+    f"{found['preference/margin']:.3f} on {len(held.pairs)} rows"
   )
   return stages.write_stage(
     world.workdir,

@@ -214,7 +214,7 @@ def run(settings: Settings, world: World) -> dict:
     schedule=schedule,
     total_steps=total,
     identity=base.identity,
-    show=(("rm/loss", "loss"), ("rm/acc", "accuracy")),
+    show=(("reward_model/loss", "loss"), ("reward_model/accuracy", "accuracy")),
   )
   scores = functools.partial(
     features.row_scores,
@@ -285,7 +285,7 @@ def _diagnose(
     "" if held.ceiling is None else f", raters' ceiling {held.ceiling:.3f}"
   )
   print(
-    f"{name}: held-out accuracy {diagnosis['rm/accuracy']:.3f} on "
+    f"{name}: held-out accuracy {diagnosis['reward_model/accuracy']:.3f} on "
     f"{len(held.pairs)} pairs{ceiling}"
   )
   first, second = held.pairs[:PAIRS_KEPT].T

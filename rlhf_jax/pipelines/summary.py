@@ -192,34 +192,35 @@ def curves(rows: list[dict], settings: Any) -> list[Curve]:
       lines,
     ),
     Curve(
-      "Pairs in the right order", "share", series(("training", "pref/acc"))
+      "Pairs in the right order",
+      "share",
+      series(("training", "preference/accuracy")),
     ),
-    Curve("Loss on pairs", "loss", series(("training", "pref/loss"))),
+    Curve("Loss on pairs", "loss", series(("training", "preference/loss"))),
     Curve(
       "Entropy of the samples",
       "nats per token",
       series(("entropy", "rollout/entropy")),
     ),
-    Curve("Answer length", "tokens", series(("mean", "rollout/len_mean"))),
+    Curve("Answer length", "tokens", series(("mean", "rollout/length_mean"))),
     Curve(
       "Critic: explained variance",
       "share",
-      series(("explained variance", "ppo/explained_var")),
+      series(("explained variance", "ppo/explained_variance")),
     ),
-    Curve("KL coefficient", "beta", series(("beta", "ppo/beta"))),
+    Curve("KL coefficient", "beta", series(("beta", "ppo/kl_coefficient"))),
     Curve(
       "Clip fraction",
       "share of tokens",
       series(
-        ("clipped", "ppo/clipfrac"),
-        ("above", "ppo/clipfrac_hi"),
-        ("below", "ppo/clipfrac_lo"),
+        ("above", "ppo/clip_fraction_high"),
+        ("below", "ppo/clip_fraction_low"),
       ),
     ),
     Curve(
       "Distinct bigrams in a rollout",
       "share",
-      series(("distinct-2", "rollout/distinct2")),
+      series(("distinct-2", "rollout/distinct_2")),
     ),
     Curve(
       "Answers that end by themselves",
@@ -227,6 +228,14 @@ def curves(rows: list[dict], settings: Any) -> list[Curve]:
       series(("ended", "rollout/eos_share")),
     ),
   ]
+
+
+def diagnosis(info: dict) -> dict[str, float]:
+  """Returns the numbers of held-out pairs of a reward stage, without area.
+
+  The area has the name rm in stages of before.
+  """
+  return {k.partition("/")[2]: x for k, x in info["diagnosis"].items()}
 
 
 def reward_pictures(info: dict) -> tuple[dict, dict]:
@@ -237,7 +246,7 @@ def reward_pictures(info: dict) -> tuple[dict, dict]:
   return diagnostics.calibration(difference, label), {
     "length_difference": np.asarray(pairs["length_difference"]),
     "score_difference": difference,
-    "rho": info["diagnosis"]["rm/length_spearman"],
+    "rho": diagnosis(info)["length_spearman"],
   }
 
 
@@ -249,15 +258,16 @@ def numbers_of(
   gold = stages.read_stage(folders["gold"])
   policy = stages.read_stage(folders["policy"])
   seconds = phase_seconds(workdir)
+  found = diagnosis(reward)
   return {
     "seed": settings.seed,
     "seconds_total": sum(seconds.values()),
     "phase_seconds": seconds,
-    "reward_model_accuracy": reward["diagnosis"]["rm/accuracy"],
-    "reward_model_accuracy_low": reward["diagnosis"]["rm/accuracy_low"],
-    "reward_model_accuracy_high": reward["diagnosis"]["rm/accuracy_high"],
+    "reward_model_accuracy": found["accuracy"],
+    "reward_model_accuracy_low": found["accuracy_low"],
+    "reward_model_accuracy_high": found["accuracy_high"],
     "reward_model_accuracy_ceiling": reward["ceiling"],
-    "gold_model_accuracy": gold["diagnosis"]["rm/accuracy"],
+    "gold_model_accuracy": diagnosis(gold)["accuracy"],
     "policy_steps": policy["steps"],
     "halted": policy.get("halted"),
     **evaluate.read_result(folders["evaluation"]),

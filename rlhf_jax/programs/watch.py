@@ -28,15 +28,15 @@ ROUNDING_NATS = 1e-3  # of an answer's log-probability: no KL below 0
 def text_metrics(tokenizer: Any, samples: Samples) -> dict[str, float]:
   """Returns diversity of a rollout's responses (down is bad).
 
-  rollout/distinct2: unique bigrams over bigrams. rollout/dup_share: responses
-  that repeat an earlier one; up is bad.
+  rollout/distinct_2: unique bigrams over bigrams.
+  rollout/duplicate_share: responses that repeat an earlier one; up is bad.
   """
   texts = [
     response for _, response in texts_lib.sample_texts(tokenizer, samples)
   ]
   return {
-    "rollout/distinct2": diversity.distinct_n(texts, 2),
-    "rollout/dup_share": diversity.duplicate_share(texts),
+    "rollout/distinct_2": diversity.distinct_n(texts, 2),
+    "rollout/duplicate_share": diversity.duplicate_share(texts),
   }
 
 
@@ -96,9 +96,9 @@ def alarms(row: dict, past: dict, step: int, settings: shaping.Config):
       "entropy",
       "entropy fell below a tenth of its start: the policy has collapsed.",
     )
-  if row["rollout/dup_share"] > 0.5:
+  if row["rollout/duplicate_share"] > 0.5:
     yield "duplicates", "more than half of the responses repeat another one."
-  if step >= 50 and row.get("ppo/explained_var", 0.0) < 0.0:
+  if step >= 50 and row.get("ppo/explained_variance", 0.0) < 0.0:
     yield (
       "critic",
       "the critic explains less than a constant would after 50 steps.",

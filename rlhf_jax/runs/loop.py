@@ -213,7 +213,7 @@ def system_metrics() -> dict[str, float]:
   peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return {
     "sys/compiles": float(_COMPILES.count),
-    "sys/mem_peak_gib": peak_kib / 2**20,
+    "sys/memory_peak_gib": peak_kib / 2**20,
   }
 
 

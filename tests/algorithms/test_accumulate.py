@@ -85,7 +85,7 @@ def test_a_finite_step_is_taken_and_clears_the_count():
   np.testing.assert_allclose(
     state.params["w"], PARAMS["w"] - 0.1 * grads["w"], rtol=1e-6
   )
-  np.testing.assert_allclose(report.grad_norm, 5.0)
+  np.testing.assert_allclose(report.gradient_norm, 5.0)
   assert (state.step, state.skipped, report.applied) == (6, 0, True)
 
 

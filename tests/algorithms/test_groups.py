@@ -72,17 +72,17 @@ def test_metrics_by_hand():
   x = np.repeat([1.0, -1, 1, -1, 1, -1], answers.LENGTHS)
   expected = {
     "group/std": (1 / 3) ** 0.5 / 2,
-    "group/zero_var_share": 0.5,
+    "group/zero_variance_share": 0.5,
     "group/pass1": 2 / 6,
     "group/passG": 0.5,
-    "group/adv_std": x.std(),
+    "group/advantage_std": x.std(),
   }
   assert set(found) == set(expected)
   for name, value in expected.items():
     np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
   masked = answers.without(answers.without(data, 0), 1)
   found = groups.metrics(masked.replace(advantages=None), 3, 0.5)
-  np.testing.assert_allclose(found["group/zero_var_share"], 1.0)
+  np.testing.assert_allclose(found["group/zero_variance_share"], 1.0)
   np.testing.assert_allclose(found["group/pass1"], 1 / 4)
 
 

@@ -72,7 +72,7 @@ def test_grpo_by_hand():
   # The first: -min(2, 1.2). The second: max(1/2, 0.8), 1, max(4, 1.2).
   # KL at p_ref = p_old, without ratio: k3 = 1 / rho - 1 + log rho.
   config = grpo.Config(
-    group_size=2, kl_loss_coefficient=0.5, kl_loss_ratio=False
+    group_size=2, kl_loss_coefficient=0.5, has_kl_loss_ratio=False
   )
   k3 = 1 / RATIOS - 1 + jnp.log(RATIOS)
   first = -1.2 + 0.5 * k3[0, 2]

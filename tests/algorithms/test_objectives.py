@@ -50,7 +50,12 @@ def test_a_foreign_objective_has_the_value_and_gradient_worked_out_by_hand():
   # The ratio is watched as if PPO's objective had been used.
   usual = run(None)[1]
   assert set(metrics) == set(usual)
-  for name in ("clipfrac_hi", "approx_kl", "ratio_mean", "ratio_max"):
+  for name in (
+    "clip_fraction_high",
+    "approximate_kl",
+    "ratio_mean",
+    "ratio_max",
+  ):
     assert metrics[f"ppo/{name}"] == usual[f"ppo/{name}"], name
   np.testing.assert_allclose(metrics["ppo/ratio_mean"], ratio.mean(), rtol=1e-5)
 
@@ -75,10 +80,10 @@ def test_it_overrides_the_objective_of_the_settings_and_keeps_the_rest():
   )
   plain, usual = run(None, config=config)
   total, metrics = run(soft_clip, config=config)
-  change = metrics["ppo/loss_pi"] - usual["ppo/loss_pi"]
+  change = metrics["ppo/policy_loss"] - usual["ppo/policy_loss"]
   assert abs(change) > 0.01
   np.testing.assert_allclose(total - plain, change, rtol=1e-4)
-  assert metrics["ppo/loss_kl"] == usual["ppo/loss_kl"]
+  assert metrics["ppo/kl_loss"] == usual["ppo/kl_loss"]
   built_in = run(objectives.OBJECTIVES["cispo"], config=config)
   assert built_in[0] == plain
 
@@ -92,11 +97,11 @@ def test_ppo_takes_an_objective_beside_its_critic():
     NEW, ENTROPY, ADVANTAGES, data, config, counts, objective=soft_clip
   )
   np.testing.assert_allclose(
-    metrics["ppo/loss_pi"], run(soft_clip)[0], rtol=1e-6
+    metrics["ppo/policy_loss"], run(soft_clip)[0], rtol=1e-6
   )
-  change = metrics["ppo/loss_pi"] - usual["ppo/loss_pi"]
+  change = metrics["ppo/policy_loss"] - usual["ppo/policy_loss"]
   np.testing.assert_allclose(total - plain, change, rtol=1e-4)
-  assert metrics["ppo/loss_v"] == usual["ppo/loss_v"]
+  assert metrics["ppo/value_loss"] == usual["ppo/value_loss"]
 
 
 def test_rows_hold_what_was_sampled_and_metrics_are_added():

@@ -227,7 +227,7 @@ def scored(mask="mask", **fields):
     (
       "reinforce_free",
       reinforce_pp,
-      reinforce_pp.Config(scale_advantages=False),
+      reinforce_pp.Config(scales_advantages=False),
     ),
   ],
 )
@@ -289,7 +289,7 @@ def test_difference_openrlhf_does_not_pass_over_holes():
     values=goldens.field(OPEN, "values") * OPEN["gaps"],
   )
   gaps = jnp.asarray(OPEN["gaps"])
-  settings = {"discount": 0.97, "gae_lambda": 0.9, "whiten_advantages": False}
+  settings = {"discount": 0.97, "gae_lambda": 0.9, "whitens_advantages": False}
   found = ppo.advantages(filled, ppo.Config(**settings)).advantages
   theirs = OPEN["adv_gaps"] * OPEN["gaps"]
   goldens.close(ops.whiten(found, gaps), theirs)

@@ -219,14 +219,14 @@ def test_golden_metrics_of_one_step():
   grads = gradient(parameters(), rollout)
   norms = [float(np.sqrt(np.sum(np.square(g)))) for g in jax.tree.leaves(grads)]
   expected = {
-    "ppo/loss_pi": -white.mean(),
-    "ppo/loss_v": 0.5 * np.mean(raw**2),
-    "ppo/explained_var": 1 - raw.var() / returns.var(),
-    "ppo/adv_mean_raw": raw.mean(),
-    "ppo/adv_std_raw": raw.std(),
-    "ppo/grad_norm_pi": norms[0],
-    "ppo/grad_norm_v": norms[1],
-    "ppo/grad_norm": np.hypot(*norms),
+    "ppo/policy_loss": -white.mean(),
+    "ppo/value_loss": 0.5 * np.mean(raw**2),
+    "ppo/explained_variance": 1 - raw.var() / returns.var(),
+    "ppo/advantage_mean_raw": raw.mean(),
+    "ppo/advantage_std_raw": raw.std(),
+    "ppo/gradient_norm_policy": norms[0],
+    "ppo/gradient_norm_value": norms[1],
+    "ppo/gradient_norm": np.hypot(*norms),
   }
   for name, value in expected.items():
     np.testing.assert_allclose(
@@ -244,7 +244,7 @@ def test_an_epoch_over_the_kl_limit_is_the_last():
   state, metrics = run(rollout, **settings)
   assert metrics["ppo/epochs"] == 1 and state.step == 2
   assert metrics["sys/skipped_updates"] == 0 and state.skipped == 0
-  assert metrics["ppo/approx_kl"] > 1e-3
+  assert metrics["ppo/approximate_kl"] > 1e-3
   order = jax.random.permutation(jax.random.split(KEY, 4)[0], N)
   params = parameters()
   for rows in order.reshape(2, -1):
@@ -325,10 +325,10 @@ def test_ptx_adds_the_weighted_gradient_of_pre_training_text():
     jax.tree.map(lambda p, g: p - 0.5 * 27.8 * g, plain.params, grads),
   )
   norm = np.sqrt(np.sum(np.square(grads["policy"]["table"])))
-  np.testing.assert_allclose(metrics["ppo/loss_ptx"], value, rtol=1e-5)
+  np.testing.assert_allclose(metrics["ppo/ptx_loss"], value, rtol=1e-5)
   np.testing.assert_allclose(
-    metrics["ppo/grad_norm_ptx_ratio"],
-    27.8 * norm / plain_metrics["ppo/grad_norm"],
+    metrics["ppo/gradient_norm_ptx_ratio"],
+    27.8 * norm / plain_metrics["ppo/gradient_norm"],
     rtol=1e-4,
   )
 
@@ -361,7 +361,7 @@ def test_frozen_weights_reach_apply():
   # Values 2 above the old ones, clipped at 0.2 above them.
   losses = np.maximum((error + 2.0) ** 2, (error + 0.2) ** 2)
   np.testing.assert_allclose(
-    metrics["ppo/loss_v"], losses.mean() / 2, rtol=1e-5
+    metrics["ppo/value_loss"], losses.mean() / 2, rtol=1e-5
   )
 
 
@@ -383,7 +383,7 @@ def test_value_update_trains_the_critic_alone():
   fitted = critic(state.params, FROZEN, rollout)
   after = update.explained_variance(rollout.replace(values=fitted))
   assert state.step == 60 and metrics["ppo/epochs"] == 30
-  assert after > metrics["ppo/explained_var"] + 0.1
+  assert after > metrics["ppo/explained_variance"] + 0.1
   mask = np.asarray(rollout.response_mask) > 0
   features = np.asarray(rollout.hidden["value"])[mask]
   best = np.linalg.lstsq(features, np.asarray(rollout.returns)[mask])[0]

@@ -98,7 +98,7 @@ def test_trap_02_gae_of_three_tokens_by_hand():
   np.testing.assert_allclose(
     rollout.rewards, [[0, -0.1, 0.1, 1.95, 0]], atol=1e-6
   )
-  config = ppo.Config(gae_lambda=0.5, whiten_advantages=False)
+  config = ppo.Config(gae_lambda=0.5, whitens_advantages=False)
   rollout = ppo.advantages(rollout, config)
   np.testing.assert_allclose(
     rollout.advantages, [[0, 0.8125, 0.825, 0.45, 0]], atol=1e-6
@@ -131,14 +131,14 @@ def test_t04_gae_against_a_double_sum(gamma, lam):
 
 
 def test_t04_lambda_1_is_reward_to_go_minus_value_and_0_is_delta():
-  data, mc = ready(ppo.Config(gae_lambda=1.0, whiten_advantages=False))
+  data, mc = ready(ppo.Config(gae_lambda=1.0, whitens_advantages=False))
   mask = np.asarray(data["mask"]) > 0
   reward = np.where(mask, data["reward"], 0)
   to_go = np.cumsum(reward[:, ::-1], 1)[:, ::-1]
   np.testing.assert_allclose(
     np.asarray(mc.returns)[mask], to_go[mask], atol=1e-6
   )
-  _, td = ready(ppo.Config(gae_lambda=0.0, whiten_advantages=False))
+  _, td = ready(ppo.Config(gae_lambda=0.0, whitens_advantages=False))
   last = LENGTHS + 1
   rows = np.arange(N)
   delta = np.asarray(data["reward"] - data["old_value"])[rows, last]
@@ -163,7 +163,7 @@ def test_t04_a_perfect_critic_has_advantages_of_mean_0():
 
 
 def test_advantages_are_whitened_and_returns_are_not():
-  data, plain = ready(ppo.Config(whiten_advantages=False))
+  data, plain = ready(ppo.Config(whitens_advantages=False))
   _, white = ready()
   kept = np.asarray(data["mask"]) > 0
   np.testing.assert_array_equal(white.returns, plain.returns)
@@ -218,8 +218,8 @@ def test_loss_against_a_loop(config):
   total, metrics = run(data, rollout, config)
   expected = naive_loss(data, rollout, config)
   np.testing.assert_allclose(total, expected[0], rtol=1e-5)
-  np.testing.assert_allclose(metrics["ppo/loss_pi"], expected[1], rtol=1e-5)
-  np.testing.assert_allclose(metrics["ppo/loss_v"], expected[2], rtol=1e-5)
+  np.testing.assert_allclose(metrics["ppo/policy_loss"], expected[1], rtol=1e-5)
+  np.testing.assert_allclose(metrics["ppo/value_loss"], expected[2], rtol=1e-5)
   jitted, _ = jax.jit(run, static_argnums=2)(data, rollout, config)
   np.testing.assert_allclose(total, jitted, rtol=1e-6)
 
@@ -235,12 +235,12 @@ def test_metrics_by_hand():
     clip_ratio=0.2,
   )
   expected = {
-    "ppo/clipfrac_hi": 0.25,
-    "ppo/clipfrac_lo": 0.25,
+    "ppo/clip_fraction_high": 0.25,
+    "ppo/clip_fraction_low": 0.25,
     "ppo/ratio_mean": 1.25,
     "ppo/ratio_max": 2.0,
     "ppo/ratio_error_max": 1.0,
-    "ppo/approx_kl": ((1 - log_two) + (log_two - 0.5)) / 2,
+    "ppo/approximate_kl": ((1 - log_two) + (log_two - 0.5)) / 2,
   }
   for name, value in expected.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-6, err_msg=name)
@@ -256,7 +256,12 @@ def test_trap_08_t03_at_ratio_1_the_gradient_is_the_policy_gradient():
   (_, metrics), gradient = jax.value_and_grad(total, has_aux=True)(data["old"])
   expected = -rollout.advantages * data["mask"] / data["mask"].sum()
   np.testing.assert_allclose(gradient, expected, atol=1e-7)
-  for name in ("approx_kl", "clipfrac_hi", "clipfrac_lo", "ratio_error_max"):
+  for name in (
+    "approximate_kl",
+    "clip_fraction_high",
+    "clip_fraction_low",
+    "ratio_error_max",
+  ):
     assert metrics[f"ppo/{name}"] == 0, name
 
 

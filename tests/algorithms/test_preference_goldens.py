@@ -30,9 +30,12 @@ GAMMA = float(TRL["gamma"])
 CASES = {
   "sigmoid": (dpo, dpo.Config(beta=BETA)),
   "hinge": (dpo, dpo.Config(beta=BETA, link="hinge")),
-  "robust": (dpo, dpo.Config(beta=BETA, label_smoothing=EPSILON, robust=True)),
-  "sigmoid_norm": (dpo, dpo.Config(beta=BETA, length_normalised=True)),
-  "ipo": (ipo, ipo.Config(tau=BETA, length_normalised=True)),
+  "robust": (
+    dpo,
+    dpo.Config(beta=BETA, label_smoothing=EPSILON, is_robust=True),
+  ),
+  "sigmoid_norm": (dpo, dpo.Config(beta=BETA, is_length_normalised=True)),
+  "ipo": (ipo, ipo.Config(tau=BETA, is_length_normalised=True)),
   "cpo": (cpo, cpo.Config(beta=BETA, nll_weight=0.0)),
   "simpo": (simpo, simpo.Config(beta=BETA, margin_ratio=GAMMA / BETA)),
 }

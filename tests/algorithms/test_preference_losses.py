@@ -23,11 +23,11 @@ from rlhf_jax.types import PreferenceBatch
 PAIRED = {
   "dpo": dpo.Config(beta=0.3),
   "cdpo": dpo.Config(beta=0.3, label_smoothing=0.2),
-  "robust": dpo.Config(beta=0.3, label_smoothing=0.2, robust=True),
+  "robust": dpo.Config(beta=0.3, label_smoothing=0.2, is_robust=True),
   "hinge": dpo.Config(beta=0.3, link="hinge"),
-  "normalised": dpo.Config(beta=1.7, length_normalised=True),
+  "normalised": dpo.Config(beta=1.7, is_length_normalised=True),
   "ipo": ipo.Config(tau=0.4),
-  "ipo_average": ipo.Config(tau=0.4, length_normalised=True),
+  "ipo_average": ipo.Config(tau=0.4, is_length_normalised=True),
   "orpo": orpo.Config(odds_weight=0.6),
   "simpo": simpo.Config(beta=1.5, margin_ratio=0.4),
   "cpo": cpo.Config(beta=0.3, nll_weight=0.7),
@@ -162,7 +162,7 @@ def test_t11_without_flips_all_three_are_dpo():
   logprobs, batch = make_batch(rng)
   expected, _ = dpo.loss(logprobs, batch, dpo.Config(beta=0.3))
   for robust in (False, True):
-    config = dpo.Config(beta=0.3, label_smoothing=0.0, robust=robust)
+    config = dpo.Config(beta=0.3, label_smoothing=0.0, is_robust=robust)
     np.testing.assert_array_equal(
       dpo.loss(logprobs, batch, config)[0], expected
     )
@@ -223,7 +223,7 @@ def naive(name, logprobs, batch, n):
     total.append(sum(float(logprobs[n, k, t]) for t in kept))
     fixed = sum(float(batch.reference_logprobs[n, k, t]) for t in kept)
     ratio.append(total[-1] - fixed)
-  if getattr(config, "length_normalised", False):
+  if getattr(config, "is_length_normalised", False):
     ratio = [r / s for r, s in zip(ratio, size, strict=True)]
   mean = [a / b for a, b in zip(total, size, strict=True)]
 
@@ -318,11 +318,15 @@ def test_t11_kto_by_hand():
     0.6,  # u = z gives lambda / 2
   ]
   np.testing.assert_allclose(found, expected, rtol=1e-6)
-  np.testing.assert_array_equal(metrics["pref/acc"][0], [1.0, 1.0, 0.0])
-  np.testing.assert_allclose(
-    metrics["pref/margin"][0], [1.3, 0.7, 0.0], atol=1e-7
+  np.testing.assert_array_equal(
+    metrics["preference/accuracy"][0], [1.0, 1.0, 0.0]
   )
-  np.testing.assert_array_equal(metrics["pref/logp_l"][1], [0.0, 1.0, 0.0])
+  np.testing.assert_allclose(
+    metrics["preference/margin"][0], [1.3, 0.7, 0.0], atol=1e-7
+  )
+  np.testing.assert_array_equal(
+    metrics["preference/logprob_rejected"][1], [0.0, 1.0, 0.0]
+  )
 
 
 def test_kto_takes_no_negative_baseline_and_no_gradient_through_it():
@@ -342,17 +346,19 @@ def test_metrics_leave_ties_out_and_follow_the_label():
   logprobs, batch = make_batch(np.random.default_rng(3), rows=3, labels=labels)
   scores = jnp.array([[2.0, 0.5], [3.0, 1.0], [5.0, 4.0]])
   found = pairs.metrics(scores, logprobs, batch)
-  x, rows = found["pref/acc"]
+  x, rows = found["preference/accuracy"]
   np.testing.assert_array_equal(rows, [1.0, 1.0, 0.0])
   np.testing.assert_array_equal(x[:2], [1.0, 0.0])
-  np.testing.assert_allclose(found["pref/margin"][0][:2], [1.5, -2.0])
-  np.testing.assert_allclose(found["pref/reward_w"][0][:2], [2.0, 1.0])
+  np.testing.assert_allclose(found["preference/margin"][0][:2], [1.5, -2.0])
+  np.testing.assert_allclose(
+    found["preference/reward_chosen"][0][:2], [2.0, 1.0]
+  )
   total = pairs.sums(logprobs, batch)
   np.testing.assert_allclose(
-    found["pref/logp_w"][0][:2], [total[0, 0], total[1, 1]]
+    found["preference/logprob_chosen"][0][:2], [total[0, 0], total[1, 1]]
   )
   np.testing.assert_allclose(
-    found["pref/tokens_l"][0][:2],
+    found["preference/tokens_rejected"][0][:2],
     [batch.loss_mask[0, 1].sum(), batch.loss_mask[1, 0].sum()],
   )
 

@@ -81,7 +81,7 @@ def test_trap_13_trap_25_microbatches_change_nothing(name):
   # The rate is 1 and there is no momentum, so the step is the gradient.
   assert float(whole.step) == 1
   np.testing.assert_allclose(
-    expected["pref/grad_norm"],
+    expected["preference/gradient_norm"],
     np.linalg.norm(whole.params["table"] - params["table"]),
     rtol=1e-5,
   )
@@ -103,7 +103,7 @@ def test_a_step_is_the_gradient_of_the_mean_loss():
     return jnp.mean(dpo.loss(logprobs, batch, dpo.Config())[0])
 
   expected, grad = jax.value_and_grad(mean)(params)
-  np.testing.assert_allclose(metrics["pref/loss"], expected, rtol=1e-6)
+  np.testing.assert_allclose(metrics["preference/loss"], expected, rtol=1e-6)
   np.testing.assert_allclose(
     params["table"] - state.params["table"], grad["table"], atol=1e-6
   )
@@ -128,8 +128,8 @@ def test_kto_compares_with_the_mean_over_the_whole_batch():
   value, grad = jax.value_and_grad(mean)(params)
   for parts in (1, 3):
     state, metrics = step("kto", params, frozen, batch, parts)
-    np.testing.assert_allclose(metrics["pref/kl"], z, rtol=1e-5)
-    np.testing.assert_allclose(metrics["pref/loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(metrics["preference/kl"], z, rtol=1e-5)
+    np.testing.assert_allclose(metrics["preference/loss"], value, rtol=1e-5)
     np.testing.assert_allclose(
       params["table"] - state.params["table"], grad["table"], atol=1e-6
     )
@@ -157,13 +157,13 @@ def test_rows_without_weight_count_for_nothing(name):
 def test_accuracy_of_nothing_but_ties_is_zero_and_trains_as_a_tie():
   params, frozen, batch = problem(labels=[0.5] * ROWS)
   _, metrics = step("dpo", params, frozen, batch)
-  assert float(metrics["pref/acc"]) == 0.0
+  assert float(metrics["preference/accuracy"]) == 0.0
   # Both orders, half each: mean of (log(1 + e^-x) + log(1 + e^x)) / 2.
   ratio = apply(params, frozen, batch) - batch.reference_logprobs
   u = np.sum(np.asarray(ratio * batch.loss_mask, np.float64), axis=-1)
   x = 0.1 * (u[:, 0] - u[:, 1])
   expected = (np.logaddexp(0, x) + np.logaddexp(0, -x)).mean() / 2
-  np.testing.assert_allclose(metrics["pref/loss"], expected, rtol=1e-6)
+  np.testing.assert_allclose(metrics["preference/loss"], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["dpo", "kto"])

@@ -28,7 +28,7 @@ def to_go(rewards, discount):
 @pytest.mark.parametrize("discount", [1.0, 0.8])
 def test_rewards_to_go_are_whitened_over_tokens(discount, is_scaled):
   rewards = answers.rewards_per_token()
-  config = reinforce_pp.Config(discount=discount, scale_advantages=is_scaled)
+  config = reinforce_pp.Config(discount=discount, scales_advantages=is_scaled)
   found = reinforce_pp.advantages(answers.rollout(rewards=rewards), config)
   np.testing.assert_allclose(
     found.advantages, whitened(to_go(rewards, discount), is_scaled), atol=1e-5
@@ -46,7 +46,7 @@ def test_groups_by_hand():
     answers.spread(np.array([-2, -1, 3, 0, 0, 0]) / (26 / 16) ** 0.5),
     atol=1e-6,
   )
-  plain = reinforce_pp.Config(group_size=3, scale_advantages=False)
+  plain = reinforce_pp.Config(group_size=3, scales_advantages=False)
   found = reinforce_pp.advantages(answers.rollout((1, 3, 6, 4, 4, 8)), plain)
   centred = answers.spread(
     np.array([-7, -1, 8, -4, -4, 8]) / 3  # group means 10 / 3 and 16 / 3

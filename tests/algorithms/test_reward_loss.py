@@ -197,22 +197,24 @@ def test_golden_metrics_of_an_update():
   decided = [row for row in keep if label[row] != 0.5]
   signed = (difference * np.sign(label - 0.5))[decided]
   expected = {
-    "rm/loss": losses[keep].mean(),
-    "rm/acc": (signed > 0).mean(),
-    "rm/margin": signed.mean(),
-    "rm/spread": scores[keep].std(1).mean(),
-    "rm/score_mean": scores[keep].mean(),
+    "reward_model/loss": losses[keep].mean(),
+    "reward_model/accuracy": (signed > 0).mean(),
+    "reward_model/margin": signed.mean(),
+    "reward_model/spread": scores[keep].std(1).mean(),
+    "reward_model/score_mean": scores[keep].mean(),
   }
   for name, value in expected.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
-  assert 0 < expected["rm/acc"] < 1
+  assert 0 < expected["reward_model/accuracy"] < 1
   # d loss / d score 0 and 1, and 2 eta (r_0 + r_1) on both, through w.
   slope = 1 / (1 + np.exp(-difference)) - label
   pull = 2 * 0.01 * scores.sum(1)
   x = np.asarray(FEATURES, np.float64)[np.asarray(batch.tokens)].mean(2)
   each = (slope + pull)[:, None] * x[:, 0] + (pull - slope)[:, None] * x[:, 1]
   norm = np.linalg.norm(each[keep].mean(0))
-  np.testing.assert_allclose(metrics["rm/grad_norm"], norm, rtol=1e-4)
+  np.testing.assert_allclose(
+    metrics["reward_model/gradient_norm"], norm, rtol=1e-4
+  )
 
 
 @pytest.mark.parametrize(
@@ -271,7 +273,9 @@ def test_two_candidates_are_ranked_by_their_label(objective):
   np.testing.assert_allclose(value, pairwise.mean(), rtol=1e-6)
   first_wins = np.asarray(PAIR[:, 0] > PAIR[:, 1])
   np.testing.assert_allclose(
-    metrics["rm/acc"], np.mean(first_wins == (batch.label > 0.5)), rtol=1e-6
+    metrics["reward_model/accuracy"],
+    np.mean(first_wins == (batch.label > 0.5)),
+    rtol=1e-6,
   )
 
 

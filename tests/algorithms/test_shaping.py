@@ -95,13 +95,13 @@ def test_order_of_the_steps_against_a_loop():
   expected = {
     "reward/raw": raw.mean(),
     "reward/missing_eos": (np.where(TRUNCATED, -3.0, raw) - raw).mean(),
-    "reward/length_pen": -penalty.mean(),
+    "reward/length_penalty": -penalty.mean(),
     "reward/shaped": final.mean(),
     "reward/kl_term": -0.25 * k1.mean(),
     "reward/total": final.mean() - 0.25 * k1.mean(),
     "reward/clip_share": (np.abs(normal) > 1.2).mean(),
     "reward/running_std": score.std(),
-    "ppo/beta": 0.25,
+    "ppo/kl_coefficient": 0.25,
   }
   for name, value in expected.items():
     np.testing.assert_allclose(
@@ -123,8 +123,8 @@ def test_rollout_metrics_against_numpy():
     "rollout/kl_k3_sum": ((np.exp(u) - 1 - u) * mask).sum(1).mean(),
     "rollout/kl_per_token": k1.sum() / mask.sum(),
     "rollout/entropy": -np.sum(data.behaviour_logprobs) / mask.sum(),
-    "rollout/len_mean": LENGTHS.mean(),
-    "rollout/len_p95": np.percentile(LENGTHS, 95),
+    "rollout/length_mean": LENGTHS.mean(),
+    "rollout/length_p95": np.percentile(LENGTHS, 95),
     "rollout/eos_share": 6 / 8,
   }
   for name, value in expected.items():
@@ -157,7 +157,7 @@ def test_trap_03_missing_eos_touches_truncated_rows_only(mode):
       change[rows, last], expected[mode], rtol=1e-5, atol=1e-5
     )
     np.testing.assert_array_equal(shaped.response_mask, rollout().response_mask)
-  np.testing.assert_allclose(metrics["rollout/len_mean"], LENGTHS.mean())
+  np.testing.assert_allclose(metrics["rollout/length_mean"], LENGTHS.mean())
   np.testing.assert_allclose(metrics["rollout/eos_share"], 0.75)
 
 
@@ -193,7 +193,7 @@ def test_trap_18_zero_is_a_value():
   np.testing.assert_allclose(
     shaped.rewards, naive(data, np.asarray(data.score), 0.0), rtol=1e-6
   )
-  assert metrics["ppo/beta"] == 0
+  assert metrics["ppo/kl_coefficient"] == 0
   shaped, _, _ = shape(PLAIN, score_scale=0.0)
   np.testing.assert_allclose(
     shaped.rewards, naive(data, np.zeros(N), 0.25), rtol=1e-5, atol=1e-6

@@ -53,7 +53,7 @@ def kl_term(config, new, old, reference):
     return 0.0
   u = reference - new
   value = u * u / 2 if config.kl_loss == "k2" else np.exp(u) - 1 - u
-  return value * (np.exp(new - old) if config.kl_loss_ratio else 1.0)
+  return value * (np.exp(new - old) if config.has_kl_loss_ratio else 1.0)
 
 
 def naive(config, data):
@@ -103,7 +103,7 @@ CASES = [
   settings("ppo", "none", "seq-sum-const", clip_ratio_high=0.4),
   settings("gspo", "k2", "seq-mean-token-mean", clip_ratio=0.05),
   settings("cispo", "k3+", "token-mean", clip_ratio=1.0, clip_ratio_high=0.1),
-  settings("reinforce", "k2", "seq-mean-token-sum", kl_loss_ratio=False),
+  settings("reinforce", "k2", "seq-mean-token-sum", has_kl_loss_ratio=False),
   settings("ppo", "k3", "token-mean", entropy_coefficient=0.3),
 ]
 
@@ -154,7 +154,12 @@ def test_t03_trap_08_at_ratio_1_all_objectives_are_the_policy_gradient(
   kept = np.where(answers.MASK > 0, ADVANTAGES, 0.0)
   expected = -kept / lengths / answers.N
   np.testing.assert_allclose(gradient, expected, atol=1e-7)
-  for name in ("approx_kl", "clipfrac_hi", "clipfrac_lo", "ratio_error_max"):
+  for name in (
+    "approximate_kl",
+    "clip_fraction_high",
+    "clip_fraction_low",
+    "ratio_error_max",
+  ):
     assert metrics[f"ppo/{name}"] == 0, name
 
 
@@ -226,7 +231,7 @@ def test_trap_15_off_policy_the_ratio_restores_the_gradient_of_the_kl():
   )
 
   def gradient(kl_loss, has_ratio):
-    config = settings("ppo", kl_loss, "token-mean", kl_loss_ratio=has_ratio)
+    config = settings("ppo", kl_loss, "token-mean", has_kl_loss_ratio=has_ratio)
 
     def total(z):
       new = jax.nn.log_softmax(z)[column]
@@ -285,8 +290,10 @@ def test_trap_13_25_update_runs_without_a_critic():
   )
   state, metrics = one
   assert state.step == 2 and state.params["policy"] != 0.9
-  assert metrics["ppo/epochs"] == 2 and "ppo/loss_kl" in metrics
-  assert "ppo/loss_v" not in metrics and "ppo/explained_var" not in metrics
+  assert metrics["ppo/epochs"] == 2 and "ppo/kl_loss" in metrics
+  assert (
+    "ppo/value_loss" not in metrics and "ppo/explained_variance" not in metrics
+  )
 
 
 @pytest.mark.parametrize(
@@ -340,6 +347,6 @@ def test_ppo_takes_importance_weights_too():
   twice, doubled = total(2 * jnp.ones_like(NEW))
   np.testing.assert_allclose(plain, once, rtol=1e-6)
   np.testing.assert_allclose(
-    twice - plain, metrics["ppo/loss_pi"], rtol=1e-4, atol=1e-6
+    twice - plain, metrics["ppo/policy_loss"], rtol=1e-4, atol=1e-6
   )
-  assert doubled["ppo/loss_v"] == metrics["ppo/loss_v"]
+  assert doubled["ppo/value_loss"] == metrics["ppo/value_loss"]

@@ -23,7 +23,7 @@ from tests.algorithms import goldens
 TRL = goldens.load("policy_trl")
 MASK = TRL["mask"]
 CLIP = {"clip_ratio_high": 0.28}
-K3 = {"kl_loss": "k3", "kl_loss_coefficient": 0.04, "kl_loss_ratio": False}
+K3 = {"kl_loss": "k3", "kl_loss_coefficient": 0.04, "has_kl_loss_ratio": False}
 ANSWERS = "seq-mean-token-mean"
 CONSTANT = {"aggregation": "seq-sum-const", "aggregation_tokens": 9}
 GSPO = {"objective": "gspo", "clip_ratio": 0.05, "clip_ratio_high": 0.06}
@@ -49,7 +49,7 @@ def loss(name, data=None, entropies=None, **settings):
   ],
 )
 def test_grpo_losses_and_gradients_are_those_of_trl(name, settings):
-  """Difference: TRL does not weight the KL by the ratio (kl_loss_ratio)."""
+  """Difference: TRL does not weight the KL by the ratio (has_kl_loss_ratio)."""
   loss(name, **settings)
 
 
@@ -126,8 +126,8 @@ def test_difference_the_entropy_of_trl_is_a_mean_over_tokens():
 
 
 def test_difference_the_corrected_kl_of_trl_has_a_gradient_in_the_ratio():
-  """The value is ours with kl_loss_ratio; the gradient has rho K on top."""
-  settings = CLIP | K3 | {"aggregation": ANSWERS, "kl_loss_ratio": True}
+  """The value is ours with has_kl_loss_ratio; the gradient has rho K on top."""
+  settings = CLIP | K3 | {"aggregation": ANSWERS, "has_kl_loss_ratio": True}
   data = goldens.rollout(TRL)
   value, gradient = goldens.policy_loss(TRL, data, **settings)
   goldens.close(value, TRL["loss_corrected"])
@@ -222,7 +222,7 @@ def test_difference_ppo_of_trl_puts_the_score_after_the_end_token():
   """At EOS + 1, where it has a value too: our arrays, one token longer."""
   found = ppo.advantages(
     shaped_ppo(),
-    ppo.Config(discount=0.97, gae_lambda=0.9, whiten_advantages=False),
+    ppo.Config(discount=0.97, gae_lambda=0.9, whitens_advantages=False),
   )
   longer = found.response_mask
   goldens.close(found.rewards, TRL["ppo_rewards"])

@@ -155,13 +155,17 @@ def test_diagnose_known_answers():
   scores, labels, rng = planted(500)
   lengths = rng.integers(5, 50, scores.shape)
   result = rm.diagnose(scores, labels, lengths)
-  assert all(name.startswith("rm/") for name in result)
+  assert all(name.startswith("reward_model/") for name in result)
   assert all(isinstance(value, float) for value in result.values())
   delta = scores[:, 0] - scores[:, 1]
-  assert result["rm/spread"] == pytest.approx(np.sqrt(np.mean(delta**2) / 4))
+  assert result["reward_model/spread"] == pytest.approx(
+    np.sqrt(np.mean(delta**2) / 4)
+  )
   signed = np.where(labels > 0.5, delta, -delta)
-  assert result["rm/margin"] == pytest.approx(signed.mean())
-  assert result["rm/loss"] == pytest.approx(np.log1p(np.exp(-signed)).mean())
+  assert result["reward_model/margin"] == pytest.approx(signed.mean())
+  assert result["reward_model/loss"] == pytest.approx(
+    np.log1p(np.exp(-signed)).mean()
+  )
   with pytest.raises(ValueError, match="0 pairs"):
     rm.diagnose(np.zeros((0, 2)), [], np.zeros((0, 2)))
   with pytest.raises(ValueError, match=r"lengths has shape \(500,\)"):
@@ -169,15 +173,15 @@ def test_diagnose_known_answers():
 
 
 HEALTHY = {
-  "rm/accuracy": 0.78,
-  "rm/accuracy_low": 0.74,
-  "rm/accuracy_high": 0.81,
-  "rm/pairs": 500.0,
-  "rm/length_pearson": 0.1,
-  "rm/length_spearman": 0.1,
-  "rm/length_gap": 0.02,
-  "rm/length_flag": 0.0,
-  "rm/spread": 0.9,
+  "reward_model/accuracy": 0.78,
+  "reward_model/accuracy_low": 0.74,
+  "reward_model/accuracy_high": 0.81,
+  "reward_model/pairs": 500.0,
+  "reward_model/length_pearson": 0.1,
+  "reward_model/length_spearman": 0.1,
+  "reward_model/length_gap": 0.02,
+  "reward_model/length_flag": 0.0,
+  "reward_model/spread": 0.9,
 }
 
 
@@ -188,16 +192,46 @@ def test_guard_is_silent_when_all_is_well():
 @pytest.mark.parametrize(
   ("change", "comparisons", "epochs", "level", "words"),
   [
-    ({"rm/accuracy": 0.549}, 20_000, 1, "refuse", ("0.549", "0.55", "force")),
-    ({"rm/accuracy": math.nan}, 20_000, 1, "refuse", ("nan", "force")),
-    ({"rm/accuracy": 0.55}, 20_000, 1, "warn", ("0.550", "0.70", "label")),
-    ({"rm/accuracy": 0.699}, 20_000, 1, "warn", ("0.699", "0.70")),
+    (
+      {"reward_model/accuracy": 0.549},
+      20_000,
+      1,
+      "refuse",
+      ("0.549", "0.55", "force"),
+    ),
+    (
+      {"reward_model/accuracy": math.nan},
+      20_000,
+      1,
+      "refuse",
+      ("nan", "force"),
+    ),
+    (
+      {"reward_model/accuracy": 0.55},
+      20_000,
+      1,
+      "warn",
+      ("0.550", "0.70", "label"),
+    ),
+    ({"reward_model/accuracy": 0.699}, 20_000, 1, "warn", ("0.699", "0.70")),
     ({}, 4_999, 1, "warn", ("4999", "5000", "DPO")),
     ({}, 5_000, 1, "note", ("5000", "10000", "Collect")),
     ({}, 20_000, 2, "note", ("epochs=2", "1 is usual")),
     ({}, 20_000, 3, "warn", ("epochs=3", "more than 2", "Train for 1")),
-    ({"rm/length_flag": 1.0}, 20_000, 1, "warn", ("0.3", "0.15", "Balance")),
-    ({"rm/spread": 0.05}, 20_000, 1, "warn", ("0.050", "0.1", "Train")),
+    (
+      {"reward_model/length_flag": 1.0},
+      20_000,
+      1,
+      "warn",
+      ("0.3", "0.15", "Balance"),
+    ),
+    (
+      {"reward_model/spread": 0.05},
+      20_000,
+      1,
+      "warn",
+      ("0.050", "0.1", "Train"),
+    ),
   ],
 )
 def test_guard_rules(change, comparisons, epochs, level, words):

@@ -34,7 +34,7 @@ Theirs alone, and how the tests convert:
     discopop have no counterpart here; apo_zero of a pair is apo_zero_unpaired
     of its two answers.
   - ipo is per token of the answer; OpenRLHF's and the paper's are sums
-    (length_normalised).
+    (is_length_normalised).
   - The likelihood of CPO is a mean over the tokens of all preferred answers
     of a batch; ours of each answer's mean (or sum), so answers weigh alike.
     simpo has it too, with cpo_alpha 1 by default; ours has none.

@@ -38,7 +38,7 @@ Theirs alone, and how the tests convert:
     left of them after their group means.
   - grpo and dr_grpo divide by all rows, ours by those with a token.
   - cispo's epsilon_high bounds the ratio itself: 1 + ours. No lower bound.
-  - The KL in the loss is not weighted by the ratio (kl_loss_ratio=False);
+  - The KL in the loss is not weighted by the ratio (has_kl_loss_ratio=False);
     with use_bias_correction_kl it is, and the gradient runs through the
     ratio, ours does not: theirs has beta rho K on top.
   - The entropy bonus is a mean over tokens whatever the loss type; ours

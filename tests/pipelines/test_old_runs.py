@@ -12,6 +12,7 @@ import pytest
 
 from rlhf_jax import pipelines
 from rlhf_jax.models import trees
+from rlhf_jax.pipelines import summary
 from rlhf_jax.programs import actors
 from rlhf_jax.runs import stages
 from tests.pipelines import tiny_runs
@@ -79,6 +80,14 @@ def test_a_run_on_old_stages_goes_on_and_ends_the_same(
   rows = tiny_runs.rows_of(folder)
   assert rows == tiny_runs.rows_of(policy_lora)[: len(rows)]
   assert len(rows) == 6
+
+
+def test_the_diagnosis_of_a_reward_stage_has_one_name():
+  before = {"diagnosis": {"rm/accuracy": 0.75, "rm/length_spearman": 0.5}}
+  assert summary.diagnosis(before) == {
+    "accuracy": 0.75,
+    "length_spearman": 0.5,
+  }
 
 
 def test_a_finished_one_is_not_repeated(files, policy_lora, capsys):

@@ -87,9 +87,9 @@ def test_every_method_of_the_registry_trains(
   has_groups = tiny_runs.settings_of(config).group_size is not None
   has_critic = registry.has_critic(ALGORITHMS[name])
   for row in rows:
-    assert np.isfinite(row["ppo/loss_pi"])
+    assert np.isfinite(row["ppo/policy_loss"])
     assert row["ppo/first_ratio_error"] < 1e-4
-    assert ("ppo/explained_var" in row) == has_critic
+    assert ("ppo/explained_variance" in row) == has_critic
     assert ("group/std" in row) == has_groups
   saved = tiny_runs.saved_arrays(folder)
   assert any("/value/" in path for path in saved) == has_critic
@@ -225,7 +225,7 @@ def test_ppo_takes_a_verifier_and_a_critic_of_its_own(
   share = [row["rollout/score_mean"] for row in rows]
   assert np.mean(share[-3:]) > np.mean(share[:3]) + 0.1
   # values of 0 explain nothing, and nothing wrongly
-  assert rows[0]["ppo/explained_var"] == pytest.approx(0.0, abs=1e-3)
+  assert rows[0]["ppo/explained_variance"] == pytest.approx(0.0, abs=1e-3)
   capsys.readouterr()
 
 

@@ -78,8 +78,8 @@ def test_the_planted_word_is_learned(finished, pipeline):
 def test_t11_the_first_online_step_is_at_the_reference(finished):
   """log 2 and no margin: both sides are at the sampler's temperature."""
   first = tiny_runs.rows_of(finished("online_preference"))[0]
-  np.testing.assert_allclose(first["pref/loss"], np.log(2.0), atol=1e-4)
-  np.testing.assert_allclose(first["pref/margin"], 0.0, atol=1e-4)
+  np.testing.assert_allclose(first["preference/loss"], np.log(2.0), atol=1e-4)
+  np.testing.assert_allclose(first["preference/margin"], 0.0, atol=1e-4)
   assert first["pair/used_share"] > 0.9 and first["pair/gap"] > 0.0
 
 
@@ -134,7 +134,9 @@ def test_trap_12_eight_devices_give_the_same_numbers(
   found = tiny_runs.rows_of(folder)
   expected = tiny_runs.rows_of(finished(pipeline))[:3]
   for rows in (found, expected):
-    rows[0].pop("pref/acc", None)  # of margins that are 0 but for rounding
+    rows[0].pop(
+      "preference/accuracy", None
+    )  # of margins that are 0 but for rounding
   tiny_runs.assert_close_rows(found, expected)
 
 
@@ -148,7 +150,7 @@ def test_a_moved_reference_is_the_policy(files, sft_lora, reward_head):
   folder = files.root / "online_moved"
   pipelines.run(config, folder)
   rows = tiny_runs.rows_of(folder)
-  is_there = [abs(row["pref/loss"] - np.log(2.0)) < 1e-4 for row in rows]
+  is_there = [abs(row["preference/loss"] - np.log(2.0)) < 1e-4 for row in rows]
   assert is_there == [True, False, True, False]
   saved = tiny_runs.saved_arrays(folder)
   for path, leaf in saved.items():
@@ -165,7 +167,7 @@ def test_ties_change_nothing(files, sft_lora, reward_head):
   folder = files.root / "online_ties"
   pipelines.run(config, folder)
   for row in tiny_runs.rows_of(folder):
-    assert row["pair/used_share"] == 0.0 and "pref/loss" not in row
+    assert row["pair/used_share"] == 0.0 and "preference/loss" not in row
   start = tiny_runs.saved_arrays(sft_lora)
   for path, leaf in tiny_runs.saved_arrays(folder).items():
     if path.startswith("train/params/"):

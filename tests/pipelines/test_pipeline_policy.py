@@ -97,7 +97,7 @@ def test_trap_30_reference_and_reward_model_keep_their_bits(
 def test_trap_32_a_rollout_is_fixed_for_all_its_epochs(run, request, records):
   rows = tiny_runs.rows_of(request.getfixturevalue(run))
   rollouts = records[run].rollouts
-  assert len(rollouts) == sum("ppo/loss_pi" in row for row in rows)
+  assert len(rollouts) == sum("ppo/policy_loss" in row for row in rows)
   for before, after in rollouts:
     jax.tree.map(np.testing.assert_array_equal, before, after)
     mask = before.response_mask > 0
@@ -126,16 +126,16 @@ def test_value_pretraining_trains_the_critic_alone(
   residual = after["train/params/value/head/residual/kernel"]
   assert np.abs(residual).max() > 0.0  # starts at 0
   rows = tiny_runs.rows_of(policy_lora)
-  assert "ppo/loss_pi" not in rows[PRETRAIN - 1]
-  assert "ppo/loss_pi" in rows[PRETRAIN]
-  variance = [row["ppo/explained_var"] for row in rows[: PRETRAIN + 1]]
+  assert "ppo/policy_loss" not in rows[PRETRAIN - 1]
+  assert "ppo/policy_loss" in rows[PRETRAIN]
+  variance = [row["ppo/explained_variance"] for row in rows[: PRETRAIN + 1]]
   assert variance[-1] > variance[0]
 
 
 def test_ptx_text_is_mixed_in(policy_full):
   for row in tiny_runs.rows_of(policy_full):
-    assert 0.0 < row["ppo/loss_ptx"] < 4.0
-    assert row["ppo/grad_norm_ptx_ratio"] > 0.0
+    assert 0.0 < row["ppo/ptx_loss"] < 4.0
+    assert row["ppo/gradient_norm_ptx_ratio"] > 0.0
   assert set(tiny_runs.saved_meta(policy_full, 4)["iterators"]) == {
     "prompts",
     "ptx",
@@ -147,7 +147,7 @@ def test_the_adaptive_coefficient_follows_the_kl_and_is_saved(policy_lora):
   gain, target = 32 / 80.0, 6.0
   beta = 0.1
   for row in rows:
-    np.testing.assert_allclose(row["ppo/beta"], beta, rtol=1e-5)
+    np.testing.assert_allclose(row["ppo/kl_coefficient"], beta, rtol=1e-5)
     if row["step"] > PRETRAIN:
       error = np.clip(row["rollout/kl_k1_sum"] / target - 1.0, -0.2, 0.2)
       beta *= 1.0 + gain * error
@@ -265,9 +265,9 @@ def row_of(**changes):
     "rollout/kl_k1_standard_error": 0.1,
     "rollout/eos_share": 0.9,
     "rollout/entropy": 2.0,
-    "rollout/dup_share": 0.0,
+    "rollout/duplicate_share": 0.0,
     "ppo/first_ratio_error": 1e-6,
-    "ppo/explained_var": 0.5,
+    "ppo/explained_variance": 0.5,
   }
   return usual | {k.replace("__", "/"): v for k, v in changes.items()}
 
@@ -279,9 +279,9 @@ def row_of(**changes):
     ({"rollout__kl_k1_sum": -1.0}, "sampler and trainer disagree"),
     ({"rollout__eos_share": 0.4}, "end by themselves"),
     ({"rollout__entropy": 0.1}, "the policy has collapsed"),
-    ({"rollout__dup_share": 0.6}, "repeat another one"),
+    ({"rollout__duplicate_share": 0.6}, "repeat another one"),
     ({"ppo__first_ratio_error": 0.01}, "off 1 by 0.01"),
-    ({"ppo__explained_var": -0.1}, "the critic explains less"),
+    ({"ppo__explained_variance": -0.1}, "the critic explains less"),
   ],
 )
 def test_trap_16_each_alarm_rings_once(changes, sentence, capsys):

@@ -92,8 +92,10 @@ def test_the_planted_word_is_learned(stage, request):
   rows = tiny_runs.rows_of(folder)
   assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
   # KTO sees one answer at a time; chance is 0.5, its error 0.06.
-  assert info["heldout"]["pref/acc"] > (0.68 if stage == "kto_lora" else 0.8)
-  assert info["heldout"]["pref/margin"] > 0.0
+  assert info["heldout"]["preference/accuracy"] > (
+    0.68 if stage == "kto_lora" else 0.8
+  )
+  assert info["heldout"]["preference/margin"] > 0.0
   count = 60 * (1 + (stage == "kto_lora"))
   assert info["heldout_examples"] == count
   assert info["examples"] == 3 * count
@@ -103,11 +105,11 @@ def test_the_planted_word_is_learned(stage, request):
 def test_t11_t17_the_first_step_is_at_the_reference(dpo_full, kto_lora):
   """Log-ratios are 0 there: log 2 for DPO, half of the weights for KTO."""
   first = tiny_runs.rows_of(dpo_full)[0]
-  np.testing.assert_allclose(first["pref/loss"], np.log(2.0), atol=1e-5)
-  np.testing.assert_allclose(first["pref/margin"], 0.0, atol=1e-4)
+  np.testing.assert_allclose(first["preference/loss"], np.log(2.0), atol=1e-5)
+  np.testing.assert_allclose(first["preference/margin"], 0.0, atol=1e-4)
   first = tiny_runs.rows_of(kto_lora)[0]
-  np.testing.assert_allclose(first["pref/loss"], 0.5, atol=1e-5)
-  np.testing.assert_allclose(first["pref/kl"], 0.0, atol=1e-5)
+  np.testing.assert_allclose(first["preference/loss"], 0.5, atol=1e-5)
+  np.testing.assert_allclose(first["preference/kl"], 0.0, atol=1e-5)
 
 
 def loaded(files, name, mode, start):

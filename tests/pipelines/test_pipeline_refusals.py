@@ -68,9 +68,9 @@ def test_a_reward_model_near_chance_needs_force(
   shutil.copytree(reward_head, folder)
   info = stages.read_stage(folder)
   info["diagnosis"] |= {
-    "rm/accuracy": 0.54,
-    "rm/accuracy_low": 0.42,
-    "rm/accuracy_high": 0.66,
+    "reward_model/accuracy": 0.54,
+    "reward_model/accuracy_low": 0.42,
+    "reward_model/accuracy_high": 0.66,
   }
   guards = diagnostics.guard(info["diagnosis"], 100_000, 1.0)
   assert [level for level, _ in guards].count("refuse") == 1
@@ -80,7 +80,7 @@ def test_a_reward_model_near_chance_needs_force(
     load(config)
   config.force = True
   load(config)
-  assert "refuse: rm/accuracy=0.540" in capsys.readouterr().out
+  assert "refuse: reward_model/accuracy=0.540" in capsys.readouterr().out
 
 
 def test_a_reward_model_of_another_tokenizer(config, tmp_path):

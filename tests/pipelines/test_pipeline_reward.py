@@ -30,8 +30,8 @@ def loaded(files, folder, mode):
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_planted_word_is_learned(stage, request):
   info = stages.read_stage(request.getfixturevalue(stage))
-  assert info["diagnosis"]["rm/accuracy"] > 0.8
-  assert info["diagnosis"]["rm/pairs"] == 60  # a quarter of 240
+  assert info["diagnosis"]["reward_model/accuracy"] > 0.8
+  assert info["diagnosis"]["reward_model/pairs"] == 60  # a quarter of 240
   assert info["comparisons"] == 180
   assert not any(level == "refuse" for level, _ in info["guards"])
 
@@ -62,8 +62,10 @@ def test_t09_rankings_of_two_train_the_head_as_pairs_do(
   for found, expected in zip(
     tiny_runs.rows_of(folder), tiny_runs.rows_of(reward_head), strict=True
   ):
-    np.testing.assert_allclose(found["rm/loss"], expected["rm/loss"], rtol=1e-4)
-  assert found["rm/loss"] < 0.9 * np.log(2)
+    np.testing.assert_allclose(
+      found["reward_model/loss"], expected["reward_model/loss"], rtol=1e-4
+    )
+  assert found["reward_model/loss"] < 0.9 * np.log(2)
 
 
 def test_a_ranking_of_ties_is_refused(files):
@@ -187,5 +189,5 @@ def test_hh_transcripts(files, tmp_path, capsys):
   info = pipelines.run(config, tmp_path / "run")
   assert "1 prompts differ" in capsys.readouterr().out
   assert info["comparisons"] == 30
-  assert info["diagnosis"]["rm/accuracy"] > 0.8
+  assert info["diagnosis"]["reward_model/accuracy"] > 0.8
   assert info["normalisation"]["source"] == "training rows"

@@ -101,7 +101,7 @@ def test_t14_packing_changes_no_loss(files):
     pipelines.run(config, folder)
     found[pack] = (tiny_runs.rows_of(folder)[0], tiny_runs.saved_arrays(folder))
   (row, arrays), (packed_row, packed_arrays) = found[False], found[True]
-  for name in ("sft/loss", "sft/grad_norm"):
+  for name in ("sft/loss", "sft/gradient_norm"):
     np.testing.assert_allclose(packed_row[name], row[name], rtol=1e-5)
   for path, leaf in arrays.items():
     if "/mu/" in path:  # Adam's first moment is the gradient

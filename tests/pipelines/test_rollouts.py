@@ -178,7 +178,7 @@ def test_t20_trap_23_dapo_resumes_bit_for_bit(files, sft_lora, monkeypatch):
   assert max(row["group/rounds"] for row in rows) > 1
   for row in rows:
     assert row["ppo/first_ratio_error"] < 1e-4
-    assert row["group/zero_var_share"] == row["group/unfilled_share"]
+    assert row["group/zero_variance_share"] == row["group/unfilled_share"]
     if row["group/rounds"] < 6:
       assert row["group/unfilled_share"] == 0.0
   position = tiny_runs.saved_meta(whole, 5)["iterators"]["prompts"]["position"]

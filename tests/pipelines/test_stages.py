@@ -145,7 +145,7 @@ def rows_of(path, drop=("time", "sys/")):
     {
       k: v
       for k, v in row.items()
-      if not k.startswith(drop) and k != "rollout/tok_per_s"
+      if not k.startswith(drop) and k != "rollout/tokens_per_second"
     }
     for row in rows
   ]

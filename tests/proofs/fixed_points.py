@@ -82,7 +82,7 @@ def in_loss(kind: str, group_size: int, beta: float, **kwargs) -> grpo.Config:
 def methods(beta: float) -> list[Method]:
   """Returns the rows of the table for one KL coefficient."""
   free = {"kl_loss": "none", "kl_loss_coefficient": 0.0}
-  centred = {"scale_advantages": False}
+  centred = {"scales_advantages": False}
   return [
     Method("ppo", ppo, ppo.Config(), beta),
     Method("reinforce", reinforce, reinforce.Config(), beta),

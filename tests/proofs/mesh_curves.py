@@ -21,9 +21,9 @@ MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4))
 TOLERANCE = 1e-5  # of max(1, |loss|)
 LOSSES = {
   "sft": ("sft/loss",),
-  "reward": ("rm/loss",),
-  "preference": ("pref/loss", "pref/margin"),
-  "policy": ("ppo/loss_pi", "ppo/loss_v", "rollout/kl_k1_sum"),
+  "reward": ("reward_model/loss",),
+  "preference": ("preference/loss", "preference/margin"),
+  "policy": ("ppo/policy_loss", "ppo/value_loss", "rollout/kl_k1_sum"),
   "evaluation": ("proxy_before", "proxy_after", "kl_nats", "length_after"),
 }
 

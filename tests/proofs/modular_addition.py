@@ -233,7 +233,7 @@ def train(
     before = pass_at_1(true, folder / "sft")
     after = pass_at_1(true, where)
   lines = (where / "metrics.jsonl").read_text().splitlines()
-  flat = [json.loads(line)["group/zero_var_share"] for line in lines]
+  flat = [json.loads(line)["group/zero_variance_share"] for line in lines]
   share = float(np.mean(flat[:10])), float(np.mean(flat[-10:]))
   return Found((before, after), share)
 

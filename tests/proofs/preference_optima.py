@@ -162,7 +162,7 @@ def tilt(bandit: Bandit) -> np.ndarray:
 def cases() -> list[Case]:
   """Returns the rows of the table that are trained on comparisons."""
   smooth = dpo.Config(beta=BETA, label_smoothing=FLIPS)
-  robust = dataclasses.replace(smooth, robust=True)
+  robust = dataclasses.replace(smooth, is_robust=True)
   fit, flat = functools.partial, targets.uniform
   no_margin = simpo.Config(beta=BETA, margin_ratio=0.0)
   no_likelihood = cpo.Config(beta=BETA, nll_weight=0.0)

@@ -149,7 +149,7 @@ def test_a6_adaptive_kl_settles_at_its_target():
   )
   kl = np.asarray(metrics["rollout/kl_k1_sum"])
   settled = kl[600:]
-  beta = np.asarray(metrics["ppo/beta"])
+  beta = np.asarray(metrics["ppo/kl_coefficient"])
   assert abs(settled.mean() - 3.0) < 0.3
   assert settled.std() < 1.0
   assert beta[600:].mean() > 2 * beta[0]

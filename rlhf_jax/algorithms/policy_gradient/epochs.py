@@ -75,7 +75,7 @@ def run_epochs(
   Args:
     step: (state, minibatch, part of extra) -> (state, metrics); the metrics
       have those of accumulate.take_step, and where kl_limit is set
-      "ppo/approx_kl".
+      "ppo/approximate_kl".
     state: before the first step.
     rollout: all leaves [rows, ...], see `token_fields`.
     extra: leaves [minibatches, ...], the same parts in every epoch, or None.
@@ -111,9 +111,9 @@ def run_epochs(
   def guarded_epoch(carry: tuple[TrainState, Array], order: Array):
     state, is_stopped = carry
     _, shapes = jax.eval_shape(epoch, state, order)
-    if "ppo/approx_kl" not in shapes:
+    if "ppo/approximate_kl" not in shapes:
       raise ValueError(
-        f"update_kl_limit={kl_limit}: the loss reports no ppo/approx_kl "
+        f"update_kl_limit={kl_limit}: the loss reports no ppo/approximate_kl "
         "to compare it with. Report it (objectives.ratio_metrics), or set None."
       )
     blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -124,7 +124,7 @@ def run_epochs(
       state,
       order,
     )
-    is_over = jnp.mean(metrics["ppo/approx_kl"]) > kl_limit
+    is_over = jnp.mean(metrics["ppo/approximate_kl"]) > kl_limit
     return (state, is_stopped | is_over), metrics
 
   (state, _), metrics = jax.lax.scan(

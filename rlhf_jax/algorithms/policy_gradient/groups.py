@@ -116,14 +116,14 @@ def metrics(
   Metrics:
     group/std: mean deviation (n - 1) of the score within a group. Towards 0
       is bad: nothing to learn from.
-    group/zero_var_share: groups of equal scores. Towards 1 is bad.
-    group/adv_std: of advantages over answers' tokens. Towards 0 is bad.
+    group/zero_variance_share: groups of equal scores. Towards 1 is bad.
+    group/advantage_std: of advantages over answers' tokens. Towards 0 is bad.
     group/pass1, group/passG: share of answers, and of groups with an answer,
       whose score is above `correct_above`; absent when that is None. Falling
       is bad; passG that falls while pass1 rises is a loss of diversity.
 
   Args:
-    rollout: unpacked, with score; with advantages for group/adv_std.
+    rollout: unpacked, with score; with advantages for group/advantage_std.
     group_size: G.
     correct_above: a score above it is a correct answer.
   """
@@ -134,11 +134,11 @@ def metrics(
   deviation = deviations(score, weights, group_size)
   found = {
     "group/std": ops.masked_mean(split(deviation, group_size)[:, 0], counts),
-    "group/zero_var_share": ops.masked_mean(flat, counts),
+    "group/zero_variance_share": ops.masked_mean(flat, counts),
   }
   if rollout.advantages is not None:
     variance = ops.masked_variance(rollout.advantages, rollout.response_mask)
-    found["group/adv_std"] = jnp.sqrt(variance)
+    found["group/advantage_std"] = jnp.sqrt(variance)
   if correct_above is not None:
     is_correct = (score > correct_above) * weights
     any_correct = jnp.max(split(is_correct, group_size), axis=1)

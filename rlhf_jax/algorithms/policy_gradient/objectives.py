@@ -80,11 +80,11 @@ def ratio_metrics(
   """Returns what to watch in the importance ratio, over tokens.
 
   Metrics:
-    ppo/clipfrac_hi: A > 0 and rho > 1 + e_high: no gradient under
+    ppo/clip_fraction_high: A > 0 and rho > 1 + e_high: no gradient under
       "ppo". Above 0.2 is bad.
-    ppo/clipfrac_lo: A < 0 and rho < 1 - e_low: no gradient under
+    ppo/clip_fraction_low: A < 0 and rho < 1 - e_low: no gradient under
       "ppo". Above 0.2 is bad.
-    ppo/approx_kl: k3 estimate of KL(p_old || p), nats. Up is bad.
+    ppo/approximate_kl: k3 estimate of KL(p_old || p), nats. Up is bad.
     ppo/ratio_mean: 1 in expectation. Far from 1 is bad.
     ppo/ratio_max: up is bad.
     ppo/ratio_error_max: max |rho - 1|. Not ~0 before the first step is a bug.
@@ -106,9 +106,9 @@ def ratio_metrics(
     return ops.masked_mean(x, mask, tokens)
 
   return {
-    "ppo/clipfrac_hi": mean(is_over * 1.0),
-    "ppo/clipfrac_lo": mean(is_under * 1.0),
-    "ppo/approx_kl": mean(jnp.expm1(log_ratio) - log_ratio),
+    "ppo/clip_fraction_high": mean(is_over * 1.0),
+    "ppo/clip_fraction_low": mean(is_under * 1.0),
+    "ppo/approximate_kl": mean(jnp.expm1(log_ratio) - log_ratio),
     "ppo/ratio_mean": mean(ratio),
     "ppo/ratio_max": jnp.max(ratio),
     "ppo/ratio_error_max": jnp.max(jnp.abs(jnp.expm1(log_ratio))),
@@ -134,7 +134,7 @@ def gspo(
 ) -> tuple[Array, Metrics]:
   """Returns the clipped surrogate of the ratio of each answer.
 
-  Metrics: ppo/clipfrac_hi, ppo/clipfrac_lo, ppo/ratio_mean and
+  Metrics: ppo/clip_fraction_high, ppo/clip_fraction_low, ppo/ratio_mean and
   ppo/ratio_max are of the ratio of answers, in place of that of tokens.
   """
   mean = aggregate.sequence_means(log_ratio, rows.mask, rows.segment_ids)
@@ -143,7 +143,7 @@ def gspo(
   found = ratio_metrics(
     log_ratio, advantages, rows.mask, rows.tokens, **_clip_of(config)
   )
-  del found["ppo/approx_kl"], found["ppo/ratio_error_max"]
+  del found["ppo/approximate_kl"], found["ppo/ratio_error_max"]
   return ppo(log_ratio, advantages, config), found
 
 

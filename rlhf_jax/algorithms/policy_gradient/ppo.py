@@ -47,7 +47,7 @@ class Config:
   discount: float = 1.0  # gamma of later rewards; no discount in Ouyang 2022
   gae_lambda: float = 0.95  # lambda of GAE: 0 trusts the critic, 1 the returns;
   # Ziegler 2019
-  whiten_advantages: bool = True  # over the whole rollout, before minibatches
+  whitens_advantages: bool = True  # over the whole rollout, before minibatches
   ptx_coefficient: float = 0.0  # gamma_ptx, weight of the text in section ptx;
   # 27.8 in Ouyang 2022
   aggregation: str = "token-mean"  # how token losses are averaged, aggregate.py
@@ -151,7 +151,7 @@ def advantages(rollout: Rollout, config: Config) -> Rollout:
     gae_lambda=config.gae_lambda,
   )
   returns = estimate + ops.neutral(rollout.values, mask)
-  if config.whiten_advantages:
+  if config.whitens_advantages:
     estimate = ops.whiten(estimate, mask)
   return rollout.replace(advantages=estimate, returns=returns)
 
@@ -180,8 +180,8 @@ def value_loss(
   """Returns the clipped value loss, a contribution to the mean over tokens.
 
   Metrics:
-    ppo/loss_v: up is bad.
-    ppo/vf_clipfrac: tokens where the clip is active. Above 0.5 for
+    ppo/value_loss: up is bad.
+    ppo/value_clip_fraction: tokens where the clip is active. Above 0.5 for
       long is bad: value_clip is too small for the scale of the returns.
 
   Args:
@@ -204,7 +204,7 @@ def value_loss(
     clip_share = ops.masked_mean(is_active * 1.0, mask, tokens)
     losses = jnp.maximum(losses, clipped_losses)
   value = 0.5 * ops.masked_mean(losses, mask, tokens)
-  return value, {"ppo/loss_v": value, "ppo/vf_clipfrac": clip_share}
+  return value, {"ppo/value_loss": value, "ppo/value_clip_fraction": clip_share}
 
 
 def loss(
@@ -222,7 +222,7 @@ def loss(
   count segments.
 
   Metrics: those of objectives.evaluate and `value_loss`, and
-    ppo/loss_pi: no bad direction by itself; not comparable across steps.
+    ppo/policy_loss: no bad direction by itself; not comparable across steps.
     ppo/entropy: nats per token. Towards 0 is bad.
 
   Args:
@@ -273,7 +273,7 @@ def loss(
   )
   policy = average(importance.weighted(losses, rollout))
   metrics |= value_metrics | {
-    "ppo/loss_pi": policy,
+    "ppo/policy_loss": policy,
     "ppo/entropy": ops.masked_mean(entropies, mask, tokens),
   }
   total = policy + config.value_coefficient * value

@@ -9,7 +9,7 @@ rollout. With the KL in the reward (the form without groups) it scales reward
 and KL alike and leaves the optimum p_ref exp(r / beta) / Z where it is. With
 the KL in the loss (kl_loss="k2", the form with groups) the division by the
 deviation s makes the effective coefficient beta s, and s moves with the policy;
-scale_advantages=False only takes the mean away. The paper clips rewards at 10:
+scales_advantages=False only takes the mean away. The paper clips rewards at 10:
 shaping.clip.
 """
 
@@ -31,7 +31,7 @@ class Config(surrogate.Config):
   group_size: int | None = None  # G = generate.num_samples of the -baseline
   # form; None: no groups
   discount: float = 1.0  # gamma of later rewards, in the form without groups
-  scale_advantages: bool = True  # divide by the deviation over all tokens
+  scales_advantages: bool = True  # divide by the deviation over all tokens
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -67,7 +67,7 @@ def advantages(rollout: Rollout, config: Config) -> Rollout:
       returns.of_sequence(rollout), returns.exists(rollout), config.group_size
     )
     earned = returns.spread(difference, mask)
-  if config.scale_advantages:
+  if config.scales_advantages:
     earned = ops.whiten(earned, mask)
   else:
     earned = jnp.where(mask > 0, earned - ops.masked_mean(earned, mask), 0.0)

@@ -202,7 +202,7 @@ def _raw_score(
   metrics = {
     "reward/raw": ops.masked_mean(score, kept),
     "reward/missing_eos": ops.masked_mean(penalised - score, kept),
-    "reward/length_pen": ops.masked_mean(length_term, kept),
+    "reward/length_penalty": ops.masked_mean(length_term, kept),
     "reward/kept_share": ops.masked_mean(kept, exists),
   }
   return penalised + length_term, kept, metrics
@@ -251,12 +251,12 @@ def shape_rewards(
     reward/kl_term: mean of -beta KL per answer. Far below 0 is bad.
     reward/total: shaped + kl_term, the objective. Falling is bad.
     reward/missing_eos: mean change by that rule. Far below 0 is bad.
-    reward/length_pen: mean change by length. Far below 0 is bad.
+    reward/length_penalty: mean change by length. Far below 0 is bad.
     reward/kept_share: answers not masked. Down is bad: wasted samples.
     reward/clip_share: scores beyond the clip. Up is bad: differences lost.
     reward/running_mean, reward/running_std: of penalised scores. A std
       towards 0 is bad: nothing to learn from.
-    ppo/beta: beta as used. No bad direction.
+    ppo/kl_coefficient: beta as used. No bad direction.
 
   Args:
     rollout: unpacked, with score and reference_logprobs.
@@ -300,7 +300,7 @@ def shape_rewards(
     "reward/clip_share": clip_share,
     "reward/running_mean": moments.mean,
     "reward/running_std": standard_deviation(moments),
-    "ppo/beta": jnp.asarray(kl_coefficient, jnp.float32),
+    "ppo/kl_coefficient": jnp.asarray(kl_coefficient, jnp.float32),
   }
   return rollout.replace(rewards=rewards, response_mask=mask), moments, metrics
 
@@ -317,7 +317,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
     rollout/kl_k3_sum: the same KL, never negative, heavy tail. Up is bad.
     rollout/kl_per_token: k1 per token. Up is drift.
     rollout/entropy: -log p of the samples, nats per token. Towards 0 is bad.
-    rollout/len_mean, rollout/len_p95: tokens. Up, win rate flat, is bad.
+    rollout/length_mean, rollout/length_p95: tokens. Up, win rate flat, is bad.
     rollout/eos_share: answers that ended by themselves. Below 0.5 is bad.
 
   Args:
@@ -342,8 +342,8 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
     "rollout/kl_k3_sum": jnp.sum(k3) / answers,
     "rollout/kl_per_token": jnp.sum(k1) / jnp.maximum(jnp.sum(mask), 1.0),
     "rollout/entropy": ops.masked_mean(-behaviour, mask),
-    "rollout/len_mean": ops.masked_mean(lengths, exists),
-    "rollout/len_p95": jnp.percentile(lengths, 95.0),
+    "rollout/length_mean": ops.masked_mean(lengths, exists),
+    "rollout/length_p95": jnp.percentile(lengths, 95.0),
     "rollout/eos_share": ops.masked_mean(
       (rollout.finish_reason != FINISH_LENGTH) * 1.0, exists
     ),

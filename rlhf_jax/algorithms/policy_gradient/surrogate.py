@@ -17,7 +17,7 @@ p_ref / (lambda - r); that of k1 is 0, which is refused. Over several tokens a
 KL per token in the loss ignores what a token does to later KL: the KL in the
 reward (shaping.py) has no such bias and is the default where a paper does not
 say otherwise. rho in front of K keeps these gradients after the first step;
-kl_loss_ratio=False drops it, as the first GRPO did. w are the weights of
+has_kl_loss_ratio=False drops it, as the first GRPO did. w are the weights of
 importance.py.
 
 Left out: clamping of K, which biases it (but for |log p_ref - log p| at most 20
@@ -52,7 +52,9 @@ class Config:
   dual_clip: float | None = None  # c > 1: loss <= c |A| where A < 0; 3 in verl
   kl_loss: str = "none"  # K, estimate of the KL to the reference in the loss
   kl_loss_coefficient: float = 0.0  # beta_l; > 0 with, and only with, a kl_loss
-  kl_loss_ratio: bool = True  # the importance ratio in front of K; False: the
+  has_kl_loss_ratio: bool = (
+    True  # the importance ratio in front of K; False: the
+  )
   # first GRPO
   entropy_coefficient: float = 0.0  # c_e, weight of the entropy bonus
   aggregation: str = "token-mean"  # how token losses are averaged, aggregate.py
@@ -152,8 +154,8 @@ def loss(
   """Returns the loss of some rows, as a contribution to a minibatch's.
 
   Metrics: those of objectives.evaluate, and
-    ppo/loss_pi: no bad direction by itself; not comparable across steps.
-    ppo/loss_kl: mean of rho K, before its coefficient; present with a
+    ppo/policy_loss: no bad direction by itself; not comparable across steps.
+    ppo/kl_loss: mean of rho K, before its coefficient; present with a
       kl_loss. Up is drift.
     ppo/entropy: nats per token. Towards 0 is bad.
 
@@ -201,17 +203,17 @@ def loss(
   )
   total = average(importance.weighted(losses, rollout))
   metrics |= {
-    "ppo/loss_pi": total,
+    "ppo/policy_loss": total,
     "ppo/entropy": ops.masked_mean(entropies, mask, tokens),
   }
   if config.kl_loss != "none":
     penalty = kl_penalty(
       logprobs, rollout.reference_logprobs, mask, config.kl_loss
     )
-    if config.kl_loss_ratio:
+    if config.has_kl_loss_ratio:
       penalty = penalty * jax.lax.stop_gradient(jnp.exp(log_ratio))
     penalty = average(importance.weighted(penalty, rollout))
-    metrics["ppo/loss_kl"] = penalty
+    metrics["ppo/kl_loss"] = penalty
     total = total + config.kl_loss_coefficient * penalty
   if config.entropy_coefficient > 0.0:
     total = total - config.entropy_coefficient * average(entropies)

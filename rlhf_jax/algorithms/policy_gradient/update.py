@@ -17,11 +17,11 @@ policy-gradient method, so that curves of two methods share an axis.
     Above 1e-4 is a bug: sampler and trainer disagree (METHODS N11).
   ppo/first_clip_fraction: on the same minibatch. Above 0 is a bug. (These two
     where the loss reports those of objectives.ratio_metrics.)
-  ppo/grad_norm: of all weights, before clipping. Sudden growth is bad.
-  ppo/grad_norm_pi, ppo/grad_norm_v: of params["policy"],
+  ppo/gradient_norm: of all weights, before clipping. Sudden growth is bad.
+  ppo/gradient_norm_policy, ppo/gradient_norm_value: of params["policy"],
     without the ptx term, and of params["value"]. Sudden growth is bad.
-  ppo/loss_ptx: nats per token of pre-training text. Up is bad: forgetting.
-  ppo/grad_norm_ptx_ratio: norm of the weighted ptx gradient over that of
+  ppo/ptx_loss: nats per token of pre-training text. Up is bad: forgetting.
+  ppo/gradient_norm_ptx_ratio: norm of the weighted ptx gradient over that of
     the rest. Far above 1 is bad: the reward is not being learnt.
   ppo/epochs: epochs run. Below the set number, the KL limit was hit.
   sys/skipped_updates: steps refused as not finite. Above 0 is bad.
@@ -63,9 +63,15 @@ from rlhf_jax.types import (
 # Of the first minibatch, where the loss reports the metrics they are sums of.
 FIRST = {
   "ppo/first_ratio_error": ("ppo/ratio_error_max",),
-  "ppo/first_clip_fraction": ("ppo/clipfrac_hi", "ppo/clipfrac_lo"),
+  "ppo/first_clip_fraction": (
+    "ppo/clip_fraction_high",
+    "ppo/clip_fraction_low",
+  ),
 }
-GRAD_NORMS = {"policy": "ppo/grad_norm_pi", "value": "ppo/grad_norm_v"}
+GRADIENT_NORMS = {
+  "policy": "ppo/gradient_norm_policy",
+  "value": "ppo/gradient_norm_value",
+}
 
 
 def explained_variance(rollout: Rollout) -> Array:
@@ -86,8 +92,8 @@ def critic_metrics(rollout: Rollout) -> Metrics:
   """Returns what the critic of the rollout was worth, before any step.
 
   Metrics:
-    ppo/explained_var: down is bad; below 0 after 50 steps is an alarm.
-    ppo/adv_mean_raw, ppo/adv_std_raw: of advantages before
+    ppo/explained_variance: down is bad; below 0 after 50 steps is an alarm.
+    ppo/advantage_mean_raw, ppo/advantage_std_raw: of advantages before
       whitening. A mean far from 0 is a biased critic; a std towards 0 leaves
       noise to whiten.
 
@@ -99,9 +105,9 @@ def critic_metrics(rollout: Rollout) -> Metrics:
   mask = rollout.response_mask
   raw = ops.neutral(rollout.returns, mask) - ops.neutral(rollout.values, mask)
   return {
-    "ppo/explained_var": explained_variance(rollout),
-    "ppo/adv_mean_raw": ops.masked_mean(raw, mask),
-    "ppo/adv_std_raw": jnp.sqrt(ops.masked_variance(raw, mask)),
+    "ppo/explained_variance": explained_variance(rollout),
+    "ppo/advantage_mean_raw": ops.masked_mean(raw, mask),
+    "ppo/advantage_std_raw": jnp.sqrt(ops.masked_variance(raw, mask)),
   }
 
 
@@ -161,7 +167,7 @@ def _step(
     frozen,
     denominators(minibatch),
   )
-  for key, name in GRAD_NORMS.items():
+  for key, name in GRADIENT_NORMS.items():
     if key in grads:
       metrics[name] = accumulate.global_norm(grads[key])
   if ptx_part is not None:
@@ -170,7 +176,7 @@ def _step(
     metrics |= ptx_metrics
   tokens = jnp.sum(minibatch.response_mask)
   state, flags = accumulate.take_step(
-    state, grads, loss, optimizer, tokens, "ppo/grad_norm"
+    state, grads, loss, optimizer, tokens, "ppo/gradient_norm"
   )
   return state, metrics | flags
 
@@ -291,7 +297,7 @@ def _add_ptx(
     accumulate.global_norm(grads), 1e-20
   )
   total = jax.tree.map(jnp.add, grads, ptx_grads)
-  metrics = {"ppo/loss_ptx": ptx_loss, "ppo/grad_norm_ptx_ratio": ratio}
+  metrics = {"ppo/ptx_loss": ptx_loss, "ppo/gradient_norm_ptx_ratio": ratio}
   return total, ptx_loss, metrics
 
 
@@ -310,10 +316,10 @@ def value_update(
 
   Value pre-training before the first policy update (METHODS 4.5; Zheng et al.
   2023, arXiv:2307.04964). The loss is not clipped: old values are what is
-  being replaced. Stop when ppo/explained_var of fresh rollouts stops
+  being replaced. Stop when ppo/explained_variance of fresh rollouts stops
   rising.
 
-  Metrics: ppo/loss_v, ppo/grad_norm_v, sys/skipped_updates,
+  Metrics: ppo/value_loss, ppo/gradient_norm_value, sys/skipped_updates,
   ppo/epochs and `critic_metrics`, with the meanings given there and in
   `update`.
 
@@ -343,7 +349,7 @@ def value_update(
     value, _ = ppo.value_loss(
       values, rows.values, rows.returns, mask, tokens, None
     )
-    return value, {"ppo/loss_v": value}
+    return value, {"ppo/value_loss": value}
 
   def step(state: TrainState, minibatch: Rollout, extra: None):
     del extra
@@ -357,7 +363,7 @@ def value_update(
       tokens,
     )
     state, flags = accumulate.take_step(
-      state, grads, loss, optimizer, tokens, "ppo/grad_norm_v"
+      state, grads, loss, optimizer, tokens, "ppo/gradient_norm_value"
     )
     return state, metrics | flags
 

@@ -45,7 +45,7 @@ def loss(
   """Returns [B] losses in nats, and metrics (see pairs.metrics).
 
   The scores of the metrics are beta log pi. Beside those:
-    pref/nll: of the preferred answer, as config.nll says. Up is bad.
+    preference/nll: of the preferred answer, as config.nll says. Up is bad.
 
   Args:
     logprobs: [B, 2, L] float32, of the policy.
@@ -66,5 +66,5 @@ def loss(
   likelihood = NLL[config.nll](logprobs, batch)
   nll = -pairs.mixed(batch.label, likelihood[:, 0], likelihood[:, 1])
   found = pairs.metrics(rewards, logprobs, batch)
-  found["pref/nll"] = (nll, jnp.ones_like(nll))
+  found["preference/nll"] = (nll, jnp.ones_like(nll))
   return preference + config.nll_weight * nll, found

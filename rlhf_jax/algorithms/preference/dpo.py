@@ -6,8 +6,8 @@
   link "logistic"        l(x) = -log s(x)          Rafailov et al. 2023, eq. 7
   link "hinge"           l(x) = max(0, 1 - x)      SLiC-HF, Zhao et al. 2023
   label_smoothing e      p = label (1 - e) + (1 - label) e      cDPO
-  and robust             p = (label - e) / (1 - 2 e)            robust DPO
-  length_normalised   each log-ratio over its number of tokens (Tulu 3)
+  and is_robust          p = (label - e) / (1 - 2 e)            robust DPO
+  is_length_normalised   each log-ratio over its number of tokens (Tulu 3)
 
 arXiv:2305.18290, 2305.10425, 2403.00409, 2411.15124; cDPO: Mitchell 2023, "A
 note on DPO with noisy preferences & relationship to IPO".
@@ -42,8 +42,10 @@ class Config:
   beta: float = 0.1  # strength of the reference; 0.5 for TL;DR in the paper
   link: str = "logistic"  # loss of a margin: -log s(x), or max(0, 1 - x), SLiC
   label_smoothing: float = 0.0  # epsilon, the assumed share of flipped labels
-  robust: bool = False  # debias by epsilon instead of smoothing
-  length_normalised: bool = False  # log-ratios over their tokens; Tulu 3, there
+  is_robust: bool = False  # debias by epsilon instead of smoothing
+  is_length_normalised: bool = (
+    False  # log-ratios over their tokens; Tulu 3, there
+  )
   # with beta=5
 
   def __post_init__(self) -> None:
@@ -62,7 +64,7 @@ class Config:
 def target(label: Array, config: Config) -> Array:
   """Returns [B], the weight of "0 beats 1"; outside [0, 1] when robust."""
   epsilon = config.label_smoothing
-  if config.robust:
+  if config.is_robust:
     return (label - epsilon) / (1.0 - 2.0 * epsilon)
   return label * (1.0 - epsilon) + (1.0 - label) * epsilon
 
@@ -82,7 +84,7 @@ def loss(
   """
   pairs.check_pair(batch, "dpo")
   rewards = config.beta * pairs.log_ratios(
-    logprobs, batch, is_average=config.length_normalised
+    logprobs, batch, is_average=config.is_length_normalised
   )
   margin = rewards[:, 0] - rewards[:, 1]
   link = LINKS[config.link]

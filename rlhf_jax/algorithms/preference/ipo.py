@@ -8,7 +8,7 @@ function only: the target of h is finite, so tau keeps its meaning where
 labels are certain. The optimum is h = (2 p - 1) / (2 tau) for each pair, where
 some policy has these differences, and their least-squares fit else.
 
-h is a sum over tokens, as in the paper. `length_normalised` divides each
+h is a sum over tokens, as in the paper. `is_length_normalised` divides each
 log-ratio by its number of tokens first, which is what the authors run (by
 their word to the TRL project); tau is then per token, about 0.1, and 0.01 to
 1 otherwise.
@@ -29,7 +29,7 @@ class Config:
   """Settings of IPO."""
 
   tau: float = 0.1  # strength of the reference: the margin aims at 1 / (2 tau)
-  length_normalised: bool = False  # h of averages over tokens, not of sums
+  is_length_normalised: bool = False  # h of averages over tokens, not of sums
 
   def __post_init__(self) -> None:
     pairs.check_positive(tau=self.tau)
@@ -50,7 +50,7 @@ def loss(
   """
   pairs.check_pair(batch, "ipo")
   ratios = pairs.log_ratios(
-    logprobs, batch, is_average=config.length_normalised
+    logprobs, batch, is_average=config.is_length_normalised
   )
   h = ratios[:, 0] - ratios[:, 1]
   goal = 1.0 / (2.0 * config.tau)

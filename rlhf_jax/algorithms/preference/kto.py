@@ -94,15 +94,15 @@ def loss(
   """Returns [B] losses in [0, lambda], and metrics.
 
   Metrics:
-    pref/acc: share of answers on the right side of z. Down is bad.
-    pref/margin: beta (u - z) for desirable, beta (z - u) for undesirable
+    preference/accuracy: share of answers on the right side of z. Down is bad.
+    preference/margin: beta (u - z) for desirable, beta (z - u) for undesirable
       ones. Below 0 is bad.
-    pref/kl: z in nats. Growth without end is bad.
-    pref/reward_w, pref/logp_w,
-      pref/tokens_w: of desirable answers: beta u, nats an answer,
+    preference/kl: z in nats. Growth without end is bad.
+    preference/reward_chosen, preference/logprob_chosen,
+      preference/tokens_chosen: of desirable answers: beta u, nats an answer,
       tokens.
-    pref/reward_l, pref/logp_l,
-      pref/tokens_l: of undesirable ones. Both rewards falling is
+    preference/reward_rejected, preference/logprob_rejected,
+      preference/tokens_rejected: of undesirable ones. Both rewards falling is
       bad.
 
   Args:
@@ -130,12 +130,15 @@ def loss(
   everything = jnp.ones_like(u)
   margin = jnp.where(liked > 0.5, gain, -gain)
   found = {
-    "pref/acc": ((margin > 0).astype(jnp.float32), everything),
-    "pref/margin": (margin, everything),
-    "pref/kl": (z, everything),
+    "preference/accuracy": ((margin > 0).astype(jnp.float32), everything),
+    "preference/margin": (margin, everything),
+    "preference/kl": (z, everything),
   }
-  for side, rows in (("w", liked), ("l", 1.0 - liked)):
-    found[f"pref/reward_{side}"] = (config.beta * u, rows)
-    found[f"pref/logp_{side}"] = (pairs.sums(logprobs, batch)[:, 0], rows)
-    found[f"pref/tokens_{side}"] = (pairs.lengths(batch)[:, 0], rows)
+  for side, rows in (("chosen", liked), ("rejected", 1.0 - liked)):
+    found[f"preference/reward_{side}"] = (config.beta * u, rows)
+    found[f"preference/logprob_{side}"] = (
+      pairs.sums(logprobs, batch)[:, 0],
+      rows,
+    )
+    found[f"preference/tokens_{side}"] = (pairs.lengths(batch)[:, 0], rows)
   return losses, found

@@ -58,7 +58,7 @@ def loss(
   """Returns [B] losses in nats, and metrics (see pairs.metrics).
 
   The scores of the metrics are the log odds. Beside those:
-    pref/nll: nats a token of the preferred answer. Up is bad.
+    preference/nll: nats a token of the preferred answer. Up is bad.
 
   Args:
     logprobs: [B, 2, L] float32, of the policy.
@@ -77,5 +77,5 @@ def loss(
     batch.label, -jax.nn.log_sigmoid(margin), -jax.nn.log_sigmoid(-margin)
   )
   found = pairs.metrics(odds, logprobs, batch)
-  found["pref/nll"] = (nll, jnp.ones_like(nll))
+  found["preference/nll"] = (nll, jnp.ones_like(nll))
   return nll + config.odds_weight * preference, found

@@ -104,16 +104,16 @@ def metrics(scores: Array, logprobs: Array, batch: PreferenceBatch) -> Counted:
   """Returns what every pairwise loss reports; ties do not count.
 
   Metrics:
-    pref/acc: share of pairs that the scores order as labelled. Down
+    preference/accuracy: share of pairs that the scores order as labelled. Down
       is bad.
-    pref/margin: score of the better minus score of the worse. Below 0
+    preference/margin: score of the better minus score of the worse. Below 0
       is bad.
-    pref/reward_w, pref/reward_l: the two scores. Both
+    preference/reward_chosen, preference/reward_rejected: the two scores. Both
       falling is likelihood displacement: the preferred answers become unlikely
       too.
-    pref/logp_w, pref/logp_l: nats an answer, of
+    preference/logprob_chosen, preference/logprob_rejected: nats an answer, of
       the policy. As above.
-    pref/tokens_w, pref/tokens_l: a constant gap is
+    preference/tokens_chosen, preference/tokens_rejected: a constant gap is
       a length bias of the data.
 
   Args:
@@ -133,10 +133,16 @@ def metrics(scores: Array, logprobs: Array, batch: PreferenceBatch) -> Counted:
   rows = {}
   for name, x in (
     ("reward", scores),
-    ("logp", sums(logprobs, batch)),
+    ("logprob", sums(logprobs, batch)),
     ("tokens", lengths(batch)),
   ):
-    rows[f"pref/{name}_w"], rows[f"pref/{name}_l"] = better_and_worse(x)
-  rows["pref/margin"] = rows["pref/reward_w"] - rows["pref/reward_l"]
-  rows["pref/acc"] = (rows["pref/margin"] > 0).astype(jnp.float32)
+    rows[f"preference/{name}_chosen"], rows[f"preference/{name}_rejected"] = (
+      better_and_worse(x)
+    )
+  rows["preference/margin"] = (
+    rows["preference/reward_chosen"] - rows["preference/reward_rejected"]
+  )
+  rows["preference/accuracy"] = (rows["preference/margin"] > 0).astype(
+    jnp.float32
+  )
   return {name: (x, decided) for name, x in rows.items()}

@@ -130,7 +130,7 @@ def totals(losses: Array, metrics: Counted, batch: PreferenceBatch) -> Metrics:
     metrics: name -> (x [B], rows [B]).
     batch: whose weights count.
   """
-  found = {"pref/loss": (losses, jnp.ones_like(losses))} | metrics
+  found = {"preference/loss": (losses, jnp.ones_like(losses))} | metrics
   sums = {}
   for name, (x, rows) in found.items():
     sums[name] = _weighted_sum(jnp.where(rows > 0, x * rows, 0.0), batch.weight)
@@ -190,8 +190,8 @@ def update(
   train. `rng` is unused (there is no dropout): all updates share a signature.
 
   Metrics: those of the method, and
-    pref/loss: mean over the batch. Up is bad.
-    pref/grad_norm: before clipping. Sudden growth is bad.
+    preference/loss: mean over the batch. Up is bad.
+    preference/gradient_norm: before clipping. Sudden growth is bad.
     sys/skipped_updates: 1 if the step was refused as not finite. Bad.
 
   Args:
@@ -224,7 +224,7 @@ def update(
     logprobs = _logprobs(apply, params, frozen, microbatch)
     losses, metrics = algorithm.loss(logprobs, microbatch, algorithm_config)
     sums = totals(losses, metrics, microbatch)
-    return sums["pref/loss"] / weight, sums
+    return sums["preference/loss"] / weight, sums
 
   grads, value, sums = accumulate(
     contribution,
@@ -236,7 +236,7 @@ def update(
   )
   state, report = apply_gradients(state, grads, optimizer, jnp.isfinite(value))
   metrics = means(sums) | {
-    "pref/grad_norm": report.grad_norm,
+    "preference/gradient_norm": report.gradient_norm,
     "sys/skipped_updates": 1.0 - report.applied,
   }
   return state, metrics
