@@ -7,12 +7,43 @@ proofs, which train for long, turn that off again (tests/proofs/conftest.py).
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-_FLAG = "--xla_force_host_platform_device_count=8"
-if _FLAG not in os.environ.get("XLA_FLAGS", ""):
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}"
+FLAGS = (
+  "--xla_force_host_platform_device_count=8",
+  "--xla_cpu_use_fusion_emitters=false",  # compiles in two thirds of the time
+)
+for flag in FLAGS:
+  if flag not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
 
 import jax  # noqa: E402  (after the environment is set)
+from xdist.scheduler import LoadFileScheduling  # noqa: E402
 
+jax.config.update("jax_traceback_in_locations_limit", 0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_threefry_partitionable", True)
 jax.config.update("jax_disable_most_optimizations", True)
+
+# Their PPO runs take longer than their tests: one worker has all of them.
+SHARE_RUNS = tuple(
+  f"tests/pipelines/test_{name}.py"
+  for name in (
+    "any_step",
+    "further_policy",
+    "old_runs",
+    "pipeline_policy",
+    "pipeline_resume",
+    "pipeline_sharded",
+  )
+)
+
+
+class Scheduling(LoadFileScheduling):
+  """Whole files to a worker, and those that share runs to the same one."""
+
+  def _split_scope(self, nodeid):
+    file = super()._split_scope(nodeid)
+    return "finished runs" if file in SHARE_RUNS else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+  return Scheduling(config, log)
