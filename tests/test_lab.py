@@ -18,7 +18,6 @@ from rlhf_jax import generate, lab, pipelines
 from rlhf_jax.algorithms import reward, sft
 from rlhf_jax.algorithms.policy_gradient import (
   dapo,
-  epochs,
   grpo,
   ppo,
   remax,
@@ -175,7 +174,7 @@ def direct_step(policy, samples, scores, optimizer):
     pg.update,
     algorithm=grpo,
     algorithm_config=GRPO,
-    config=epochs.Config(epochs=1, minibatches=1),
+    config=pg.Config(epochs=1, minibatches=1),
     apply=apply,
     optimizer=optimizer,
   )
@@ -344,7 +343,7 @@ def test_ppo_trains_a_critic(policy):
     {"policy": RUN, "value": optax.adam(5e-2)},
     critic=actors.Value(init="random", mode="head"),
     shaping=shaping.Config(kl_coefficient=0.05),
-    epochs=epochs.Config(epochs=2, minibatches=2),
+    epochs=pg.Config(epochs=2, minibatches=2),
   )
   run = Run(learn, [policy])
   for step in range(5):
@@ -527,7 +526,7 @@ WRONG_LEARNERS = {
   ),
   "several steps": (
     (remax, remax.Config(), ADAM),
-    {"epochs": epochs.Config(epochs=2, minibatches=1)},
+    {"epochs": pg.Config(epochs=2, minibatches=1)},
     "objective='reinforce'",
   ),
   "resampling": ((dapo, dapo.Config(), ADAM), {}, "resample_rounds=10"),

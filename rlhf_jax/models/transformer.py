@@ -130,7 +130,7 @@ class Dense(nn.Module):
   def _whole(self, name: str, weight: Array, leading: tuple[int, ...]) -> Array:
     """Returns a weight in the compute dtype, gathered but for single tokens."""
     weight = weight.astype(self.dtype)
-    if leading[-1] == 1:
+    if leading[-1] == 1 or not mesh_lib.is_split():
       return weight
     return rules.gather("/".join((*self.path, name)), weight)
 
@@ -293,7 +293,7 @@ class Transformer(nn.Module):
   def embed(self, tokens: Array, positions: Array) -> Array:
     """Returns the residual stream [B, T, D] that enters layer 0."""
     table = self.embedding.embedding
-    if tokens.shape[1] > 1:
+    if tokens.shape[1] > 1 and mesh_lib.is_split():
       table = rules.gather("embedding/embedding", table, is_table=True)
     x = jnp.take(table, tokens, axis=0)
     if self.config.positions == "learned":
@@ -368,7 +368,7 @@ class Transformer(nn.Module):
       path = "lm_head/kernel"
       weight = self.lm_head.variables["params"]["kernel"]
     weight = weight.astype(self.config.dtype)
-    if is_whole:
+    if is_whole and mesh_lib.is_split():
       weight = rules.gather(path, weight)
     return weight.T if self.config.tie_embeddings else weight
 

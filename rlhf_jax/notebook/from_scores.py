@@ -13,11 +13,11 @@ import optax
 
 from rlhf_jax import generate, schema
 from rlhf_jax.algorithms.policy_gradient import (
-  epochs,
   importance,
   objectives,
   registry,
   shaping,
+  update,
 )
 from rlhf_jax.models import trees
 from rlhf_jax.models.pretrained import Model
@@ -41,7 +41,7 @@ from rlhf_jax.types import PyTree, Rollout
 
 # The score is the reward: no KL, no clip. Say more with shaping=.
 PLAIN = shaping.Config(kl_coefficient=0.0, kl_controller="fixed", clip=None)
-ONE_STEP = epochs.Config(epochs=1, minibatches=1)  # of the optimizer a rollout
+ONE_STEP = update.Config(epochs=1, minibatches=1)  # of the optimizer a rollout
 NO_WEIGHTS = importance.Config()
 
 
@@ -80,7 +80,7 @@ class FromScores(Learner):
   """
 
   shaping: shaping.Config
-  epochs: epochs.Config
+  epochs: update.Config
   importance: importance.Config
   critic: stages.Stage | None
   needs_reference: bool
@@ -295,7 +295,7 @@ def from_scores(
   optimizer: Any,
   *,
   shaping: shaping.Config = PLAIN,
-  epochs: epochs.Config = ONE_STEP,
+  epochs: update.Config = ONE_STEP,
   importance: importance.Config = NO_WEIGHTS,
   critic: Any = None,
   reference: bool | None = None,
@@ -357,7 +357,7 @@ def from_scores(
   group = getattr(config, "group_size", None)
   with schema.as_field():
     if objective is not None:
-      objectives.check_objective(objective)
+      objectives.checked(objective)
     if advantages is not None:
       registry.check_advantages(advantages)
   # What is wrong whatever the samples is said here.

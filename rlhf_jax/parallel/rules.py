@@ -129,8 +129,8 @@ def gather(path: str, weight: Array, *, is_table: bool = False) -> Array:
 
   Left to itself the compiler may keep a weight split and sum activations over
   all devices instead, which sends more the more devices there are. The
-  gradient is summed straight into the parts that the devices own. Without a
-  `current` mesh (parallel/mesh.py) the weight stays as it is.
+  gradient is summed straight into the parts that the devices own. There is a
+  `current` mesh of several devices (mesh.is_split): on one, nobody asks.
 
   Args:
     path: names joined by "/", as in the table.
@@ -139,8 +139,6 @@ def gather(path: str, weight: Array, *, is_table: bool = False) -> Array:
       cannot bring their gradients into the owned parts by an all-to-all.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
-    return weight
   owned = []
   axes = _axes_for(path, tuple(weight.shape))
   for size, entry in zip(weight.shape, axes, strict=True):

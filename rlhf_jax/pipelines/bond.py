@@ -219,8 +219,11 @@ def make_update(
     functools.partial(
       update,
       apply=functools.partial(
-        judge.policy_and_value,
-        plan=plan,
+        roles.policy_and_value,
+        policy=plan.policy,
+        value=plan.value,
+        temperature=plan.temperature,
+        targets=plan.row_targets,
         frozen_unembedding=not roles.trains_unembedding(plan.policy),
       ),
       config=settings.distillation,

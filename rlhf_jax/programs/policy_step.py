@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from rlhf_jax import generate, ops, optimizer
 from rlhf_jax.algorithms.policy_gradient import (
+  critic,
   further_rollouts,
   groups,
   importance,
@@ -142,8 +143,11 @@ def make_functions(
   donated = 0 if donates else ()
   constrain = functools.partial(mesh_lib.constrain_rows, mesh)
   apply = functools.partial(
-    judge.policy_and_value,
-    plan=plan,
+    roles.policy_and_value,
+    policy=plan.policy,
+    value=plan.value,
+    temperature=plan.temperature,
+    targets=plan.row_targets,
     frozen_unembedding=not roles.trains_unembedding(plan.policy)
     and settings.method.entropy_coefficient == 0.0,
   )
@@ -163,9 +167,9 @@ def make_functions(
   value_update = None
   if settings.has_critic and "value" in transforms:
     value_update = functools.partial(
-      pg.value_update,
+      critic.value_update,
       config=settings.epochs,
-      apply=functools.partial(judge.value_only, plan=plan),
+      apply=functools.partial(roles.value_only, role=plan.value),
       optimizer=transforms["value"],
       constrain=constrain,
     )
