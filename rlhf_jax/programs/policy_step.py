@@ -21,13 +21,13 @@ import jax.numpy as jnp
 
 from rlhf_jax import generate, ops, optimizer
 from rlhf_jax.algorithms.policy_gradient import (
-  critic,
   further_rollouts,
   groups,
   importance,
   packing,
   registry,
   shaping,
+  value_pretraining,
 )
 from rlhf_jax.algorithms.policy_gradient import update as pg
 from rlhf_jax.models import roles
@@ -167,7 +167,7 @@ def make_functions(
   value_update = None
   if settings.has_critic and "value" in transforms:
     value_update = functools.partial(
-      critic.value_update,
+      value_pretraining.value_update,
       config=settings.epochs,
       apply=functools.partial(roles.value_only, role=plan.value),
       optimizer=transforms["value"],

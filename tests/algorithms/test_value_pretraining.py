@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax.algorithms.policy_gradient import critic, ppo, update
+from rlhf_jax.algorithms.policy_gradient import ppo, update, value_pretraining
 from tests.algorithms.bigram import (
   FROZEN,
   KEY,
@@ -28,7 +28,7 @@ def test_value_update_trains_the_critic_alone():
 
   step = jax.jit(
     functools.partial(
-      critic.value_update,
+      value_pretraining.value_update,
       config=config,
       apply=values,
       optimizer=optimizer,
@@ -48,7 +48,7 @@ def test_value_update_trains_the_critic_alone():
 
 def test_it_needs_returns():
   with pytest.raises(ValueError, match="Run ppo.advantages first"):
-    critic.value_update(
+    value_pretraining.value_update(
       make_state(optax.sgd(1.0)),
       {},
       make_rollout().replace(returns=None),
