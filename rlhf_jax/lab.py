@@ -68,7 +68,7 @@ from rlhf_jax.programs.program import Sampler
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import model as reward_scores
-from rlhf_jax.runs import stages
+from rlhf_jax.runs import history, stages
 from rlhf_jax.schema import Method, UserError, as_field
 from rlhf_jax.types import Array
 
@@ -166,7 +166,7 @@ def _load_policy(
     world.mesh,
     params,
     frozen,
-    methods=tuple(stages.history(start)) if start else (),
+    methods=tuple(history.history(start)) if start else (),
     origin=Origin(start, merged_from, start),
   )
 
@@ -183,7 +183,7 @@ def _load_reward_model(
     scorer.role,
     world.mesh,
     *split(scorer.role, weights.variables),
-    methods=tuple(stages.history(folder)),
+    methods=tuple(history.history(folder)),
     origin=Origin("", _merged_from(folder, info), folder),
     mean=float(weights.mean),
     std=float(weights.std),

@@ -14,6 +14,7 @@ import optax
 from rlhf_jax import generate, schema
 from rlhf_jax.algorithms.policy_gradient import (
   importance,
+  kl_control,
   objectives,
   registry,
   shaping,
@@ -134,7 +135,7 @@ class FromScores(Learner):
       )
       state, learnt = made.update(state, frozen, rollout, self.key(policy))
       with schema.as_field("shaping."):
-        beta = shaping.update_kl_coefficient(
+        beta = kl_control.update_kl_coefficient(
           arrays["beta"], row["rollout/kl_k1_sum"], rows, self.shaping
         )
     if not self.needs_reference:  # the policy's own stand in their place
@@ -313,7 +314,7 @@ def from_scores(
     shaping: from scores to rewards; PLAIN where it is not given.
     epochs: how often a rollout is used; one step where it is not given.
     importance: weights of trainer against sampler, below float32.
-    critic: a RewardModel to start as, or actors.Value(init="random", mode=...)
+    critic: a RewardModel to start as, or critic.Value(init="random", mode=...)
       for one that starts at 0 on the policy's weights; for PPO only.
     reference: whether the KL to `policy` is computed; None where shaping or
       the loss reads it.
@@ -329,7 +330,7 @@ def from_scores(
     raise UserError(
       f"critic={critic!r:.60}: {method.name} "
       + (
-        "trains a critic. Give a reward model, or actors.Value(init='random', "
+        "trains a critic. Give a reward model, or critic.Value(init='random', "
         "mode='head')."
         if has_critic
         else "trains no critic. Leave it out."

@@ -17,7 +17,7 @@ from rlhf_jax.algorithms.policy_gradient import (
   update,
 )
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.programs import actors, build
+from rlhf_jax.programs import actors, build, critic
 from rlhf_jax.programs.world import World
 from rlhf_jax.schema import FieldError
 
@@ -29,7 +29,7 @@ class Settings(actors.Sampled):
   The critic learns five times as fast as the policy (METHODS 4).
   """
 
-  value: actors.Value = actors.Value()  # the critic of a method that has one
+  value: critic.Value = critic.Value()  # the critic of a method that has one
   shaping: shaping.Config = shaping.Config()  # score and KL -> token rewards
   algorithm: schema.Method = schema.method(
     registry.ALGORITHMS, "ppo", registry.check_method

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -36,13 +35,6 @@ from rlhf_jax.integrity import CheckpointError
 from rlhf_jax.models import trees
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array, PyTree
-
-check_meta = integrity.check_meta
-fingerprint = integrity.fingerprint
-fingerprint_params = integrity.fingerprint_params
-_NO_SPACE = re.compile(
-  "No space left on device|Disk quota exceeded|File too large"
-)
 
 
 def restore_params(
@@ -132,11 +124,6 @@ class Checkpoints:
   def latest(self) -> int | None:
     """Returns the newest finished step, or None."""
     return max(self.steps(), default=None)
-
-  def is_final(self) -> bool:
-    """Says whether the newest finished step was saved with final=True."""
-    step = self.latest()
-    return step is not None and self._record(step)["final"]
 
   def save(
     self,
@@ -241,15 +228,9 @@ class Checkpoints:
       f"{prefix}/{path}": leaf
       for path, leaf in integrity.named_leaves(template).items()
     }
-    expected = {}
-    for path, leaf in wanted.items():
-      shape, dtype = integrity.describe(leaf)
-      stored_dtype = stored.get(path, [shape, dtype])[1]
-      is_cast = "float" in dtype and "float" in stored_dtype
-      expected[path] = [shape, stored_dtype if is_cast else dtype]
-    integrity.compare_arrays(
-      {path: stored[path] for path in wanted if path in stored},
-      expected,
+    integrity.compare_part(
+      stored,
+      {path: integrity.describe(leaf) for path, leaf in wanted.items()},
       f"{prefix} in step {step} of {self._root}",
     )
     return self._read_arrays(step, template, wanted)
@@ -401,7 +382,7 @@ class Checkpoints:
         with contextlib.suppress(OSError):
           (self._root / str(step)).rmtree()
       self._open()  # removes the temporary files of the failed save
-      if not _NO_SPACE.search(_whole_story(error)):
+      if not integrity.is_without_space(error):
         raise
       last = self.latest()
       kept = "none was saved before" if last is None else f"step {last}"
@@ -414,11 +395,3 @@ class Checkpoints:
       logger.setLevel(level)
 
 
-def _whole_story(error: BaseException | None) -> str:
-  """Returns the messages of an error and of everything that led to it."""
-  story = []
-  while error is not None:
-    story.append(str(error))
-    cause = error.__cause__
-    error = error.__context__ if cause is None else cause
-  return "\n".join(story)

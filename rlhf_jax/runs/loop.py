@@ -151,7 +151,7 @@ def run_steps(
     step, row = 0, {}
     if saved.latest() is not None:
       arrays, meta = saved.restore(arrays)
-      checkpoint.check_meta(meta, identity)
+      integrity.check_meta(meta, identity)
       step, facts = meta["step"], meta["facts"]
       for name, iterator in iterators.items():
         iterator.set_state(meta["iterators"][name])

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from rlhf_jax import ops
-from rlhf_jax.algorithms.policy_gradient import ppo, shaping, update
+from rlhf_jax.algorithms.policy_gradient import kl_control, ppo, shaping, update
 from rlhf_jax.types import Rollout, TrainState
 
 SHAPING = shaping.Config(clip=None, kl_target=3.0, kl_horizon=2_000.0)
@@ -89,7 +89,7 @@ def train(
       optimizer=optimizer,
     )
     if is_targeted:
-      beta = shaping.update_kl_coefficient(
+      beta = kl_control.update_kl_coefficient(
         beta, metrics["rollout/kl_k1_sum"], count, SHAPING
       )
     return (state, moments, beta), metrics | step_metrics
