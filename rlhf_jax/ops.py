@@ -114,18 +114,6 @@ def entropy(logits: Array) -> Array:
   return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
-def logprobs_of_logits(logits: Array, tokens: Array) -> Array:
-  """Returns log softmax(logits)[tokens] in float32.
-
-  Args:
-    logits: [..., V], any float dtype; cast to float32 before the reduction.
-    tokens: [...] int32, the tokens these logits predict (already aligned).
-  """
-  logits = logits.astype(jnp.float32)
-  picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-  return picked - jax.nn.logsumexp(logits, axis=-1)
-
-
 def _scaled_logits(
   hidden: Array, unembedding: Array, temperature: float, soft_cap: float | None
 ) -> tuple[Array, Array | float]:

@@ -85,20 +85,6 @@ def _axes_for(path: str, shape: tuple[int, ...]) -> tuple:
   )
 
 
-def spec_for(path: str, shape: tuple[int, ...]) -> PartitionSpec:
-  """Returns the partition of an array, as the table has it.
-
-  Args:
-    path: names joined by "/", such as "params/layer_0/mlp/up_proj/kernel".
-    shape: of the array; scalars are replicated whatever their path.
-
-  Raises:
-    ValueError: no rule, or a rule for more dimensions than the array has.
-  """
-  axes = _axes_for(path, shape)
-  return PartitionSpec(*(_unmarked(entry)[0] for entry in axes))
-
-
 def sharding_tree(mesh: Mesh, tree: PyTree) -> PyTree:
   """Returns the tree with a NamedSharding for every leaf.
 

@@ -118,6 +118,15 @@ def summary_rows(numbers: dict, method: str) -> list[SummaryRow]:
       decimals=3,
     ),
     SummaryRow(
+      "Repeated trigrams",
+      get("repeated_3grams_before"),
+      get("repeated_3grams_after"),
+      None,
+      "Share of an answer's trigrams that it held before; up is an answer that "
+      "loops.",
+      decimals=3,
+    ),
+    SummaryRow(
       "Answer length (tokens)",
       get("length_before"),
       get("length_after"),

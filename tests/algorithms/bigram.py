@@ -10,6 +10,7 @@ import optax
 from rlhf_jax import ops
 from rlhf_jax.algorithms.policy_gradient import ppo, update
 from rlhf_jax.types import Rollout, TrainState
+from tests import plain
 
 N, L, V, D = 16, 6, 7, 3
 TEMPERATURE = 0.6
@@ -36,7 +37,7 @@ def apply(params, frozen, rollout, temperature=TEMPERATURE):
   logits = policy_logits(params, rollout.tokens) / temperature
   values = rollout.hidden["value"] @ params["value"]["w"]
   values = values + frozen["shift"]
-  logprobs = ops.logprobs_of_logits(logits, rollout.tokens)
+  logprobs = plain.logprobs_of_logits(logits, rollout.tokens)
   return logprobs, ops.entropy(logits), values
 
 

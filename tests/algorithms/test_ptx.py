@@ -9,6 +9,7 @@ from rlhf_jax import ops
 from rlhf_jax.algorithms import sft
 from rlhf_jax.algorithms.policy_gradient import ppo, update
 from rlhf_jax.types import TokenBatch
+from tests import plain
 from tests.algorithms.bigram import (
   V,
   assert_same,
@@ -31,7 +32,7 @@ def text(rows=8):
 
 def text_apply(params, frozen, batch):
   logits = policy_logits(params, batch.tokens)
-  return ops.logprobs_of_logits(logits, batch.tokens), ops.entropy(logits)
+  return plain.logprobs_of_logits(logits, batch.tokens), ops.entropy(logits)
 
 
 def test_ptx_adds_the_weighted_gradient_of_pre_training_text():

@@ -36,6 +36,9 @@ def test_evaluate_compares_two_policies(policy, grpo_run, judge):
   assert found["proxy_win_rate"] > 0.7 and found["gold_win_rate"] > 0.6
   assert found["kl_nats"] > 1.0
   assert {"distinct_2_before", "self_bleu_after"} <= set(found)
+  low, high = found["proxy_win_rate_low"], found["proxy_win_rate_high"]
+  assert 0.0 <= low <= found["proxy_win_rate"] <= high <= 1.0
+  assert 0.0 <= found["repeated_3grams_after"] <= 1.0
   assert len(said["after"].texts) == 32 and len(said["before"].kl) == 32
   assert np.abs(said["before"].kl).max() < 1e-4
 

@@ -42,6 +42,7 @@ from rlhf_jax.algorithms.policy_gradient import (
   update,
 )
 from rlhf_jax.types import Metrics, Rollout, TrainState
+from tests import plain
 from tests.proofs.fixed_points import kl, log_softmax
 from tests.proofs.rows import Row, show
 
@@ -64,7 +65,7 @@ def apply(params, frozen, rollout: Rollout):
   del frozen
   logits = jnp.pad(params["policy"], ((1, 0), (0, 0)))[None]
   logits = jnp.broadcast_to(logits, (*rollout.tokens.shape, WORDS))
-  logprobs = ops.logprobs_of_logits(logits, rollout.tokens)
+  logprobs = plain.logprobs_of_logits(logits, rollout.tokens)
   return logprobs, ops.entropy(logits), None
 
 
