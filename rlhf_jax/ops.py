@@ -184,7 +184,7 @@ def token_logprobs(
   temperature: float = 1.0,
   chunk: int = 512,
   soft_cap: float | None = None,
-  frozen_unembedding: bool = False,
+  is_unembedding_frozen: bool = False,
   ways: int = 1,
 ) -> tuple[Array, Array]:
   """Returns log-probabilities and entropies without a full logits array.
@@ -202,7 +202,7 @@ def token_logprobs(
     temperature: divides the logits, as when the tokens were sampled.
     chunk: rows at a time, of each device.
     soft_cap: c in c * tanh(logits / c), before the temperature; None for none.
-    frozen_unembedding: no gradient reaches the unembedding, and NONE flows
+    is_unembedding_frozen: no gradient reaches the unembedding, and NONE flows
       through the entropies, which then are for monitoring only.
     ways: devices that hold M / ways rows each, one after the other; a chunk
       has rows of all of them. 1 where M does not divide.
@@ -232,7 +232,7 @@ def token_logprobs(
 
   one_chunk = (
     _frozen_logprobs
-    if frozen_unembedding
+    if is_unembedding_frozen
     else jax.checkpoint(_chunk_logprobs, static_argnums=(3, 4))
   )
   logprobs, entropies = jax.lax.map(

@@ -41,7 +41,7 @@ def test_round_trip_is_exact(tmp_path):
 
 def test_asynchronous_saves_count_once_finished(tmp_path):
   states = {1: fresh(1), 2: fresh(2)}
-  with checkpoint.Checkpoints(tmp_path, asynchronous=True) as checkpoints:
+  with checkpoint.Checkpoints(tmp_path, is_asynchronous=True) as checkpoints:
     for step, state in states.items():
       checkpoints.save(step, state, {"seed": step})
       assert step not in checkpoints.steps()
@@ -55,7 +55,7 @@ def test_asynchronous_saves_count_once_finished(tmp_path):
 def test_buffers_given_away_during_an_asynchronous_save_are_kept(tmp_path):
   """The next update donates the state and overwrites it at once."""
   overwrite = jax.jit(lambda x: jnp.flip(x) * 0.0 - 1.0, donate_argnums=0)
-  with checkpoint.Checkpoints(tmp_path, asynchronous=True) as checkpoints:
+  with checkpoint.Checkpoints(tmp_path, is_asynchronous=True) as checkpoints:
     for step in (1, 2, 3):
       x = jnp.full((1500, 1000), float(step))
       checkpoints.save(step, {"x": x}, {})
@@ -75,13 +75,13 @@ def test_keeps_newest_and_final_steps(tmp_path):
   with checkpoint.Checkpoints(tmp_path, keep=2, every_steps=3) as checkpoints:
     assert [s for s in range(1, 8) if checkpoints.due(s)] == [3, 6]
     checkpoints.save(1, state, {})
-    checkpoints.save(2, state, {}, final=True)
+    checkpoints.save(2, state, {}, is_final=True)
     assert is_final(2)
     for step in (3, 4, 5):
       checkpoints.save(step, state, {})
     assert checkpoints.steps() == [2, 4, 5]
     assert not is_final(5)
-    checkpoints.save(5, state, {}, final=True)  # marks it, writes no arrays
+    checkpoints.save(5, state, {}, is_final=True)  # marks it, writes no arrays
     assert is_final(5)
     checkpoints.restore(abstract(state))
     assert checkpoints.restored_step == 5

@@ -254,7 +254,7 @@ def test_trap_21_frozen_unembedding_has_the_same_values_and_gradient(soft_cap):
       temperature=0.7,
       chunk=4,
       soft_cap=soft_cap,
-      frozen_unembedding=is_frozen,
+      is_unembedding_frozen=is_frozen,
     )
     return jnp.sum(logprobs * weight), (logprobs, entropies)
 

@@ -252,7 +252,7 @@ def logprobs(
   hidden: Array | None = None,
   temperature: float = 1.0,
   targets: int | None = None,
-  frozen_unembedding: bool = False,
+  is_unembedding_frozen: bool = False,
 ) -> tuple[Array, Array]:
   """Returns log-probabilities and entropies [B, L] of the rows' own tokens.
 
@@ -268,7 +268,7 @@ def logprobs(
     hidden: see `stream`.
     temperature: divides the logits, as in the sampler (METHODS N2).
     targets: at most how many targets a row has; None for L.
-    frozen_unembedding: see ops.token_logprobs; no gradient in entropies then.
+    is_unembedding_frozen: see ops.token_logprobs; entropies have no gradient.
   """
   x = stream(role, variables, rows, hidden)
   batch, length, width = x.shape
@@ -286,7 +286,7 @@ def logprobs(
     unembedding,
     wanted.reshape(-1),
     temperature=temperature,
-    frozen_unembedding=frozen_unembedding,
+    is_unembedding_frozen=is_unembedding_frozen,
     ways=mesh_lib.row_ways(),
   )
   row = jnp.arange(batch)[:, None]
@@ -328,7 +328,7 @@ def policy_and_value(
   value: Role | None,
   temperature: float,
   targets: int,
-  frozen_unembedding: bool,
+  is_unembedding_frozen: bool,
 ) -> tuple[Array, Array, Array | None]:
   """Returns log-probabilities, entropies and values [N, L] of a rollout.
 
@@ -342,7 +342,7 @@ def policy_and_value(
     value: role of the critic; None without one, and for its values.
     temperature: of the sampler.
     targets: response tokens that a row has at most.
-    frozen_unembedding: the cheaper path without gradients of entropies.
+    is_unembedding_frozen: the cheaper path without gradients of entropies.
   """
   log_p, entropies = logprobs(
     policy,
@@ -352,7 +352,7 @@ def policy_and_value(
     hidden=rollout.hidden.get("policy"),
     temperature=temperature,
     targets=targets,
-    frozen_unembedding=frozen_unembedding,
+    is_unembedding_frozen=is_unembedding_frozen,
   )
   if value is None:
     return log_p, entropies, None

@@ -217,7 +217,7 @@ class FromScores(Learner):
         plan,
         {"both": self.optimizer},
         start.mesh,
-        donates=self.donate,
+        donates=self.donates,
       )
       weights = judge.Weights(
         base=start.base.params if plan.shared else {},
@@ -299,11 +299,11 @@ def from_scores(
   epochs: update.Config = ONE_STEP,
   importance: importance.Config = NO_WEIGHTS,
   critic: Any = None,
-  reference: bool | None = None,
+  has_reference: bool | None = None,
   objective: Callable[..., Any] | None = None,
   advantages: Callable[..., Any] | None = None,
   seed: int = 0,
-  donate: bool = False,
+  donates: bool = False,
 ) -> FromScores:
   """Returns the learner of a policy-gradient method.
 
@@ -316,13 +316,13 @@ def from_scores(
     importance: weights of trainer against sampler, below float32.
     critic: a RewardModel to start as, or critic.Value(init="random", mode=...)
       for one that starts at 0 on the policy's weights; for PPO only.
-    reference: whether the KL to `policy` is computed; None where shaping or
+    has_reference: whether the KL to `policy` is computed; None where shaping or
       the loss reads it.
     objective: S(log_ratio, advantages, config) in place of the method's
       (algorithms/policy_gradient/objectives.py).
     advantages: (rollout, config) -> rollout in place of the method's.
     seed: of the order of rows and of a critic's head.
-    donate: whether a policy's memory goes to the one that `learn` returns,
+    donates: whether a policy's memory goes to the one that `learn` returns,
       and the old one is used up.
   """
   config, has_critic = method.config, registry.has_critic(method.module)
@@ -337,21 +337,21 @@ def from_scores(
       )
     )
   _check_left_out(config)
-  if reference is None:
+  if has_reference is None:
     in_loss = getattr(config, "kl_loss_coefficient", 0.0)
-    reference = shaping.kl_coefficient > 0.0 or in_loss > 0.0
+    has_reference = shaping.kl_coefficient > 0.0 or in_loss > 0.0
   stage = None if critic is None else critics.start(policy, critic, seed)
   made = FromScores(
     policy,
     method,
     _by_part(optimizer, ("policy", "value") if has_critic else ("policy",)),
     seed,
-    donate,
+    donates,
     shaping,
     epochs,
     importance,
     stage,
-    reference,
+    has_reference,
     objective,
     advantages,
   )

@@ -224,7 +224,7 @@ def make_update(
         value=plan.value,
         temperature=plan.temperature,
         targets=plan.row_targets,
-        frozen_unembedding=not roles.trains_unembedding(plan.policy),
+        is_unembedding_frozen=not roles.trains_unembedding(plan.policy),
       ),
       config=settings.distillation,
       target=settings.target,
@@ -309,7 +309,7 @@ def run(settings: Settings, world: World) -> dict:
   phase = wire(settings, opened, total)
   key, alone = jax.random.key(settings.seed), once(settings)
   writer = metrics.MetricsWriter(
-    world.workdir, tensorboard=False, enabled=distributed.is_first()
+    world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
   )
 
   def one_step(step: int, arrays: PyTree, facts: dict):

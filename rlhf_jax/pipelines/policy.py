@@ -261,7 +261,7 @@ def run(settings: Settings, world: World) -> dict:
   total = pretrain + settings.schedule.total_steps(count)
   phase, sampler = policy_programs.wire(settings, world, base, actors, total)
   writer = metrics.MetricsWriter(
-    world.workdir, tensorboard=False, enabled=distributed.is_first()
+    world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
   )
   arrays, facts = loop.run_steps(
     _make_step(settings, phase, sampler, actors, loader, text, writer),

@@ -125,7 +125,7 @@ def answer(
 
 
 def summarise(
-  before: Answers, after: Answers, use_lexicon: bool
+  before: Answers, after: Answers, uses_lexicon: bool
 ) -> dict[str, float]:
   """Returns the numbers of the report, by their names in summary.json.
 
@@ -153,7 +153,7 @@ def summarise(
       f"{shown}_win_rate_low": low,
       f"{shown}_win_rate_high": high,
     }
-  if use_lexicon:
+  if uses_lexicon:
     old = lexicon.vader_scores(full_texts(before))
     new = lexicon.vader_scores(full_texts(after))
     facts |= {

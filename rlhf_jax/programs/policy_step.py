@@ -148,7 +148,7 @@ def make_functions(
     value=plan.value,
     temperature=plan.temperature,
     targets=plan.row_targets,
-    frozen_unembedding=not roles.trains_unembedding(plan.policy)
+    is_unembedding_frozen=not roles.trains_unembedding(plan.policy)
     and settings.method.entropy_coefficient == 0.0,
   )
   update = functools.partial(

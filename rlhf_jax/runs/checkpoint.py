@@ -52,7 +52,7 @@ def restore_params(
   Raises:
     CheckpointError: no such step, damage, or arrays missing or of other shape.
   """
-  with Checkpoints(directory, read_only=True) as checkpoints:
+  with Checkpoints(directory, is_read_only=True) as checkpoints:
     return checkpoints.restore_params(template, prefix=prefix, step=step)
 
 
@@ -66,27 +66,27 @@ class Checkpoints:
     keep: int = 2,
     best: str = "max",
     every_steps: int | None = None,
-    asynchronous: bool = False,
-    read_only: bool = False,
+    is_asynchronous: bool = False,
+    is_read_only: bool = False,
   ) -> None:
     """Opens, or creates, a checkpoint directory.
 
     Args:
       directory: on storage that all processes share.
-      keep: newest steps kept; those saved with final=True are kept besides,
+      keep: newest steps kept; those saved with is_final=True are kept besides,
         and the best of those saved with a score.
       best: whether the "max" or the "min" of scores is the best.
       every_steps: period of `due`; None means never due.
-      asynchronous: arrays are written behind the run's back. The step counts
+      is_asynchronous: arrays are written behind the run's back. The step counts
         from the next save, wait or close on.
-      read_only: another run may be writing here: remove and write nothing.
+      is_read_only: another run may be writing here: remove and write nothing.
     """
     if keep < 1:
       raise UserError(f"keep={keep}: at least one step is kept. Set >= 1.")
     if every_steps is not None and every_steps < 1:
       raise UserError(f"every_steps={every_steps}: set >= 1, or None.")
     self._root = epath.Path(directory).resolve()
-    if read_only and not self._root.exists():
+    if is_read_only and not self._root.exists():
       raise CheckpointError(
         f"{directory} does not exist. Name the checkpoint directory of the "
         "earlier run."
@@ -94,8 +94,8 @@ class Checkpoints:
     self._keep = keep
     self._best = {"max": max, "min": min}[best]
     self._every_steps = every_steps
-    self._asynchronous = asynchronous
-    self._read_only = read_only
+    self._is_asynchronous = is_asynchronous
+    self._is_read_only = is_read_only
     self._pending: dict[str, Any] | None = None  # saved, not yet in a manifest
     self._own: set[int] = set()  # saved or restored by this object
     self._damaged: set[int] = set()
@@ -131,7 +131,7 @@ class Checkpoints:
     state: PyTree,
     meta: Mapping[str, Any],
     *,
-    final: bool = False,
+    is_final: bool = False,
     score: float | None = None,
   ) -> None:
     """Writes a step; one that this object saved or restored is not rewritten.
@@ -140,15 +140,15 @@ class Checkpoints:
       step: updates done.
       state: pytree of jax arrays (typed random keys included).
       meta: JSON: data position, KL coefficient, moments, fingerprints.
-      final: the run is complete; the step is never removed.
+      is_final: the run is complete; the step is never removed.
       score: how good the step is; None takes no part in being the best.
 
     Raises:
       CheckpointError: no space, or the step belongs to another run.
       TypeError, ValueError: a state or a meta that would not come back equal.
     """
-    if self._read_only:
-      raise CheckpointError(f"{self._root} was opened with read_only=True.")
+    if self._is_read_only:
+      raise CheckpointError(f"{self._root} was opened with is_read_only=True.")
     self.wait()
     arrays = integrity.named_leaves(state)
     for path, leaf in arrays.items():
@@ -159,14 +159,14 @@ class Checkpoints:
         )
     record = {
       "step": step,
-      "final": final,
+      "final": is_final,
       "score": score,
       "meta": integrity.checked_json(meta),
       "arrays": {k: integrity.describe(leaf) for k, leaf in arrays.items()},
     }
     earlier = self._record(step) if step in self._own else None
     if earlier is not None:
-      if final:
+      if is_final:
         self._finish(earlier | {"final": True})
       return
     if step in self._directories():
@@ -180,7 +180,7 @@ class Checkpoints:
         force=True,
       )
     self._pending = record
-    if not self._asynchronous:
+    if not self._is_asynchronous:
       self.wait()
 
   def wait(self) -> None:
@@ -239,9 +239,9 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       self._root,
       options=ocp.CheckpointManagerOptions(
-        enable_async_checkpointing=self._asynchronous,
-        cleanup_tmp_directories=not self._read_only,
-        read_only=self._read_only,
+        enable_async_checkpointing=self._is_asynchronous,
+        cleanup_tmp_directories=not self._is_read_only,
+        read_only=self._is_read_only,
       ),
     )
 
@@ -393,5 +393,3 @@ class Checkpoints:
       ) from error
     finally:
       logger.setLevel(level)
-
-

@@ -19,12 +19,10 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax.numpy as jnp
-
 from rlhf_jax import distributed, integrity
 from rlhf_jax.models import heads, pretrained, trees
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.models.roles import Role, sampling_params, split
+from rlhf_jax.models.roles import Role, split
 from rlhf_jax.runs import checkpoint
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import PyTree
@@ -155,7 +153,7 @@ def step_of(folder: str | Path, field: str = "") -> int | None:
     return None
   info = read_stage(path) or {}
   with checkpoint.Checkpoints(
-    str(path / "checkpoints"), best=info.get("best", "max"), read_only=True
+    str(path / "checkpoints"), best=info.get("best", "max"), is_read_only=True
   ) as saved:
     kept = saved.steps()
     found = saved.best() if step == "best" else int(step)

@@ -175,9 +175,12 @@ def test_unmatched_paths_are_named():
 
 def test_dimensions_that_do_not_divide():
   mesh = mesh_lib.make_mesh(mesh_lib.Config(2, 2, 2))
-  shapes = lambda **entries: tree_of(  # noqa: E731
-    {k.replace("__", "/"): (v, None) for k, v in entries.items()}
-  )
+
+  def shapes(**entries):
+    return tree_of(
+      {k.replace("__", "/"): (v, None) for k, v in entries.items()}
+    )
+
   with pytest.raises(ValueError) as caught:
     rules.sharding_tree(mesh, shapes(mlp__up_proj__kernel=(16, 25)))
   for part in (

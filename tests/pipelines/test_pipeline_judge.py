@@ -94,7 +94,7 @@ def test_the_update_reads_the_kept_stream_as_it_reads_tokens(cast):
       value=found.plan.value,
       temperature=found.plan.temperature,
       targets=found.plan.row_targets,
-      frozen_unembedding=True,
+      is_unembedding_frozen=True,
     )
   )
   outputs = [
