@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,9 @@ from rlhf_jax.types import Array, PyTree
 
 MANIFEST = "manifest.json"
 _SHOWN = 5  # differing arrays named in an error
+_NO_SPACE = re.compile(
+  "No space left on device|Disk quota exceeded|File too large"
+)
 
 
 class CheckpointError(UserError):
@@ -161,6 +165,36 @@ def compare_arrays(found: Mapping, wanted: Mapping, where: str) -> None:
     "differ, first\n" + "\n".join(lines) + "\nUse the model and optimizer "
     "settings that wrote it, or start in an empty --workdir."
   )
+
+
+def compare_part(found: Mapping, wanted: Mapping, where: str) -> None:
+  """Checks that a checkpoint has some arrays; floating dtypes may differ.
+
+  Args:
+    found: {path: [shape, dtype]} of all that is there.
+    wanted: the same of the part.
+    where: what `found` describes, for the message.
+
+  Raises:
+    CheckpointError: naming the first arrays that differ, and both shapes.
+  """
+  expected = {}
+  for path, (shape, dtype) in wanted.items():
+    stored = found.get(path, [shape, dtype])[1]
+    is_cast = "float" in dtype and "float" in stored
+    expected[path] = [shape, stored if is_cast else dtype]
+  present = {path: found[path] for path in wanted if path in found}
+  compare_arrays(present, expected, where)
+
+
+def is_without_space(error: BaseException | None) -> bool:
+  """Says whether an error, or what led to it, is that a disk is full."""
+  while error is not None:
+    if _NO_SPACE.search(str(error)):
+      return True
+    cause = error.__cause__
+    error = error.__context__ if cause is None else cause
+  return False
 
 
 def write_manifest(directory: epath.Path, record: Mapping[str, Any]) -> None:

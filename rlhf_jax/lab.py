@@ -68,7 +68,7 @@ from rlhf_jax.programs.program import Sampler
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import model as reward_scores
-from rlhf_jax.runs import stages
+from rlhf_jax.runs import history, stages
 from rlhf_jax.schema import Method, UserError, as_field
 from rlhf_jax.types import Array
 
@@ -166,7 +166,7 @@ def _load_policy(
     world.mesh,
     params,
     frozen,
-    methods=tuple(stages.history(start)) if start else (),
+    methods=tuple(history.history(start)) if start else (),
     origin=Origin(start, merged_from, start),
   )
 
@@ -183,7 +183,7 @@ def _load_reward_model(
     scorer.role,
     world.mesh,
     *split(scorer.role, weights.variables),
-    methods=tuple(stages.history(folder)),
+    methods=tuple(history.history(folder)),
     origin=Origin("", _merged_from(folder, info), folder),
     mean=float(weights.mean),
     std=float(weights.std),
@@ -284,7 +284,7 @@ def evaluate(
   gold: Score | None = None,
   batch_size: int | None = None,
   width: int | None = None,
-  lexicon: bool = False,
+  uses_lexicon: bool = False,
   **how: Any,
 ) -> tuple[dict[str, float], dict[str, answers.Answers]]:
   """Returns how two policies compare, and their answers by "before", "after".
@@ -300,7 +300,7 @@ def evaluate(
     reward, gold: reward models, or functions of an answer's text.
     batch_size: prompts at a time, a divisor of all; None for all at once.
     width: see Policy.sample.
-    lexicon: VADER sentiment of the texts too.
+    uses_lexicon: VADER sentiment of the texts too.
     **how: fields of generate.Config; one sample to a prompt.
 
   Raises:
@@ -350,7 +350,7 @@ def evaluate(
       if scorer is not None and kind not in said.scores
     }
     found[name] = dataclasses.replace(said, scores=scores)
-  return answers.summarise(*found.values(), lexicon), found
+  return answers.summarise(*found.values(), uses_lexicon), found
 
 
 def _judge_of(

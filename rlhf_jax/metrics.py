@@ -57,26 +57,26 @@ class MetricsWriter:
   def __init__(
     self,
     workdir: str | os.PathLike,
-    tensorboard: bool = True,
+    writes_tensorboard: bool = True,
     *,
-    enabled: bool = True,
+    is_enabled: bool = True,
     clock: Callable[[], float] = time.time,
   ) -> None:
     """Opens the files of a work directory, made if need be.
 
     Args:
       workdir: local directory.
-      tensorboard: also write event files, one folder a phase.
-      enabled: False writes nothing: all processes but one.
+      writes_tensorboard: also write event files, one folder a phase.
+      is_enabled: False writes nothing: all processes but one.
       clock: seconds since 1970.
     """
     self._workdir = Path(workdir)
-    self._enabled = enabled
-    self._tensorboard = tensorboard
+    self._is_enabled = is_enabled
+    self._writes_tensorboard = writes_tensorboard
     self._clock = clock
     self._summaries: dict[str, Any] = {}
     self._purge: dict[str, int] = {}
-    if enabled:
+    if is_enabled:
       self._workdir.mkdir(parents=True, exist_ok=True)
       for path in (self.metrics_path, self.samples_path):
         if path.exists():
@@ -123,10 +123,10 @@ class MetricsWriter:
         "finite; written as null.",
         stacklevel=2,
       )
-    if not self._enabled:
+    if not self._is_enabled:
       return
     self._append(self.metrics_path, [self._header(step, phase) | row])
-    if self._tensorboard:
+    if self._writes_tensorboard:
       summary = self._summary(phase)
       for name, value in row.items():
         tag = f"{phase}/{name}" if phase else name
@@ -137,7 +137,7 @@ class MetricsWriter:
     self, step: int, rows: Sequence[Mapping[str, Any]], phase: str = ""
   ) -> None:
     """Writes one line a sample, such as {"prompt", "response", "score"}."""
-    if self._enabled:
+    if self._is_enabled:
       header = self._header(step, phase)
       cleaned = [
         {name: _plain(value) for name, value in row.items()} for row in rows
@@ -148,7 +148,7 @@ class MetricsWriter:
     self, step: int, name: str, text: str, phase: str = ""
   ) -> None:
     """Writes markdown to TensorBoard only."""
-    if self._enabled and self._tensorboard:
+    if self._is_enabled and self._writes_tensorboard:
       tag = f"{phase}/{name}" if phase else name
       self._summary(phase).add_text(tag, text, step)
 
@@ -158,7 +158,7 @@ class MetricsWriter:
     Call it before the first write of the phase, so that TensorBoard hides the
     dropped steps too.
     """
-    if not self._enabled:
+    if not self._is_enabled:
       return
     self._purge[phase] = step + 1
     for path in (self.metrics_path, self.samples_path):

@@ -114,18 +114,6 @@ def entropy(logits: Array) -> Array:
   return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
-def logprobs_of_logits(logits: Array, tokens: Array) -> Array:
-  """Returns log softmax(logits)[tokens] in float32.
-
-  Args:
-    logits: [..., V], any float dtype; cast to float32 before the reduction.
-    tokens: [...] int32, the tokens these logits predict (already aligned).
-  """
-  logits = logits.astype(jnp.float32)
-  picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-  return picked - jax.nn.logsumexp(logits, axis=-1)
-
-
 def _scaled_logits(
   hidden: Array, unembedding: Array, temperature: float, soft_cap: float | None
 ) -> tuple[Array, Array | float]:
@@ -196,7 +184,7 @@ def token_logprobs(
   temperature: float = 1.0,
   chunk: int = 512,
   soft_cap: float | None = None,
-  frozen_unembedding: bool = False,
+  is_unembedding_frozen: bool = False,
   ways: int = 1,
 ) -> tuple[Array, Array]:
   """Returns log-probabilities and entropies without a full logits array.
@@ -214,7 +202,7 @@ def token_logprobs(
     temperature: divides the logits, as when the tokens were sampled.
     chunk: rows at a time, of each device.
     soft_cap: c in c * tanh(logits / c), before the temperature; None for none.
-    frozen_unembedding: no gradient reaches the unembedding, and NONE flows
+    is_unembedding_frozen: no gradient reaches the unembedding, and NONE flows
       through the entropies, which then are for monitoring only.
     ways: devices that hold M / ways rows each, one after the other; a chunk
       has rows of all of them. 1 where M does not divide.
@@ -244,7 +232,7 @@ def token_logprobs(
 
   one_chunk = (
     _frozen_logprobs
-    if frozen_unembedding
+    if is_unembedding_frozen
     else jax.checkpoint(_chunk_logprobs, static_argnums=(3, 4))
   )
   logprobs, entropies = jax.lax.map(

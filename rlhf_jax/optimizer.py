@@ -198,14 +198,15 @@ def make_labelled(
     ValueError: at `init`, when the keys of params and configs differ.
   """
 
-  def labels(params: Mapping) -> dict[str, str]:
+  each = {name: make_optimizer(config) for name, config in configs.items()}
+  joint = optax.multi_transform(each, {name: name for name in configs})
+
+  def init(params: Mapping) -> optax.OptState:
     if set(params) != set(configs):
       raise UserError(
         f"params have the parts {sorted(params)}, but optimizers are "
         f"configured for {sorted(configs)}. Give each part its own."
       )
-    return {name: name for name in params}
+    return joint.init(params)
 
-  return optax.multi_transform(
-    {name: make_optimizer(config) for name, config in configs.items()}, labels
-  )
+  return optax.GradientTransformation(init, joint.update)

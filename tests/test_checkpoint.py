@@ -41,7 +41,7 @@ def test_round_trip_is_exact(tmp_path):
 
 def test_asynchronous_saves_count_once_finished(tmp_path):
   states = {1: fresh(1), 2: fresh(2)}
-  with checkpoint.Checkpoints(tmp_path, asynchronous=True) as checkpoints:
+  with checkpoint.Checkpoints(tmp_path, is_asynchronous=True) as checkpoints:
     for step, state in states.items():
       checkpoints.save(step, state, {"seed": step})
       assert step not in checkpoints.steps()
@@ -55,7 +55,7 @@ def test_asynchronous_saves_count_once_finished(tmp_path):
 def test_buffers_given_away_during_an_asynchronous_save_are_kept(tmp_path):
   """The next update donates the state and overwrites it at once."""
   overwrite = jax.jit(lambda x: jnp.flip(x) * 0.0 - 1.0, donate_argnums=0)
-  with checkpoint.Checkpoints(tmp_path, asynchronous=True) as checkpoints:
+  with checkpoint.Checkpoints(tmp_path, is_asynchronous=True) as checkpoints:
     for step in (1, 2, 3):
       x = jnp.full((1500, 1000), float(step))
       checkpoints.save(step, {"x": x}, {})
@@ -68,18 +68,21 @@ def test_buffers_given_away_during_an_asynchronous_save_are_kept(tmp_path):
 
 
 def test_keeps_newest_and_final_steps(tmp_path):
+  def is_final(step):
+    return integrity.read_manifest(tmp_path / str(step))["final"]
+
   state = fresh()
   with checkpoint.Checkpoints(tmp_path, keep=2, every_steps=3) as checkpoints:
     assert [s for s in range(1, 8) if checkpoints.due(s)] == [3, 6]
     checkpoints.save(1, state, {})
-    checkpoints.save(2, state, {}, final=True)
-    assert checkpoints.is_final()
+    checkpoints.save(2, state, {}, is_final=True)
+    assert is_final(2)
     for step in (3, 4, 5):
       checkpoints.save(step, state, {})
     assert checkpoints.steps() == [2, 4, 5]
-    assert not checkpoints.is_final()
-    checkpoints.save(5, state, {}, final=True)  # marks it, writes no arrays
-    assert checkpoints.is_final()
+    assert not is_final(5)
+    checkpoints.save(5, state, {}, is_final=True)  # marks it, writes no arrays
+    assert is_final(5)
     checkpoints.restore(abstract(state))
     assert checkpoints.restored_step == 5
 
@@ -135,13 +138,13 @@ def test_other_model_is_refused_with_both_shapes(tmp_path):
 
 def test_check_meta_names_field_and_both_values():
   meta = {"tokenizer_fingerprint": "aa", "seed": 0}
-  checkpoint.check_meta(meta, {"tokenizer_fingerprint": "aa", "seed": 0})
+  integrity.check_meta(meta, {"tokenizer_fingerprint": "aa", "seed": 0})
   with pytest.raises(checkpoint.CheckpointError) as caught:
-    checkpoint.check_meta(meta, {"tokenizer_fingerprint": "bb"})
+    integrity.check_meta(meta, {"tokenizer_fingerprint": "bb"})
   for part in ("tokenizer_fingerprint", "'aa'", "'bb'", "Resume with the tok"):
     assert part in str(caught.value)
   with pytest.raises(checkpoint.CheckpointError, match="model_fingerprint"):
-    checkpoint.check_meta(meta, {"model_fingerprint": "cc"})
+    integrity.check_meta(meta, {"model_fingerprint": "cc"})
 
 
 def test_restore_params_casts_and_leaves_the_directory_alone(tmp_path):
@@ -172,10 +175,10 @@ def test_trap_30_fingerprint_sees_every_bit_and_no_mesh():
     "int8": jnp.arange(-6, 6, dtype=jnp.int8).reshape(3, 4),
     "half": jnp.ones((7,), jnp.bfloat16),
   }
-  original = checkpoint.fingerprint_params(params)
+  original = integrity.fingerprint_params(params)
   mesh = mesh_lib.make_mesh(mesh_lib.Config())
   spread = NamedSharding(mesh, PartitionSpec("data"))
-  assert original == checkpoint.fingerprint_params(
+  assert original == integrity.fingerprint_params(
     params | {"kernel": jax.device_put(params["kernel"], spread)}
   )
   kernel = np.array(params["kernel"])
@@ -184,20 +187,20 @@ def test_trap_30_fingerprint_sees_every_bit_and_no_mesh():
     for bit in (0, 31):
       changed = kernel.copy()
       changed.view(np.uint32)[row, row % 5] ^= np.uint32(1 << bit)
-      seen.add(checkpoint.fingerprint_params(params | {"kernel": changed}))
+      seen.add(integrity.fingerprint_params(params | {"kernel": changed}))
   assert len(seen) == 17
   swapped = params | {"kernel": kernel[::-1]}
   renamed = {"other": params["kernel"]} | params
   reshaped = params | {"kernel": kernel.reshape(5, 8)}
   minus_zero = params | {"half": params["half"] * -1}
   for other in (swapped, renamed, reshaped, minus_zero):
-    assert checkpoint.fingerprint_params(other) != original
+    assert integrity.fingerprint_params(other) != original
 
 
 def test_fingerprint_of_settings_ignores_order_only():
-  one = checkpoint.fingerprint({"a": 1, "b": [1, 2]})
-  assert one == checkpoint.fingerprint({"b": [1, 2], "a": 1})
-  assert one != checkpoint.fingerprint({"b": [2, 1], "a": 1})
+  one = integrity.fingerprint({"a": 1, "b": [1, 2]})
+  assert one == integrity.fingerprint({"b": [1, 2], "a": 1})
+  assert one != integrity.fingerprint({"b": [2, 1], "a": 1})
 
 
 def test_refuses_what_would_not_come_back(tmp_path):

@@ -14,7 +14,15 @@ PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 ORDER = (
   ("types", "imported"),
   ("ops", "schema"),
-  ("algorithms", "parallel", "data", "optimizer", "metrics", "interrupt"),
+  (
+    "algorithms",
+    "config_tree",
+    "data",
+    "interrupt",
+    "metrics",
+    "optimizer",
+    "parallel",
+  ),
   ("distributed", "integrity", "sampling", "describe", "command"),
   ("models",),
   ("generate", "runs"),

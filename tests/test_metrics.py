@@ -37,7 +37,7 @@ def test_rows_have_step_phase_time_and_numbers(tmp_path):
 
 
 def test_not_finite_becomes_null_and_a_warning(tmp_path):
-  writer = metrics.MetricsWriter(tmp_path, tensorboard=False)
+  writer = metrics.MetricsWriter(tmp_path, writes_tensorboard=False)
   with pytest.warns(UserWarning, match="step 1 of ppo: ppo/kl, ppo/ratio not"):
     numbers = {"ppo/kl": math.nan, "ppo/loss": 1.0, "ppo/ratio": -math.inf}
     writer.write(1, numbers, "ppo")
@@ -49,7 +49,7 @@ def test_not_finite_becomes_null_and_a_warning(tmp_path):
 
 
 def test_refuses_arrays_and_reserved_names(tmp_path):
-  writer = metrics.MetricsWriter(tmp_path, tensorboard=False)
+  writer = metrics.MetricsWriter(tmp_path, writes_tensorboard=False)
   with pytest.raises(ValueError, match=r"'loss' has shape \(2,\)"):
     writer.write(1, {"loss": np.zeros(2)})
   with pytest.raises(ValueError, match="'loss' has shape"):
@@ -60,7 +60,7 @@ def test_refuses_arrays_and_reserved_names(tmp_path):
 
 
 def test_trap_23_resumed_run_has_each_step_once(tmp_path):
-  with metrics.MetricsWriter(tmp_path, tensorboard=False) as writer:
+  with metrics.MetricsWriter(tmp_path, writes_tensorboard=False) as writer:
     for step in range(1, 7):
       writer.write(step, {"loss": step}, "sft")
     for step in range(1, 6):
@@ -68,7 +68,7 @@ def test_trap_23_resumed_run_has_each_step_once(tmp_path):
       writer.write_samples(step, [{"text": "a"}, {"text": "b"}], "ppo")
   with writer.metrics_path.open("a") as file:
     file.write('{"step": 6, "pha')  # killed in mid-write
-  with metrics.MetricsWriter(tmp_path, tensorboard=False) as writer:
+  with metrics.MetricsWriter(tmp_path, writes_tensorboard=False) as writer:
     writer.truncate_after(3, "ppo")
     for step in (4, 5):
       writer.write(step, {"loss": -step}, "ppo")
@@ -89,7 +89,7 @@ def test_torn_line_is_cut_before_appending(tmp_path):
   assert metrics.read_metrics(tmp_path / "metrics.jsonl") == [
     {"step": 1, "phase": ""}
   ]
-  writer = metrics.MetricsWriter(tmp_path, tensorboard=False)
+  writer = metrics.MetricsWriter(tmp_path, writes_tensorboard=False)
   writer.write(2, {})
   rows = metrics.read_metrics(tmp_path / "metrics.jsonl")
   assert [row["step"] for row in rows] == [1, 2]
@@ -99,7 +99,7 @@ def test_torn_line_is_cut_before_appending(tmp_path):
 
 
 def test_samples_are_json_whatever_their_cells(tmp_path):
-  writer = metrics.MetricsWriter(tmp_path, tensorboard=False)
+  writer = metrics.MetricsWriter(tmp_path, writes_tensorboard=False)
   sample = {
     "prompt": "é\n\u2028",
     "score": np.float32(math.nan),
@@ -127,7 +127,7 @@ def test_tensorboard_has_a_folder_and_a_tag_a_phase(tmp_path):
 
 
 def test_disabled_writes_nothing(tmp_path):
-  with metrics.MetricsWriter(tmp_path / "x", enabled=False) as writer:
+  with metrics.MetricsWriter(tmp_path / "x", is_enabled=False) as writer:
     writer.truncate_after(1)
     writer.write(2, {"loss": 1.0})
     writer.write_samples(2, [{"text": "a"}])

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax import ops
+from tests import plain
 
 RNG = np.random.default_rng(0)
 
@@ -160,7 +161,7 @@ def dense_logprobs(hidden, unembedding, tokens, temperature, soft_cap):
   if soft_cap is not None:
     logits = soft_cap * jnp.tanh(logits / soft_cap)
   logits = logits / temperature
-  return ops.logprobs_of_logits(logits, tokens), ops.entropy(logits)
+  return plain.logprobs_of_logits(logits, tokens), ops.entropy(logits)
 
 
 @pytest.mark.parametrize("soft_cap", [None, 2.5])
@@ -253,7 +254,7 @@ def test_trap_21_frozen_unembedding_has_the_same_values_and_gradient(soft_cap):
       temperature=0.7,
       chunk=4,
       soft_cap=soft_cap,
-      frozen_unembedding=is_frozen,
+      is_unembedding_frozen=is_frozen,
     )
     return jnp.sum(logprobs * weight), (logprobs, entropies)
 

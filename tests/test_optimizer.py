@@ -93,7 +93,10 @@ def test_epsilon_position_is_what_tells_the_two_apart():
   plain = run(optimizer.Config(**config), 1)
   tf_style = run(optimizer.Config(**config, adam_tf_style=True), 1)
   g = float(gradients(0)["proj"]["bias"][0])
-  step = lambda p: 1.0 - float(p["proj"]["bias"][0])  # noqa: E731
+
+  def step(p):
+    return 1.0 - float(p["proj"]["bias"][0])
+
   # first step: m / (1 - b1) = g, sqrt(v / (1 - b2)) = |g|
   assert step(plain) == pytest.approx(0.1 * g / (abs(g) + 0.1), rel=1e-5)
   root = np.sqrt(1 - 0.95)

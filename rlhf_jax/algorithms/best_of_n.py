@@ -98,13 +98,6 @@ def select_best(scores: Array, valid: Array | None = None) -> Array:
   )
 
 
-def select_rows(scores: Array, samples_per_prompt: int) -> Array:
-  """Returns [B] int32: the rows among N = B K that win their prompts."""
-  best = select_best(group(scores, samples_per_prompt))
-  starts = jnp.arange(best.shape[0], dtype=jnp.int32) * samples_per_prompt
-  return starts + best
-
-
 def _top_share(scores: Array, valid: Array, share: float) -> Array:
   """Returns [B, K] bool: the ceil(share x valid) best of all, stable order."""
   flat = jnp.where(valid, scores, -jnp.inf).reshape(-1)
@@ -168,66 +161,10 @@ def first_of_its_kind(tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
   return first
 
 
-def best_of_n_probabilities(
-  probabilities: np.ndarray, scores: np.ndarray, n: int
-) -> np.ndarray:
-  """Returns [Y] float64: the exact distribution of the best of n samples.
-
-  Ties are broken uniformly among the tied samples, so each answer of a level
-  keeps its share of it.
-
-  Args:
-    probabilities: [Y] of every answer, sum 1.
-    scores: [Y].
-    n: samples.
-
-  Raises:
-    ValueError: n < 1, shapes differ, or probabilities do not sum to 1.
-  """
-  _check_n(n)
-  pi = np.asarray(probabilities, np.float64)
-  scores = np.asarray(scores, np.float64)
-  if pi.ndim != 1 or pi.shape != scores.shape:
-    raise ValueError(
-      f"probabilities {pi.shape}, scores {scores.shape}: both list the same "
-      "answers. Pass two arrays [Y]."
-    )
-  if np.any(pi < 0) or abs(pi.sum() - 1.0) > 1e-6:
-    raise ValueError(
-      f"probabilities sum to {pi.sum()}, smallest {pi.min()}: a distribution "
-      "over all answers is wanted. Normalise it."
-    )
-  _, level = np.unique(scores, return_inverse=True)
-  mass = np.bincount(level, weights=pi)
-  cumulative = np.minimum(np.cumsum(mass), 1.0)
-  cumulative[-1] = 1.0
-  below = np.concatenate([[0.0], cumulative[:-1]])
-  gained = cumulative**n - below**n
-  share = np.divide(pi, mass[level], out=np.zeros_like(pi), where=pi > 0)
-  return share * gained[level]
-
-
-def exact_kl(probabilities: np.ndarray, scores: np.ndarray, n: int) -> float:
-  """Returns KL(best of n || one sample) in nats by enumeration.
-
-  Args, Raises: as `best_of_n_probabilities`.
-  """
-  pi = np.asarray(probabilities, np.float64)
-  best = best_of_n_probabilities(pi, scores, n)
-  kept = best > 0
-  return float(np.sum(best[kept] * np.log(best[kept] / pi[kept])))
-
-
 def kl_bound(n: int) -> float:
   """Returns log n - (n - 1) / n in nats; no best of n moves further."""
   _check_n(n)
   return math.log(n) - (n - 1) / n
-
-
-def win_rate_bound(n: int) -> float:
-  """Returns n / (n + 1): the best of n against one sample, no ties."""
-  _check_n(n)
-  return n / (n + 1)
 
 
 def kl_estimates(winner_logprobs: np.ndarray, n: int) -> np.ndarray:
@@ -298,8 +235,9 @@ def best_of_n_curve(
 ) -> np.ndarray:
   """Returns [B, len(ns)]: unbiased E[gold of the best of n by proxy].
 
-  The same samples serve every n, so the points of one prompt's curve move
-  together: resample prompts, not points, for intervals.
+  Of scores 0 and 1, in both places, it is pass@n (Chen et al. 2021,
+  arXiv:2107.03374). The same samples serve every n, so the points of one
+  prompt's curve move together: resample prompts, not points, for intervals.
 
   Args:
     proxy: [B, N] scores that select; tied ones share the mean of their gold.
@@ -329,22 +267,3 @@ def best_of_n_curve(
     means = np.bincount(level, weights=gold[row]) / np.bincount(level)
     curve[row] = means[level][order] @ weights
   return curve
-
-
-def pass_at_k(is_correct: np.ndarray, k: int) -> np.ndarray:
-  """Returns [B]: 1 - C(N - c, k) / C(N, k), unbiased (Chen et al. 2021).
-
-  Args:
-    is_correct: [B, N], 0 or 1; c are correct.
-    k: samples of which one must be right, in [1, N].
-
-  Raises:
-    ValueError: k too large, or values other than 0 and 1.
-  """
-  is_correct = np.asarray(is_correct, np.float64)
-  if not np.isin(is_correct, (0.0, 1.0)).all():
-    raise ValueError(
-      "is_correct holds values other than 0 and 1: pass@k counts successes. "
-      "Threshold graded scores first."
-    )
-  return best_of_n_curve(is_correct, is_correct, [k])[:, 0]

@@ -8,11 +8,9 @@ silence. A file is read once in a process.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import os
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,6 @@ from rlhf_jax.schema import (
   FieldError,
   check_choice,
   check_least,
-  check_local,
 )
 
 Row = dict[str, np.ndarray]  # {"tokens", "loss_mask"}, [n] each
@@ -188,21 +185,7 @@ def check_source(source: str, name: str) -> None:
   if source.startswith("asset:"):
     assets.check_name(source, field)
   elif not source.startswith(sources.TFDS_PREFIX):
-    check_local(source, field)
-    path = Path(source).expanduser()
-    if not path.is_file():
-      is_folder = "is a folder, not a file" if path.is_dir() else "no such file"
-      near = {
-        other.name.partition(".")[0]: other.name
-        for other in path.parent.glob("*.jsonl*")
-      }
-      stem = path.name.partition(".")[0]
-      alike = difflib.get_close_matches(stem, near, 1)
-      hint = f" Did you mean {near[alike[0]]!r}?" if alike else ""
-      raise FieldError(
-        f"{field}={source!r}: {is_folder}.{hint} Give the path of a .jsonl or "
-        ".jsonl.gz file."
-      )
+    sources.check_path(source, field)
 
 
 def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:

@@ -12,6 +12,7 @@ Left out: parquet and csv.
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import json
 import zlib
@@ -20,13 +21,37 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.schema import UserError
+from rlhf_jax.schema import FieldError, UserError, check_local
 
 TFDS_PREFIX = "tfds:"
 
 
 class DataError(UserError):
   """Data that cannot be used: where it is, what is wrong, what to do."""
+
+
+def check_path(source: str, field: str) -> None:
+  """Raises FieldError unless a path is one of a file that is there.
+
+  Args:
+    source: the path.
+    field: that gave it.
+  """
+  check_local(source, field)
+  path = Path(source).expanduser()
+  if not path.is_file():
+    is_folder = "is a folder, not a file" if path.is_dir() else "no such file"
+    near = {
+      other.name.partition(".")[0]: other.name
+      for other in path.parent.glob("*.jsonl*")
+    }
+    stem = path.name.partition(".")[0]
+    alike = difflib.get_close_matches(stem, near, 1)
+    hint = f" Did you mean {near[alike[0]]!r}?" if alike else ""
+    raise FieldError(
+      f"{field}={source!r}: {is_folder}.{hint} Give the path of a .jsonl or "
+      ".jsonl.gz file."
+    )
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -1,17 +1,16 @@
-"""Diversity of sampled texts: distinct-n, EAD, self-BLEU, duplicates.
+"""Diversity of sampled texts: distinct-n, self-BLEU, duplicates, repetition.
 
   distinct-n = U / C        U unique, C total n-grams   Li et al. 2016
-  EAD = U / (V [1 - ((V-1)/V)^C])                       Liu et al. 2022
   self-BLEU = mean_i BLEU-4(text_i | the other texts)   Zhu et al. 2018
 
-Lower distinct-n and EAD, higher self-BLEU, duplicates and repetition mean
-less diversity. All but EAD fall or rise with the number and the length of the
-texts: compare policies at equal sample counts, under identical sampling
-settings, and cut to a common length (`max_words`) where lengths differ.
+Lower distinct-n, higher self-BLEU, duplicates and repetition mean less
+diversity. All fall or rise with the number and the length of the texts: compare
+policies at equal sample counts, under identical sampling settings, and cut to a
+common length (`max_words`) where lengths differ.
 
 Words come from one fixed rule, `words`: what stands between spaces, in lower
-case, punctuation included. Left out: embedding distances and cross-prompt
-similarity.
+case, punctuation included. Left out: corrections for length (EAD, Liu et al.
+2022, arXiv:2202.13587), embedding distances and cross-prompt similarity.
 """
 
 from __future__ import annotations
@@ -80,81 +79,6 @@ def distinct_n(
     counts.update(_grams(tokens, n))
   total = counts.total()
   return len(counts) / total if total else math.nan
-
-
-def distinct_n_per_group(
-  texts: Sequence[str],
-  n: int,
-  group_size: int,
-  *,
-  max_words: int | None = None,
-) -> float:
-  """Returns the mean over prompts of distinct-n among a prompt's G samples.
-
-  Groups without a single n-gram are left out of the mean; NaN when none has
-  one.
-
-  Args:
-    texts: [prompts * G], the samples of a prompt in contiguous rows.
-    n: words of an n-gram.
-    group_size: G.
-    max_words: as in `distinct_n`.
-
-  Raises:
-    ValueError: the number of texts is not a multiple of group_size >= 1.
-  """
-  _check(texts, n)
-  if group_size < 1 or len(texts) % group_size:
-    raise ValueError(
-      f"{len(texts)} texts, group_size={group_size}: groups must be whole. "
-      "Pass all G samples of every prompt, in contiguous rows."
-    )
-  ratios = np.array(
-    [
-      distinct_n(texts[i : i + group_size], n, max_words=max_words)
-      for i in range(0, len(texts), group_size)
-    ]
-  )
-  ratios = ratios[~np.isnan(ratios)]
-  return float(np.mean(ratios)) if ratios.size else math.nan
-
-
-def expectation_adjusted_distinct(
-  texts: Sequence[str], n: int, vocabulary_size: int
-) -> float:
-  """Returns EAD: unique n-grams over what C uniform draws of V would give.
-
-  Liu et al. 2022, arXiv:2202.13587. 1 is as diverse as uniform draws, at any
-  length.
-
-  Args:
-    texts: any number of texts.
-    n: words of an n-gram.
-    vocabulary_size: V, n-grams that could occur; use the same V for every
-      policy compared, for instance the unique n-grams of the reference corpus.
-
-  Returns:
-    The ratio, or NaN where no text holds n words.
-
-  Raises:
-    ValueError: vocabulary_size is below the unique n-grams seen.
-  """
-  _check(texts, n)
-  counts: Counter[Words] = Counter()
-  for tokens in _cut(texts, None):
-    counts.update(_grams(tokens, n))
-  unique, total = len(counts), counts.total()
-  if vocabulary_size < max(unique, 2):
-    raise ValueError(
-      f"vocabulary_size={vocabulary_size}: {unique} different {n}-grams occur, "
-      "so V is at least that, and at least 2. Take V from the union of all "
-      "corpora compared, or larger."
-    )
-  if not total:
-    return math.nan
-  size = float(vocabulary_size)
-  expected = -size * math.expm1(total * math.log1p(-1.0 / size))
-  return unique / expected
 
 
 def _best_two(

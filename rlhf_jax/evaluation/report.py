@@ -37,7 +37,7 @@ class SummaryRow:
   explanation: one sentence, in plain words: what the number is, and what its
     standard error is the error of.
   decimals: digits after the point.
-  headline: also shown large at the top of the page.
+  is_headline: also shown large at the top of the page.
   """
 
   name: str
@@ -46,7 +46,7 @@ class SummaryRow:
   standard_error: float | None = None
   explanation: str = ""
   decimals: int = 2
-  headline: bool = False
+  is_headline: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _summary(rows: Sequence[SummaryRow]) -> list[dict[str, Any]]:
       "after": number(row.after, row.decimals),
       "error": number(row.standard_error, row.decimals),
       "explanation": row.explanation,
-      "headline": row.headline,
+      "headline": row.is_headline,
     }
     for row in rows
   ]

@@ -171,7 +171,7 @@ def splash(
   value: Array,
   ids: Array,
   *,
-  interpret: bool = False,
+  is_interpreted: bool = False,
 ) -> Array:
   """Blockwise causal attention within segments (Pallas, TPU).
 
@@ -179,7 +179,7 @@ def splash(
     query: [B, H, T, d].
     key, value: [B, K, T, d].
     ids: [B, T] int32, segments.
-    interpret: run the kernel's program step by step, on any platform; for
+    is_interpreted: run the kernel's program step by step, on any platform; for
       tests.
 
   Returns:
@@ -191,7 +191,7 @@ def splash(
   query = (query * width**-0.5).astype(query.dtype)
   arrays = [jnp.pad(x, rows) for x in (query, key, value)]
   ids = jnp.pad(ids, ((0, 0), (0, pad)), constant_values=-1)
-  run = functools.partial(_splash_rows, interpret=interpret)
+  run = functools.partial(_splash_rows, is_interpreted=is_interpreted)
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty and mesh.size > 1:
     run, arrays = _on_mesh(run, mesh, arrays)
@@ -199,7 +199,7 @@ def splash(
 
 
 def _splash_rows(
-  query: Array, key: Array, value: Array, ids: Array, *, interpret: bool
+  query: Array, key: Array, value: Array, ids: Array, *, is_interpreted: bool
 ) -> Array:
   """Runs the kernel over the rows of one device."""
   from jax.experimental.pallas.ops.tpu.splash_attention import (
@@ -224,7 +224,7 @@ def _splash_rows(
     block_sizes=sizes,
     head_shards=1,
     q_seq_shards=1,
-    interpret=interpret,
+    interpret=is_interpreted,
   )
 
   def one(q: Array, k: Array, v: Array, row: Array) -> Array:

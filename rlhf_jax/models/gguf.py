@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp) -> config and parameters, dequantised to float32.
 
 GGUF stores the rotary halves of q and k interleaved; they are put back into
-the two-halves layout that `transformer.rotate` uses.
+the two-halves layout that `layers.rotate` uses.
 """
 
 from __future__ import annotations

@@ -21,12 +21,12 @@ import dataclasses
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from rlhf_jax import ops
 from rlhf_jax.models import attention
 from rlhf_jax.models.cache import LayerCache
+from rlhf_jax.models.layers import Dense, Norm, rotate
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
 from rlhf_jax.schema import UserError
@@ -92,90 +92,6 @@ class Config:
         "layers share one program. Set lora_first_layer=0 or "
         "scan_layers=False."
       )
-
-
-class Dense(nn.Module):
-  """y = x W (+ b) (+ s x A B when LoRA factors are given; Hu et al. 2021)."""
-
-  features: int
-  use_bias: bool = False
-  dtype: str = "float32"
-  lora_rank: int = 0
-  lora_scale: float = 1.0
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    width = x.shape[-1]
-    leading = x.shape[:-1]
-    x = x.reshape(-1, width)
-    init = nn.initializers.normal(width**-0.5)
-    kernel = self.param("kernel", init, (width, self.features))
-    whole = functools.partial(self._whole, leading=leading)
-    y = jnp.matmul(x, whole("kernel", kernel))
-    if self.use_bias:
-      bias = self.param("bias", nn.initializers.zeros, (self.features,))
-      y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
-    if self.lora_rank and self.is_initializing():
-      down, up = (width, self.lora_rank), (self.lora_rank, self.features)
-      self.variable(
-        "lora", "lora_a", lambda: init(self.make_rng("params"), down)
-      )
-      self.variable("lora", "lora_b", lambda: jnp.zeros(up))
-    elif self.has_variable("lora", "lora_a"):
-      a = whole("lora_a", self.get_variable("lora", "lora_a"))
-      b = whole("lora_b", self.get_variable("lora", "lora_b"))
-      y = y + self.lora_scale * jnp.matmul(jnp.matmul(x, a), b)
-    return y.reshape(*leading, self.features)
-
-  def _whole(self, name: str, weight: Array, leading: tuple[int, ...]) -> Array:
-    """Returns a weight in the compute dtype, gathered but for single tokens."""
-    weight = weight.astype(self.dtype)
-    if leading[-1] == 1:
-      return weight
-    return rules.gather("/".join((*self.path, name)), weight)
-
-
-class Norm(nn.Module):
-  """Root-mean-square or layer normalisation, computed in float32."""
-
-  kind: str
-  epsilon: float
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-    y = x.astype(jnp.float32)
-    if self.kind == "layer":
-      y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(
-      jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon
-    )
-    y = y * scale.reshape((1,) * (y.ndim - 1) + (-1,))
-    if self.kind == "layer":
-      bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-      y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
-    return y.astype(x.dtype)
-
-
-def rotate(x: Array, positions: Array, theta: float) -> Array:
-  """Returns x with rotary position embedding (Su et al. 2021).
-
-  Args:
-    x: [B, heads, T, d]; the two halves of d are the rotated pairs (the layout
-      of Hugging Face checkpoints).
-    positions: [B, T] int32.
-  """
-  half = x.shape[-1] // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = (
-    positions.astype(jnp.float32)[:, None, :, None]
-    * frequency[None, None, None, :]
-  )
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(
-    x.dtype
-  )
 
 
 class Attention(nn.Module):
@@ -293,7 +209,7 @@ class Transformer(nn.Module):
   def embed(self, tokens: Array, positions: Array) -> Array:
     """Returns the residual stream [B, T, D] that enters layer 0."""
     table = self.embedding.embedding
-    if tokens.shape[1] > 1:
+    if tokens.shape[1] > 1 and mesh_lib.is_split():
       table = rules.gather("embedding/embedding", table, is_table=True)
     x = jnp.take(table, tokens, axis=0)
     if self.config.positions == "learned":
@@ -368,7 +284,7 @@ class Transformer(nn.Module):
       path = "lm_head/kernel"
       weight = self.lm_head.variables["params"]["kernel"]
     weight = weight.astype(self.config.dtype)
-    if is_whole:
+    if is_whole and mesh_lib.is_split():
       weight = rules.gather(path, weight)
     return weight.T if self.config.tie_embeddings else weight
 

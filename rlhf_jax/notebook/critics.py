@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from rlhf_jax.programs import actors
+from rlhf_jax.programs.critic import Value, own_critic, starting_critic
 from rlhf_jax.programs.world import World
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
@@ -18,7 +18,7 @@ def start(policy: Any, critic: Any, seed: int) -> stages.Stage:
 
   Args:
     policy: beside which it learns.
-    critic: a RewardModel that it starts as, or actors.Value(init="random").
+    critic: a RewardModel that it starts as, or critic.Value(init="random").
     seed: of what is drawn.
 
   Raises:
@@ -33,18 +33,18 @@ def start(policy: Any, critic: Any, seed: int) -> stages.Stage:
         "Load both alike, or make one with policy.reward_model()."
       )
     role = critic.role
-    value = actors.Value(mode=role.trainable, first_layer=role.first_layer)
-    return actors.starting_critic(
+    value = Value(mode=role.trainable, first_layer=role.first_layer)
+    return starting_critic(
       value, *critic.scorer, policy.base.config, key, world
     )
-  if not isinstance(critic, actors.Value) or critic.init != "random":
+  if not isinstance(critic, Value) or critic.init != "random":
     raise UserError(
       f"critic={critic!r:.60}: must be a reward model, which it starts as, or "
-      "actors.Value(init='random', mode='head')."
+      "critic.Value(init='random', mode='head')."
     )
   if critic.pretrain_steps:
     raise UserError(
       f"critic: pretrain_steps={critic.pretrain_steps}: the policy pipeline "
       "trains a critic alone first. Set 0."
     )
-  return actors.own_critic(critic, policy.stage, policy.base, key, world)
+  return own_critic(critic, policy.stage, policy.base, key, world)

@@ -13,11 +13,12 @@ import optax
 
 from rlhf_jax import generate, schema
 from rlhf_jax.algorithms.policy_gradient import (
-  epochs,
   importance,
+  kl_control,
   objectives,
   registry,
   shaping,
+  update,
 )
 from rlhf_jax.models import trees
 from rlhf_jax.models.pretrained import Model
@@ -41,7 +42,7 @@ from rlhf_jax.types import PyTree, Rollout
 
 # The score is the reward: no KL, no clip. Say more with shaping=.
 PLAIN = shaping.Config(kl_coefficient=0.0, kl_controller="fixed", clip=None)
-ONE_STEP = epochs.Config(epochs=1, minibatches=1)  # of the optimizer a rollout
+ONE_STEP = update.Config(epochs=1, minibatches=1)  # of the optimizer a rollout
 NO_WEIGHTS = importance.Config()
 
 
@@ -80,7 +81,7 @@ class FromScores(Learner):
   """
 
   shaping: shaping.Config
-  epochs: epochs.Config
+  epochs: update.Config
   importance: importance.Config
   critic: stages.Stage | None
   needs_reference: bool
@@ -134,7 +135,7 @@ class FromScores(Learner):
       )
       state, learnt = made.update(state, frozen, rollout, self.key(policy))
       with schema.as_field("shaping."):
-        beta = shaping.update_kl_coefficient(
+        beta = kl_control.update_kl_coefficient(
           arrays["beta"], row["rollout/kl_k1_sum"], rows, self.shaping
         )
     if not self.needs_reference:  # the policy's own stand in their place
@@ -216,7 +217,7 @@ class FromScores(Learner):
         plan,
         {"both": self.optimizer},
         start.mesh,
-        donates=self.donate,
+        donates=self.donates,
       )
       weights = judge.Weights(
         base=start.base.params if plan.shared else {},
@@ -295,14 +296,14 @@ def from_scores(
   optimizer: Any,
   *,
   shaping: shaping.Config = PLAIN,
-  epochs: epochs.Config = ONE_STEP,
+  epochs: update.Config = ONE_STEP,
   importance: importance.Config = NO_WEIGHTS,
   critic: Any = None,
-  reference: bool | None = None,
+  has_reference: bool | None = None,
   objective: Callable[..., Any] | None = None,
   advantages: Callable[..., Any] | None = None,
   seed: int = 0,
-  donate: bool = False,
+  donates: bool = False,
 ) -> FromScores:
   """Returns the learner of a policy-gradient method.
 
@@ -313,15 +314,15 @@ def from_scores(
     shaping: from scores to rewards; PLAIN where it is not given.
     epochs: how often a rollout is used; one step where it is not given.
     importance: weights of trainer against sampler, below float32.
-    critic: a RewardModel to start as, or actors.Value(init="random", mode=...)
+    critic: a RewardModel to start as, or critic.Value(init="random", mode=...)
       for one that starts at 0 on the policy's weights; for PPO only.
-    reference: whether the KL to `policy` is computed; None where shaping or
+    has_reference: whether the KL to `policy` is computed; None where shaping or
       the loss reads it.
     objective: S(log_ratio, advantages, config) in place of the method's
       (algorithms/policy_gradient/objectives.py).
     advantages: (rollout, config) -> rollout in place of the method's.
     seed: of the order of rows and of a critic's head.
-    donate: whether a policy's memory goes to the one that `learn` returns,
+    donates: whether a policy's memory goes to the one that `learn` returns,
       and the old one is used up.
   """
   config, has_critic = method.config, registry.has_critic(method.module)
@@ -329,35 +330,35 @@ def from_scores(
     raise UserError(
       f"critic={critic!r:.60}: {method.name} "
       + (
-        "trains a critic. Give a reward model, or actors.Value(init='random', "
+        "trains a critic. Give a reward model, or critic.Value(init='random', "
         "mode='head')."
         if has_critic
         else "trains no critic. Leave it out."
       )
     )
   _check_left_out(config)
-  if reference is None:
+  if has_reference is None:
     in_loss = getattr(config, "kl_loss_coefficient", 0.0)
-    reference = shaping.kl_coefficient > 0.0 or in_loss > 0.0
+    has_reference = shaping.kl_coefficient > 0.0 or in_loss > 0.0
   stage = None if critic is None else critics.start(policy, critic, seed)
   made = FromScores(
     policy,
     method,
     _by_part(optimizer, ("policy", "value") if has_critic else ("policy",)),
     seed,
-    donate,
+    donates,
     shaping,
     epochs,
     importance,
     stage,
-    reference,
+    has_reference,
     objective,
     advantages,
   )
   group = getattr(config, "group_size", None)
   with schema.as_field():
     if objective is not None:
-      objectives.check_objective(objective)
+      objectives.checked(objective)
     if advantages is not None:
       registry.check_advantages(advantages)
   # What is wrong whatever the samples is said here.

@@ -74,7 +74,7 @@ def from_conversations(
   *,
   length: int | None = None,
   seed: int = 0,
-  donate: bool = False,
+  donates: bool = False,
 ) -> FromTexts:
   """Returns the learner of SFT.
 
@@ -85,17 +85,17 @@ def from_conversations(
     length: tokens of a row; None for the longest of each batch, rounded up to
       8, so that another length compiles again.
     seed: of each step's key.
-    donate: see from_scores.
+    donates: see from_scores.
   """
   update = language_model.make_update(
-    policy.role, method.config, optimizer, None, donates=donate
+    policy.role, method.config, optimizer, None, donates=donates
   )
   return FromTexts(
     policy,
     method,
     optimizer,
     seed,
-    donate,
+    donates,
     lists.conversations,
     _as_it_is,
     update,
@@ -116,7 +116,7 @@ def from_pairs(
   length: int | None = None,
   accumulation: preference.Config = WHOLE,
   seed: int = 0,
-  donate: bool = False,
+  donates: bool = False,
 ) -> FromTexts:
   """Returns the learner of DPO and its relatives.
 
@@ -126,7 +126,7 @@ def from_pairs(
     optimizer: optax transformation.
     length: see from_conversations.
     accumulation: microbatches.
-    seed, donate: see from_scores.
+    seed, donates: see from_scores.
   """
   is_unpaired = registry.is_unpaired(method.module)
   collate = lists.judged_answers if is_unpaired else lists.pairs
@@ -141,14 +141,14 @@ def from_pairs(
     return batch.replace(reference_logprobs=found)
 
   update = pairs.make_update(
-    policy.role, method, accumulation, optimizer, None, donates=donate
+    policy.role, method, accumulation, optimizer, None, donates=donates
   )
   return FromTexts(
     policy,
     method,
     optimizer,
     seed,
-    donate,
+    donates,
     collate,
     complete,
     update,
@@ -164,7 +164,7 @@ def from_comparisons(
   *,
   length: int | None = None,
   seed: int = 0,
-  donate: bool = False,
+  donates: bool = False,
 ) -> FromTexts:
   """Returns the learner of a reward model.
 
@@ -173,7 +173,7 @@ def from_comparisons(
     method: algorithms.reward with its Config.
     optimizer: optax transformation.
     length: see from_conversations.
-    seed, donate: see from_scores.
+    seed, donates: see from_scores.
   """
 
   def complete(batch: PreferenceBatch) -> PreferenceBatch:
@@ -182,14 +182,14 @@ def from_comparisons(
     return batch
 
   update = features.make_update(
-    model.role, method.config, optimizer, donates=donate
+    model.role, method.config, optimizer, donates=donates
   )
   return FromTexts(
     model,
     method,
     optimizer,
     seed,
-    donate,
+    donates,
     functools.partial(lists.pairs, end_token=model.reads_end_token),
     complete,
     update,

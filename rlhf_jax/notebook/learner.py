@@ -39,7 +39,7 @@ class Learner:
   method: Method
   optimizer: Any
   seed: int
-  donate: bool
+  donates: bool
 
   @property
   def world(self) -> World:

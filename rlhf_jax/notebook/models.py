@@ -120,7 +120,7 @@ class Trained:
     meta = {"step": self.steps, "facts": {}, "iterators": {}}
     with checkpoint.Checkpoints(str(path / "checkpoints")) as saved:
       meta |= self.base.identity
-      saved.save(self.steps, {"train": state}, meta, final=True)
+      saved.save(self.steps, {"train": state}, meta, is_final=True)
     stages.write_stage(
       path,
       "lab",

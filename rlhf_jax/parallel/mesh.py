@@ -197,6 +197,12 @@ def row_ways() -> int:
   return math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
 
 
+def is_split() -> bool:
+  """Says whether there is a `current` mesh, and of several devices."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.size > 1
+
+
 def constrain_stream(x: Array) -> Array:
   """Returns a residual stream, inside jit, its rows split and nothing else.
 
@@ -208,9 +214,7 @@ def constrain_stream(x: Array) -> Array:
   Args:
     x: [B, T, D].
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  is_free = mesh.empty or mesh.size == 1 or x.shape[1] == 1
-  if is_free or x.shape[0] % row_ways():
+  if not is_split() or x.shape[1] == 1 or x.shape[0] % row_ways():
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 

@@ -85,20 +85,6 @@ def _axes_for(path: str, shape: tuple[int, ...]) -> tuple:
   )
 
 
-def spec_for(path: str, shape: tuple[int, ...]) -> PartitionSpec:
-  """Returns the partition of an array, as the table has it.
-
-  Args:
-    path: names joined by "/", such as "params/layer_0/mlp/up_proj/kernel".
-    shape: of the array; scalars are replicated whatever their path.
-
-  Raises:
-    ValueError: no rule, or a rule for more dimensions than the array has.
-  """
-  axes = _axes_for(path, shape)
-  return PartitionSpec(*(_unmarked(entry)[0] for entry in axes))
-
-
 def sharding_tree(mesh: Mesh, tree: PyTree) -> PyTree:
   """Returns the tree with a NamedSharding for every leaf.
 
@@ -129,8 +115,8 @@ def gather(path: str, weight: Array, *, is_table: bool = False) -> Array:
 
   Left to itself the compiler may keep a weight split and sum activations over
   all devices instead, which sends more the more devices there are. The
-  gradient is summed straight into the parts that the devices own. Without a
-  `current` mesh (parallel/mesh.py) the weight stays as it is.
+  gradient is summed straight into the parts that the devices own. There is a
+  `current` mesh of several devices (mesh.is_split): on one, nobody asks.
 
   Args:
     path: names joined by "/", as in the table.
@@ -139,8 +125,6 @@ def gather(path: str, weight: Array, *, is_table: bool = False) -> Array:
       cannot bring their gradients into the owned parts by an all-to-all.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
-    return weight
   owned = []
   axes = _axes_for(path, tuple(weight.shape))
   for size, entry in zip(weight.shape, axes, strict=True):

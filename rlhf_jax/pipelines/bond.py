@@ -219,9 +219,12 @@ def make_update(
     functools.partial(
       update,
       apply=functools.partial(
-        judge.policy_and_value,
-        plan=plan,
-        frozen_unembedding=not roles.trains_unembedding(plan.policy),
+        roles.policy_and_value,
+        policy=plan.policy,
+        value=plan.value,
+        temperature=plan.temperature,
+        targets=plan.row_targets,
+        is_unembedding_frozen=not roles.trains_unembedding(plan.policy),
       ),
       config=settings.distillation,
       target=settings.target,
@@ -306,7 +309,7 @@ def run(settings: Settings, world: World) -> dict:
   phase = wire(settings, opened, total)
   key, alone = jax.random.key(settings.seed), once(settings)
   writer = metrics.MetricsWriter(
-    world.workdir, tensorboard=False, enabled=distributed.is_first()
+    world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
   )
 
   def one_step(step: int, arrays: PyTree, facts: dict):

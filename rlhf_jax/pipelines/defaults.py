@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import schema
+from rlhf_jax import config_tree
 from rlhf_jax.pipelines import PIPELINES, find
 
 
@@ -39,7 +39,7 @@ def of(pipeline: str, method: str = "") -> ConfigDict:
   if method:
     field = found.Settings.__dataclass_fields__["algorithm"]
     family = field.metadata["family"]
-    config.algorithm = schema.method_tree(method, family)
+    config.algorithm = config_tree.method_tree(method, family)
   return config
 
 

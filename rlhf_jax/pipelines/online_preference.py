@@ -137,7 +137,7 @@ def logprobs(
     mask,
     temperature=plan.temperature,
     targets=plan.row_targets,
-    frozen_unembedding=not roles.trains_unembedding(plan.policy),
+    is_unembedding_frozen=not roles.trains_unembedding(plan.policy),
   )
   return found.reshape(shape)
 
@@ -313,7 +313,7 @@ def run(settings: Settings, world: World) -> dict:
   phase = wire(settings, opened, total)
   key = jax.random.key(settings.seed)
   writer = metrics.MetricsWriter(
-    world.workdir, tensorboard=False, enabled=distributed.is_first()
+    world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
   )
 
   def one_step(step: int, arrays: PyTree, facts: dict):

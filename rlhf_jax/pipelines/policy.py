@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import distributed, metrics
-from rlhf_jax.algorithms.policy_gradient import shaping
+from rlhf_jax.algorithms.policy_gradient import kl_control, shaping
 from rlhf_jax.data import batches, dataset
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.models import pretrained, trees
@@ -102,7 +102,7 @@ class Step:
     arrays, found = self._learn(arrays, rollout, keys[1], step)
     beta = arrays["beta"]
     if not is_pretraining:
-      beta = shaping.update_kl_coefficient(
+      beta = kl_control.update_kl_coefficient(
         beta,
         row["rollout/kl_k1_sum"],
         judged.rollout.tokens.shape[0],
@@ -261,7 +261,7 @@ def run(settings: Settings, world: World) -> dict:
   total = pretrain + settings.schedule.total_steps(count)
   phase, sampler = policy_programs.wire(settings, world, base, actors, total)
   writer = metrics.MetricsWriter(
-    world.workdir, tensorboard=False, enabled=distributed.is_first()
+    world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
   )
   arrays, facts = loop.run_steps(
     _make_step(settings, phase, sampler, actors, loader, text, writer),

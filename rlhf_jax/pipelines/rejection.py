@@ -282,7 +282,9 @@ def run(settings: Settings, world: World) -> dict:
   opened = own_samples.Opened.of(settings, world, base)
   source, _ = opened.source(rounds.batch_size)
   params = opened.actors.params["policy"]
-  with metrics.MetricsWriter(workdir, enabled=distributed.is_first()) as writer:
+  with metrics.MetricsWriter(
+    workdir, is_enabled=distributed.is_first()
+  ) as writer:
     for number in range(1, rounds.count + 1):
       folder = folder_of(workdir, number)
       is_sampled = (folder / KEPT_FILE).is_file()
@@ -311,7 +313,7 @@ def _finish(
         number,
         {"train": {"params": params}},
         opened.identity,
-        final=True,
+        is_final=True,
       )
   reports = []
   if distributed.is_first():

@@ -252,7 +252,9 @@ def _sample(
   if distributed.is_first():
     np.savez(workdir / "samples.npz", **vars(samples))
   found = texts.sample_texts(tokenizer, samples)
-  with metrics.MetricsWriter(workdir, enabled=distributed.is_first()) as writer:
+  with metrics.MetricsWriter(
+    workdir, is_enabled=distributed.is_first()
+  ) as writer:
     rows = [{"prompt": p, "response": r} for p, r in found]
     writer.write_samples(0, rows, "sft")
   return "samples.npz"

@@ -80,7 +80,7 @@ def summary_rows(numbers: dict, method: str) -> list[SummaryRow]:
       get("gold_standard_error"),
       f"A reward model trained on other sentences that {method} never saw; "
       "same units, error of the paired difference.",
-      headline=True,
+      is_headline=True,
     ),
     SummaryRow(
       "Win rate against SFT (gold)",
@@ -90,7 +90,7 @@ def summary_rows(numbers: dict, method: str) -> list[SummaryRow]:
       f"Share of held-out prompts on which the gold model prefers the {method} "
       "answer to the SFT answer; 0.5 is no difference.",
       decimals=3,
-      headline=True,
+      is_headline=True,
     ),
     SummaryRow(
       "VADER sentiment",
@@ -106,7 +106,7 @@ def summary_rows(numbers: dict, method: str) -> list[SummaryRow]:
       get("kl_nats"),
       get("kl_standard_error"),
       f"Mean over answers of log {method} - log SFT, summed over tokens.",
-      headline=True,
+      is_headline=True,
     ),
     SummaryRow(
       "Distinct bigrams",
@@ -115,6 +115,15 @@ def summary_rows(numbers: dict, method: str) -> list[SummaryRow]:
       None,
       "Unique over all bigrams of the answers, equal sample counts; lower "
       "means more alike.",
+      decimals=3,
+    ),
+    SummaryRow(
+      "Repeated trigrams",
+      get("repeated_3grams_before"),
+      get("repeated_3grams_after"),
+      None,
+      "Share of an answer's trigrams that it held before; up is an answer that "
+      "loops.",
       decimals=3,
     ),
     SummaryRow(
@@ -140,7 +149,7 @@ def summary_rows(numbers: dict, method: str) -> list[SummaryRow]:
       None,
       _accuracy_note(get("reward_model_accuracy_ceiling")),
       decimals=3,
-      headline=True,
+      is_headline=True,
     ),
   ]
 

@@ -68,11 +68,6 @@ class Counts:
   flops: float = 0.0
   loops: int = 0
 
-  @property
-  def total_sent(self) -> float:
-    """Returns the bytes sent by all kinds together."""
-    return sum(self.sent.values())
-
 
 @dataclasses.dataclass(frozen=True)
 class _Instruction:

@@ -45,7 +45,7 @@ class Line:
 
   phase: str
   program: str
-  in_step: bool
+  is_in_step: bool
   weights: int
   optimizer: int
   inputs: int
@@ -268,7 +268,7 @@ def _line(
   return Line(
     phase=phase.name,
     program=program.name,
-    in_step=not phase.step or program.name in phase.step,
+    is_in_step=not phase.step or program.name in phase.step,
     **resident,
     temporaries=found.temporaries,
     cache=work.cache,

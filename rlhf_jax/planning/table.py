@@ -101,7 +101,7 @@ def _work(lines: list[Line]) -> str:
     )
     rows.append(f"  {line.program:<14}{line.flops / 1e12:>9.2f}{seconds}")
     rows += [_sent(line), _repeated(line)]
-  step = [line for line in lines if line.in_step]
+  step = [line for line in lines if line.is_in_step]
   best = sum(line.overlapped for line in step)
   serial = sum(line.serial for line in step)
   rows.append(

@@ -125,12 +125,13 @@ def answer(
 
 
 def summarise(
-  before: Answers, after: Answers, use_lexicon: bool
+  before: Answers, after: Answers, uses_lexicon: bool
 ) -> dict[str, float]:
   """Returns the numbers of the report, by their names in summary.json.
 
   proxy_*, gold_*: normalised by mean and (population) deviation of `before`.
   *_standard_error: of the paired difference after - before.
+  *_win_rate_low, *_win_rate_high: 95 % bootstrap interval over prompts.
   """
   facts: dict[str, float] = {"evaluation_prompts": len(before.texts)}
   for shown, name in (("proxy", "reward"), ("gold", "gold")):
@@ -142,14 +143,17 @@ def summarise(
     new = (after.scores[name] - mean) / std
     change = win_rate.paired_difference(new, old)
     rate = win_rate.win_rate(new, old)
+    low, high = win_rate.bootstrap_interval(win_rate.outcomes(new, old), seed=0)
     facts |= {
       f"{shown}_before": float(np.mean(old)),
       f"{shown}_after": float(np.mean(new)),
       f"{shown}_standard_error": change.standard_error,
       f"{shown}_win_rate": rate.value,
       f"{shown}_win_rate_standard_error": rate.standard_error,
+      f"{shown}_win_rate_low": low,
+      f"{shown}_win_rate_high": high,
     }
-  if use_lexicon:
+  if uses_lexicon:
     old = lexicon.vader_scores(full_texts(before))
     new = lexicon.vader_scores(full_texts(after))
     facts |= {
@@ -166,6 +170,7 @@ def summarise(
       f"distinct_2_{name}": diversity.distinct_n(answers.texts, 2),
       f"self_bleu_{name}": diversity.self_bleu(answers.texts[:64]),
       f"duplicate_share_{name}": diversity.duplicate_share(answers.texts),
+      f"repeated_3grams_{name}": diversity.repeated_ngram_rate(answers.texts),
       f"length_{name}": float(np.mean(answers.lengths)),
       f"eos_share_{name}": float(np.mean(answers.ended)),
     }

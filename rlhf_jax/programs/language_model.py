@@ -62,7 +62,7 @@ def logprobs(
     roles.Rows.of(batch),
     batch.loss_mask,
     targets=targets,
-    frozen_unembedding=not roles.trains_unembedding(role),
+    is_unembedding_frozen=not roles.trains_unembedding(role),
   )
 
 

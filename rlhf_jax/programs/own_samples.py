@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import distributed, generate, metrics, ops
-from rlhf_jax.algorithms.policy_gradient import packing, shaping
+from rlhf_jax.algorithms.policy_gradient import kl_control, packing, shaping
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.programs import abstract, rollouts, watch
 from rlhf_jax.programs import actors as actors_lib
@@ -243,7 +243,7 @@ class Guards:
       )
 
   def limits(self) -> shaping.Config:
-    """Returns what shaping.check_kl reads."""
+    """Returns what kl_control.check_kl reads."""
     return shaping.Config(warn_nats=self.warn_nats, halt_nats=self.halt_nats)
 
 
@@ -279,7 +279,7 @@ def guard(
   """
   kl = row["rollout/kl_k1_sum"]
   error = 2 * row["rollout/kl_k1_standard_error"] + watch.ROUNDING_NATS
-  state = shaping.check_kl(kl, guards.limits(), error)
+  state = kl_control.check_kl(kl, guards.limits(), error)
   if state == "halt":
     sentence = (
       f"stopped at step {step + 1}: KL to the start {kl:.1f} nats is above "

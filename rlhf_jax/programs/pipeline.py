@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import schema
+from rlhf_jax import config_tree, schema
 from rlhf_jax.data import dataset
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import pretrained
@@ -96,7 +96,7 @@ class Pipeline:
     """Returns the config tree of settings, or of the defaults."""
     chosen = self.Settings if settings is None else settings
     config = ConfigDict({"pipeline": self.name})
-    config.update(schema.tree(chosen))
+    config.update(config_tree.tree(chosen))
     return config
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 from rlhf_jax import imported, optimizer, schema
 from rlhf_jax.algorithms.policy_gradient import (
-  epochs,
   importance,
   objectives,
   packing,
   registry,
   shaping,
+  update,
 )
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.programs import actors, build
+from rlhf_jax.programs import actors, build, critic
 from rlhf_jax.programs.world import World
 from rlhf_jax.schema import FieldError
 
@@ -29,7 +29,7 @@ class Settings(actors.Sampled):
   The critic learns five times as fast as the policy (METHODS 4).
   """
 
-  value: actors.Value = actors.Value()  # the critic of a method that has one
+  value: critic.Value = critic.Value()  # the critic of a method that has one
   shaping: shaping.Config = shaping.Config()  # score and KL -> token rewards
   algorithm: schema.Method = schema.method(
     registry.ALGORITHMS, "ppo", registry.check_method
@@ -38,7 +38,7 @@ class Settings(actors.Sampled):
   objective_fn: str = ""  # import path of S(log_ratio, advantages, config)
   advantage_fn: str = ""  # import path of (rollout, config) -> rollout
   importance: importance.Config = importance.Config()  # trainer over sampler
-  epochs: epochs.Config = epochs.Config()
+  epochs: update.Config = update.Config()
   packing: packing.Config = packing.Config()  # several samples in a row
   policy_optimizer: optimizer.Config = optimizer.Config(
     learning_rate=1e-6
@@ -97,9 +97,7 @@ class Settings(actors.Sampled):
   @functools.cached_property
   def objective(self) -> Callable[..., Any] | None:
     """The policy objective that an import path names, or None."""
-    return _imported(
-      self.objective_fn, "objective_fn", objectives.check_objective
-    )
+    return _imported(self.objective_fn, "objective_fn", objectives.checked)
 
   @functools.cached_property
   def advantages(self) -> Callable[..., Any]:

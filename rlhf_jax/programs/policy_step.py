@@ -27,6 +27,7 @@ from rlhf_jax.algorithms.policy_gradient import (
   packing,
   registry,
   shaping,
+  value_pretraining,
 )
 from rlhf_jax.algorithms.policy_gradient import update as pg
 from rlhf_jax.models import roles
@@ -142,9 +143,12 @@ def make_functions(
   donated = 0 if donates else ()
   constrain = functools.partial(mesh_lib.constrain_rows, mesh)
   apply = functools.partial(
-    judge.policy_and_value,
-    plan=plan,
-    frozen_unembedding=not roles.trains_unembedding(plan.policy)
+    roles.policy_and_value,
+    policy=plan.policy,
+    value=plan.value,
+    temperature=plan.temperature,
+    targets=plan.row_targets,
+    is_unembedding_frozen=not roles.trains_unembedding(plan.policy)
     and settings.method.entropy_coefficient == 0.0,
   )
   update = functools.partial(
@@ -163,9 +167,9 @@ def make_functions(
   value_update = None
   if settings.has_critic and "value" in transforms:
     value_update = functools.partial(
-      pg.value_update,
+      value_pretraining.value_update,
       config=settings.epochs,
-      apply=functools.partial(judge.value_only, plan=plan),
+      apply=functools.partial(roles.value_only, role=plan.value),
       optimizer=transforms["value"],
       constrain=constrain,
     )

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from rlhf_jax import distributed
-from rlhf_jax.algorithms.policy_gradient import shaping
+from rlhf_jax.algorithms.policy_gradient import kl_control, shaping
 from rlhf_jax.evaluation import diversity
 from rlhf_jax.rewards import texts as texts_lib
 from rlhf_jax.types import Samples
@@ -59,7 +59,7 @@ def alarms(row: dict, past: dict, step: int, settings: shaping.Config):
   """
   first, kls = past["first"], past["recent_kl"]
   kl = row["rollout/kl_k1_sum"]
-  state = shaping.check_kl(
+  state = kl_control.check_kl(
     kl, settings, 2 * row["rollout/kl_k1_standard_error"] + ROUNDING_NATS
   )
   if state == "warn" and kl > 0:
@@ -118,7 +118,7 @@ def watch(facts: dict, row: dict, step: int, shape: shaping.Config) -> dict:
       print(f"\npolicy: warning at step {step + 1}: {sentence}")
   kl = row["rollout/kl_k1_sum"]
   facts["recent_kl"] = [*facts["recent_kl"], kl][-KL_WINDOW:]
-  if shaping.check_kl(kl, shape) == "halt":
+  if kl_control.check_kl(kl, shape) == "halt":
     facts["halt"] = (
       f"stopped at step {step + 1}: KL to the reference {kl:.1f} nats is "
       f"above shaping.halt_nats={shape.halt_nats:g}"

@@ -26,12 +26,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from rlhf_jax.models import pretrained, trees
+from rlhf_jax.models import pretrained, roles, trees
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Role
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
-from rlhf_jax.runs import stages
+from rlhf_jax.runs import checkpoint, stages
 from rlhf_jax.schema import FieldError, as_field
 from rlhf_jax.types import PyTree
 
@@ -39,8 +39,8 @@ AnyMesh = Mesh | AbstractMesh
 ASSUMED = "?"  # the folder of a stage that nobody named
 
 
-class World(stages.Disk):
-  """The devices, the folder and the finished stages of a run.
+class World:
+  """The devices, the folder and the finished stages of a run; a Shelf.
 
   mesh: where everything lives.
   workdir: of the run.
@@ -88,6 +88,39 @@ class World(stages.Disk):
 
   def leave(self, folder: Path, role: Role, merged_from: str) -> None:
     """Says what a planned stage leaves in its folder."""
+
+  def info(self, folder: str | Path, kind: str) -> dict:
+    """Returns stage.json of a finished stage that leaves a `kind`.
+
+    Says so where numbers in it are not of the step that is named.
+    """
+    info = stages.need_stage(folder, kind)
+    step = stages.step_of(folder)
+    if kind == stages.REWARD and step not in (None, info["steps"]):
+      print(
+        f"{folder}: warning: mean and deviation of its scores, its diagnosis "
+        f"and its guards were measured at step {info['steps']}, the last, and "
+        f"not at step {step}."
+      )
+    return info
+
+  def restore(self, folder: str | Path, info: dict, template: PyTree) -> PyTree:
+    """Returns the trained tree of a stage."""
+    path, _ = stages.place(folder)
+    return checkpoint.restore_params(
+      path / "checkpoints",
+      template,
+      prefix=stages.trained_prefix(path, info),
+      step=stages.step_of(folder),
+    )
+
+  def merged(self, stage: stages.Stage) -> PyTree:
+    """Returns the whole weights of a stage, LoRA factors merged."""
+    return roles.sampling_params(stage.role, *stage.parts)
+
+  def number(self, value: float) -> Any:
+    """Returns a float32 array []."""
+    return jnp.float32(value)
 
   def compute(self, make: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """Returns make(*args), small new arrays: heads, factors."""

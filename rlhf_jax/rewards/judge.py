@@ -15,7 +15,7 @@ import flax.struct
 import jax
 
 from rlhf_jax.algorithms.policy_gradient.packing import Packing, pack, unpack
-from rlhf_jax.models import roles, trees
+from rlhf_jax.models import roles
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.runs import stages
@@ -185,49 +185,3 @@ def judge(
 def make_judge(plan: Plan):
   """Returns `judge` compiled for a plan; the same for an equal plan."""
   return jax.jit(functools.partial(judge, plan=plan))
-
-
-def policy_and_value(
-  params: PyTree,
-  frozen: PyTree,
-  rollout: Rollout,
-  *,
-  plan: Plan,
-  frozen_unembedding: bool,
-) -> tuple[Array, Array, Array | None]:
-  """Returns log-probabilities, entropies and values [N, L] of a rollout.
-
-  The `apply` of policy-gradient updates. Args: params {"policy", "value"},
-  frozen trees under the same keys; `frozen_unembedding` is the cheaper path
-  without entropy gradients.
-  """
-  rows = roles.Rows.of(rollout)
-  logprobs, entropies = roles.logprobs(
-    plan.policy,
-    trees.merge(params["policy"], frozen["policy"]),
-    rows,
-    rollout.response_mask,
-    hidden=rollout.hidden.get("policy"),
-    temperature=plan.temperature,
-    targets=plan.row_targets,
-    frozen_unembedding=frozen_unembedding,
-  )
-  if plan.value is None:
-    return logprobs, entropies, None
-  return (
-    logprobs,
-    entropies,
-    value_only(params["value"], frozen["value"], rollout, plan=plan),
-  )
-
-
-def value_only(
-  params: PyTree, frozen: PyTree, rollout: Rollout, *, plan: Plan
-) -> Array:
-  """Returns values [N, L]: the `apply` of value pre-training."""
-  return roles.values(
-    plan.value,
-    trees.merge(params, frozen),
-    roles.Rows.of(rollout),
-    rollout.hidden.get("value"),
-  )

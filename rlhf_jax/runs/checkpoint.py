@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -36,13 +35,6 @@ from rlhf_jax.integrity import CheckpointError
 from rlhf_jax.models import trees
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array, PyTree
-
-check_meta = integrity.check_meta
-fingerprint = integrity.fingerprint
-fingerprint_params = integrity.fingerprint_params
-_NO_SPACE = re.compile(
-  "No space left on device|Disk quota exceeded|File too large"
-)
 
 
 def restore_params(
@@ -60,7 +52,7 @@ def restore_params(
   Raises:
     CheckpointError: no such step, damage, or arrays missing or of other shape.
   """
-  with Checkpoints(directory, read_only=True) as checkpoints:
+  with Checkpoints(directory, is_read_only=True) as checkpoints:
     return checkpoints.restore_params(template, prefix=prefix, step=step)
 
 
@@ -74,27 +66,27 @@ class Checkpoints:
     keep: int = 2,
     best: str = "max",
     every_steps: int | None = None,
-    asynchronous: bool = False,
-    read_only: bool = False,
+    is_asynchronous: bool = False,
+    is_read_only: bool = False,
   ) -> None:
     """Opens, or creates, a checkpoint directory.
 
     Args:
       directory: on storage that all processes share.
-      keep: newest steps kept; those saved with final=True are kept besides,
+      keep: newest steps kept; those saved with is_final=True are kept besides,
         and the best of those saved with a score.
       best: whether the "max" or the "min" of scores is the best.
       every_steps: period of `due`; None means never due.
-      asynchronous: arrays are written behind the run's back. The step counts
+      is_asynchronous: arrays are written behind the run's back. The step counts
         from the next save, wait or close on.
-      read_only: another run may be writing here: remove and write nothing.
+      is_read_only: another run may be writing here: remove and write nothing.
     """
     if keep < 1:
       raise UserError(f"keep={keep}: at least one step is kept. Set >= 1.")
     if every_steps is not None and every_steps < 1:
       raise UserError(f"every_steps={every_steps}: set >= 1, or None.")
     self._root = epath.Path(directory).resolve()
-    if read_only and not self._root.exists():
+    if is_read_only and not self._root.exists():
       raise CheckpointError(
         f"{directory} does not exist. Name the checkpoint directory of the "
         "earlier run."
@@ -102,8 +94,8 @@ class Checkpoints:
     self._keep = keep
     self._best = {"max": max, "min": min}[best]
     self._every_steps = every_steps
-    self._asynchronous = asynchronous
-    self._read_only = read_only
+    self._is_asynchronous = is_asynchronous
+    self._is_read_only = is_read_only
     self._pending: dict[str, Any] | None = None  # saved, not yet in a manifest
     self._own: set[int] = set()  # saved or restored by this object
     self._damaged: set[int] = set()
@@ -133,18 +125,13 @@ class Checkpoints:
     """Returns the newest finished step, or None."""
     return max(self.steps(), default=None)
 
-  def is_final(self) -> bool:
-    """Says whether the newest finished step was saved with final=True."""
-    step = self.latest()
-    return step is not None and self._record(step)["final"]
-
   def save(
     self,
     step: int,
     state: PyTree,
     meta: Mapping[str, Any],
     *,
-    final: bool = False,
+    is_final: bool = False,
     score: float | None = None,
   ) -> None:
     """Writes a step; one that this object saved or restored is not rewritten.
@@ -153,15 +140,15 @@ class Checkpoints:
       step: updates done.
       state: pytree of jax arrays (typed random keys included).
       meta: JSON: data position, KL coefficient, moments, fingerprints.
-      final: the run is complete; the step is never removed.
+      is_final: the run is complete; the step is never removed.
       score: how good the step is; None takes no part in being the best.
 
     Raises:
       CheckpointError: no space, or the step belongs to another run.
       TypeError, ValueError: a state or a meta that would not come back equal.
     """
-    if self._read_only:
-      raise CheckpointError(f"{self._root} was opened with read_only=True.")
+    if self._is_read_only:
+      raise CheckpointError(f"{self._root} was opened with is_read_only=True.")
     self.wait()
     arrays = integrity.named_leaves(state)
     for path, leaf in arrays.items():
@@ -172,14 +159,14 @@ class Checkpoints:
         )
     record = {
       "step": step,
-      "final": final,
+      "final": is_final,
       "score": score,
       "meta": integrity.checked_json(meta),
       "arrays": {k: integrity.describe(leaf) for k, leaf in arrays.items()},
     }
     earlier = self._record(step) if step in self._own else None
     if earlier is not None:
-      if final:
+      if is_final:
         self._finish(earlier | {"final": True})
       return
     if step in self._directories():
@@ -193,7 +180,7 @@ class Checkpoints:
         force=True,
       )
     self._pending = record
-    if not self._asynchronous:
+    if not self._is_asynchronous:
       self.wait()
 
   def wait(self) -> None:
@@ -241,15 +228,9 @@ class Checkpoints:
       f"{prefix}/{path}": leaf
       for path, leaf in integrity.named_leaves(template).items()
     }
-    expected = {}
-    for path, leaf in wanted.items():
-      shape, dtype = integrity.describe(leaf)
-      stored_dtype = stored.get(path, [shape, dtype])[1]
-      is_cast = "float" in dtype and "float" in stored_dtype
-      expected[path] = [shape, stored_dtype if is_cast else dtype]
-    integrity.compare_arrays(
-      {path: stored[path] for path in wanted if path in stored},
-      expected,
+    integrity.compare_part(
+      stored,
+      {path: integrity.describe(leaf) for path, leaf in wanted.items()},
       f"{prefix} in step {step} of {self._root}",
     )
     return self._read_arrays(step, template, wanted)
@@ -258,9 +239,9 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       self._root,
       options=ocp.CheckpointManagerOptions(
-        enable_async_checkpointing=self._asynchronous,
-        cleanup_tmp_directories=not self._read_only,
-        read_only=self._read_only,
+        enable_async_checkpointing=self._is_asynchronous,
+        cleanup_tmp_directories=not self._is_read_only,
+        read_only=self._is_read_only,
       ),
     )
 
@@ -401,7 +382,7 @@ class Checkpoints:
         with contextlib.suppress(OSError):
           (self._root / str(step)).rmtree()
       self._open()  # removes the temporary files of the failed save
-      if not _NO_SPACE.search(_whole_story(error)):
+      if not integrity.is_without_space(error):
         raise
       last = self.latest()
       kept = "none was saved before" if last is None else f"step {last}"
@@ -412,13 +393,3 @@ class Checkpoints:
       ) from error
     finally:
       logger.setLevel(level)
-
-
-def _whole_story(error: BaseException | None) -> str:
-  """Returns the messages of an error and of everything that led to it."""
-  story = []
-  while error is not None:
-    story.append(str(error))
-    cause = error.__cause__
-    error = error.__context__ if cause is None else cause
-  return "\n".join(story)

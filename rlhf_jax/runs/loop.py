@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import distributed, metrics
+from rlhf_jax import distributed, integrity, metrics
 from rlhf_jax.interrupt import Interrupt, Stopped
 from rlhf_jax.runs import checkpoint
 from rlhf_jax.schema import FieldError, check_choice
@@ -143,15 +143,15 @@ def run_steps(
       keep=schedule.keep,
       best=schedule.best,
       every_steps=schedule.save_every,
-      asynchronous=schedule.asynchronous,
+      is_asynchronous=schedule.asynchronous,
     ) as saved,
-    metrics.MetricsWriter(workdir, enabled=distributed.is_first()) as writer,
+    metrics.MetricsWriter(workdir, is_enabled=distributed.is_first()) as writer,
     Interrupt() as interrupt,
   ):
     step, row = 0, {}
     if saved.latest() is not None:
       arrays, meta = saved.restore(arrays)
-      checkpoint.check_meta(meta, identity)
+      integrity.check_meta(meta, identity)
       step, facts = meta["step"], meta["facts"]
       for name, iterator in iterators.items():
         iterator.set_state(meta["iterators"][name])
@@ -159,13 +159,13 @@ def run_steps(
         print(f"{phase}: goes on from step {step} of {total_steps}")
     writer.truncate_after(step, phase)
 
-    def save(final: bool) -> None:
+    def save(is_final: bool) -> None:
       positions = {name: it.get_state() for name, it in iterators.items()}
       saved.save(
         step,
         arrays,
         {"step": step, "facts": facts, "iterators": positions, **identity},
-        final=final,
+        is_final=is_final,
         score=_score(row, schedule.keep_best),
       )
 
@@ -186,13 +186,13 @@ def run_steps(
         )
         is_last = step == total_steps or bool(facts.get("halt"))
         if interrupt.should_stop(step) and not is_last:
-          save(final=False)
+          save(is_final=False)
           raise Stopped(step, interrupt.signal)
         # While updates are refused the weights may be spoilt: the good
         # checkpoints stay until one is accepted.
         if saved.due(step) and not is_last and not refused:
-          save(final=False)
-    save(final=True)
+          save(is_final=False)
+    save(is_final=True)
   return arrays, facts
 
 

@@ -19,12 +19,10 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax.numpy as jnp
-
 from rlhf_jax import distributed, integrity
 from rlhf_jax.models import heads, pretrained, trees
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.models.roles import Role, sampling_params, split
+from rlhf_jax.models.roles import Role, split
 from rlhf_jax.runs import checkpoint
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import PyTree
@@ -155,7 +153,7 @@ def step_of(folder: str | Path, field: str = "") -> int | None:
     return None
   info = read_stage(path) or {}
   with checkpoint.Checkpoints(
-    str(path / "checkpoints"), best=info.get("best", "max"), read_only=True
+    str(path / "checkpoints"), best=info.get("best", "max"), is_read_only=True
   ) as saved:
     kept = saved.steps()
     found = saved.best() if step == "best" else int(step)
@@ -213,44 +211,6 @@ def read_stage(workdir: str | Path) -> dict | None:
       f"{path}: damaged ({error}). Delete it and run the stage again; it goes "
       "on from its last checkpoint."
     ) from error
-
-
-def history(workdir: str | Path) -> list[tuple[str, int]]:
-  """Returns (method, steps) of the stages that led to a finished one.
-
-  From the first to the last, as far as their folders are still there.
-
-  Args:
-    workdir: the stage's directory, with @STEP or not.
-  """
-  folder, step = place(workdir)
-  info = read_stage(folder)
-  if info is None:
-    return []
-  if "methods" in info:  # what a notebook did, and all before
-    return [(name, steps) for name, steps in info["methods"]]
-  before = info.get("init_from") or info.get("merged_from")
-  earlier = history(folder / before) if before else []
-  steps = int(step) if step.isdigit() else info.get("steps", 0)
-  if step == "best":
-    steps = step_of(workdir)
-  return [*earlier, (_method_of(folder, info), steps)]
-
-
-def _method_of(folder: Path, info: dict) -> str:
-  """Returns the name of a stage's method, or of its pipeline."""
-  if "algorithm" in info:
-    return info["algorithm"]["name"]
-  for path, inside in ((folder, ()), (folder.parent, (folder.name,))):
-    record = path / "config.json"  # main.py writes it, for all stages of a run
-    if not record.is_file():
-      continue
-    values = json.loads(record.read_text())
-    for name in ("config", *inside, "algorithm", "name"):
-      values = values.get(name) if isinstance(values, dict) else None
-    if values is not None:
-      return values
-  return info["pipeline"]
 
 
 def need_stage(
@@ -331,45 +291,6 @@ def finished(
     "another --workdir."
   )
   return info
-
-
-class Disk:
-  """Finished stages as they are on disk; a Shelf."""
-
-  mesh: Any
-
-  def info(self, folder: str | Path, kind: str) -> dict:
-    """Returns stage.json of a finished stage that leaves a `kind`.
-
-    Says so where numbers in it are not of the step that is named.
-    """
-    info = need_stage(folder, kind)
-    step = step_of(folder)
-    if kind == REWARD and step not in (None, info["steps"]):
-      print(
-        f"{folder}: warning: mean and deviation of its scores, its diagnosis "
-        f"and its guards were measured at step {info['steps']}, the last, and "
-        f"not at step {step}."
-      )
-    return info
-
-  def restore(self, folder: str | Path, info: dict, template: PyTree) -> PyTree:
-    """Returns the trained tree of a stage."""
-    path, _ = place(folder)
-    return checkpoint.restore_params(
-      path / "checkpoints",
-      template,
-      prefix=trained_prefix(path, info),
-      step=step_of(folder),
-    )
-
-  def merged(self, stage: Stage) -> PyTree:
-    """Returns the whole weights of a stage, LoRA factors merged."""
-    return sampling_params(stage.role, *stage.parts)
-
-  def number(self, value: float) -> Any:
-    """Returns a float32 array []."""
-    return jnp.float32(value)
 
 
 def trained_prefix(folder: Path, info: dict) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from rlhf_jax.algorithms import best_of_n
+from tests.algorithms import exact_best_of_n
 
 select_best = jax.jit(best_of_n.select_best)
-select_rows = jax.jit(best_of_n.select_rows, static_argnums=1)
 reject = jax.jit(best_of_n.rejection_sample, static_argnums=2)
 
 
@@ -34,10 +34,10 @@ def enumerated(pi, scores, n):
 def test_distribution_is_that_of_every_tuple(n):
   pi = np.array([0.1, 0.35, 0.2, 0.05, 0.3])
   scores = np.array([0.0, 2.0, 1.0, 2.0, -1.0])
-  exact = best_of_n.best_of_n_probabilities(pi, scores, n)
+  exact = exact_best_of_n.probabilities_of_best(pi, scores, n)
   np.testing.assert_allclose(exact, enumerated(pi, scores, n), atol=1e-12)
   kl = np.sum(exact * np.log(exact / pi))
-  assert best_of_n.exact_kl(pi, scores, n) == pytest.approx(kl, abs=1e-12)
+  assert exact_best_of_n.exact_kl(pi, scores, n) == pytest.approx(kl, abs=1e-12)
 
 
 def test_t12_numbers():
@@ -48,8 +48,10 @@ def test_t12_numbers():
   top = math.exp(-0.888)
   pi = np.array([0.3, 0.2, 0.5 - top, top])
   scores = np.arange(4.0)
-  assert best_of_n.exact_kl(pi, scores, 64) == pytest.approx(0.888, abs=1e-3)
-  best = best_of_n.best_of_n_probabilities(pi, scores, 64)
+  assert exact_best_of_n.exact_kl(pi, scores, 64) == pytest.approx(
+    0.888, abs=1e-3
+  )
+  best = exact_best_of_n.probabilities_of_best(pi, scores, 64)
   estimate = best @ best_of_n.kl_estimates(np.log(pi), 64)
   assert estimate == pytest.approx(0.888, abs=1e-3)
 
@@ -58,8 +60,8 @@ def test_t12_numbers():
 def test_exact_bound_and_estimate_agree_without_atoms(n):
   pi = softmax_distribution(1 << 18, seed=0)
   scores = np.random.default_rng(1).normal(size=pi.size)
-  exact = best_of_n.exact_kl(pi, scores, n)
-  best = best_of_n.best_of_n_probabilities(pi, scores, n)
+  exact = exact_best_of_n.exact_kl(pi, scores, n)
+  best = exact_best_of_n.probabilities_of_best(pi, scores, n)
   estimate = best @ best_of_n.kl_estimates(np.log(pi), n)
   assert exact == pytest.approx(best_of_n.kl_bound(n), abs=1e-3)
   assert estimate == pytest.approx(exact, abs=1e-3)
@@ -70,8 +72,8 @@ def test_exact_bound_and_estimate_agree_without_atoms(n):
 def test_the_bound_bounds_and_the_estimate_is_close(answers, n):
   pi = softmax_distribution(answers, seed=answers)
   scores = np.random.default_rng(n).normal(size=answers)
-  exact = best_of_n.exact_kl(pi, scores, n)
-  best = best_of_n.best_of_n_probabilities(pi, scores, n)
+  exact = exact_best_of_n.exact_kl(pi, scores, n)
+  best = exact_best_of_n.probabilities_of_best(pi, scores, n)
   estimate = best @ best_of_n.kl_estimates(np.log(pi), n)
   assert -1e-12 <= exact <= best_of_n.kl_bound(n) + 1e-12
   assert estimate == pytest.approx(exact, abs=0.1)
@@ -137,9 +139,8 @@ def test_pass_at_k_is_the_formula():
     wanted = [
       1 - math.comb(6 - c, k) / math.comb(6, k) for c in correct.sum(axis=1)
     ]
-    np.testing.assert_allclose(best_of_n.pass_at_k(correct, k), wanted)
-  with pytest.raises(ValueError, match="other than 0 and 1"):
-    best_of_n.pass_at_k(np.array([[0.5, 1.0]]), 1)
+    found = best_of_n.best_of_n_curve(correct, correct, [k])[:, 0]
+    np.testing.assert_allclose(found, wanted)
 
 
 def test_select_takes_the_first_of_ties_and_no_nan():
@@ -148,19 +149,20 @@ def test_select_takes_the_first_of_ties_and_no_nan():
   assert select_best(scores).tolist() == [1, 1, 0]
   valid = np.array([[1, 0, 1], [1, 1, 1], [0, 1, 1]])
   assert select_best(scores, valid).tolist() == [2, 1, 1]
-  assert select_rows(scores.reshape(-1), 3).tolist() == [1, 4, 6]
 
 
 def test_trap_33_prompts_permute_their_winners():
   scores = np.random.default_rng(3).normal(size=(5, 4))
   order = np.array([3, 0, 4, 1, 2])
-  rows = select_rows(scores.reshape(-1), 4)
-  permuted = select_rows(scores[order].reshape(-1), 4)
-  rows, permuted = np.array(rows), np.array(permuted)
-  assert (permuted % 4).tolist() == (rows % 4)[order].tolist()
-  assert (permuted // 4).tolist() == list(range(5))
-  interleaved = select_rows(scores.T.reshape(-1), 4)  # control
-  assert (np.array(interleaved) % 4).tolist() != (rows % 4).tolist()
+
+  def winners(rows):
+    return np.array(select_best(best_of_n.group(rows, 4)))
+
+  found = winners(scores.reshape(-1))
+  permuted = winners(scores[order].reshape(-1))
+  assert permuted.tolist() == found[order].tolist()
+  interleaved = winners(scores.T.reshape(-1))  # control
+  assert interleaved.tolist() != found.tolist()
 
 
 def naive_rejection(scores, valid, rule, share, minimum):
@@ -232,12 +234,11 @@ def test_duplicates_are_read_on_the_response_only():
     (lambda: best_of_n.Config(share=0.0), "0 < share <= 1"),
     (lambda: best_of_n.Config(minimum_score=math.nan), "minimum_score=nan"),
     (lambda: best_of_n.kl_bound(0), "n=0"),
-    (lambda: best_of_n.win_rate_bound(-1), "n >= 1"),
     (lambda: best_of_n.curve_weights(3, 4), "n <= 3"),
     (lambda: best_of_n.kl_estimates(np.array([0.5]), 2), "are <= 0"),
-    (lambda: best_of_n.exact_kl([0.5, 0.4], [0, 1], 2), "Normalise"),
-    (lambda: best_of_n.exact_kl([1.0], [0, 1], 2), r"scores \(2,\)"),
-    (lambda: best_of_n.select_rows(np.zeros(7), 2), "groups must be whole"),
+    (lambda: exact_best_of_n.exact_kl([0.5, 0.4], [0, 1], 2), "Normalise"),
+    (lambda: exact_best_of_n.exact_kl([1.0], [0, 1], 2), r"scores \(2,\)"),
+    (lambda: best_of_n.group(np.zeros(7), 2), "groups must be whole"),
     (
       lambda: best_of_n.rejection_sample(
         np.zeros((2, 3)), np.ones((2, 3)), best_of_n.Config()
@@ -257,11 +258,9 @@ def test_mistakes_are_named(call, message):
     call()
 
 
-def test_win_rate_bound_is_met_without_ties():
+def test_it_beats_one_sample_n_times_in_n_plus_1_without_ties():
   pi = np.full(50, 0.02)
   scores = np.arange(50.0)
-  best = best_of_n.best_of_n_probabilities(pi, scores, 3)
+  best = exact_best_of_n.probabilities_of_best(pi, scores, 3)
   cumulative = np.cumsum(pi) - pi / 2
-  assert best @ cumulative == pytest.approx(
-    best_of_n.win_rate_bound(3), abs=1e-3
-  )
+  assert best @ cumulative == pytest.approx(3 / 4, abs=1e-3)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from rlhf_jax.algorithms import best_of_n, bond
+from tests.algorithms import exact_best_of_n
 
 ANSWERS = 6
 REFERENCE = np.array([0.3, 0.05, 0.25, 0.1, 0.2, 0.1])
@@ -25,7 +26,7 @@ def levels():
     return jnp.log(jnp.array(at_most)), jnp.array(np.log(below))
 
 
-TARGET = best_of_n.best_of_n_probabilities(REFERENCE, SCORES, N)
+TARGET = exact_best_of_n.probabilities_of_best(REFERENCE, SCORES, N)
 
 
 def rows_of(logits, answers):
@@ -179,7 +180,7 @@ def test_j_bond_goes_beyond_best_of_2():
     )(logits)
 
   learned = np.array(learn(gradient, 300, seed=1))
-  best_of_2 = best_of_n.best_of_n_probabilities(REFERENCE, SCORES, 2)
+  best_of_2 = exact_best_of_n.probabilities_of_best(REFERENCE, SCORES, 2)
   assert learned @ SCORES > best_of_2 @ SCORES + 0.3
 
 

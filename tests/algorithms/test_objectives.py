@@ -229,10 +229,12 @@ def test_wrong_objectives_are_refused(function, message):
 
 
 def test_right_signatures_say_whether_rows_are_wanted():
-  check = objectives.check_objective
-  assert not check(lambda r, a, c: r)
-  assert not check(lambda *anything: anything[0])
-  assert check(lambda r, a, c, *, rows, width=1.0: r)
-  assert check(functools.partial(lambda w, r, a, c, rows: r, 1.0))
+  def wants(function):
+    return objectives.wants_rows(objectives.checked(function))
+
+  assert not wants(lambda r, a, c: r)
+  assert not wants(lambda *anything: anything[0])
+  assert wants(lambda r, a, c, *, rows, width=1.0: r)
+  assert wants(functools.partial(lambda w, r, a, c, rows: r, 1.0))
   for name, function in objectives.OBJECTIVES.items():
-    assert check(function) == (name != "ppo"), name
+    assert wants(function) == (name != "ppo"), name

@@ -11,6 +11,7 @@ import pytest
 
 from rlhf_jax.algorithms.policy_gradient import (
   grpo,
+  kl_control,
   ppo,
   reinforce_pp,
   remax,
@@ -257,6 +258,6 @@ def test_the_kl_coefficient_moves_as_that_of_verl():
   config = shaping.Config(kl_target=6.0, kl_horizon=100.0)
   coefficient, found = 0.1, []
   for kl in (3.0, 6.5, 20.0):
-    coefficient = shaping.update_kl_coefficient(coefficient, kl, 16, config)
+    coefficient = kl_control.update_kl_coefficient(coefficient, kl, 16, config)
     found.append(coefficient)
   goldens.close(found, VERL["kl_coefficients"])

@@ -9,118 +9,21 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlhf_jax import ops
-from rlhf_jax.algorithms import sft
 from rlhf_jax.algorithms.policy_gradient import ppo, update
-from rlhf_jax.types import Rollout, TokenBatch, TrainState
-
-N, L, V, D = 16, 6, 7, 3
-TEMPERATURE = 0.6
-LENGTHS = np.array([1, 4, 2, 3, 4, 1, 2, 3] * 2)
-KEY = jax.random.key(3)
-PPO = ppo.Config()
-DEFAULT = update.Config(epochs=2, minibatches=2)
-
-
-def parameters():
-  rng = np.random.default_rng(10)
-  return {
-    "policy": {"table": jnp.asarray(rng.normal(size=(V, V)), jnp.float32)},
-    "value": {"w": jnp.asarray(rng.normal(size=(D,)), jnp.float32)},
-  }
-
-
-def policy_logits(params, tokens):
-  before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)))
-  return params["policy"]["table"][before]
-
-
-def apply(params, frozen, rollout, temperature=TEMPERATURE):
-  logits = policy_logits(params, rollout.tokens) / temperature
-  values = rollout.hidden["value"] @ params["value"]["w"]
-  values = values + frozen["shift"]
-  logprobs = ops.logprobs_of_logits(logits, rollout.tokens)
-  return logprobs, ops.entropy(logits), values
-
-
-@functools.cache
-def make_rollout(padding=0, poison=0.0):
-  """Answers sampled from the table at TEMPERATURE; junk on the padding."""
-  rng = np.random.default_rng(11)
-  columns = np.arange(L + padding)[None] - 2
-  mask = (columns >= 0) & (columns < LENGTHS[:, None])
-  tokens = rng.integers(0, V, (N, L))
-  tokens = np.pad(tokens, ((0, 0), (0, padding)))
-  hidden = np.pad(
-    rng.normal(size=(N, L, D)), ((0, 0), (0, padding), (0, 0))
-  ).astype(np.float32)
-
-  def field(x):
-    x = np.pad(x, ((0, 0), (0, padding)))
-    return jnp.asarray(np.where(mask, x, poison), jnp.float32)
-
-  rollout = Rollout(
-    tokens=jnp.asarray(tokens),
-    valid_mask=jnp.asarray(columns < LENGTHS[:, None], jnp.float32),
-    response_mask=jnp.asarray(mask, jnp.float32),
-    behaviour_logprobs=jnp.zeros(mask.shape),
-    finish_reason=jnp.zeros(N, jnp.int32),
-    reference_logprobs=jnp.zeros(mask.shape),
-    score=jnp.asarray(rng.normal(size=N), jnp.float32),
-    rewards=field(rng.normal(size=(N, L))),
-    hidden={"value": jnp.asarray(hidden)},
-  )
-  logprobs, _, values = apply(parameters(), FROZEN, rollout)
-  rollout = rollout.replace(
-    behaviour_logprobs=field(np.asarray(logprobs)[:, :L]),
-    values=field(np.asarray(values)[:, :L]),
-  )
-  return ppo.advantages(rollout, PPO)
-
-
-def make_state(optimizer, params=None):
-  params = parameters() if params is None else params
-  return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0))
-
-
-FROZEN = {"shift": jnp.float32(0.0)}
-
-
-@functools.cache
-def compiled(algorithm_config, config, rate, apply, **kwargs):
-  return jax.jit(
-    functools.partial(
-      update.update,
-      algorithm=ppo,
-      algorithm_config=algorithm_config,
-      config=config,
-      apply=apply,
-      optimizer=optax.sgd(rate),
-      **kwargs,
-    ),
-    donate_argnums=0,
-  )
-
-
-def run(
-  rollout,
-  *,
-  algorithm_config=PPO,
-  config=DEFAULT,
-  rate=0.5,
-  frozen=FROZEN,
-  ptx_batch=None,
-  apply=apply,
-  **kwargs,
-):
-  step = compiled(algorithm_config, config, rate, apply, **kwargs)
-  return step(make_state(optax.sgd(rate)), frozen, rollout, KEY, ptx_batch)
-
-
-def assert_same(a, b, rtol=1e-4, atol=1e-6):
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b
-  )
+from tests.algorithms.bigram import (
+  DEFAULT,
+  FROZEN,
+  KEY,
+  PPO,
+  L,
+  N,
+  apply,
+  assert_same,
+  make_rollout,
+  make_state,
+  parameters,
+  run,
+)
 
 
 @jax.jit
@@ -287,52 +190,6 @@ def test_a_minibatch_without_tokens_moves_nothing():
   assert int(after.step) == int(state.step) and int(after.skipped) == 0
 
 
-def text(rows=8):
-  rng = np.random.default_rng(12)
-  mask = jnp.asarray(np.arange(5)[None] < rng.integers(2, 6, (rows, 1)))
-  return TokenBatch(
-    tokens=jnp.asarray(rng.integers(0, V, (rows, 5))),
-    valid_mask=mask.astype(jnp.float32),
-    loss_mask=mask.astype(jnp.float32).at[:, 0].set(0.0),
-  )
-
-
-def text_apply(params, frozen, batch):
-  logits = policy_logits(params, batch.tokens)
-  return ops.logprobs_of_logits(logits, batch.tokens), ops.entropy(logits)
-
-
-def test_ptx_adds_the_weighted_gradient_of_pre_training_text():
-  rollout, batch = make_rollout(), text()
-  config = update.Config(epochs=1, minibatches=1, microbatches=4)
-
-  def cross_entropy(params):
-    counts = sft.denominators(batch, sft.Config())
-    outputs = text_apply(params, {}, batch)
-    return sft.loss(*outputs, batch, sft.Config(), counts)[0]
-
-  value, grads = jax.value_and_grad(cross_entropy)(parameters())
-  plain, plain_metrics = run(rollout, config=update.Config(1, 1))
-  state, metrics = run(
-    rollout,
-    config=config,
-    algorithm_config=ppo.Config(ptx_coefficient=27.8),
-    ptx_batch=batch,
-    ptx_apply=text_apply,
-  )
-  assert_same(
-    state.params,
-    jax.tree.map(lambda p, g: p - 0.5 * 27.8 * g, plain.params, grads),
-  )
-  norm = np.sqrt(np.sum(np.square(grads["policy"]["table"])))
-  np.testing.assert_allclose(metrics["ppo/ptx_loss"], value, rtol=1e-5)
-  np.testing.assert_allclose(
-    metrics["ppo/gradient_norm_ptx_ratio"],
-    27.8 * norm / plain_metrics["ppo/gradient_norm"],
-    rtol=1e-4,
-  )
-
-
 def test_packed_rows_make_the_same_update():
   """Two answers per row: token fields are packed, score stays per sample."""
   rollout = make_rollout()
@@ -365,41 +222,11 @@ def test_frozen_weights_reach_apply():
   )
 
 
-def test_value_update_trains_the_critic_alone():
-  rollout = make_rollout()
-  optimizer = optax.adam(0.05)
-  config = update.Config(epochs=30, minibatches=2, microbatches=2)
-
-  def critic(params, frozen, rollout):
-    return rollout.hidden["value"] @ params["w"] + frozen["shift"]
-
-  step = jax.jit(
-    functools.partial(
-      update.value_update, config=config, apply=critic, optimizer=optimizer
-    )
-  )
-  state = make_state(optimizer, parameters()["value"])
-  state, metrics = step(state, FROZEN, rollout, KEY)
-  fitted = critic(state.params, FROZEN, rollout)
-  after = update.explained_variance(rollout.replace(values=fitted))
-  assert state.step == 60 and metrics["ppo/epochs"] == 30
-  assert after > metrics["ppo/explained_variance"] + 0.1
-  mask = np.asarray(rollout.response_mask) > 0
-  features = np.asarray(rollout.hidden["value"])[mask]
-  best = np.linalg.lstsq(features, np.asarray(rollout.returns)[mask])[0]
-  np.testing.assert_allclose(state.params["w"], best, atol=0.1)
-
-
 @pytest.mark.parametrize(
   ("kwargs", "message"),
   [
     ({"config": update.Config(minibatches=3)}, "minibatches=3: 16 rows"),
     ({"config": update.Config(1, 2, 3)}, "microbatches=3: 8 rows"),
-    (
-      {"algorithm_config": ppo.Config(ptx_coefficient=1.0)},
-      "ptx_coefficient=1.0, ptx_batch given: False",
-    ),
-    ({"ptx_batch": text()}, "ptx_coefficient=0.0, ptx_batch given: True"),
   ],
 )
 def test_errors(kwargs, message):
@@ -407,16 +234,6 @@ def test_errors(kwargs, message):
     run(make_rollout(), **kwargs)
 
 
-def test_errors_of_value_update_and_config():
-  with pytest.raises(ValueError, match="Run ppo.advantages first"):
-    update.value_update(
-      make_state(optax.sgd(1.0)),
-      {},
-      make_rollout().replace(returns=None),
-      KEY,
-      config=update.Config(),
-      apply=apply,
-      optimizer=optax.sgd(1.0),
-    )
+def test_errors_of_the_config():
   with pytest.raises(ValueError, match="epochs=0: must be >= 1"):
     update.Config(epochs=0)

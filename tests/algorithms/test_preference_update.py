@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax import ops
 from rlhf_jax.algorithms.preference import (
   dpo,
   kto,
@@ -17,6 +16,7 @@ from rlhf_jax.algorithms.preference import (
   update,
 )
 from rlhf_jax.types import PreferenceBatch, TrainState
+from tests import plain
 
 VOCABULARY, ROWS, LENGTH = 5, 6, 4
 CONFIGS = {
@@ -30,7 +30,7 @@ def apply(params, frozen, batch):
   """A table of logits for each token before: [B, K, L]."""
   table = params["table"] + frozen["table"]
   before = jnp.pad(batch.tokens[..., :-1], ((0, 0), (0, 0), (1, 0)))
-  return ops.logprobs_of_logits(table[before], batch.tokens)
+  return plain.logprobs_of_logits(table[before], batch.tokens)
 
 
 def problem(seed=0, labels=None):

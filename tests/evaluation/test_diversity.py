@@ -30,31 +30,6 @@ def test_distinct_n_does_not_cross_texts_and_cuts():
   assert math.isnan(diversity.distinct_n(["a", ""], 2))
 
 
-def test_distinct_n_per_group_keeps_prompts_apart():
-  texts = ["a b", "a b", "a c", "x y", "z w", "u v"]  # 2 prompts, G = 3
-  expected = (3 / 6 + 6 / 6) / 2
-  assert diversity.distinct_n_per_group(texts, 1, 3) == pytest.approx(expected)
-  with pytest.raises(ValueError, match="group_size=4"):
-    diversity.distinct_n_per_group(texts, 1, 4)
-
-
-def test_ead_is_one_for_uniform_draws_at_any_length():
-  rng = np.random.default_rng(0)
-  for length in (100, 3000):
-    texts = [" ".join(f"w{i}" for i in rng.integers(0, 500, length))]
-    ead = diversity.expectation_adjusted_distinct(texts, 1, 500)
-    assert ead == pytest.approx(1.0, abs=0.06)
-  assert diversity.distinct_n(texts, 1) < 0.2  # which length drives down
-
-
-def test_ead_by_hand_and_refusal():
-  # U = 2, C = 3, V = 4: 2 / (4 (1 - (3/4)^3))
-  ead = diversity.expectation_adjusted_distinct(["a a b"], 1, 4)
-  assert ead == pytest.approx(2 / (4 * (1 - 27 / 64)))
-  with pytest.raises(ValueError, match="vocabulary_size=1"):
-    diversity.expectation_adjusted_distinct(["a a b"], 1, 1)
-
-
 def naive_self_bleu(texts):
   rows = [text.split() for text in texts]
   scores = []

@@ -58,7 +58,7 @@ def full_report(text="plain", pairs=60):
     caveats=[f"Caveat {text}"],
     summary_rows=[
       report.SummaryRow(
-        f"Gold {text}", 0.0, -1.5, 0.06, f"Why {text}", headline=True
+        f"Gold {text}", 0.0, -1.5, 0.06, f"Why {text}", is_headline=True
       ),
       report.SummaryRow("Win rate", None, 0.902, math.nan, decimals=3),
     ],

@@ -46,7 +46,9 @@ def test_accuracy_refuses(differences, labels, message):
 
 def test_calibration_by_hand():
   # confidences .6, .6 (one right, one wrong), .9 (right): gaps .1 and .1
-  logit = lambda p: math.log(p / (1 - p))  # noqa: E731
+  def logit(p):
+    return math.log(p / (1 - p))
+
   result = rm.calibration([logit(0.6), -logit(0.6), logit(0.9)], [1, 1, 1], 2)
   np.testing.assert_allclose(result["centres"], [0.625, 0.875])
   np.testing.assert_allclose(result["empirical"], [0.5, 1.0])
@@ -73,9 +75,11 @@ def test_temperature_recovers_a_planted_scale():
   delta = scores[:, 0] - scores[:, 1]
   fitted = rm.temperature(delta, labels)
   assert fitted == pytest.approx(2.5, abs=0.25)
-  loss = lambda t: np.mean(  # noqa: E731
-    np.logaddexp(0.0, -np.where(labels > 0.5, delta, -delta) / t)
-  )
+
+  def loss(t):
+    right = np.where(labels > 0.5, delta, -delta)
+    return np.mean(np.logaddexp(0.0, -right / t))
+
   assert loss(fitted) < min(loss(fitted * 1.05), loss(fitted / 1.05))
   assert rm.calibration(delta, labels)["ece"] > 0.1
 
@@ -141,7 +145,10 @@ def test_diagnosis_does_not_depend_on_the_order_within_pairs():
   labels[:20] = 0.5
   labels[20:40] = 0.8
   turn = rng.random(300) < 0.5
-  turned = lambda x: np.where(turn[:, None], x[:, ::-1], x)  # noqa: E731
+
+  def turned(x):
+    return np.where(turn[:, None], x[:, ::-1], x)
+
   first = rm.diagnose(scores, labels, lengths)
   second = rm.diagnose(
     turned(scores), np.where(turn, 1 - labels, labels), turned(lengths)

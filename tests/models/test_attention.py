@@ -64,7 +64,7 @@ def both(program, query, key, value, valid):
 
 def splash(valid, segments):
   ids = attention.make_mask("splash", valid, segments).ids
-  return functools.partial(attention.splash, ids=ids, interpret=True)
+  return functools.partial(attention.splash, ids=ids, is_interpreted=True)
 
 
 def plain(valid, segments):
@@ -115,7 +115,9 @@ def test_segments_only_where_splash_has_something_to_save():
 @pytest.mark.slow
 def test_a_transformer_with_splash_is_the_plain_one(monkeypatch):
   monkeypatch.setattr(
-    attention, "splash", functools.partial(attention.splash, interpret=True)
+    attention,
+    "splash",
+    functools.partial(attention.splash, is_interpreted=True),
   )
   config = transformer.Config(
     vocab_size=11, width=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8,

@@ -7,10 +7,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from rlhf_jax import integrity
 from rlhf_jax.models.stored import StackedWeight, StoredWeight
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
-from rlhf_jax.runs import checkpoint
 
 WHOLE = np.arange(24 * 16, dtype=np.float32).reshape(24, 16) / 7
 
@@ -85,6 +85,6 @@ def test_each_device_gets_its_piece_and_each_piece_is_read_once(
   assert Spy.sizes[:-1] == [WHOLE.size // pieces] * pieces
   found = jax.tree.leaves(placed)[0]
   np.testing.assert_array_equal(found, jax.tree.leaves(expected)[0])
-  assert checkpoint.fingerprint_params(placed) == (
-    checkpoint.fingerprint_params(expected)
+  assert integrity.fingerprint_params(placed) == (
+    integrity.fingerprint_params(expected)
   )

@@ -16,6 +16,7 @@ import pytest
 from rlhf_jax import ops
 from rlhf_jax.models import attention, transformer, trees
 from rlhf_jax.models import cache as cache_lib
+from tests import plain
 
 Transformer = transformer.Transformer
 ROPE = transformer.Config(
@@ -268,7 +269,7 @@ def test_trap_22_bfloat16_compute_keeps_float32_logprobs(config):
   assert (exact_hidden.dtype, hidden.dtype) == (jnp.float32, jnp.bfloat16)
   assert found.dtype == exact.dtype == half_logits.dtype == jnp.float32
   assert (found <= 0).all()
-  dense = ops.logprobs_of_logits(logits[:, :-1], tokens[:, 1:]).reshape(-1)
+  dense = plain.logprobs_of_logits(logits[:, :-1], tokens[:, 1:]).reshape(-1)
   np.testing.assert_allclose(exact, dense, rtol=0, atol=1e-5)
   np.testing.assert_allclose(found, exact, rtol=0, atol=0.15)
   assert np.abs(found - exact).max() > 1e-4

@@ -22,9 +22,9 @@ def test_shapes_and_axis_types(shape):
 
 
 def test_minus_one_fills():
-  fill = lambda **sizes: dict(  # noqa: E731
-    mesh_lib.make_mesh(mesh_lib.Config(**sizes)).shape
-  )
+  def fill(**sizes):
+    return dict(mesh_lib.make_mesh(mesh_lib.Config(**sizes)).shape)
+
   assert fill() == {"data": 8, "fsdp": 1, "tensor": 1}
   assert fill(fsdp=2, tensor=2) == {"data": 2, "fsdp": 2, "tensor": 2}
   assert fill(data=2, fsdp=-1) == {"data": 2, "fsdp": 4, "tensor": 1}

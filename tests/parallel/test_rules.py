@@ -88,6 +88,13 @@ def tree_of(entries: dict[str, tuple]) -> dict:
   return tree
 
 
+def spec_for(path, shape):
+  """The table's entry: on a mesh of one device every dimension divides."""
+  mesh = mesh_lib.make_mesh(mesh_lib.Config(), jax.devices()[:1])
+  leaf = jax.ShapeDtypeStruct(shape, "float32")
+  return rules.sharding_tree(mesh, {path: leaf})[path].spec
+
+
 def parameters() -> dict[str, tuple]:
   return {
     path: entry
@@ -100,7 +107,7 @@ def parameters() -> dict[str, tuple]:
 @pytest.mark.parametrize("prefix", ["", "params/policy/", "opt_state/1/0/mu/"])
 def test_every_path_has_the_spec_written_by_hand(is_scanned, prefix):
   for path, (shape, spec) in table(is_scanned=is_scanned).items():
-    assert rules.spec_for(prefix + path, shape) == spec, path
+    assert spec_for(prefix + path, shape) == spec, path
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -150,27 +157,30 @@ def test_moments_follow_their_parameters_and_scalars_are_whole():
 
 
 def test_cache_as_a_list_of_layers_or_stacked():
-  assert rules.spec_for("key", (5, 4, 2, 6, 8)) == P(None, *CACHE["key"][1])
-  assert rules.spec_for("0/key", (4, 2, 6, 8)) == CACHE["key"][1]
-  assert rules.spec_for("cache/12/value", (4, 2, 6, 8)) == CACHE["value"][1]
+  assert spec_for("key", (5, 4, 2, 6, 8)) == P(None, *CACHE["key"][1])
+  assert spec_for("0/key", (4, 2, 6, 8)) == CACHE["key"][1]
+  assert spec_for("cache/12/value", (4, 2, 6, 8)) == CACHE["value"][1]
 
 
 def test_unmatched_paths_are_named():
   with pytest.raises(ValueError, match="layer_0/moe/kernel.*parallel/rules.py"):
-    rules.spec_for("layer_0/moe/kernel", (4, 5))
+    spec_for("layer_0/moe/kernel", (4, 5))
   for path in ("xattention/q_proj/kernel", "q_proj/kernel", "head/kernel"):
     with pytest.raises(ValueError, match="no sharding rule"):
-      rules.spec_for(path, (4, 5))
+      spec_for(path, (4, 5))
   with pytest.raises(ValueError, match=r"\(5,\).*needs 2 dimensions"):
-    rules.spec_for("mlp/up_proj/kernel", (5,))
-  assert rules.spec_for("anything/count", ()) == P()
+    spec_for("mlp/up_proj/kernel", (5,))
+  assert spec_for("anything/count", ()) == P()
 
 
 def test_dimensions_that_do_not_divide():
   mesh = mesh_lib.make_mesh(mesh_lib.Config(2, 2, 2))
-  shapes = lambda **entries: tree_of(  # noqa: E731
-    {k.replace("__", "/"): (v, None) for k, v in entries.items()}
-  )
+
+  def shapes(**entries):
+    return tree_of(
+      {k.replace("__", "/"): (v, None) for k, v in entries.items()}
+    )
+
   with pytest.raises(ValueError) as caught:
     rules.sharding_tree(mesh, shapes(mlp__up_proj__kernel=(16, 25)))
   for part in (
@@ -233,7 +243,8 @@ def test_gathered_weights_have_the_value_and_the_gradient_of_split_ones(
   x = jax.random.normal(jax.random.key(1), (8, 16))
 
   def loss(weight):
-    return jnp.sum(jnp.tanh(x @ rules.gather(path, weight)))
+    used = rules.gather(path, weight) if mesh_lib.is_split() else weight
+    return jnp.sum(jnp.tanh(x @ used))
 
   program = jax.jit(jax.value_and_grad(loss))
   value, gradient = program(weight)

@@ -4,31 +4,17 @@ Each is a folder that one pipeline filled. Compiled programs are kept for these
 tests only, because a second run of a stage compiles the same ones.
 """
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from rlhf_jax import pipelines
+from tests import compile_cache as programs
 from tests.pipelines import tiny_runs
 
 
 @pytest.fixture(scope="package")
 def compile_cache(tmp_path_factory):
-  """Keeps compiled programs in a folder; returns it, for subprocesses too."""
-  folder = tmp_path_factory.mktemp("cache")
-  settings = {
-    "jax_compilation_cache_dir": str(folder / "xla"),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": 0,
-  }
-  before = {name: jax.config.values[name] for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield folder
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
+  with programs.kept(tmp_path_factory.mktemp("cache")) as folder:
+    yield folder
 
 
 @pytest.fixture(scope="package")

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_jax.models import heads, roles, transformer
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import actors
+from rlhf_jax.programs import critic as critics
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.runs import stages
@@ -82,8 +82,8 @@ def test_trap_31_the_critic_starts_as_the_reward_model(
   """Also with an MLP in the head, and whatever trains of either."""
   scorer, weights = reward(trained, hidden_units, rank)
   model = dataclasses.replace(MODEL, lora_rank=4)
-  critic = actors.starting_critic(
-    actors.Value(mode=mode), scorer, weights, model, jax.random.key(3), WORLD
+  critic = critics.starting_critic(
+    critics.Value(mode=mode), scorer, weights, model, jax.random.key(3), WORLD
   )
   judged = stages.Stage(scorer.role, weights.variables, {})
   np.testing.assert_allclose(
@@ -96,8 +96,8 @@ def test_an_mlp_beside_a_plain_head_starts_at_nothing():
   scorer, weights = reward()
   key = jax.random.key(3)
   plain, deeper = (
-    actors.starting_critic(
-      actors.Value(hidden_units=units), scorer, weights, MODEL, key, WORLD
+    critics.starting_critic(
+      critics.Value(hidden_units=units), scorer, weights, MODEL, key, WORLD
     )
     for units in (0, 5)
   )
@@ -122,4 +122,4 @@ def test_a_critic_that_would_forget_the_reward_model_is_refused(
 ):
   scorer, _ = reward(**made)
   with pytest.raises(UserError, match=message):
-    actors.critic_role(actors.Value(**settings), scorer, MODEL)
+    critics.critic_role(critics.Value(**settings), scorer, MODEL)

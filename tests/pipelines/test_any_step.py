@@ -19,7 +19,7 @@ from rlhf_jax.pipelines import defaults, evaluate
 from rlhf_jax.programs import actors
 from rlhf_jax.programs.world import Planned
 from rlhf_jax.rewards import model as reward_model
-from rlhf_jax.runs import loop, stages
+from rlhf_jax.runs import history, loop, stages
 from rlhf_jax.runs.checkpoint import CheckpointError
 from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
@@ -120,7 +120,7 @@ def test_the_best_step_is_that_of_the_schedule(
   step = 1 + losses.index({"min": min, "max": max}[best](losses))
   assert kept_steps(folder) == sorted({step, STEPS - 1, STEPS})
   assert stages.step_of(f"{folder}@best") == step
-  assert stages.history(f"{folder}@best") == [("sft", step)]
+  assert history.history(f"{folder}@best") == [("sft", step)]
   expected = trained_arrays(every_step, step)
   assert_trained(load(files, f"{folder}@best")[0], expected)
   assert_trained(load(files, f"{folder}@{step}")[0], expected)

@@ -263,10 +263,14 @@ def test_mismatched_answers_belong_to_other_prompts():
   for seed in range(5):
     others = judged.other_prompts(prompts, seed)
     assert np.all(prompts[others] != prompts)
-  row = lambda *ids, n: {  # noqa: E731
-    "tokens": np.array(ids, np.int32),
-    "loss_mask": np.array([0.0] * n + [1.0] * (len(ids) - n), np.float32),
-  }
+
+  def row(*ids, n):
+    mask = [0.0] * n + [1.0] * (len(ids) - n)
+    return {
+      "tokens": np.array(ids, np.int32),
+      "loss_mask": np.array(mask, np.float32),
+    }
+
   data = dataset.Comparisons(
     rows=[row(1, 2, 3, n=2), row(9, n=0), row(4, 5, 6, 7, 8, n=1)],
     pairs=np.array([[0], [2]], np.int32),

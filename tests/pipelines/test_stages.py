@@ -51,7 +51,10 @@ def files(tmp_path_factory):
   params = transformer.init(config, jax.random.key(0))["params"]
   huggingface.save(folder, config, jax.tree.map(np.asarray, params))
   rng = np.random.default_rng(0)
-  text = lambda n: " ".join(rng.choice(WORDS, n))  # noqa: E731
+
+  def text(n):
+    return " ".join(rng.choice(WORDS, n))
+
   demos = [{"prompt": text(2), "response": " " + text(4)} for _ in range(40)]
   pairs = [
     {

@@ -252,5 +252,5 @@ def test_a_signal_saves_and_ends_with_75(files, tmp_path):
   assert process.returncode == 75, err
   assert "run the same command" in said
   assert checkpoint.Checkpoints(
-    str(workdir / "checkpoints"), read_only=True
+    str(workdir / "checkpoints"), is_read_only=True
   ).latest()

@@ -284,7 +284,7 @@ def rows_of(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
 def saved_arrays(folder: Path, step: int | None = None) -> dict:
   """Returns {path: numpy array} of everything in a checkpoint."""
   directory = folder / "checkpoints"
-  with checkpoint.Checkpoints(str(directory), read_only=True) as saved:
+  with checkpoint.Checkpoints(str(directory), is_read_only=True) as saved:
     step = saved.latest() if step is None else step
     manifest = directory / str(step) / "manifest.json"
     arrays = json.loads(manifest.read_text())["arrays"]

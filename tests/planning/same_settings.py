@@ -166,7 +166,7 @@ def _finish(config, folder: Path) -> None:
   (phase,) = job.phases(world)
   params = phase.arrays["train"].params
   with checkpoint.Checkpoints(str(folder / "checkpoints")) as saved:
-    saved.save(1, {"train": {"params": params}}, {}, final=True)
+    saved.save(1, {"train": {"params": params}}, {}, is_final=True)
   facts = {"steps": 1}
   if job.pipeline.leaves == stages.REWARD:
     facts |= {

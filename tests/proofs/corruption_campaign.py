@@ -86,7 +86,7 @@ def restored(folder: Path) -> tuple[PyTree, list[str]]:
   """Returns what a restore gives, and its warnings."""
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    with Checkpoints(str(folder), read_only=True) as saved:
+    with Checkpoints(str(folder), is_read_only=True) as saved:
       found, _ = saved.restore(state(0))
   return found, [str(warning.message) for warning in caught]
 

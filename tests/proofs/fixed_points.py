@@ -42,6 +42,7 @@ from rlhf_jax.algorithms.policy_gradient import (
   update,
 )
 from rlhf_jax.types import Rollout, TrainState
+from tests import plain
 from tests.proofs.rows import Row
 
 SHAPING = shaping.Config(clip=None)
@@ -206,7 +207,7 @@ def apply(params, frozen, rows):
   logits = jnp.broadcast_to(
     params["policy"], (*rows.tokens.shape, params["policy"].shape[-1])
   )
-  logprobs = ops.logprobs_of_logits(logits, rows.tokens)
+  logprobs = plain.logprobs_of_logits(logits, rows.tokens)
   values = None
   if "value" in params:
     values = jnp.broadcast_to(params["value"], rows.tokens.shape)

@@ -35,8 +35,14 @@ import numpy as np
 import optax
 
 from rlhf_jax import ops
-from rlhf_jax.algorithms.policy_gradient import rloo, shaping, update
+from rlhf_jax.algorithms.policy_gradient import (
+  kl_control,
+  rloo,
+  shaping,
+  update,
+)
 from rlhf_jax.types import Metrics, Rollout, TrainState
+from tests import plain
 from tests.proofs.fixed_points import kl, log_softmax
 from tests.proofs.rows import Row, show
 
@@ -59,7 +65,7 @@ def apply(params, frozen, rollout: Rollout):
   del frozen
   logits = jnp.pad(params["policy"], ((1, 0), (0, 0)))[None]
   logits = jnp.broadcast_to(logits, (*rollout.tokens.shape, WORDS))
-  logprobs = ops.logprobs_of_logits(logits, rollout.tokens)
+  logprobs = plain.logprobs_of_logits(logits, rollout.tokens)
   return logprobs, ops.entropy(logits), None
 
 
@@ -125,7 +131,7 @@ def train(score, beta, seed, config, steps, count, is_per_token):
       optimizer=optimizer,
     )
     name = "rollout/kl_per_token" if is_per_token else "rollout/kl_k1_sum"
-    beta = shaping.update_kl_coefficient(beta, metrics[name], count, config)
+    beta = kl_control.update_kl_coefficient(beta, metrics[name], count, config)
     return (state, beta), found
 
   keys = jax.random.split(jax.random.key(seed), steps)

@@ -37,7 +37,6 @@ import jax
 import numpy as np
 
 from rlhf_jax import generate, pipelines
-from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.data import batches, dataset
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models import huggingface, roles, transformer
@@ -204,7 +203,7 @@ def pass_at_1(config: Any, folder: Path) -> float:
   verifier = texts.load(settings.text_judge, data, base.tokenizer)
   scores, _ = verifier(samples, prompts.index)
   grouped = scores.reshape(-1, SAMPLES)
-  return float(best_of_n.pass_at_k(grouped, 1).mean())
+  return float(grouped.mean())
 
 
 def prepare(folder: Path, size: Size) -> None:

@@ -38,7 +38,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf_jax import ops
 from rlhf_jax.algorithms.preference import (
   cpo,
   dpo,
@@ -50,6 +49,7 @@ from rlhf_jax.algorithms.preference import (
   update,
 )
 from rlhf_jax.types import PreferenceBatch, TrainState
+from tests import plain
 from tests.proofs import preference_targets as targets
 from tests.proofs.fixed_points import kl, log_softmax, total_variation
 from tests.proofs.preference_data import (
@@ -74,7 +74,7 @@ def apply(params, frozen, batch: PreferenceBatch) -> jax.Array:
   logits = jnp.broadcast_to(
     params["logits"], (*batch.tokens.shape, params["logits"].shape[0])
   )
-  return ops.logprobs_of_logits(logits, batch.tokens)
+  return plain.logprobs_of_logits(logits, batch.tokens)
 
 
 def train(

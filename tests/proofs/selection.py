@@ -40,6 +40,8 @@ from scipy import optimize
 from rlhf_jax import ops
 from rlhf_jax.algorithms import best_of_n, bond, sft
 from rlhf_jax.types import TokenBatch, TrainState
+from tests import plain
+from tests.algorithms import exact_best_of_n
 from tests.proofs.fixed_points import kl, log_softmax, problem, total_variation
 from tests.proofs.rows import Row, show
 
@@ -49,7 +51,7 @@ SEEDS = (0, 1, 2)
 STEPS = 600
 COUNT = 1024  # samples a step
 REFERENCES = 64  # reference samples that stand for a quantile
-exact = best_of_n.best_of_n_probabilities
+exact = exact_best_of_n.probabilities_of_best
 
 
 def best_log(log_p: np.ndarray, reward: np.ndarray, n: int) -> np.ndarray:
@@ -252,7 +254,7 @@ def apply(params, frozen, batch: TokenBatch):
   """Returns log-probabilities and entropies [B, 2] of a table of logits."""
   del frozen
   logits = jnp.broadcast_to(params, (*batch.tokens.shape, params.shape[-1]))
-  return ops.logprobs_of_logits(logits, batch.tokens), ops.entropy(logits)
+  return plain.logprobs_of_logits(logits, batch.tokens), ops.entropy(logits)
 
 
 @functools.partial(jax.jit, static_argnames=("rounds", "is_blind"))

@@ -14,8 +14,9 @@ import optax
 import pytest
 
 from rlhf_jax import ops
-from rlhf_jax.algorithms.policy_gradient import ppo, shaping, update
+from rlhf_jax.algorithms.policy_gradient import kl_control, ppo, shaping, update
 from rlhf_jax.types import Rollout, TrainState
+from tests import plain
 
 SHAPING = shaping.Config(clip=None, kl_target=3.0, kl_horizon=2_000.0)
 UPDATE = update.Config(epochs=2, minibatches=1)
@@ -30,7 +31,7 @@ def apply(params, frozen, rollout):
   values = jnp.broadcast_to(
     jnp.pad(params["value"], (1, 0))[None], rollout.tokens.shape
   )
-  logprobs = ops.logprobs_of_logits(logits, rollout.tokens)
+  logprobs = plain.logprobs_of_logits(logits, rollout.tokens)
   return logprobs, ops.entropy(logits), values
 
 
@@ -89,7 +90,7 @@ def train(
       optimizer=optimizer,
     )
     if is_targeted:
-      beta = shaping.update_kl_coefficient(
+      beta = kl_control.update_kl_coefficient(
         beta, metrics["rollout/kl_k1_sum"], count, SHAPING
       )
     return (state, moments, beta), metrics | step_metrics

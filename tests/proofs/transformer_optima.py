@@ -37,7 +37,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf_jax import ops
 from rlhf_jax.algorithms.policy_gradient import (
   grpo,
   ppo,
@@ -48,6 +47,7 @@ from rlhf_jax.algorithms.policy_gradient import (
 from rlhf_jax.algorithms.preference import dpo
 from rlhf_jax.models import transformer
 from rlhf_jax.types import PreferenceBatch, Rollout, TrainState
+from tests import plain
 from tests.proofs import preference_optima
 from tests.proofs.fixed_points import kl, log_softmax
 from tests.proofs.preference_data import Bandit, draw, pairs_batch
@@ -109,7 +109,7 @@ def token_logprobs(variables) -> jax.Array:
   read = jnp.asarray(SEQUENCES[::WORDS, :-1])  # the last token is not read
   logits = NETWORK.apply(variables, read, jnp.ones(read.shape))[..., :WORDS]
   logits = jnp.repeat(logits, WORDS, axis=0)
-  return ops.logprobs_of_logits(logits, jnp.asarray(SEQUENCES[:, 1:]))
+  return plain.logprobs_of_logits(logits, jnp.asarray(SEQUENCES[:, 1:]))
 
 
 def start(seed: jax.Array):

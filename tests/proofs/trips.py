@@ -7,8 +7,9 @@ file that it is in. A trip is the files, in the order of their first visit,
 
   clip_ratio     whose functions are handed the value, or the section, method or
                  settings that hold it, on its way from main to the loss
-  PPO gradient   whose functions run while the update is traced, but for the
-                 network (models/) and what all of it stands on (types, ops)
+  PPO gradient   whose functions run while the update is traced, on one device,
+                 but for the network (models/) and what all of it stands on
+                 (types, ops); several devices add parallel/rules.py
   jsonl line     whose functions are handed a word of it, or its token, between
                  the file and the batch of a step; the tokenizer is left out
   mesh.fsdp      whose functions are handed the value, or the section or mesh

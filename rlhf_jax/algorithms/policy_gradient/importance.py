@@ -84,9 +84,7 @@ def weigh(
 
 
 def weighted(losses: Array, rollout: Rollout) -> Array:
-  """Returns losses [N, L] times the rollout's weights, or as they are."""
-  if rollout.importance_weights is None:
-    return losses
+  """Returns losses [N, L] times the rollout's weights, which are there."""
   ops.check_same_shape(
     losses=losses, importance_weights=rollout.importance_weights
   )

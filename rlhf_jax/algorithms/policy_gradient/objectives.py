@@ -28,6 +28,7 @@ arXiv:2507.18071), MiniMax 2025 (CISPO, arXiv:2506.13585).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -177,14 +178,20 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def check_objective(function: Objective) -> bool:
-  """Returns whether an objective asks for `rows`.
+def checked(function: Objective) -> Objective:
+  """Returns an objective that has the signature of one.
 
   Raises:
     ValueError: it cannot be called as (log_ratio, advantages, config).
   """
   arguments = ("log_ratio", "advantages", "config")
-  return bool(signatures.check_call(function, "objective", arguments, ["rows"]))
+  signatures.check_call(function, "objective", arguments, ["rows"])
+  return function
+
+
+def wants_rows(function: Objective) -> bool:
+  """Says whether an objective, checked before, has a parameter `rows`."""
+  return "rows" in inspect.signature(function).parameters
 
 
 def evaluate(
@@ -201,7 +208,7 @@ def evaluate(
   objective; then the objective's own, which may take their place.
 
   Args:
-    function: the objective.
+    function: the objective, `checked`.
     logprobs: [N, L] of the policy in training.
     entropies: [N, L] of the policy in training.
     rollout: the same rows, with advantages.
@@ -209,8 +216,7 @@ def evaluate(
     tokens: [] the sum of the mask over the whole minibatch.
 
   Raises:
-    ValueError: the objective has a wrong signature, or does not return one
-      loss a token.
+    ValueError: the objective does not return one loss a token.
   """
   mask = rollout.response_mask
   log_ratio = ops.log_ratio(logprobs, rollout.behaviour_logprobs, mask)
@@ -219,7 +225,7 @@ def evaluate(
     log_ratio, advantages, mask, tokens, **_clip_of(config)
   )
   extra = {}
-  if check_objective(function):
+  if wants_rows(function):
     reference = ops.neutral(rollout.reference_logprobs, mask)
     extra["rows"] = PolicyRows(
       logprobs=ops.neutral(logprobs, mask),

@@ -264,14 +264,18 @@ def loss(
       segment_ids=rollout.segment_ids,
     )
 
-  function = objectives.ppo if objective is None else objective
+  function = objectives.ppo
+  if objective is not None:
+    function = objectives.checked(objective)
   losses, _, metrics = objectives.evaluate(
     function, logprobs, entropies, rollout, config, tokens
   )
   value, value_metrics = value_loss(
     values, rollout.values, rollout.returns, mask, tokens, config.value_clip
   )
-  policy = average(importance.weighted(losses, rollout))
+  if rollout.importance_weights is not None:
+    losses = importance.weighted(losses, rollout)
+  policy = average(losses)
   metrics |= value_metrics | {
     "ppo/policy_loss": policy,
     "ppo/entropy": ops.masked_mean(entropies, mask, tokens),
@@ -280,3 +284,40 @@ def loss(
   if config.entropy_coefficient > 0.0:
     total = total - config.entropy_coefficient * average(entropies)
   return total, metrics
+
+
+def explained_variance(rollout: Rollout) -> Array:
+  """Returns [] 1 - Var(R - V) / Var(R) over response tokens.
+
+  1 is a perfect critic, 0 one that is no better than a constant.
+
+  Args:
+    rollout: with values and returns.
+  """
+  mask = rollout.response_mask
+  error = ops.neutral(rollout.returns, mask) - ops.neutral(rollout.values, mask)
+  variance = ops.masked_variance(rollout.returns, mask)
+  return 1.0 - ops.masked_variance(error, mask) / jnp.maximum(variance, 1e-8)
+
+
+def critic_metrics(rollout: Rollout) -> Metrics:
+  """Returns what the critic of the rollout was worth, before any step.
+
+  Metrics:
+    ppo/explained_variance: down is bad; below 0 after 50 steps is an alarm.
+    ppo/advantage_mean_raw, ppo/advantage_std_raw: of advantages before
+      whitening. A mean far from 0 is a biased critic; a std towards 0 leaves
+      noise to whiten.
+
+  Args:
+    rollout: with values and returns; {} comes back without values.
+  """
+  if rollout.values is None or rollout.returns is None:
+    return {}
+  mask = rollout.response_mask
+  raw = ops.neutral(rollout.returns, mask) - ops.neutral(rollout.values, mask)
+  return {
+    "ppo/explained_variance": explained_variance(rollout),
+    "ppo/advantage_mean_raw": ops.masked_mean(raw, mask),
+    "ppo/advantage_std_raw": jnp.sqrt(ops.masked_variance(raw, mask)),
+  }

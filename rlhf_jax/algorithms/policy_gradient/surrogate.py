@@ -72,6 +72,7 @@ class Config:
         f"objective={self.objective!r}: must be one of {', '.join(OBJECTIVES)}."
         " For another, hand its function to the loss."
       )
+    objectives.checked(OBJECTIVES[self.objective])
     if not 0.0 < self.clip_ratio <= 1.0:
       raise ValueError(f"clip_ratio={self.clip_ratio}: must be in (0, 1].")
     if self.dual_clip is not None and self.dual_clip <= 1.0:
@@ -197,11 +198,16 @@ def loss(
       segment_ids=rollout.segment_ids,
     )
 
-  function = OBJECTIVES[config.objective] if objective is None else objective
+  function = OBJECTIVES[config.objective]
+  if objective is not None:
+    function = objectives.checked(objective)
   losses, log_ratio, metrics = objectives.evaluate(
     function, logprobs, entropies, rollout, config, tokens
   )
-  total = average(importance.weighted(losses, rollout))
+  has_weights = rollout.importance_weights is not None
+  if has_weights:
+    losses = importance.weighted(losses, rollout)
+  total = average(losses)
   metrics |= {
     "ppo/policy_loss": total,
     "ppo/entropy": ops.masked_mean(entropies, mask, tokens),
@@ -212,7 +218,9 @@ def loss(
     )
     if config.has_kl_loss_ratio:
       penalty = penalty * jax.lax.stop_gradient(jnp.exp(log_ratio))
-    penalty = average(importance.weighted(penalty, rollout))
+    if has_weights:
+      penalty = importance.weighted(penalty, rollout)
+    penalty = average(penalty)
     metrics["ppo/kl_loss"] = penalty
     total = total + config.kl_loss_coefficient * penalty
   if config.entropy_coefficient > 0.0:

@@ -1,18 +1,23 @@
 """One rollout becomes optimizer steps: every policy-gradient method.
 
-Each minibatch of each epoch (epochs.py) is cut into microbatches with the
-minibatch's own denominators (accumulate.py) and makes one guarded step. With a
-pre-training batch the gradient of PPO-ptx is added: L + gamma_ptx CE(text)
-(Ouyang et al. 2022, eq. 2, arXiv:2203.02155).
+  for each epoch: permute the rows; for each minibatch: one optimizer step
+
+Two nested scans, so one jit holds them all. A minibatch is cut into
+microbatches with its own denominators (accumulate.py) and makes one guarded
+step: one that is not finite is refused and counted. An epoch whose mean
+KL(p_old || p) passes the limit is the last one (METHODS 4.10): the rest is
+skipped by lax.cond, at no cost. With a pre-training batch the gradient of
+PPO-ptx is added (ptx.py).
 
 An algorithm is a module with `loss` and `denominators` (see ppo.py, and
 surrogate.py for those without a critic) and a Config that has
 `update_kl_limit` and `ptx_coefficient`; registry.py lists them. `objective`
 changes the loss of one where no module is wanted.
 
-Metrics of `update`: those of the algorithm's loss and of `critic_metrics` (none
-without a critic), and those below. The area "ppo/" is that of every
-policy-gradient method, so that curves of two methods share an axis.
+Metrics of `update`: those of the algorithm's loss, of ppo.critic_metrics
+(none without a critic), of ptx.add with a batch of text, and those below. The
+area "ppo/" is that of every policy-gradient method, so that curves of two
+methods share an axis.
   ppo/first_ratio_error: max |rho - 1| on the first minibatch, before any step.
     Above 1e-4 is a bug: sampler and trainer disagree (METHODS N11).
   ppo/first_clip_fraction: on the same minibatch. Above 0 is a bug. (These two
@@ -20,9 +25,6 @@ policy-gradient method, so that curves of two methods share an axis.
   ppo/gradient_norm: of all weights, before clipping. Sudden growth is bad.
   ppo/gradient_norm_policy, ppo/gradient_norm_value: of params["policy"],
     without the ptx term, and of params["value"]. Sudden growth is bad.
-  ppo/ptx_loss: nats per token of pre-training text. Up is bad: forgetting.
-  ppo/gradient_norm_ptx_ratio: norm of the weighted ptx gradient over that of
-    the rest. Far above 1 is bad: the reward is not being learnt.
   ppo/epochs: epochs run. Below the set number, the KL limit was hit.
   sys/skipped_updates: steps refused as not finite. Above 0 is bad.
 Means (maxima for *_max) are over the steps that were applied, and NaN if none
@@ -33,6 +35,7 @@ Left out: an exponential average of the weights.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -41,16 +44,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import ops
-from rlhf_jax.algorithms import accumulate, sft, signatures
-from rlhf_jax.algorithms.policy_gradient import objectives, ppo
-from rlhf_jax.algorithms.policy_gradient.epochs import (
-  Config,
-  identity,
-  run_epochs,
-  summarise,
-  token_fields,
-)
+from rlhf_jax.algorithms import accumulate, signatures
+from rlhf_jax.algorithms.policy_gradient import objectives, ppo, ptx
 from rlhf_jax.types import (
   Array,
   Metrics,
@@ -59,6 +54,8 @@ from rlhf_jax.types import (
   TokenBatch,
   TrainState,
 )
+
+Step = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]
 
 # Of the first minibatch, where the loss reports the metrics they are sums of.
 FIRST = {
@@ -74,60 +71,132 @@ GRADIENT_NORMS = {
 }
 
 
-def explained_variance(rollout: Rollout) -> Array:
-  """Returns [] 1 - Var(R - V) / Var(R) over response tokens.
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """How often, and in what portions, a rollout is used."""
 
-  1 is a perfect critic, 0 one that is no better than a constant.
+  epochs: int = 2  # passes over a rollout; 4 Ziegler 2019, 1 Ouyang 2022
+  minibatches: int = 2  # optimizer steps per epoch
+  microbatches: int = 1  # parts of a minibatch; bounds activation memory
+
+  def __post_init__(self) -> None:
+    for name in ("epochs", "minibatches", "microbatches"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)}: must be >= 1.")
+
+
+def identity(tree: PyTree) -> PyTree:
+  """Returns its argument: where a minibatch's rows lie on one device."""
+  return tree
+
+
+def token_fields(rollout: Rollout) -> Rollout:
+  """Returns the rollout with nothing but fields indexed by row.
+
+  score and finish_reason have one entry per sample, which is not one per row
+  when rows are packed, and `further` has rows of its own; no loss reads them:
+  they become zeros [rows] and {}. All else can then be permuted and split by
+  row.
+  """
+  rows = rollout.tokens.shape[0]
+  return rollout.replace(
+    score=jnp.zeros((rows,), jnp.float32),
+    finish_reason=jnp.zeros((rows,), jnp.int32),
+    further={},
+  )
+
+
+def run_epochs(
+  step: Step,
+  state: TrainState,
+  rollout: Rollout,
+  extra: PyTree,
+  rng: Array,
+  *,
+  config: Config,
+  kl_limit: float | None,
+  constrain: Callable[[PyTree], PyTree],
+) -> tuple[TrainState, Metrics]:
+  """Returns the state after all steps and metrics [epochs, minibatches].
+
+  A minibatch is gathered inside the scan: no permuted copy of the whole
+  rollout, with its hidden states, ever exists.
 
   Args:
-    rollout: with values and returns.
+    step: (state, minibatch, part of extra) -> (state, metrics); the metrics
+      have those of accumulate.take_step, and where kl_limit is set
+      "ppo/approximate_kl".
+    state: before the first step.
+    rollout: all leaves [rows, ...], see `token_fields`.
+    extra: leaves [minibatches, ...], the same parts in every epoch, or None.
+    rng: permutes the rows, anew in every epoch.
+    config: epochs and portions.
+    kl_limit: nats per token; None never stops early.
+    constrain: places a minibatch on the mesh.
+
+  Raises:
+    ValueError: the rows do not divide, leaves differ in rows, or there is a
+      kl_limit and no KL.
   """
-  mask = rollout.response_mask
-  error = ops.neutral(rollout.returns, mask) - ops.neutral(rollout.values, mask)
-  variance = ops.masked_variance(rollout.returns, mask)
-  return 1.0 - ops.masked_variance(error, mask) / jnp.maximum(variance, 1e-8)
+  rows = accumulate.row_count(rollout)
+  accumulate.check_divides("minibatches", config.minibatches, rows)
+  accumulate.check_divides(
+    "microbatches", config.microbatches, rows // config.minibatches
+  )
+  orders = jax.vmap(lambda key: jax.random.permutation(key, rows))(
+    jax.random.split(rng, config.epochs)
+  ).reshape(config.epochs, config.minibatches, -1)
+
+  def minibatch_step(state: TrainState, portion: tuple[Array, PyTree]):
+    order, extra_part = portion
+    minibatch = constrain(jax.tree.map(lambda x: x[order], rollout))
+    return step(state, minibatch, extra_part)
+
+  def epoch(state: TrainState, order: Array):
+    return jax.lax.scan(minibatch_step, state, (order, extra))
+
+  if kl_limit is None:
+    return jax.lax.scan(epoch, state, orders)
+
+  def guarded_epoch(carry: tuple[TrainState, Array], order: Array):
+    state, is_stopped = carry
+    _, shapes = jax.eval_shape(epoch, state, order)
+    if "ppo/approximate_kl" not in shapes:
+      raise ValueError(
+        f"update_kl_limit={kl_limit}: the loss reports no ppo/approximate_kl "
+        "to compare it with. Report it (objectives.ratio_metrics), or set None."
+      )
+    blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    state, metrics = jax.lax.cond(
+      is_stopped,
+      lambda state, order: (state, blank),
+      epoch,
+      state,
+      order,
+    )
+    is_over = jnp.mean(metrics["ppo/approximate_kl"]) > kl_limit
+    return (state, is_stopped | is_over), metrics
+
+  (state, _), metrics = jax.lax.scan(
+    guarded_epoch, (state, jnp.zeros((), bool)), orders
+  )
+  return state, metrics
 
 
-def critic_metrics(rollout: Rollout) -> Metrics:
-  """Returns what the critic of the rollout was worth, before any step.
-
-  Metrics:
-    ppo/explained_variance: down is bad; below 0 after 50 steps is an alarm.
-    ppo/advantage_mean_raw, ppo/advantage_std_raw: of advantages before
-      whitening. A mean far from 0 is a biased critic; a std towards 0 leaves
-      noise to whiten.
-
-  Args:
-    rollout: with values and returns; {} comes back without values.
-  """
-  if rollout.values is None or rollout.returns is None:
-    return {}
-  mask = rollout.response_mask
-  raw = ops.neutral(rollout.returns, mask) - ops.neutral(rollout.values, mask)
-  return {
-    "ppo/explained_variance": explained_variance(rollout),
-    "ppo/advantage_mean_raw": ops.masked_mean(raw, mask),
-    "ppo/advantage_std_raw": jnp.sqrt(ops.masked_variance(raw, mask)),
+def summarise(metrics: Metrics) -> Metrics:
+  """Returns means (or maxima, for *_max) over the steps that were applied."""
+  metrics = dict(metrics)
+  executed, applied = metrics.pop("executed"), metrics.pop("applied")
+  count = jnp.sum(applied)
+  result = {
+    name: jnp.max(jnp.where(applied, x, -jnp.inf))
+    if name.endswith("_max")
+    else jnp.sum(jnp.where(applied, x, 0.0)) / count
+    for name, x in metrics.items()
   }
-
-
-def _check_ptx(
-  coefficient: float, batch: TokenBatch | None, apply: Any, config: Config
-) -> None:
-  """Raises ValueError unless coefficient, batch and apply agree."""
-  is_ptx = coefficient > 0.0
-  if (batch is not None) != is_ptx or (is_ptx and apply is None):
-    raise ValueError(
-      f"ptx_coefficient={coefficient}, ptx_batch given: {batch is not None}, "
-      f"ptx_apply given: {apply is not None}. PPO-ptx needs all three; plain "
-      "PPO needs ptx_coefficient=0 and no ptx_batch."
-    )
-  if batch is not None:
-    accumulate.check_divides(
-      "minibatches * microbatches",
-      config.minibatches * config.microbatches,
-      accumulate.row_count(batch),
-    )
+  result["ppo/epochs"] = jnp.sum(jnp.any(executed, axis=1) * 1.0)
+  result["sys/skipped_updates"] = jnp.sum((executed & ~applied) * 1.0)
+  return result
 
 
 def _bound_loss(
@@ -136,7 +205,7 @@ def _bound_loss(
   """Returns the algorithm's loss, with an objective bound where given."""
   if objective is None:
     return algorithm.loss
-  objectives.check_objective(objective)
+  objectives.checked(objective)
   if "objective" not in inspect.signature(algorithm.loss).parameters:
     raise ValueError(
       f"objective={signatures.name_of(objective)}: the loss of "
@@ -154,7 +223,7 @@ def _step(
   frozen: PyTree,
   contribution: Callable[..., tuple[Array, Metrics]],
   denominators: Callable[[Rollout], Metrics],
-  ptx: Callable[..., tuple[PyTree, Array, Metrics]],
+  add_text: Callable[..., tuple[PyTree, Array, Metrics]],
   config: Config,
   optimizer: Any,
 ) -> tuple[TrainState, Metrics]:
@@ -171,9 +240,9 @@ def _step(
     if key in grads:
       metrics[name] = accumulate.global_norm(grads[key])
   if ptx_part is not None:
-    grads, ptx_loss, ptx_metrics = ptx(grads, state.params, frozen, ptx_part)
-    loss = loss + ptx_loss
-    metrics |= ptx_metrics
+    grads, text_loss, found = add_text(grads, state.params, frozen, ptx_part)
+    loss = loss + text_loss
+    metrics |= found
   tokens = jnp.sum(minibatch.response_mask)
   state, flags = accumulate.take_step(
     state, grads, loss, optimizer, tokens, "ppo/gradient_norm"
@@ -229,7 +298,9 @@ def update(
       algorithm's loss takes no objective.
   """
   coefficient = algorithm_config.ptx_coefficient
-  _check_ptx(coefficient, ptx_batch, ptx_apply, config)
+  if coefficient > 0.0 or ptx_batch is not None:
+    parts = config.minibatches * config.microbatches
+    ptx.check(coefficient, ptx_batch, ptx_apply, parts)
   loss_of = _bound_loss(algorithm, objective)
 
   def contribution(params, rows, frozen, counts):
@@ -241,8 +312,11 @@ def update(
     frozen=frozen,
     contribution=contribution,
     denominators=lambda rows: algorithm.denominators(rows, algorithm_config),
-    ptx=functools.partial(
-      _add_ptx, coefficient=coefficient, config=config, apply=ptx_apply
+    add_text=functools.partial(
+      ptx.add,
+      coefficient=coefficient,
+      microbatches=config.microbatches,
+      apply=ptx_apply,
     ),
     config=config,
     optimizer=optimizer,
@@ -264,117 +338,4 @@ def update(
     for name, parts in FIRST.items()
     if all(part in metrics for part in parts)
   }
-  return state, summarise(metrics) | first | critic_metrics(rollout)
-
-
-def _add_ptx(
-  grads: PyTree,
-  params: PyTree,
-  frozen: PyTree,
-  batch: TokenBatch,
-  *,
-  coefficient: float,
-  config: Config,
-  apply: Callable[..., tuple[Array, Array]],
-) -> tuple[PyTree, Array, Metrics]:
-  """Returns grads plus the weighted ptx gradient, the ptx loss, metrics."""
-  sft_config = sft.Config()
-
-  def contribution(params, rows, frozen, counts):
-    value, _ = sft.loss(*apply(params, frozen, rows), rows, sft_config, counts)
-    return value, {}
-
-  ptx_grads, ptx_loss, _ = accumulate.accumulate(
-    contribution,
-    params,
-    batch,
-    config.microbatches,
-    frozen,
-    sft.denominators(batch, sft_config),
-  )
-  ptx_grads = jax.tree.map(lambda g: g * coefficient, ptx_grads)
-  ratio = accumulate.global_norm(ptx_grads) / jnp.maximum(
-    accumulate.global_norm(grads), 1e-20
-  )
-  total = jax.tree.map(jnp.add, grads, ptx_grads)
-  metrics = {"ppo/ptx_loss": ptx_loss, "ppo/gradient_norm_ptx_ratio": ratio}
-  return total, ptx_loss, metrics
-
-
-def value_update(
-  state: TrainState,
-  frozen: PyTree,
-  rollout: Rollout,
-  rng: Array,
-  *,
-  config: Config,
-  apply: Callable[..., Array],
-  optimizer: Any,
-  constrain: Callable[[PyTree], PyTree] = identity,
-) -> tuple[TrainState, Metrics]:
-  """Trains the critic alone on a rollout of a policy that stays frozen.
-
-  Value pre-training before the first policy update (METHODS 4.5; Zheng et al.
-  2023, arXiv:2307.04964). The loss is not clipped: old values are what is
-  being replaced. Stop when ppo/explained_variance of fresh rollouts stops
-  rising.
-
-  Metrics: ppo/value_loss, ppo/gradient_norm_value, sys/skipped_updates,
-  ppo/epochs and `critic_metrics`, with the meanings given there and in
-  `update`.
-
-  Args:
-    state: params is the value tree itself; donate it.
-    frozen: weights that do not train ({} when all do).
-    rollout: [N, L] with values and returns (ppo.advantages).
-    rng: permutes the rows.
-    config: epochs and portions.
-    apply: (value params, frozen, rollout rows) -> values [rows, L] float32.
-    optimizer: an optax.GradientTransformation.
-    constrain: as in `update`.
-
-  Raises:
-    ValueError: values or returns are missing, or rows do not divide.
-  """
-  if rollout.values is None or rollout.returns is None:
-    raise ValueError(
-      "rollout.values or rollout.returns is None: value pre-training regresses "
-      "on returns. Run ppo.advantages first."
-    )
-
-  def contribution(params, rows, frozen, tokens):
-    values = apply(params, frozen, rows)
-    mask = rows.response_mask
-    ops.check_same_shape(values=values, returns=rows.returns)
-    value, _ = ppo.value_loss(
-      values, rows.values, rows.returns, mask, tokens, None
-    )
-    return value, {"ppo/value_loss": value}
-
-  def step(state: TrainState, minibatch: Rollout, extra: None):
-    del extra
-    tokens = jnp.sum(minibatch.response_mask)
-    grads, loss, metrics = accumulate.accumulate(
-      contribution,
-      state.params,
-      minibatch,
-      config.microbatches,
-      frozen,
-      tokens,
-    )
-    state, flags = accumulate.take_step(
-      state, grads, loss, optimizer, tokens, "ppo/gradient_norm_value"
-    )
-    return state, metrics | flags
-
-  state, metrics = run_epochs(
-    step,
-    state,
-    token_fields(rollout),
-    None,
-    rng,
-    config=config,
-    kl_limit=None,
-    constrain=constrain,
-  )
-  return state, summarise(metrics) | critic_metrics(rollout)
+  return state, summarise(metrics) | first | ppo.critic_metrics(rollout)

@@ -11,11 +11,8 @@ import pytest
 from rlhf_jax.data import assets
 from rlhf_jax.parallel import mesh as mesh_lib
 from tests.pipelines import tiny_runs
-from tests.pipelines.conftest import compile_cache
 
-__all__ = ["compile_cache"]
-
-PAGE = Path(__file__).parent.parent / "docs" / "lab.md"
+PAGE = Path(__file__).parents[2] / "docs" / "lab.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

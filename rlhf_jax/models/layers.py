@@ -1,0 +1,97 @@
+"""What a decoder is put together from: linear maps, norms, rotary positions."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.parallel import rules
+from rlhf_jax.types import Array
+
+
+class Dense(nn.Module):
+  """y = x W (+ b) (+ s x A B when LoRA factors are given; Hu et al. 2021)."""
+
+  features: int
+  use_bias: bool = False
+  dtype: str = "float32"
+  lora_rank: int = 0
+  lora_scale: float = 1.0
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    width = x.shape[-1]
+    leading = x.shape[:-1]
+    x = x.reshape(-1, width)
+    init = nn.initializers.normal(width**-0.5)
+    kernel = self.param("kernel", init, (width, self.features))
+    whole = functools.partial(self._whole, leading=leading)
+    y = jnp.matmul(x, whole("kernel", kernel))
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, (self.features,))
+      y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+    if self.lora_rank and self.is_initializing():
+      down, up = (width, self.lora_rank), (self.lora_rank, self.features)
+      self.variable(
+        "lora", "lora_a", lambda: init(self.make_rng("params"), down)
+      )
+      self.variable("lora", "lora_b", lambda: jnp.zeros(up))
+    elif self.has_variable("lora", "lora_a"):
+      a = whole("lora_a", self.get_variable("lora", "lora_a"))
+      b = whole("lora_b", self.get_variable("lora", "lora_b"))
+      y = y + self.lora_scale * jnp.matmul(jnp.matmul(x, a), b)
+    return y.reshape(*leading, self.features)
+
+  def _whole(self, name: str, weight: Array, leading: tuple[int, ...]) -> Array:
+    """Returns a weight in the compute dtype, gathered but for single tokens."""
+    weight = weight.astype(self.dtype)
+    if leading[-1] == 1 or not mesh_lib.is_split():
+      return weight
+    return rules.gather("/".join((*self.path, name)), weight)
+
+
+class Norm(nn.Module):
+  """Root-mean-square or layer normalisation, computed in float32."""
+
+  kind: str
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    y = x.astype(jnp.float32)
+    if self.kind == "layer":
+      y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(
+      jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon
+    )
+    y = y * scale.reshape((1,) * (y.ndim - 1) + (-1,))
+    if self.kind == "layer":
+      bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+      y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+    return y.astype(x.dtype)
+
+
+def rotate(x: Array, positions: Array, theta: float) -> Array:
+  """Returns x with rotary position embedding (Su et al. 2021).
+
+  Args:
+    x: [B, heads, T, d]; the two halves of d are the rotated pairs (the layout
+      of Hugging Face checkpoints).
+    positions: [B, T] int32.
+  """
+  half = x.shape[-1] // 2
+  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = (
+    positions.astype(jnp.float32)[:, None, :, None]
+    * frequency[None, None, None, :]
+  )
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(
+    x.dtype
+  )

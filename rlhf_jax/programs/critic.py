@@ -1,0 +1,166 @@
+"""The critic before training: as the reward model, or at 0 on the policy."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax import schema
+from rlhf_jax.models import heads, roles, transformer
+from rlhf_jax.models.pretrained import Base
+from rlhf_jax.programs.world import World
+from rlhf_jax.rewards import model as reward_model
+from rlhf_jax.runs import stages
+from rlhf_jax.schema import FieldError
+from rlhf_jax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+  """The critic."""
+
+  init: str = "reward"  # its weights at the start; "random" is what PPO suffers
+  # from, beside a verifier it starts at 0 on the policy's weights
+  mode: str = "full"  # what trains: "full", "lora" or "head"
+  first_layer: int = 0  # layers below are frozen, their output computed once
+  hidden_units: int = 0  # residual MLP beside the head; 0: as the reward model
+  pretrain_steps: int = 0  # rollouts on which only the critic learns
+
+  def __post_init__(self) -> None:
+    if self.init not in ("reward", "random"):
+      raise FieldError(
+        f"init={self.init!r}: must be 'reward' (start as the reward model) "
+        "or 'random'."
+      )
+    if self.pretrain_steps < 0 or self.hidden_units < 0:
+      raise FieldError(
+        f"pretrain_steps={self.pretrain_steps}, hidden_units="
+        f"{self.hidden_units}: both must be >= 0."
+      )
+
+
+def critic_head(settings: Value, scorer: reward_model.Scorer) -> heads.Config:
+  """Returns the critic's head: the reward model's, or that and an MLP."""
+  head = scorer.role.head
+  if settings.init == "random" or not head.hidden_units:
+    return dataclasses.replace(head, hidden_units=settings.hidden_units)
+  if settings.hidden_units not in (0, head.hidden_units):
+    raise FieldError(
+      f"value.hidden_units={settings.hidden_units}: the critic starts "
+      f"as the reward model, whose head has {head.hidden_units}. Set 0 (as "
+      "there), or value.init='random'."
+    )
+  return head
+
+
+def critic_role(
+  settings: Value, scorer: reward_model.Scorer, model: transformer.Config
+) -> roles.Role:
+  """Returns the role of the critic, which starts as the reward model.
+
+  Args:
+    settings: the config's value section.
+    scorer: the reward model.
+    model: architecture of this run; its lora_rank serves where the reward
+      model has no factors to go on with.
+
+  Raises:
+    FieldError: the setting cannot work on that reward model.
+  """
+  judge_role = scorer.role
+  goes_on = judge_role.trainable == "lora"
+  is_moved = settings.first_layer != judge_role.first_layer
+  if goes_on and settings.mode == "lora" and is_moved:
+    raise FieldError(
+      f"value.first_layer={settings.first_layer}: the critic goes on "
+      "with the reward model's factors, which begin at layer "
+      f"{judge_role.first_layer}. Set value.first_layer="
+      f"{judge_role.first_layer}."
+    )
+  with schema.as_field("value: "):
+    return dataclasses.replace(
+      judge_role,
+      model=judge_role.model if goes_on else model,
+      trainable=settings.mode,
+      first_layer=settings.first_layer,
+      head=critic_head(settings, scorer),
+    )
+
+
+def starting_critic(
+  settings: Value,
+  scorer: reward_model.Scorer,
+  weights: reward_model.Weights,
+  model: transformer.Config,
+  key: jax.Array,
+  world: World,
+) -> stages.Stage:
+  """Returns the critic: the reward model, in units of its normalised score."""
+  role = critic_role(settings, scorer, model)
+
+  def make_head(
+    key: jax.Array, head: PyTree, mean: jax.Array, std: jax.Array
+  ) -> PyTree:
+    made = heads.init(role.head, role.model.width, key)
+    if settings.init == "reward":
+      made |= reward_model.fold_normalisation(head, mean, std)
+    return {"head": made}
+
+  if settings.init != "reward" and not world.is_planned:
+    print(
+      "policy: warning: value.init='random': an untrained critic gives noisy "
+      "advantages at first. Prefer init='reward', or pretrain_steps > 0."
+    )
+  variables = dict(weights.variables) | world.compute(
+    make_head, key, weights.variables["head"], weights.mean, weights.std
+  )
+  if role.trainable == "lora" and "lora" not in variables:
+    variables |= world.compute(
+      lambda k: {"lora": roles.fresh_lora(role, k)}, jax.random.fold_in(key, 1)
+    )
+  return stages.Stage(role, variables, {})
+
+
+def own_critic(
+  settings: Value,
+  policy: stages.Stage,
+  base: Base,
+  key: jax.Array,
+  world: World,
+) -> stages.Stage:
+  """Returns a critic beside a verifier: 0 at first, on the policy's weights.
+
+  Args:
+    settings: the section `value`.
+    policy: before training. Its LoRA factors are merged for a critic that
+      trains whole; one with factors of its own, or a head alone, starts from
+      the weights below them.
+    base: the model underneath.
+    key: of what is drawn.
+    world: where it lives.
+
+  Raises:
+    FieldError: the model cannot train so.
+  """
+  with schema.as_field("value: "):
+    role = roles.Role(
+      model=base.config,
+      trainable=settings.mode,
+      first_layer=settings.first_layer,
+      head=heads.Config(hidden_units=settings.hidden_units),
+    )
+  params = policy.variables["params"]
+  if role.trainable == "full" and policy.role.trainable == "lora":
+    params = world.merged(policy)
+
+  def make(key: jax.Array) -> PyTree:
+    head = heads.init(role.head, role.model.width, key)
+    head["output"] = jax.tree.map(jnp.zeros_like, head["output"])
+    made = {"head": head}
+    if role.trainable == "lora":
+      made["lora"] = roles.fresh_lora(role, jax.random.fold_in(key, 1))
+    return made
+
+  return stages.Stage(role, {"params": params} | world.compute(make, key), {})
