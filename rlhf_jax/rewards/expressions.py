@@ -42,7 +42,7 @@ def read(text: str) -> Tree:
   Raises:
     Unreadable: see the module's docstring.
   """
-  reader = _Reader(_tokens(re.sub(r"\*\*", "^", text)))
+  reader = _Reader(_tokens(text))
   tree = reader.sum()
   if reader.next is not None:
     raise Unreadable(f"{reader.next[1]!r} has no place in it")
@@ -72,7 +72,7 @@ def _names(run: str) -> list[str]:
   """Returns the names that a run of letters is: one function, or letters."""
   if run in NAMES:
     return [_WRITTEN.get(run, run)]
-  if units.is_word(run) or len(run) > 6:
+  if units.is_word(run) or len(run) > 6 or run.lower() == "nan":
     raise Unreadable(f"{run!r} is a word")
   return list(run)
 

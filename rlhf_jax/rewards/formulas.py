@@ -40,8 +40,12 @@ _MIRRORED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "=": "=", "≠": "�
 _NAME = re.compile(
   r"(?:m?[∠△]\s*)?(?:[^\W\d_]+|\\overline\{[A-Z]+\})'*(?:_\{\w+\})?"
   r"(?:\(\w+(?:,\s*\w+)*\))?|\|[A-Z]{2}\|"
+  r"|\(\s*[^\W\d_](?:\s*,\s*[^\W\d_])+\s*\)"
 )
-_SETS = {"\\mathbb{R}": "R", "\\R": "R", "ℝ": "R"}
+_BUILDER = re.compile(
+  r"\\\{\s*[^\W\d_]\s*(?:∈\s*(?:\\mathbb\{R\}|ℝ)\s*)?[|:]\s*(.*[=≠<>≤≥].*)\\\}"
+)
+_REALS = ("\\mathbb{R}", "\\R", "ℝ")
 
 
 def read(text: str) -> tuple[Tree, str]:
@@ -59,8 +63,11 @@ def read(text: str) -> tuple[Tree, str]:
   words = _words(text)
   if words is not None:
     return words, ""
-  text = re.sub(r"^[$€£¥₹]\s*(?=[\d\\.])", "", text)
+  text = re.sub(r"^[$€£¥]\s*(?=[\d\\.])", "", text)
   text = re.sub(r"\](.*)\[", r"(\1)", text) if text[0] == "]" else text
+  text = text.replace("\\langle", "(").replace("\\rangle", ")")
+  if builder := _BUILDER.fullmatch(text):  # {x | x > 2}
+    text = builder[1]
   text, unit = _without_unit(text)
   return _answer(text), unit
 
@@ -237,8 +244,10 @@ def _value(text: str) -> Tree:
       raise Unreadable("it mixes operations on sets without brackets")
     kind = {"∪": "union", "∩": "cap", "∖": "without"}[between[0]]
     return [kind, *map(_value, parts)]
-  if text in _SETS:
+  if text in _REALS:
     return ["reals"]
+  if re.fullmatch(r"\\mathbb\{[A-Z]\}", text):
+    return ["v", text]
   if text in ("∅", "\\{\\}", "\\{ \\}"):
     return ["set"]
   matrix = re.fullmatch(
@@ -247,7 +256,6 @@ def _value(text: str) -> Tree:
   if matrix:
     rows = [row for row in matrix[2].split("\\\\") if row.strip()]
     return ["matrix", *([_value(c) for c in row.split("&")] for row in rows)]
-  text = re.sub(r"^\\langle(.*)\\rangle$", r"(\1)", text)
   if bracketed := _bracketed(text):
     return bracketed
   ratio, between = _cut(text, re.compile(":"))

@@ -70,8 +70,9 @@ _FONTS = re.compile(
 )
 _SPACES = re.compile(
   r"\\(?:quad|qquad|enspace|thinspace|displaystyle|textstyle|scriptstyle|limits"
-  r"|nolimits|rm|bf|it|nonumber|noindent|hfill|allowbreak)"
-  r"(?![a-zA-Z])|\\hspace\*?\{[^{}]*\}|\\[ ,;:>]|~"
+  r"|nolimits|rm|bf|it|nonumber|noindent|hfill|allowbreak"
+  r"|tiny|small|normalsize|large|Large|LARGE|huge|Huge)"
+  r"(?![a-zA-Z])|\\(?:hspace\*?|(?:text)?color)\{[^{}]*\}|\\[ ,;:>]|~"
 )
 _SIZES = re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?")
 # A thin space, a comma in braces: LaTeX's ways to part thousands.
@@ -238,7 +239,7 @@ def unwrapped(text: str) -> str:
     before = text = text.strip()
     if text.endswith("\\\\"):
       text = text[:-2]
-    elif text.endswith((".", ",", ";")) and not text.endswith("..."):
+    elif re.search(r"(?<![.\\])[.,;]$", text):
       text = text[:-1]
     for left, right in _PAIRS:
       inner = text[len(left) : -len(right)]
@@ -250,7 +251,8 @@ def unwrapped(text: str) -> str:
       start = box.end() if box else 0
       taken = argument(text, start)
       if taken is not None and taken[1] == len(text):
-        text = taken[0]
+        is_set = box is None and "," in taken[0]
+        text = f"\\{{{taken[0]}\\}}" if is_set else taken[0]
     elif re.fullmatch(r"\(\s*(?:[+-]?[\d.]+|\w+)\s*\)", text):
       text = text[1:-1]
     else:
@@ -276,7 +278,7 @@ def tidy(text: str) -> str:
   text = _SIZES.sub(" ", re.sub(r"\\(?:left|right)\s*\.", " ", text))
   text = _PARTED.sub(lambda m: m[1] + "".join(re.findall(r"\d{3}", m[2])), text)
   text = _SPACES.sub(" ", text.replace("\\!", "").replace("{,}", ","))
-  text = _commands(text)
+  text = re.sub(r"(?<=[\w)])\*\*(?=[\w(-])", "^", _commands(text))
   text = re.sub(
     r"\^\s*\{?\s*\\circ\s*\}?|°|\\degree(?![a-z])", r"^{\\circ}", text
   )

@@ -20,7 +20,10 @@ MAX_CHARACTERS = 400  # of what is marked; an answer needs far fewer
 
 _BOX = re.compile(r"\\(?:f?boxed|fbox|framebox)(?![a-zA-Z])\s*")
 _BARE = re.compile(r"(?:\{(?:[^{}]|\{[^{}]*\})*\}|[^\s${}])+")
-_PHRASE = re.compile(r"answer[*_]*\s*(?:is|:)[\s:*_]*([^\n]+)", re.IGNORECASE)
+_PHRASE = re.compile(
+  r"answer[*_]*\s*(?:is|:)[\s:*_]*(?:(?:\\\[|\$\$)\s*\n\s*)?([^\n]+)",
+  re.IGNORECASE,
+)
 _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _LOOSE_NUMBER = re.compile(
   rf"(?<![\w.^/{{])(?<!\w\()-?(?:{_NUMBER})(?:\s*/\s*[0-9]+)?%?(?![\w^/]|[.,][0-9])"
@@ -41,8 +44,12 @@ def spoken(text: str, tag: str | None) -> str:
   head, closed, tail = text.partition(closing)
   if closed and opening not in head:
     text = tail
-  text = re.sub(f"{opening}.*?{closing}", "", text, flags=re.DOTALL)
-  return text.partition(opening)[0]
+  said, rest, closed = [], text, closing
+  while closed:
+    before, opened, rest = rest.partition(opening)
+    said.append(before)
+    _, closed, rest = rest.partition(closing) if opened else ("", "", "")
+  return "".join(said)
 
 
 def boxed(text: str) -> list[str]:
@@ -81,6 +88,8 @@ def answers(text: str, formats: Sequence[str]) -> list[str]:
   Returns:
     contents in order of appearance; [] when nothing is marked.
   """
+  if not text.isascii():
+    text = latex.characters(text)  # a full-width # or : marks as well
   for name in formats:
     if name == "gsm8k":
       found = _after_marks(text)

@@ -96,18 +96,34 @@ class Quantity(NamedTuple):
   name: str = ""
 
 
+_CURRENCIES = {
+  "$": "dollar",
+  "€": "euro",
+  "£": "pound",
+  "¥": "yen",
+  "₹": "rupee",
+  "₩": "won",
+  "₽": "ruble",
+  "₱": "peso",
+  "₺": "lira",
+  "₪": "shekel",
+  "₫": "dong",
+  "฿": "baht",
+  "¢": "cent",
+}
+_MONEY = "".join(_CURRENCIES)[:-1]  # what may stand before a number
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
 _OPERAND = rf"(?:{_DECIMAL})|\([+-]?(?:{_DECIMAL})\)"
 _TEN = r"(?:\s*(?:[×·*]|\bx\b|(?<=[0-9])x)\s*)10\s*\^"
 _QUANTITY = re.compile(
-  rf"(?P<sign>[+-]?)\s*(?P<currency>(?:US)?[$€£¥₹]|)\s*(?P<inner>[+-]?)\s*"
+  rf"(?P<sign>[+-]?)\s*(?P<currency>(?:US)?[{_MONEY}]|)\s*(?P<inner>[+-]?)\s*"
   rf"(?:(?:(?P<whole>[0-9]+)\s+)?(?P<top>{_OPERAND})\s*/\s*(?P<under>{_OPERAND})"
   rf"|(?P<fixed>[0-9]*\.[0-9]*)(?:\\overline\{{(?P<line>[0-9]+)\}}"
   r"|\((?P<cycle>[0-9]+)\))"
   rf"|10\^(?P<power>[+-]?[0-9]{{1,3}})(?![0-9])"
   rf"|(?P<number>{_DECIMAL})"
   rf"(?:e(?P<e>[+-]?[0-9]{{1,3}})|{_TEN}\(?(?P<ten>[+-]?[0-9]{{1,3}})\)?)?)"
-  r"(?P<gap>\s*)(?P<percent>%?)(?P<after>[$€£¥₹¢]?)"
+  rf"(?P<gap>\s*)(?P<percent>%?)(?P<after>[{_MONEY}¢]?)"
   r"\s*(?P<unit>[^\W\d_].{0,40})?",
   re.IGNORECASE,
 )
@@ -122,14 +138,6 @@ _SCALES = {
   "billion": 10**9,
   "trillion": 10**12,
   "dozen": 12,
-}
-_CURRENCIES = {
-  "$": "dollar",
-  "€": "euro",
-  "£": "pound",
-  "¥": "yen",
-  "₹": "rupee",
-  "¢": "cent",
 }
 
 

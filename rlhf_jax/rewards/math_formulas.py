@@ -38,7 +38,7 @@ from rlhf_jax.schema import UserError
 class Config(math_answers.Config):
   """How an answer is found and compared; the first fields as for "number"."""
 
-  seconds: float = 5.0  # wall clock of one comparison; then it scores 0
+  seconds: float = 3.0  # wall clock of one comparison; then it scores 0
   memory_bytes: int = 2 << 30  # address space of a process that compares
   workers: int = 2  # comparisons at a time, a process each
 

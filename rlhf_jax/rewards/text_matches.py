@@ -108,7 +108,7 @@ class TagsConfig:
 
 # What only a formula has, so that its brackets and signs are no punctuation.
 _FORMULA = re.compile(
-  r"[\\^=<>|±∓×·√∞∈∪∩∖≤≥≠≈{}]|[_*+]|(?<![^\W_])sqrt\(|[\d)]!"
+  r"[\\^=<>|±∓×·√∞∈∪∩∖≤≥≠≈{}]|[_*+]|(?<![^\W_])sqrt\(|(?:[\d)]|\b\w)!|\b\w'(?!\w)"
   r"|(?<![\w.])-\s*[^\W\d]|(?<!\w\w)(?<=[\w)])\s*-\s*(?=\w(?!\w)|[\d(])"
   r"|\)\s*/|/\s*\(|[^\W\d]\s*/\s*\d|\d\s*/\s*[^\W\d]|^[(\[].*\d.*[)\]]$"
   r"|\d\(|\d:\d"

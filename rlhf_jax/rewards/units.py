@@ -10,6 +10,7 @@ Left out: conversion between units, prefixes that the table lacks.
 from __future__ import annotations
 
 import re
+import unicodedata
 
 SYMBOLS = frozenset(
   "mm cm dm km nm um μm in ft yd mi sq cu ha mg kg lb lbs oz ml mL cl dl dL kL "
@@ -48,13 +49,30 @@ _APPLIED = re.compile(
 
 def is_word(letters: str) -> bool:
   """Returns whether letters read as a word, not as a product of variables."""
-  lower = letters.lower()
+  if is_other_script(letters):
+    return True
+  lower = _base_letters(letters.lower())
   if len(lower) < 3 or not lower.isalpha() or not re.search("[aeiou]", lower):
     return False
   codes = [ord(letter) for letter in lower]
   if all(b - a == 1 for a, b in zip(codes, codes[1:], strict=False)):
-    return False  # abc, xyz
+    return False  # pqr
+  if set(lower) <= set("abcxyz"):
+    return False
   return not _APPLIED.fullmatch(lower) and lower not in _MATHEMATICS
+
+
+def is_other_script(letters: str) -> bool:
+  """Returns whether all are letters, none Latin or Greek: names no variable."""
+  return letters.isalpha() and not any(
+    c < "\u0250" or "\u0370" <= c < "\u0400" for c in letters
+  )
+
+
+def _base_letters(letters: str) -> str:
+  """Returns letters without their accents."""
+  decomposed = unicodedata.normalize("NFKD", letters)
+  return "".join(c for c in decomposed if not unicodedata.combining(c))
 
 
 def singular(words: list[str]) -> str:
@@ -92,7 +110,9 @@ def words_of(text: str, *, is_attached: bool) -> list[str] | None:
     pieces = re.split(r"[/·*-]", word)
     is_compound = len(pieces) > 1 and all(map(_is_piece, pieces))
     if i == 0 and is_attached:
-      is_known = pieces[0] in SYMBOLS or (len(word) > 3 and is_word(pieces[0]))
+      is_known = pieces[0] in SYMBOLS or (
+        is_word(pieces[0]) and (len(word) > 3 or is_other_script(word))
+      )
       has_power = pieces[0].rstrip("^123") in SYMBOLS
       if not (is_known or has_power or (is_compound and "/" in word)):
         return None
