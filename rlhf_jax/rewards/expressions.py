@@ -26,6 +26,7 @@ NAMES = FUNCTIONS | {"sqrt", "pi", "infinity", "inf", "oo", "infty"}
 _WRITTEN = {"pi": "π", "infinity": "∞", "inf": "∞", "oo": "∞", "infty": "∞"}
 _FENCES = {"\\lfloor": ("\\rfloor", "floor"), "\\lceil": ("\\rceil", "ceiling")}
 _BEGINNINGS = frozenset("( [ { \\frac \\sqrt \\binom sqrt".split())
+_ACCENTS = frozenset(r"\overline \vec \hat \bar \overrightarrow".split())
 _TOKEN = re.compile(
   r"\s*(?:(?P<number>\d+(?:\.\d*)?|\.\d+)(?:\\overline\{(?P<cycle>\d+)\})?"
   r"|(?P<command>\\[a-zA-Z]+|\\.)|(?P<run>[a-zA-Z]+)|(?P<sign>\S))"
@@ -159,11 +160,15 @@ class _Reader:
     """Returns whether a product goes on without a sign."""
     if self.next is None:
       return False
+    if self.next[0] == "n" and self.tokens[self.at - 1] == ("s", "!"):
+      return True  # 5!5!
     if self.next[0] == "n":
       raise Unreadable("a number follows without a sign")
     sign = self.next[1]
     if (
-      sign in _BEGINNINGS or sign in _FENCES or (sign == "|" and not self.bars)
+      sign in _BEGINNINGS | _ACCENTS
+      or sign in _FENCES
+      or (sign == "|" and not self.bars)
     ):
       return True
     return sign in FUNCTIONS or sign in CONSTANTS or _is_letter(sign)
@@ -238,6 +243,8 @@ class _Reader:
       return ["c", CONSTANTS[token]]
     if _is_letter(token):
       return ["v", token + self.subscript()]
+    if token in _ACCENTS:
+      return ["v", f"{token}{{{self.written()}}}" + self.subscript()]
     raise Unreadable(f"{token!r} has no place in it")
 
   def number(self) -> Tree:
@@ -262,6 +269,10 @@ class _Reader:
     if self.sign != "_":
       return ""
     self.at += 1
+    return "_" + self.written()
+
+  def written(self) -> str:
+    """Reads a group as the name that it is."""
     self.take("{")
     parts = []
     while self.next is not None and self.sign != "}":
@@ -269,7 +280,7 @@ class _Reader:
       parts.append(token[1] if self.next[0] == "n" else token)
       self.at += 1
     self.take("}")
-    return "_" + "".join(parts)
+    return "".join(parts)
 
   def root(self) -> Tree:
     degree = ["n", "2"]

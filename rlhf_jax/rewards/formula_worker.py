@@ -156,6 +156,8 @@ def same(answer, reference, tolerance):
   if reference[0] == "chain":
     return all(same(answer, part, tolerance) for part in reference[1:])
   kinds = {answer[0], reference[0]}
+  if "choice" in kinds:
+    return same_choice(answer, reference, tolerance)
   if kinds & set(RELATIONS):
     return same_relation(answer, reference, tolerance)
   if kinds & set(SETS):
@@ -170,6 +172,21 @@ def same(answer, reference, tolerance):
     return same_in_order(answer, reference, tolerance)
   one, other = expression(answer), expression(reference)
   return is_equal(one, other, tolerance_of(answer, reference, tolerance))
+
+
+def same_choice(answer, reference, tolerance):
+  """Returns whether choices agree in what both have: letter, value."""
+  if answer[0] == reference[0]:
+    return answer[1] == reference[1] and same(
+      answer[2], reference[2], tolerance
+    )
+  choice, other = answer, reference
+  if other[0] == "choice":
+    choice, other = other, choice
+  if other == ["v", choice[1]]:
+    return True
+  pair = [t[2] if t[0] == "choice" else t for t in (answer, reference)]
+  return same(*pair, tolerance)
 
 
 def same_in_order(answer, reference, tolerance):
@@ -265,6 +282,7 @@ def same_set(answer, reference):
 def main():
   memory = int(sys.argv[1])
   resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+  sys.setrecursionlimit(10_000)  # a long sum is a deep tree
   signal.signal(signal.SIGALRM, signal.SIG_DFL)
   print("ready", flush=True)
   for line in sys.stdin:

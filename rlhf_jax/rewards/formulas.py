@@ -11,7 +11,8 @@ can cross to the process that compares (formula_worker.py):
                ...] tuples and intervals, ["union", ...], ["cap", ...],
                ["without", a, b], ["named", "x", a], ["system", ["x", a], ...],
                ["relation", "<", a, b], ["chain", a, b], ["ratio", ...],
-               ["matrix", [a, b], ...], ["text", "no solution"]
+               ["matrix", [a, b], ...], ["text", "no solution"],
+               ["choice", "D", a]
 
 Reading is strict: what has two readings (1/2x), or words that are no unit, is
 no answer. Nothing is computed here, so a tower of powers costs nothing.
@@ -35,12 +36,17 @@ _SIGN = re.compile(r"\\[{}|]|\\[a-zA-Z]+|.", re.DOTALL)
 _SEPARATOR = re.compile(
   r"\\text\{,?\s*(?:or|and|,)\s*,?\}|(?<![a-zA-Z])(?:or|and)(?![a-zA-Z])|[,;]"
 )
+_ANSWERS = ("no", "undefined")  # words of mathematics that answer alone
 _RELATIONS = "=≠<>≤≥∈≈"
 _MIRRORED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "=": "=", "≠": "≠"}
 _NAME = re.compile(
   r"(?:m?[∠△]\s*)?(?:[^\W\d_]+|\\overline\{[A-Z]+\})'*(?:_\{\w+\})?"
   r"(?:\(\w+(?:,\s*\w+)*\))?|\|[A-Z]{2}\|"
   r"|\(\s*[^\W\d_](?:\s*,\s*[^\W\d_])+\s*\)"
+)
+_LETTERS = re.compile(r"\\text\{\s*([A-Z](?:\s*(?:,|and)\s*[A-Z])+)\s*\}")
+_CHOICE = re.compile(
+  r"(?:\\text\{\(?([A-J])[).:]*\s*\}[).:]*\s*|\(([A-J])\)\s+)([^\s+*/^=<>≤≥,·×-].*)"
 )
 _BUILDER = re.compile(
   r"\\\{\s*[^\W\d_]\s*(?:∈\s*(?:\\mathbb\{R\}|ℝ)\s*)?[|:]\s*(.*[=≠<>≤≥].*)\\\}"
@@ -60,9 +66,14 @@ def read(text: str) -> tuple[Tree, str]:
   text = latex.tidy(text)
   if not text:
     raise Unreadable("it is empty")
+  if found := _LETTERS.fullmatch(text):  # \text{A, C}
+    text = found[1]
   words = _words(text)
   if words is not None:
     return words, ""
+  if choice := _CHOICE.fullmatch(text):  # (D) 12
+    tree, unit = read(choice[3])
+    return ["choice", choice[1] or choice[2], tree], unit
   text = re.sub(r"^[$€£¥]\s*(?=[\d\\.])", "", text)
   text = re.sub(r"\](.*)\[", r"(\1)", text) if text[0] == "]" else text
   text = text.replace("\\langle", "(").replace("\\rangle", ")")
@@ -76,11 +87,14 @@ def _words(text: str) -> Tree | None:
   """Returns the tree of words or of the letter of a choice, None for others."""
   inner = re.fullmatch(r"\\text\{([^{}]*)\}", text)
   bare = re.sub(r"[().,:!\"]", " ", inner[1] if inner else text).split()
-  if not bare or not all(re.fullmatch(r"[^\W\d_][\w'-]*", w) for w in bare):
+  has_digits = inner or (bare and units.is_word(bare[0]))  # June 20
+  word = r"[\w'-]+" if has_digits else r"[^\W\d_][\w'-]*"
+  if not bare or not all(re.fullmatch(word, w) for w in bare):
     return None
   if len(bare) == 1 and len(bare[0]) == 1:
     return ["v", bare[0]] if inner else None
-  is_text = inner or any(map(units.is_word, bare)) or bare[0].lower() == "no"
+  is_text = any(units.is_word(w) or w.lower() in _ANSWERS for w in bare)
+  is_text = is_text or bool(inner and not re.search(r"\d", inner[1]))
   is_text = is_text and not any(w.lower() in ("or", "and") for w in bare)
   is_named = len(bare) == 1 and bare[0] in expressions.NAMES
   if not is_text or (is_named and not inner):
@@ -91,7 +105,7 @@ def _words(text: str) -> Tree | None:
 def _without_unit(text: str) -> tuple[str, str]:
   """Returns a text without the unit at its end, and the unit."""
   found = re.search(
-    r"(?<=\S)(?:\\text\{(?P<words>[^{}]*)\}|\s(?P<bare>[a-zA-Z/]{2,}))"
+    r"(?<=\S)(?:\s*\\text\{(?P<words>[^{}]*)\}|\s(?P<bare>[a-zA-Z/]{2,}))"
     r"(?P<power>\s*\^\{[123]\})?$",
     text,
   )

@@ -72,7 +72,7 @@ _SPACES = re.compile(
   r"\\(?:quad|qquad|enspace|thinspace|displaystyle|textstyle|scriptstyle|limits"
   r"|nolimits|rm|bf|it|nonumber|noindent|hfill|allowbreak"
   r"|tiny|small|normalsize|large|Large|LARGE|huge|Huge)"
-  r"(?![a-zA-Z])|\\(?:hspace\*?|(?:text)?color)\{[^{}]*\}|\\[ ,;:>]|~"
+  r"(?![a-zA-Z])|\\(?:hspace\*?|(?:text)?color)\{[^{}]*\}|(?<!\\)\\[ ,;:>]|~"
 )
 _SIZES = re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?")
 # A thin space, a comma in braces: LaTeX's ways to part thousands.
@@ -84,7 +84,7 @@ _GROUPED = re.compile(
   r"(?<![\d.,'])\d{1,3}(?:([,' ])\d{3})(?:\1\d{3})*(?![\d,'])"
 )
 _PAIRS = (("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$"))
-_PAIRS += (("**", "**"), ("__", "__"), ("`", "`"), ('"', '"'))
+_PAIRS += (("**", "**"), ("`", "`"), ('"', '"'))
 
 
 def visible(text: str) -> str:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 
 from rlhf_jax.rewards import latex
+from rlhf_jax.schema import UserError
 
 FORMATS = ("gsm8k", "boxed", "phrase", "last_number")
 MAX_CHARACTERS = 400  # of what is marked; an answer needs far fewer
@@ -28,6 +29,15 @@ _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _LOOSE_NUMBER = re.compile(
   rf"(?<![\w.^/{{])(?<!\w\()-?(?:{_NUMBER})(?:\s*/\s*[0-9]+)?%?(?![\w^/]|[.,][0-9])"
 )
+
+
+def check_tag(field: str, tag: str | None) -> None:
+  """Raises UserError unless a setting is None or the bare name of a tag."""
+  if tag is not None and not re.fullmatch(r"\w+", tag):
+    raise UserError(
+      f"{field}={tag!r}: a name is made of letters, digits and _. Drop the "
+      "brackets, or set it to None."
+    )
 
 
 def spoken(text: str, tag: str | None) -> str:

@@ -71,6 +71,8 @@ class Config:
           f"{name}={getattr(self, name)!r} is unknown. Choose one of "
           f"{', '.join(allowed)}."
         )
+    for name in ("inside_tag", "thought_tag"):
+      marked.check_tag(name, getattr(self, name))
     if not 0.0 <= self.relative_tolerance < 0.1:
       raise UserError(
         f"relative_tolerance={self.relative_tolerance}: a tenth and more "

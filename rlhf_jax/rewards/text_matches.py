@@ -50,6 +50,7 @@ class ExactConfig:
         f"formats={self.formats!r}: {unknown[0]!r} is unknown. Choose from "
         f"{', '.join(marked.FORMATS)}."
       )
+    marked.check_tag("thought_tag", self.thought_tag)
 
 
 @dataclass(frozen=True)
