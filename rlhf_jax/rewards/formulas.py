@@ -148,7 +148,9 @@ def _cut(text: str, separator: re.Pattern) -> tuple[list[str], list[str]]:
 def _answer(text: str) -> Tree:
   """Returns the tree of a whole answer."""
   parts, between = _cut(text, _SEPARATOR)
-  parts = [part for part in parts if part]
+  if not (parts[0] and parts[-1]):
+    raise Unreadable("a list in it breaks off")
+  parts = [part for part in parts if part]  # a comma before "or"
   if len(parts) > 20:
     raise Unreadable("it lists more than 20 answers")
   items = []
@@ -159,8 +161,6 @@ def _answer(text: str) -> Tree:
         items.append(_item(item))
     else:
       items.append(_item(part))
-  if not items:
-    raise Unreadable("it is empty")
   if len(items) == 1:
     return items[0]
   words = {w for b in between for w in ("or", "and") if w in b}
@@ -196,7 +196,7 @@ def _item(text: str) -> Tree:
 
 def _relation(parts: list[str], between: list[str]) -> Tree:
   between = ["=" if sign == "≈" else sign for sign in between]
-  if parts[0] == "":  # "= 5", "≈ 3.14"
+  if parts[0] == "" and between[0] in "=∈":  # "= 5", "≈ 3.14"
     parts, between = parts[1:], between[1:]
     if not between:
       return _value(parts[0])

@@ -289,7 +289,8 @@ def test_what_is_read_by_hand():
 @pytest.mark.parametrize(
   "text",
   ["(" * 200, "{" * 200, r"\frac{" * 60, "|" * 50, r"\sqrt" * 80, "^" * 9]
-  + ["__import__('os')", "x=", "2 3", "x2", r"2\frac53", "2^3^4", r"\foo x"],
+  + ["__import__('os')", "x=", "2 3", "x2", r"2\frac53", "2^3^4", r"\foo x"]
+  + ["< 5", r"5 \text{ or }", "(1, )", "nan", "5 > "],
 )
 def test_what_is_no_formula_is_refused(text):
   with pytest.raises(formulas.Unreadable):
