@@ -5,6 +5,7 @@ from pathlib import Path
 import setuptools
 
 TFDS = ["tensorflow-datasets>=4.9.7"]
+MATH = ["sympy>=1.12"]
 
 setuptools.setup(
   name="rlhf_jax",
@@ -38,8 +39,9 @@ setuptools.setup(
   ],
   extras_require={
     "cuda": ["jax[cuda12]>=0.7.2"],
+    "math": MATH,
     "tfds": TFDS,
     "tpu": ["jax[tpu]>=0.7.2", "gcsfs>=2024.2"],
-    "test": ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6", *TFDS],
+    "test": ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6", *MATH, *TFDS],
   },
 )

@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rlhf_jax.rewards import rows
-from rlhf_jax.rewards.text_matches import visible
+from rlhf_jax.rewards.latex import visible
 from rlhf_jax.schema import UserError
 
 

@@ -2,15 +2,15 @@ r"""Numeric answers: find THE final answer of a text, compare it as a number.
 
   score = 1 if |answer - reference| <= tolerance, else 0
 
-The final answer is what a text marks as such: "#### 42" (GSM8K, Cobbe et al.
-2021), "\boxed{42}" (MATH, Hendrycks et al. 2021) or "the answer is 42".
-Markers are read strictly, because a policy under reward finds every gap: a
-marked answer must be ONE number (sign, currency, 1,234.5, 3/4, 1 1/2,
-\frac{3}{4}, 25%, 1.5e3, 18 dollars), and two marked answers that differ are no
-answer. Values are exact fractions; whole numbers never use the tolerance.
+Where the final answer stands is rewards/marked.py, its spelling
+rewards/latex.py, its units rewards/units.py. Markers are read strictly, because
+a policy under reward finds every gap: a marked answer must be ONE number (sign,
+currency, 1,234.5, 3/4, 1 1/2, \frac{3}{4}, 25%, 1.5e3, 0.\overline{3}, 18
+dollars, x = 5), and two marked answers that differ are no answer. Values are
+exact fractions; whole numbers never use the tolerance.
 
-Left out: symbolic equality (x + 1 against 1 + x), intervals, tuples, matrices,
-roots, conversion between units, number words ("forty-two").
+Left out: formulas, intervals, tuples, matrices, roots (the verifier "math",
+rewards/math_formulas.py), conversion between units, number words ("forty-two").
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from rlhf_jax.rewards import rows
+from rlhf_jax.rewards import latex, marked, rows, units
 from rlhf_jax.schema import UserError
 
-FORMATS = ("gsm8k", "boxed", "phrase", "last_number")
+REFERENCE_FORMATS = ("gsm8k", "boxed")  # of a marked solution
 MAX_CHARACTERS = 100  # of one answer; a number needs far fewer
 
 
@@ -43,6 +43,9 @@ class Config:
   several: Literal["refuse", "last"] = "refuse"
   # Read only what stands between <tag> and </tag>, once each; None: all.
   inside_tag: str | None = None
+  # What stands in <tag> is no answer, also where the prompt's template opened
+  # it; None: it is read as well.
+  thought_tag: str | None = "think"
   # 25% is 25 ("drop", GSM8K writes its answers so) or 0.25 ("divide").
   percent: Literal["drop", "divide"] = "drop"
   # "ignore" what follows the number, or "match" it when the reference has one.
@@ -51,11 +54,11 @@ class Config:
   absolute_tolerance: float = 0.0  # not for whole numbers
 
   def __post_init__(self):
-    unknown = [name for name in self.formats if name not in FORMATS]
+    unknown = [n for n in self.formats if n not in marked.FORMATS]
     if unknown or not self.formats:
       raise UserError(
         f"formats={self.formats!r}: at least one known marker is needed. "
-        f"Choose from {', '.join(FORMATS)}."
+        f"Choose from {', '.join(marked.FORMATS)}."
       )
     choices = {
       "several": ("refuse", "last"),
@@ -68,6 +71,8 @@ class Config:
           f"{name}={getattr(self, name)!r} is unknown. Choose one of "
           f"{', '.join(allowed)}."
         )
+    for name in ("inside_tag", "thought_tag"):
+      marked.check_tag(name, getattr(self, name))
     if not 0.0 <= self.relative_tolerance < 0.1:
       raise UserError(
         f"relative_tolerance={self.relative_tolerance}: a tenth and more "
@@ -81,33 +86,52 @@ class Config:
 
 
 class Quantity(NamedTuple):
-  """A number as written. value: exact; unit: singular, "" when none."""
+  """A number as written.
+
+  value: exact.
+  unit: singular, "" when none.
+  name: of the variable that it is the value of, "" when none.
+  """
 
   value: Fraction
   unit: str
+  name: str = ""
 
 
+_CURRENCIES = {
+  "$": "dollar",
+  "€": "euro",
+  "£": "pound",
+  "¥": "yen",
+  "₹": "rupee",
+  "₩": "won",
+  "₽": "ruble",
+  "₱": "peso",
+  "₺": "lira",
+  "₪": "shekel",
+  "₫": "dong",
+  "฿": "baht",
+  "¢": "cent",
+}
+_MONEY = "".join(_CURRENCIES)[:-1]  # what may stand before a number
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
-_POWER = (
-  r"(?:e(?P<e>[+-]?[0-9]{1,3})"
-  r"|(?:\\times|\\cdot|×|\*)10\^\{?(?P<ten>[+-]?[0-9]{1,3})\}?)"
-)
+_OPERAND = rf"(?:{_DECIMAL})|\([+-]?(?:{_DECIMAL})\)"
+_TEN = r"(?:\s*(?:[×·*]|\bx\b|(?<=[0-9])x)\s*)10\s*\^"
 _QUANTITY = re.compile(
-  rf"(?P<sign>[+-]?)\s*(?P<currency>[$€£¥₹]?)\s*(?P<inner>[+-]?)\s*"
-  rf"(?:(?:(?P<whole>[0-9]+)\s+)?(?P<top>{_DECIMAL})\s*/\s*(?P<under>{_DECIMAL})"
-  rf"|(?P<number>{_DECIMAL})(?:\s*{_POWER})?)"
-  r"\s*(?P<percent>%?)\s*(?P<unit>[^\W\d_][^\d,;:=()]{0,40}(?:\^?[23²³])?)?",
+  rf"(?P<sign>[+-]?)\s*(?P<currency>(?:US)?[{_MONEY}]|)\s*(?P<inner>[+-]?)\s*"
+  rf"(?:(?:(?P<whole>[0-9]+)\s+)?(?P<top>{_OPERAND})\s*/\s*(?P<under>{_OPERAND})"
+  rf"|(?P<fixed>[0-9]*\.[0-9]*)(?:\\overline\{{(?P<line>[0-9]+)\}}"
+  r"|\((?P<cycle>[0-9]+)\))"
+  rf"|10\^(?P<power>[+-]?[0-9]{{1,3}})(?![0-9])"
+  rf"|(?P<number>{_DECIMAL})"
+  rf"(?:e(?P<e>[+-]?[0-9]{{1,3}})|{_TEN}\(?(?P<ten>[+-]?[0-9]{{1,3}})\)?)?)"
+  rf"(?P<gap>\s*)(?P<percent>%?)(?P<after>[{_MONEY}¢]?)"
+  r"\s*(?P<unit>[^\W\d_].{0,40})?",
   re.IGNORECASE,
 )
-_LATEX = (
-  (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r" \1/\2 "),
-  (re.compile(r"\\[dt]?frac\s*([0-9])\s*([0-9])"), r" \1/\2 "),
-  (re.compile(r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}"), r" \1 "),
-  (re.compile(r"\\(?:left|right)(?![a-z])|\\[!,;: ]|~"), " "),
-  (re.compile(r"\^\{?\\circ\}?|°"), " degrees "),
-  (re.compile(r"\{,\}"), ","),
-  (re.compile(r"\\([$%])"), r"\1"),
-  (re.compile(r"\s*(\\times|\\cdot|×)\s*10\s*\^"), r"\g<1>10^"),
+_NAME = re.compile(
+  r"(?P<name>[∠△]?\s*\|?[^\W\d_]+'*(?:_\{?\w+\}?)?(?:\(\w+(?:,\w+)*\))?\|?)"
+  r"\s*[=≈]\s*"
 )
 _SCALES = {
   "hundred": 10**2,
@@ -117,24 +141,6 @@ _SCALES = {
   "trillion": 10**12,
   "dozen": 12,
 }
-_CURRENCIES = {
-  "$": "dollar",
-  "€": "euro",
-  "£": "pound",
-  "¥": "yen",
-  "₹": "rupee",
-}
-# Words that show a list, a range or a doubt instead of one answer.
-_HEDGES = {"or", "and", "to", "not", "but", "maybe", "either", "through", "if"}
-
-
-def _unit(text: str) -> str:
-  words = text.lower().strip(" .").split()
-  if words == ["feet"]:
-    return "foot"
-  if words and len(words[0]) > 2 and words[0].endswith("s"):
-    words[0] = words[0][:-1]
-  return " ".join(words)
 
 
 def parse_quantity(
@@ -143,51 +149,95 @@ def parse_quantity(
   """Returns the one number that a text is, or None when it is anything else.
 
   Args:
-    text: such as "$1,234.50", "-3/4", "1 1/2 cups", "25%", "2 dozen".
+    text: such as "$1,234.50", "-3/4", "1 1/2 cups", "25%", "2 dozen", "x = 5".
     percent: whether 25% is 25 or 0.25.
   """
   if len(text) > MAX_CHARACTERS:
     return None
-  text = text.replace("−", "-").strip()
-  for pattern, replacement in _LATEX:
-    text = pattern.sub(replacement, text)
-  text = text.strip().strip("*").rstrip(".").strip()
-  if len(text) > 1 and text[0] == text[-1] == "$":
-    text = text[1:-1].strip()
-  text = re.sub(r"^[a-zA-Z]\s*=\s*", "", text)
-  found = _QUANTITY.fullmatch(text)
+  text = latex.ungrouped(latex.plain(text).strip("*").strip())
+  name = _NAME.match(text)
+  if name is not None:
+    text = latex.unwrapped(text[name.end() :])
+  text, is_negated = _without_parentheses(text.lstrip("≈ "))
+  found = _QUANTITY.fullmatch(latex.ungrouped(text))
   if found is None or (found["sign"] and found["inner"]):
     return None
-  words = (found["unit"] or "").lower().split()
-  if len(words) > 4 or _HEDGES.intersection(words):
-    return None
   value = _value(found)
-  if value is None:
+  read = _unit(found)
+  if value is None or read is None:
     return None
-  if words and words[0] in _SCALES:
-    value *= _SCALES[words[0]]
+  scale, unit = read
+  if unit == "%" and percent == "divide":
+    value /= 100
+  value *= -scale if is_negated else scale
+  return Quantity(value, unit, "" if name is None else _variable(name["name"]))
+
+
+def _without_parentheses(text: str) -> tuple[str, bool]:
+  """Returns what -(...) or (...) holds, and whether a minus stood before."""
+  is_negated = False
+  while found := re.match(r"([+-]?)\s*\(", text):
+    if latex.balanced(text, found.end() - 1) != len(text):
+      break
+    inner = text[found.end() : -1].strip()
+    if "," in inner:
+      break  # (1,234) may be a pair
+    if found[1] and inner[:1] in ("+", "-", "("):
+      break  # two signs
+    is_negated ^= found[1] == "-"
+    text = inner
+  return text, is_negated
+
+
+def _variable(name: str) -> str:
+  """Returns the name of a variable, "" for a word such as "total"."""
+  return "" if units.is_word(name) else re.sub(r"[\s{}]", "", name)
+
+
+def _unit(found: re.Match) -> tuple[int, str] | None:
+  """Returns the scale and unit of a match of _QUANTITY, None for no unit."""
+  written = found["unit"] or ""
+  is_attached = not (found["gap"] or found["percent"] or found["after"])
+  words = units.words_of(written, is_attached=is_attached)
+  if words is None:
+    return None
+  scale = 1
+  if words and words[0].lower() in _SCALES:
+    scale = _SCALES[words[0].lower()]
     words = words[1:]
-  unit = _unit(" ".join(words))
-  if found["currency"]:
-    unit = _CURRENCIES[found["currency"]]
-  if found["percent"]:
+  unit = units.singular(words)
+  currency = found["currency"] or found["after"]
+  if found["currency"] and found["after"]:
+    return None
+  if currency:
+    unit = _CURRENCIES[currency[-1]]
+  if found["percent"] or unit == "percent":
     unit = "%"
-    value = value / 100 if percent == "divide" else value
-  return Quantity(value, unit)
+  return scale, unit
 
 
 def _value(found: re.Match) -> Fraction | None:
   """Returns the signed exact value of a match of _QUANTITY."""
 
   def number(name: str) -> Fraction:
-    return Fraction(found[name].replace(",", "").rstrip(".") or "0")
+    return Fraction(found[name].strip("()").replace(",", "").rstrip(".") or "0")
 
-  if found["number"] is None:
+  cycle = found["line"] or found["cycle"]
+  if found["top"] is not None:
     if number("under") == 0:
       return None
     value = number("top") / number("under")
     if found["whole"] is not None:
+      if not 0 < value < 1:
+        return None  # 1 5/2 is no mixed number
       value += int(found["whole"])
+  elif cycle is not None:
+    digits = len(found["fixed"].partition(".")[2])
+    value = number("fixed") + Fraction(
+      int(cycle), (10 ** len(cycle) - 1) * 10**digits
+    )
+  elif found["power"] is not None:
+    value = Fraction(10) ** int(found["power"])
   else:
     exponent = found["e"] if found["ten"] is None else found["ten"]
     value = number("number")
@@ -196,76 +246,17 @@ def _value(found: re.Match) -> Fraction | None:
   return -value if "-" in (found["sign"], found["inner"]) else value
 
 
-def _boxed(text: str) -> list[str]:
-  """Returns the contents of every \\boxed{...}, inner braces balanced."""
-  contents = []
-  for start in re.finditer(r"\\f?boxed\s*\{", text):
-    depth, end = 1, start.end()
-    limit = min(len(text), start.end() + 4 * MAX_CHARACTERS)
-    while end < limit and depth:
-      depth += {"{": 1, "}": -1}.get(text[end], 0)
-      end += 1
-    if depth == 0:
-      contents.append(text[start.end() : end - 1])
-  return contents
-
-
-_PHRASE = re.compile(r"answer\s*(?:is|:)[ \t:]*([^\n]+)", re.IGNORECASE)
-_LOOSE_NUMBER = re.compile(
-  rf"(?<![\w.])-?(?:{_DECIMAL})(?:\s*/\s*[0-9]+)?%?(?!\w)"
-)
-
-
-def marked_answers(text: str, formats: Sequence[str]) -> list[str]:
-  """Returns the texts of all final answers, by the first marker that occurs.
-
-  Args:
-    text: a response.
-    formats: keys of FORMATS, in order of preference.
-
-  Returns:
-    contents in order of appearance; [] when nothing is marked.
-  """
-  for name in formats:
-    if name == "gsm8k":
-      found = [part.split("\n", 1)[0] for part in text.split("####")[1:]]
-    elif name == "boxed":
-      found = _boxed(text)
-    elif name == "phrase":
-      found = [
-        re.split(r"\.(?:\s|$)", match[1])[0] for match in _PHRASE.finditer(text)
-      ]
-    else:
-      found = [match[0] for match in _LOOSE_NUMBER.finditer(text)][-1:]
-    if found:
-      return [content.strip() for content in found]
-  return []
-
-
-def tagged(text: str, tag: str) -> str | None:
-  """Returns what stands between <tag> and </tag>, or None unless once each."""
-  opening, closing = f"<{tag}>", f"</{tag}>"
-  if text.count(opening) != 1 or text.count(closing) != 1:
-    return None
-  start, end = text.index(opening) + len(opening), text.index(closing)
-  return text[start:end] if start <= end else None
-
-
 def final_answer(text: str, config: Config) -> Quantity | None:
   """Returns the number that a response commits to, or None."""
-  if config.inside_tag is not None:
-    inside = tagged(text, config.inside_tag)
-    if inside is None:
-      return None
-    text = inside
-  contents = marked_answers(text, config.formats)
+  contents = marked.committed(
+    text, config.formats, config.inside_tag, config.thought_tag
+  )
   if not contents:
-    if config.inside_tag is None:
-      return None
-    contents = [text]
+    return None
   answers = [parse_quantity(content, config.percent) for content in contents]
-  values = {answer if answer is None else answer.value for answer in answers}
-  if config.several == "refuse" and len(values) > 1:
+  values = {None if a is None else a.value for a in answers}
+  names = {a.name for a in answers if a is not None and a.name}
+  if config.several == "refuse" and max(len(values), len(names)) > 1:
     return None
   return answers[-1]
 
@@ -277,7 +268,7 @@ def reference_answer(reference: Any, row: int, config: Config) -> Quantity:
     ValueError: it holds no single number.
   """
   text = str(reference)
-  contents = marked_answers(text, ("gsm8k", "boxed"))
+  contents = marked.answers(text, REFERENCE_FORMATS)
   answer = parse_quantity(contents[-1] if contents else text, config.percent)
   if answer is None or isinstance(reference, bool):
     raise rows.bad_reference(
@@ -285,13 +276,16 @@ def reference_answer(reference: Any, row: int, config: Config) -> Quantity:
       reference,
       "it is not a single number, nor a solution that ends in '#### NUMBER' or "
       "\\boxed{NUMBER}",
-      "Correct the record, or compare texts with the verifier 'exact'.",
+      "Correct the record, or compare formulas with the verifier 'math' and "
+      "texts with 'exact'.",
     )
   return answer
 
 
 def equal(answer: Quantity, reference: Quantity, config: Config) -> bool:
   """Returns whether two quantities agree; whole numbers only exactly."""
+  if answer.name and reference.name and answer.name != reference.name:
+    return False
   if config.units == "match" and reference.unit not in ("", answer.unit):
     return False
   if answer.value.denominator == reference.value.denominator == 1:

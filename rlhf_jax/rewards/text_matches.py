@@ -5,7 +5,10 @@ that lists every candidate contains the right one. Patterns come from the
 configuration; a reference enters one only escaped, and the policy's text never
 becomes a pattern. Tagged sections are the format reward of DeepSeek-R1 (2025,
 arXiv:2501.12948): <think>..</think><answer>..</answer>, each once, in order,
-with nothing around them.
+with nothing around them, or thoughts and then free text.
+
+An answer is read in one spelling of its LaTeX (rewards/latex.py), and the signs
+of a formula count: x+y is not x-y, √2 not 2, (1,2) not [1,2].
 
 Left out: fuzzy and semantic matches. Python's `re` has no time limit, so a
 pattern must not backtrack without bound: prefer (?>...) and x++ (3.11).
@@ -14,14 +17,14 @@ pattern must not backtrack without bound: prefer (?>...) and x++ (3.11).
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from rlhf_jax.rewards import math_answers, rows
+from rlhf_jax.rewards import latex, marked, rows
+from rlhf_jax.rewards.latex import visible
 from rlhf_jax.schema import UserError
 
 REFERENCE = "{reference}"  # stands for the escaped reference in a pattern
@@ -31,19 +34,23 @@ REFERENCE = "{reference}"  # stands for the escaped reference in a pattern
 class ExactConfig:
   """What two texts may differ in and still be equal."""
 
-  # Markers of the final answer (math_answers.FORMATS), () compares all of the
+  # Markers of the final answer (marked.FORMATS), () compares all of the
   # text. Differing marked answers, or none, score 0.
   formats: tuple[str, ...] = ()
+  # With markers: what stands in <tag> is no answer; None: it is read as well.
+  thought_tag: str | None = "think"
   is_case_sensitive: bool = False  # False: "Paris" equals "paris"
-  keeps_punctuation: bool = False  # False: "Paris." equals "paris"
+  # False: "Paris." equals "paris". Signs of a formula are no punctuation.
+  keeps_punctuation: bool = False
 
   def __post_init__(self):
-    unknown = [f for f in self.formats if f not in math_answers.FORMATS]
+    unknown = [f for f in self.formats if f not in marked.FORMATS]
     if unknown:
       raise UserError(
         f"formats={self.formats!r}: {unknown[0]!r} is unknown. Choose from "
-        f"{', '.join(math_answers.FORMATS)}."
+        f"{', '.join(marked.FORMATS)}."
       )
+    marked.check_tag("thought_tag", self.thought_tag)
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,12 @@ class TagsConfig:
   """Sections that a response must consist of."""
 
   tags: tuple[str, ...] = ("think", "answer")  # DeepSeek-R1
+  # The prompt's template ends in the first opening tag, so that a response
+  # begins inside that section and must not open it again.
+  is_opened_by_prompt: bool = False
+  # After the last section stands free text, which must not be empty: with
+  # tags=("think",) thoughts and then the answer.
+  has_free_end: bool = False
 
   def __post_init__(self):
     if not self.tags or len(set(self.tags)) < len(self.tags):
@@ -94,25 +107,29 @@ class TagsConfig:
       )
 
 
-def visible(text: str) -> str:
-  """Returns NFKC text without invisible format characters (zero width...)."""
-  return "".join(
-    c
-    for c in unicodedata.normalize("NFKC", text)
-    if unicodedata.category(c) != "Cf"
-  )
+# What only a formula has, so that its brackets and signs are no punctuation.
+_FORMULA = re.compile(
+  r"[\\^=<>|±∓×·√∞∈∪∩∖≤≥≠≈{}]|[_*+]|(?<![^\W_])sqrt\(|(?:[\d)]|\b\w)!|\b\w'(?!\w)"
+  r"|(?<![\w.])-\s*[^\W\d]|(?<!\w\w)(?<=[\w)])\s*-\s*(?=\w(?!\w)|[\d(])"
+  r"|\)\s*/|/\s*\(|[^\W\d]\s*/\s*\d|\d\s*/\s*[^\W\d]|^[(\[].*\d.*[)\]]$"
+  r"|\d\(|\d:\d"
+)
 
 
 def normalise(text: str, config: ExactConfig) -> str:
-  """Returns a text with spacing, and case and punctuation, taken out.
+  """Returns a text in one spelling, spacing, case and punctuation taken out.
 
   Args:
-    text: an answer.
+    text: an answer; LaTeX is read, see rewards/latex.py.
     config: is_case_sensitive, keeps_punctuation.
   """
+  if len(text) <= marked.MAX_CHARACTERS:
+    text = latex.ungrouped(latex.plain(text))
   text = visible(text)
   if not config.is_case_sensitive:
     text = text.casefold()
+  if _FORMULA.search(text) and len(text) <= marked.MAX_CHARACTERS:
+    return re.sub(r"\s*([^\w\s])\s*", r"\1", " ".join(text.split()))
   if not config.keeps_punctuation:
     # Signs between digits are part of a number: 3.5, -1, 1/2, 25%.
     text = re.sub(
@@ -161,7 +178,8 @@ def score_exact(
       )
     answers = [text]
     if config.formats:
-      answers = math_answers.marked_answers(text, config.formats)
+      said = marked.spoken(text, config.thought_tag)
+      answers = marked.answers(said, config.formats)
     found = {normalise(answer, config) for answer in answers}
     scores[row] = len(found) == 1 and found <= accepted
   return scores
@@ -219,13 +237,18 @@ def score_tags(
   rows.check(texts, references)
   scores = np.zeros(len(texts), np.float32)
   for row, text in enumerate(texts):
-    contents = [math_answers.tagged(text, tag) for tag in config.tags]
-    if any(content is None or not content.strip() for content in contents):
-      continue
-    rebuilt = "".join(
-      f"<{tag}>{content}</{tag}>"
-      for tag, content in zip(config.tags, contents, strict=True)
-    )
-    # Space between the sections is free; anything else is not.
-    scores[row] = "".join(rebuilt.split()) == "".join(text.split())
+    scores[row] = _has_form(text, config)
   return scores
+
+
+def _has_form(text: str, config: TagsConfig) -> bool:
+  """Returns whether a text is the sections, each once and none empty."""
+  if config.is_opened_by_prompt:
+    text = f"<{config.tags[0]}>{text}"
+  for tag in config.tags:
+    if text.count(f"<{tag}>") != 1 or text.count(f"</{tag}>") != 1:
+      return False
+  form = r"\s*".join(f"<{tag}>(.*?)</{tag}>" for tag in config.tags)
+  form += "(.*)" if config.has_free_end else r"\s*"
+  found = re.fullmatch(r"\s*" + form, text, re.DOTALL)
+  return found is not None and all(part.strip() for part in found.groups())

@@ -252,8 +252,8 @@ def component_means(scores: dict[str, Any]) -> dict[str, float]:
   """Returns reward/component/NAME: the mean of each part, before its weight.
 
   Falling of one while others rise is bad: the policy trades it away. Of code
-  the shares of answers that ran out of time (timeout) or hold no code
-  (no_code): rising is bad.
+  and formulas the share of answers that ran out of time (timeout), of code also
+  that of answers without any (no_code): rising is bad.
 
   Args:
     scores: name -> [N], of which parts begin with COMPONENT.

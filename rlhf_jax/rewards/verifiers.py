@@ -4,12 +4,13 @@ VERIFIERS is the whole list. Each is a frozen Config and
 
   score(texts, references, config) -> [N] float32
 
-and for "code" and "sum" what to log beside the scores, {name: [N]}. A score
-may ask for anything else of rewards/functions.py by the name of its parameter.
-`bind_parts` fills in the Config, which leaves judge(answers); `bind` leaves
-score(texts, references). A reward function of one's own needs no line here: its
-import path (my_file.py:score) is as good as a name, within "sum" too. Lambert
-et al. 2024 (Tülu 3), arXiv:2411.15124; DeepSeek-R1 2025, arXiv:2501.12948.
+and for "code", "math" and "sum" what to log beside the scores, {name: [N]}. A
+score may ask for anything else of rewards/functions.py by the name of its
+parameter. `bind_parts` fills in the Config, which leaves judge(answers); `bind`
+leaves score(texts, references). A reward function of one's own needs no line
+here: its import path (my_file.py:score) is as good as a name, within "sum" too.
+Lambert et al. 2024 (Tülu 3), arXiv:2411.15124; DeepSeek-R1 2025,
+arXiv:2501.12948.
 
 Left out: scaling (Tülu 3 gives 10 for a right answer); a reward's size is set
 by the weights of "sum" or by the policy's shaping.
@@ -30,6 +31,7 @@ from rlhf_jax.rewards import (
   constraints,
   functions,
   math_answers,
+  math_formulas,
   rows,
   text_matches,
 )
@@ -185,6 +187,7 @@ def part_names(config: SumConfig) -> list[str]:
 VERIFIERS: dict[str, Verifier] = {
   "exact": Verifier(text_matches.ExactConfig, text_matches.score_exact),
   "number": Verifier(math_answers.Config, math_answers.score),
+  "math": Verifier(math_formulas.Config, math_formulas.score),
   "pattern": Verifier(text_matches.PatternConfig, text_matches.score_pattern),
   "tags": Verifier(text_matches.TagsConfig, text_matches.score_tags),
   "constraints": Verifier(constraints.Config, constraints.score),

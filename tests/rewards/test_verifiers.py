@@ -367,6 +367,8 @@ def test_no_rows_give_no_scores():
     ("number", {"absolute_tolerance": -1.0}, "absolute_tolerance=-1.0"),
     ("number", {"formats": ()}, "at least one known marker"),
     ("number", {"several": "any"}, "refuse, last"),
+    ("number", {"inside_tag": "<a>"}, "inside_tag='<a>'.*Drop the brackets"),
+    ("exact", {"thought_tag": ""}, "thought_tag=''.*or set it to None"),
     ("exact", {"formats": ("box",)}, "'box' is unknown"),
     ("pattern", {}, "without a default"),
     ("pattern", {"pattern": "("}, "does not compile"),
