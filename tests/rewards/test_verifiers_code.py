@@ -6,13 +6,8 @@ import time
 
 import pytest
 
-from rlhf_jax.rewards import (
-  code_process,
-  code_runner,
-  code_tests,
-  rows,
-  verifiers,
-)
+from rlhf_jax.rewards import code_tests, rows, verifiers
+from rlhf_jax.rewards.sandbox import values
 
 SQUARE = {
   "setup": "import math\nvalues = [0, 3, -4]",
@@ -276,7 +271,7 @@ def test_a_test_beyond_plain_calls_stops_the_run(tests, message):
   [None, True, 3, 2**80, 0.5, "ä", b"a", 1j, [1, (2, {3})], {(1, 2): [None]}],
 )
 def test_plain_data_crosses_unchanged(value):
-  copy = code_runner.decode(code_runner.encode(value))
+  copy = values.decode(values.encode(value))
   assert copy == value and type(copy) is type(value)
 
 
@@ -286,4 +281,4 @@ def test_subclasses_do_not_cross():
 
   for value in (Yes(1), [Yes(1)], {"a": Yes(1)}, object()):
     with pytest.raises(TypeError, match="not plain data"):
-      code_runner.encode(value)
+      values.encode(value)
