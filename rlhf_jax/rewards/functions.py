@@ -41,12 +41,15 @@ class Bound:
   takes: names of FILLED that it reads; "answers" brings all others.
   needs: those of them without which it cannot judge.
   full_marks: score of an answer that is right in everything; None: unknown.
+  prepare: (references) -> None, before a run: raises UserError for what cannot
+    judge any answer. None: there is nothing to try.
   """
 
   judge: Callable[[Answers], Parts]
   takes: frozenset[str]
   needs: frozenset[str]
   full_marks: float | None = None
+  prepare: Callable[[list[Any]], None] | None = None
 
   def __call__(self, answers: Answers) -> Parts:
     return self.judge(answers)

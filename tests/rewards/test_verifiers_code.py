@@ -1,13 +1,12 @@
 """Unit tests in processes of their own: right, wrong, hacked and runaway."""
 
 import os
-import sys
 import time
 
 import pytest
 
 from rlhf_jax.rewards import code_tests, rows, verifiers
-from rlhf_jax.rewards.sandbox import values
+from rlhf_jax.rewards.sandbox import servers
 
 SQUARE = {
   "setup": "import math\nvalues = [0, 3, -4]",
@@ -126,13 +125,11 @@ def test_limits_hold():
 
 
 def test_fork_bombs_are_capped_below_python():
-  isolation = code_process.isolation()
-  is_root = os.geteuid() == 0 and isolation.user == "own"
-  if is_root or sys.platform != "linux":
-    pytest.skip("no limit on processes binds this user here")
-  assert isolation.is_fork_refused
+  walls, _ = servers.offered()
+  if walls.level == "audit":
+    pytest.skip("nothing outside Python binds an answer here")
   bomb = (
-    "import _posixsubprocess, _thread\n"
+    "import _thread\n"
     "def tries(x):\n  try:\n    _thread.start_new_thread(print, ())\n"
     "    return 'thread'\n  except RuntimeError:\n    return 'refused'"
   )
@@ -166,7 +163,7 @@ def test_timeouts_and_missing_code_are_logged_apart():
   assert scores.tolist() == [0.0, 0.0]
   assert logged["timeout"].tolist() == [1.0, 0.0]
   assert logged["no_code"].tolist() == [0.0, 1.0]
-  part = {"verifier": "code", "weight": 2.0, "settings": {"seconds": 4.0}}
+  part = {"verifier": "code", "weight": 2.0, "settings": {"seconds": 1.5}}
   judge = verifiers.bind_parts("sum", parts=(part,))
   scores, logged = judge(rows.Answers(texts, [SQUARE] * 3))
   assert scores.tolist() == [0.0, 0.0, 2.0]
@@ -257,28 +254,31 @@ def test_a_reference_that_cannot_judge_is_named(reference, message):
   [
     (["assert 1 == 1"], "without calling the answer"),
     (["assert f"], "tests can only call it"),
-    (["assert f.x(3)"], "tests can only call it"),
-    (["assert f(lambda: 1)"], "an argument of f"),
+    (["assert f(lambda: 1)"], "an argument of f: function is not plain"),
+    (["assert f(1) == 1", "assert f(0) == 0 and f(object())"], "argument of f"),
+    (["x = f(3)\nassert x and f(y for y in [print])"], "an argument of f"),
+    (["import nothing_at_all\nassert f(1)"], "ModuleNotFoundError"),
+    (["import os\nassert f(1)\nos._exit(0)"], "it ends the process"),
   ],
 )
-def test_a_test_beyond_plain_calls_stops_the_run(tests, message):
-  with pytest.raises(ValueError, match=rf"references\[0\].*{message}"):
-    code_tests.score(["def f(x): return x"], [{"tests": tests}], CONFIG)
+def test_a_test_beyond_plain_calls_is_refused_before_the_run(tests, message):
+  good = {"tests": ["assert f(1) == 1"]}
+  program = {"cases": [{"input": "", "output": ""}]}
+  with pytest.raises(rows.BadReference, match=message) as caught:
+    code_tests.prepare([good, program, {"tests": tests}, good], CONFIG)
+  assert caught.value.row == 2
 
 
-@pytest.mark.parametrize(
-  "value",
-  [None, True, 3, 2**80, 0.5, "ä", b"a", 1j, [1, (2, {3})], {(1, 2): [None]}],
-)
-def test_plain_data_crosses_unchanged(value):
-  copy = values.decode(values.encode(value))
-  assert copy == value and type(copy) is type(value)
+def test_good_references_pass_their_trial():
+  endless = "while f(1): pass\nassert f(lambda: 1)"
+  tests = ["assert f(1).x[0] + 2 > 3", endless]
+  code_tests.prepare([SQUARE, {"tests": tests}], CONFIG)
 
 
-def test_subclasses_do_not_cross():
-  class Yes(int):
-    pass
-
-  for value in (Yes(1), [Yes(1)], {"a": Yes(1)}, object()):
-    with pytest.raises(TypeError, match="not plain data"):
-      values.encode(value)
+def test_a_test_that_nobody_can_pass_scores_zero_and_is_counted():
+  """Where only a real answer leads to it: the run goes on."""
+  test = "assert f(1) == 1\nif f(1) != 1 or type(f(2)) is int: f(lambda: 1)"
+  texts = ["def f(x): return x", "def f(x): return x + 1"]
+  scores, logged = code_tests.score(texts, [{"tests": [test]}] * 2, CONFIG)
+  assert scores.tolist() == [0.0, 0.0]
+  assert logged["bad_test"].tolist() == [1.0, 0.0]
