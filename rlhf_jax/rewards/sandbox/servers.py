@@ -57,6 +57,7 @@ package.server.serve(json.loads(sys.argv[3]))()
 """
 HEADER_BYTES = 512  # as in server.py
 SPARE_SECONDS = 20.0  # beyond a job's own, until the server is given up
+COMMAND_ENVIRONMENT = ("HOME", "DOCKER_HOST", "XDG_RUNTIME_DIR")
 SHOWN = {
   "namespace": "each answer is in namespaces of its own, with a read-only view "
   "of Python's library, an empty folder and a filter of system calls",
@@ -117,7 +118,7 @@ class Server:
         [*(walls.command or (sys.executable,)), "-I", "-S", "-B", "-c", BOOT]
         + [__package__, json.dumps(SOURCES), json.dumps(settings)],
         cwd="/",
-        env={"LC_ALL": "C.UTF-8", "PATH": os.environ.get("PATH", os.defpath)},
+        env={"LC_ALL": "C.UTF-8", **_environment(walls.command)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=null,
@@ -196,6 +197,12 @@ class Server:
     return json.loads(self._read(HEADER_BYTES))
 
 
+def _environment(command: tuple[str, ...]) -> dict[str, str]:
+  """Returns the little that starts Python: no key or token is among it."""
+  names = ("PATH", *(COMMAND_ENVIRONMENT if command else ()))
+  return {name: os.environ[name] for name in names if name in os.environ}
+
+
 class Servers:
   """Servers behind the same walls, started when all others are busy."""
 
@@ -247,8 +254,9 @@ def _witnessed(walls: Walls) -> None:
 def _candidates(command: tuple[str, ...]) -> Iterator[Walls]:
   users = ("nobody", "nobody_reading", "own")
   yield Walls("namespace", "own", command)
+  may_be_root = os.geteuid() == 0 or bool(command)
   for level in LEVELS[1:]:
-    for user in users if os.geteuid() == 0 else users[-1:]:
+    for user in users if may_be_root else users[-1:]:
       yield Walls(level, user, command)
 
 
