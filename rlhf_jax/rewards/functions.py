@@ -9,7 +9,8 @@ numpy or jax array), or (numbers, {name: N numbers}) to log more beside them. A
 function may say its highest score in an attribute: score.full_marks = 1.0.
 
 All that can be wrong with a signature is refused in `bind`, before anything is
-sampled. Left out: asynchronous functions, gradients.
+sampled. What a run does about a function that raises: guard.py. Left out:
+asynchronous functions, gradients.
 """
 
 from __future__ import annotations

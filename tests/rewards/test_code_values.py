@@ -11,7 +11,7 @@ import pytest
 from rlhf_jax.rewards import code_blocks, code_tests
 from rlhf_jax.rewards.sandbox import parts, remote, values
 
-CONFIG = code_tests.Config(seconds=8.0)
+CONFIG = code_tests.Config(seconds=8.0, isolation="audit")
 Point = collections.namedtuple("Point", "x y")
 
 

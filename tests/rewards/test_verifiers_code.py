@@ -1,5 +1,6 @@
 """Unit tests in processes of their own: right, wrong, hacked and runaway."""
 
+import dataclasses
 import os
 import time
 
@@ -17,7 +18,7 @@ SQUARE = {
   ],
 }
 RIGHT = "def square(x):\n  return x * x"
-CONFIG = code_tests.Config(seconds=8.0)
+CONFIG = code_tests.Config(seconds=8.0, isolation="audit")
 
 
 def results(codes, reference, config=CONFIG):
@@ -73,13 +74,15 @@ def test_right_answers_pass():
 
 
 def test_hacked_answers_fail():
-  config = code_tests.Config(seconds=8.0, workers=4)
+  config = dataclasses.replace(CONFIG, workers=4)
   found = results(list(HACKS.values()), SQUARE, config)
   statuses = dict(zip(HACKS, [r.status for r in found], strict=True))
   assert set(statuses.values()) == {"failed"}, statuses
   assert {r.passed for r in found[1:]} == {0}
   scores, _ = code_tests.score(
-    [HACKS["wrong"], RIGHT], [SQUARE] * 2, code_tests.Config(credit="share")
+    [HACKS["wrong"], RIGHT],
+    [SQUARE] * 2,
+    dataclasses.replace(CONFIG, credit="share"),
   )
   assert scores.tolist() == pytest.approx([1 / 3, 1.0])
 
@@ -113,7 +116,10 @@ def test_limits_hold():
   codes = [
     body.format(code.replace("\n", "\n    ")) for code in LIMITED.values()
   ]
-  allowed = body.format("open('own', 'w').write('x'); open('own').read()")
+  library = "open(__import__('os').__file__).read()"
+  folder = "open('own', 'w').write('x'); open('own').read()"
+  has_folder = servers.offered()[0].level == "namespace"
+  allowed = body.format(folder if has_folder else library)
   reference = {"tests": ["assert tries(0) != 'done'"]}
   found = results([*codes, allowed], reference)
   statuses = dict(
@@ -138,7 +144,7 @@ def test_fork_bombs_are_capped_below_python():
 
 
 def test_endless_answers_are_killed_with_their_group():
-  config = code_tests.Config(seconds=1.0)
+  config = dataclasses.replace(CONFIG, seconds=1.0)
   loops = [
     "while True: pass",
     "def square(x):\n  import time\n  time.sleep(600)",
@@ -157,13 +163,16 @@ def test_endless_answers_are_killed_with_their_group():
 def test_timeouts_and_missing_code_are_logged_apart():
   endless = "```python\nwhile True: pass\n```"
   texts = [endless, "```bash\nls\n```", RIGHT]
-  judge = verifiers.bind_parts("code", seconds=1.0, credit="share")
+  judge = verifiers.bind_parts(
+    "code", seconds=1.0, credit="share", isolation="audit"
+  )
   cases = [{"input": "", "output": "1"}, {"input": "", "output": ""}]
   scores, logged = judge(rows.Answers(texts[:2], [{"cases": cases}] * 2))
   assert scores.tolist() == [0.0, 0.0]
   assert logged["timeout"].tolist() == [1.0, 0.0]
   assert logged["no_code"].tolist() == [0.0, 1.0]
-  part = {"verifier": "code", "weight": 2.0, "settings": {"seconds": 1.5}}
+  settings = {"seconds": 1.5, "isolation": "audit"}
+  part = {"verifier": "code", "weight": 2.0, "settings": settings}
   judge = verifiers.bind_parts("sum", parts=(part,))
   scores, logged = judge(rows.Answers(texts, [SQUARE] * 3))
   assert scores.tolist() == [0.0, 0.0, 2.0]
@@ -186,7 +195,7 @@ def test_programs_are_judged_by_what_they_print():
     "print(int(input()) ** 2, file=__import__('sys').stderr)",
     "if __name__ == '__main__':\n  print(int(input()) ** 2)",
   ]
-  config = code_tests.Config(seconds=8.0, credit="share")
+  config = dataclasses.replace(CONFIG, credit="share")
   found = results(codes, {"cases": cases}, config)
   assert [r.passed for r in found] == [2, 2, 1, 0, 0, 0, 0, 2]
   scores, _ = code_tests.score(codes[:3], [{"cases": cases}] * 3, config)
@@ -225,7 +234,7 @@ def test_expected_errors_are_recognised():
 
 def test_what_holds_no_code_scores_zero():
   texts = ["```python\ndef square(x):", "```bash\nls\n```", " ", "x" * 99]
-  config = code_tests.Config(max_characters=90)
+  config = dataclasses.replace(CONFIG, max_characters=90)
   found = results(texts, SQUARE, config)
   assert [r.status for r in found] == ["no_code"] * 4
 

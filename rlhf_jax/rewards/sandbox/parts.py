@@ -82,9 +82,9 @@ def _try(source, namespace, seconds):
   except TooSlow:
     return "slow", ""
   except BaseException as error:
-    is_unsupported = isinstance(error, remote.UnsupportedTest)
-    detail = traceback.format_exception_only(error)[-1].strip()[:200]
-    return "unsupported" if is_unsupported else "failed", detail
+    if isinstance(error, remote.UnsupportedTest):
+      return "unsupported", str(error)
+    return "failed", traceback.format_exception_only(error)[-1].strip()[:200]
   finally:
     if seconds is not None:
       signal.setitimer(signal.ITIMER_REAL, 0)

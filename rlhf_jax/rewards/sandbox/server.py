@@ -20,6 +20,7 @@ from rlhf_jax.rewards.sandbox import parts, tripwire, walls
 
 HEADER_BYTES = 512
 COPY_BYTES = 1 << 16
+MOST_DESCRIPTORS = 1 << 20
 VERDICT_BYTES = 1 << 26  # of tests; file_bytes is of an answer
 
 
@@ -95,12 +96,9 @@ class Server:
     texts = [json.loads(_read(0, size)) for size in sizes]
     for fd in (0, 1, 2):
       os.dup2(self.null, fd)
-    for fd in range(3, 64):
-      if fd not in keep:
-        try:
-          os.close(fd)
-        except OSError:
-          pass
+    edges = [2, *sorted(keep), MOST_DESCRIPTORS]
+    for low, high in zip(edges, edges[1:], strict=False):
+      os.closerange(low + 1, high)
     is_answer, limits = role in ("answer", "program"), self.settings
     if not is_answer:
       limits = {**limits, "file_bytes": VERDICT_BYTES}
