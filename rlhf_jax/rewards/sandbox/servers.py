@@ -39,9 +39,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhf_jax.rewards.sandbox.server import HEADER_BYTES
+from rlhf_jax.rewards.sandbox.walls import LEVELS
 from rlhf_jax.schema import UserError
 
-LEVELS = ("namespace", "landlock", "audit")  # from the strongest
 MODULES = "values seccomp walls tripwire remote parts server".split()
 SOURCES = {
   name: (Path(__file__).parent / f"{name}.py").read_text() for name in MODULES
@@ -55,7 +56,6 @@ for name, source in json.loads(sys.argv[2]).items():
   exec(compile(source, f"{name}.py", "exec", dont_inherit=True), vars(module))
 package.server.serve(json.loads(sys.argv[3]))()
 """
-HEADER_BYTES = 512  # as in server.py
 SPARE_SECONDS = 20.0  # beyond a job's own, until the server is given up
 COMMAND_ENVIRONMENT = ("HOME", "DOCKER_HOST", "XDG_RUNTIME_DIR")
 SHOWN = {
