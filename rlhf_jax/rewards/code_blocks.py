@@ -1,14 +1,17 @@
 """The code in a response: its fenced blocks in Markdown.
 
-CommonMark 0.31, section 4.5, with any indentation and within quotes. Left out:
-blocks that are indented without a fence.
+CommonMark 0.31, section 4.5; also with any indentation, within quotes and
+lists, and with a fence at the end of a line of text. Left out: blocks that are
+indented without a fence.
 """
 
 from __future__ import annotations
 
 import re
 
-_OPENING = re.compile(r"([ \t>]*)(`{3,}|~{3,})[ \t]*([^\s`]*)")
+_MARKS = r"((?:[ \t>]|[-*+][ \t]|\d+[.)][ \t])*)"  # of quotes and lists
+_OPENING = re.compile(_MARKS + r"(`{3,}(?=[^`]*$)|~{3,})[ \t]*([^\s`]*)")
+_LATE_OPENING = re.compile(r"()(```)[ \t]*([\w{}.]+)[ \t]*$")
 _PYTHON = ("python", "python3", "py", "py3")
 
 
@@ -20,21 +23,31 @@ def _fenced(text: str) -> list[tuple[str, str]]:
   """
   found, fence, indent, language = [], "", "", ""
   lines: list[str] = []
-  for line in text.splitlines():
+  for line in re.split(r"\r\n|\r|\n", text):
     if not fence:
-      opening = _OPENING.match(line)
+      opening = _OPENING.match(line) or _LATE_OPENING.search(line)
       if opening:
         indent, fence, language = opening.groups()
         lines = []
       continue
-    inner = line.removeprefix(indent)
+    inner = _without(indent, line)
     bare = inner.strip()
-    if bare and set(bare) == {fence[0]} and len(bare) >= len(fence):
+    if bare.endswith(fence):
+      rest = bare.rstrip(fence[0])
+      lines += [inner[: inner.index(rest) + len(rest)]] if rest else []
       found.append((language.lower().strip("{}."), "\n".join(lines)))
       fence = ""
     else:
       lines.append(inner)
   return found
+
+
+def _without(indent: str, line: str) -> str:
+  """Returns a line without what its block is indented by, or so many blanks."""
+  if line.startswith(indent):
+    return line[len(indent) :]
+  start = len(line) - len(line.lstrip())
+  return line[min(start, len(indent)) :]
 
 
 def extract(text: str) -> list[str]:

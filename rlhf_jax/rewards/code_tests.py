@@ -303,17 +303,25 @@ def prepare(references: Sequence[Any], config: Config) -> None:
   """
   servers = config.servers
   suites = [parse_reference(r, row) for row, r in enumerate(references)]
-  rows_tried = [row for row, suite in enumerate(suites) if suite.tests]
-  for start in range(0, len(rows_tried), TRIED_AT_ONCE):
-    some = rows_tried[start : start + TRIED_AT_ONCE]
-    jobs = [_tests_of(suites[row]) for row in some]
-    outcome = servers.run("trial", [jobs], TRIAL_SECONDS)
+  left = [row for row, suite in enumerate(suites) if suite.tests]
+  while left:
+    jobs = [_tests_of(suites[row]) for row in left[:TRIED_AT_ONCE]]
+    try:
+      outcome = servers.run("trial", [jobs], TRIAL_SECONDS)
+    except sandbox.ServerLost as error:
+      raise UserError(
+        f"the tests of references cannot be tried: {error}. Check that the "
+        "machine has memory to spare."
+      ) from error
     lines = [json.loads(line) for line in outcome.output.splitlines()]
-    if len(lines) < len(some):
+    if outcome.code is None:
+      lines = lines or [[]]  # so slow that it counts as tried
+    elif len(lines) < len(jobs):
       lines.append(["it ends the process that judges"])
-    for row, wrong in zip(some, lines, strict=False):
+    for row, wrong in zip(left, lines, strict=False):
       if wrong:
         raise _bad_test(row, references[row], wrong[0])
+    left = left[len(lines) :]
 
 
 def _bad_test(row: int, reference: Any, detail: str) -> rows.BadReference:

@@ -215,6 +215,10 @@ QUOTES = 3 * "'"
     f"```{{.python}}\n{RIGHT}\n```\n```python\nf(1) ->\n```",
     f"```\n{RIGHT}\n```\n```text\n3\n```",
     f"```python\r\n{RIGHT}\r\n```",
+    f"Sure:```python\n{RIGHT}```",
+    f"Use ```print``` or ```f```:\n```python\n{RIGHT}\n```",
+    "- ```python\n  def f(x):\n    return x\n  ```",
+    f"```python\n{RIGHT}\ns = '\u2028'\n```",
   ],
 )
 def test_the_block_that_is_meant_is_run(text):

@@ -284,6 +284,16 @@ def test_good_references_pass_their_trial():
   code_tests.prepare([SQUARE, {"tests": tests}], CONFIG)
 
 
+def test_a_trial_that_takes_too_long_refuses_nothing(monkeypatch):
+  monkeypatch.setattr(code_tests, "TRIAL_SECONDS", 0.3)
+  slow = {"tests": ["while f(1): pass\nassert f(1)"]}
+  code_tests.prepare([slow, SQUARE, slow], CONFIG)
+  bad = {"tests": ["assert f(lambda: 1)"]}
+  with pytest.raises(rows.BadReference) as caught:
+    code_tests.prepare([slow, SQUARE, bad], CONFIG)
+  assert caught.value.row == 2
+
+
 def test_a_test_that_nobody_can_pass_scores_zero_and_is_counted():
   """Where only a real answer leads to it: the run goes on."""
   test = "assert f(1) == 1\nif f(1) != 1 or type(f(2)) is int: f(lambda: 1)"

@@ -115,7 +115,7 @@ class Server:
   def _set_streams(self, given, output):
     """Gives a program its standard input and output."""
     source = _buffer_file()
-    os.write(source, given.encode())
+    _write(source, given.encode())
     os.lseek(source, 0, os.SEEK_SET)
     os.dup2(source, 0)
     os.dup2(output, 1)
@@ -177,10 +177,11 @@ class Server:
   def _end(self, pids):
     """Kills all parts, and in a namespace everything that is in it."""
     for pid in pids:
-      try:
-        os.killpg(pid, signal.SIGKILL)
-      except (ProcessLookupError, PermissionError):
-        pass  # it has ended already
+      for kill in (os.killpg, os.kill):
+        try:
+          kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+          pass  # it has ended already
     if self.level == "namespace":
       try:
         os.kill(-1, signal.SIGKILL)

@@ -1,8 +1,8 @@
 """Processes apart, for code that nobody has read.
 
-A `Server` is a child process that runs server.py behind the walls of
-walls.py, and forks a process for each answer. How strong the walls are
-depends on the machine; `find` tries it, from the strongest down:
+A `Server` is a child process that runs server.py behind the walls of walls.py,
+and forks a process for each answer. How strong the walls are depends on the
+machine; `find` tries it, from the strongest down:
 
   namespace  Holds: an answer sees no file but Python's standard library and the
              shared libraries of the system, read-only, and an empty folder in
@@ -157,17 +157,18 @@ class Server:
 
   def close(self) -> None:
     """Kills the server and all that it started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-      os.killpg(self._process.pid, signal.SIGKILL)
+    self._kill()
     self._process.wait()
     self._process.stdin.close()
     self._process.stdout.close()
 
+  def _kill(self) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+      os.killpg(self._process.pid, signal.SIGKILL)
+
   def _within(self, seconds: float, act: Any) -> Any:
     """Returns act(), for which the server has so many seconds."""
-    timer = threading.Timer(
-      seconds, os.killpg, (self._process.pid, signal.SIGKILL)
-    )
+    timer = threading.Timer(seconds, self._kill)
     timer.daemon = True
     timer.start()
     try:
