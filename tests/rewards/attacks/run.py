@@ -89,16 +89,13 @@ def state():
   return limits, scheduler, os.environ["SECRET"]
 
 
-def left_processes():
-  """Returns the command lines of processes of this user, without this one."""
+def left_processes(mark):
+  """Returns the ids of processes that have a mark in their command line."""
   found = []
   for pid in filter(str.isdigit, os.listdir("/proc")):
     try:
-      if (
-        os.stat(f"/proc/{pid}").st_uid == os.getuid()
-        and int(pid) != os.getpid()
-      ):
-        found.append(Path(f"/proc/{pid}/cmdline").read_text()[:99])
+      if mark in Path(f"/proc/{pid}/cmdline").read_bytes():
+        found.append(int(pid))
     except OSError:
       pass
   return found
@@ -122,8 +119,10 @@ def main(settings):
   given |= {"OUTSIDE": outside, "HOST": os.getpid(), "PREFIX": PREFIX}
   secret = Path("secret.txt").read_text()
   programs = files.PROGRAMS | system.PROGRAMS | resources.PROGRAMS
+  mark = f"attacked={os.getpid()}"
+  command = (sys.executable, "-X", mark)
   walls = servers.Walls(
-    settings["level"], settings["user"], (), settings["has_tripwire"]
+    settings["level"], settings["user"], command, settings["has_tripwire"]
   )
   pool = servers.Servers(walls, servers.Limits())
   test = {"setup": "", "tests": [f"assert answer(0) == {secret!r}"]}
@@ -158,10 +157,10 @@ def main(settings):
   pool.close()
   shutil.rmtree(sockets)
   until = time.monotonic() + 5.0  # the dead are gone when init has seen them
-  while os.getuid() and left_processes() and time.monotonic() < until:
+  while left_processes(mark.encode()) and time.monotonic() < until:
     time.sleep(0.05)
-  if os.getuid() and left_processes():
-    harm.append(f"processes are left: {left_processes()}")
+  if left_processes(mark.encode()):
+    harm.append("processes are left")
   is_right = json.loads(control.output) == ["passed", ""]
   print(json.dumps({"scores": scores, "harm": harm, "control": is_right}))
 
