@@ -8,6 +8,7 @@ itself, and is refused by texts.Judge, which sees the batch of all processes.
 
 from __future__ import annotations
 
+import sys
 import traceback
 from typing import Any
 
@@ -25,12 +26,14 @@ class Guard:
   """A judge that does not raise.
 
   first_error: the first that it met, as text; "" before.
+  has_judged: an answer was judged, of this process or another; texts.Judge
+    says so.
   """
 
   def __init__(self, judge: Bound, logged: tuple[str, ...]):
     """Args: judge; logged: the names that it logs in every call."""
     self._judge, self._logged = judge, logged
-    self.first_error = ""
+    self.first_error, self.has_judged = "", False
 
   def __call__(self, answers: Answers) -> Parts:
     """Returns [N] scores, 0 where the judge raises, and what is logged."""
@@ -50,12 +53,13 @@ class Guard:
     else:
       return scores, logged, np.zeros(count, np.float32)
     if count <= 1:
-      self._show(raised, f"this answer: {''.join(answers.texts)!r}")
+      text = "".join(answers.texts)[:SHOWN_CHARACTERS]
+      self._show(raised, f"an answer, which scores 0: {text!r}")
       zeros = np.zeros(count, np.float32)
       return zeros, dict.fromkeys(self._logged, zeros), zeros + 1.0
     found = self._halves(answers)
     if not found[2].any():
-      self._show(raised, f"a batch of {count}, and on neither half of it")
+      self._show(raised, f"a batch of {count}, not on its halves, which count")
     return found
 
   def _halves(self, answers: Answers) -> tuple[Any, Any, np.ndarray]:
@@ -72,17 +76,20 @@ class Guard:
     return np.concatenate(scores), together, np.concatenate(raised)
 
   def _show(self, error: BaseException, where: str) -> None:
-    """Prints the first error."""
+    """Prints the first error, whatever characters are in it."""
     if self.first_error:
       return
-    self.first_error = str(error) or type(error).__name__
-    cause = error.__cause__ if isinstance(error, UserError) else None
+    is_ours = isinstance(error, UserError)  # its text is safe to make
+    self.first_error = str(error) if is_ours else type(error).__name__
+    cause = error.__cause__ if is_ours else None
     trace = "".join(traceback.format_exception(cause or error))
-    print(
-      f"\nverifier: raised on {where[:SHOWN_CHARACTERS]}\n{trace}It scores 0, "
-      f"and counts in reward/component/{RAISED}; no other is shown.\n",
-      flush=True,
+    text = (
+      f"\nverifier: raised on {where}\n{trace}No other is shown; "
+      f"reward/component/{RAISED} counts the answers.\n"
     )
+    encoding = sys.stdout.encoding or "utf-8"
+    safe = text.encode(encoding, "backslashreplace").decode(encoding)
+    print(safe, flush=True)
 
 
 def check_logged(

@@ -134,7 +134,6 @@ class Judge:
   references, records: of each prompt in the data.
   tokenizer: of the model.
   logged: names of what the verifier logs, the same in every call.
-  state: whether any answer was judged yet.
   """
 
   parts: guard.Guard
@@ -142,7 +141,6 @@ class Judge:
   records: list[dict[str, Any]]
   tokenizer: Tokenizer
   logged: tuple[str, ...] = ()
-  state: dict[str, bool] = dataclasses.field(default_factory=dict)
 
   def __call__(
     self, samples: Samples, index: Any
@@ -173,8 +171,8 @@ class Judge:
 
     scores, logged = distributed.by_share(share, len(numbers))
     if not np.all(logged[guard.RAISED]):
-      self.state["has_judged"] = True
-    elif len(answers) and not self.state.get("has_judged"):
+      self.parts.has_judged = True
+    elif len(answers) and not self.parts.has_judged:
       raise UserError(
         f"the verifier raises on each of the first {len(answers)} answers: "
         f"{self.parts.first_error or 'in another process'}"

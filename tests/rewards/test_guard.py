@@ -29,7 +29,7 @@ def test_the_answers_that_raise_score_zero_and_are_shown_once(capsys):
   assert logged["raised"].tolist() == [0.0, 1.0, 0.0, 1.0, 0.0]
   shown = capsys.readouterr().out
   assert shown.count("ZeroDivisionError: float division by zero") == 1
-  assert "this answer: 'bb'" in shown
+  assert "an answer, which scores 0: 'bb'" in shown
   assert "return [6.0 / (len(text) - 2) for text in texts]" in shown
 
 
@@ -47,6 +47,22 @@ def test_no_result_and_no_error_stops(wrong):
   assert logged["raised"].tolist() == [0.0, 1.0, 0.0, 1.0, 0.0]
 
 
+class Odd(Exception):
+  def __str__(self):
+    raise SystemExit
+
+
+@pytest.mark.parametrize("error", [Odd(), ValueError("\ud800"), SystemExit(0)])
+def test_an_error_that_cannot_be_shown_does_not_stop(error):
+  def score(texts, **_):
+    raise error
+
+  judge = functions.Bound(score, frozenset(), frozenset())
+  answers = rows.Answers(["\ud801", "b"], [None] * 2)
+  scores, logged = guard.Guard(judge, ())(answers)
+  assert scores.tolist() == [0.0, 0.0] and logged["raised"].all()
+
+
 def test_what_raises_on_a_batch_only_is_shown_and_scores(capsys):
   def score(texts):
     if len(texts) > 2:
@@ -56,7 +72,7 @@ def test_what_raises_on_a_batch_only_is_shown_and_scores(capsys):
   scores, logged = judge(score)
   assert scores.tolist() == [1.0, 2.0, 3.0, 2.0, 4.0]
   assert not logged["raised"].any()
-  assert "a batch of 3, and on neither half" in capsys.readouterr().out
+  assert "a batch of 3, not on its halves" in capsys.readouterr().out
 
 
 def test_the_keyboard_still_interrupts():
