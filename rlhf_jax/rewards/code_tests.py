@@ -3,19 +3,20 @@
   score = 1 if every test passes, else 0     (credit="share": the share)
 
 The policy's code runs in one process, the tests in another, and only plain
-data crosses between them (code_runner.py). So an answer cannot exit, patch,
+data crosses between them (sandbox/values.py). So an answer cannot exit, patch,
 print, compare or look its way to a reward: sys.exit(0) is a missing reply, an
-object whose __eq__ says yes is not plain data, and the expected values are
-never in its process. Chen et al. 2021, arXiv:2107.03374 (pass@k of unit tests).
+object whose __eq__ says yes is never asked, and the expected values are never
+in its process. Chen et al. 2021, arXiv:2107.03374 (pass@k of unit tests).
 
 A reference is one of
   {"tests": ["assert f(2) == 4", ...]}       and "setup" (run before the tests)
   {"cases": [{"input": "2\\n", "output": "4\\n"}, ...]}        stdin and stdout
 and, optionally, "preamble": code put before the answer (HumanEval prompts).
+Tests call functions, classes and methods of the answer; f(2) finds a method of
+a class Solution too. `prepare` tries all tests before a run.
 
-Left out: classes and functions as arguments or results, tests of arguments
-changed in place, packages outside the standard library, threads. What is and
-is not isolated: code_process.Isolation.
+Left out: see sandbox/remote.py; packages outside the standard library, threads.
+What is and is not isolated: sandbox/servers.py.
 """
 
 from __future__ import annotations
@@ -24,10 +25,6 @@ import ast
 import builtins
 import functools
 import json
-import os
-import re
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,7 +32,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from rlhf_jax.rewards import code_process, code_runner, rows
+from rlhf_jax.rewards import code_blocks, rows
+from rlhf_jax.rewards.sandbox import servers as sandbox
 from rlhf_jax.schema import UserError
 
 
@@ -47,6 +45,12 @@ class Config:
   memory_bytes: int = 512 << 20  # address space of each process
   file_bytes: int = 1 << 20  # of each file and of the standard output
   workers: int = 2  # answers judged at a time, two processes each
+  # The weakest isolation that will do, of sandbox.LEVELS: "namespace",
+  # "landlock", "audit". The strongest that the machine offers is used.
+  isolation: Literal["namespace", "landlock", "audit"] = "namespace"
+  # That starts Python for answers, () for this one. A container: ("docker",
+  # "run", "--rm", "-i", "--network=none", "python:3.12-slim", "python3").
+  command: tuple[str, ...] = ()
   # "all" or nothing, or the "share" of tests passed, which rewards answers
   # that handle easy cases only.
   credit: Literal["all", "share"] = "all"
@@ -68,21 +72,39 @@ class Config:
         raise UserError(
           f"{name}={getattr(self, name)}: nothing could run. Set it >= 1."
         )
+    if self.isolation not in sandbox.LEVELS:
+      raise UserError(
+        f"isolation={self.isolation!r} is unknown. Choose one of "
+        f"{', '.join(sandbox.LEVELS)}."
+      )
+    if isinstance(self.command, str):
+      raise UserError(
+        f"command={self.command!r} is one text. Give its words: "
+        f"{tuple(self.command.split())!r}."
+      )
     if self.credit not in ("all", "share"):
       raise UserError(
         f"credit={self.credit!r} is unknown. Choose 'all' or 'share'."
       )
 
   @property
-  def limits(self) -> code_process.Limits:
-    """Returns what each process may use."""
-    return code_process.Limits(self.seconds, self.memory_bytes, self.file_bytes)
+  def servers(self) -> sandbox.Servers:
+    """Returns what runs answers.
+
+    Raises:
+      UserError: the machine offers less isolation.
+    """
+    walls = sandbox.find(self.isolation, tuple(self.command))
+    limits = sandbox.Limits(self.memory_bytes, self.file_bytes)
+    return sandbox.servers(walls, limits)
 
 
 class Result(NamedTuple):
   """What became of one answer.
 
-  status: "passed", "failed", "timeout" or "no_code".
+  status: "passed", "failed", "timeout", "no_code", or the judge's own fault:
+    "bad_test", which no answer can be judged by, or "lost", a server that
+    ended (killed for lack of memory, say).
   passed, total: tests.
   detail: of the first test that failed; for people.
   """
@@ -100,12 +122,18 @@ class Suite(NamedTuple):
   setup: str
   cases: tuple[tuple[str, str], ...]
   preamble: str
-  names: tuple[str, ...]
+  names: tuple[str, ...]  # that tests read, and Python does not know
+  wanted: tuple[str, ...]  # those of them that tests do not bind
 
 
 @functools.lru_cache(maxsize=4096)
-def _unknown_names(sources: tuple[str, ...]) -> tuple[str, ...]:
-  """Returns names that tests read and Python does not know: the answer's."""
+def _unknown_names(
+  sources: tuple[str, ...],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """Returns names that tests read and Python does not know: the answer's.
+
+  And those of them that the tests do not bind somewhere themselves.
+  """
   trees = [ast.parse(source) for source in sources]
   nodes = [node for tree in trees for node in ast.walk(tree)]
   is_judged = any(
@@ -120,7 +148,13 @@ def _unknown_names(sources: tuple[str, ...]) -> tuple[str, ...]:
     for node in nodes
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
   }
-  return tuple(sorted(names - set(vars(builtins))))
+  names -= set(vars(builtins))
+  bound = {
+    getattr(node, "id", None) or getattr(node, "arg", None)
+    for node in nodes
+    if not isinstance(getattr(node, "ctx", None), ast.Load)
+  } | {getattr(node, "name", None) for node in nodes}
+  return tuple(sorted(names)), tuple(sorted(names - bound))
 
 
 def parse_reference(reference: Any, row: int) -> Suite:
@@ -155,79 +189,45 @@ def parse_reference(reference: Any, row: int) -> Suite:
     raise bad("a case lacks 'input' or 'output'") from None
   if not all(isinstance(text, str) for pair in pairs for text in pair):
     raise bad("'input' and 'output' of a case are texts")
-  names: tuple[str, ...] = ()
+  names: tuple[tuple[str, ...], ...] = ((), ())
   if tests:
     try:
       names = _unknown_names((setup, *tests))
-    except SyntaxError as error:
+    except (SyntaxError, ValueError) as error:
       raise bad(f"the tests cannot judge: {error}") from None
-  return Suite(tuple(tests), setup, pairs, preamble, names)
+  return Suite(tuple(tests), setup, pairs, preamble, *names)
 
 
-_FENCE = re.compile(r"```[ \t]*([^\s`]*)[^\n`]*\n(.*?)```", re.DOTALL)
-_PYTHON = ("", "python", "python3", "py")
+TRIED_AT_ONCE = 256  # references
+TRIAL_SECONDS = 600.0  # of so many
 
 
-def extract_code(text: str) -> str | None:
-  """Returns the last ```python block, or the text if it has no fence at all.
-
-  None when a fence is open, or belongs to another language, only.
-  """
-  blocks = [
-    body
-    for language, body in _FENCE.findall(text)
-    if language.lower() in _PYTHON
-  ]
-  if blocks:
-    return blocks[-1]
-  return None if "```" in text else text
-
-
-def _run_tests(code: str, suite: Suite, config: Config) -> Result:
+def _run_tests(blocks: list[str], suite: Suite, config: Config) -> Result:
   """Runs the answer and its judge side by side."""
-  user = code_process.isolation().user
-  tests = {"tests": suite.tests, "setup": suite.setup, "names": suite.names}
-  with (
-    tempfile.TemporaryDirectory() as folder,
-    tempfile.TemporaryFile() as output,
-  ):
-    if user != "own":
-      os.chown(folder, code_runner.NOBODY, code_runner.NOBODY)
-    asked, ask = os.pipe()
-    told, tell = os.pipe()
-    started = []
-    try:
-      for role, job, fds, place, stream in (
-        ("answer", {"code": code}, (asked, tell), folder, subprocess.DEVNULL),
-        ("judge", tests, (ask, told), "/", output),
-      ):
-        started.append(
-          code_process.start(
-            role, job, config.limits, place, user, fds=fds, stdout=stream
-          )
-        )
-      for fd in (asked, ask, told, tell):
-        os.close(fd)
-      is_in_time = code_process.ends_in_time(started[-1], config.seconds)
-    finally:
-      for process in started:
-        code_process.kill(process)
-    output.seek(0)
-    verdicts = [json.loads(line) for line in output.read().splitlines()]
-  for verdict in verdicts:
-    if verdict["status"] == "unsupported":
-      raise UserError(
-        f"a test cannot be run against an answer: {verdict['detail']}. Tests "
-        "call functions of the answer with plain data; rewrite or drop it."
-      )
-  passed = sum(verdict["status"] == "passed" for verdict in verdicts)
-  failures = [v["detail"] for v in verdicts if v["status"] != "passed"]
-  if not is_in_time:
-    return Result("timeout", passed, len(suite.tests), "out of time")
-  is_complete = passed == len(suite.tests)
+  answer = {
+    "blocks": blocks,
+    "preamble": suite.preamble,
+    "names": suite.wanted,
+  }
+  outcome = config.servers.run(
+    "tests", [answer, _tests_of(suite)], config.seconds
+  )
+  lines = [json.loads(line) for line in outcome.output.splitlines()]
+  total = len(suite.tests)
+  for status, detail in lines:
+    if status == "unsupported":
+      return Result("bad_test", 0, total, detail)
+  passed = sum(status == "passed" for status, _ in lines)
+  failures = [detail for status, detail in lines if status != "passed"]
+  if outcome.code is None:
+    return Result("timeout", passed, total, "out of time")
+  is_complete = passed == total
   detail = "" if is_complete else [*failures, "the judge ended early"][0]
-  status = "passed" if is_complete else "failed"
-  return Result(status, passed, len(suite.tests), detail)
+  return Result("passed" if is_complete else "failed", passed, total, detail)
+
+
+def _tests_of(suite: Suite) -> dict[str, Any]:
+  return {"tests": suite.tests, "setup": suite.setup, "names": suite.names}
 
 
 def _printed(text: str) -> list[str]:
@@ -235,68 +235,102 @@ def _printed(text: str) -> list[str]:
   return [line.rstrip() for line in text.rstrip().splitlines()]
 
 
-def _run_case(code: str, given: str, wanted: str, config: Config) -> str:
+def _run_case(
+  blocks: list[str], given: str, wanted: str, suite: Suite, config: Config
+) -> str:
   """Runs a program on one input; returns the status of that case."""
-  user = code_process.isolation().user
-  with (
-    tempfile.TemporaryDirectory() as folder,
-    tempfile.TemporaryFile() as source,
-    tempfile.TemporaryFile() as output,
-  ):
-    if user != "own":
-      os.chown(folder, code_runner.NOBODY, code_runner.NOBODY)
-    source.write(given.encode())
-    source.seek(0)
-    process = code_process.start(
-      "program",
-      {"code": code},
-      config.limits,
-      folder,
-      user,
-      stdin=source,
-      stdout=output,
-    )
-    is_in_time = code_process.ends_in_time(process, config.seconds)
-    code_process.kill(process)
-    output.seek(0)
-    printed = output.read().decode(errors="replace")
-  if not is_in_time:
+  answer = {"blocks": blocks, "preamble": suite.preamble}
+  outcome = config.servers.run("program", [answer, given], config.seconds)
+  if outcome.code is None:
     return "timeout"
-  is_right = process.returncode == 0 and _printed(printed) == _printed(wanted)
+  printed = outcome.output.decode(errors="replace")
+  is_right = outcome.code == 0 and _printed(printed) == _printed(wanted)
   return "passed" if is_right else "failed"
 
 
 def run(text: str, suite: Suite, config: Config) -> Result:
-  """Returns what becomes of one response.
+  """Returns what becomes of one response; no response makes it raise.
 
   Args:
-    text: the response; its last Python block is run.
+    text: the response; of its Python blocks the one that is meant is run.
     suite: from parse_reference.
     config: limits.
 
   Raises:
-    ValueError: a test that no answer could be judged by.
+    UserError: the machine offers less isolation.
   """
   total = len(suite.tests) + len(suite.cases)
-  code = None
-  if len(text) <= config.max_characters:
-    code = extract_code(text)
-  if code is None or not code.strip():
+  blocks = (
+    code_blocks.extract(text) if len(text) <= config.max_characters else []
+  )
+  if not blocks:
     return Result("no_code", 0, total, "no complete Python block")
-  code = f"{suite.preamble}\n{code}" if suite.preamble else code
-  if suite.tests:
-    return _run_tests(code, suite, config)
-  found = []
+  try:
+    if suite.tests:
+      return _run_tests(blocks, suite, config)
+    return _run_cases(blocks, suite, config)
+  except sandbox.ServerLost as error:
+    return Result("lost", 0, total, str(error))
+
+
+def _run_cases(blocks: list[str], suite: Suite, config: Config) -> Result:
+  found: list[str] = []
   for given, wanted in suite.cases:
-    found.append(_run_case(code, given, wanted, config))
+    found.append(_run_case(blocks, given, wanted, suite, config))
     if found[-1] != "passed" and config.credit == "all":
       break
-  passed = found.count("passed")
+  total, passed = len(suite.cases), found.count("passed")
   if passed == total:
     return Result("passed", passed, total)
   status = "timeout" if "timeout" in found else "failed"
   first = next(i for i, one in enumerate(found) if one != "passed")
   return Result(status, passed, total, f"input {suite.cases[first][0][:80]!r}")
+
+
+def prepare(references: Sequence[Any], config: Config) -> None:
+  """Tries all that answers will be judged by, before there are answers.
+
+  The tests of each reference run for real, against an answer that agrees with
+  everything. Prints which isolation holds.
+
+  Args:
+    references: N; see the module's docstring.
+    config: limits.
+
+  Raises:
+    UserError: the machine offers less isolation, or rows.BadReference: a
+      reference that no answer can be judged by.
+  """
+  servers = config.servers
+  suites = [parse_reference(r, row) for row, r in enumerate(references)]
+  left = [row for row, suite in enumerate(suites) if suite.tests]
+  while left:
+    jobs = [_tests_of(suites[row]) for row in left[:TRIED_AT_ONCE]]
+    try:
+      outcome = servers.run("trial", [jobs], TRIAL_SECONDS)
+    except sandbox.ServerLost as error:
+      raise UserError(
+        f"the tests of references cannot be tried: {error}. Check that the "
+        "machine has memory to spare."
+      ) from error
+    lines = [json.loads(line) for line in outcome.output.splitlines()]
+    if outcome.code is None:
+      lines = lines or [[]]  # so slow that it counts as tried
+    elif len(lines) < len(jobs):
+      lines.append(["it ends the process that judges"])
+    for row, wrong in zip(left, lines, strict=False):
+      if wrong:
+        raise _bad_test(row, references[row], wrong[0])
+    left = left[len(lines) :]
+
+
+def _bad_test(row: int, reference: Any, detail: str) -> rows.BadReference:
+  return rows.bad_reference(
+    row,
+    reference,
+    f"a test cannot be run against an answer: {detail}",
+    "Tests call what the answer defines, with plain data; rewrite or drop it.",
+  )
 
 
 def run_all(
@@ -310,19 +344,18 @@ def run_all(
     config: limits.
 
   Raises:
-    ValueError: lengths differ, or a reference that cannot judge.
+    UserError: lengths differ, a reference that cannot judge, or the machine
+      offers less isolation.
   """
   rows.check(texts, references)
   suites = [parse_reference(r, row) for row, r in enumerate(references)]
-
-  def one(row: int) -> Result:
-    try:
-      return run(texts[row], suites[row], config)
-    except ValueError as error:
-      raise UserError(f"references[{row}]: {error}") from None
-
+  if not suites:
+    return []
   with ThreadPoolExecutor(config.workers) as pool:
-    return list(pool.map(one, range(len(texts))))
+    return list(pool.map(run, texts, suites, [config] * len(suites)))
+
+
+COUNTED = ("timeout", "no_code", "bad_test", "lost")
 
 
 def score(
@@ -332,8 +365,9 @@ def score(
 
   With credit="share" it is the share of them, in which tests that passed before
   a timeout count. No code scores 0. Beside the scores stand [N] 0 or 1 each of
-  "timeout" and "no_code". Many timeouts may be the checker's doing: give more
-  seconds, fewer workers.
+  COUNTED. Many timeouts may be the checker's doing: give more seconds, fewer
+  workers. More than none of bad_test or lost is a fault that is not the
+  answers'.
 
   Args, Raises: as `run_all`.
   """
@@ -344,5 +378,5 @@ def score(
     scores = [result.status == "passed" for result in results]
   return np.array(scores, np.float32), {
     status: np.array([r.status == status for r in results], np.float32)
-    for status in ("timeout", "no_code")
+    for status in COUNTED
   }

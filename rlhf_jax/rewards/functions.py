@@ -9,7 +9,8 @@ numpy or jax array), or (numbers, {name: N numbers}) to log more beside them. A
 function may say its highest score in an attribute: score.full_marks = 1.0.
 
 All that can be wrong with a signature is refused in `bind`, before anything is
-sampled. Left out: asynchronous functions, gradients.
+sampled. What a run does about a function that raises: guard.py. Left out:
+asynchronous functions, gradients.
 """
 
 from __future__ import annotations
@@ -41,12 +42,15 @@ class Bound:
   takes: names of FILLED that it reads; "answers" brings all others.
   needs: those of them without which it cannot judge.
   full_marks: score of an answer that is right in everything; None: unknown.
+  prepare: (references) -> None, before a run: raises UserError for what cannot
+    judge any answer. None: there is nothing to try.
   """
 
   judge: Callable[[Answers], Parts]
   takes: frozenset[str]
   needs: frozenset[str]
   full_marks: float | None = None
+  prepare: Callable[[list[Any]], None] | None = None
 
   def __call__(self, answers: Answers) -> Parts:
     return self.judge(answers)

@@ -88,8 +88,18 @@ def check(texts: Sequence[str], references: Sequence[Any]) -> None:
       )
 
 
-def bad_reference(row: int, reference: Any, rule: str, remedy: str):
-  """Returns the ValueError for a reference that cannot be judged against."""
-  return UserError(
+class BadReference(UserError):
+  """A reference that cannot be judged against. row: its number."""
+
+  row = 0
+
+
+def bad_reference(
+  row: int, reference: Any, rule: str, remedy: str
+) -> BadReference:
+  """Returns the error for a reference that cannot be judged against."""
+  error = BadReference(
     f"references[{row}]={str(reference)[:80]!r}: {rule}. {remedy}"
   )
+  error.row = row
+  return error

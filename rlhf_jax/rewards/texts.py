@@ -18,7 +18,7 @@ from rlhf_jax import distributed
 from rlhf_jax.data import dataset, formats
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.rewards import verifiers
+from rlhf_jax.rewards import guard, rows, verifiers
 from rlhf_jax.rewards.functions import Bound, Parts
 from rlhf_jax.rewards.rows import Answers
 from rlhf_jax.schema import FieldError, UserError
@@ -130,13 +130,13 @@ def fields(found: Sequence[Any], parts: Bound) -> list[dict[str, Any]]:
 class Judge:
   """Scores samples by their text, each process its share of the prompts.
 
-  parts: see Verifier.bound.
+  parts: see Verifier.bound; it does not raise.
   references, records: of each prompt in the data.
   tokenizer: of the model.
-  logged: names of what it logs, the same in every call.
+  logged: names of what the verifier logs, the same in every call.
   """
 
-  parts: Bound
+  parts: guard.Guard
   references: list[Any]
   records: list[dict[str, Any]]
   tokenizer: Tokenizer
@@ -150,6 +150,9 @@ class Judge:
     Args:
       samples: [N, L], the samples of a prompt in contiguous rows.
       index: [P] number of each prompt in the data.
+
+    Raises:
+      UserError: the verifier raises on every answer, and never judged one.
     """
     numbers = distributed.fetch(index)
     answers = self.answers(samples, numbers)
@@ -158,15 +161,22 @@ class Judge:
     def share(prompts: slice) -> Parts:
       """Returns the scores [prompts, group] of whole groups."""
       rows = range(prompts.start * group, prompts.stop * group)
-      scores, logged = np.zeros(0), dict.fromkeys(self.logged, np.zeros(0))
+      names = (*self.logged, guard.RAISED)
+      scores, logged = np.zeros(0), dict.fromkeys(names, np.zeros(0))
       if rows:  # a process may have no share
         scores, logged = self.parts(answers.take(rows))
-        self.check_logged(logged)
       return scores.reshape(-1, group), {
         name: values.reshape(-1, group) for name, values in logged.items()
       }
 
     scores, logged = distributed.by_share(share, len(numbers))
+    if not np.all(logged[guard.RAISED]):
+      self.parts.has_judged = True
+    elif len(answers) and not self.parts.has_judged:
+      raise UserError(
+        f"the verifier raises on each of the first {len(answers)} answers: "
+        f"{self.parts.first_error or 'in another process'}"
+      )
     return np.asarray(scores, np.float32).reshape(-1), {
       COMPONENT + name: values.reshape(-1) for name, values in logged.items()
     }
@@ -195,14 +205,6 @@ class Judge:
       has_ended=(reason == FINISH_EOS).tolist(),
     )
 
-  def check_logged(self, logged: dict[str, np.ndarray]) -> None:
-    """Raises ValueError unless what is logged has the names it always has."""
-    if set(logged) != set(self.logged):
-      raise UserError(
-        f"the verifier logs {sorted(logged)}, and for an empty answer, before "
-        f"the run, {sorted(self.logged)}. Log the same names in every call."
-      )
-
 
 def judge_of(
   parts: Bound,
@@ -224,36 +226,47 @@ def judge_of(
     UserError: a record without what the verifier needs, or with what it
       cannot judge by.
   """
-  judge = Judge(
-    parts, references(found, parts), fields(found, parts), tokenizer
-  )
+  wanted, records = references(found, parts), fields(found, parts)
+  if parts.prepare is not None and len(found):
+    try:
+      parts.prepare(wanted)
+    except rows.BadReference as error:
+      rule = str(error).replace(f"references[{error.row}]", "reference", 1)
+      raise UserError(f"{found[error.row].where}: {rule}") from error
+  logged: tuple[str, ...] = ()
   is_each_alike = not parts.takes & {"references", "records", "prompts"}
   for i, record in enumerate(found[:1] if is_each_alike else found):
     empty = Answers(
       texts=[""],
-      references=[judge.references[i]],
+      references=[wanted[i]],
       prompts=None if prompts is None else [prompts[i]],
-      records=[dict(judge.records[i])],
+      records=[dict(records[i])],
       token_ids=[[tokenizer.eos_id]],
       has_ended=[True],
     )
     try:
-      _, logged = parts(empty)
-      if i == 0:
-        judge = dataclasses.replace(judge, logged=tuple(logged))
-      judge.check_logged(logged)
+      _, beside = parts(empty)
+      logged = logged if i else tuple(beside)
+      guard.check_logged(beside, logged)
     except ValueError as error:
       rule = str(error).replace("references[0]", "reference", 1)
       raise UserError(f"{record.where}: {rule}") from error
-  return judge
+  if guard.RAISED in logged:
+    raise UserError(
+      f"the verifier logs {guard.RAISED!r}, which counts the answers that it "
+      "raises on. Log under another name."
+    )
+  guarded = guard.Guard(parts, logged)
+  return Judge(guarded, wanted, records, tokenizer, logged)
 
 
 def component_means(scores: dict[str, Any]) -> dict[str, float]:
   """Returns reward/component/NAME: the mean of each part, before its weight.
 
   Falling of one while others rise is bad: the policy trades it away. Of code
-  and formulas the share of answers that ran out of time (timeout), of code also
-  that of answers without any (no_code): rising is bad.
+  the shares of answers that ran out of time (timeout; of formulas too) or hold
+  no code (no_code): rising is bad. Of answers that the verifier raised on
+  (raised), and of code bad_test and lost: any is bad.
 
   Args:
     scores: name -> [N], of which parts begin with COMPONENT.

@@ -19,6 +19,7 @@ by the weights of "sum" or by the policy's shaping.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -43,10 +44,16 @@ Score = Callable[[Sequence[str], Sequence[Any]], np.ndarray]
 
 
 class Verifier(NamedTuple):
-  """Config: its frozen dataclass. score: a reward function with `config`."""
+  """One verifier.
+
+  Config: its frozen dataclass.
+  score: a reward function with `config`.
+  prepare: (references, config) -> None, see functions.Bound.
+  """
 
   Config: type
   score: Callable[..., Any]
+  prepare: Callable[[Sequence[Any], Any], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +151,13 @@ def score_sum(answers: Answers, config: SumConfig) -> Parts:
   return total, logged
 
 
+def prepare_sum(references: Sequence[Any], config: SumConfig) -> None:
+  """Prepares each part, of the references that it reads."""
+  for part, judge in zip(config.parts, config.judges, strict=True):
+    if judge.prepare is not None:
+      judge.prepare(_part_references(part, references))
+
+
 def _bind_sum(bound: Bound, config: SumConfig) -> Bound:
   """Returns the bound sum, with what its parts read and what they can give."""
   needs = {name for judge in config.judges for name in judge.needs}
@@ -191,8 +205,8 @@ VERIFIERS: dict[str, Verifier] = {
   "pattern": Verifier(text_matches.PatternConfig, text_matches.score_pattern),
   "tags": Verifier(text_matches.TagsConfig, text_matches.score_tags),
   "constraints": Verifier(constraints.Config, constraints.score),
-  "code": Verifier(code_tests.Config, code_tests.score),
-  "sum": Verifier(SumConfig, score_sum),
+  "code": Verifier(code_tests.Config, code_tests.score, code_tests.prepare),
+  "sum": Verifier(SumConfig, score_sum, prepare_sum),
 }
 
 
@@ -226,6 +240,9 @@ def bind_parts(name: str, /, **settings: Any) -> Bound:
   bound = functions.bind(
     verifier.score, {"config": config}, "verifier", name, wraps_errors=False
   )
+  if verifier.prepare is not None:
+    prepare = functools.partial(verifier.prepare, config=config)
+    bound = dataclasses.replace(bound, prepare=prepare)
   if isinstance(config, SumConfig):
     return _bind_sum(bound, config)
   return dataclasses.replace(bound, full_marks=1.0)

@@ -95,7 +95,7 @@ def test_all_of_a_sample_reaches_the_verifier():
   assert answers.has_ended == [True, True, False, False]
   assert scores.tolist() == [82.0, 80.0, 72.0, 71.0]
   assert scores.dtype == np.float32
-  assert list(logged) == ["component/length"]
+  assert list(logged) == ["component/length", "component/raised"]
   assert logged["component/length"].tolist() == [2.0, 0.0, 2.0, 1.0]
 
 
@@ -131,9 +131,11 @@ def test_each_process_judges_whole_groups(monkeypatch, processes):
       begin = min(i * size, count)
       parts.append(compute(slice(begin, min(begin + size, count))))
     scores, logged = zip(*parts, strict=True)
-    assert {tuple(names) for names in logged} == {("length",)}
-    lengths = np.concatenate([part["length"] for part in logged])
-    return np.concatenate(scores), {"length": lengths}
+    assert {tuple(names) for names in logged} == {("length", "raised")}
+    return np.concatenate(scores), {
+      name: np.concatenate([part[name] for part in logged])
+      for name in ("length", "raised")
+    }
 
   monkeypatch.setattr(distributed, "by_share", by_share)
   scores, logged = judge(SAMPLES, np.array([1, 0]))
@@ -142,20 +144,19 @@ def test_each_process_judges_whole_groups(monkeypatch, processes):
   assert logged["component/length"].tolist() == [2.0, 0.0, 2.0, 1.0]
 
 
-def test_other_names_logged_during_the_run_are_refused():
+def test_answers_with_other_names_logged_score_zero():
   def score(texts):
-    return [0.0] * len(texts), {t: [0.0] * len(texts) for t in {*texts, "x"}}
+    return [2.0] * len(texts), {t: [0.0] * len(texts) for t in {*texts, "x"}}
 
   parts = functions.bind(score, {}, "f")
   empty = samples_of([("ab", [END])])
   judge = texts.judge_of(parts, FOUND, Letters())
-  assert judge(empty, np.array([1]))[1].keys() == {"component/", "component/x"}
-  with pytest.raises(ValueError) as caught:
-    judge(SAMPLES, np.array([1, 0]))
-  assert str(caught.value) == (
-    "the verifier logs ['', 'ab', 'c', 'cc', 'x'], and for an empty answer, "
-    "before the run, ['', 'x']. Log the same names in every call."
-  )
+  names = {"component/", "component/x", "component/raised"}
+  assert judge(empty, np.array([1]))[1].keys() == names
+  scores, logged = judge(SAMPLES, np.array([1, 0]))
+  assert scores.tolist() == [0.0, 2.0, 0.0, 0.0]
+  assert logged.keys() == names
+  assert logged["component/raised"].tolist() == [1.0, 0.0, 1.0, 1.0]
 
 
 def test_a_reference_is_needed_by_who_reads_it():
@@ -236,7 +237,8 @@ def test_a_reward_function_judges_a_file_of_prompts(files):
   judge = load("mine.py:score", scale=0.5)
   samples = samples_of([("aac", [END]), ("ab", [2])])
   scores, logged = judge(samples, np.array([1, 0]))
-  assert scores.tolist() == [0.5 * 5 * 2, 0.5 * 2] and logged == {}
+  assert scores.tolist() == [0.5 * 5 * 2, 0.5 * 2]
+  assert list(logged) == ["component/raised"]
   assert judge.records[1] == {"prompt": "aac", "bonus": 5}
   assert texts.correct_above(bound("mine.py:score")) == 3.0 - 1e-4
   assert texts.correct_above(bound("mine.py:free")) is None

@@ -1,18 +1,13 @@
 """Unit tests in processes of their own: right, wrong, hacked and runaway."""
 
+import dataclasses
 import os
-import sys
 import time
 
 import pytest
 
-from rlhf_jax.rewards import (
-  code_process,
-  code_runner,
-  code_tests,
-  rows,
-  verifiers,
-)
+from rlhf_jax.rewards import code_tests, rows, verifiers
+from rlhf_jax.rewards.sandbox import servers
 
 SQUARE = {
   "setup": "import math\nvalues = [0, 3, -4]",
@@ -23,7 +18,7 @@ SQUARE = {
   ],
 }
 RIGHT = "def square(x):\n  return x * x"
-CONFIG = code_tests.Config(seconds=8.0)
+CONFIG = code_tests.Config(seconds=8.0, isolation="audit")
 
 
 def results(codes, reference, config=CONFIG):
@@ -79,13 +74,15 @@ def test_right_answers_pass():
 
 
 def test_hacked_answers_fail():
-  config = code_tests.Config(seconds=8.0, workers=4)
+  config = dataclasses.replace(CONFIG, workers=4)
   found = results(list(HACKS.values()), SQUARE, config)
   statuses = dict(zip(HACKS, [r.status for r in found], strict=True))
   assert set(statuses.values()) == {"failed"}, statuses
   assert {r.passed for r in found[1:]} == {0}
   scores, _ = code_tests.score(
-    [HACKS["wrong"], RIGHT], [SQUARE] * 2, code_tests.Config(credit="share")
+    [HACKS["wrong"], RIGHT],
+    [SQUARE] * 2,
+    dataclasses.replace(CONFIG, credit="share"),
   )
   assert scores.tolist() == pytest.approx([1 / 3, 1.0])
 
@@ -119,7 +116,10 @@ def test_limits_hold():
   codes = [
     body.format(code.replace("\n", "\n    ")) for code in LIMITED.values()
   ]
-  allowed = body.format("open('own', 'w').write('x'); open('own').read()")
+  library = "open(__import__('os').__file__).read()"
+  folder = "open('own', 'w').write('x'); open('own').read()"
+  has_folder = servers.offered()[0].level == "namespace"
+  allowed = body.format(folder if has_folder else library)
   reference = {"tests": ["assert tries(0) != 'done'"]}
   found = results([*codes, allowed], reference)
   statuses = dict(
@@ -131,13 +131,11 @@ def test_limits_hold():
 
 
 def test_fork_bombs_are_capped_below_python():
-  isolation = code_process.isolation()
-  is_root = os.geteuid() == 0 and isolation.user == "own"
-  if is_root or sys.platform != "linux":
-    pytest.skip("no limit on processes binds this user here")
-  assert isolation.is_fork_refused
+  walls, _ = servers.offered()
+  if walls.level == "audit":
+    pytest.skip("nothing outside Python binds an answer here")
   bomb = (
-    "import _posixsubprocess, _thread\n"
+    "import _thread\n"
     "def tries(x):\n  try:\n    _thread.start_new_thread(print, ())\n"
     "    return 'thread'\n  except RuntimeError:\n    return 'refused'"
   )
@@ -146,7 +144,7 @@ def test_fork_bombs_are_capped_below_python():
 
 
 def test_endless_answers_are_killed_with_their_group():
-  config = code_tests.Config(seconds=1.0)
+  config = dataclasses.replace(CONFIG, seconds=1.0)
   loops = [
     "while True: pass",
     "def square(x):\n  import time\n  time.sleep(600)",
@@ -165,13 +163,16 @@ def test_endless_answers_are_killed_with_their_group():
 def test_timeouts_and_missing_code_are_logged_apart():
   endless = "```python\nwhile True: pass\n```"
   texts = [endless, "```bash\nls\n```", RIGHT]
-  judge = verifiers.bind_parts("code", seconds=1.0, credit="share")
+  judge = verifiers.bind_parts(
+    "code", seconds=1.0, credit="share", isolation="audit"
+  )
   cases = [{"input": "", "output": "1"}, {"input": "", "output": ""}]
   scores, logged = judge(rows.Answers(texts[:2], [{"cases": cases}] * 2))
   assert scores.tolist() == [0.0, 0.0]
   assert logged["timeout"].tolist() == [1.0, 0.0]
   assert logged["no_code"].tolist() == [0.0, 1.0]
-  part = {"verifier": "code", "weight": 2.0, "settings": {"seconds": 4.0}}
+  settings = {"seconds": 1.5, "isolation": "audit"}
+  part = {"verifier": "code", "weight": 2.0, "settings": settings}
   judge = verifiers.bind_parts("sum", parts=(part,))
   scores, logged = judge(rows.Answers(texts, [SQUARE] * 3))
   assert scores.tolist() == [0.0, 0.0, 2.0]
@@ -194,7 +195,7 @@ def test_programs_are_judged_by_what_they_print():
     "print(int(input()) ** 2, file=__import__('sys').stderr)",
     "if __name__ == '__main__':\n  print(int(input()) ** 2)",
   ]
-  config = code_tests.Config(seconds=8.0, credit="share")
+  config = dataclasses.replace(CONFIG, credit="share")
   found = results(codes, {"cases": cases}, config)
   assert [r.passed for r in found] == [2, 2, 1, 0, 0, 0, 0, 2]
   scores, _ = code_tests.score(codes[:3], [{"cases": cases}] * 3, config)
@@ -233,7 +234,7 @@ def test_expected_errors_are_recognised():
 
 def test_what_holds_no_code_scores_zero():
   texts = ["```python\ndef square(x):", "```bash\nls\n```", " ", "x" * 99]
-  config = code_tests.Config(max_characters=90)
+  config = dataclasses.replace(CONFIG, max_characters=90)
   found = results(texts, SQUARE, config)
   assert [r.status for r in found] == ["no_code"] * 4
 
@@ -262,28 +263,41 @@ def test_a_reference_that_cannot_judge_is_named(reference, message):
   [
     (["assert 1 == 1"], "without calling the answer"),
     (["assert f"], "tests can only call it"),
-    (["assert f.x(3)"], "tests can only call it"),
-    (["assert f(lambda: 1)"], "an argument of f"),
+    (["assert f(lambda: 1)"], "an argument of f: function is not plain"),
+    (["assert f(1) == 1", "assert f(0) == 0 and f(object())"], "argument of f"),
+    (["x = f(3)\nassert x and f(y for y in [print])"], "an argument of f"),
+    (["import nothing_at_all\nassert f(1)"], "ModuleNotFoundError"),
+    (["import os\nassert f(1)\nos._exit(0)"], "it ends the process"),
   ],
 )
-def test_a_test_beyond_plain_calls_stops_the_run(tests, message):
-  with pytest.raises(ValueError, match=rf"references\[0\].*{message}"):
-    code_tests.score(["def f(x): return x"], [{"tests": tests}], CONFIG)
+def test_a_test_beyond_plain_calls_is_refused_before_the_run(tests, message):
+  good = {"tests": ["assert f(1) == 1"]}
+  program = {"cases": [{"input": "", "output": ""}]}
+  with pytest.raises(rows.BadReference, match=message) as caught:
+    code_tests.prepare([good, program, {"tests": tests}, good], CONFIG)
+  assert caught.value.row == 2
 
 
-@pytest.mark.parametrize(
-  "value",
-  [None, True, 3, 2**80, 0.5, "ä", b"a", 1j, [1, (2, {3})], {(1, 2): [None]}],
-)
-def test_plain_data_crosses_unchanged(value):
-  copy = code_runner.decode(code_runner.encode(value))
-  assert copy == value and type(copy) is type(value)
+def test_good_references_pass_their_trial():
+  endless = "while f(1): pass\nassert f(lambda: 1)"
+  tests = ["assert f(1).x[0] + 2 > 3", endless]
+  code_tests.prepare([SQUARE, {"tests": tests}], CONFIG)
 
 
-def test_subclasses_do_not_cross():
-  class Yes(int):
-    pass
+def test_a_trial_that_takes_too_long_refuses_nothing(monkeypatch):
+  monkeypatch.setattr(code_tests, "TRIAL_SECONDS", 0.3)
+  slow = {"tests": ["while f(1): pass\nassert f(1)"]}
+  code_tests.prepare([slow, SQUARE, slow], CONFIG)
+  bad = {"tests": ["assert f(lambda: 1)"]}
+  with pytest.raises(rows.BadReference) as caught:
+    code_tests.prepare([slow, SQUARE, bad], CONFIG)
+  assert caught.value.row == 2
 
-  for value in (Yes(1), [Yes(1)], {"a": Yes(1)}, object()):
-    with pytest.raises(TypeError, match="not plain data"):
-      code_runner.encode(value)
+
+def test_a_test_that_nobody_can_pass_scores_zero_and_is_counted():
+  """Where only a real answer leads to it: the run goes on."""
+  test = "assert f(1) == 1\nif f(1) != 1 or type(f(2)) is int: f(lambda: 1)"
+  texts = ["def f(x): return x", "def f(x): return x + 1"]
+  scores, logged = code_tests.score(texts, [{"tests": [test]}] * 2, CONFIG)
+  assert scores.tolist() == [0.0, 0.0]
+  assert logged["bad_test"].tolist() == [1.0, 0.0]
