@@ -20,10 +20,9 @@ ORDER = (
   ("rewards",),
   ("checkpoint",),
   ("evaluation",),
-  ("labelling",),
   ("pipelines",),
   ("planning",),
-  ("sweep", "command"),
+  ("command",),
   ("main", "plan"),
 )
 LEVEL = {name: i for i, names in enumerate(ORDER) for name in names}
@@ -107,6 +106,26 @@ def test_the_rule_can_fail(part, source, is_allowed):
   assert is_allowed == (not complaints(part, imported_names(source, module)))
 
 
-def test_each_name_stands_once_in_the_order():
+def ghosts(names: list[str], package: Path) -> list[str]:
+  """Returns names that are neither a module nor a package of modules."""
+  return [
+    name
+    for name in names
+    if not (package / f"{name}.py").is_file()
+    and not any((package / name).glob("*.py"))
+  ]
+
+
+def test_each_name_stands_once_in_the_order_and_exists():
   names = list(itertools.chain(*ORDER))
   assert len(names) == len(set(names))
+  assert ghosts(names, PACKAGE) == []
+
+
+def test_a_name_without_a_file_is_noticed(tmp_path):
+  (tmp_path / "module.py").write_text("")
+  (tmp_path / "folder").mkdir()
+  (tmp_path / "folder" / "inside.py").write_text("")
+  (tmp_path / "empty").mkdir()
+  names = ["module", "folder", "empty", "sweep"]
+  assert ghosts(names, tmp_path) == ["empty", "sweep"]
