@@ -6,7 +6,7 @@ FAULTS = (
   *of(
     "resume",
     "pipelines/loop.py",
-    "pipeline_resume",
+    "loop",
     (
       "loop: data start anew",
       'iterator.set_state(meta["iterators"][name])',
