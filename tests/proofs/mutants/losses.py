@@ -8,7 +8,7 @@ FAULTS = (
   *of(
     "losses",
     "algorithms/sft.py",
-    "sft_loss",
+    "sft_loss ties_and_fillers",
     ("sft: the sign", "    -logprobs,\n    mask,", "    logprobs,\n    mask,"),
     (
       "sft: prompts count as targets",
@@ -39,7 +39,7 @@ FAULTS = (
   *of(
     "losses",
     "algorithms/reward.py",
-    "reward_loss",
+    "reward_loss ties_and_fillers",
     (
       "reward: the margin goes to candidate 0",
       "margin * jnp.sign(label - 0.5)",
@@ -177,7 +177,7 @@ FAULTS = (
   *of(
     "losses",
     f"{PREFERENCE}/update.py",
-    "preference_update",
+    "preference_update ties_and_fillers",
     (
       "kto: the baseline counts rows without weight",
       "jax.lax.stop_gradient(total) / _at_least(jnp.sum(batch.weight))",
@@ -197,7 +197,7 @@ FAULTS = (
   *of(
     "losses",
     f"{PREFERENCE}/pairing.py",
-    "pairing",
+    "pairing ties_and_fillers",
     (
       "pairing: the worst first",
       "jnp.argmax(table, 1), jnp.argmin(table, 1)",

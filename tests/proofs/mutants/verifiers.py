@@ -8,7 +8,7 @@ FAULTS = (
   *of(
     "verifiers",
     f"{REWARDS}/text_matches.py",
-    "verifiers",
+    "verifiers verifier_limits",
     (
       "exact: one right answer of many",
       "len(found) == 1 and found <= accepted",
@@ -38,7 +38,7 @@ FAULTS = (
   *of(
     "verifiers",
     f"{REWARDS}/math_answers.py",
-    "verifiers",
+    "verifiers verifier_limits",
     (
       "number: two answers are tolerated",
       'config.several == "refuse" and len(values) > 1',
@@ -68,7 +68,7 @@ FAULTS = (
   *of(
     "verifiers",
     f"{REWARDS}/constraints.py",
-    "verifiers_constraints",
+    "verifiers_constraints verifier_limits",
     (
       "constraints: the upper bound is out of bounds",
       "at_most is None or count <= at_most",
