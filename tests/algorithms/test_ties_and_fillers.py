@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from rlhf_jax.algorithms import reward, sft
+from rlhf_jax.algorithms.policy_gradient import groups
 from rlhf_jax.algorithms.preference import dpo, kto, pairing, update
-from rlhf_jax.types import PreferenceBatch, TokenBatch, TrainState
+from rlhf_jax.types import PreferenceBatch, Rollout, TokenBatch, TrainState
 
 
 def state_of(params):
@@ -75,6 +76,23 @@ def test_equal_scores_are_no_preference_with_no_least_gap():
     config=pairing.Config(minimum_gap=0.0),
   )
   np.testing.assert_array_equal(weight, [0.0, 1.0])
+
+
+def test_a_score_at_the_limit_is_not_right():
+  """groups.metrics: above, not at, what a right answer has."""
+  mask = jnp.ones((4, 1))
+  rollout = Rollout(
+    tokens=jnp.zeros((4, 1), jnp.int32),
+    valid_mask=mask,
+    response_mask=mask,
+    behaviour_logprobs=mask,
+    finish_reason=jnp.zeros(4, jnp.int32),
+    reference_logprobs=mask,
+    score=jnp.asarray([1.0, 1.0, 1.0, 2.0]),
+  )
+  found = jax.jit(groups.metrics, static_argnums=(1, 2))(rollout, 2, 1.0)
+  np.testing.assert_allclose(found["group/pass1"], 1 / 4)
+  np.testing.assert_allclose(found["group/passG"], 1 / 2)
 
 
 def preferences(rows):

@@ -13,7 +13,7 @@ from tests.letters import Letters
 LETTERS = Letters()
 RATED = [
   {"text": "ab c", "ratings": [3, 2]},
-  {"text": "d", "ratings": [-1]},
+  {"text": "dd", "ratings": [-1]},
   {"text": "ef gh ij", "ratings": [0, 1]},
   {"text": "kl m", "ratings": [2]},
 ]
@@ -40,13 +40,13 @@ def spell(row):
 def test_rated_texts_become_prompt_and_answer(rated):
   rows, dropped = inputs.demonstrations(rated(prompt="P:"), LETTERS)
   assert not dropped
-  assert [spell(row) for row in rows[:2]] == ["P: *a*b* *c*<e>*", "P: *d*<e>*"]
+  assert [spell(row) for row in rows[:2]] == ["P: *a*b* *c*<e>*", "P: *d*d*<e>*"]
   rows, _ = inputs.demonstrations(
     rated(prompt="P:", train_on_prompt=True, end_token=False), LETTERS
   )
-  assert spell(rows[1]) == "P:* *d*"
+  assert spell(rows[1]) == "P:* *d*d*"
   rows, _ = inputs.demonstrations(rated(), LETTERS)  # nothing stands before
-  assert spell(rows[1]) == " d*<e>*"
+  assert spell(rows[1]) == " d*d*<e>*"
   with pytest.raises(DataError, match=r"jsonl:3: 2 \+ 10 tokens do not fit"):
     inputs.demonstrations(rated(prompt="P:", max_length=11), LETTERS)
 
@@ -54,7 +54,7 @@ def test_rated_texts_become_prompt_and_answer(rated):
 def test_prompts_of_rated_texts_are_their_first_tokens(rated):
   ids, _ = inputs.prompts(rated(prompt="P:", prefix_tokens=3), LETTERS, 5)
   texts = [LETTERS.decode(row) for row in ids]
-  assert texts == ["P: ab", "P: d", "P: ef", "P: kl"]
+  assert texts == ["P: ab", "P: dd", "P: ef", "P: kl"]
   with pytest.raises(DataError, match="jsonl:1: a prompt of 5 tokens"):
     inputs.prompts(rated(prompt="P:", prefix_tokens=3), LETTERS, 4)
 
@@ -69,7 +69,7 @@ def test_records_are_filtered_split_and_cut_in_this_order(rated):
     "more than max_text_tokens": 1,
   }
   found, _ = inputs.records(rated(limit=3), LETTERS)
-  assert [record.text for record in found] == ["ab c", "d", "ef gh ij"]
+  assert [record.text for record in found] == ["ab c", "dd", "ef gh ij"]
   parts = [
     {
       record.text

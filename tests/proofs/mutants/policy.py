@@ -243,7 +243,7 @@ FAULTS = (
       "return jnp.any(rollout.response_mask > 0, axis=-1).astype(jnp.float32)",
       "return jnp.ones(rollout.response_mask.shape[0])",
     ),
-    ("returns: of the whole row", "gae_lambda=1.0,", "gae_lambda=0.95,"),
+    ("returns: they decay", "gae_lambda=1.0,", "gae_lambda=0.95,"),
   ),
   *of(
     "returns",

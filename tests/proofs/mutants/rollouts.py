@@ -191,7 +191,7 @@ FAULTS = (
   *of(
     "metrics",
     f"{POLICY}/groups.py",
-    "groups",
+    "groups ties_and_fillers",
     (
       "groups: the limit itself is right",
       "(score > correct_above)",

@@ -293,7 +293,7 @@ FAULTS = (
       'both = {"policy": policy, "value": policy}',
     ),
     (
-      "policy: packed rewards are shaped before the penalty",
+      "remax: the raw score of the greedy answer",
       "scores = shaping.shaped_scores(greedy, moments, shape)",
       "scores = greedy.score",
     ),
