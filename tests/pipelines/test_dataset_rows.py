@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data.sources import DataError
-from rlhf_jax.pipelines import inputs
+from rlhf_jax.pipelines import features, inputs
 from rlhf_jax.pipelines.config import Data
 from tests.letters import Letters
 
@@ -40,7 +40,10 @@ def spell(row):
 def test_rated_texts_become_prompt_and_answer(rated):
   rows, dropped = inputs.demonstrations(rated(prompt="P:"), LETTERS)
   assert not dropped
-  assert [spell(row) for row in rows[:2]] == ["P: *a*b* *c*<e>*", "P: *d*d*<e>*"]
+  assert [spell(row) for row in rows[:2]] == [
+    "P: *a*b* *c*<e>*",
+    "P: *d*d*<e>*",
+  ]
   rows, _ = inputs.demonstrations(
     rated(prompt="P:", train_on_prompt=True, end_token=False), LETTERS
   )
@@ -118,3 +121,57 @@ def test_comparisons_of_rated_texts(rated):
       assert label == float(second == 1)
   predicted = means[found.pairs[:, 0]] > means[found.pairs[:, 1]]
   assert found.ceiling == np.mean(predicted == (found.labels > 0.5))
+
+
+def numbered(count):
+  """Returns comparisons of rows whose tokens and labels say which they are."""
+  rows = [
+    {
+      "tokens": np.array([n, 50 + n], np.int32),
+      "loss_mask": np.array([0.0, 1.0], np.float32),
+    }
+    for n in range(2 * count)
+  ]
+  return inputs.Comparisons(
+    rows=rows,
+    pairs=np.arange(2 * count, dtype=np.int32).reshape(count, 2),
+    labels=np.arange(count, dtype=np.float32) / 100,
+    groups=np.arange(count, dtype=np.int32)[:, None],
+    dropped=None,
+    ceiling=None,
+  )
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_a_batch_holds_the_rows_and_labels_of_its_comparisons(is_cached):
+  data = numbered(9)
+  cached = np.arange(18.0)[:, None] if is_cached else None
+  batch = features.collate(
+    [7, 0, 3], data=data, features=cached, width=4, pad_id=2
+  )
+  np.testing.assert_allclose(batch.label, [0.07, 0.0, 0.03], rtol=1e-6)
+  np.testing.assert_array_equal(batch.weight, [1.0, 1.0, 1.0])
+  wanted = [[14, 15], [0, 1], [6, 7]]
+  if is_cached:
+    np.testing.assert_array_equal(batch.features[..., 0], wanted)
+    return
+  np.testing.assert_array_equal(batch.tokens[..., 0], wanted)
+  np.testing.assert_array_equal(batch.tokens[1], [[0, 50, 2, 2], [1, 51, 2, 2]])
+  np.testing.assert_array_equal(batch.loss_mask[1, 0], [0, 1, 0, 0])
+  np.testing.assert_array_equal(batch.valid_mask[1, 0], [1, 1, 0, 0])
+
+
+def test_what_is_held_out_depends_on_the_seed_alone():
+  data = numbered(20)
+  held = {}
+  for seed in (0, 1, 2):
+    train, out = features.split_heldout(data, 0.25, seed)
+    assert len(out.pairs) == 5 and len(train.pairs) == 15
+    together = np.concatenate([train.labels, out.labels])
+    np.testing.assert_array_equal(np.sort(together), data.labels)
+    for part in (train, out):
+      np.testing.assert_allclose(part.pairs[:, 0] / 200, part.labels, rtol=1e-6)
+    held[seed] = tuple(out.labels)
+  assert len(set(held.values())) == 3
+  again = features.split_heldout(data, 0.25, 1)[1]
+  assert tuple(again.labels) == held[1]

@@ -192,7 +192,7 @@ FAULTS = (
   *of(
     "data",
     "pipelines/features.py",
-    "pipeline_reward",
+    "dataset_rows pipeline_reward",
     (
       "split: pairs across the border train",
       "~is_held.any(axis=1), is_held.all(axis=1)",
