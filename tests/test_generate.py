@@ -223,6 +223,24 @@ def test_nucleus_keeps_the_smallest_set_that_reaches_the_mass():
   )
 
 
+def test_a_nucleus_after_top_k_is_of_the_mass_that_is_left():
+  """Of 0.5, 0.2 and 0.15 the first two hold 0.82, of all five but 0.7."""
+  probabilities = jnp.asarray([[0.15, 0.5, 0.05, 0.2, 0.1]])
+  kept = [
+    sampling.truncate(
+      jnp.log(probabilities), generate.Config(top_p=0.75, top_k=top_k)
+    )
+    for top_k in (3, 0)
+  ]
+  np.testing.assert_array_equal(
+    np.isfinite(np.concatenate(kept)),
+    [
+      [False, True, False, True, False],
+      [True, True, False, True, False],
+    ],
+  )
+
+
 @pytest.mark.parametrize(
   "changes",
   [

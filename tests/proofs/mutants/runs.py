@@ -151,7 +151,7 @@ FAULTS = (
   *of(
     "stages",
     "rewards/model.py",
-    "pipeline_reward actors pipeline_judge",
+    "roles pipeline_reward",
     (
       "reward: scores are not normalised",
       "return (raw - weights.mean) / weights.std",
@@ -191,7 +191,7 @@ FAULTS = (
   *of(
     "stages",
     "pipelines/actors.py",
-    "pipeline_policy",
+    "actors pipeline_policy",
     (
       "actors: the base is the reference",
       "reference=policy.variables,",
