@@ -95,6 +95,17 @@ def test_a_score_at_the_limit_is_not_right():
   np.testing.assert_allclose(found["group/passG"], 1 / 2)
 
 
+def test_equal_rewards_give_exactly_nothing_whatever_they_are():
+  """The mean of three equal numbers is not always that number."""
+  x = np.random.default_rng(0).random(64).astype(np.float32)
+  rewards = np.repeat(x, 3)
+  assert np.any(np.float32(rewards.reshape(-1, 3).sum(1) / 3) != x)
+  found = jax.jit(groups.centred, static_argnums=2)(
+    rewards, np.ones(192, np.float32), 3
+  )
+  np.testing.assert_array_equal(found, np.zeros(192))
+
+
 def preferences(rows):
   """Returns judged answers of two tokens; the second of KTO is longer."""
   tokens = jnp.arange(4 * 2 * 3, dtype=jnp.int32).reshape(4, 2, 3)[:rows]

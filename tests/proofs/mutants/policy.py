@@ -217,7 +217,7 @@ FAULTS = (
   *of(
     "returns",
     f"{POLICY}/groups.py",
-    "groups grpo rloo",
+    "groups grpo rloo ties_and_fillers",
     (
       "groups: the deviation of a population",
       "square / jnp.maximum(count - 1.0, 1.0)",

@@ -105,7 +105,7 @@ FAULTS = (
   *of(
     "returns",
     f"{POLICY}/shaping.py",
-    "shaping",
+    "shaping shaping_by_hand",
     (
       "shaping: the score on every token",
       "jnp.where(is_last, score[:, None], 0.0)",
