@@ -5,11 +5,10 @@ import types
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import checkpoint, generate
+from rlhf_jax import generate
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.data import batches
 from rlhf_jax.models import heads, roles, trees
@@ -18,6 +17,7 @@ from rlhf_jax.pipelines import build, defaults, evaluate, stages
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, Rollout, Samples
 from tests.letters import Letters
 from tests.pipelines import tiny_runs
+from tests.pipelines.drawn_stages import draw, save_stage
 
 # Four prompts. Scores of the proxy: mean 2 and variance 2 before, and changes
 # of 2, 0, 2 and -2. Those of gold: mean 2 and variance 1, changes of -1, 0, -1
@@ -209,26 +209,6 @@ def test_the_columns_of_answers_by_hand(monkeypatch):
 # A whole evaluation of stages that were drawn, not trained.
 
 COUNT, BATCH = 8, 4
-
-
-def save_stage(folder, pipeline, base, role, trained, **facts):
-  """Writes a finished stage with the given trainable tree."""
-  with checkpoint.Checkpoints(str(folder / "checkpoints")) as saved:
-    saved.save(
-      1, {"train": {"params": trained}}, stages.identity(base), final=True
-    )
-  stages.write_stage(folder, pipeline, base, role, **facts)
-
-
-def draw(role, part, seed, size):
-  """Returns {part: drawn} of a role's "lora" or "head"."""
-  rng = np.random.default_rng(seed)
-  return {
-    part: jax.tree.map(
-      lambda leaf: jnp.asarray(size * rng.normal(size=leaf.shape), leaf.dtype),
-      build.variable_shapes(role)[part],
-    )
-  }
 
 
 def make_config(files):

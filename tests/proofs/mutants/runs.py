@@ -206,7 +206,7 @@ FAULTS = (
   *of(
     "stages",
     "pipelines/stages.py",
-    "stages pipeline_preference wrong_runs wrong_inputs",
+    "stage_folders wrong_runs pipeline_preference",
     (
       "stages: weights of the base instead of the merged",
       "if not merged_from:\n    return base.params",
