@@ -1,8 +1,11 @@
 """Finished tiny stages, shared by all tests of the pipelines.
 
 Each is a folder that one pipeline filled. Compiled programs are kept for these
-tests only, because a second run of a stage compiles the same ones.
+tests only, because a second run of a stage compiles the same ones; with
+JAX_COMPILATION_CACHE_DIR they are kept there, for further sessions.
 """
+
+import os
 
 import jax
 import pytest
@@ -17,7 +20,9 @@ def compile_cache(tmp_path_factory):
   """Keeps compiled programs in a folder; returns it, for subprocesses too."""
   folder = tmp_path_factory.mktemp("cache")
   settings = {
-    "jax_compilation_cache_dir": str(folder / "xla"),
+    "jax_compilation_cache_dir": os.environ.get(
+      "JAX_COMPILATION_CACHE_DIR", str(folder / "xla")
+    ),
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": 0,
   }

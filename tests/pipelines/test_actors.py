@@ -123,3 +123,12 @@ def test_a_critic_that_would_forget_the_reward_model_is_refused(
   scorer, _ = reward(**made)
   with pytest.raises(UserError, match=message):
     actors.critic_role(actors.Value(**settings), scorer, MODEL)
+
+
+def test_a_reward_model_at_chance_is_refused_unless_forced(capsys):
+  info = {"guards": [("warn", "few pairs."), ("refuse", "at chance.")]}
+  with pytest.raises(UserError, match="at chance. Pass --config.force=True"):
+    actors.check_reward(info, force=False)
+  actors.check_reward(info, force=True)
+  assert "reward model: refuse: at chance." in capsys.readouterr().out
+  actors.check_reward({"guards": info["guards"][:1]}, force=False)

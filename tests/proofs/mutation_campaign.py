@@ -1,0 +1,232 @@
+"""Plants small faults, one at a time, and asks whether a test notices.
+
+    python -m tests.proofs.mutation_campaign --only=losses --jobs=2
+
+Each fault of mutations.py is planted in a copy of the tree, and the tests
+named with it run there; with --whole all tests of the default suite follow
+where the named ones pass. Tests that killed a fault run once more on a tree
+without faults: where they fail there too, the kill does not count. Exit code 1
+when less than 95 % are killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.proofs import mutations
+from tests.proofs.mutations import Mutation
+
+ROOT = Path(__file__).parent.parent.parent
+PASSING_SHARE = 0.95
+PATIENCE = 1800.0  # seconds of one pytest; a fault may make a program endless
+_ENDED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
+_LEFT_OUT = shutil.ignore_patterns(
+  ".git", ".venv", "runs", "*.egg-info", ".pytest_cache", ".ruff_cache"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What became of one fault.
+
+  killer: id of the test that failed, "time" where none ended, "" for none.
+  """
+
+  mutation: Mutation
+  killer: str
+  seconds: float
+
+
+def copy_tree(target: Path) -> None:
+  """Copies what tests read, with the times of files, to a new folder."""
+  shutil.copytree(ROOT, target, ignore=_LEFT_OUT, symlinks=True)
+
+
+def environment(root: Path) -> dict[str, str]:
+  """Returns the environment of tests in a tree.
+
+  Most of their time is compiling, and a fault changes few programs: all runs
+  keep compiled ones beside the trees.
+  """
+  return os.environ | {
+    "PYTHONPATH": str(root),
+    "JAX_COMPILATION_CACHE_DIR": str(root.parent.parent / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+  }
+
+
+def run_tests(root: Path, tests: Sequence[str]) -> tuple[bool, list[str]]:
+  """Returns whether tests pass in a tree, and the ids of those that do not.
+
+  Args:
+    root: of the tree, in a folder of its own.
+    tests: paths or ids; none for the whole default suite.
+
+  Raises:
+    RuntimeError: pytest itself failed.
+  """
+  command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", *tests]
+  command += ["-p", "no:cacheprovider", "--tb=no"]
+  try:
+    done = subprocess.run(
+      command,
+      cwd=root,
+      env=environment(root),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      timeout=PATIENCE,
+    )
+  except subprocess.TimeoutExpired:
+    return False, ["time"]
+  failed = _ENDED.findall(done.stdout)
+  if done.returncode == 0:
+    return True, []
+  if done.returncode not in (1, 2) or not failed:
+    if done.returncode < 0:  # the interpreter died in a test
+      return False, [f"signal {-done.returncode}"]
+    raise RuntimeError(f"{' '.join(command)}:\n{done.stdout[-3000:]}")
+  return False, failed
+
+
+def judge(mutation: Mutation, folder: Path, is_whole: bool) -> Verdict:
+  """Returns what becomes of a fault, in a copy of the tree of its own.
+
+  Args:
+    mutation: the fault.
+    folder: for the copy, which is removed again.
+    is_whole: run all tests where the named ones pass.
+  """
+  start = time.monotonic()
+  with tempfile.TemporaryDirectory(dir=folder) as name:
+    root = Path(name) / "tree"
+    copy_tree(root)
+    path = mutations.place(mutation, root)
+    path.write_text(mutations.mutated(mutation, path.read_text()))
+    is_alive, failed = run_tests(root, mutations.test_files(mutation, root))
+    if is_alive and is_whole:
+      is_alive, failed = run_tests(root, [])
+  killer = "" if is_alive else failed[0]
+  return Verdict(mutation, killer, time.monotonic() - start)
+
+
+def discounted(verdicts: list[Verdict], folder: Path) -> list[Verdict]:
+  """Returns the verdicts without kills by tests that fail anyway."""
+  killers = {v.killer for v in verdicts if "::" in v.killer}
+  suspects = sorted(killers)
+  with tempfile.TemporaryDirectory(dir=folder) as name:
+    root = Path(name) / "tree"
+    copy_tree(root)
+    broken: set[str] = set()
+    while suspects:
+      passes, failed = run_tests(root, suspects)
+      if passes:
+        break
+      broken |= set(failed)
+      left = [test for test in suspects if test not in broken]
+      if len(left) == len(suspects):  # not one of them: a broken tree
+        broken |= set(suspects)
+        break
+      suspects = left
+  return [
+    dataclasses.replace(v, killer="") if v.killer in broken else v
+    for v in verdicts
+  ]
+
+
+def chosen(only: str, part: str) -> list[Mutation]:
+  """Returns the faults of an area or a name, and of them every N-th.
+
+  Args:
+    only: area, or a piece of names; "" for all.
+    part: "K/N", the K-th of N parts.
+
+  Raises:
+    SystemExit: nothing is chosen.
+  """
+  everything = mutations.everything()
+  areas = {m.area for m in everything}
+  found = [
+    m
+    for m in everything
+    if only in ("", m.area) or (only not in areas and only in m.name)
+  ]
+  index, _, count = part.partition("/")
+  found = found[int(index) - 1 :: int(count)]
+  if not found:
+    raise SystemExit(f"--only={only} --part={part}: no such fault.")
+  return found
+
+
+def campaign(
+  faults: Sequence[Mutation], jobs: int, is_whole: bool
+) -> list[Verdict]:
+  """Returns what became of each fault, and says so as it goes on.
+
+  Args:
+    faults: to plant.
+    jobs: how many at a time.
+    is_whole: see `judge`.
+  """
+  for fault in faults:
+    mutations.place(fault, ROOT)
+    mutations.test_files(fault, ROOT)
+  with tempfile.TemporaryDirectory() as name:
+    folder = Path(name)
+
+    def one(fault: Mutation) -> Verdict:
+      verdict = judge(fault, folder, is_whole)
+      print(line(verdict), flush=True)
+      return verdict
+
+    with ThreadPoolExecutor(jobs) as pool:
+      verdicts = list(pool.map(one, faults))
+    return discounted(verdicts, folder)
+
+
+def line(verdict: Verdict) -> str:
+  """Returns area, name, what killed it and seconds as one line."""
+  fault, killer = verdict.mutation, verdict.killer
+  killer = killer.rpartition("/")[2] if killer else "SURVIVED"
+  return (
+    f"{fault.area:10s}  {fault.name:52s}  {killer}  {verdict.seconds:.0f} s"
+  )
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+  """Returns all lines, and how many were killed in the last one."""
+  killed = sum(bool(verdict.killer) for verdict in verdicts)
+  lines = [line(verdict) for verdict in verdicts]
+  return "\n".join([*lines, f"killed {killed} of {len(verdicts)}"])
+
+
+def main() -> None:
+  """Runs the command line."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+  parser.add_argument("--only", default="", help="an area, or part of a name")
+  parser.add_argument("--part", default="1/1", help="K/N: the K-th of N parts")
+  parser.add_argument("--jobs", type=int, default=1, help="at a time")
+  parser.add_argument("--whole", action="store_true", help="then all tests")
+  options = parser.parse_args()
+  verdicts = campaign(
+    chosen(options.only, options.part), options.jobs, options.whole
+  )
+  print("\n" + table(verdicts))
+  share = sum(bool(v.killer) for v in verdicts) / len(verdicts)
+  raise SystemExit(share < PASSING_SHARE)
+
+
+if __name__ == "__main__":
+  main()

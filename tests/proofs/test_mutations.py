@@ -1,0 +1,164 @@
+"""The list of faults never goes stale, and the campaign judges rightly."""
+
+import ast
+import collections
+import functools
+
+import pytest
+
+from tests.proofs import mutation_campaign, mutations
+from tests.proofs.mutation_campaign import ROOT, Verdict
+
+ALL = mutations.everything()
+AREAS = {
+  "losses",
+  "masks",
+  "returns",
+  "sampling",
+  "evaluation",
+  "selection",
+  "resume",
+  "stages",
+  "verifiers",
+  "data",
+  "optimizer",
+  "sharding",
+  "metrics",
+}
+
+
+@functools.cache
+def program_of(source):
+  """Returns what a source says, without comments and lines."""
+  return ast.dump(ast.parse(source))
+
+
+def test_every_fault_stands_once_changes_its_file_and_parses():
+  stale = []
+  for fault in ALL:
+    try:
+      source = mutations.place(fault, ROOT).read_text()
+      changed = mutations.mutated(fault, source)
+      program = program_of(changed)
+      assert mutations.test_files(fault, ROOT)
+    except (mutations.StaleError, SyntaxError) as error:
+      stale.append(f"{fault.name}: {error}")
+      continue
+    if program == program_of(source):
+      stale.append(f"{fault.name}: changes no program")
+  assert not stale, "\n".join(stale)
+
+
+def test_faults_have_names_of_their_own_and_cover_every_area():
+  counts = collections.Counter(fault.name for fault in ALL)
+  assert [name for name, count in counts.items() if count > 1] == []
+  assert {fault.area for fault in ALL} == AREAS
+  assert len(ALL) >= 70
+
+
+def fault(before, file="a.py", tests=("test_a.py",)):
+  return mutations.Mutation("losses", "x", file, before, "1 + 1", tests)
+
+
+@pytest.fixture
+def tree(tmp_path):
+  """Returns a tree of two modules and a test."""
+  for folder in ("rlhf_jax/new", "tests/new"):
+    (tmp_path / folder).mkdir(parents=True)
+  (tmp_path / "rlhf_jax" / "a.py").write_text("x = 2 * 2\ny = 3\nz = 3\n")
+  (tmp_path / "rlhf_jax" / "new" / "b.py").write_text("w = 4 * 4\n")
+  (tmp_path / "tests" / "new" / "test_a.py").write_text("")
+  return tmp_path
+
+
+def test_moved_files_and_tests_are_found(tree):
+  assert mutations.place(fault("2 * 2"), tree).name == "a.py"
+  moved = mutations.place(fault("4 * 4"), tree)
+  assert moved == tree / "rlhf_jax" / "new" / "b.py"
+  assert mutations.place(fault("4 * 4", "gone.py"), tree) == moved
+  assert mutations.test_files(fault("2 * 2"), tree) == ["tests/new/test_a.py"]
+
+
+@pytest.mark.parametrize(
+  ("before", "message"),
+  [("= 3", "holds '= 3' 2 times"), ("5 * 5", "stands in \\[\\]")],
+)
+def test_texts_that_are_not_there_once_are_stale(tree, before, message):
+  with pytest.raises(mutations.StaleError, match=message):
+    mutations.place(fault(before), tree)
+
+
+def test_tests_that_are_gone_or_double_are_stale(tree):
+  (tree / "tests" / "test_a.py").write_text("")
+  for name, count in (("test_a.py", 2), ("test_b.py", 0)):
+    with pytest.raises(mutations.StaleError, match=f"{count} files are called"):
+      mutations.test_files(fault("2 * 2", tests=(name,)), tree)
+
+
+def test_faults_are_chosen_by_area_name_and_part():
+  choose = mutation_campaign.chosen
+  assert choose("", "1/1") == list(ALL)
+  optimizer = choose("optimizer", "1/1")
+  assert {found.area for found in optimizer} == {"optimizer"}
+  assert choose("ppo: returns of white", "1/1")[0].area == "returns"
+  parts = [choose("losses", f"{k}/3") for k in (1, 2, 3)]
+  assert sum(map(len, parts)) == len(choose("losses", "1/1"))
+  assert parts[1] == choose("losses", "1/1")[1::3]
+  with pytest.raises(SystemExit, match="no such fault"):
+    choose("nothing of this name", "1/1")
+
+
+def test_the_table_counts_what_was_killed():
+  verdicts = [
+    Verdict(fault("x"), "tests/algorithms/test_a.py::test_b[c d]", 2.4),
+    Verdict(fault("y"), "", 31.0),
+  ]
+  killed, survived, total = mutation_campaign.table(verdicts).splitlines()
+  assert "test_a.py::test_b[c d]  2 s" in killed
+  assert "SURVIVED  31 s" in survived
+  assert total == "killed 1 of 2"
+
+
+def test_a_test_that_fails_anyway_kills_nothing(monkeypatch, tmp_path):
+  """Of three killers one fails without a fault too."""
+  broken = "tests/test_b.py::test_b"
+  asked = []
+
+  def run_tests(root, tests):
+    del root
+    asked.append(list(tests))
+    failed = [test for test in tests if test == broken]
+    return not failed, failed
+
+  monkeypatch.setattr(mutation_campaign, "copy_tree", lambda target: None)
+  monkeypatch.setattr(mutation_campaign, "run_tests", run_tests)
+  killers = ["tests/test_a.py::test_a", broken, broken, "", "time"]
+  verdicts = [Verdict(fault("x"), killer, 1.0) for killer in killers]
+  found = mutation_campaign.discounted(verdicts, tmp_path)
+  assert [v.killer for v in found] == [killers[0], "", "", "", "time"]
+  assert asked == [sorted({killers[0], broken}), [killers[0]]]
+
+
+@pytest.mark.parametrize(
+  ("body", "expected"),
+  [
+    ("assert 1 == 1", (True, [])),
+    ("assert 1 == 2", (False, ["test_x.py::test_x"])),
+    ("import os; os.kill(os.getpid(), 9)", (False, ["signal 9"])),
+    ("import time; time.sleep(60)", (False, ["time"])),
+  ],
+)
+def test_what_pytest_says_is_understood(tmp_path, monkeypatch, body, expected):
+  root = tmp_path / "copy" / "tree"
+  root.mkdir(parents=True)
+  (root / "test_x.py").write_text(f"def test_x():\n  {body}\n")
+  if "sleep" in body:
+    monkeypatch.setattr(mutation_campaign, "PATIENCE", 0.3)
+  assert mutation_campaign.run_tests(root, ["test_x.py"]) == expected
+
+
+def test_a_pytest_that_runs_nothing_is_an_error(tmp_path):
+  root = tmp_path / "copy" / "tree"
+  root.mkdir(parents=True)
+  with pytest.raises(RuntimeError, match="test_gone.py"):
+    mutation_campaign.run_tests(root, ["test_gone.py"])
