@@ -1,8 +1,9 @@
 """Small faults of the package, and where each of them is planted.
 
 A fault is data: the file, the text that stands there once, what stands there
-instead, and the test files that must notice. `mutants/` lists them by area;
-mutation_campaign.py plants them one by one.
+instead, and the tests that must notice: a file, or one test of a file where all
+of it would take long. `mutants/` lists them by area; mutation_campaign.py
+plants them one by one.
 
 Files move and tests are moved with them, so both are looked for: a text that
 is not in its file may stand once in another one of the package, and a test
@@ -26,7 +27,8 @@ class Mutation:
   """One fault.
 
   file: below the package, where `before` stands exactly once.
-  tests: names of test files, without folders, any of which must fail.
+  tests: names of test files, without folders, or of tests in them
+    (FILE::NAME), any of which must fail; the cheapest first.
   """
 
   area: str
@@ -38,7 +40,7 @@ class Mutation:
 
 
 def of(
-  area: str, file: str, tests: str, *faults: tuple[str, str, str]
+  area: str, file: str, tests: str, *faults: tuple[str, ...]
 ) -> tuple[Mutation, ...]:
   """Returns the faults of one file.
 
@@ -46,12 +48,21 @@ def of(
     area: what the fault is about.
     file: below the package.
     tests: names of test files, parted by spaces; "test_" and ".py" are added.
-    faults: (name, before, after).
+      A test in a file is FILE::NAME, where "test_" is added too.
+    faults: (name, before, after), or with tests of its own as the fourth.
   """
-  names = tuple(f"test_{name}.py" for name in tests.split())
   return tuple(
-    Mutation(area, name, file, before, after, names)
-    for name, before, after in faults
+    Mutation(area, name, file, before, after, _names(*own) or _names(tests))
+    for name, before, after, *own in faults
+  )
+
+
+def _names(tests: str = "") -> tuple[str, ...]:
+  """Returns names of files, or FILE::NAME, of what `of` takes."""
+  parts = [part.partition("::") for part in tests.split()]
+  return tuple(
+    f"test_{file}.py" + (f"::test_{name}" if name else "")
+    for file, _, name in parts
   )
 
 
@@ -95,21 +106,27 @@ def mutated(mutation: Mutation, source: str) -> str:
 
 
 def test_files(mutation: Mutation, root: Path) -> list[str]:
-  """Returns the paths, below root, of the tests that must notice a fault.
+  """Returns the ids, below root, of the tests that must notice a fault.
 
   Raises:
-    StaleError: there is no file, or more than one, of a name.
+    StaleError: there is no file, or more than one, of a name, or no test.
   """
-  paths = []
-  for name in mutation.tests:
+  ids = []
+  for test in mutation.tests:
+    name, colons, function = test.partition("::")
     found = sorted((root / "tests").rglob(name))
     if len(found) != 1:
       raise StaleError(
         f"{mutation.name}: {len(found)} files are called {name}. Name the "
         "tests anew in tests/proofs/mutants/."
       )
-    paths.append(str(found[0].relative_to(root)))
-  return paths
+    if function and f"def {function}(" not in found[0].read_text():
+      raise StaleError(
+        f"{mutation.name}: {name} has no {function}. Name the tests anew in "
+        "tests/proofs/mutants/."
+      )
+    ids.append(f"{found[0].relative_to(root)}{colons}{function}")
+  return ids
 
 
 def everything() -> tuple[Mutation, ...]:

@@ -95,6 +95,18 @@ def test_tests_that_are_gone_or_double_are_stale(tree):
       mutations.test_files(fault("2 * 2", tests=(name,)), tree)
 
 
+def test_one_test_of_a_file_may_be_named(tree):
+  path = "tests/new/test_a.py"
+  (tree / path).write_text("def test_it(x):\n  assert x\n")
+  [one, own] = mutations.of(
+    "losses", "a.py", "a", ("x", "= 2", "= 3"), ("y", "= 3", "= 4", "a::it")
+  )
+  assert mutations.test_files(one, tree) == [path]
+  assert mutations.test_files(own, tree) == [f"{path}::test_it"]
+  with pytest.raises(mutations.StaleError, match="has no test_i."):
+    mutations.test_files(fault("2 * 2", tests=("test_a.py::test_i",)), tree)
+
+
 def test_faults_are_chosen_by_area_name_and_part():
   choose = mutation_campaign.chosen
   assert choose("", "1/1") == list(ALL)

@@ -123,6 +123,11 @@ FAULTS = (
       "decided = labels != 0.5",
       "decided = labels >= 0.0",
     ),
+  ),
+  *of(
+    "data",
+    "data/parsers.py",
+    "formats",
     (
       "gsm8k: question and answer without a break",
       'question + "\\n", records',
@@ -151,7 +156,7 @@ FAULTS = (
   ),
   *of(
     "data",
-    "pipelines/inputs.py",
+    "data/dataset.py",
     "dataset_rows",
     (
       "rated: the first token is a target",
@@ -191,7 +196,7 @@ FAULTS = (
   ),
   *of(
     "data",
-    "pipelines/features.py",
+    "programs/features.py",
     "dataset_rows pipeline_reward",
     (
       "split: pairs across the border train",
@@ -216,7 +221,7 @@ FAULTS = (
   ),
   *of(
     "data",
-    "pipelines/unpaired.py",
+    "data/judged.py",
     "pipeline_preference",
     (
       "judged: labels are turned round",

@@ -5,7 +5,7 @@ from tests.proofs.mutations import of
 FAULTS = (
   *of(
     "evaluation",
-    "pipelines/evaluate.py",
+    "programs/answers.py",
     "evaluate_numbers",
     (
       "summary: before wins over after",
@@ -70,18 +70,6 @@ FAULTS = (
       "diversity.distinct_n(answers.texts, 1)",
     ),
     (
-      "texts: gold is the proxy",
-      'for shown, name in (("proxy", "reward"), ("gold", "gold")):\n'
-      "      if name in before.scores:",
-      'for shown, name in (("proxy", "reward"), ("gold", "reward")):\n'
-      "      if name in before.scores:",
-    ),
-    (
-      "texts: before and after change places",
-      '"before": before.texts[i],\n      "after": after.texts[i],',
-      '"before": after.texts[i],\n      "after": before.texts[i],',
-    ),
-    (
       "answers: the mean KL of tokens",
       "kl = jnp.sum(\n",
       "kl = jnp.mean(\n",
@@ -101,6 +89,23 @@ FAULTS = (
       '"ended": samples.finish_reason == FINISH_EOS',
       '"ended": samples.finish_reason != FINISH_EOS',
     ),
+  ),
+  *of(
+    "evaluation",
+    "pipelines/evaluate.py",
+    "evaluate_numbers",
+    (
+      "texts: gold is the proxy",
+      'for shown, name in (("proxy", "reward"), ("gold", "gold")):\n'
+      "      if name in before.scores:",
+      'for shown, name in (("proxy", "reward"), ("gold", "reward")):\n'
+      "      if name in before.scores:",
+    ),
+    (
+      "texts: before and after change places",
+      '"before": before.texts[i],\n      "after": after.texts[i],',
+      '"before": after.texts[i],\n      "after": before.texts[i],',
+    ),
     (
       "run: before is after",
       'before, after = answers["before"], answers["after"]',
@@ -113,13 +118,13 @@ FAULTS = (
     ),
     (
       "run: the start is forgotten",
-      'if not start and trained.info["init_from"]:',
-      'if not start and trained.info["init_from"] is None:',
+      'if not start and after.info.get("init_from"):',
+      'if not start and after.info.get("init_from") is None:',
     ),
     (
       "run: gold judges with the reward model",
-      'scorers["gold"] = reward.load(config.gold, base, mesh)[:2]',
-      'scorers["gold"] = reward.load(config.reward, base, mesh)[:2]',
+      'folders["gold"] = settings.gold',
+      'folders["gold"] = settings.reward',
     ),
     (
       "prompts: batches share their random keys",
@@ -224,7 +229,7 @@ FAULTS = (
   ),
   *of(
     "evaluation",
-    "pipelines/preference.py",
+    "programs/pairs.py",
     "pipeline_preference",
     (
       "held-out: filler rows count",
@@ -237,9 +242,9 @@ FAULTS = (
     "pipelines/sft.py",
     "pipeline_sft",
     (
-      "validation: filler rows count",
-      "batch.loss_mask[len(part) :] = 0.0",
-      "batch.loss_mask[len(part) :] *= 1.0",
+      "validation: the mean of batches",
+      "count += float(np.sum(batch.loss_mask))",
+      "count += float(np.sum(batch.valid_mask))",
     ),
   ),
   *of(
@@ -289,7 +294,7 @@ FAULTS = (
   ),
   *of(
     "selection",
-    "pipelines/rejection_samples.py",
+    "programs/rejection_samples.py",
     "rejection_rounds pipeline_rejection",
     (
       "filters: the shortest are left out",
@@ -353,8 +358,8 @@ FAULTS = (
     ),
     (
       "rounds: one seed for all",
-      "seed=config.seed + number",
-      "seed=config.seed",
+      "seed=settings.seed + number",
+      "seed=settings.seed",
     ),
     (
       "rounds: never pooled",

@@ -154,13 +154,13 @@ FAULTS = (
     ),
     (
       "missing end: the penalty is a gift",
-      "score - config.missing_eos_penalty, score)",
-      "score + config.missing_eos_penalty, score)",
+      "is_truncated, score - config.missing_eos_penalty, score",
+      "is_truncated, score + config.missing_eos_penalty, score",
     ),
     (
       "missing end: finished answers are replaced",
-      "jnp.where(truncated, config.missing_eos_value, score)",
-      "jnp.where(truncated, score, config.missing_eos_value)",
+      "jnp.where(is_truncated, config.missing_eos_value, score)",
+      "jnp.where(is_truncated, score, config.missing_eos_value)",
     ),
     (
       "shaping: the length penalty from the first token",
@@ -277,7 +277,7 @@ FAULTS = (
   ),
   *of(
     "sampling",
-    "pipelines/rollouts.py",
+    "programs/rollouts.py",
     "rollouts",
     (
       "resampling: the last informative groups",
@@ -297,12 +297,12 @@ FAULTS = (
   ),
   *of(
     "sampling",
-    "pipelines/policy_step.py",
+    "programs/policy_step.py",
     "policy_programs",
     (
       "remax: the greedy answer is sampled",
-      "settings.generate, temperature=0.0, num_samples=1",
-      "settings.generate, num_samples=1",
+      "dataclasses.replace(settings.generate, **changes)",
+      "dataclasses.replace(settings.generate, num_samples=1)",
     ),
     (
       "importance: the trainer against itself",

@@ -5,7 +5,7 @@ from tests.proofs.mutations import of
 FAULTS = (
   *of(
     "resume",
-    "pipelines/loop.py",
+    "runs/loop.py",
     "loop",
     (
       "loop: data start anew",
@@ -22,11 +22,6 @@ FAULTS = (
       "writer.truncate_after(step, phase)",
       "writer.truncate_after(total_steps, phase)",
     ),
-  ),
-  *of(
-    "resume",
-    "pipelines/loop.py",
-    "loop",
     (
       "loop: a checkpoint of anything will do",
       "check_meta(meta, identity)",
@@ -65,7 +60,7 @@ FAULTS = (
   ),
   *of(
     "resume",
-    "checkpoint.py",
+    "runs/checkpoint.py",
     "checkpoint checkpoint_damage",
     (
       "checkpoint: the oldest steps are kept",
@@ -135,7 +130,7 @@ FAULTS = (
   ),
   *of(
     "resume",
-    "pipelines/reference.py",
+    "runs/reference.py",
     "pipeline_preference",
     (
       "reference: of another start or other rows",
@@ -184,13 +179,13 @@ FAULTS = (
     ),
     (
       "reward: normalised on training rows",
-      "if not config.reference_samples:",
-      "if config.reference_samples != 0:",
+      "if not settings.reference_samples:",
+      "if settings.reference_samples != 0:",
     ),
   ),
   *of(
     "stages",
-    "pipelines/actors.py",
+    "programs/actors.py",
     "actors pipeline_policy",
     (
       "actors: the base is the reference",
@@ -205,11 +200,11 @@ FAULTS = (
   ),
   *of(
     "stages",
-    "pipelines/stages.py",
+    "runs/stages.py",
     "stage_folders wrong_runs pipeline_preference",
     (
       "stages: weights of the base instead of the merged",
-      "if not merged_from:\n    return base.params",
+      "if not str(folder):\n    return base.params",
       "if True:\n    return base.params",
     ),
     (
@@ -223,14 +218,14 @@ FAULTS = (
       "if not info[field]:",
     ),
     (
-      "stages: a policy's suffix for every run",
-      '(suffix if info["pipeline"] == pipeline else "")',
-      "suffix",
+      "stages: the newest step, whatever was named",
+      "step=step_of(folder),",
+      "step=None,",
     ),
     (
       "stages: anything will do",
-      'if info is not None and info["pipeline"] in fitting:',
-      "if info is not None:",
+      "is_wanted = info is not None and kind_of(info) == kind",
+      "is_wanted = info is not None",
     ),
   ),
   *of(
@@ -260,12 +255,12 @@ FAULTS = (
   ),
   *of(
     "stages",
-    "pipelines/judge.py",
+    "rewards/judge.py",
     "pipeline_judge pipeline_policy",
     (
       "judge: the reference without temperature",
-      "    else None,\n    temperature=plan.temperature,",
-      "    else None,\n    temperature=1.0,",
+      "      else None,\n      temperature=plan.temperature,",
+      "      else None,\n      temperature=1.0,",
     ),
     (
       "judge: values on prompts",
@@ -280,7 +275,7 @@ FAULTS = (
   ),
   *of(
     "stages",
-    "pipelines/policy_step.py",
+    "programs/policy_step.py",
     "policy_programs",
     (
       "policy: the schedule counts the critic's own steps",
@@ -289,13 +284,28 @@ FAULTS = (
     ),
     (
       "policy: the critic has the policy's optimizer",
-      'both = {"policy": policy, "value": value(total - pretrain)}',
+      'both = {"policy": policy, "value": fit((total - pretrain) * each)}',
       'both = {"policy": policy, "value": policy}',
     ),
     (
+      "method: an advantage of another method",
+      "settings.advantages, rollout, settings.method",
+      "settings.algorithm.module.advantages, rollout, settings.method",
+    ),
+  ),
+  *of(
+    "stages",
+    "algorithms/policy_gradient/further_rollouts.py",
+    "policy_programs remax",
+    (
       "remax: the raw score of the greedy answer",
-      "scores = shaping.shaped_scores(greedy, moments, shape)",
-      "scores = greedy.score",
+      "shaping.shaped_scores(other, moments, config)",
+      "other.score",
+    ),
+    (
+      "remax: baselines of other prompts",
+      "return jnp.repeat(x.astype(jnp.float32), rows // prompts)",
+      "return jnp.tile(x.astype(jnp.float32), rows // prompts)",
     ),
   ),
   *of(
@@ -324,8 +334,8 @@ FAULTS = (
     ),
     (
       "online: the reference that moved is not read",
-      'programs.refer(arrays["reference"], frozen, batch)',
-      'programs.refer(arrays["train"].params, frozen, batch)',
+      'phase["refer"](arrays["reference"], frozen, batch)',
+      'phase["refer"](arrays["train"].params, frozen, batch)',
     ),
   ),
   *of(
@@ -352,7 +362,7 @@ FAULTS = (
   ),
   *of(
     "stages",
-    "pipelines/sampled.py",
+    "programs/own_samples.py",
     "sampled_steps pipeline_online",
     (
       "sampled: answers without an end gain",

@@ -122,28 +122,28 @@ FAULTS = (
     ),
     (
       "sum: no weights",
-      "np.float32(part.weight) * logged[name]",
-      "logged[name]",
+      "np.float32(part.weight) * scores",
+      "scores",
     ),
     (
       "sum: full marks with negative weights",
-      "sum(max(part.weight, 0.0) for part",
-      "sum(part.weight for part",
+      "if part.weight > 0.0 and best is not None:",
+      "if best is not None:",
     ),
   ),
   *of(
     "verifiers",
-    "pipelines/verify.py",
+    "rewards/texts.py",
     "verifier_rows",
     (
       "judge: references of other prompts",
-      "np.repeat(prompts, each)",
-      "np.tile(prompts, each)",
+      "np.repeat(numbers, len(texts) // len(numbers))",
+      "np.tile(numbers, len(texts) // len(numbers))",
     ),
     (
       "judge: full marks are not enough",
-      "verifiers.full_marks(section.name, settings) - ROUNDING",
-      "verifiers.full_marks(section.name, settings) + ROUNDING",
+      "parts.full_marks - ROUNDING",
+      "parts.full_marks + ROUNDING",
     ),
   ),
 )
