@@ -1,6 +1,7 @@
 """The critic that policy training starts with is the reward model."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -132,3 +133,22 @@ def test_a_reward_model_at_chance_is_refused_unless_forced(capsys):
   actors.check_reward(info, force=True)
   assert "reward model: refuse: at chance." in capsys.readouterr().out
   actors.check_reward({"guards": info["guards"][:1]}, force=False)
+
+
+def test_the_reference_is_the_policy_as_it_starts():
+  """With the factors it starts from, where it has some."""
+  role = roles.Role(
+    dataclasses.replace(MODEL, lora_rank=2), trainable="lora", first_layer=1
+  )
+  params = {"embedding": {}, "layer_0": {}, "layer_1": {}}
+  variables = {"params": params, "lora": {"layer_1": {"a": jnp.ones(2)}}}
+  start = stages.Stage(role, variables, {"merged_from": "sft"})
+  base = types.SimpleNamespace(params=params)
+  found = actors.assemble(base, start, None, {}, 0.7, 4)
+  assert found.weights.reference is variables
+  assert found.weights.base is params  # read by both below the first layer
+  assert found.plan.shared == {"policy", "reference"}
+  assert (found.plan.temperature, found.plan.row_targets) == (0.7, 4)
+  assert found.params == {"policy": {"lora": variables["lora"]}}
+  assert found.frozen == {"policy": {"params": params}}
+  assert found.merged_from == "sft"

@@ -1,13 +1,16 @@
 """What a stage was built on: merged weights, found again, or refused."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from rlhf_jax.models import heads, roles, trees
-from rlhf_jax.runs import stages
+from rlhf_jax.runs import checkpoint, stages
 from rlhf_jax.runs.checkpoint import CheckpointError
+from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 from tests.pipelines.drawn_stages import draw, save_stage
 
@@ -67,3 +70,34 @@ def test_a_moved_pair_of_stages_is_found(made, tmp_path):
     folder.rename(tmp_path / "elsewhere" / folder.name)
   moved = tmp_path / "elsewhere" / "reward"
   assert stages.load(moved, stages.REWARD, base, world).role.head is not None
+
+
+def test_a_stage_is_of_one_model_and_leaves_one_kind(made):
+  base, world, start, reward, _ = made
+  with pytest.raises(UserError, match="wanted a finished policy run, found a"):
+    stages.load(reward, stages.POLICY, base, world)
+  for field, what in (("fingerprint", "model"), ("tokenizer", "tokenizer")):
+    value = "ff" if what == "model" else Other()
+    other = dataclasses.replace(base, **{field: value})
+    with pytest.raises(CheckpointError, match=f"with another {what} "):
+      stages.load(start, stages.POLICY, other, world)
+
+
+class Other:
+  """A tokenizer of which only the fingerprint is asked."""
+
+  fingerprint = "ff"
+
+
+def test_the_step_that_is_named_is_loaded(made):
+  """Of two steps, factors and their doubles."""
+  base, world, start, _, factors = made
+  doubled = jax.tree.map(lambda x: 2.0 * x, trees.unflatten(factors))
+  with checkpoint.Checkpoints(str(start / "checkpoints"), keep=2) as saved:
+    state = {"train": {"params": {"lora": doubled}}}
+    saved.save(2, state, base.identity, final=True)
+  for folder, size in ((f"{start}@1", 1.0), (start, 2.0)):
+    stage = stages.load(folder, stages.POLICY, base, world)
+    found = trees.flatten(stage.variables["lora"])
+    for path, leaf in factors.items():
+      np.testing.assert_array_equal(found[path], size * leaf)

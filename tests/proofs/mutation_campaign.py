@@ -12,8 +12,11 @@ when less than 95 % are killed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import json
 import os
+import queue
 import re
 import shutil
 import subprocess
@@ -28,6 +31,7 @@ from tests.proofs import mutations
 from tests.proofs.mutations import Mutation
 
 ROOT = Path(__file__).parent.parent.parent
+SERVER = Path(__file__).parent / "warm_pytest.py"
 PASSING_SHARE = 0.95
 PATIENCE = 1800.0  # seconds of one pytest; a fault may make a program endless
 _ENDED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
@@ -53,60 +57,84 @@ def copy_tree(target: Path) -> None:
   shutil.copytree(ROOT, target, ignore=_LEFT_OUT, symlinks=True)
 
 
-def environment(root: Path) -> dict[str, str]:
-  """Returns the environment of tests in a tree.
+def environment(folder: Path) -> dict[str, str]:
+  """Returns the environment of tests in trees below a folder.
 
   Most of their time is compiling, and a fault changes few programs: all runs
   keep compiled ones beside the trees.
   """
   return os.environ | {
-    "PYTHONPATH": str(root),
-    "JAX_COMPILATION_CACHE_DIR": str(root.parent.parent / "compiled"),
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
   }
 
 
-def run_tests(root: Path, tests: Sequence[str]) -> tuple[bool, list[str]]:
-  """Returns whether tests pass in a tree, and the ids of those that do not.
+class Tests:
+  """Runs tests in trees below a folder, one run after the other."""
 
-  Args:
-    root: of the tree, in a folder of its own.
-    tests: paths or ids; none for the whole default suite.
-
-  Raises:
-    RuntimeError: pytest itself failed.
-  """
-  command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", *tests]
-  command += ["-p", "no:cacheprovider", "--tb=no"]
-  try:
-    done = subprocess.run(
-      command,
-      cwd=root,
-      env=environment(root),
+  def __init__(self, folder: Path) -> None:
+    self._output = folder / f"output_{id(self)}.txt"
+    self._server = subprocess.Popen(
+      [sys.executable, str(SERVER)],
+      env=environment(folder),
+      stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
       text=True,
-      timeout=PATIENCE,
     )
-  except subprocess.TimeoutExpired:
-    return False, ["time"]
-  failed = _ENDED.findall(done.stdout)
-  if done.returncode == 0:
-    return True, []
-  if done.returncode not in (1, 2) or not failed:
-    if done.returncode < 0:  # the interpreter died in a test
-      return False, [f"signal {-done.returncode}"]
-    raise RuntimeError(f"{' '.join(command)}:\n{done.stdout[-3000:]}")
-  return False, failed
+
+  def __enter__(self) -> Tests:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._server.stdin.close()
+    self._server.wait()
+    self._server.stdout.close()
+
+  def run(self, root: Path, tests: Sequence[str]) -> tuple[bool, list[str]]:
+    """Returns whether tests pass in a tree, and the ids of those that do not.
+
+    Args:
+      root: of the tree.
+      tests: paths or ids; none for the whole default suite.
+
+    Raises:
+      RuntimeError: pytest itself failed.
+    """
+    arguments = ["-x", "-q", "-rfE", *tests]
+    arguments += ["-p", "no:cacheprovider", "--tb=no"]
+    job = {
+      "root": str(root),
+      "arguments": arguments,
+      "output": str(self._output),
+      "patience": PATIENCE,
+    }
+    self._server.stdin.write(json.dumps(job) + "\n")
+    self._server.stdin.flush()
+    answer = self._server.stdout.readline().strip()
+    if answer == "time":
+      return False, ["time"]
+    code, said = int(answer), self._output.read_text()
+    failed = _ENDED.findall(said)
+    if code == 0:
+      return True, []
+    if code not in (1, 2) or not failed:
+      if code < 0:  # the interpreter died in a test
+        return False, [f"signal {-code}"]
+      raise RuntimeError(f"pytest {' '.join(arguments)}:\n{said[-3000:]}")
+    return False, failed
 
 
-def judge(mutation: Mutation, folder: Path, is_whole: bool) -> Verdict:
+def judge(
+  mutation: Mutation, folder: Path, tests: Tests, is_whole: bool
+) -> Verdict:
   """Returns what becomes of a fault, in a copy of the tree of its own.
 
   Args:
     mutation: the fault.
     folder: for the copy, which is removed again.
+    tests: run them.
     is_whole: run all tests where the named ones pass.
   """
   start = time.monotonic()
@@ -115,14 +143,16 @@ def judge(mutation: Mutation, folder: Path, is_whole: bool) -> Verdict:
     copy_tree(root)
     path = mutations.place(mutation, root)
     path.write_text(mutations.mutated(mutation, path.read_text()))
-    is_alive, failed = run_tests(root, mutations.test_files(mutation, root))
+    is_alive, failed = tests.run(root, mutations.test_files(mutation, root))
     if is_alive and is_whole:
-      is_alive, failed = run_tests(root, [])
+      is_alive, failed = tests.run(root, [])
   killer = "" if is_alive else failed[0]
   return Verdict(mutation, killer, time.monotonic() - start)
 
 
-def discounted(verdicts: list[Verdict], folder: Path) -> list[Verdict]:
+def discounted(
+  verdicts: list[Verdict], folder: Path, tests: Tests
+) -> list[Verdict]:
   """Returns the verdicts without kills by tests that fail anyway."""
   killers = {v.killer for v in verdicts if "::" in v.killer}
   suspects = sorted(killers)
@@ -131,7 +161,7 @@ def discounted(verdicts: list[Verdict], folder: Path) -> list[Verdict]:
     copy_tree(root)
     broken: set[str] = set()
     while suspects:
-      passes, failed = run_tests(root, suspects)
+      passes, failed = tests.run(root, suspects)
       if passes:
         break
       broken |= set(failed)
@@ -184,16 +214,21 @@ def campaign(
     mutations.place(fault, ROOT)
     mutations.test_files(fault, ROOT)
   with tempfile.TemporaryDirectory() as name:
-    folder = Path(name)
+    folder, idle = Path(name), queue.SimpleQueue()
 
     def one(fault: Mutation) -> Verdict:
-      verdict = judge(fault, folder, is_whole)
+      tests = idle.get()
+      verdict = judge(fault, folder, tests, is_whole)
+      idle.put(tests)
       print(line(verdict), flush=True)
       return verdict
 
-    with ThreadPoolExecutor(jobs) as pool:
-      verdicts = list(pool.map(one, faults))
-    return discounted(verdicts, folder)
+    with contextlib.ExitStack() as stack:
+      for _ in range(jobs):
+        idle.put(stack.enter_context(Tests(folder)))
+      with ThreadPoolExecutor(jobs) as pool:
+        verdicts = list(pool.map(one, faults))
+      return discounted(verdicts, folder, idle.get())
 
 
 def line(verdict: Verdict) -> str:

@@ -136,41 +136,39 @@ def test_a_test_that_fails_anyway_kills_nothing(monkeypatch, tmp_path):
   broken = "tests/test_b.py::test_b"
   asked = []
 
-  def run_tests(root, tests):
-    del root
-    asked.append(list(tests))
-    failed = [test for test in tests if test == broken]
-    return not failed, failed
+  class Crafted:
+    def run(self, root, tests):
+      del root
+      asked.append(list(tests))
+      failed = [test for test in tests if test == broken]
+      return not failed, failed
 
   monkeypatch.setattr(mutation_campaign, "copy_tree", lambda target: None)
-  monkeypatch.setattr(mutation_campaign, "run_tests", run_tests)
   killers = ["tests/test_a.py::test_a", broken, broken, "", "time"]
   verdicts = [Verdict(fault("x"), killer, 1.0) for killer in killers]
-  found = mutation_campaign.discounted(verdicts, tmp_path)
+  found = mutation_campaign.discounted(verdicts, tmp_path, Crafted())
   assert [v.killer for v in found] == [killers[0], "", "", "", "time"]
   assert asked == [sorted({killers[0], broken}), [killers[0]]]
 
 
-@pytest.mark.parametrize(
-  ("body", "expected"),
-  [
-    ("assert 1 == 1", (True, [])),
-    ("assert 1 == 2", (False, ["test_x.py::test_x"])),
-    ("import os; os.kill(os.getpid(), 9)", (False, ["signal 9"])),
-    ("import time; time.sleep(60)", (False, ["time"])),
-  ],
+BODIES = (
+  ("assert 1 == 1", (True, [])),
+  ("assert 1 == 2", (False, ["test_x.py::test_x"])),
+  ("import os; os.kill(os.getpid(), 9)", (False, ["signal 9"])),
+  ("import time; time.sleep(60)", (False, ["time"])),
+  ("import a; assert a.x == 4", (True, [])),  # of its own tree
 )
-def test_what_pytest_says_is_understood(tmp_path, monkeypatch, body, expected):
-  root = tmp_path / "copy" / "tree"
-  root.mkdir(parents=True)
-  (root / "test_x.py").write_text(f"def test_x():\n  {body}\n")
-  if "sleep" in body:
-    monkeypatch.setattr(mutation_campaign, "PATIENCE", 0.3)
-  assert mutation_campaign.run_tests(root, ["test_x.py"]) == expected
 
 
-def test_a_pytest_that_runs_nothing_is_an_error(tmp_path):
-  root = tmp_path / "copy" / "tree"
-  root.mkdir(parents=True)
-  with pytest.raises(RuntimeError, match="test_gone.py"):
-    mutation_campaign.run_tests(root, ["test_gone.py"])
+def test_what_pytest_says_is_understood(tmp_path, monkeypatch):
+  with mutation_campaign.Tests(tmp_path) as tests:
+    for number, (body, expected) in enumerate(BODIES):
+      root = tmp_path / str(number)
+      root.mkdir()
+      (root / "a.py").write_text(f"x = {number}")
+      (root / "test_x.py").write_text(f"def test_x():\n  {body}\n")
+      patience = 0.5 if "sleep" in body else 60.0
+      monkeypatch.setattr(mutation_campaign, "PATIENCE", patience)
+      assert tests.run(root, ["test_x.py"]) == expected, body
+    with pytest.raises(RuntimeError, match="test_gone.py"):
+      tests.run(root, ["test_gone.py"])
