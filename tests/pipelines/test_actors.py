@@ -140,7 +140,8 @@ def test_the_reference_is_the_policy_as_it_starts():
   role = roles.Role(
     dataclasses.replace(MODEL, lora_rank=2), trainable="lora", first_layer=1
   )
-  params = {"embedding": {}, "layer_0": {}, "layer_1": {}}
+  names = ("embedding", "layer_0", "layer_1")
+  params = {name: {"w": jnp.ones(1)} for name in names}
   variables = {"params": params, "lora": {"layer_1": {"a": jnp.ones(2)}}}
   start = stages.Stage(role, variables, {"merged_from": "sft"})
   base = types.SimpleNamespace(params=params)

@@ -197,7 +197,7 @@ FAULTS = (
   *of(
     "data",
     "programs/features.py",
-    "dataset_rows pipeline_reward",
+    "heldout_numbers dataset_rows",
     (
       "split: pairs across the border train",
       "~is_held.any(axis=1), is_held.all(axis=1)",
@@ -222,7 +222,8 @@ FAULTS = (
   *of(
     "data",
     "data/judged.py",
-    "pipeline_preference",
+    "pipeline_preference::mismatched_answers_belong_to_other_prompts"
+    " pipeline_preference::kto_reads_labels_as_it_reads_comparisons",
     (
       "judged: labels are turned round",
       "np.stack([data.labels, 1.0 - data.labels], axis=1)",

@@ -220,7 +220,7 @@ FAULTS = (
   *of(
     "evaluation",
     "pipelines/reward.py",
-    "pipeline_reward",
+    "heldout_numbers",
     (
       "held-out pairs: score differences turned round",
       "(found[first] - found[second]).tolist()",
@@ -230,7 +230,7 @@ FAULTS = (
   *of(
     "evaluation",
     "programs/pairs.py",
-    "pipeline_preference",
+    "heldout_numbers",
     (
       "held-out: filler rows count",
       "batch.weight[count - start :] = 0.0",
@@ -240,7 +240,7 @@ FAULTS = (
   *of(
     "evaluation",
     "pipelines/sft.py",
-    "pipeline_sft",
+    "heldout_numbers",
     (
       "validation: the mean of batches",
       "count += float(np.sum(batch.loss_mask))",
@@ -295,7 +295,7 @@ FAULTS = (
   *of(
     "selection",
     "programs/rejection_samples.py",
-    "rejection_rounds pipeline_rejection",
+    "rejection_rounds pipeline_rejection::the_report_by_hand",
     (
       "filters: the shortest are left out",
       "fits = lengths >= rounds.min_tokens",

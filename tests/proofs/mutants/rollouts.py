@@ -45,7 +45,8 @@ FAULTS = (
   *of(
     "masks",
     "models/roles.py",
-    "roles",
+    "roles::logprobs_equal_softmax_of_full_logits"
+    " roles::critic_values_are_the_reward_models_scores_of_prefixes",
     (
       "log-probabilities: of the token that is read",
       "source = jnp.maximum(columns - 1, 0)",
@@ -60,7 +61,7 @@ FAULTS = (
   *of(
     "masks",
     "models/attention.py",
-    "attention transformer",
+    "transformer::causal_mask_by_hand transformer::t14_packed_rows_equal_separate_rows",
     (
       "attention: packed answers read each other",
       "mask & (segment_ids[:, :, None] == segment_ids[:, None, :])",
@@ -75,7 +76,7 @@ FAULTS = (
   *of(
     "masks",
     "models/heads.py",
-    "roles transformer",
+    "roles::packed_rows_give_the_values_of_separate_rows",
     (
       "heads: the mean of a packed row runs on",
       "total = total - jnp.take_along_axis(",
@@ -206,7 +207,10 @@ FAULTS = (
   *of(
     "sampling",
     "sampling.py",
-    "generate",
+    "generate::nucleus_keeps_the_smallest_set_that_reaches_the_mass"
+    " generate::a_nucleus_after_top_k_is_of_the_mass_that_is_left"
+    " generate::the_ends_of_the_unit_interval_stay_in_the_support"
+    " generate::trap_06_sampler_logprobs_equal_the_trainers_at_temperature",
     (
       "sampling: temperature multiplies",
       "truncate(logits / config.temperature, config)",
@@ -231,7 +235,12 @@ FAULTS = (
   *of(
     "sampling",
     "generate.py",
-    "generate",
+    "generate::keys_are_of_step_prompt_and_sample"
+    " generate::trap_01_pad_equals_eos_and_the_sampled_eos_counts"
+    " generate::trap_03_length_limit_is_not_termination"
+    " generate::a_prompt_that_comes_twice_is_sampled_anew"
+    " generate::trap_06_sampler_logprobs_equal_the_trainers_at_temperature"
+    " generate",
     (
       "generate: one random number for all tokens",
       "jax.random.fold_in(key, state.step)",

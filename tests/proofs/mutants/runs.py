@@ -46,7 +46,7 @@ FAULTS = (
   *of(
     "resume",
     "pipelines/policy.py",
-    "pipeline_policy",
+    "policy_steps",
     (
       "policy: the KL coefficient is not kept",
       '{"moments": moments, "beta": beta}',
@@ -131,7 +131,7 @@ FAULTS = (
   *of(
     "resume",
     "runs/reference.py",
-    "pipeline_preference",
+    "heldout_numbers",
     (
       "reference: of another start or other rows",
       "if found != wanted:",
@@ -146,7 +146,8 @@ FAULTS = (
   *of(
     "stages",
     "rewards/model.py",
-    "roles pipeline_reward",
+    "roles::trap_01_a_scorer_without_end_tokens_ignores_only_sampled_ends"
+    " roles::folded_normalisation_gives_normalised_scores",
     (
       "reward: scores are not normalised",
       "return (raw - weights.mean) / weights.std",
@@ -171,7 +172,7 @@ FAULTS = (
   *of(
     "stages",
     "pipelines/reward.py",
-    "pipeline_reward",
+    "heldout_numbers",
     (
       "reward: the deviation of a sample",
       "deviation = float(np.std(scores))",
@@ -186,7 +187,8 @@ FAULTS = (
   *of(
     "stages",
     "programs/actors.py",
-    "actors pipeline_policy",
+    "actors::the_reference_is_the_policy_as_it_starts"
+    " actors::a_reward_model_at_chance_is_refused_unless_forced",
     (
       "actors: the base is the reference",
       "reference=policy.variables,",
@@ -201,7 +203,7 @@ FAULTS = (
   *of(
     "stages",
     "runs/stages.py",
-    "stage_folders wrong_runs pipeline_preference",
+    "stage_folders",
     (
       "stages: weights of the base instead of the merged",
       "if not str(folder):\n    return base.params",
@@ -231,7 +233,9 @@ FAULTS = (
   *of(
     "stages",
     "models/roles.py",
-    "roles pipeline_policy",
+    "roles::merged_factors_equal_factors_applied_inside_the_block"
+    " roles::trap_31_frozen_leaves_are_in_no_trainable_tree"
+    " stage_folders",
     (
       "roles: the sampler reads no factors",
       'if "lora" not in variables:',
@@ -246,7 +250,8 @@ FAULTS = (
   *of(
     "stages",
     "models/lora.py",
-    "roles transformer",
+    "roles::merged_factors_equal_factors_applied_inside_the_block"
+    " stage_folders",
     (
       "lora: merged without its scale",
       "flat[kernel] + scale * jnp.matmul(",
@@ -256,7 +261,7 @@ FAULTS = (
   *of(
     "stages",
     "rewards/judge.py",
-    "pipeline_judge pipeline_policy",
+    "judge_rows",
     (
       "judge: the reference without temperature",
       "      else None,\n      temperature=plan.temperature,",
@@ -311,7 +316,7 @@ FAULTS = (
   *of(
     "stages",
     "pipelines/policy.py",
-    "pipeline_policy",
+    "policy_steps",
     (
       "policy: the critic in training is not read",
       'arrays["critic"].params if is_pretraining else',
@@ -321,7 +326,7 @@ FAULTS = (
   *of(
     "stages",
     "pipelines/online_preference.py",
-    "sampled_steps pipeline_online",
+    "sampled_steps",
     (
       "online: the reference moves a step late",
       "if every and (step + 1) % every == 0:",
@@ -341,7 +346,7 @@ FAULTS = (
   *of(
     "stages",
     "pipelines/bond.py",
-    "sampled_steps pipeline_online",
+    "sampled_steps",
     (
       "bond: the policy is its own anchor",
       "reference = logprobs(anchor_params, own)",
@@ -363,7 +368,7 @@ FAULTS = (
   *of(
     "stages",
     "programs/own_samples.py",
-    "sampled_steps pipeline_online",
+    "sampled_steps",
     (
       "sampled: answers without an end gain",
       "score=rollout.score - penalty * is_cut",
