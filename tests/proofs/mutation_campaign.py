@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import queue
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -126,23 +127,39 @@ class Tests:
     return False, failed
 
 
-def judge(
-  mutation: Mutation, folder: Path, tests: Tests, is_whole: bool
-) -> Verdict:
-  """Returns what becomes of a fault, in a copy of the tree of its own.
+@contextlib.contextmanager
+def planted(mutation: Mutation, root: Path) -> Iterator[None]:
+  """Plants a fault in a tree, and takes it out again.
 
   Args:
     mutation: the fault.
-    folder: for the copy, which is removed again.
+    root: of a copy of the tree.
+  """
+  path = mutations.place(mutation, root)
+  source, times = path.read_text(), path.stat()
+  path.write_text(mutations.mutated(mutation, source))
+  try:
+    yield
+  finally:
+    path.write_text(source)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    # Compiled files are told apart by seconds and size, which may be the same.
+    Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
+
+
+def judge(
+  mutation: Mutation, root: Path, tests: Tests, is_whole: bool
+) -> Verdict:
+  """Returns what becomes of a fault.
+
+  Args:
+    mutation: the fault.
+    root: of a copy of the tree, in which it is planted.
     tests: run them.
     is_whole: run all tests where the named ones pass.
   """
   start = time.monotonic()
-  with tempfile.TemporaryDirectory(dir=folder) as name:
-    root = Path(name) / "tree"
-    copy_tree(root)
-    path = mutations.place(mutation, root)
-    path.write_text(mutations.mutated(mutation, path.read_text()))
+  with planted(mutation, root):
     is_alive, failed = tests.run(root, mutations.test_files(mutation, root))
     if is_alive and is_whole:
       is_alive, failed = tests.run(root, [])
@@ -151,25 +168,27 @@ def judge(
 
 
 def discounted(
-  verdicts: list[Verdict], folder: Path, tests: Tests
+  verdicts: list[Verdict], root: Path, tests: Tests
 ) -> list[Verdict]:
-  """Returns the verdicts without kills by tests that fail anyway."""
-  killers = {v.killer for v in verdicts if "::" in v.killer}
-  suspects = sorted(killers)
-  with tempfile.TemporaryDirectory(dir=folder) as name:
-    root = Path(name) / "tree"
-    copy_tree(root)
-    broken: set[str] = set()
-    while suspects:
-      passes, failed = tests.run(root, suspects)
-      if passes:
-        break
-      broken |= set(failed)
-      left = [test for test in suspects if test not in broken]
-      if len(left) == len(suspects):  # not one of them: a broken tree
-        broken |= set(suspects)
-        break
-      suspects = left
+  """Returns the verdicts without kills by tests that fail anyway.
+
+  Args:
+    verdicts: of faults.
+    root: of a copy of the tree without faults.
+    tests: run them.
+  """
+  suspects = sorted({v.killer for v in verdicts if "::" in v.killer})
+  broken: set[str] = set()
+  while suspects:
+    passes, failed = tests.run(root, suspects)
+    if passes:
+      break
+    broken |= set(failed)
+    left = [test for test in suspects if test not in broken]
+    if len(left) == len(suspects):  # not one of them: a broken tree
+      broken |= set(suspects)
+      break
+    suspects = left
   return [
     dataclasses.replace(v, killer="") if v.killer in broken else v
     for v in verdicts
@@ -217,18 +236,21 @@ def campaign(
     folder, idle = Path(name), queue.SimpleQueue()
 
     def one(fault: Mutation) -> Verdict:
-      tests = idle.get()
-      verdict = judge(fault, folder, tests, is_whole)
-      idle.put(tests)
+      tests, root = idle.get()
+      verdict = judge(fault, root, tests, is_whole)
+      idle.put((tests, root))
       print(line(verdict), flush=True)
       return verdict
 
     with contextlib.ExitStack() as stack:
-      for _ in range(jobs):
-        idle.put(stack.enter_context(Tests(folder)))
+      for number in range(jobs):
+        root = folder / f"tree_{number}"
+        copy_tree(root)
+        idle.put((stack.enter_context(Tests(folder)), root))
       with ThreadPoolExecutor(jobs) as pool:
         verdicts = list(pool.map(one, faults))
-      return discounted(verdicts, folder, idle.get())
+      tests, root = idle.get()
+      return discounted(verdicts, root, tests)
 
 
 def line(verdict: Verdict) -> str:

@@ -10,11 +10,30 @@ It answers each with a line: the exit code, minus the signal that ended it, or
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import sys
 import time
+
+# What takes long to import, and is no part of this repository.
+IMPORTED = (
+  "flax.linen",
+  "gguf",
+  "grain",
+  "jax.numpy",
+  "jinja2.sandbox",
+  "matplotlib.backends.backend_agg",
+  "matplotlib.backends.backend_svg",
+  "matplotlib.figure",
+  "ml_collections",
+  "optax",
+  "orbax.checkpoint",
+  "pytest",
+  "safetensors.numpy",
+  "tokenizers",
+)
 
 
 def work(root: str, arguments: list[str], output: str) -> None:
@@ -50,12 +69,8 @@ def wait(pid: int, patience: float) -> str:
 
 def main() -> None:
   """Serves jobs until stdin ends."""
-  import flax.linen  # noqa: F401
-  import jax.numpy  # noqa: F401
-  import optax  # noqa: F401
-  import orbax.checkpoint  # noqa: F401
-  import pytest  # noqa: F401
-
+  for name in IMPORTED:
+    importlib.import_module(name)
   for line in sys.stdin:
     job = json.loads(line)
     pid = os.fork()

@@ -61,7 +61,8 @@ FAULTS = (
   *of(
     "masks",
     "models/attention.py",
-    "transformer::causal_mask_by_hand transformer::t14_packed_rows_equal_separate_rows",
+    "transformer::causal_mask_by_hand"
+    " transformer::t14_packed_rows_equal_separate_rows",
     (
       "attention: packed answers read each other",
       "mask & (segment_ids[:, :, None] == segment_ids[:, None, :])",
