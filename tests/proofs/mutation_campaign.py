@@ -33,6 +33,23 @@ from tests.proofs.mutations import Mutation
 
 ROOT = Path(__file__).parent.parent.parent
 SERVER = Path(__file__).parent / "warm_pytest.py"
+# What takes long to import, and is no part of this repository.
+IMPORTED = (
+  "flax.linen",
+  "gguf",
+  "grain",
+  "jax.numpy",
+  "jinja2.sandbox",
+  "matplotlib.backends.backend_agg",
+  "matplotlib.backends.backend_svg",
+  "matplotlib.figure",
+  "ml_collections",
+  "optax",
+  "orbax.checkpoint",
+  "pytest",
+  "safetensors.numpy",
+  "tokenizers",
+)
 PASSING_SHARE = 0.95
 PATIENCE = 1800.0  # seconds of one pytest; a fault may make a program endless
 _ENDED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
@@ -75,10 +92,10 @@ def environment(folder: Path) -> dict[str, str]:
 class Tests:
   """Runs tests in trees below a folder, one run after the other."""
 
-  def __init__(self, folder: Path) -> None:
+  def __init__(self, folder: Path, imported: Sequence[str] = IMPORTED) -> None:
     self._output = folder / f"output_{id(self)}.txt"
     self._server = subprocess.Popen(
-      [sys.executable, str(SERVER)],
+      [sys.executable, str(SERVER), *imported],
       env=environment(folder),
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,

@@ -28,9 +28,21 @@ AREAS = {
 
 
 @functools.cache
-def program_of(source):
-  """Returns what a source says, without comments and lines."""
-  return ast.dump(ast.parse(source))
+def statements(source):
+  """Returns the texts of the statements of a module, with decorators."""
+  lines, found = source.splitlines(), []
+  for node in ast.parse(source).body:
+    first = min(x.lineno for x in (node, *getattr(node, "decorator_list", ())))
+    found.append("\n".join(lines[first - 1 : node.end_lineno]))
+  return found
+
+
+def is_same_program(source, changed):
+  """Says whether two sources differ in comments and lines alone."""
+  old, new = statements(source), statements(changed)
+  only_old = "\n".join(text for text in old if text not in new)
+  only_new = "\n".join(text for text in new if text not in old)
+  return ast.dump(ast.parse(only_old)) == ast.dump(ast.parse(only_new))
 
 
 def test_every_fault_stands_once_changes_its_file_and_parses():
@@ -39,14 +51,21 @@ def test_every_fault_stands_once_changes_its_file_and_parses():
     try:
       source = mutations.place(fault, ROOT).read_text()
       changed = mutations.mutated(fault, source)
-      program = program_of(changed)
+      is_idle = is_same_program(source, changed)
       assert mutations.test_files(fault, ROOT)
     except (mutations.StaleError, SyntaxError) as error:
       stale.append(f"{fault.name}: {error}")
       continue
-    if program == program_of(source):
+    if is_idle:
       stale.append(f"{fault.name}: changes no program")
   assert not stale, "\n".join(stale)
+
+
+def test_a_fault_in_a_comment_changes_no_program():
+  source = "@a\ndef f():\n  return 1  # one\n\n\nx = 2\n"
+  assert is_same_program(source, source.replace("# one", "# two"))
+  for old, new in (("return 1", "return 2"), ("@a", "@b"), ("x = 2", "x = 1")):
+    assert not is_same_program(source, source.replace(old, new))
 
 
 def test_faults_have_names_of_their_own_and_cover_every_area():
@@ -168,7 +187,7 @@ BODIES = (
 
 
 def test_what_pytest_says_is_understood(tmp_path, monkeypatch):
-  with mutation_campaign.Tests(tmp_path) as tests:
+  with mutation_campaign.Tests(tmp_path, ["pytest"]) as tests:
     for number, (body, expected) in enumerate(BODIES):
       root = tmp_path / str(number)
       root.mkdir()

@@ -1,11 +1,12 @@
-"""Runs pytest again and again in processes that have imported JAX already.
+"""Runs pytest again and again in processes that have imported much already.
 
-    python tests/proofs/warm_pytest.py
+    python tests/proofs/warm_pytest.py flax.linen pytest
 
-reads jobs from stdin, one JSON object a line: {"root": of the tree,
-"arguments": of pytest, "output": file for what it prints, "patience": seconds}.
-It answers each with a line: the exit code, minus the signal that ended it, or
-"time". It holds nothing of this repository, so each job sees its own tree.
+imports what it is told to and reads jobs from stdin, one JSON object a line:
+{"root": of the tree, "arguments": of pytest, "output": file for what it prints,
+"patience": seconds}. It answers each with a line: the exit code, minus the
+signal that ended it, or "time". It holds nothing of this repository, so each
+job sees its own tree.
 """
 
 from __future__ import annotations
@@ -16,24 +17,6 @@ import os
 import signal
 import sys
 import time
-
-# What takes long to import, and is no part of this repository.
-IMPORTED = (
-  "flax.linen",
-  "gguf",
-  "grain",
-  "jax.numpy",
-  "jinja2.sandbox",
-  "matplotlib.backends.backend_agg",
-  "matplotlib.backends.backend_svg",
-  "matplotlib.figure",
-  "ml_collections",
-  "optax",
-  "orbax.checkpoint",
-  "pytest",
-  "safetensors.numpy",
-  "tokenizers",
-)
 
 
 def work(root: str, arguments: list[str], output: str) -> None:
@@ -69,7 +52,7 @@ def wait(pid: int, patience: float) -> str:
 
 def main() -> None:
   """Serves jobs until stdin ends."""
-  for name in IMPORTED:
+  for name in sys.argv[1:]:
     importlib.import_module(name)
   for line in sys.stdin:
     job = json.loads(line)
