@@ -53,9 +53,7 @@ IMPORTED = (
 PASSING_SHARE = 0.95
 PATIENCE = 1800.0  # seconds of one pytest; a fault may make a program endless
 _ENDED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
-_LEFT_OUT = shutil.ignore_patterns(
-  ".git", ".venv", "runs", "*.egg-info", ".pytest_cache", ".ruff_cache"
-)
+_COPIED = ("rlhf_jax", "tests", "configs", "benchmarks", "docs", "tpu_scripts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +70,12 @@ class Verdict:
 
 def copy_tree(target: Path) -> None:
   """Copies what tests read, with the times of files, to a new folder."""
-  shutil.copytree(ROOT, target, ignore=_LEFT_OUT, symlinks=True)
+  target.mkdir()
+  for path in ROOT.iterdir():
+    if path.is_file() and path.name != ".git":  # a file in a linked tree
+      shutil.copy2(path, target)
+    elif path.name in _COPIED:
+      shutil.copytree(path, target / path.name, symlinks=True)
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -150,6 +150,18 @@ def test_the_table_counts_what_was_killed():
   assert total == "killed 1 of 2"
 
 
+def test_a_copy_is_whole(tmp_path):
+  """Else what is missing would be imported from an installed package."""
+  mutation_campaign.copy_tree(tmp_path / "tree")
+  for folder in ("rlhf_jax", "tests"):
+    wanted, found = (
+      {path.relative_to(root) for path in (root / folder).rglob("*.py")}
+      for root in (ROOT, tmp_path / "tree")
+    )
+    assert found == wanted
+  assert (tmp_path / "tree" / "pyproject.toml").is_file()
+
+
 def test_a_fault_is_taken_out_again(tree):
   path = tree / "rlhf_jax" / "a.py"
   before, times = path.read_text(), path.stat().st_mtime_ns
