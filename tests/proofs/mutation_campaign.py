@@ -53,7 +53,15 @@ IMPORTED = (
 PASSING_SHARE = 0.95
 PATIENCE = 1800.0  # seconds of one pytest; a fault may make a program endless
 _ENDED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
-_COPIED = ("rlhf_jax", "tests", "configs", "benchmarks", "docs", "tpu_scripts")
+_COPIED = (
+  ".ci",
+  "benchmarks",
+  "configs",
+  "docs",
+  "rlhf_jax",
+  "tests",
+  "tpu_scripts",
+)
 
 
 @dataclasses.dataclass(frozen=True)
