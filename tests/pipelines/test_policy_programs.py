@@ -63,7 +63,7 @@ def test_the_trainer_recomputes_and_weighs_against_the_sampler():
 def make_config(name="ppo"):
   config = defaults.policy(name)
   config.generate.update(temperature=0.7, max_new_tokens=3, num_samples=1)
-  if name == "remax":
+  if name != "ppo":  # no ratio, so one update a rollout
     config.epochs.update(epochs=1, minibatches=1)
   return config
 
@@ -88,6 +88,27 @@ def test_the_baseline_of_remax_is_shaped_as_the_reward_is():
   np.testing.assert_allclose(found.advantages, expected, atol=1e-6)
   np.testing.assert_allclose(row["reward/shaped"], 0.5)
   assert found.further == {}
+
+
+def test_advantages_of_an_import_path_are_used(tmp_path):
+  path = tmp_path / "mine.py"
+  path.write_text(
+    "def twice(rollout, config):\n"
+    "  both = 2.0 * rollout.rewards\n"
+    "  return rollout.replace(advantages=both, returns=both)\n"
+  )
+  config = make_config("reinforce")
+  config.update(advantage_fn=f"{path}:twice")
+  config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
+  found, _, _ = policy_step.prepare(
+    rollout_of([1.0, -3.0]),
+    shaping.init_moments(),
+    jnp.float32(0.0),
+    None,
+    {},
+    settings=tiny_runs.settings_of(config),
+  )
+  np.testing.assert_allclose(found.advantages, [[0, 0, 2, 0], [0, 0, 0, -6]])
 
 
 def steps_of(transform, params, count):

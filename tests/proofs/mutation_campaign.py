@@ -291,10 +291,12 @@ def line(verdict: Verdict) -> str:
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
-  """Returns all lines, and how many were killed in the last one."""
+  """Returns all lines, and in the last one how many were killed."""
   killed = sum(bool(verdict.killer) for verdict in verdicts)
   lines = [line(verdict) for verdict in verdicts]
-  return "\n".join([*lines, f"killed {killed} of {len(verdicts)}"])
+  minutes = sum(verdict.seconds for verdict in verdicts) / 60
+  last = f"killed {killed} of {len(verdicts)}, {minutes:.1f} minutes of tests"
+  return "\n".join([*lines, last])
 
 
 def main() -> None:

@@ -142,12 +142,12 @@ def test_faults_are_chosen_by_area_name_and_part():
 def test_the_table_counts_what_was_killed():
   verdicts = [
     Verdict(fault("x"), "tests/algorithms/test_a.py::test_b[c d]", 2.4),
-    Verdict(fault("y"), "", 31.0),
+    Verdict(fault("y"), "", 33.6),
   ]
   killed, survived, total = mutation_campaign.table(verdicts).splitlines()
   assert "test_a.py::test_b[c d]  2 s" in killed
-  assert "SURVIVED  31 s" in survived
-  assert total == "killed 1 of 2"
+  assert "SURVIVED  34 s" in survived
+  assert total == "killed 1 of 2, 0.6 minutes of tests"
 
 
 def test_a_copy_is_whole(tmp_path):

@@ -234,7 +234,7 @@ FAULTS = (
     "stages",
     "models/roles.py",
     "roles::merged_factors_equal_factors_applied_inside_the_block"
-    " roles::trap_31_frozen_leaves_are_in_no_trainable_tree"
+    " roles::full_training_from_a_layer_up_freezes_the_rest"
     " stage_folders",
     (
       "roles: the sampler reads no factors",
