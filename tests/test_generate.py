@@ -122,6 +122,15 @@ def test_trap_03_length_limit_is_not_termination(params):
   assert np.all(np.sum(np.asarray(samples.response_mask), 1) == 7)
 
 
+def test_each_token_has_a_random_number_of_its_own(params):
+  """Of a flat model, a token is its number; seven of 23 hardly repeat."""
+  flat = jax.tree.map(jnp.zeros_like, params)
+  samples = run(flat, prompt_batch(), eos=(MODEL.vocab_size + 1,))
+  answers = np.asarray(samples.tokens)[:, -7:]
+  distinct = [len(set(row)) for row in answers.tolist()]
+  assert np.mean(distinct) > 5.0
+
+
 @pytest.mark.parametrize("rows", [16, pytest.param(32, marks=pytest.mark.slow)])
 def test_compaction_changes_nothing(params, rows):
   prompts = prompt_batch(rows)
@@ -212,6 +221,15 @@ def test_the_ends_of_the_unit_interval_stay_in_the_support():
   uniform = jnp.asarray([0.0, 1.0 - 2**-24])
   tokens, _ = sampling.sample_tokens(logits, uniform, generate.Config())
   np.testing.assert_array_equal(tokens, [3, 300])
+
+
+def test_rounding_of_sums_does_not_reach_past_the_support():
+  """Of two sums of the same numbers one is larger in its last digit."""
+  logits = jax.random.normal(jax.random.key(0), (64, 300))
+  logits = logits.at[:, 200:].set(-jnp.inf)
+  uniform = jnp.full(64, 1.0 - 2**-24)
+  tokens, _ = sampling.sample_tokens(logits, uniform, generate.Config())
+  assert np.all(np.asarray(tokens) < 200)
 
 
 def test_nucleus_keeps_the_smallest_set_that_reaches_the_mass():

@@ -210,7 +210,7 @@ FAULTS = (
     "sampling.py",
     "generate::nucleus_keeps_the_smallest_set_that_reaches_the_mass"
     " generate::a_nucleus_after_top_k_is_of_the_mass_that_is_left"
-    " generate::the_ends_of_the_unit_interval_stay_in_the_support"
+    " generate::rounding_of_sums_does_not_reach_past_the_support"
     " generate::trap_06_sampler_logprobs_equal_the_trainers_at_temperature",
     (
       "sampling: temperature multiplies",
@@ -237,6 +237,7 @@ FAULTS = (
     "sampling",
     "generate.py",
     "generate::keys_are_of_step_prompt_and_sample"
+    " generate::each_token_has_a_random_number_of_its_own"
     " generate::trap_01_pad_equals_eos_and_the_sampled_eos_counts"
     " generate::trap_03_length_limit_is_not_termination"
     " generate::a_prompt_that_comes_twice_is_sampled_anew"
