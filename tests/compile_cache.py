@@ -1,6 +1,10 @@
-"""Compiled programs kept in a folder while some tests run."""
+"""Compiled programs kept in a folder while some tests run.
+
+With JAX_COMPILATION_CACHE_DIR they are kept there, for further sessions.
+"""
 
 import contextlib
+import os
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -10,7 +14,9 @@ from jax.experimental.compilation_cache import compilation_cache
 def kept(folder):
   """Keeps compiled programs in a folder; yields it, for subprocesses too."""
   settings = {
-    "jax_compilation_cache_dir": str(folder / "xla"),
+    "jax_compilation_cache_dir": os.environ.get(
+      "JAX_COMPILATION_CACHE_DIR", str(folder / "xla")
+    ),
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": 0,
   }

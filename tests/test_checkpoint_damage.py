@@ -1,6 +1,7 @@
 """Checkpoints survive kills, full disks and flipped bits."""
 
 import gc
+import json
 import os
 import resource
 import signal
@@ -11,7 +12,9 @@ import warnings
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
+from etils import epath
 
 from rlhf_jax import integrity
 from rlhf_jax.runs import checkpoint
@@ -74,6 +77,19 @@ def test_every_flipped_file_is_noticed(tmp_path):
       tried += 1
     assert tried >= 5
     assert integrity.damage(tmp_path / "1") is None
+
+
+def test_a_manifest_of_another_hand_is_damaged(tmp_path):
+  """Whole JSON, the right files, and one number that was not written."""
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, {"w": jnp.zeros(3)}, {"kl_coefficient": 0.1})
+  folder = epath.Path(tmp_path / "1")
+  assert integrity.read_manifest(folder)["meta"] == {"kl_coefficient": 0.1}
+  path = tmp_path / "1" / integrity.MANIFEST
+  path.write_text(path.read_text().replace("0.1", "0.2"))
+  assert json.loads(path.read_text())["meta"] == {"kl_coefficient": 0.2}
+  assert integrity.read_manifest(folder) is None
+  assert integrity.damage(folder) == "manifest.json is damaged"
 
 
 def test_no_good_step_is_an_error_with_a_remedy(tmp_path):

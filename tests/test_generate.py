@@ -122,6 +122,15 @@ def test_trap_03_length_limit_is_not_termination(params):
   assert np.all(np.sum(np.asarray(samples.response_mask), 1) == 7)
 
 
+def test_each_token_has_a_random_number_of_its_own(params):
+  """Of a flat model, a token is its number; seven of 23 hardly repeat."""
+  flat = jax.tree.map(jnp.zeros_like, params)
+  samples = run(flat, prompt_batch(), eos=(MODEL.vocab_size + 1,))
+  answers = np.asarray(samples.tokens)[:, -7:]
+  distinct = [len(set(row)) for row in answers.tolist()]
+  assert np.mean(distinct) > 5.0
+
+
 @pytest.mark.parametrize("rows", [16, pytest.param(32, marks=pytest.mark.slow)])
 def test_compaction_changes_nothing(params, rows):
   prompts = prompt_batch(rows)
@@ -214,12 +223,39 @@ def test_the_ends_of_the_unit_interval_stay_in_the_support():
   np.testing.assert_array_equal(tokens, [3, 300])
 
 
+def test_rounding_of_sums_does_not_reach_past_the_support():
+  """Of two sums of the same numbers one is larger in its last digit."""
+  logits = jax.random.normal(jax.random.key(0), (64, 300))
+  logits = logits.at[:, 200:].set(-jnp.inf)
+  uniform = jnp.full(64, 1.0 - 2**-24)
+  tokens, _ = sampling.sample_tokens(logits, uniform, generate.Config())
+  assert np.all(np.asarray(tokens) < 200)
+
+
 def test_nucleus_keeps_the_smallest_set_that_reaches_the_mass():
   probabilities = jnp.asarray([[0.5, 0.2, 0.15, 0.1, 0.05]])
   config = generate.Config(top_p=0.7)
   kept = sampling.truncate(jnp.log(probabilities), config)
   np.testing.assert_array_equal(
     np.isfinite(kept[0]), [True, True, False, False, False]
+  )
+
+
+def test_a_nucleus_after_top_k_is_of_the_mass_that_is_left():
+  """Of 0.5, 0.2 and 0.15 the first two hold 0.82, of all five but 0.7."""
+  probabilities = jnp.asarray([[0.15, 0.5, 0.05, 0.2, 0.1]])
+  kept = [
+    sampling.truncate(
+      jnp.log(probabilities), generate.Config(top_p=0.75, top_k=top_k)
+    )
+    for top_k in (3, 0)
+  ]
+  np.testing.assert_array_equal(
+    np.isfinite(np.concatenate(kept)),
+    [
+      [False, True, False, True, False],
+      [True, True, False, True, False],
+    ],
   )
 
 
@@ -244,13 +280,36 @@ def test_prompt_longer_than_the_context_is_refused(params):
     run(params, prompt_batch(), settings)
 
 
-@pytest.mark.slow
 def test_a_prompt_that_comes_twice_is_sampled_anew(params):
   """At the border of two epochs a batch may hold a prompt two times."""
-  prompts = prompt_batch(6)
-  twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), prompts)
-  config = dataclasses.replace(SETTINGS, num_samples=2)
-  once = run(params, prompts, config).tokens
-  both = run(params, twice, config).tokens
-  np.testing.assert_array_equal(both[:12], once)
+  prompts = prompt_batch()
+  once = np.asarray(run(params, prompts).tokens)
+  twice = jax.tree.map(lambda x: jnp.concatenate([x[:12], x[:12]]), prompts)
+  both = np.asarray(run(params, twice).tokens)
+  np.testing.assert_array_equal(both[:12], once[:12])
   assert np.mean(np.any(both[12:] != both[:12], axis=1)) > 0.8
+  turned = run(params, jax.tree.map(lambda x: x[::-1], prompts)).tokens
+  np.testing.assert_array_equal(turned, once[::-1])  # wherever a prompt stands
+
+
+def key_rows(index, num_samples, seed=0):
+  """Returns the keys of samples as [prompts, samples] of tuples."""
+  keys = generate.sample_keys(
+    jax.random.key(seed), jnp.asarray(index), num_samples
+  )
+  rows = [tuple(row) for row in np.asarray(jax.random.key_data(keys)).tolist()]
+  return [
+    rows[n * num_samples : (n + 1) * num_samples] for n in range(len(index))
+  ]
+
+
+def test_keys_are_of_step_prompt_and_sample():
+  """Not of the place in the batch, nor of how many prompts there are."""
+  seven, two = key_rows([7, 2], 3)
+  assert key_rows([2, 9, 7], 3)[::2] == [two, seven]
+  assert key_rows([7], 2) == [seven[:2]]
+  again = key_rows([7, 2, 7], 3)
+  assert again[:2] == [seven, two]
+  assert again[2] == key_rows([7], 6)[0][3:]  # its samples are counted on
+  everything = [*sum(again, []), *key_rows([7], 3, seed=1)[0]]
+  assert len(set(everything)) == 12

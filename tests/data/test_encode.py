@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data import encode
-from rlhf_jax.data.formats import Comparison, Demonstration, Prompt
+from rlhf_jax.data.formats import (
+  Comparison,
+  Demonstration,
+  Labelled,
+  Prompt,
+)
 from rlhf_jax.data.tokenizer_backends import EncodingError
 
 EOS = 2
@@ -145,6 +150,24 @@ def test_candidates_share_their_prompt(length, chosen, rejected):
   prompt = len(pair["prompt"])
   for name in ("chosen", "rejected"):
     assert tuple(pair[name]["tokens"][:prompt]) == pair["prompt"]
+
+
+@pytest.mark.parametrize(
+  "length, expected",
+  [(6, "abcd*e*<e>*"), (5, "bcd*e*<e>*"), (4, "cd*e*<e>*"), (3, None)],
+)
+def test_judged_answers_are_kept_whole(length, expected):
+  example = Labelled("f:1", "abc", "de", 1.0)
+  if expected is None:
+    with pytest.raises(encode.DroppedExample, match="does not fit"):
+      encode.encode_labelled(example, LETTERS, length)
+    return
+  found = encode.encode_labelled(example, LETTERS, length)
+  assert spell(found["answer"]) == expected
+  assert found["label"] == 1.0
+  prompt = len(found["prompt"])
+  assert tuple(found["answer"]["tokens"][:prompt]) == found["prompt"]
+  assert spell(found["answer"])[:prompt] == "abc"[3 - prompt :]
 
 
 def test_comparison_prompts_chat_and_plain():

@@ -69,6 +69,14 @@ def test_self_bleu_against_naive_loops():
   assert diversity.self_bleu(["a b", "c d", "e f"]) == 0.0
 
 
+def test_self_bleu_punishes_texts_shorter_than_all_others():
+  # "a" is found, but is half as long; of "a b" and "c d" one word of two is
+  # found at most, and no bigram.
+  half = math.sqrt(1 / 2 * 0.1)
+  found = diversity.self_bleu(["a", "a b", "c d"])
+  assert found == pytest.approx((math.exp(1 - 2) + half + 0.0) / 3)
+
+
 def test_self_bleu_needs_two_texts():
   with pytest.raises(ValueError, match="at least 2"):
     diversity.self_bleu(["alone"])
@@ -77,6 +85,7 @@ def test_self_bleu_needs_two_texts():
 def test_duplicates_and_repetition():
   texts = ["Good film", "good  film", "bad film", "good film"]
   assert diversity.duplicate_share(texts) == 0.5
+  assert diversity.duplicate_share(texts[1:]) == pytest.approx(1 / 3)
   # abab: bigrams ab, ba, ab -> 1 of 3; cd -> 0 of 1
   assert diversity.repeated_ngram_rate(["a b a b", "c d"], 2) == 0.25
   assert math.isnan(diversity.repeated_ngram_rate(["a b"], 3))

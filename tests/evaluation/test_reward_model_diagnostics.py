@@ -56,6 +56,13 @@ def test_calibration_by_hand():
   assert result["ece"] == pytest.approx(0.1)
 
 
+def test_the_calibration_error_weighs_bins_by_their_pairs():
+  # three pairs at 0.6, all right: gap 0.4; one at 0.9, right: gap 0.1
+  logit = lambda p: math.log(p / (1 - p))  # noqa: E731
+  result = rm.calibration([logit(0.6)] * 3 + [-logit(0.9)], [1, 1, 1, 0], 2)
+  assert result["ece"] == pytest.approx((3 * 0.4 + 0.1) / 4)
+
+
 def test_calibration_of_empty_bins_and_certain_scores():
   result = rm.calibration([0.0, 1e4, -1e4], [1.0, 1.0, 0.0], 5)
   np.testing.assert_array_equal(result["counts"], [1, 0, 0, 0, 2])

@@ -143,6 +143,9 @@ def test_full_training_from_a_layer_up_freezes_the_rest(base):
   first, second = roles.split(role, {"params": base})
   assert set(first["params"]) == {"layer_2", "layer_3", "final_norm"}
   assert set(second["params"]) == {"embedding", "layer_0", "layer_1"}
+  scorer = dataclasses.replace(role, head=heads.Config())  # reads no final norm
+  first, _ = roles.split(scorer, {"params": base})
+  assert set(first["params"]) == {"layer_2", "layer_3"}
 
 
 def test_critic_values_are_the_reward_models_scores_of_prefixes(base, rows):

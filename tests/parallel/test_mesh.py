@@ -32,6 +32,14 @@ def test_minus_one_fills():
   assert one.size == 1 and one.devices.flat[0].id == 5
 
 
+def test_the_first_so_many_devices():
+  two = mesh_lib.make_mesh(mesh_lib.Config(devices=2))
+  assert dict(two.shape) == {"data": 2, "fsdp": 1, "tensor": 1}
+  assert [d.id for d in two.devices.flat] == [0, 1]
+  with pytest.raises(ValueError, match="mesh.devices=9: there are 8"):
+    mesh_lib.make_mesh(mesh_lib.Config(devices=9))
+
+
 def test_errors_show_the_arithmetic():
   with pytest.raises(
     ValueError, match="data=3 x fsdp=2 x tensor=1 = 6 but 8 devices"

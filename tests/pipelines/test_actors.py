@@ -1,6 +1,7 @@
 """The critic that policy training starts with is the reward model."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -123,3 +124,32 @@ def test_a_critic_that_would_forget_the_reward_model_is_refused(
   scorer, _ = reward(**made)
   with pytest.raises(UserError, match=message):
     critics.critic_role(critics.Value(**settings), scorer, MODEL)
+
+
+def test_a_reward_model_at_chance_is_refused_unless_forced(capsys):
+  info = {"guards": [("warn", "few pairs."), ("refuse", "at chance.")]}
+  with pytest.raises(UserError, match="at chance. Pass --config.force=True"):
+    actors.check_reward(info, force=False)
+  actors.check_reward(info, force=True)
+  assert "reward model: refuse: at chance." in capsys.readouterr().out
+  actors.check_reward({"guards": info["guards"][:1]}, force=False)
+
+
+def test_the_reference_is_the_policy_as_it_starts():
+  """With the factors it starts from, where it has some."""
+  role = roles.Role(
+    dataclasses.replace(MODEL, lora_rank=2), trainable="lora", first_layer=1
+  )
+  names = ("embedding", "layer_0", "layer_1")
+  params = {name: {"w": jnp.ones(1)} for name in names}
+  variables = {"params": params, "lora": {"layer_1": {"a": jnp.ones(2)}}}
+  start = stages.Stage(role, variables, {"merged_from": "sft"})
+  base = types.SimpleNamespace(params=params)
+  found = actors.assemble(base, start, None, {}, 0.7, 4)
+  assert found.weights.reference is variables
+  assert found.weights.base is params  # read by both below the first layer
+  assert found.plan.shared == {"policy", "reference"}
+  assert (found.plan.temperature, found.plan.row_targets) == (0.7, 4)
+  assert found.params == {"policy": {"lora": variables["lora"]}}
+  assert found.frozen == {"policy": {"params": params}}
+  assert found.merged_from == "sft"

@@ -11,6 +11,7 @@ from rlhf_jax import pipelines
 from rlhf_jax.algorithms.policy_gradient import shaping
 from rlhf_jax.interrupt import Stopped
 from rlhf_jax.models import roles, trees
+from rlhf_jax.pipelines import policy
 from rlhf_jax.programs import watch
 from rlhf_jax.runs import loop, stages
 from rlhf_jax.runs.checkpoint import CheckpointError
@@ -132,9 +133,28 @@ def test_value_pretraining_trains_the_critic_alone(
   assert variance[-1] > variance[0]
 
 
-def test_ptx_text_is_mixed_in(policy_full):
-  for row in tiny_runs.rows_of(policy_full):
-    assert 0.0 < row["ppo/ptx_loss"] < 4.0
+def test_ptx_text_is_mixed_in(files, sft_full, reward_full, policy_full):
+  """The first rollout's text costs what the start of the run says it does."""
+  config = tiny_runs.full_policy_config(files, sft_full, reward_full)
+  base, world = tiny_runs.load_base(config), tiny_runs.world_of(config)
+  text = next(policy.ptx_loader(tiny_runs.settings_of(config), world, base))
+  stage = stages.load(sft_full, stages.POLICY, base, world)
+  rows = roles.Rows.of(text)
+  logprobs, _ = jax.jit(
+    lambda variables: roles.logprobs(
+      stage.role, variables, rows, text.loss_mask
+    )
+  )(stage.variables)
+  parts = [
+    -np.sum(np.asarray(logprobs)[first::2]) / np.sum(text.loss_mask[first::2])
+    for first in (0, 1)  # of two minibatches
+  ]
+  found = tiny_runs.rows_of(policy_full)
+  # The first update's rate is 0, the next three move the weights a little.
+  np.testing.assert_allclose(
+    found[0]["ppo/ptx_loss"], np.mean(parts), rtol=0.02
+  )
+  for row in found:
     assert row["ppo/gradient_norm_ptx_ratio"] > 0.0
   assert set(tiny_runs.saved_meta(policy_full, 4)["iterators"]) == {
     "prompts",

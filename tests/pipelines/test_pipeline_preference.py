@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from rlhf_jax import pipelines
 from rlhf_jax.data import dataset, judged
 from rlhf_jax.models import roles, trees
 from rlhf_jax.pipelines import defaults, preference
-from rlhf_jax.programs import actors
+from rlhf_jax.programs import actors, pairs
 from rlhf_jax.runs import reference, stages
 from rlhf_jax.runs.checkpoint import CheckpointError
 from rlhf_jax.schema import UserError
@@ -99,7 +100,43 @@ def test_the_planted_word_is_learned(stage, request):
   count = 60 * (1 + (stage == "kto_lora"))
   assert info["heldout_examples"] == count
   assert info["examples"] == 3 * count
-  assert all(np.isfinite(list(info["heldout"].values())))
+
+
+def test_held_out_numbers_are_means_over_all_pairs(files, sft_full, dpo_full):
+  """60 pairs in batches of 8: the last has filler, which does not count."""
+  base, start, (_, held) = loaded(files, "dpo", "full", sft_full)
+  world = tiny_runs.world_of(make_config(files, "dpo", "full", ""))
+  stage = stages.load(dpo_full, stages.POLICY, base, world)
+  batch = pairs.collate(
+    np.arange(len(held.pairs)), data=held, width=24, pad_id=0
+  )
+  logprobs = jax.jit(
+    lambda variables: pairs.apply(variables, {}, batch, role=stage.role)
+  )
+  sums = [
+    np.sum(np.asarray(logprobs(x.variables)) * batch.loss_mask, -1)
+    for x in (stage, start)
+  ]
+  rewards = 0.1 * (sums[0] - sums[1])
+  margin = rewards[:, 0] - rewards[:, 1]
+  lengths = np.sum(batch.loss_mask, -1)
+  expected = {
+    "loss": np.mean(np.log1p(np.exp(-margin))),
+    "accuracy": np.mean(margin > 0),
+    "margin": np.mean(margin),
+    "reward_chosen": np.mean(rewards[:, 0]),
+    "reward_rejected": np.mean(rewards[:, 1]),
+    "logprob_chosen": np.mean(sums[0][:, 0]),
+    "logprob_rejected": np.mean(sums[0][:, 1]),
+    "tokens_chosen": np.mean(lengths[:, 0]),
+    "tokens_rejected": np.mean(lengths[:, 1]),
+  }
+  found = stages.read_stage(dpo_full)["heldout"]
+  assert sorted(found) == sorted(f"preference/{name}" for name in expected)
+  for name, value in expected.items():
+    np.testing.assert_allclose(
+      found[f"preference/{name}"], value, rtol=1e-4, atol=1e-5, err_msg=name
+    )
 
 
 def test_t11_t17_the_first_step_is_at_the_reference(dpo_full, kto_lora):

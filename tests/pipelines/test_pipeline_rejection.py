@@ -90,9 +90,14 @@ def test_the_report_by_hand():
     "best_of_3": 4.0,
     "best_of_n_kl_bound": np.log(3) - 2 / 3,
   }
+  # Each winner has probability e^-3, and 1 - (1 - e)^3 to be found at all.
+  e = np.exp(-3.0)
+  missed = (1 - e) ** 3
+  expected["best_of_n_kl"] = missed * (
+    np.log(3) + 2 * np.log(1 - e) - 2 / 3
+  ) + (1 - missed) * np.log((1 - missed) / e)
   for name, value in expected.items():
     np.testing.assert_allclose(found[f"rejection/{name}"], value, rtol=1e-6)
-  assert 0.0 < found["rejection/best_of_n_kl"] < np.log(3) - 2 / 3 + 0.3
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,22 @@ def test_the_planted_word_is_learned(stage, request):
   assert info["diagnosis"]["reward_model/pairs"] == 60  # a quarter of 240
   assert info["comparisons"] == 180
   assert not any(level == "refuse" for level, _ in info["guards"])
+  pairs = {name: np.array(x) for name, x in info["heldout_pairs"].items()}
+  scores, lengths = pairs["score_difference"], pairs["length_difference"]
+  assert len(scores) == 60 and np.all(pairs["label"] == 1.0)
+  for name, value in (
+    ("accuracy", np.mean(scores > 0)),
+    ("margin", np.mean(scores)),
+    ("loss", np.mean(np.log1p(np.exp(-scores)))),
+    (
+      "length_pearson",
+      np.sum(scores * lengths)
+      / np.sqrt(np.sum(scores**2) * np.sum(lengths**2)),
+    ),
+  ):
+    np.testing.assert_allclose(
+      info["diagnosis"][f"reward_model/{name}"], value, rtol=1e-5, err_msg=name
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)

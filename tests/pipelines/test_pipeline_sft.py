@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -13,6 +14,18 @@ from rlhf_jax.rewards.texts import sample_texts
 from rlhf_jax.runs import loop, stages
 from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
+
+
+def cross_entropy(config, params, batch):
+  """Returns nats a target of a TokenBatch, from the logits of whole rows."""
+  logits = jax.jit(transformer.Transformer(config).apply)(
+    {"params": params}, batch.tokens, batch.valid_mask
+  )
+  loss = optax.softmax_cross_entropy_with_integer_labels(
+    logits[:, :-1], batch.tokens[:, 1:]
+  )
+  mask = batch.loss_mask[:, 1:]
+  return np.sum(np.asarray(loss) * mask) / mask.sum()
 
 
 @pytest.mark.parametrize("stage", ["sft_full", "sft_lora"])
@@ -33,15 +46,8 @@ def test_validation_loss_is_the_mean_over_tokens(files, sft_full):
   rows, _ = dataset.demonstrations(data, base.tokenizer)
   assert len(rows) % config.schedule.batch_size  # a last batch to fill up
   batch = batches.collate_tokens(rows, 32, pad_id=7)
-  logits = transformer.Transformer(stage.role.model).apply(
-    {"params": stage.variables["params"]}, batch.tokens, batch.valid_mask
-  )
-  loss = optax.softmax_cross_entropy_with_integer_labels(
-    logits[:, :-1], batch.tokens[:, 1:]
-  )
-  mask = batch.loss_mask[:, 1:]
   found = stages.read_stage(sft_full)["validation_loss"]
-  expected = np.sum(np.asarray(loss) * mask) / mask.sum()
+  expected = cross_entropy(stage.role.model, stage.variables["params"], batch)
   np.testing.assert_allclose(found, expected, rtol=1e-5)
   assert found < tiny_runs.rows_of(sft_full)[0]["sft/loss"] - 0.4
 
@@ -123,7 +129,8 @@ def test_trap_17_chat_data_trains_on_answers_only(files, tmp_path):
   )
   config.schedule.update(steps=1)
   config.validation.source, config.samples = "", 0
-  tokenizer = tiny_runs.load_base(config).tokenizer
+  base = tiny_runs.load_base(config)
+  tokenizer = base.tokenizer
   rows, _ = dataset.demonstrations(
     tiny_runs.settings_of(config).data, tokenizer
   )
@@ -140,7 +147,10 @@ def test_trap_17_chat_data_trains_on_answers_only(files, tmp_path):
     *end,
   ]
   pipelines.run(config, tmp_path / "run")
-  assert np.isfinite(tiny_runs.rows_of(tmp_path / "run")[0]["sft/loss"])
+  found = tiny_runs.rows_of(tmp_path / "run")[0]["sft/loss"]
+  batch = batches.collate_tokens(rows[:1], 32, pad_id=7)
+  expected = cross_entropy(base.config, base.params, batch)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_a_policy_has_no_head(files, tmp_path):

@@ -1,0 +1,155 @@
+"""Ties, rows without weight, other averages: what must not count, or must."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlhf_jax.algorithms import reward, sft
+from rlhf_jax.algorithms.policy_gradient import groups
+from rlhf_jax.algorithms.preference import dpo, kto, pairing, update
+from rlhf_jax.types import PreferenceBatch, Rollout, TokenBatch, TrainState
+
+
+def state_of(params):
+  zero = jnp.int32(0)
+  return TrainState(zero, params, optax.sgd(1.0).init(params), zero)
+
+
+def test_perplexity_is_of_tokens_whatever_the_loss_averages():
+  """Rows of 1 and 3 targets, at 1 and 2 nats each."""
+  mask = jnp.asarray([[0.0, 1, 0, 0], [0, 1, 1, 1]])
+  batch = TokenBatch(jnp.zeros((2, 4), jnp.int32), jnp.ones((2, 4)), mask)
+  apply = lambda params, frozen, rows: (  # noqa: E731
+    -params * jnp.asarray([[1.0], [2.0]]) * jnp.ones((1, 4)),
+    jnp.zeros((2, 4)),
+  )
+  step = functools.partial(
+    sft.update,
+    config=sft.Config(aggregation="seq-mean-token-mean"),
+    apply=apply,
+    optimizer=optax.sgd(1.0),
+  )
+  start = state_of(jnp.float32(1.0))
+  _, found = jax.jit(step)(start, {}, batch, jax.random.key(0))
+  np.testing.assert_allclose(found["sft/loss"], 1.5)
+  np.testing.assert_allclose(found["sft/token_loss"], 7 / 4)
+  np.testing.assert_allclose(found["sft/perplexity"], np.exp(7 / 4), rtol=1e-6)
+
+
+def test_tied_candidates_stay_in_each_others_choice_set():
+  """Two best of three: each is chosen among all, the last from itself."""
+  scores = jnp.asarray([[1.0, 0.5, -1.0]])
+  found = reward.plackett_luce_loss(
+    scores, jnp.asarray([[0, 0, 1]]), jnp.ones((1, 3))
+  )
+  total = np.log(np.sum(np.exp(np.asarray(scores))))
+  np.testing.assert_allclose(found, [2 * total - 1.5], rtol=1e-6)
+
+
+def test_equal_scores_are_not_right():
+  pairs = jnp.zeros((2, 2, 1), jnp.int32)
+  batch = PreferenceBatch(
+    tokens=pairs,
+    valid_mask=jnp.ones((2, 2, 1)),
+    loss_mask=jnp.ones((2, 2, 1)),
+    label=jnp.asarray([1.0, 1.0]),
+    weight=jnp.ones(2),
+  )
+  config = reward.Config()
+  _, found = jax.jit(
+    lambda scores: reward.loss(
+      scores, batch, config, reward.denominators(batch, config)
+    )
+  )(jnp.asarray([[0.5, 0.5], [0.5, 0.0]]))
+  np.testing.assert_allclose(found["reward_model/accuracy"], 0.5)
+
+
+def test_equal_scores_are_no_preference_with_no_least_gap():
+  _, weight = pairing.choose(
+    jnp.asarray([2.0, 2.0, 1.0, 1.5]),
+    jax.random.key(0),
+    num_samples=2,
+    config=pairing.Config(minimum_gap=0.0),
+  )
+  np.testing.assert_array_equal(weight, [0.0, 1.0])
+
+
+def test_a_score_at_the_limit_is_not_right():
+  """groups.metrics: above, not at, what a right answer has."""
+  mask = jnp.ones((4, 1))
+  rollout = Rollout(
+    tokens=jnp.zeros((4, 1), jnp.int32),
+    valid_mask=mask,
+    response_mask=mask,
+    behaviour_logprobs=mask,
+    finish_reason=jnp.zeros(4, jnp.int32),
+    reference_logprobs=mask,
+    score=jnp.asarray([1.0, 1.0, 1.0, 2.0]),
+  )
+  found = jax.jit(groups.metrics, static_argnums=(1, 2))(rollout, 2, 1.0)
+  np.testing.assert_allclose(found["group/pass1"], 1 / 4)
+  np.testing.assert_allclose(found["group/passG"], 1 / 2)
+
+
+def test_equal_rewards_give_exactly_nothing_whatever_they_are():
+  """The mean of three equal numbers is not always that number."""
+  x = np.random.default_rng(0).random(64).astype(np.float32)
+  rewards = np.repeat(x, 3)
+  assert np.any(np.float32(rewards.reshape(-1, 3).sum(1) / 3) != x)
+  found = jax.jit(groups.centred, static_argnums=2)(
+    rewards, np.ones(192, np.float32), 3
+  )
+  np.testing.assert_array_equal(found, np.zeros(192))
+
+
+def preferences(rows):
+  """Returns judged answers of two tokens; the second of KTO is longer."""
+  tokens = jnp.arange(4 * 2 * 3, dtype=jnp.int32).reshape(4, 2, 3)[:rows]
+  mask = jnp.broadcast_to(jnp.asarray([0.0, 1.0, 1.0]), tokens.shape)
+  return PreferenceBatch(
+    tokens=tokens,
+    valid_mask=jnp.ones(tokens.shape),
+    loss_mask=mask,
+    label=jnp.asarray([1.0, 0.0, 1.0, 1.0])[:rows],
+    weight=jnp.asarray([1.0, 1.0, 1.0, 0.0])[:rows],
+    reference_logprobs=-jnp.ones(tokens.shape),
+  )
+
+
+@pytest.mark.parametrize("module", [dpo, kto])
+def test_rows_without_weight_change_neither_step_nor_numbers(module):
+  """Three rows, and the same three with a filler behind them."""
+  config = module.Config(beta=0.3)
+
+  def apply(params, frozen, batch):
+    del frozen
+    return params * jnp.sin(batch.tokens.astype(jnp.float32) + 0.4)
+
+  step = jax.jit(
+    functools.partial(
+      update.update,
+      algorithm=module,
+      algorithm_config=config,
+      config=update.Config(),
+      apply=apply,
+      optimizer=optax.sgd(1.0),
+    )
+  )
+  start = jnp.float32(0.8)
+  (plain, expected), (filled, found) = (
+    step(state_of(start), {}, preferences(rows), jax.random.key(0))
+    for rows in (3, 4)
+  )
+  assert abs(plain.params - start) > 1e-3
+  np.testing.assert_allclose(filled.params, plain.params, rtol=1e-6)
+  for name, value in expected.items():
+    np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+  if module is kto:
+    second = np.sin(np.asarray(preferences(3).tokens)[:, 1, 1:] + 0.4)
+    z = np.mean(0.8 * second.sum(-1)) + 2.0
+    assert z > 0.1  # else it would be cut
+    np.testing.assert_allclose(found["preference/kl"], z, rtol=1e-5)

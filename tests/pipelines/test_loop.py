@@ -1,0 +1,129 @@
+"""The loop of every stage, on a step that only counts."""
+
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax import metrics
+from rlhf_jax.runs import checkpoint, loop
+from rlhf_jax.types import TrainState
+from tests.pipelines import tiny_runs
+
+IDENTITY = {"model_fingerprint": "aa"}
+
+
+class Numbers:
+  """An endless iterator of whole numbers whose position can be saved."""
+
+  def __init__(self):
+    self.position = 0
+
+  def __next__(self):
+    self.position += 1
+    return self.position
+
+  def get_state(self):
+    return {"position": self.position}
+
+  def set_state(self, state):
+    self.position = state["position"]
+
+
+class Killed(BaseException):
+  pass
+
+
+def run(workdir, scores, refused=(), kill_at=None, identity=IDENTITY, **plan):
+  """Runs one step a score; returns arrays, facts and the numbers read.
+
+  Args:
+    workdir: of the run.
+    scores: what each step logs.
+    refused: steps, counted from 1, whose update is refused.
+    kill_at: the step that ends with Killed.
+    identity: of the run.
+    **plan: fields of Schedule.
+  """
+  numbers, read = Numbers(), []
+
+  def one_step(step, arrays, facts):
+    if step + 1 == kill_at:
+      raise Killed
+    read.append(next(numbers))
+    old = arrays["train"]
+    is_refused = step + 1 in refused
+    state = old.replace(
+      step=old.step + (not is_refused),
+      params=old.params + read[-1],
+      skipped=(old.skipped + 1) * is_refused,
+    )
+    facts = {"seen": [*facts["seen"], read[-1]]}
+    return {"train": state}, facts, {"score": scores[step]}
+
+  zero = jnp.int32(0)
+  arrays, facts = loop.run_steps(
+    one_step,
+    phase="count",
+    workdir=workdir,
+    schedule=loop.Schedule(steps=len(scores), **plan),
+    total_steps=len(scores),
+    arrays={"train": TrainState(zero, jnp.float32(0.0), {}, zero)},
+    facts={"seen": []},
+    identity=identity,
+    iterators={"numbers": numbers},
+    show=(),
+  )
+  return types.SimpleNamespace(arrays=arrays, facts=facts, read=read)
+
+
+def saved_steps(workdir):
+  folder = str(workdir / "checkpoints")
+  with checkpoint.Checkpoints(folder, read_only=True) as saved:
+    return saved.steps(), saved.best()
+
+
+def test_a_run_goes_on_with_its_arrays_facts_and_data(tmp_path):
+  with pytest.raises(Killed):
+    run(tmp_path, [0.5] * 6, kill_at=6, save_every=2)
+  rows = tiny_runs.rows_of(tmp_path)
+  assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+  found = run(tmp_path, [0.5] * 6, save_every=2)
+  assert found.read == [5, 6]
+  assert found.facts == {"seen": [1, 2, 3, 4, 5, 6]}
+  assert found.arrays["train"].params == 21.0
+  rows = tiny_runs.rows_of(tmp_path)
+  assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+  run(tmp_path, [0.5], save_every=1)
+  with pytest.raises(checkpoint.CheckpointError, match="'aa', this run has"):
+    run(tmp_path, [0.5] * 2, identity={"model_fingerprint": "bb"})
+
+
+def test_nothing_is_saved_while_updates_are_refused(tmp_path):
+  run(tmp_path, [0.5] * 6, refused=(2, 3), save_every=1, keep=9)
+  assert saved_steps(tmp_path)[0] == [1, 4, 5, 6]
+
+
+def test_the_third_refused_update_in_a_row_ends_the_run(tmp_path):
+  run(tmp_path / "two", [0.5] * 4, refused=(2, 3), save_every=9)
+  with pytest.raises(loop.NonFiniteError, match="at step 5: .* 3 updates"):
+    run(tmp_path / "three", [0.5] * 9, refused=(3, 4, 5), save_every=1)
+  assert saved_steps(tmp_path / "three")[0] == [1, 2]
+
+
+def test_the_best_step_is_one_with_a_number(tmp_path):
+  scores = [np.nan, 0.5, 0.75, 0.25, 0.25, 0.0]
+  with pytest.warns(UserWarning, match="score not finite"):
+    run(tmp_path, scores, save_every=1, keep=1, keep_best="score")
+  assert saved_steps(tmp_path) == ([3, 5, 6], 3)  # best, newest, final
+
+
+def test_only_every_so_many_rows_are_logged(tmp_path):
+  run(tmp_path, [0.5] * 5, save_every=9, log_every=2)
+  rows = metrics.read_metrics(tmp_path / "metrics.jsonl")
+  assert [row["step"] for row in rows] == [2, 4, 5]
+  assert rows[0]["sys/compiles"] >= 0

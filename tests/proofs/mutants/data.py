@@ -1,0 +1,243 @@
+"""Faults in what records become: rows, masks, splits, batches."""
+
+from tests.proofs.mutations import of
+
+FAULTS = (
+  *of(
+    "data",
+    "data/encode.py",
+    "encode",
+    (
+      "comparison: the prompt is cut at its end",
+      "prompt = prompt[cut:]\n  chosen, rejected",
+      "prompt = prompt[: len(prompt) - cut]\n  chosen, rejected",
+    ),
+    (
+      "labelled: the prompt is cut at its end",
+      "prompt = prompt[cut:]\n  answer",
+      "prompt = prompt[: len(prompt) - cut]\n  answer",
+    ),
+    (
+      "demonstration: the answer is cut",
+      "return _row(ids[cut:], mask[cut:],",
+      "return _row(ids[: len(ids) - cut], mask[: len(mask) - cut],",
+    ),
+    (
+      "encode: the first token is a target",
+      "loss_mask[0] = 0.0",
+      "loss_mask[0] *= 1.0",
+    ),
+    (
+      "demonstration: the mask is off by one",
+      "mask = [0] * len(prompt) + [1] * len(response)\n",
+      "mask = [0] * (len(prompt) + 1) + [1] * (len(response) - 1)\n",
+    ),
+    (
+      "encode: no end token",
+      "return ids + [tokenizer.eos_id] * end_token",
+      "return ids",
+    ),
+    (
+      "dialogue: half an answer is a target",
+      "mask[cut:end] = [0] * (end - cut)",
+      "mask[cut:end] = mask[cut:end]",
+    ),
+  ),
+  *of(
+    "data",
+    "data/batches.py",
+    "batches",
+    (
+      "preferences: the rejected first",
+      'for name in ("chosen", "rejected")]',
+      'for name in ("rejected", "chosen")]',
+    ),
+    (
+      "collate: filler rows have targets",
+      "loss_mask[len(examples) :] = 0.0",
+      "loss_mask[len(examples) :] *= 1.0",
+    ),
+    (
+      "collate: filler pairs have weight",
+      "weight[len(examples) :] = 0.0",
+      "weight[len(examples) :] = 1.0",
+    ),
+    (
+      "prompts: numbered by batch",
+      "np.arange(len(prompts)) if index is None else np.asarray(index)",
+      "np.arange(len(prompts)) if True else np.asarray(index)",
+    ),
+    (
+      "prompts: padded on the right",
+      "tokens[n, length - len(prompt) :] = prompt",
+      "tokens[n, : len(prompt)] = prompt",
+    ),
+    (
+      "packing: the first token of a segment is a target",
+      "    for mask in masks:\n      mask[0] = 0.0",
+      "    for mask in masks:\n      mask[0] *= 1.0",
+    ),
+    (
+      "packing: positions run on",
+      "[np.arange(count, dtype=np.int32) for count in counts]",
+      "[np.arange(sum(counts), dtype=np.int32)]",
+    ),
+    (
+      "loader: hosts take every other row",
+      "list(batch)[shard_index * rows : (shard_index + 1) * rows]",
+      "list(batch)[shard_index::shard_count]",
+    ),
+    ("loader: one seed for all", ".seed(seed)", ".seed(0)"),
+    (
+      "loader: a position of other data",
+      "if state.get(name) != value:",
+      "if name not in state:",
+    ),
+  ),
+  *of(
+    "data",
+    "data/assets.py",
+    "assets",
+    (
+      "split: parts overlap",
+      "    start += size\n  return parts",
+      "    start += size - 1\n  return parts",
+    ),
+  ),
+  *of(
+    "data",
+    "data/formats.py",
+    "formats",
+    (
+      "ratings: labels are turned round",
+      "np.sign(rating_a - rating_b)[keep]",
+      "np.sign(rating_b - rating_a)[keep]",
+    ),
+    (
+      "ratings: a text against itself",
+      "random.integers(1, len(texts), count)) % len(texts)",
+      "random.integers(0, len(texts), count)) % len(texts)",
+    ),
+    (
+      "ceiling: ties count",
+      "decided = labels != 0.5",
+      "decided = labels >= 0.0",
+    ),
+  ),
+  *of(
+    "data",
+    "data/parsers.py",
+    "formats",
+    (
+      "gsm8k: question and answer without a break",
+      'question + "\\n", records',
+      "question, records",
+    ),
+  ),
+  *of(
+    "data",
+    "data/chat.py",
+    "chat",
+    (
+      "chat: the end token is not learned",
+      "learned.append((span.start, after[0][1]))",
+      "learned.append((span.start, span.end))",
+    ),
+    (
+      "chat: users are learned too",
+      'if messages[int(span.name)]["role"] != "assistant":',
+      'if messages[int(span.name)]["role"] == "system":',
+    ),
+    (
+      "chat: a message can write special tokens",
+      "    position = end\n  return found",
+      "    position = start\n  return found",
+    ),
+  ),
+  *of(
+    "data",
+    "data/dataset.py",
+    "dataset_rows",
+    (
+      "rated: the first token is a target",
+      "mask[0] = 0.0  # the first token",
+      "mask[0] *= 1.0  # the first token",
+    ),
+    (
+      "rated: the prompt is always a target",
+      "mask = [1.0 if train_on_prompt else 0.0] * len(prompt)",
+      "mask = [1.0] * len(prompt)",
+    ),
+    (
+      "rated: prompts without what stands before",
+      "row = tokenizer.encode(data.prompt) + text",
+      "row = text",
+    ),
+    (
+      "rated: all of the text is a prompt",
+      '(" " + record.text)[: data.prefix_tokens]',
+      '(" " + record.text)[: -data.prefix_tokens]',
+    ),
+    (
+      "comparisons: a prompt is on both sides of a split",
+      'groups.setdefault(example["prompt"], len(groups))',
+      "len(group_of_pair)",
+    ),
+    (
+      "records: the last ones",
+      "found = found[: data.limit]",
+      "found = found[-data.limit :]",
+    ),
+    (
+      "filter: short texts stay",
+      "if len(record.text.split()) < data.min_words:",
+      "if len(record.text) < data.min_words:",
+    ),
+  ),
+  *of(
+    "data",
+    "programs/features.py",
+    "heldout_numbers dataset_rows",
+    (
+      "split: pairs across the border train",
+      "~is_held.any(axis=1), is_held.all(axis=1)",
+      "~is_held.all(axis=1), is_held.all(axis=1)",
+    ),
+    (
+      "split: one seed for all",
+      "np.random.default_rng(seed).permutation(groups)[:count]",
+      "np.random.default_rng(0).permutation(groups)[:count]",
+    ),
+    (
+      "features: in the order of lengths",
+      "result[index] = found[: len(index)]",
+      "result[start : start + len(index)] = found[: len(index)]",
+    ),
+    (
+      "batches: labels in the order of the data",
+      "labels = data.labels[chosen]",
+      "labels = data.labels[: len(chosen)]",
+    ),
+  ),
+  *of(
+    "data",
+    "data/judged.py",
+    "pipeline_preference::mismatched_answers_belong_to_other_prompts"
+    " pipeline_preference::kto_reads_labels_as_it_reads_comparisons",
+    (
+      "judged: labels are turned round",
+      "np.stack([data.labels, 1.0 - data.labels], axis=1)",
+      "np.stack([1.0 - data.labels, data.labels], axis=1)",
+    ),
+    (
+      "mismatched: the same prompt",
+      "others[order] = order[changes[place] % len(prompts)]",
+      "others[order] = np.roll(order, -1) + 0 * changes[place]",
+    ),
+    (
+      "mismatched: answers are not cut",
+      "[: max_length - len(prompt)]",
+      "[: max_length]",
+    ),
+  ),
+)

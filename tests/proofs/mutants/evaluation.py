@@ -1,0 +1,370 @@
+"""Faults in evaluation and in what is selected."""
+
+from tests.proofs.mutations import of
+
+FAULTS = (
+  *of(
+    "evaluation",
+    "programs/answers.py",
+    "evaluate_numbers",
+    (
+      "summary: before wins over after",
+      "rate = win_rate.win_rate(new, old)",
+      "rate = win_rate.win_rate(old, new)",
+    ),
+    (
+      "summary: gold is read from the proxy",
+      'for shown, name in (("proxy", "reward"), ("gold", "gold")):\n'
+      "    if name not in before.scores:",
+      'for shown, name in (("proxy", "reward"), ("gold", "reward")):\n'
+      "    if name not in before.scores:",
+    ),
+    (
+      "summary: units of the policy after",
+      "np.mean(before.scores[name]), np.std(before.scores[name])",
+      "np.mean(after.scores[name]), np.std(after.scores[name])",
+    ),
+    (
+      "summary: units of a sample deviation",
+      "np.std(before.scores[name])",
+      "np.std(before.scores[name], ddof=1)",
+    ),
+    (
+      "summary: the new mean is the old one",
+      'f"{shown}_after": float(np.mean(new))',
+      'f"{shown}_after": float(np.mean(old))',
+    ),
+    (
+      "summary: lengths of after are those of before",
+      "float(np.mean(answers.lengths))",
+      "float(np.mean(before.lengths))",
+    ),
+    (
+      "summary: ends of before are those of after",
+      "float(np.mean(answers.ended))",
+      "float(np.mean(after.ended))",
+    ),
+    (
+      "summary: the KL of the policy before",
+      "win_rate.mean_with_error(after.kl)",
+      "win_rate.mean_with_error(before.kl)",
+    ),
+    (
+      "summary: unpaired standard error",
+      "change = win_rate.paired_difference(new, old)",
+      "change = win_rate.mean_with_error(new)",
+    ),
+    (
+      "summary: sentiment without the prompt",
+      "new = lexicon.vader_scores(full_texts(after))",
+      "new = lexicon.vader_scores(after.texts)",
+    ),
+    (
+      "summary: duplicates of before",
+      "diversity.duplicate_share(answers.texts)",
+      "diversity.duplicate_share(before.texts)",
+    ),
+    (
+      "summary: distinct words, not pairs of words",
+      "diversity.distinct_n(answers.texts, 2)",
+      "diversity.distinct_n(answers.texts, 1)",
+    ),
+    (
+      "answers: the mean KL of tokens",
+      "kl = jnp.sum(\n",
+      "kl = jnp.mean(\n",
+    ),
+    (
+      "answers: the KL turned round",
+      "rollout.behaviour_logprobs - rollout.reference_logprobs, axis=1",
+      "rollout.reference_logprobs - rollout.behaviour_logprobs, axis=1",
+    ),
+    (
+      "answers: lengths with the prompt",
+      '"length": jnp.sum(samples.response_mask, axis=1)',
+      '"length": jnp.sum(samples.valid_mask, axis=1)',
+    ),
+    (
+      "answers: ended are those that did not",
+      '"ended": samples.finish_reason == FINISH_EOS',
+      '"ended": samples.finish_reason != FINISH_EOS',
+    ),
+  ),
+  *of(
+    "evaluation",
+    "pipelines/evaluate.py",
+    "evaluate_numbers",
+    (
+      "texts: gold is the proxy",
+      'for shown, name in (("proxy", "reward"), ("gold", "gold")):\n'
+      "      if name in before.scores:",
+      'for shown, name in (("proxy", "reward"), ("gold", "reward")):\n'
+      "      if name in before.scores:",
+    ),
+    (
+      "texts: before and after change places",
+      '"before": before.texts[i],\n      "after": after.texts[i],',
+      '"before": after.texts[i],\n      "after": before.texts[i],',
+    ),
+    (
+      "run: before is after",
+      'before, after = answers["before"], answers["after"]',
+      'before, after = answers["after"], answers["before"]',
+    ),
+    (
+      "run: the policy is its own reference",
+      'reference=policies["before"].variables',
+      'reference=policies["after"].variables',
+    ),
+    (
+      "run: the start is forgotten",
+      'if not start and after.info.get("init_from"):',
+      'if not start and after.info.get("init_from") is None:',
+    ),
+    (
+      "run: gold judges with the reward model",
+      'folders["gold"] = settings.gold',
+      'folders["gold"] = settings.reward',
+    ),
+    (
+      "prompts: batches share their random keys",
+      "width, index=range(i, i + size)",
+      "width, index=range(size)",
+    ),
+    (
+      "prompts: each batch has the first ones",
+      "ids[i : i + size], base.tokenizer.pad_id",
+      "ids[:size], base.tokenizer.pad_id",
+    ),
+  ),
+  *of(
+    "evaluation",
+    "evaluation/win_rate.py",
+    "win_rate",
+    (
+      "standard error: of a population",
+      "np.std(values, ddof=1)",
+      "np.std(values)",
+    ),
+    (
+      "win rate: a tie is lost",
+      "0.5 * (1.0 + np.sign(a - b))",
+      "1.0 * (a > b)",
+    ),
+    (
+      "wilson: a wider interval",
+      "z * z / (4 * count * count)",
+      "z * z / (4 * count)",
+    ),
+  ),
+  *of(
+    "evaluation",
+    "evaluation/diversity.py",
+    "diversity",
+    (
+      "distinct: the last n-gram is missing",
+      "for i in range(len(tokens) - n + 1))",
+      "for i in range(len(tokens) - n))",
+    ),
+    (
+      "self-bleu: a text is its own reference",
+      "second if owner == i else first",
+      "first",
+    ),
+    (
+      "self-bleu: no penalty for short texts",
+      "min(0.0, 1.0 - closest / length)",
+      "0.0 * closest",
+    ),
+    (
+      "duplicates: the share of distinct texts",
+      "1.0 - len({words(text) for text in texts}) / len(texts)",
+      "len({words(text) for text in texts}) / len(texts)",
+    ),
+  ),
+  *of(
+    "evaluation",
+    "evaluation/reward_model.py",
+    "reward_model_diagnostics",
+    (
+      "calibration: bins over [0, 1]",
+      "((confidence - 0.5) * 2 * bins)",
+      "(confidence * bins)",
+    ),
+    (
+      "calibration: every bin weighs alike",
+      "np.sum(gaps * counts) / counts.sum()",
+      "np.mean(gaps)",
+    ),
+    (
+      "accuracy: ties count",
+      "decided = label != 0.5\n  return proportion",
+      "decided = label >= 0.0\n  return proportion",
+    ),
+    (
+      "length bias: the first answer is the winner",
+      "winner_longer = longer * (label - 0.5) > 0",
+      "winner_longer = longer > 0",
+    ),
+    (
+      "spread: of a sample",
+      "np.var(table, axis=1)",
+      "np.var(table, axis=1, ddof=1)",
+    ),
+    (
+      "temperature: its inverse",
+      "return 2.0 / (low + high)",
+      "return 0.5 * (low + high)",
+    ),
+  ),
+  *of(
+    "evaluation",
+    "pipelines/reward.py",
+    "heldout_numbers",
+    (
+      "held-out pairs: score differences turned round",
+      "(found[first] - found[second]).tolist()",
+      "(found[second] - found[first]).tolist()",
+    ),
+  ),
+  *of(
+    "evaluation",
+    "programs/pairs.py",
+    "heldout_numbers",
+    (
+      "held-out: filler rows count",
+      "batch.weight[count - start :] = 0.0",
+      "batch.weight[count - start :] = 1.0",
+    ),
+  ),
+  *of(
+    "evaluation",
+    "pipelines/sft.py",
+    "heldout_numbers",
+    (
+      "validation: the mean of batches",
+      "count += float(np.sum(batch.loss_mask))",
+      "count += float(np.sum(batch.valid_mask))",
+    ),
+  ),
+  *of(
+    "selection",
+    "algorithms/best_of_n.py",
+    "best_of_n",
+    (
+      "select: NaN wins",
+      "playing = ~jnp.isnan(scores)",
+      "playing = jnp.ones_like(scores, bool)",
+    ),
+    (
+      "rejection: the share is rounded down",
+      "jnp.ceil(share * jnp.sum(valid) - 1e-4)",
+      "jnp.floor(share * jnp.sum(valid))",
+    ),
+    (
+      "rejection: the first round is the last",
+      "== scores.shape[0] - 1",
+      "== 0",
+    ),
+    (
+      "rejection: the least score is not enough",
+      "kept & (scores >= config.minimum_score)",
+      "kept & (scores > config.minimum_score)",
+    ),
+    (
+      "duplicates: prompts and padding count",
+      "key = row[kept].tobytes()",
+      "key = row.tobytes()",
+    ),
+    (
+      "curve: tied samples keep their place",
+      "means[level][order] @ weights",
+      "gold[row][order] @ weights",
+    ),
+    (
+      "kl_bound: too high",
+      "return math.log(n) - (n - 1) / n",
+      "return math.log(n)",
+    ),
+    (
+      "select_rows: rows of one prompt",
+      "return starts + best",
+      "return best",
+    ),
+  ),
+  *of(
+    "selection",
+    "programs/rejection_samples.py",
+    "rejection_rounds pipeline_rejection::the_report_by_hand",
+    (
+      "filters: the shortest are left out",
+      "fits = lengths >= rounds.min_tokens",
+      "fits = lengths > rounds.min_tokens",
+    ),
+    (
+      "filters: the longest are left out",
+      "fits &= lengths <= rounds.max_tokens",
+      "fits &= lengths < rounds.max_tokens",
+    ),
+    (
+      "filters: truncated answers never",
+      "pool.ended | rounds.keep_truncated",
+      "pool.ended",
+    ),
+    (
+      "filters: duplicates always",
+      "valid = fits & ends & (new | rounds.keep_duplicates)",
+      "valid = fits & ends",
+    ),
+    (
+      "kept: prompts are trained on",
+      "mask = [0.0] * len(prompt) + [1.0] * len(response)",
+      "mask = [1.0] * len(prompt) + [1.0] * len(response)",
+    ),
+    (
+      "kept: duplicates of one file fall out",
+      "if same in seen and len(paths) > 1:",
+      "if same in seen:",
+    ),
+    (
+      "kept: padding is a prompt",
+      "before = (pool.valid_mask[prompt, sample] > 0) & ~response",
+      "before = ~response",
+    ),
+    (
+      "collect: each batch has the same key",
+      "source.batch(params, {}, jax.random.fold_in(key, number))",
+      "source.batch(params, {}, key)",
+    ),
+    (
+      "collect: the mean log-probability",
+      '"logprob": jnp.sum(rollout.behaviour_logprobs, axis=-1)',
+      '"logprob": jnp.mean(rollout.behaviour_logprobs, axis=-1)',
+    ),
+    (
+      "report: the score of all that is kept or not",
+      "float(pool.score[kept].mean())",
+      "float(pool.score.mean())",
+    ),
+  ),
+  *of(
+    "selection",
+    "pipelines/rejection.py",
+    "rejection_rounds",
+    (
+      "rounds: base starts from the round before",
+      'if rounds.start == "base" else previous',
+      'if rounds.start == "" else previous',
+    ),
+    (
+      "rounds: one seed for all",
+      "seed=settings.seed + number",
+      "seed=settings.seed",
+    ),
+    (
+      "rounds: never pooled",
+      "first = 1 if rounds.pool else number",
+      "first = number",
+    ),
+  ),
+)

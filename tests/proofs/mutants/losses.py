@@ -1,0 +1,242 @@
+"""Faults in losses: supervised, reward models, preferences."""
+
+from tests.proofs.mutations import of
+
+PREFERENCE = "algorithms/preference"
+
+FAULTS = (
+  *of(
+    "losses",
+    "algorithms/sft.py",
+    "sft_loss ties_and_fillers",
+    ("sft: the sign", "    -logprobs,\n    mask,", "    logprobs,\n    mask,"),
+    (
+      "sft: prompts count as targets",
+      '"targets": jnp.sum(batch.loss_mask)',
+      '"targets": jnp.sum(batch.valid_mask)',
+    ),
+    (
+      "sft: perplexity of another average",
+      'jnp.exp(metrics["sft/token_loss"])',
+      'jnp.exp(metrics["sft/loss"])',
+    ),
+  ),
+  *of(
+    "losses",
+    "algorithms/aggregate.py",
+    "aggregate groups sft_loss",
+    (
+      "aggregate: a packed row is one sequence",
+      "lengths = sequence_lengths(mask, segment_ids)",
+      "lengths = sequence_lengths(mask)",
+    ),
+    (
+      "aggregate: the constant is left out",
+      "return sequences * constant_tokens",
+      "return sequences",
+    ),
+  ),
+  *of(
+    "losses",
+    "algorithms/reward.py",
+    "reward_loss ties_and_fillers",
+    (
+      "reward: the margin goes to candidate 0",
+      "margin * jnp.sign(label - 0.5)",
+      "margin",
+    ),
+    (
+      "reward: labels are not smoothed",
+      "target = label * (1.0 - label_smoothing) + (1.0 - label) * "
+      "label_smoothing",
+      "target = label",
+    ),
+    (
+      "reward: k-wise mean over all cells",
+      "jnp.maximum(jnp.sum(wins, (1, 2)), 1.0)",
+      "wins[0].size",
+    ),
+    (
+      "reward: ties leave the choice set",
+      "rank[:, None, :] >= rank[:, :, None]",
+      "rank[:, None, :] > rank[:, :, None]",
+    ),
+    (
+      "reward: centring of differences",
+      "total = scores[:, :, None] + scores[:, None, :]",
+      "total = scores[:, :, None] - scores[:, None, :]",
+    ),
+    ("reward: equal scores are right", "(difference > 0)", "(difference >= 0)"),
+  ),
+  *of(
+    "losses",
+    f"{PREFERENCE}/dpo.py",
+    "preference_losses preference_goldens",
+    (
+      "dpo: robust by half",
+      "/ (1.0 - 2.0 * epsilon)",
+      "/ (1.0 - epsilon)",
+    ),
+    (
+      "dpo: the second order has the link of the first",
+      "link(margin), link(-margin)",
+      "link(margin), link(margin)",
+    ),
+    (
+      "dpo: never normalised by length",
+      "average=config.is_length_normalised",
+      "average=False",
+    ),
+  ),
+  *of(
+    "losses",
+    f"{PREFERENCE}/ipo.py",
+    "preference_losses preference_goldens",
+    ("ipo: the goal", "goal = 1.0 / (2.0 * config.tau)", "goal = 1.0"),
+  ),
+  *of(
+    "losses",
+    f"{PREFERENCE}/kto.py",
+    "preference_losses preference_goldens",
+    (
+      "kto: the sign of undesirable answers",
+      "(1.0 - liked) * jax.nn.sigmoid(gain)",
+      "(1.0 - liked) * jax.nn.sigmoid(-gain)",
+    ),
+    (
+      "kto: a negative baseline",
+      "jnp.maximum(batch.baseline, 0.0)",
+      "batch.baseline",
+    ),
+    (
+      "kto: the weights change places",
+      "config.desirable_weight * liked * jax",
+      "config.undesirable_weight * liked * jax",
+    ),
+  ),
+  *of(
+    "losses",
+    f"{PREFERENCE}/orpo.py",
+    "preference_losses preference_goldens",
+    (
+      "orpo: sums instead of averages",
+      "a = pairs.averages(logprobs, batch)",
+      "a = pairs.sums(logprobs, batch)",
+    ),
+  ),
+  *of(
+    "losses",
+    f"{PREFERENCE}/simpo.py",
+    "preference_losses preference_goldens",
+    (
+      "simpo: the margin of the second order",
+      "-jax.nn.log_sigmoid(-difference - gamma)",
+      "-jax.nn.log_sigmoid(-difference + gamma)",
+    ),
+  ),
+  *of(
+    "losses",
+    f"{PREFERENCE}/cpo.py",
+    "preference_losses preference_goldens",
+    (
+      "cpo: the likelihood of the other answer",
+      "likelihood[:, 0], likelihood[:, 1])",
+      "likelihood[:, 1], likelihood[:, 0])",
+    ),
+  ),
+  *of(
+    "losses",
+    f"{PREFERENCE}/spin.py",
+    "preference_losses preference_goldens",
+    (
+      "spin: the sample beats the demonstration",
+      "rewards[:, 0] - rewards[:, 1]",
+      "rewards[:, 1] - rewards[:, 0]",
+    ),
+  ),
+  *of(
+    "losses",
+    f"{PREFERENCE}/pairs.py",
+    "preference_losses preference_update",
+    (
+      "pairs: averages over padding too",
+      "/ jnp.maximum(lengths(batch), 1.0)",
+      "/ batch.tokens.shape[-1]",
+    ),
+    (
+      "pairs: ties count in the metrics",
+      "decided = (batch.label != 0.5)",
+      "decided = (batch.label >= 0.0)",
+    ),
+    (
+      "pairs: half a win on either side",
+      "is_first = batch.label >= 0.5",
+      "is_first = batch.label >= 0.0",
+    ),
+  ),
+  *of(
+    "losses",
+    f"{PREFERENCE}/update.py",
+    "preference_update ties_and_fillers",
+    (
+      "kto: the baseline counts rows without weight",
+      "jax.lax.stop_gradient(total) / _at_least(jnp.sum(batch.weight))",
+      "jax.lax.stop_gradient(total) / batch.weight.shape[0]",
+    ),
+    (
+      "kto: the baseline of the judged answers",
+      "split_rows(candidates(batch, 1, 2), microbatches)",
+      "split_rows(candidates(batch, 0, 1), microbatches)",
+    ),
+    (
+      "preference: the loss counts rows without weight",
+      "    _at_least(jnp.sum(batch.weight)),\n  )",
+      "    jnp.float32(batch.weight.shape[0]),\n  )",
+    ),
+  ),
+  *of(
+    "losses",
+    f"{PREFERENCE}/pairing.py",
+    "pairing ties_and_fillers",
+    (
+      "pairing: the worst first",
+      "jnp.argmax(table, 1), jnp.argmin(table, 1)",
+      "jnp.argmin(table, 1), jnp.argmax(table, 1)",
+    ),
+    (
+      "pairing: ties count with no least gap",
+      "(gap > 0.0) & (gap >= config.minimum_gap)",
+      "gap >= config.minimum_gap",
+    ),
+  ),
+  *of(
+    "losses",
+    "algorithms/bond.py",
+    "bond",
+    (
+      "bond: the baseline holds the row itself",
+      " * rows / (rows - 1)",
+      "",
+    ),
+    (
+      "bond: a quantile without equals",
+      "reference_scores <= scores[:, None]",
+      "reference_scores < scores[:, None]",
+    ),
+    (
+      "j-bond: below one of two is enough",
+      "jnp.min(anchor_scores, axis=1)",
+      "jnp.max(anchor_scores, axis=1)",
+    ),
+    (
+      "bond: the anchor is the policy",
+      "a + rate * (p - a)",
+      "p + rate * (a - p)",
+    ),
+    (
+      "bond: forward and backward change places",
+      "(1.0 - backward) * forward",
+      "backward * forward",
+    ),
+  ),
+)

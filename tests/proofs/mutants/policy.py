@@ -1,0 +1,294 @@
+"""Faults in policy losses, and in how gradients become steps."""
+
+from tests.proofs.mutations import of
+
+POLICY = "algorithms/policy_gradient"
+
+FAULTS = (
+  *of(
+    "losses",
+    f"{POLICY}/ppo.py",
+    "ppo surrogate policy_goldens",
+    (
+      "ppo: twice the value loss",
+      "value = 0.5 * ops.masked_mean(losses, mask, tokens)",
+      "value = ops.masked_mean(losses, mask, tokens)",
+    ),
+    (
+      "ppo: the smaller value loss",
+      "jnp.maximum(losses, clipped_losses)",
+      "jnp.minimum(losses, clipped_losses)",
+    ),
+    (
+      "ppo: entropy is punished",
+      "total = total - config.entropy_coefficient * average(entropies)",
+      "total = total + config.entropy_coefficient * average(entropies)",
+    ),
+  ),
+  *of(
+    "losses",
+    f"{POLICY}/objectives.py",
+    "objectives ppo surrogate",
+    (
+      "ppo: the upper clip is the lower",
+      "jnp.clip(ratio, 1.0 - clip_ratio, 1.0 + high)\n  losses",
+      "jnp.clip(ratio, 1.0 - clip_ratio, 1.0 + clip_ratio)\n  losses",
+    ),
+    (
+      "ppo: the larger of the two objectives",
+      "jnp.maximum(-advantages * ratio, -advantages * near)",
+      "jnp.minimum(-advantages * ratio, -advantages * near)",
+    ),
+    (
+      "ppo: the second clip on the wrong side",
+      "jnp.where(advantages < 0, bound, losses)",
+      "jnp.where(advantages > 0, bound, losses)",
+    ),
+    (
+      "ppo: approximate_kl is k2 twice",
+      "mean(jnp.expm1(log_ratio) - log_ratio)",
+      "mean(jnp.square(log_ratio))",
+    ),
+    (
+      "cispo: a gradient through the ratio",
+      "rows.logprobs * jax.lax.stop_gradient(ratio)",
+      "rows.logprobs * ratio",
+    ),
+    (
+      "gspo: a gradient through the sequence's ratio",
+      "log_ratio + jax.lax.stop_gradient(shift)",
+      "log_ratio + shift",
+    ),
+    (
+      "objectives: a gradient through advantages",
+      "jax.lax.stop_gradient(ops.neutral(rollout.advantages, mask))",
+      "ops.neutral(rollout.advantages, mask) + 0.0 * mask",
+    ),
+  ),
+  *of(
+    "losses",
+    f"{POLICY}/surrogate.py",
+    "surrogate grpo policy_goldens",
+    (
+      "k3+: the gradient of k3",
+      "k2 + jax.lax.stop_gradient(k3 - k2)",
+      "k3",
+    ),
+    (
+      "kl loss: a gradient through the ratio",
+      "penalty * jax.lax.stop_gradient(jnp.exp(log_ratio))",
+      "penalty * jnp.exp(log_ratio)",
+    ),
+    (
+      "surrogate: entropy is punished",
+      "total = total - config.entropy_coefficient * average(entropies)",
+      "total = total + config.entropy_coefficient * average(entropies)",
+    ),
+    (
+      "surrogate: the KL's coefficient is left out",
+      "total + config.kl_loss_coefficient * penalty",
+      "total + penalty",
+    ),
+  ),
+  *of(
+    "losses",
+    f"{POLICY}/importance.py",
+    "groups surrogate",
+    (
+      "importance: no cap",
+      "jnp.minimum(ratio, config.cap), 0.0)",
+      "ratio, 0.0)",
+    ),
+    (
+      "importance: sampler over trainer",
+      "ops.log_ratio(rollout.behaviour_logprobs, sampler_logprobs, mask)",
+      "ops.log_ratio(sampler_logprobs, rollout.behaviour_logprobs, mask)",
+    ),
+  ),
+  *of(
+    "losses",
+    f"{POLICY}/update.py",
+    "policy_update",
+    (
+      "ptx: its gradient without the coefficient",
+      "lambda g: g * coefficient, ptx_grads",
+      "lambda g: g, ptx_grads",
+    ),
+    (
+      "value pre-training: old values clip",
+      "rows.returns, mask, tokens, None",
+      "rows.returns, mask, tokens, 0.2",
+    ),
+  ),
+  *of(
+    "optimizer",
+    "algorithms/accumulate.py",
+    "accumulate",
+    (
+      "accumulate: sums in the dtype of the weights",
+      "jnp.zeros_like(p, jnp.float32), params)",
+      "jnp.zeros_like(p), params)",
+    ),
+    (
+      "accumulate: maxima are added",
+      'jnp.max(x) if name.endswith("_max") else jnp.sum(x)',
+      "jnp.sum(x)",
+    ),
+    (
+      "accumulate: parts are blocks of rows",
+      "x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)",
+      "x.reshape(parts, -1, *x.shape[1:])",
+    ),
+    (
+      "epochs: a minibatch without tokens takes a step",
+      "jax.lax.cond(tokens > 0, step",
+      "jax.lax.cond(tokens >= 0, step",
+    ),
+    (
+      "refused updates are counted in all",
+      "choose(jnp.zeros_like(state.skipped), state.skipped + 1)",
+      "choose(state.skipped, state.skipped + 1)",
+    ),
+    (
+      "a refused update moves the moments",
+      "opt_state=jax.tree.map(choose, opt_state, state.opt_state)",
+      "opt_state=opt_state",
+    ),
+  ),
+  *of(
+    "optimizer",
+    f"{POLICY}/epochs.py",
+    "policy_update",
+    (
+      "epochs: one order for all epochs",
+      "jax.random.split(rng, config.epochs)",
+      "jax.numpy.repeat(rng[None], config.epochs)",
+    ),
+    (
+      "epochs: only the epoch after the limit is left out",
+      "is_stopped | is_over",
+      "is_over",
+    ),
+  ),
+  *of(
+    "metrics",
+    f"{POLICY}/epochs.py",
+    "policy_update",
+    (
+      "epochs: means over refused steps too",
+      "jnp.sum(jnp.where(applied, x, 0.0)) / count",
+      "jnp.mean(x)",
+    ),
+  ),
+  *of(
+    "metrics",
+    f"{POLICY}/update.py",
+    "policy_update",
+    (
+      "first ratio: of the last step",
+      "sum(metrics[part][0, 0] for part in parts)",
+      "sum(metrics[part][-1, -1] for part in parts)",
+    ),
+    (
+      "explained variance: of the sum",
+      "error = ops.neutral(rollout.returns, mask) - ops",
+      "error = ops.neutral(rollout.returns, mask) + ops",
+    ),
+  ),
+  *of(
+    "returns",
+    f"{POLICY}/ppo.py",
+    "ppo policy_goldens",
+    (
+      "gae: the next value is not discounted",
+      "reward + discount * next_value - value",
+      "reward + next_value - value",
+    ),
+    (
+      "gae: advantages are not discounted",
+      "delta + discount * gae_lambda * advantage",
+      "delta + gae_lambda * advantage",
+    ),
+    (
+      "gae: a gap ends the answer",
+      "advantage = jnp.where(counted > 0, here, advantage)",
+      "advantage = here",
+    ),
+    (
+      "ppo: returns of whitened advantages",
+      "  returns = estimate + ops.neutral(rollout.values, mask)\n"
+      "  if config.whitens_advantages:\n"
+      "    estimate = ops.whiten(estimate, mask)\n",
+      "  if config.whitens_advantages:\n"
+      "    estimate = ops.whiten(estimate, mask)\n"
+      "  returns = estimate + ops.neutral(rollout.values, mask)\n",
+    ),
+  ),
+  *of(
+    "returns",
+    f"{POLICY}/groups.py",
+    "groups grpo rloo ties_and_fillers",
+    (
+      "groups: the deviation of a population",
+      "square / jnp.maximum(count - 1.0, 1.0)",
+      "square / jnp.maximum(count, 1.0)",
+    ),
+    (
+      "rloo: an answer is in its own baseline",
+      "count / jnp.maximum(count - 1.0, 1.0), 0.0)",
+      "1.0, 0.0)",
+    ),
+    (
+      "groups: the rounding of equal rewards",
+      "jnp.where(is_flat[:, None], 0.0, (x - mean) * weights)",
+      "(x - mean) * weights",
+    ),
+  ),
+  *of(
+    "returns",
+    f"{POLICY}/returns.py",
+    "groups grpo reinforce",
+    (
+      "returns: masked answers are in baselines",
+      "return jnp.any(rollout.response_mask > 0, axis=-1).astype(jnp.float32)",
+      "return jnp.ones(rollout.response_mask.shape[0])",
+    ),
+    ("returns: they decay", "gae_lambda=1.0,", "gae_lambda=0.95,"),
+  ),
+  *of(
+    "returns",
+    f"{POLICY}/grpo.py",
+    "grpo",
+    (
+      "grpo: a batch's deviation of raw rewards",
+      "ops.masked_variance(difference, exists)",
+      "ops.masked_variance(earned, exists)",
+    ),
+  ),
+  *of(
+    "returns",
+    f"{POLICY}/reinforce_pp.py",
+    "reinforce_pp",
+    (
+      "reinforce++: no discount",
+      "returns.to_go(rollout, config.discount)",
+      "returns.to_go(rollout, 1.0)",
+    ),
+  ),
+  *of(
+    "returns",
+    f"{POLICY}/remax.py",
+    "remax",
+    ("remax: no baseline", "advantages=earned - baseline", "advantages=earned"),
+  ),
+  *of(
+    "returns",
+    f"{POLICY}/reinforce.py",
+    "reinforce",
+    (
+      "reinforce: masked answers are in the baseline",
+      "ops.masked_mean(earned, returns.exists(rollout))",
+      "earned.mean()",
+    ),
+  ),
+)

@@ -1,0 +1,324 @@
+"""Faults in masks, alignments, shaping and sampling."""
+
+from tests.proofs.mutations import of
+
+POLICY = "algorithms/policy_gradient"
+
+FAULTS = (
+  *of(
+    "masks",
+    "ops.py",
+    "ops",
+    (
+      "neutral: a product with the mask",
+      "jnp.where(mask > 0, x.astype(jnp.float32), jnp.float32(fill))",
+      "x.astype(jnp.float32) * (mask > 0) + fill * (mask <= 0)",
+    ),
+    (
+      "last_index: counts ones",
+      "length - 1 - jnp.argmax(mask[..., ::-1] > 0, axis=-1).astype(jnp.int32)",
+      "jnp.sum(mask > 0, axis=-1).astype(jnp.int32) - 1 + 0 * length",
+    ),
+    (
+      "positions: padding counts",
+      "jnp.cumsum(mask, axis=-1) - mask",
+      "jnp.cumsum(jnp.ones_like(mask), axis=-1) - 1",
+    ),
+    (
+      "whiten: what is masked keeps a value",
+      "return jnp.where(mask > 0, white, 0.0)",
+      "return white",
+    ),
+    (
+      "variance: of a sample",
+      "masked_mean(jnp.square(neutral(x, mask) - mean), mask)",
+      "masked_mean(\n"
+      "    jnp.square(neutral(x, mask) - mean), mask, jnp.sum(mask) - 1\n"
+      "  )",
+    ),
+    (
+      "log_ratio: no limit",
+      "return jnp.clip(difference, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)",
+      "return difference",
+    ),
+  ),
+  *of(
+    "masks",
+    "models/roles.py",
+    "roles::logprobs_equal_softmax_of_full_logits"
+    " roles::critic_values_are_the_reward_models_scores_of_prefixes",
+    (
+      "log-probabilities: of the token that is read",
+      "source = jnp.maximum(columns - 1, 0)",
+      "source = jnp.maximum(columns, 0)",
+    ),
+    (
+      "values: of the state after the token",
+      "return jnp.pad(scores[:, :-1], ((0, 0), (1, 0)))",
+      "return scores",
+    ),
+  ),
+  *of(
+    "masks",
+    "models/attention.py",
+    "transformer::causal_mask_by_hand"
+    " transformer::t14_packed_rows_equal_separate_rows",
+    (
+      "attention: packed answers read each other",
+      "mask & (segment_ids[:, :, None] == segment_ids[:, None, :])",
+      "mask & (segment_ids[:, :, None] >= segment_ids[:, None, :])",
+    ),
+    (
+      "attention: a token reads the next one",
+      "mask = (order[:, None] >= order[None, :])[None]",
+      "mask = (order[:, None] >= order[None, :] - 1)[None]",
+    ),
+  ),
+  *of(
+    "masks",
+    "models/heads.py",
+    "roles::packed_rows_give_the_values_of_separate_rows",
+    (
+      "heads: the mean of a packed row runs on",
+      "total = total - jnp.take_along_axis(",
+      "total = total - 0.0 * jnp.take_along_axis(",
+    ),
+  ),
+  *of(
+    "masks",
+    f"{POLICY}/packing.py",
+    "packing",
+    (
+      "packing: positions go on",
+      "positions[row, span] = np.arange(columns.size)",
+      "positions[row, span] = span",
+    ),
+    (
+      "packing: one segment a row",
+      "segment_ids[row, span] = segment",
+      "segment_ids[row, span] = 1",
+    ),
+    (
+      "packing: targets of a row have no bound",
+      "np.asarray([config.row_tokens, config.targets])",
+      "np.asarray([config.row_tokens, config.row_tokens])",
+    ),
+  ),
+  *of(
+    "returns",
+    f"{POLICY}/shaping.py",
+    "shaping shaping_by_hand",
+    (
+      "shaping: the score on every token",
+      "jnp.where(is_last, score[:, None], 0.0)",
+      "jnp.where(mask > 0, score[:, None], 0.0)",
+    ),
+    (
+      "shaping: the KL is rewarded",
+      "kl_term = -kl_coefficient * difference",
+      "kl_term = kl_coefficient * difference",
+    ),
+    (
+      "shaping: short answers gain by the overlong penalty",
+      "jnp.clip((lengths - start) / config.overlong_cache, 0.0, 1.0)",
+      "jnp.minimum((lengths - start) / config.overlong_cache, 1.0)",
+    ),
+    (
+      "shaping: 'scale' takes the mean away",
+      'moments.mean if config.normalise == "standardise" else 0.0',
+      "moments.mean",
+    ),
+    (
+      "moments: the distance of the means is left out",
+      "m2=moments.m2 + m2 + jnp.square(delta) * moments.count * count / "
+      "divisor",
+      "m2=moments.m2 + m2",
+    ),
+    (
+      "moments: masked answers enter",
+      "update_moments(moments, score, kept)",
+      "update_moments(moments, score, jnp.ones_like(kept))",
+    ),
+    (
+      "controller: the wrong way",
+      "kl_coefficient * (1.0 + gain * error)",
+      "kl_coefficient * (1.0 - gain * error)",
+    ),
+    (
+      "controller: no bound on the error",
+      "sequence_kl / config.kl_target - 1.0, -config.kl_clip, config.kl_clip",
+      "sequence_kl / config.kl_target - 1.0, -1e9, 1e9",
+    ),
+    (
+      "check_kl: NaN is well",
+      "if not sequence_kl <= config.halt_nats:",
+      "if sequence_kl > config.halt_nats:",
+    ),
+    (
+      "missing end: the penalty is a gift",
+      "is_truncated, score - config.missing_eos_penalty, score",
+      "is_truncated, score + config.missing_eos_penalty, score",
+    ),
+    (
+      "missing end: finished answers are replaced",
+      "jnp.where(is_truncated, config.missing_eos_value, score)",
+      "jnp.where(is_truncated, score, config.missing_eos_value)",
+    ),
+    (
+      "shaping: the length penalty from the first token",
+      "jnp.maximum(lengths - config.length_penalty_start, 0.0)",
+      "lengths",
+    ),
+  ),
+  *of(
+    "metrics",
+    f"{POLICY}/shaping.py",
+    "shaping",
+    (
+      "eos_share: of truncated answers",
+      "(rollout.finish_reason != FINISH_LENGTH) * 1.0",
+      "(rollout.finish_reason == FINISH_LENGTH) * 1.0",
+    ),
+    (
+      "kl: the deviation as its standard error",
+      "ops.masked_variance(k1, exists) / answers",
+      "ops.masked_variance(k1, exists)",
+    ),
+    (
+      "kl per token: mean over answers",
+      "jnp.sum(k1) / jnp.maximum(jnp.sum(mask), 1.0)",
+      "jnp.sum(k1) / answers",
+    ),
+  ),
+  *of(
+    "metrics",
+    f"{POLICY}/groups.py",
+    "groups ties_and_fillers",
+    (
+      "groups: the limit itself is right",
+      "(score > correct_above)",
+      "(score >= correct_above)",
+    ),
+    (
+      "groups: groups that differ are flat",
+      "flat = 1.0 - informative(",
+      "flat = 0.0 + informative(",
+    ),
+  ),
+  *of(
+    "sampling",
+    "sampling.py",
+    "generate::nucleus_keeps_the_smallest_set_that_reaches_the_mass"
+    " generate::a_nucleus_after_top_k_is_of_the_mass_that_is_left"
+    " generate::rounding_of_sums_does_not_reach_past_the_support"
+    " generate::trap_06_sampler_logprobs_equal_the_trainers_at_temperature",
+    (
+      "sampling: temperature multiplies",
+      "truncate(logits / config.temperature, config)",
+      "truncate(logits * config.temperature, config)",
+    ),
+    (
+      "nucleus: the token that reaches the mass is left out",
+      "keep = before < config.top_p",
+      "keep = mass <= config.top_p",
+    ),
+    (
+      "nucleus: the mass of all tokens after top_k",
+      "scope = best if config.top_k else logits",
+      "scope = logits",
+    ),
+    (
+      "sampling: rounding reaches past the support",
+      "jnp.minimum(inside, last)",
+      "inside",
+    ),
+  ),
+  *of(
+    "sampling",
+    "generate.py",
+    "generate::keys_are_of_step_prompt_and_sample"
+    " generate::each_token_has_a_random_number_of_its_own"
+    " generate::trap_01_pad_equals_eos_and_the_sampled_eos_counts"
+    " generate::trap_03_length_limit_is_not_termination"
+    " generate::a_prompt_that_comes_twice_is_sampled_anew"
+    " generate::trap_06_sampler_logprobs_equal_the_trainers_at_temperature"
+    " generate",
+    (
+      "generate: one random number for all tokens",
+      "jax.random.fold_in(key, state.step)",
+      "jax.random.fold_in(key, 0)",
+    ),
+    (
+      "generate: a prompt that comes twice gets the same samples",
+      "earlier = jnp.tril(index[:, None] == index[None, :], k=-1).sum(axis=1)",
+      "earlier = jnp.zeros_like(index)",
+    ),
+    (
+      "generate: samples depend on the place in the batch",
+      "index, sample = jnp.repeat(index, num_samples), sample.reshape(-1)",
+      "index, sample = jnp.repeat(\n"
+      "    jnp.arange(index.shape[0]), num_samples\n"
+      "  ), sample.reshape(-1)",
+    ),
+    (
+      "generate: the samples of a prompt are equal",
+      "jax.random.fold_in(jax.random.fold_in(key, i), g)",
+      "jax.random.fold_in(key, i + 0 * g)",
+    ),
+    (
+      "generate: finished rows go on",
+      "new = jnp.where(state.done, old, new.astype(array.dtype))",
+      "new = jnp.where(False, old, new.astype(array.dtype))",
+    ),
+    (
+      "generate: the end token does not count",
+      "response=put(state.response, alive)",
+      "response=put(state.response, alive * (1.0 - is_end))",
+    ),
+    (
+      "generate: positions count padding",
+      "positions = (state.length + state.step - 1)[:, None]",
+      "positions = (0 * state.length + slot)[:, None]",
+    ),
+    (
+      "generate: all ended by themselves",
+      "finish_reason=jnp.where(state.done, FINISH_EOS, FINISH_LENGTH)",
+      "finish_reason=jnp.where(state.done, FINISH_EOS, FINISH_EOS)",
+    ),
+  ),
+  *of(
+    "sampling",
+    "programs/rollouts.py",
+    "rollouts",
+    (
+      "resampling: the last informative groups",
+      "source[empty[:count]] = ready[:count]",
+      "source[empty[:count]] = ready[-count:]",
+    ),
+    (
+      "resampling: each round has the same key",
+      "step_key = key if number == 0 else jax.random.fold_in(key, number)",
+      "step_key = key",
+    ),
+    (
+      "resampling: cut answers inform",
+      "counts = exists * (rollout.finish_reason != FINISH_LENGTH)",
+      "counts = exists",
+    ),
+  ),
+  *of(
+    "sampling",
+    "programs/policy_step.py",
+    "policy_programs",
+    (
+      "remax: the greedy answer is sampled",
+      "dataclasses.replace(settings.generate, **changes)",
+      "dataclasses.replace(settings.generate, num_samples=1)",
+    ),
+    (
+      "importance: the trainer against itself",
+      "importance.weigh(rollout, sampler_logprobs, weights)",
+      "importance.weigh(rollout, rollout.behaviour_logprobs, weights)",
+    ),
+  ),
+)

@@ -1,0 +1,383 @@
+"""Faults in resuming, in stages, and in who takes part in training."""
+
+from tests.proofs.mutations import of
+
+FAULTS = (
+  *of(
+    "resume",
+    "runs/loop.py",
+    "loop",
+    (
+      "loop: data start anew",
+      'iterator.set_state(meta["iterators"][name])',
+      "iterator.get_state()",
+    ),
+    (
+      "loop: facts start anew",
+      'step, facts = meta["step"], meta["facts"]',
+      'step = meta["step"]',
+    ),
+    (
+      "loop: rows after the checkpoint stay",
+      "writer.truncate_after(step, phase)",
+      "writer.truncate_after(total_steps, phase)",
+    ),
+    (
+      "loop: a checkpoint of anything will do",
+      "check_meta(meta, identity)",
+      "check_meta(meta, {})",
+    ),
+    (
+      "loop: saved while updates are refused",
+      "if saved.due(step) and not is_last and not refused:",
+      "if saved.due(step) and not is_last:",
+    ),
+    (
+      "loop: one refused update more",
+      "if skipped < SKIPPED_LIMIT:",
+      "if skipped <= SKIPPED_LIMIT:",
+    ),
+    (
+      "loop: NaN is the best score",
+      "return row[name] if math.isfinite(row[name]) else None",
+      "return row[name]",
+    ),
+  ),
+  *of(
+    "resume",
+    "pipelines/policy.py",
+    "policy_steps",
+    (
+      "policy: the KL coefficient is not kept",
+      '{"moments": moments, "beta": beta}',
+      '{"moments": moments}',
+    ),
+    (
+      "policy: moments of scores are not kept",
+      '{"moments": moments, "beta": beta}',
+      '{"beta": beta}',
+    ),
+  ),
+  *of(
+    "resume",
+    "runs/checkpoint.py",
+    "checkpoint checkpoint_damage",
+    (
+      "checkpoint: the oldest steps are kept",
+      "plain[-self._keep :]",
+      "plain[: self._keep]",
+    ),
+    (
+      "checkpoint: the oldest of the best",
+      "max(s for s, score in scored.items() if score == best)",
+      "min(s for s, score in scored.items() if score == best)",
+    ),
+    (
+      "checkpoint: the least score is the largest",
+      '{"max": max, "min": min}',
+      '{"max": max, "min": max}',
+    ),
+    (
+      "checkpoint: the best is removed",
+      "{step, *self._best_of(kept)}",
+      "{step}",
+    ),
+    (
+      "checkpoint: the oldest good step",
+      "for candidate in reversed(candidates):",
+      "for candidate in candidates:",
+    ),
+    (
+      "checkpoint: damaged steps count as the newest",
+      "{s for s in self._directories() if s > good}",
+      "set()",
+    ),
+    (
+      "checkpoint: due one step late",
+      "step % self._every_steps == 0",
+      "step % self._every_steps == 1",
+    ),
+  ),
+  *of(
+    "resume",
+    "integrity.py",
+    "checkpoint checkpoint_damage",
+    (
+      "manifest: hashes are not compared",
+      "if found_digest != digest:",
+      "if not found_digest:",
+    ),
+    (
+      "manifest: sizes and hashes of no file",
+      'for name, (size, digest) in content["files"].items():',
+      'for name, (size, digest) in list(content["files"].items())[:0]:',
+    ),
+    (
+      "manifest: any text will do",
+      "return content if digest == fingerprint(content) else None",
+      "return content if digest else None",
+    ),
+    (
+      "fingerprint: values do not count",
+      "path: [*describe(leaf), int(_hash_bits(leaf))]",
+      "path: [*describe(leaf)]",
+    ),
+    (
+      "arrays: other shapes are let in",
+      "if found.get(path) != wanted.get(path)",
+      "if (path in found) != (path in wanted)",
+    ),
+  ),
+  *of(
+    "resume",
+    "runs/reference.py",
+    "heldout_numbers",
+    (
+      "reference: of another start or other rows",
+      "if found != wanted:",
+      "if not found:",
+    ),
+    (
+      "reference: every row has the first one's",
+      "    start += count\n",
+      "    start += 0 * count\n",
+    ),
+  ),
+  *of(
+    "stages",
+    "rewards/model.py",
+    "roles::trap_01_a_scorer_without_end_tokens_ignores_only_sampled_ends"
+    " roles::folded_normalisation_gives_normalised_scores",
+    (
+      "reward: scores are not normalised",
+      "return (raw - weights.mean) / weights.std",
+      "return raw",
+    ),
+    (
+      "reward: the deviation multiplies",
+      "(raw - weights.mean) / weights.std",
+      "(raw - weights.mean) * weights.std",
+    ),
+    (
+      "critic: not in units of the score",
+      '(flat["output/bias"] - mean) / std',
+      'flat["output/bias"] / std',
+    ),
+    (
+      "reward: the end token is always read",
+      "return jnp.where(is_end, 0.0, samples.valid_mask)",
+      "return samples.valid_mask + 0.0 * is_end",
+    ),
+  ),
+  *of(
+    "stages",
+    "pipelines/reward.py",
+    "heldout_numbers",
+    (
+      "reward: the deviation of a sample",
+      "deviation = float(np.std(scores))",
+      "deviation = float(np.std(scores, ddof=1))",
+    ),
+    (
+      "reward: normalised on training rows",
+      "if not settings.reference_samples:",
+      "if settings.reference_samples != 0:",
+    ),
+  ),
+  *of(
+    "stages",
+    "programs/actors.py",
+    "actors::the_reference_is_the_policy_as_it_starts"
+    " actors::a_reward_model_at_chance_is_refused_unless_forced",
+    (
+      "actors: the base is the reference",
+      "reference=policy.variables,",
+      'reference=policy.variables | {"params": base.params},',
+    ),
+    (
+      "actors: a reward model at chance is let in",
+      'if level == "refuse" and not force:',
+      'if level == "" and not force:',
+    ),
+  ),
+  *of(
+    "stages",
+    "runs/stages.py",
+    "stage_folders",
+    (
+      "stages: weights of the base instead of the merged",
+      "if not str(folder):\n    return base.params",
+      "if True:\n    return base.params",
+    ),
+    (
+      "stages: another run where it was merged from",
+      'if stage_fingerprint(folder) != info["merged_from_fingerprint"]:',
+      'if not info["merged_from_fingerprint"]:',
+    ),
+    (
+      "stages: of another model",
+      "if info[field] != value:",
+      "if not info[field]:",
+    ),
+    (
+      "stages: the newest step, whatever was named",
+      "step=step_of(folder),",
+      "step=None,",
+    ),
+    (
+      "stages: anything will do",
+      "is_wanted = info is not None and kind_of(info) == kind",
+      "is_wanted = info is not None",
+    ),
+  ),
+  *of(
+    "stages",
+    "models/roles.py",
+    "roles::merged_factors_equal_factors_applied_inside_the_block"
+    " roles::full_training_from_a_layer_up_freezes_the_rest"
+    " stage_folders",
+    (
+      "roles: the sampler reads no factors",
+      'if "lora" not in variables:',
+      'if "lora" in variables:',
+    ),
+    (
+      "roles: heads train the last norm",
+      "return role.head is None",
+      "return True",
+    ),
+  ),
+  *of(
+    "stages",
+    "models/lora.py",
+    "roles::merged_factors_equal_factors_applied_inside_the_block"
+    " stage_folders",
+    (
+      "lora: merged without its scale",
+      "flat[kernel] + scale * jnp.matmul(",
+      "flat[kernel] + jnp.matmul(",
+    ),
+  ),
+  *of(
+    "stages",
+    "rewards/judge.py",
+    "judge_rows",
+    (
+      "judge: the reference without temperature",
+      "      else None,\n      temperature=plan.temperature,",
+      "      else None,\n      temperature=1.0,",
+    ),
+    (
+      "judge: values on prompts",
+      "jax.numpy.where(samples.response_mask > 0, values, 0.0)",
+      "values",
+    ),
+    (
+      "judge: the reward is no score",
+      'score=scores["reward"] if "reward" in scores else no_score',
+      'score=scores["reward"] * 0 if "reward" in scores else no_score',
+    ),
+  ),
+  *of(
+    "stages",
+    "programs/policy_step.py",
+    "policy_programs",
+    (
+      "policy: the schedule counts the critic's own steps",
+      '"policy_optimizer", (total - pretrain) * each',
+      '"policy_optimizer", total * each',
+    ),
+    (
+      "policy: the critic has the policy's optimizer",
+      'both = {"policy": policy, "value": fit((total - pretrain) * each)}',
+      'both = {"policy": policy, "value": policy}',
+    ),
+    (
+      "method: an advantage of another method",
+      "settings.advantages, rollout, settings.method",
+      "settings.algorithm.module.advantages, rollout, settings.method",
+    ),
+  ),
+  *of(
+    "stages",
+    "algorithms/policy_gradient/further_rollouts.py",
+    "policy_programs remax",
+    (
+      "remax: the raw score of the greedy answer",
+      "shaping.shaped_scores(other, moments, config)",
+      "other.score",
+    ),
+    (
+      "remax: baselines of other prompts",
+      "return jnp.repeat(x.astype(jnp.float32), rows // prompts)",
+      "return jnp.tile(x.astype(jnp.float32), rows // prompts)",
+    ),
+  ),
+  *of(
+    "stages",
+    "pipelines/policy.py",
+    "policy_steps",
+    (
+      "policy: the critic in training is not read",
+      'arrays["critic"].params if is_pretraining else',
+      'arrays["train"].params["value"] if is_pretraining else',
+    ),
+  ),
+  *of(
+    "stages",
+    "pipelines/online_preference.py",
+    "sampled_steps",
+    (
+      "online: the reference moves a step late",
+      "if every and (step + 1) % every == 0:",
+      "if every and step % every == 0:",
+    ),
+    (
+      "online: a step on ties alone",
+      'if row["pair/used_share"] > 0.0:',
+      'if row["pair/used_share"] >= 0.0:',
+    ),
+    (
+      "online: the reference that moved is not read",
+      'phase["refer"](arrays["reference"], frozen, batch)',
+      'phase["refer"](arrays["train"].params, frozen, batch)',
+    ),
+  ),
+  *of(
+    "stages",
+    "pipelines/bond.py",
+    "sampled_steps",
+    (
+      "bond: the policy is its own anchor",
+      "reference = logprobs(anchor_params, own)",
+      "reference = logprobs(state.params, own)",
+    ),
+    (
+      "bond: the best of all samples",
+      "best_of_n.select_best(scores[:, : target.n])",
+      "best_of_n.select_best(scores)",
+    ),
+    (
+      "bond: the anchor follows the policy before the step",
+      "moved = bond.move_anchor(anchor_params, state.params, "
+      "config.anchor_rate)",
+      "moved = bond.move_anchor(anchor_params, anchor_params, "
+      "config.anchor_rate)",
+    ),
+  ),
+  *of(
+    "stages",
+    "programs/own_samples.py",
+    "sampled_steps",
+    (
+      "sampled: answers without an end gain",
+      "score=rollout.score - penalty * is_cut",
+      "score=rollout.score + penalty * is_cut",
+    ),
+    (
+      "sampled: the KL on prompts too",
+      "behaviour - ops.neutral(rollout.reference_logprobs, mask), axis=-1",
+      "behaviour - rollout.reference_logprobs, axis=-1",
+    ),
+  ),
+)

@@ -1,0 +1,126 @@
+"""Faults in optimizers, sharding and logs."""
+
+from tests.proofs.mutations import of
+
+FAULTS = (
+  *of(
+    "optimizer",
+    "optimizer.py",
+    "optimizer",
+    (
+      "schedule: no warm-up",
+      "optax.join_schedules([warmup, after], [config.warmup_steps])",
+      "optax.join_schedules([warmup, after], [0])",
+    ),
+    (
+      "schedule: the warm-up is not part of the total",
+      "decay_steps = config.total_steps - config.warmup_steps",
+      "decay_steps = config.total_steps",
+    ),
+    (
+      "clip: after Adam",
+      "chain.insert(0, optax.clip_by_global_norm(config.clip_norm))",
+      "chain.insert(1, optax.clip_by_global_norm(config.clip_norm))",
+    ),
+    (
+      "decay: of norms that a scan stacked",
+      "return leaf.ndim > 1 and name not in _NEVER_DECAYED",
+      "return leaf.ndim > 1 or name in ()",
+    ),
+    (
+      "decay: after the learning rate",
+      "chain.insert(1, decay)",
+      "chain.append(decay)",
+    ),
+    (
+      "tf: the first moment is not corrected",
+      "jnp.sqrt(1 - beta2**count) / (1 - beta1**count)",
+      "jnp.sqrt(1 - beta2**count)",
+    ),
+    (
+      "cosine: down to 0",
+      "decay_steps, alpha=final)",
+      "decay_steps, alpha=0.0)",
+    ),
+  ),
+  *of(
+    "sharding",
+    "parallel/rules.py",
+    "rules",
+    (
+      "rules: rows are columns",
+      '(f"{ROW}/(kernel|kernel_int8)", ("tensor", "fsdp"))',
+      '(f"{ROW}/(kernel|kernel_int8)", ("fsdp", "tensor"))',
+    ),
+    (
+      "rules: LoRA factors of keys are whole",
+      '("attention/[kv]_proj/lora_b", (None, "tensor?"))',
+      '("attention/[kv]_proj/lora_b", (None, None))',
+    ),
+    (
+      "rules: the cache's heads are whole",
+      '(BATCH_AXES, "tensor?", None, None)',
+      "(BATCH_AXES, None, None, None)",
+    ),
+    (
+      "rules: aligned at the left",
+      "return (None,) * (len(shape) - len(axes)) + axes",
+      "return axes + (None,) * (len(shape) - len(axes))",
+    ),
+    (
+      "rules: everything may be whole",
+      "if not is_optional:",
+      "if is_optional is None:",
+    ),
+    (
+      "gather: gradients stay whole",
+      "return (jax.lax.with_sharding_constraint(gradient, owned),)",
+      "return (gradient,) if owned else (gradient,)",
+    ),
+  ),
+  *of(
+    "sharding",
+    "parallel/mesh.py",
+    "mesh",
+    (
+      "mesh: batches are split over one axis",
+      'BATCH_AXES = ("data", "fsdp")',
+      'BATCH_AXES = ("data",)',
+    ),
+    (
+      "mesh: all devices, whatever was asked",
+      "devices[: config.devices] if config.devices else devices",
+      "devices",
+    ),
+  ),
+  *of(
+    "metrics",
+    "metrics.py",
+    "metrics",
+    (
+      "metrics: the step resumed from is dropped",
+      'r["phase"] != phase or r["step"] <= step',
+      'r["phase"] != phase or r["step"] < step',
+    ),
+    (
+      "metrics: other phases are dropped",
+      'r["phase"] != phase or r["step"] <= step',
+      'r["step"] <= step',
+    ),
+    (
+      "metrics: a torn line stays",
+      "file.truncate(len(whole))",
+      "file.truncate(len(content))",
+    ),
+    (
+      "progress: the time of all steps is left",
+      "pace * (self._total - n)",
+      "pace * self._total",
+    ),
+    (
+      "timer: seconds of all steps",
+      "    self._seconds.clear()\n",
+      "    self._seconds.copy()\n",
+    ),
+  ),
+)
