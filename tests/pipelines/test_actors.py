@@ -10,6 +10,7 @@ import pytest
 
 from rlhf_jax.models import heads, roles, transformer
 from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.programs import actors
 from rlhf_jax.programs import critic as critics
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import model as reward_model

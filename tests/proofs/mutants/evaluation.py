@@ -286,11 +286,6 @@ FAULTS = (
       "return math.log(n) - (n - 1) / n",
       "return math.log(n)",
     ),
-    (
-      "select_rows: rows of one prompt",
-      "return starts + best",
-      "return best",
-    ),
   ),
   *of(
     "selection",

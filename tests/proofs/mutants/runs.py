@@ -201,6 +201,16 @@ FAULTS = (
     ),
   ),
   *of(
+    "resume",
+    "programs/world.py",
+    "stage_folders",
+    (
+      "stages: the newest step, whatever was named",
+      "step=stages.step_of(folder),",
+      "step=None,",
+    ),
+  ),
+  *of(
     "stages",
     "runs/stages.py",
     "stage_folders",
@@ -218,11 +228,6 @@ FAULTS = (
       "stages: of another model",
       "if info[field] != value:",
       "if not info[field]:",
-    ),
-    (
-      "stages: the newest step, whatever was named",
-      "step=step_of(folder),",
-      "step=None,",
     ),
     (
       "stages: anything will do",

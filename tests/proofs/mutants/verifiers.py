@@ -31,8 +31,8 @@ FAULTS = (
     ),
     (
       "tags: text around the sections",
-      '"".join(rebuilt.split()) == "".join(text.split())',
-      '"".join(rebuilt.split()) in "".join(text.split())',
+      'found = re.fullmatch(r"\\s*" + form, text, re.DOTALL)',
+      "found = re.search(form, text, re.DOTALL)",
     ),
   ),
   *of(
@@ -41,8 +41,8 @@ FAULTS = (
     "verifiers verifier_limits",
     (
       "number: two answers are tolerated",
-      'config.several == "refuse" and len(values) > 1',
-      'config.several == "refuse" and len(values) > 2',
+      'config.several == "refuse" and max(len(values), len(names)) > 1',
+      'config.several == "refuse" and max(len(values), len(names)) > 2',
     ),
     (
       "number: whole numbers have a tolerance",
@@ -51,8 +51,8 @@ FAULTS = (
     ),
     (
       "number: per cent the other way",
-      'value / 100 if percent == "divide" else value',
-      'value if percent == "divide" else value / 100',
+      'if unit == "%" and percent == "divide":',
+      'if unit == "%" and percent != "divide":',
     ),
     (
       "number: a sign after the currency is lost",
@@ -92,19 +92,28 @@ FAULTS = (
   ),
   *of(
     "verifiers",
+    f"{REWARDS}/sandbox/parts.py",
+    "verifiers_code code_values",
+    (
+      "code: the first block",
+      "sources[-1] if sources",
+      "sources[0] if sources",
+    ),
+  ),
+  *of(
+    "verifiers",
     f"{REWARDS}/code_tests.py",
     "verifiers_code",
     (
       "code: one test is enough",
-      "is_complete = passed == len(suite.tests)",
+      "is_complete = passed == total",
       "is_complete = passed > 0",
     ),
     (
       "code: a program may fail",
-      "process.returncode == 0 and _printed",
-      "_printed",
+      "is_right = outcome.code == 0 and _printed",
+      "is_right = _printed",
     ),
-    ("code: the first block", "return blocks[-1]", "return blocks[0]"),
     (
       "code: the share of all answers",
       "result.passed / result.total for result",
