@@ -5,13 +5,14 @@ import dataclasses
 import pytest
 
 from rlhf_jax import optimizer
+from rlhf_jax.config_tree import tree
 from rlhf_jax.data import dataset, formats
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.pipelines import defaults
 from rlhf_jax.runs import loop
 from rlhf_jax.runs.loop import Schedule
-from rlhf_jax.schema import UserError, read, tree
+from rlhf_jax.schema import UserError, read
 from tests.pipelines.tiny_runs import checked
 from tests.pipelines.wrong_files import (
   CONTEXT,
