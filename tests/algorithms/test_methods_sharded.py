@@ -18,7 +18,7 @@ from rlhf_jax.algorithms.policy_gradient import update as policy_update
 from rlhf_jax.algorithms.preference import registry as preference
 from rlhf_jax.algorithms.preference import update as preference_update
 from rlhf_jax.types import TrainState
-from tests.algorithms import test_policy_update as policy_problem
+from tests.algorithms import bigram as policy_problem
 from tests.algorithms import test_preference_update as preference_problem
 
 OPTIMIZER = optax.sgd(0.5)
