@@ -284,7 +284,8 @@ def campaign(
 def line(verdict: Verdict) -> str:
   """Returns area, name, what killed it and seconds as one line."""
   fault, killer = verdict.mutation, verdict.killer
-  killer = killer.rpartition("/")[2] if killer else "SURVIVED"
+  path, colons, test = killer.partition("::")  # a parameter may hold a "/"
+  killer = f"{path.rpartition('/')[2]}{colons}{test}" or "SURVIVED"
   return (
     f"{fault.area:10s}  {fault.name:52s}  {killer}  {verdict.seconds:.0f} s"
   )

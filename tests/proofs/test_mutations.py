@@ -141,11 +141,11 @@ def test_faults_are_chosen_by_area_name_and_part():
 
 def test_the_table_counts_what_was_killed():
   verdicts = [
-    Verdict(fault("x"), "tests/algorithms/test_a.py::test_b[c d]", 2.4),
+    Verdict(fault("x"), "tests/algorithms/test_a.py::test_b[c/d]", 2.4),
     Verdict(fault("y"), "", 33.6),
   ]
   killed, survived, total = mutation_campaign.table(verdicts).splitlines()
-  assert "test_a.py::test_b[c d]  2 s" in killed
+  assert "  test_a.py::test_b[c/d]  2 s" in killed
   assert "SURVIVED  34 s" in survived
   assert total == "killed 1 of 2, 0.6 minutes of tests"
 
