@@ -182,7 +182,7 @@ def test_a_test_that_fails_anyway_kills_nothing(tmp_path):
       failed = [test for test in tests if test == broken]
       return not failed, failed
 
-  killers = ["tests/test_a.py::test_a", broken, broken, "", "time"]
+  killers = ["tests/test_a.py", broken, broken, "", "time"]
   verdicts = [Verdict(fault("x"), killer, 1.0) for killer in killers]
   found = mutation_campaign.discounted(verdicts, tmp_path, Crafted())
   assert [v.killer for v in found] == [killers[0], "", "", "", "time"]

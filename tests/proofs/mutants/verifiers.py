@@ -147,9 +147,8 @@ FAULTS = (
   *of(
     "verifiers",
     "rewards/texts.py",
-    "verifier_rows::trap_33_each_answer_is_judged_against_its_own_prompts"
-    "_reference"
-    " verifier_rows::an_answer_is_right_at_full_marks",
+    "texts::all_of_a_sample_reaches_the_verifier"
+    " texts::an_answer_is_right_at_full_marks",
     (
       "judge: references of other prompts",
       "np.repeat(numbers, len(texts) // len(numbers))",
