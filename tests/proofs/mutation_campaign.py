@@ -51,7 +51,7 @@ IMPORTED = (
   "tokenizers",
 )
 PASSING_SHARE = 0.95
-PATIENCE = 1800.0  # seconds of one pytest; a fault may make a program endless
+PATIENCE = 900.0  # seconds of one pytest; a fault may make a program endless
 _ENDED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 _COPIED = (
   ".ci",
@@ -205,7 +205,7 @@ def discounted(
     root: of a copy of the tree without faults.
     tests: run them.
   """
-  suspects = sorted({v.killer for v in verdicts if "::" in v.killer})
+  suspects = sorted({v.killer for v in verdicts if ".py" in v.killer})
   broken: set[str] = set()
   while suspects:
     passes, failed = tests.run(root, suspects)
@@ -265,8 +265,10 @@ def campaign(
 
     def one(fault: Mutation) -> Verdict:
       tests, root = idle.get()
-      verdict = judge(fault, root, tests, is_whole)
-      idle.put((tests, root))
+      try:
+        verdict = judge(fault, root, tests, is_whole)
+      finally:
+        idle.put((tests, root))
       print(line(verdict), flush=True)
       return verdict
 
@@ -284,7 +286,8 @@ def campaign(
 def line(verdict: Verdict) -> str:
   """Returns area, name, what killed it and seconds as one line."""
   fault, killer = verdict.mutation, verdict.killer
-  killer = killer.rpartition("/")[2] if killer else "SURVIVED"
+  path, colons, test = killer.partition("::")  # a parameter may hold a "/"
+  killer = f"{path.rpartition('/')[2]}{colons}{test}" or "SURVIVED"
   return (
     f"{fault.area:10s}  {fault.name:52s}  {killer}  {verdict.seconds:.0f} s"
   )

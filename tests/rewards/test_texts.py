@@ -286,3 +286,24 @@ def test_a_record_without_a_field_is_refused_before_the_run(files):
     f"({files}/mine.py:2) on a batch of 1. Correct it: every answer gets a "
     "number, an empty one too."
   )
+
+
+def test_means_of_parts_leave_the_sum_out():
+  scores = {"component/a": np.float32([1, 0, 0]), "sum": np.float32([5, 5, 5])}
+  assert texts.component_means(scores) == {
+    "reward/component/a": pytest.approx(1 / 3)
+  }
+
+
+def test_an_answer_is_right_at_full_marks():
+  """Penalties are no marks; rounding must not make a right answer wrong."""
+  assert texts.correct_above(Verifier().bound()) is None
+  assert 0.99 < texts.correct_above(bound("exact")) < 1.0
+  has_a = {"pattern": "a", "mode": "search"}
+  parts = (
+    {"verifier": "exact", "weight": 0.7},
+    {"verifier": "pattern", "weight": 0.2, "settings": has_a},
+    {"verifier": "pattern", "weight": -0.4, "settings": has_a},
+  )
+  found = texts.correct_above(bound("sum", parts=parts))
+  assert 0.89 < found < np.float32(0.7) + np.float32(0.2)

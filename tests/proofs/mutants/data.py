@@ -97,7 +97,7 @@ FAULTS = (
   *of(
     "data",
     "data/assets.py",
-    "assets",
+    "assets::splits_are_disjoint_and_deterministic",
     (
       "split: parts overlap",
       "    start += size\n  return parts",
@@ -107,7 +107,7 @@ FAULTS = (
   *of(
     "data",
     "data/formats.py",
-    "formats",
+    "formats::pairs_follow_the_raters formats::pairs_that_cannot_be_drawn",
     (
       "ratings: labels are turned round",
       "np.sign(rating_a - rating_b)[keep]",
@@ -127,7 +127,7 @@ FAULTS = (
   *of(
     "data",
     "data/parsers.py",
-    "formats",
+    "formats::demonstrations_keep_their_text_and_want_an_answer",
     (
       "gsm8k: question and answer without a break",
       'question + "\\n", records',
@@ -137,7 +137,8 @@ FAULTS = (
   *of(
     "data",
     "data/chat.py",
-    "chat",
+    "chat::trap_17_golden_mask_token_by_token"
+    " chat::special_tokens_in_messages_stay_text",
     (
       "chat: the end token is not learned",
       "learned.append((span.start, after[0][1]))",
@@ -157,7 +158,10 @@ FAULTS = (
   *of(
     "data",
     "data/dataset.py",
-    "dataset_rows",
+    "dataset_rows::rated_texts_become_prompt_and_answer"
+    " dataset_rows::prompts_of_rated_texts_are_their_first_tokens"
+    " dataset_rows::records_are_filtered_split_and_cut_in_this_order"
+    " dataset_rows::comparisons_of_one_prompt_are_one_group",
     (
       "rated: the first token is a target",
       "mask[0] = 0.0  # the first token",
@@ -197,7 +201,10 @@ FAULTS = (
   *of(
     "data",
     "programs/features.py",
-    "heldout_numbers dataset_rows",
+    "heldout_numbers::pairs_across_a_split_are_on_neither_side"
+    " dataset_rows::what_is_held_out_depends_on_the_seed_alone"
+    " heldout_numbers::features_stand_where_their_rows_do"
+    " dataset_rows::a_batch_holds_the_rows_and_labels_of_its_comparisons",
     (
       "split: pairs across the border train",
       "~is_held.any(axis=1), is_held.all(axis=1)",

@@ -6,7 +6,9 @@ FAULTS = (
   *of(
     "evaluation",
     "programs/answers.py",
-    "evaluate_numbers",
+    "evaluate_numbers::every_number_of_the_summary_by_hand"
+    " evaluate_numbers::the_columns_of_answers_by_hand"
+    " evaluate_numbers::sentiment_is_of_prompt_and_answer",
     (
       "summary: before wins over after",
       "rate = win_rate.win_rate(new, old)",
@@ -93,7 +95,11 @@ FAULTS = (
   *of(
     "evaluation",
     "pipelines/evaluate.py",
-    "evaluate_numbers",
+    "evaluate_numbers::texts_hold_both_answers_and_raw_scores"
+    " evaluate_numbers::the_start_is_the_reference_and_each_judge_itself"
+    " evaluate_numbers::all_prompts_are_asked_once_with_numbers_of_their_own"
+    " evaluate_numbers::the_result_is_the_summary_of_before_and_after"
+    " evaluate_numbers::before_is_the_start_and_after_the_policy",
     (
       "texts: gold is the proxy",
       'for shown, name in (("proxy", "reward"), ("gold", "gold")):\n'
@@ -140,7 +146,7 @@ FAULTS = (
   *of(
     "evaluation",
     "evaluation/win_rate.py",
-    "win_rate",
+    "win_rate::win_rate_by_hand win_rate::wilson_interval_known_answers",
     (
       "standard error: of a population",
       "np.std(values, ddof=1)",
@@ -160,7 +166,10 @@ FAULTS = (
   *of(
     "evaluation",
     "evaluation/diversity.py",
-    "diversity",
+    "diversity::t19_distinct_1_and_self_bleu_of_identical_texts"
+    " diversity::self_bleu_against_naive_loops"
+    " diversity::self_bleu_punishes_texts_shorter_than_all_others"
+    " diversity::duplicates_and_repetition",
     (
       "distinct: the last n-gram is missing",
       "for i in range(len(tokens) - n + 1))",
@@ -220,7 +229,7 @@ FAULTS = (
   *of(
     "evaluation",
     "pipelines/reward.py",
-    "heldout_numbers",
+    "heldout_numbers::the_diagnosis_is_of_the_first_answer_against_the_second",
     (
       "held-out pairs: score differences turned round",
       "(found[first] - found[second]).tolist()",
@@ -230,7 +239,7 @@ FAULTS = (
   *of(
     "evaluation",
     "programs/pairs.py",
-    "heldout_numbers",
+    "heldout_numbers::held_out_pairs_are_counted_once",
     (
       "held-out: filler rows count",
       "batch.weight[count - start :] = 0.0",
@@ -240,7 +249,7 @@ FAULTS = (
   *of(
     "evaluation",
     "pipelines/sft.py",
-    "heldout_numbers",
+    "heldout_numbers::validation_is_the_mean_of_all_tokens",
     (
       "validation: the mean of batches",
       "count += float(np.sum(batch.loss_mask))",
@@ -290,7 +299,11 @@ FAULTS = (
   *of(
     "selection",
     "programs/rejection_samples.py",
-    "rejection_rounds pipeline_rejection::the_report_by_hand",
+    "rejection_rounds::each_filter_at_its_limit"
+    " rejection_rounds::trap_05_17_sampled_tokens_are_the_targets"
+    " rejection_rounds::batches_of_a_round_are_drawn_with_keys_of_their_own"
+    " rejection_rounds::what_is_kept_is_what_was_sampled"
+    " pipeline_rejection::the_report_by_hand",
     (
       "filters: the shortest are left out",
       "fits = lengths >= rounds.min_tokens",
@@ -345,7 +358,7 @@ FAULTS = (
   *of(
     "selection",
     "pipelines/rejection.py",
-    "rejection_rounds",
+    "rejection_rounds::what_a_round_starts_from_and_trains_on",
     (
       "rounds: base starts from the round before",
       'if rounds.start == "base" else previous',

@@ -8,7 +8,9 @@ FAULTS = (
   *of(
     "losses",
     "algorithms/sft.py",
-    "sft_loss ties_and_fillers",
+    "sft_loss::t14_trap_34_packed_equals_unpacked_equals_a_loop"
+    " sft_loss::golden_metrics"
+    " ties_and_fillers::perplexity_is_of_tokens_whatever_the_loss_averages",
     ("sft: the sign", "    -logprobs,\n    mask,", "    logprobs,\n    mask,"),
     (
       "sft: prompts count as targets",
@@ -24,7 +26,8 @@ FAULTS = (
   *of(
     "losses",
     "algorithms/aggregate.py",
-    "aggregate groups sft_loss",
+    "aggregate::packing_does_not_change_an_average"
+    " aggregate::trap_34_each_average_is_a_named_choice",
     (
       "aggregate: a packed row is one sequence",
       "lengths = sequence_lengths(mask, segment_ids)",
@@ -39,7 +42,10 @@ FAULTS = (
   *of(
     "losses",
     "algorithms/reward.py",
-    "reward_loss ties_and_fillers",
+    "reward_loss::margin_and_smoothing"
+    " reward_loss::t10_gradient_of_centering"
+    " ties_and_fillers::tied_candidates_stay_in_each_others_choice_set"
+    " ties_and_fillers::equal_scores_are_not_right",
     (
       "reward: the margin goes to candidate 0",
       "margin * jnp.sign(label - 0.5)",
@@ -71,7 +77,8 @@ FAULTS = (
   *of(
     "losses",
     f"{PREFERENCE}/dpo.py",
-    "preference_losses preference_goldens",
+    "preference_losses::known_answers_of_one_token"
+    " preference_losses::trap_26_sums_and_averages_over_tokens",
     (
       "dpo: robust by half",
       "/ (1.0 - 2.0 * epsilon)",
@@ -91,13 +98,15 @@ FAULTS = (
   *of(
     "losses",
     f"{PREFERENCE}/ipo.py",
-    "preference_losses preference_goldens",
+    "preference_losses::known_answers_of_one_token",
     ("ipo: the goal", "goal = 1.0 / (2.0 * config.tau)", "goal = 1.0"),
   ),
   *of(
     "losses",
     f"{PREFERENCE}/kto.py",
-    "preference_losses preference_goldens",
+    "preference_losses::t11_kto_by_hand"
+    " preference_losses::kto_takes_no_negative_baseline_and_no_gradient"
+    "_through_it",
     (
       "kto: the sign of undesirable answers",
       "(1.0 - liked) * jax.nn.sigmoid(gain)",
@@ -117,7 +126,7 @@ FAULTS = (
   *of(
     "losses",
     f"{PREFERENCE}/orpo.py",
-    "preference_losses preference_goldens",
+    "preference_losses::trap_26_sums_and_averages_over_tokens",
     (
       "orpo: sums instead of averages",
       "a = pairs.averages(logprobs, batch)",
@@ -127,7 +136,7 @@ FAULTS = (
   *of(
     "losses",
     f"{PREFERENCE}/simpo.py",
-    "preference_losses preference_goldens",
+    "preference_losses::ragged_rows_and_soft_labels_as_a_naive_loop",
     (
       "simpo: the margin of the second order",
       "-jax.nn.log_sigmoid(-difference - gamma)",
@@ -137,7 +146,7 @@ FAULTS = (
   *of(
     "losses",
     f"{PREFERENCE}/cpo.py",
-    "preference_losses preference_goldens",
+    "preference_losses::known_answers_of_one_token",
     (
       "cpo: the likelihood of the other answer",
       "likelihood[:, 0], likelihood[:, 1])",
@@ -147,7 +156,7 @@ FAULTS = (
   *of(
     "losses",
     f"{PREFERENCE}/spin.py",
-    "preference_losses preference_goldens",
+    "preference_losses::known_answers_of_one_token",
     (
       "spin: the sample beats the demonstration",
       "rewards[:, 0] - rewards[:, 1]",
@@ -157,7 +166,8 @@ FAULTS = (
   *of(
     "losses",
     f"{PREFERENCE}/pairs.py",
-    "preference_losses preference_update",
+    "preference_losses::metrics_leave_ties_out_and_follow_the_label"
+    " preference_losses::known_answers_of_one_token",
     (
       "pairs: averages over padding too",
       "/ jnp.maximum(lengths(batch), 1.0)",
@@ -177,7 +187,8 @@ FAULTS = (
   *of(
     "losses",
     f"{PREFERENCE}/update.py",
-    "preference_update ties_and_fillers",
+    "ties_and_fillers::rows_without_weight_change_neither_step_nor_numbers"
+    " preference_update::kto_compares_with_the_mean_over_the_whole_batch",
     (
       "kto: the baseline counts rows without weight",
       "jax.lax.stop_gradient(total) / _at_least(jnp.sum(batch.weight))",
@@ -197,7 +208,8 @@ FAULTS = (
   *of(
     "losses",
     f"{PREFERENCE}/pairing.py",
-    "pairing ties_and_fillers",
+    "pairing::best_against_worst_and_ties_by_hand"
+    " ties_and_fillers::equal_scores_are_no_preference_with_no_least_gap",
     (
       "pairing: the worst first",
       "jnp.argmax(table, 1), jnp.argmin(table, 1)",
@@ -212,7 +224,11 @@ FAULTS = (
   *of(
     "losses",
     "algorithms/bond.py",
-    "bond",
+    "bond::baseline_leaves_the_expected_gradient_alone"
+    " bond::quantiles_by_hand_and_finite"
+    " bond::j_bond_reward_by_hand"
+    " bond::trap_18_zero_weights_are_honoured"
+    " bond::trap_15_expected_gradient_is_the_exact_one",
     (
       "bond: the baseline holds the row itself",
       " * rows / (rows - 1)",

@@ -8,7 +8,7 @@ FAULTS = (
   *of(
     "losses",
     f"{POLICY}/ppo.py",
-    "ppo surrogate policy_goldens",
+    "ppo::loss_against_a_loop",
     (
       "ppo: twice the value loss",
       "value = 0.5 * ops.masked_mean(losses, mask, tokens)",
@@ -28,7 +28,11 @@ FAULTS = (
   *of(
     "losses",
     f"{POLICY}/objectives.py",
-    "objectives ppo surrogate",
+    "ppo::loss_against_a_loop"
+    " surrogate::t03_trap_08_at_ratio_1_all_objectives_are_the_policy"
+    "_gradient"
+    " ppo::metrics_by_hand"
+    " ppo::trap_32_no_gradient_reaches_what_a_rollout_fixed",
     (
       "ppo: the upper clip is the lower",
       "jnp.clip(ratio, 1.0 - clip_ratio, 1.0 + high)\n  losses",
@@ -68,7 +72,10 @@ FAULTS = (
   *of(
     "losses",
     f"{POLICY}/surrogate.py",
-    "surrogate grpo policy_goldens",
+    "surrogate::trap_34_loss_against_a_loop"
+    " surrogate::straight_through_has_the_value_of_k3_and_the_gradient_of_k2"
+    " surrogate::trap_15_off_policy_the_ratio_restores_the_gradient_of_the"
+    "_kl",
     (
       "k3+: the gradient of k3",
       "k2 + jax.lax.stop_gradient(k3 - k2)",
@@ -93,7 +100,7 @@ FAULTS = (
   *of(
     "losses",
     f"{POLICY}/importance.py",
-    "groups surrogate",
+    "groups::importance_weights_by_hand",
     (
       "importance: no cap",
       "jnp.minimum(ratio, config.cap), 0.0)",
@@ -108,7 +115,8 @@ FAULTS = (
   *of(
     "losses",
     f"{POLICY}/update.py",
-    "policy_update",
+    "policy_update::ptx_adds_the_weighted_gradient_of_pre_training_text"
+    " policy_update::value_update_trains_the_critic_alone",
     (
       "ptx: its gradient without the coefficient",
       "lambda g: g * coefficient, ptx_grads",
@@ -158,7 +166,8 @@ FAULTS = (
   *of(
     "optimizer",
     f"{POLICY}/epochs.py",
-    "policy_update",
+    "policy_update::trap_32_the_scans_equal_a_loop_over_fixed_advantages"
+    " policy_update::an_epoch_over_the_kl_limit_is_the_last",
     (
       "epochs: one order for all epochs",
       "jax.random.split(rng, config.epochs)",
@@ -173,7 +182,7 @@ FAULTS = (
   *of(
     "metrics",
     f"{POLICY}/epochs.py",
-    "policy_update",
+    "policy_update::steps_that_are_not_finite_are_refused_and_counted",
     (
       "epochs: means over refused steps too",
       "jnp.sum(jnp.where(applied, x, 0.0)) / count",
@@ -183,7 +192,8 @@ FAULTS = (
   *of(
     "metrics",
     f"{POLICY}/update.py",
-    "policy_update",
+    "policy_update::trap_06_08_first_minibatch_has_ratio_1"
+    " policy_update::golden_metrics_of_one_step",
     (
       "first ratio: of the last step",
       "sum(metrics[part][0, 0] for part in parts)",
@@ -198,7 +208,8 @@ FAULTS = (
   *of(
     "returns",
     f"{POLICY}/ppo.py",
-    "ppo policy_goldens",
+    "ppo::t04_gae_against_a_double_sum"
+    " ppo::advantages_are_whitened_and_returns_are_not",
     (
       "gae: the next value is not discounted",
       "reward + discount * next_value - value",
@@ -227,7 +238,8 @@ FAULTS = (
   *of(
     "returns",
     f"{POLICY}/groups.py",
-    "groups grpo rloo ties_and_fillers",
+    "groups::known_answers"
+    " ties_and_fillers::equal_rewards_give_exactly_nothing_whatever_they_are",
     (
       "groups: the deviation of a population",
       "square / jnp.maximum(count - 1.0, 1.0)",
@@ -247,7 +259,7 @@ FAULTS = (
   *of(
     "returns",
     f"{POLICY}/returns.py",
-    "groups grpo reinforce",
+    "groups::metrics_by_hand groups::returns_of_answers_against_loops",
     (
       "returns: masked answers are in baselines",
       "return jnp.any(rollout.response_mask > 0, axis=-1).astype(jnp.float32)",
@@ -258,7 +270,7 @@ FAULTS = (
   *of(
     "returns",
     f"{POLICY}/grpo.py",
-    "grpo",
+    "grpo::advantages_by_hand",
     (
       "grpo: a batch's deviation of raw rewards",
       "ops.masked_variance(difference, exists)",
@@ -268,7 +280,7 @@ FAULTS = (
   *of(
     "returns",
     f"{POLICY}/reinforce_pp.py",
-    "reinforce_pp",
+    "reinforce_pp::rewards_to_go_are_whitened_over_tokens",
     (
       "reinforce++: no discount",
       "returns.to_go(rollout, config.discount)",
@@ -278,13 +290,13 @@ FAULTS = (
   *of(
     "returns",
     f"{POLICY}/remax.py",
-    "remax",
+    "remax::advantages_by_hand",
     ("remax: no baseline", "advantages=earned - baseline", "advantages=earned"),
   ),
   *of(
     "returns",
     f"{POLICY}/reinforce.py",
-    "reinforce",
+    "reinforce::masked_answers_enter_no_baseline",
     (
       "reinforce: masked answers are in the baseline",
       "ops.masked_mean(earned, returns.exists(rollout))",

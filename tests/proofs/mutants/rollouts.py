@@ -8,7 +8,11 @@ FAULTS = (
   *of(
     "masks",
     "ops.py",
-    "ops",
+    "ops::positions_and_last_index_do_not_depend_on_padding"
+    " ops::trap_27_poisoned_padding_reaches_neither_value_nor_gradient"
+    " ops::t05_whitening_gives_mean_0_and_variance_1"
+    " ops::trap_14_variance_is_divided_by_n"
+    " ops::log_ratio_is_clipped_at_20_nats_and_0_off_the_mask",
     (
       "neutral: a product with the mask",
       "jnp.where(mask > 0, x.astype(jnp.float32), jnp.float32(fill))",
@@ -61,8 +65,7 @@ FAULTS = (
   *of(
     "masks",
     "models/attention.py",
-    "transformer::causal_mask_by_hand"
-    " transformer::t14_packed_rows_equal_separate_rows",
+    "transformer::causal_mask_by_hand",
     (
       "attention: packed answers read each other",
       "mask & (segment_ids[:, :, None] == segment_ids[:, None, :])",
@@ -87,7 +90,8 @@ FAULTS = (
   *of(
     "masks",
     f"{POLICY}/packing.py",
-    "packing",
+    "packing::segments_are_whole_samples_with_positions_from_zero"
+    " packing::rows_respect_both_capacities",
     (
       "packing: positions go on",
       "positions[row, span] = np.arange(columns.size)",
@@ -173,7 +177,7 @@ FAULTS = (
   *of(
     "metrics",
     f"{POLICY}/shaping.py",
-    "shaping",
+    "shaping::rollout_metrics_against_numpy",
     (
       "eos_share: of truncated answers",
       "(rollout.finish_reason != FINISH_LENGTH) * 1.0",
@@ -193,7 +197,8 @@ FAULTS = (
   *of(
     "metrics",
     f"{POLICY}/groups.py",
-    "groups ties_and_fillers",
+    "ties_and_fillers::a_score_at_the_limit_is_not_right"
+    " groups::metrics_by_hand",
     (
       "groups: the limit itself is right",
       "(score > correct_above)",
@@ -208,10 +213,9 @@ FAULTS = (
   *of(
     "sampling",
     "sampling.py",
-    "generate::nucleus_keeps_the_smallest_set_that_reaches_the_mass"
-    " generate::a_nucleus_after_top_k_is_of_the_mass_that_is_left"
-    " generate::rounding_of_sums_does_not_reach_past_the_support"
-    " generate::trap_06_sampler_logprobs_equal_the_trainers_at_temperature",
+    "generate::a_nucleus_after_top_k_is_of_the_mass_that_is_left"
+    " generate::trap_06_sampler_logprobs_equal_the_trainers_at_temperature"
+    " generate::rounding_of_sums_does_not_reach_past_the_support",
     (
       "sampling: temperature multiplies",
       "truncate(logits / config.temperature, config)",
@@ -236,18 +240,7 @@ FAULTS = (
   *of(
     "sampling",
     "generate.py",
-    "generate::keys_are_of_step_prompt_and_sample"
-    " generate::each_token_has_a_random_number_of_its_own"
-    " generate::trap_01_pad_equals_eos_and_the_sampled_eos_counts"
-    " generate::trap_03_length_limit_is_not_termination"
-    " generate::a_prompt_that_comes_twice_is_sampled_anew"
-    " generate::trap_06_sampler_logprobs_equal_the_trainers_at_temperature"
-    " generate",
-    (
-      "generate: one random number for all tokens",
-      "jax.random.fold_in(key, state.step)",
-      "jax.random.fold_in(key, 0)",
-    ),
+    "generate::keys_are_of_step_prompt_and_sample",
     (
       "generate: a prompt that comes twice gets the same samples",
       "earlier = jnp.tril(index[:, None] == index[None, :], k=-1).sum(axis=1)",
@@ -264,6 +257,18 @@ FAULTS = (
       "generate: the samples of a prompt are equal",
       "jax.random.fold_in(jax.random.fold_in(key, i), g)",
       "jax.random.fold_in(key, i + 0 * g)",
+    ),
+  ),
+  *of(
+    "sampling",
+    "generate.py",
+    "generate::trap_01_pad_equals_eos_and_the_sampled_eos_counts"
+    " generate::trap_06_sampler_logprobs_equal_the_trainers_at_temperature",
+    (
+      "generate: one random number for all tokens",
+      "jax.random.fold_in(key, state.step)",
+      "jax.random.fold_in(key, 0)",
+      "generate::each_token_has_a_random_number_of_its_own",
     ),
     (
       "generate: finished rows go on",
@@ -289,7 +294,8 @@ FAULTS = (
   *of(
     "sampling",
     "programs/rollouts.py",
-    "rollouts",
+    "rollouts::uninformative_groups_are_replaced_in_order_and_counted"
+    " rollouts::truncated_answers_do_not_make_a_group_informative",
     (
       "resampling: the last informative groups",
       "source[empty[:count]] = ready[:count]",
@@ -309,7 +315,8 @@ FAULTS = (
   *of(
     "sampling",
     "programs/policy_step.py",
-    "policy_programs",
+    "policy_programs::further_answers_are_the_methods"
+    " policy_programs::the_trainer_recomputes_and_weighs_against_the_sampler",
     (
       "remax: the greedy answer is sampled",
       "dataclasses.replace(settings.generate, **changes)",

@@ -6,7 +6,11 @@ FAULTS = (
   *of(
     "resume",
     "runs/loop.py",
-    "loop",
+    "loop::a_run_goes_on_with_its_arrays_facts_and_data"
+    " loop::a_checkpoint_of_another_model_is_refused"
+    " loop::nothing_is_saved_while_updates_are_refused"
+    " loop::the_third_refused_update_in_a_row_ends_the_run"
+    " loop::the_best_step_is_one_with_a_number",
     (
       "loop: data start anew",
       'iterator.set_state(meta["iterators"][name])',
@@ -46,7 +50,7 @@ FAULTS = (
   *of(
     "resume",
     "pipelines/policy.py",
-    "policy_steps",
+    "policy_steps::what_is_carried_from_step_to_step",
     (
       "policy: the KL coefficient is not kept",
       '{"moments": moments, "beta": beta}',
@@ -61,7 +65,9 @@ FAULTS = (
   *of(
     "resume",
     "runs/checkpoint.py",
-    "checkpoint checkpoint_damage",
+    "checkpoint::keeps_newest_and_final_steps"
+    " checkpoint::the_best_step_is_kept_besides_the_newest"
+    " checkpoint_damage::damaged_step_is_named_and_passed_over",
     (
       "checkpoint: the oldest steps are kept",
       "plain[-self._keep :]",
@@ -101,7 +107,10 @@ FAULTS = (
   *of(
     "resume",
     "integrity.py",
-    "checkpoint checkpoint_damage",
+    "checkpoint_damage::damaged_step_is_named_and_passed_over"
+    " checkpoint_damage::a_manifest_of_another_hand_is_damaged"
+    " checkpoint::trap_30_fingerprint_sees_every_bit_and_no_mesh"
+    " checkpoint::other_model_is_refused_with_both_shapes",
     (
       "manifest: hashes are not compared",
       "if found_digest != digest:",
@@ -131,7 +140,7 @@ FAULTS = (
   *of(
     "resume",
     "runs/reference.py",
-    "heldout_numbers",
+    "heldout_numbers::every_row_has_its_own_reference",
     (
       "reference: of another start or other rows",
       "if found != wanted:",
@@ -172,7 +181,7 @@ FAULTS = (
   *of(
     "stages",
     "pipelines/reward.py",
-    "heldout_numbers",
+    "heldout_numbers::scores_are_normalised_on_samples_of_the_policy",
     (
       "reward: the deviation of a sample",
       "deviation = float(np.std(scores))",
@@ -213,7 +222,10 @@ FAULTS = (
   *of(
     "stages",
     "runs/stages.py",
-    "stage_folders",
+    "stage_folders::a_stage_is_of_one_model_and_leaves_one_kind"
+    " stage_folders::a_stage_starts_from_merged_weights_and_finds_them_again"
+    " stage_folders::another_run_where_a_stage_was_merged_from_is_noticed"
+    " stage_folders::the_step_that_is_named_is_loaded",
     (
       "stages: weights of the base instead of the merged",
       "if not str(folder):\n    return base.params",
@@ -239,8 +251,7 @@ FAULTS = (
     "stages",
     "models/roles.py",
     "roles::merged_factors_equal_factors_applied_inside_the_block"
-    " roles::full_training_from_a_layer_up_freezes_the_rest"
-    " stage_folders",
+    " roles::full_training_from_a_layer_up_freezes_the_rest",
     (
       "roles: the sampler reads no factors",
       'if "lora" not in variables:',
@@ -255,8 +266,7 @@ FAULTS = (
   *of(
     "stages",
     "models/lora.py",
-    "roles::merged_factors_equal_factors_applied_inside_the_block"
-    " stage_folders",
+    "roles::merged_factors_equal_factors_applied_inside_the_block",
     (
       "lora: merged without its scale",
       "flat[kernel] + scale * jnp.matmul(",
@@ -266,7 +276,7 @@ FAULTS = (
   *of(
     "stages",
     "rewards/judge.py",
-    "judge_rows",
+    "judge_rows::a_rollout_is_what_each_role_says",
     (
       "judge: the reference without temperature",
       "      else None,\n      temperature=plan.temperature,",
@@ -286,7 +296,8 @@ FAULTS = (
   *of(
     "stages",
     "programs/policy_step.py",
-    "policy_programs",
+    "policy_programs::schedules_count_the_updates_of_their_own_part"
+    " policy_programs::advantages_of_an_import_path_are_used",
     (
       "policy: the schedule counts the critic's own steps",
       '"policy_optimizer", (total - pretrain) * each',
@@ -306,7 +317,8 @@ FAULTS = (
   *of(
     "stages",
     "algorithms/policy_gradient/further_rollouts.py",
-    "policy_programs remax",
+    "policy_programs::the_baseline_of_remax_is_shaped_as_the_reward_is"
+    " remax::advantages_by_hand",
     (
       "remax: the raw score of the greedy answer",
       "shaping.shaped_scores(other, moments, config)",
@@ -321,7 +333,7 @@ FAULTS = (
   *of(
     "stages",
     "pipelines/policy.py",
-    "policy_steps",
+    "policy_steps::the_critic_trains_first_and_samples_are_valued_by_it",
     (
       "policy: the critic in training is not read",
       'arrays["critic"].params if is_pretraining else',
@@ -331,7 +343,7 @@ FAULTS = (
   *of(
     "stages",
     "pipelines/online_preference.py",
-    "sampled_steps",
+    "sampled_steps::the_reference_follows_after_every_second_step",
     (
       "online: the reference moves a step late",
       "if every and (step + 1) % every == 0:",
@@ -351,7 +363,8 @@ FAULTS = (
   *of(
     "stages",
     "pipelines/bond.py",
-    "sampled_steps",
+    "sampled_steps::a_step_of_bond_moves_policy_and_anchor"
+    " sampled_steps::the_best_teaches_and_ranks_are_against_all",
     (
       "bond: the policy is its own anchor",
       "reference = logprobs(anchor_params, own)",
@@ -373,7 +386,8 @@ FAULTS = (
   *of(
     "stages",
     "programs/own_samples.py",
-    "sampled_steps",
+    "sampled_steps::only_what_has_no_end_loses_points"
+    " sampled_steps::kl_to_the_reference_is_of_the_answer",
     (
       "sampled: answers without an end gain",
       "score=rollout.score - penalty * is_cut",

@@ -6,7 +6,9 @@ FAULTS = (
   *of(
     "optimizer",
     "optimizer.py",
-    "optimizer",
+    "optimizer::three_steps_by_hand"
+    " optimizer::decaying_schedules"
+    " optimizer::constant_schedule_with_warm_up",
     (
       "schedule: no warm-up",
       "optax.join_schedules([warmup, after], [config.warmup_steps])",
@@ -46,7 +48,9 @@ FAULTS = (
   *of(
     "sharding",
     "parallel/rules.py",
-    "rules",
+    "rules::every_path_has_the_spec_written_by_hand"
+    " rules::dimensions_that_do_not_divide"
+    " rules::gathered_weights_have_the_value_and_the_gradient_of_split_ones",
     (
       "rules: rows are columns",
       '(f"{ROW}/(kernel|kernel_int8)", ("tensor", "fsdp"))',
@@ -81,7 +85,8 @@ FAULTS = (
   *of(
     "sharding",
     "parallel/mesh.py",
-    "mesh",
+    "mesh::shard_batch_splits_rows_and_keeps_values"
+    " mesh::the_first_so_many_devices",
     (
       "mesh: batches are split over one axis",
       'BATCH_AXES = ("data", "fsdp")',
@@ -96,7 +101,10 @@ FAULTS = (
   *of(
     "metrics",
     "metrics.py",
-    "metrics",
+    "metrics::trap_23_resumed_run_has_each_step_once"
+    " metrics::torn_line_is_cut_before_appending"
+    " metrics::progress_line_on_a_terminal"
+    " metrics::timer_accumulates_even_through_errors",
     (
       "metrics: the step resumed from is dropped",
       'r["phase"] != phase or r["step"] <= step',

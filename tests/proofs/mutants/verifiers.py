@@ -8,7 +8,10 @@ FAULTS = (
   *of(
     "verifiers",
     f"{REWARDS}/text_matches.py",
-    "verifiers verifier_limits",
+    "verifiers::exact_is_not_contains"
+    " verifiers::a_reference_never_becomes_a_pattern"
+    " verifier_limits::a_text_may_be_as_long_as_it_may_be"
+    " verifiers::tags_once_in_order_and_nothing_else",
     (
       "exact: one right answer of many",
       "len(found) == 1 and found <= accepted",
@@ -38,7 +41,11 @@ FAULTS = (
   *of(
     "verifiers",
     f"{REWARDS}/math_answers.py",
-    "verifiers verifier_limits",
+    "verifiers::answer_spam_earns_nothing"
+    " verifiers::tolerance_is_for_decimals_only"
+    " verifiers::numbers_are_read"
+    " verifier_limits::a_sign_counts_on_either_side_of_a_currency"
+    " verifier_limits::a_tag_comes_once",
     (
       "number: two answers are tolerated",
       'config.several == "refuse" and max(len(values), len(names)) > 1',
@@ -68,7 +75,10 @@ FAULTS = (
   *of(
     "verifiers",
     f"{REWARDS}/constraints.py",
-    "verifiers_constraints verifier_limits",
+    "verifiers_constraints::each_kind"
+    " verifiers_constraints::credit_is_all_or_the_share"
+    " verifiers_constraints::an_empty_answer_meets_nothing"
+    " verifier_limits::one_forbidden_word_of_several_is_one_too_many",
     (
       "constraints: the upper bound is out of bounds",
       "at_most is None or count <= at_most",
@@ -103,7 +113,9 @@ FAULTS = (
   *of(
     "verifiers",
     f"{REWARDS}/code_tests.py",
-    "verifiers_code",
+    "verifiers_code::hacked_answers_fail"
+    " verifiers_code::programs_are_judged_by_what_they_print"
+    " verifiers_code::right_answers_pass",
     (
       "code: one test is enough",
       "is_complete = passed == total",
@@ -123,7 +135,8 @@ FAULTS = (
   *of(
     "verifiers",
     f"{REWARDS}/verifiers.py",
-    "verifiers verifier_rows",
+    "verifiers::sum_is_weighted_and_gated"
+    " verifiers::full_marks_are_those_of_the_parts",
     (
       "sum: the gate never shuts",
       "logged[names[config.gate]] > 0",
@@ -143,7 +156,8 @@ FAULTS = (
   *of(
     "verifiers",
     "rewards/texts.py",
-    "verifier_rows",
+    "texts::all_of_a_sample_reaches_the_verifier"
+    " texts::an_answer_is_right_at_full_marks",
     (
       "judge: references of other prompts",
       "np.repeat(numbers, len(texts) // len(numbers))",
