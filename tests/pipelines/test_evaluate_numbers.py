@@ -55,11 +55,16 @@ SUMMARY = {
   "proxy_standard_error": np.sqrt(11 / 3) / 2 / np.sqrt(2),
   "proxy_win_rate": 0.625,
   "proxy_win_rate_standard_error": RATE_ERROR,
+  # of means of 4 draws 1.95 % are below 1/4 and 6.25 % are 1
+  "proxy_win_rate_low": 0.25,
+  "proxy_win_rate_high": 1.0,
   "gold_before": 0.0,
   "gold_after": 0.0,
   "gold_standard_error": np.sqrt(6 / 3) / 2,
   "gold_win_rate": 0.375,
   "gold_win_rate_standard_error": RATE_ERROR,
+  "gold_win_rate_low": 0.0,
+  "gold_win_rate_high": 0.75,
   "kl_nats": 3.0,
   "kl_standard_error": np.sqrt(14 / 3) / 2,
   # bigrams: ab, ab, cd, de; and ab, ba, ab, ab
@@ -73,6 +78,9 @@ SUMMARY = {
   "self_bleu_after": ((2 / 4 / 3 * 0.1 / 2 * 0.1) ** (1 / 4) + 1 + 0 + 0) / 4,
   "duplicate_share_before": 1 / 4,
   "duplicate_share_after": 0.0,
+  # trigrams: cde; and aba, bab: none comes twice
+  "repeated_3grams_before": 0.0,
+  "repeated_3grams_after": 0.0,
   "length_before": 2.0,
   "length_after": 9 / 4,
   "eos_share_before": 1 / 2,

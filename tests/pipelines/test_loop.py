@@ -80,7 +80,7 @@ def run(workdir, scores, refused=(), kill_at=None, identity=IDENTITY, **plan):
 
 def saved_steps(workdir):
   folder = str(workdir / "checkpoints")
-  with checkpoint.Checkpoints(folder, read_only=True) as saved:
+  with checkpoint.Checkpoints(folder, is_read_only=True) as saved:
     return saved.steps(), saved.best()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_jax.rewards import math_answers, verifiers
+from rlhf_jax.rewards import marked, math_answers, verifiers
 
 
 def score(name, text, reference, **settings):
@@ -27,10 +27,10 @@ def test_a_number_has_one_sign():
 
 
 def test_a_tag_comes_once():
-  assert math_answers.tagged("x <a>1</a> y", "a") == "1"
+  assert marked.tagged("x <a>1</a> y", "a") == "1"
   twice = "<a>3</a> or <a>4</a>"
   for text in (twice, "<a>3</a></a>", "<a><a>3</a>", "</a>3<a>", "3"):
-    assert math_answers.tagged(text, "a") is None, text
+    assert marked.tagged(text, "a") is None, text
   assert score("number", "<a>3</a>", 3, inside_tag="a") == 1.0
   assert score("number", twice, 3, inside_tag="a") == 0.0
 

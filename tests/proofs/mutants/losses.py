@@ -104,8 +104,8 @@ FAULTS = (
   *of(
     "losses",
     f"{PREFERENCE}/kto.py",
-    "preference_losses::t11_kto_by_hand"
-    " preference_losses::kto_takes_no_negative_baseline_and_no_gradient"
+    "kto::t11_kto_by_hand"
+    " kto::kto_takes_no_negative_baseline_and_no_gradient"
     "_through_it",
     (
       "kto: the sign of undesirable answers",

@@ -114,14 +114,18 @@ FAULTS = (
   ),
   *of(
     "losses",
-    f"{POLICY}/update.py",
-    "policy_update::ptx_adds_the_weighted_gradient_of_pre_training_text"
-    " policy_update::value_update_trains_the_critic_alone",
+    f"{POLICY}/ptx.py",
+    "ptx::ptx_adds_the_weighted_gradient_of_pre_training_text",
     (
       "ptx: its gradient without the coefficient",
       "lambda g: g * coefficient, ptx_grads",
       "lambda g: g, ptx_grads",
     ),
+  ),
+  *of(
+    "losses",
+    f"{POLICY}/value_pretraining.py",
+    "value_pretraining::value_update_trains_the_critic_alone",
     (
       "value pre-training: old values clip",
       "rows.returns, mask, tokens, None",
