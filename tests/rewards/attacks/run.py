@@ -63,14 +63,17 @@ def become(user, paths):
   if libc.unshare(NEW_MOUNTS):
     raise OSError(ctypes.get_errno(), "unshare")
   mount(None, None, "/", MS_REC | MS_PRIVATE)
-  for path in paths:
-    closed = [p for p in path.parents if not p.stat().st_mode & 1]
-    if closed:
-      fd = os.open(path, os.O_PATH)
-      mount("tmpfs", "tmpfs", closed[-1], 0)
-      path.mkdir(parents=True)
-      mount(None, f"/proc/self/fd/{fd}", path, MS_BIND | MS_REC)
-      os.close(fd)
+  closed = {
+    path: [p for p in path.parents if not p.stat().st_mode & 1]
+    for path in paths
+  }
+  held = {path: os.open(path, os.O_PATH) for path in paths if closed[path]}
+  for top in {closed[path][-1] for path in held}:
+    mount("tmpfs", "tmpfs", top, 0)
+  for path, fd in held.items():
+    path.mkdir(parents=True, exist_ok=True)
+    mount(None, f"/proc/self/fd/{fd}", path, MS_BIND | MS_REC)
+    os.close(fd)
   os.setgroups([])
   os.setgid(user)
   os.setuid(user)
