@@ -41,7 +41,7 @@ from rlhf_jax.programs.work import Passes
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import model as reward_model
-from rlhf_jax.runs import stages
+from rlhf_jax.runs import finite, stages
 from rlhf_jax.schema import FieldError
 from rlhf_jax.types import PromptBatch, PyTree
 
@@ -263,6 +263,7 @@ def run(settings: Settings, world: World) -> dict:
     )
   before, after = answers["before"], answers["after"]
   facts = summarise(before, after, settings.lexicon)
+  finite.check_facts(RESULT_FILE, facts)
   if distributed.is_first():
     _write_texts(world.workdir / TEXTS_FILE, before, after)
     temporary = path.with_suffix(".tmp")

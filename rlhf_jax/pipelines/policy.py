@@ -258,7 +258,7 @@ def run(settings: Settings, world: World) -> dict:
   )
   text = ptx_loader(settings, world, base)
   pretrain = settings.value.pretrain_steps
-  total = pretrain + settings.schedule.total_steps(count)
+  total = pretrain + settings.schedule.announced(count, "policy")
   phase, sampler = policy_programs.wire(settings, world, base, actors, total)
   writer = metrics.MetricsWriter(
     world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
@@ -288,7 +288,7 @@ def run(settings: Settings, world: World) -> dict:
     base,
     phase.role,
     trained=stages.BESIDE_CRITIC,
-    best=settings.schedule.best,
+    best=settings.schedule.best_of,
     steps=int(np.asarray(arrays["train"].step)),
     init_from=settings.init_from,
     merged_from=actors.merged_from,

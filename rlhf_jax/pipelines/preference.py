@@ -299,7 +299,7 @@ def run(settings: Settings, world: World) -> dict:
     return info
   train, held = load_data(settings, base)
   _report_balance(settings, train)
-  total = schedule.total_steps(len(train.pairs))
+  total = schedule.announced(len(train.pairs), "preference")
   shape = language_model.Shape.of([*train.rows, *held.rows])
   phase, stage = wire(settings, world, base, total, shape)
   digest = add_reference(
@@ -341,7 +341,7 @@ def run(settings: Settings, world: World) -> dict:
     "preference",
     base,
     phase.role,
-    best=schedule.best,
+    best=schedule.best_of,
     steps=total,
     examples=len(train.pairs),
     epochs=total * schedule.batch_size / len(train.pairs),

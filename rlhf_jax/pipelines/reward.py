@@ -30,7 +30,7 @@ from rlhf_jax.programs.program import Phase, Program, planned_steps
 from rlhf_jax.programs.work import Passes
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import model as reward_model
-from rlhf_jax.runs import stages
+from rlhf_jax.runs import finite, stages
 from rlhf_jax.runs.loop import Schedule
 from rlhf_jax.schema import FieldError, UserError
 from rlhf_jax.types import PyTree, Samples
@@ -187,7 +187,7 @@ def run(settings: Settings, world: World) -> dict:
   check_labels(train, held, settings.loss)
   longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
   pretrained.check_context(base, longest, "data")
-  total = schedule.total_steps(len(train.pairs))
+  total = schedule.announced(len(train.pairs), name)
   width = batches.bucket_length(max(len(r["tokens"]) for r in train.rows))
   phase, variables, used = wire(settings, world, base, total, width)
   phase = dataclasses.replace(phase, name=name)
@@ -241,6 +241,7 @@ def run(settings: Settings, world: World) -> dict:
   facts["guards"] = diagnostics.guard(
     facts["diagnosis"], facts["comparisons"], facts["epochs"]
   )
+  facts["diagnosis"] = finite.or_none(facts["diagnosis"])
   for level, message in facts["guards"]:
     print(f"{name}: {level}: {message}")
   return stages.write_stage(
@@ -248,7 +249,7 @@ def run(settings: Settings, world: World) -> dict:
     "reward",
     base,
     phase.role,
-    best=schedule.best,
+    best=schedule.best_of,
     merged_from=settings.init_from,
     **facts,
   )
@@ -277,6 +278,7 @@ def _diagnose(
 ) -> dict:
   """Returns held-out accuracy, calibration, length bias and the raw arrays."""
   found = scores(held.rows, features)
+  finite.check_facts(name, {"held-out scores": found.tolist()})
   lengths = np.asarray([np.sum(row["loss_mask"]) for row in held.rows])
   diagnosis = diagnostics.diagnose(
     found[held.pairs], held.labels, lengths[held.pairs]
@@ -324,6 +326,8 @@ def _normalise(
     scores = distributed.fetch(score(weights, samples))
     source = "samples of the SFT policy"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  finite.check_facts(f"normalised on {source}", {"score": scores.tolist()})
+  scores = np.asarray(scores, np.float64)  # large equal ones deviate by 0
   deviation = float(np.std(scores))
   if not deviation > 1e-6:
     raise UserError(

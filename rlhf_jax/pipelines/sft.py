@@ -169,7 +169,7 @@ def run(settings: Settings, world: World) -> dict:
   if info is not None:
     return info
   rows, examples = load_rows(settings, base)
-  total = settings.schedule.total_steps(len(rows))
+  total = settings.schedule.announced(len(rows), "sft")
   phase, frozen, sampler = wire(
     settings, world, base, total, language_model.Shape.of(rows)
   )
@@ -192,7 +192,7 @@ def run(settings: Settings, world: World) -> dict:
     "sft",
     base,
     phase.role,
-    best=settings.schedule.best,
+    best=settings.schedule.best_of,
     **facts,
   )
 

@@ -16,6 +16,7 @@ from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs.program import Sampler
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards.texts import sample_texts
+from rlhf_jax.runs import finite
 from rlhf_jax.schema import FieldError
 from rlhf_jax.types import (
   FINISH_EOS,
@@ -132,14 +133,16 @@ def summarise(
   proxy_*, gold_*: normalised by mean and (population) deviation of `before`.
   *_standard_error: of the paired difference after - before.
   *_win_rate_low, *_win_rate_high: 95 % bootstrap interval over prompts.
+  None: a statistic that these answers do not define (no bigrams, say).
   """
   facts: dict[str, float] = {"evaluation_prompts": len(before.texts)}
   for shown, name in (("proxy", "reward"), ("gold", "gold")):
     if name not in before.scores:
       continue
-    mean, std = np.mean(before.scores[name]), np.std(before.scores[name])
+    raw = np.asarray(before.scores[name], np.float64)
+    mean, std = np.mean(raw), np.std(raw)
     std = std if std > 0.0 else 1.0  # all answers scored alike
-    old = (before.scores[name] - mean) / std
+    old = (raw - mean) / std
     new = (after.scores[name] - mean) / std
     change = win_rate.paired_difference(new, old)
     rate = win_rate.win_rate(new, old)
@@ -166,14 +169,16 @@ def summarise(
   kl = win_rate.mean_with_error(after.kl)
   facts |= {"kl_nats": kl.value, "kl_standard_error": kl.standard_error}
   for name, answers in (("before", before), ("after", after)):
-    facts |= {
-      f"distinct_2_{name}": diversity.distinct_n(answers.texts, 2),
-      f"self_bleu_{name}": diversity.self_bleu(answers.texts[:64]),
-      f"duplicate_share_{name}": diversity.duplicate_share(answers.texts),
-      f"repeated_3grams_{name}": diversity.repeated_ngram_rate(answers.texts),
-      f"length_{name}": float(np.mean(answers.lengths)),
-      f"eos_share_{name}": float(np.mean(answers.ended)),
-    }
+    facts |= finite.or_none(
+      {
+        f"distinct_2_{name}": diversity.distinct_n(answers.texts, 2),
+        f"self_bleu_{name}": diversity.self_bleu(answers.texts[:64]),
+        f"duplicate_share_{name}": diversity.duplicate_share(answers.texts),
+        f"repeated_3grams_{name}": diversity.repeated_ngram_rate(answers.texts),
+        f"length_{name}": float(np.mean(answers.lengths)),
+        f"eos_share_{name}": float(np.mean(answers.ended)),
+      }
+    )
   return facts
 
 

@@ -387,7 +387,7 @@ def train(
     opened.base,
     opened.actors.plan.policy,
     steps=int(np.asarray(arrays["train"].step)),
-    best=settings.schedule.best,
+    best=settings.schedule.best_of,
     init_from=settings.init_from,
     merged_from=opened.actors.merged_from,
     alarms=found["alarms"],

@@ -23,7 +23,7 @@ from rlhf_jax import distributed, integrity
 from rlhf_jax.models import heads, pretrained, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.models.roles import Role, split
-from rlhf_jax.runs import checkpoint
+from rlhf_jax.runs import checkpoint, finite
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import PyTree
 
@@ -170,7 +170,12 @@ def step_of(folder: str | Path, field: str = "") -> int | None:
 def write_stage(
   workdir: Path, pipeline: str, base: Base, role: Role, **facts: Any
 ) -> dict:
-  """Writes stage.json, which marks the stage as finished; returns it."""
+  """Writes stage.json, which marks the stage as finished; returns it.
+
+  Raises:
+    NonFiniteError: a number in it is NaN or inf.
+  """
+  finite.check_facts(pipeline, facts)
   info = {
     "pipeline": pipeline,
     "model_source": base.source,

@@ -175,6 +175,23 @@ def test_a_loss_that_is_not_finite_ends_with_3(files, tmp_path, capsys):
   assert not (tmp_path / stages.STAGE_FILE).exists()
 
 
+@pytest.mark.parametrize("steps", [2, 3])
+def test_trap_45_a_short_run_that_diverges_ends_with_3(
+  files, tmp_path, capsys, steps
+):
+  """The same again: weights of 1e38 are not finite in the next step."""
+  config = sft_config(files)
+  config.optimizer.update(
+    learning_rate=3e38, schedule="constant", clip_norm=None, epsilon=1e-30
+  )
+  config.schedule.update(steps=steps, save_every=1)
+  config.validation.update(config.data)
+  for _ in range(2):
+    assert main.run(config, tmp_path) == main.EXIT_DIVERGED
+    assert "not finite" in capsys.readouterr().err
+  assert not (tmp_path / stages.STAGE_FILE).exists()
+
+
 def test_no_network_for_assets(files, tmp_path, capsys, monkeypatch):
   for name in [name for name in os.environ if name.startswith("PIP_")]:
     monkeypatch.delenv(name)

@@ -21,13 +21,13 @@ FAULTS = (
     ),
     (
       "summary: units of the policy after",
-      "np.mean(before.scores[name]), np.std(before.scores[name])",
-      "np.mean(after.scores[name]), np.std(after.scores[name])",
+      "raw = np.asarray(before.scores[name], np.float64)",
+      "raw = np.asarray(after.scores[name], np.float64)",
     ),
     (
       "summary: units of a sample deviation",
-      "np.std(before.scores[name])",
-      "np.std(before.scores[name], ddof=1)",
+      "np.mean(raw), np.std(raw)",
+      "np.mean(raw), np.std(raw, ddof=1)",
     ),
     (
       "summary: the new mean is the old one",

@@ -287,8 +287,8 @@ FAULTS = (
     "reinforce",
     (
       "reinforce: masked answers are in the baseline",
-      "ops.masked_mean(earned, returns.exists(rollout))",
-      "earned.mean()",
+      "ops.centred(earned, returns.exists(rollout))",
+      "ops.centred(earned, 1.0 + 0.0 * earned)",
     ),
   ),
 )
