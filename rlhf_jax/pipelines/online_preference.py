@@ -304,7 +304,7 @@ def phases(settings: Settings, world: World) -> list[Phase]:
 def run(settings: Settings, world: World) -> dict:
   """Trains a policy on its own pairs; returns stage.json when finished."""
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, NAME, base)
+  info = stages.finished(world.workdir, NAME, base, schedule=settings.schedule)
   if info is not None:
     return info
   opened = own_samples.Opened.of(settings, world, base)

@@ -244,7 +244,9 @@ def phases(settings: Settings, world: World) -> list[Phase]:
 def run(settings: Settings, world: World) -> dict:
   """Optimises a policy; returns stage.json. A finished run is not repeated."""
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, "policy", base)
+  info = stages.finished(
+    world.workdir, "policy", base, schedule=settings.schedule
+  )
   if info is not None:
     return info
   actors = _load_actors(settings, world, base)
@@ -289,6 +291,7 @@ def run(settings: Settings, world: World) -> dict:
     phase.role,
     trained=stages.BESIDE_CRITIC,
     best=settings.schedule.best_of,
+    asked=settings.schedule.asked,
     steps=int(np.asarray(arrays["train"].step)),
     init_from=settings.init_from,
     merged_from=actors.merged_from,

@@ -294,7 +294,9 @@ def run(settings: Settings, world: World) -> dict:
   """
   schedule, algorithm = settings.schedule, settings.algorithm
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, "preference", base)
+  info = stages.finished(
+    world.workdir, "preference", base, schedule=settings.schedule
+  )
   if info is not None:
     return info
   train, held = load_data(settings, base)
@@ -310,6 +312,11 @@ def run(settings: Settings, world: World) -> dict:
     np.arange(len(train.pairs)),
     schedule.batch_size,
     seed=settings.seed,
+    content=[
+      [[row["tokens"], row["loss_mask"]] for row in train.rows],
+      train.pairs,
+      train.labels,
+    ],
     collate=pairs.collate_of(train, base.tokenizer.pad_id),
   )
   _, frozen = stage.parts
@@ -342,6 +349,7 @@ def run(settings: Settings, world: World) -> dict:
     base,
     phase.role,
     best=schedule.best_of,
+    asked=schedule.asked,
     steps=total,
     examples=len(train.pairs),
     epochs=total * schedule.batch_size / len(train.pairs),

@@ -180,7 +180,7 @@ def run(settings: Settings, world: World) -> dict:
   """Trains and diagnoses a reward model; returns stage.json."""
   name, schedule = world.workdir.name, settings.schedule
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, "reward", base, stages.REWARD)
+  info = stages.finished(world.workdir, "reward", base, stages.REWARD, schedule)
   if info is not None:
     return info
   train, held = features.load_comparisons(settings, base.tokenizer, name)
@@ -198,6 +198,7 @@ def run(settings: Settings, world: World) -> dict:
     np.arange(len(train.pairs)),
     schedule.batch_size,
     seed=settings.seed,
+    content=[train.rows, train.pairs, train.labels],
     collate=functools.partial(
       features.collate,
       data=train,
@@ -250,6 +251,7 @@ def run(settings: Settings, world: World) -> dict:
     base,
     phase.role,
     best=schedule.best_of,
+    asked=schedule.asked,
     merged_from=settings.init_from,
     **facts,
   )

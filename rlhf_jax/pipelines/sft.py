@@ -165,7 +165,7 @@ def run(settings: Settings, world: World) -> dict:
   A finished run is not repeated: its stage.json is returned.
   """
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, "sft", base)
+  info = stages.finished(world.workdir, "sft", base, schedule=settings.schedule)
   if info is not None:
     return info
   rows, examples = load_rows(settings, base)
@@ -193,6 +193,7 @@ def run(settings: Settings, world: World) -> dict:
     base,
     phase.role,
     best=settings.schedule.best_of,
+    asked=settings.schedule.asked,
     **facts,
   )
 

@@ -388,6 +388,7 @@ def train(
     opened.actors.plan.policy,
     steps=int(np.asarray(arrays["train"].step)),
     best=settings.schedule.best_of,
+    asked=settings.schedule.asked,
     init_from=settings.init_from,
     merged_from=opened.actors.merged_from,
     alarms=found["alarms"],

@@ -20,7 +20,7 @@ import numpy as np
 
 from rlhf_jax import distributed, integrity, metrics
 from rlhf_jax.interrupt import Interrupt, Stopped
-from rlhf_jax.runs import checkpoint, finite
+from rlhf_jax.runs import checkpoint, finite, stages
 from rlhf_jax.runs.finite import NonFiniteError
 from rlhf_jax.schema import FieldError, check_choice
 from rlhf_jax.types import PyTree, TrainState
@@ -103,6 +103,11 @@ class Schedule:
         f"batch; {borders} batches hold rows of two passes"
       )
     return total
+
+  @property
+  def asked(self) -> dict[str, float]:
+    """What stage.json keeps of the length, see stages.asks_for_more."""
+    return {"steps": self.steps, "epochs": self.epochs}
 
   @property
   def best_of(self) -> str:
@@ -207,6 +212,7 @@ def run_steps(
         iterator.set_state(meta["iterators"][name])
       if step < total_steps:
         print(f"{phase}: goes on from step {step} of {total_steps}")
+        stages.reopen(workdir)
     writer.truncate_after(step, phase)
 
     def save(is_final: bool) -> None:
@@ -237,6 +243,8 @@ def run_steps(
         is_last = step == total_steps or bool(facts.get("halt"))
         if interrupt.should_stop(step) and not is_last:
           save(is_final=False)
+          saved.wait()
+          interrupt.saved()
           raise Stopped(step, interrupt.signal)
         # While updates are refused the weights may be spoilt: the good
         # checkpoints stay until one is accepted.

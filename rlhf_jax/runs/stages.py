@@ -279,10 +279,45 @@ def check_same_base(info: dict, base: Base, workdir: str | Path) -> None:
       )
 
 
+def asks_for_more(workdir: str | Path, schedule: Any) -> bool:
+  """Says whether a schedule is that of a finished stage, with a later end.
+
+  One that its guards halted has no later end.
+
+  Args:
+    workdir: of the stage.
+    schedule: a loop.Schedule.
+  """
+  info = read_stage(workdir) or {}
+  asked = info.get("asked")
+  if not asked or info.get("halted"):
+    return False
+  return any(
+    getattr(schedule, unit) > asked[unit] > 0 for unit in ("steps", "epochs")
+  )
+
+
+def reopen(workdir: str | Path) -> None:
+  """Makes a finished stage that trains on an unfinished one."""
+  if distributed.is_first():
+    (Path(workdir) / STAGE_FILE).unlink(missing_ok=True)
+
+
 def finished(
-  workdir: Path, pipeline: str, base: Base, kind: str = POLICY
+  workdir: Path,
+  pipeline: str,
+  base: Base,
+  kind: str = POLICY,
+  schedule: Any = None,
 ) -> dict | None:
   """Returns stage.json if the stage of this run is finished, else None.
+
+  Args:
+    workdir: of the stage.
+    pipeline: which must have filled it.
+    base: on which.
+    kind: what it leaves.
+    schedule: of this run; a finished stage with an earlier end is not finished.
 
   Raises:
     UserError: finished by another pipeline, or on another model or tokenizer.
@@ -291,9 +326,11 @@ def finished(
     return None
   info = need_stage(workdir, kind, "--workdir", pipeline=pipeline)
   check_same_base(info, base, workdir)
+  if schedule is not None and asks_for_more(workdir, schedule):
+    return None
   print(
     f"{pipeline}: {workdir} is finished, nothing to do. To train anew, choose "
-    "another --workdir."
+    "another --workdir; to train on, raise the steps or epochs of its schedule."
   )
   return info
 
