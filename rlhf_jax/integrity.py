@@ -125,7 +125,7 @@ def check_meta(meta: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     CheckpointError: naming the first field that differs or is missing.
   """
   for field, value in expected.items():
-    found = meta.get(field, "nothing")
+    found = meta.get(field, "nothing" if value else value)  # "": none
     if found != value:
       raise CheckpointError(
         f"{field}: the checkpoint has {found!r}, this run has {value!r}. "

@@ -86,6 +86,11 @@ class Settings(actors.Sampled):
         f"pairing.reference_every={every}: {self.algorithm.name!r} has no "
         "reference. Set 0, or a method such as 'dpo'."
       )
+    if every and self.reference:
+      raise FieldError(
+        f"reference={self.reference!r}: pairing.reference_every={every} makes "
+        "the policy itself the reference, from its start on. Set one of them."
+      )
 
   @property
   def has_moving_reference(self) -> bool:

@@ -265,6 +265,7 @@ def run(settings: Settings, world: World) -> dict:
   writer = metrics.MetricsWriter(
     world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
   )
+  actors_lib.say_reference(settings, "policy")
   arrays, facts = loop.run_steps(
     _make_step(settings, phase, sampler, actors, loader, text, writer),
     phase="policy",
@@ -274,7 +275,11 @@ def run(settings: Settings, world: World) -> dict:
     arrays=phase.arrays,
     facts={"alarms": []},
     identity=base.identity
-    | stages.origins(init_from=settings.init_from, reward=settings.reward),
+    | stages.origins(
+      init_from=settings.init_from,
+      reward=settings.reward,
+      reference=settings.reference,
+    ),
     iterators={"prompts": loader} | ({"ptx": text} if text else {}),
     show=(
       ("rollout/score_mean", "score"),
@@ -294,6 +299,7 @@ def run(settings: Settings, world: World) -> dict:
     asked=settings.schedule.asked,
     steps=int(np.asarray(arrays["train"].step)),
     init_from=settings.init_from,
+    reference=settings.reference,
     merged_from=actors.merged_from,
     kl_coefficient=float(arrays["beta"]),
     alarms=facts["alarms"],

@@ -329,6 +329,7 @@ def _finish(
     steps=number,
     rounds=reports,
     init_from=settings.init_from,
+    reference=settings.reference,
     merged_from=opened.actors.merged_from,
   )
 

@@ -15,6 +15,7 @@ from rlhf_jax.evaluation import diversity, lexicon, win_rate
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs.program import Sampler
 from rlhf_jax.rewards import judge
+from rlhf_jax.rewards import texts as texts_lib
 from rlhf_jax.rewards.texts import sample_texts
 from rlhf_jax.runs import finite
 from rlhf_jax.schema import FieldError
@@ -26,6 +27,9 @@ from rlhf_jax.types import (
   Rollout,
   Samples,
 )
+
+# What the report calls the scores of a judge -> its name.
+SCORES = {"proxy": "reward", "gold": "gold", "verifier": "verifier"}
 
 
 def check_sampling(how: generate.Config) -> None:
@@ -72,6 +76,7 @@ def answer(
   name: str,
   mesh: jax.sharding.Mesh,
   packed: packing.Config,
+  verifier: texts_lib.Judge | None = None,
 ) -> Answers:
   """Samples and judges the answers of one policy to batches of prompts.
 
@@ -85,6 +90,7 @@ def answer(
     name: for the progress line.
     mesh: where it runs.
     packed: of the rows that are judged.
+    verifier: what judges texts, as scores "verifier"; None for nothing.
   """
   prompts: list[str] = []
   texts: list[str] = []
@@ -96,6 +102,9 @@ def answer(
       on_host: Samples = distributed.fetch(samples)
       layout = packing.plan(on_host, packed) if packed.row_tokens else None
       rollout, scores = judge_samples(weights, {}, samples, layout)
+      if verifier is not None:
+        found, _ = verifier(samples, batch.index)
+        scores = scores | {"verifier": found}
       found = sample_texts(sampler.base.tokenizer, on_host)
       prompts += [prompt for prompt, _ in found]
       texts += [text for _, text in found]
@@ -131,17 +140,20 @@ def summarise(
   """Returns the numbers of the report, by their names in summary.json.
 
   proxy_*, gold_*: normalised by mean and (population) deviation of `before`.
+  verifier_*: as the verifier gave them.
   *_standard_error: of the paired difference after - before.
   *_win_rate_low, *_win_rate_high: 95 % bootstrap interval over prompts.
   None: a statistic that these answers do not define (no bigrams, say).
   """
   facts: dict[str, float] = {"evaluation_prompts": len(before.texts)}
-  for shown, name in (("proxy", "reward"), ("gold", "gold")):
+  for shown, name in SCORES.items():
     if name not in before.scores:
       continue
     raw = np.asarray(before.scores[name], np.float64)
     mean, std = np.mean(raw), np.std(raw)
     std = std if std > 0.0 else 1.0  # all answers scored alike
+    if shown == "verifier":  # its units mean something
+      mean, std = 0.0, 1.0
     old = (raw - mean) / std
     new = (after.scores[name] - mean) / std
     change = win_rate.paired_difference(new, old)

@@ -29,7 +29,11 @@ from rlhf_jax.types import PyTree
 
 STAGE_FILE = "stage.json"
 POLICY, REWARD = "policy", "reward"  # what a stage leaves
-PATHS = ("init_from", "merged_from")  # in stage.json, relative to its folder
+PATHS = (
+  "init_from",
+  "merged_from",
+  "reference",
+)  # in stage.json, relative to its folder
 # Where a checkpoint has the policy's trainable tree.
 TRAINED, BESIDE_CRITIC = "train/params", "train/params/policy"
 

@@ -11,7 +11,7 @@ from rlhf_jax.runs import checkpoint, stages
 def save_stage(folder, pipeline, base, role, trained, **facts):
   """Writes a finished stage with the given trainable tree."""
   with checkpoint.Checkpoints(str(folder / "checkpoints")) as saved:
-    saved.save(1, {"train": {"params": trained}}, base.identity, final=True)
+    saved.save(1, {"train": {"params": trained}}, base.identity, is_final=True)
   stages.write_stage(folder, pipeline, base, role, **{"steps": 1} | facts)
 
 

@@ -73,6 +73,9 @@ SUMMARY = {
   "self_bleu_after": ((2 / 4 / 3 * 0.1 / 2 * 0.1) ** (1 / 4) + 1 + 0 + 0) / 4,
   "duplicate_share_before": 1 / 4,
   "duplicate_share_after": 0.0,
+  # "c d e" holds one trigram; "a b a b" two, of different words
+  "repeated_3grams_before": 0.0,
+  "repeated_3grams_after": 0.0,
   "length_before": 2.0,
   "length_after": 9 / 4,
   "eos_share_before": 1 / 2,

@@ -95,7 +95,7 @@ def test_the_step_that_is_named_is_loaded(made):
   doubled = jax.tree.map(lambda x: 2.0 * x, trees.unflatten(factors))
   with checkpoint.Checkpoints(str(start / "checkpoints"), keep=2) as saved:
     state = {"train": {"params": {"lora": doubled}}}
-    saved.save(2, state, base.identity, final=True)
+    saved.save(2, state, base.identity, is_final=True)
   for folder, size in ((f"{start}@1", 1.0), (start, 2.0)):
     stage = stages.load(folder, stages.POLICY, base, world)
     found = trees.flatten(stage.variables["lora"])

@@ -14,10 +14,9 @@ FAULTS = (
     ),
     (
       "summary: gold is read from the proxy",
-      'for shown, name in (("proxy", "reward"), ("gold", "gold")):\n'
-      "    if name not in before.scores:",
-      'for shown, name in (("proxy", "reward"), ("gold", "reward")):\n'
-      "    if name not in before.scores:",
+      "for shown, name in SCORES.items():\n    if name not in before",
+      'for shown, name in (SCORES | {"gold": "reward"}).items():\n'
+      "    if name not in before",
     ),
     (
       "summary: units of the policy after",
@@ -96,10 +95,9 @@ FAULTS = (
     "evaluate_numbers",
     (
       "texts: gold is the proxy",
-      'for shown, name in (("proxy", "reward"), ("gold", "gold")):\n'
-      "      if name in before.scores:",
-      'for shown, name in (("proxy", "reward"), ("gold", "reward")):\n'
-      "      if name in before.scores:",
+      "for shown, name in SCORES.items():\n      if name in before",
+      'for shown, name in (SCORES | {"gold": "reward"}).items():\n'
+      "      if name in before",
     ),
     (
       "texts: before and after change places",

@@ -206,8 +206,8 @@ FAULTS = (
     " actors::a_reward_model_at_chance_is_refused_unless_forced",
     (
       "actors: the base is the reference",
-      "reference=policy.variables,",
-      'reference=policy.variables | {"params": base.params},',
+      "reference=reference.variables,",
+      'reference=reference.variables | {"params": base.params},',
     ),
     (
       "actors: a reward model at chance is let in",
