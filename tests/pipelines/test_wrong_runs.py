@@ -103,9 +103,15 @@ def test_a_finished_run_with_other_settings(files, finished, capsys):
   assert (finished / "config.json").read_text() == record
 
 
-def test_a_finished_run_goes_on_to_more_steps(files, finished, capsys):
-  """From its last step, as a run that was asked for them at the start."""
-  config = sft_config(files)
+def test_a_finished_run_goes_on_to_more_steps(files, tmp_path, capsys):
+  """From its last step, as a run that was asked for them at the start.
+
+  (A rate that decays to the end of the run was another one until then.)
+  """
+  finished, config = tmp_path / "run", sft_config(files)
+  config.optimizer.update(schedule="constant", learning_rate=1e-2)
+  assert main.run(config, finished) == 0
+  capsys.readouterr()
   config.schedule.steps = 2
   said = refused(config, finished, capsys)
   assert "config.schedule.steps=2" in said and "holds finished work" in said
@@ -115,7 +121,7 @@ def test_a_finished_run_goes_on_to_more_steps(files, finished, capsys):
   assert "config.schedule.steps was 3" in said
   assert "goes on from step 3 of 5" in said
   assert stages.read_stage(finished)["steps"] == 5
-  straight = finished.parent / "straight"
+  straight = tmp_path / "straight"
   assert main.run(config, straight) == 0
   assert tiny_runs.rows_of(finished) == tiny_runs.rows_of(straight)
   tiny_runs.assert_equal_arrays(
