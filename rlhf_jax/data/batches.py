@@ -285,20 +285,19 @@ class Loader(Iterator):
     Raises:
       ValueError: the state belongs to other data or another order.
     """
-    found = state.get("data", self._settings["data"])  # absent in older ones
+    state = {"data": self._settings["data"]} | state  # absent in older ones
     for name, value in self._settings.items():
-      if name == "data" and found != value:
+      if state.get(name) != value:
+        what = f"{name}={state.get(name)} and this run {name}={value}"
+        if name == "data":
+          what += (
+            f" (fingerprints: as many examples, {self._settings['examples']}, "
+            "with other contents)"
+          )
         raise UserError(
-          "resume: the data changed since the checkpoint was saved: "
-          f"{self._settings['examples']} examples as before, but with other "
-          f"contents (fingerprint {found}, now {value}). Bring the old data "
-          "back, or start a new run."
-        )
-      if name != "data" and state.get(name) != value:
-        raise UserError(
-          f"resume: the saved data position has {name}={state.get(name)} and "
-          f"this run {name}={value}, so batches would repeat or be skipped. "
-          "Restore the setting, or start a new run."
+          f"resume: the saved data position has {what}, so batches would "
+          "repeat or be skipped. Restore the setting or the data, or start a "
+          "new run."
         )
     self._iterator.set_state(state["position"])
 

@@ -164,8 +164,9 @@ def wire(
   # A plan assumes a reward model where nothing says what judges.
   has_judge = settings.text_judge is not None
   reward = settings.reward if has_judge else world.named(settings.reward)
-  folders = {"reward": reward, "gold": settings.gold}
-  folders = {name: folder for name, folder in folders.items() if folder}
+  folders = {"reward": reward} if reward else {}
+  if settings.gold:
+    folders["gold"] = settings.gold
   scorers = {
     name: reward_model.load(folder, base, world)[:2]
     for name, folder in folders.items()

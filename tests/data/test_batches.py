@@ -210,11 +210,11 @@ def test_other_contents_of_the_same_number_are_refused():
   other = [*rows[:5], rows[5] | {"tokens": rows[5]["tokens"][::-1]}]
   for changed in (other, rows[::-1]):
     again = batches.make_loader(changed, **settings)
-    with pytest.raises(ValueError, match="data changed .*6 examples as before"):
+    with pytest.raises(ValueError, match="as many examples, 6, with other"):
       again.set_state(state)
   numbers = batches.make_loader(np.arange(6), content=["a"], **settings)
   again = batches.make_loader(np.arange(6), content=["b"], **settings)
-  with pytest.raises(ValueError, match="data changed"):
+  with pytest.raises(ValueError, match="with other contents"):
     again.set_state(numbers.get_state())
   del state["data"]  # of a run before this was kept
   batches.make_loader(other, **settings).set_state(state)
