@@ -123,13 +123,14 @@ def test_every_finished_policy_is_a_start(files, tmp_path, pipeline, capsys):
   for field, made in (
     ("init_from", defaults.reward()),
     ("init_from", defaults.preference()),
-    ("init_from", defaults.policy("grpo")),
-    ("reference", defaults.policy("grpo")),
+    ("init_from", defaults.policy()),
+    ("reference", defaults.policy()),
     ("policy", defaults.evaluate()),
   ):
     made[field] = start
     check_stages(pipelines.read(made).settings)
-  config = defaults.policy("grpo")
+  config = defaults.policy("reinforce")
+  config.epochs.update(epochs=1, minibatches=1)
   config.model.update(source=files.model, lora_rank=2)
   config.trainable.mode = "lora"
   config.verifier.name = "pattern"
