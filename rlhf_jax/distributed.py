@@ -208,6 +208,13 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+def any_process(is_so: bool) -> bool:
+  """Says whether something is so on at least one process; all must ask."""
+  if jax.process_count() == 1:
+    return is_so
+  return bool(np.any(multihost_utils.process_allgather(np.bool_(is_so))))
+
+
 def fetch(tree: PyTree) -> PyTree:
   """Returns the tree as numpy arrays, whole on every process.
 

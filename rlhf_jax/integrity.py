@@ -125,7 +125,7 @@ def check_meta(meta: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     CheckpointError: naming the first field that differs or is missing.
   """
   for field, value in expected.items():
-    found = meta.get(field, "nothing")
+    found = meta.get(field, "nothing" if value else value)  # "": none
     if found != value:
       raise CheckpointError(
         f"{field}: the checkpoint has {found!r}, this run has {value!r}. "
@@ -160,8 +160,10 @@ def compare_arrays(found: Mapping, wanted: Mapping, where: str) -> None:
     f"{show(wanted.get(path))}"
     for path in differing[:_SHOWN]
   ]
+  is_optimizer = all("opt_state" in path.split("/") for path in differing)
+  what = "another optimizer" if is_optimizer else "another model"
   raise CheckpointError(
-    f"{where} is of another model: {len(differing)} of {len(wanted)} arrays "
+    f"{where} is of {what}: {len(differing)} of {len(wanted)} arrays "
     "differ, first\n" + "\n".join(lines) + "\nUse the model and optimizer "
     "settings that wrote it, or start in an empty --workdir."
   )

@@ -1,21 +1,27 @@
 """A clean stop at the next step boundary when the machine asks for one.
 
-The first SIGTERM (a spot machine being taken back) or Ctrl-C only sets a
-flag; the loop saves a checkpoint after its step and leaves. A second Ctrl-C
-quits at once. On several processes all must stop at the same step, so there
-the JAX coordination service handles SIGTERM and `should_stop` asks it.
+The first SIGTERM (a spot machine being taken back), SIGHUP (a terminal that
+closes) or Ctrl-C only sets a flag; the loop saves a checkpoint after its step
+and leaves. A second Ctrl-C quits at once, until the save is whole: then nothing
+is left to quit, and the exit code stays that of a run that saved. On several
+processes all must stop at the same step, so there the JAX coordination service
+handles SIGTERM, SIGHUP becomes one, and `should_stop` asks it.
+
+Output that nobody reads any more (a closed terminal, a pipe to `head`, a full
+disk under a log) is dropped: it never costs a run.
 
 Left out: SIGKILL and power cuts; checkpoint.py survives them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 import jax
 from jax.experimental import multihost_utils
@@ -30,17 +36,61 @@ _LATE = ("Event loop is closed", "cannot schedule new futures after shutdown")
 def prepare() -> None:
   """Prepares a process: how it ends outside of a training loop.
 
-  SIGTERM ends it as Ctrl-C does, and threads that go on after a failed save
-  keep quiet.
+  SIGTERM and SIGHUP end it as Ctrl-C does (but for what it was born to ignore:
+  nohup, a job in the background), threads that go on after a failed save keep
+  quiet, and output that nobody reads is dropped.
   """
-  signal.signal(signal.SIGTERM, _terminate)
+  for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(number) != signal.SIG_IGN:
+      signal.signal(number, _terminate)
+  if not isinstance(sys.stdout, _Heedless):
+    sys.stdout, sys.stderr = _Heedless(sys.stdout), _Heedless(sys.stderr)
   sys.unraisablehook = _without_late(sys.__unraisablehook__)
   threading.excepthook = _without_late(threading.__excepthook__)
+
+
+def settle() -> None:
+  """Lets no further signal change the exit code of a process that ends."""
+  for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(number) is _terminate:
+      signal.signal(number, signal.SIG_IGN)
 
 
 def _terminate(number: int, frame: Any) -> None:
   del number, frame
   raise KeyboardInterrupt
+
+
+class _Heedless:
+  """A stream whose reader may go away: the rest is written to nowhere."""
+
+  def __init__(self, stream: TextIO) -> None:
+    self._stream = stream
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+  def write(self, text: str) -> int:
+    """Writes, or drops what cannot be written."""
+    with self._forgiving():
+      self._stream.write(text)
+    return len(text)
+
+  def flush(self) -> None:
+    """Flushes, or drops what cannot be written."""
+    with self._forgiving():
+      self._stream.flush()
+
+  @contextlib.contextmanager
+  def _forgiving(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError:
+      # What is in the buffer goes there too, when the process ends.
+      with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
 
 
 def _without_late(show: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -73,30 +123,41 @@ class Stopped(Exception):
 
 
 class Interrupt:
-  """Turns the first SIGINT or SIGTERM inside `with` into a request.
+  """Turns the first SIGINT, SIGTERM or SIGHUP inside `with` into a request.
 
   Does nothing in threads other than the main one, where Python allows no
-  signal handlers.
+  signal handlers. A signal that the process ignores (nohup) stays ignored.
   """
 
   def __init__(self) -> None:
     self.requested = False
     self.signal: int | None = None
+    self._is_saved = False
     self._previous: dict[int, object] = {}
 
   def __enter__(self) -> Interrupt:
     if threading.current_thread() is threading.main_thread():
-      caught = [signal.SIGINT]
+      caught = [signal.SIGINT, signal.SIGHUP]
       if jax.process_count() == 1:
         caught.append(signal.SIGTERM)
       for number in caught:
-        self._previous[number] = signal.signal(number, self._handle)
+        if number == signal.SIGINT or not _is_ignored(number):
+          self._previous[number] = signal.signal(number, self._handle)
     return self
 
   def __exit__(self, *_) -> None:
     for number, handler in self._previous.items():
+      if self._is_saved and handler is _terminate:
+        handler = signal.SIG_IGN  # the process ends, with its exit code
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
     self._previous = {}
+
+  def saved(self) -> None:
+    """Says that the checkpoint is whole: further signals have no effect.
+
+    Nor have they after `with`, in a process that `prepare` was called in.
+    """
+    self._is_saved = True
 
   def should_stop(self, step: int) -> bool:
     """Says whether to save and leave now; the same on all processes.
@@ -110,6 +171,11 @@ class Interrupt:
 
   def _handle(self, number: int, frame: object) -> None:
     del frame
+    if self._is_saved:
+      return
+    if number == signal.SIGHUP and jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)  # all processes are told of it
+      return
     if self.requested and number == signal.SIGINT:
       raise KeyboardInterrupt
     if not self.requested:
@@ -120,10 +186,17 @@ class Interrupt:
       )
 
 
+def _is_ignored(number: int) -> bool:
+  return signal.getsignal(number) == signal.SIG_IGN
+
+
 def _say(line: str) -> None:
   """Writes to stderr even if the signal came in the middle of a write."""
   try:
     sys.stderr.write(line)
     sys.stderr.flush()
   except RuntimeError:  # reentrant call
-    os.write(2, line.encode())
+    with contextlib.suppress(OSError):
+      os.write(2, line.encode())
+  except OSError:  # nobody reads it
+    pass

@@ -85,17 +85,23 @@ def run(config: Any, workdir: Path) -> int:
 
   from rlhf_jax import distributed, interrupt, pipelines
   from rlhf_jax.pipelines import workdir as workdir_lib
-  from rlhf_jax.runs import loop
+  from rlhf_jax.runs import lock, loop
 
   workdir = Path(workdir).expanduser()
   try:
     job = pipelines.read(config, workdir)
     world = job.open(workdir)
     job.check(world)
-    workdir_lib.prepare(config, job, workdir)
-    with workdir_lib.recorded(workdir, workdir_lib.describe(config)):
-      job.run(world)
+    workdir_lib.make_folder(workdir)
+    with lock.held(workdir):
+      changes = workdir_lib.prepare(config, job, workdir)
+      with (
+        workdir_lib.recorded(workdir, workdir_lib.describe(config)),
+        workdir_lib.explained(changes),
+      ):
+        job.run(world)
   except (interrupt.Stopped, KeyboardInterrupt) as stopped:
+    interrupt.settle()
     line = shlex.join(["python", "-m", "rlhf_jax.main", *sys.argv[1:]])
     what = str(stopped) if str(stopped) else "stopped between checkpoints"
     print(f"\n{what}. To go on, run the same command:\n  {line}")

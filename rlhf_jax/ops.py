@@ -13,6 +13,9 @@ import jax.numpy as jnp
 
 from rlhf_jax.types import Array
 
+# Nats by which two programs, such as a microbatch and a whole batch, may round
+# the float32 log-probability of one token differently.
+ROUNDING_NATS = 1e-4
 LOG_RATIO_LIMIT = 20.0  # nats; exp beyond it overflows nothing and means noise
 
 
@@ -56,9 +59,24 @@ def masked_mean(x: Array, mask: Array, denominator: Array | None = None):
   return masked_sum(x, mask) / jnp.maximum(denominator, 1.0)
 
 
+def centred(x: Array, mask: Array) -> tuple[Array, Array]:
+  """Returns x minus its mean under the mask, 0 elsewhere, and the mean [].
+
+  The mean of what is left over is taken off too: of many large values of little
+  spread the float32 mean is off by more than they differ. Equal values give
+  exact zeros.
+  """
+  mean = masked_mean(x, mask)
+  mean = mean + masked_mean(neutral(x, mask) - mean, mask)
+  x = jnp.where(mask > 0, neutral(x, mask) - mean, 0.0)
+  top = jnp.max(jnp.where(mask > 0, x, -jnp.inf))
+  bottom = jnp.min(jnp.where(mask > 0, x, jnp.inf))
+  return jnp.where(top == bottom, 0.0, x), mean
+
+
 def masked_variance(x: Array, mask: Array) -> Array:
   """Returns the population variance (divided by n) of x where mask is 1."""
-  mean = masked_mean(x, mask)
+  _, mean = centred(x, mask)
   return masked_mean(jnp.square(neutral(x, mask) - mean), mask)
 
 
@@ -73,10 +91,8 @@ def whiten(x: Array, mask: Array, *, shifts_mean: bool = True) -> Array:
     mask: [N, L].
     shifts_mean: False keeps the mean: x is only scaled, about its mean.
   """
-  mean = masked_mean(x, mask)
-  white = (neutral(x, mask) - mean) * jax.lax.rsqrt(
-    masked_variance(x, mask) + 1e-8
-  )
+  difference, mean = centred(x, mask)
+  white = difference * jax.lax.rsqrt(masked_variance(x, mask) + 1e-8)
   if not shifts_mean:
     white = white + mean
   return jnp.where(mask > 0, white, 0.0)
@@ -86,6 +102,23 @@ def log_ratio(new_logprobs: Array, old_logprobs: Array, mask: Array) -> Array:
   """Returns clip(new - old, +-20) where mask is 1, else 0 (ratio 1)."""
   difference = neutral(new_logprobs, mask) - neutral(old_logprobs, mask)
   return jnp.clip(difference, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+
+def unless_rounding(logprobs: Array, reference_logprobs: Array) -> Array:
+  """Returns logprobs, but the reference's where rounding alone may differ.
+
+  A KL of rounding has a gradient of rounding, which Adam makes whole steps of:
+  a policy that is its reference would leave it with nothing to learn. What is
+  within ROUNDING_NATS of the reference counts as equal; its KL is below 5e-9
+  nats.
+
+  Args:
+    logprobs: any shape; without gradient where they count as equal.
+    reference_logprobs: same shape.
+  """
+  gap = jnp.abs(logprobs - reference_logprobs)
+  reference = jax.lax.stop_gradient(reference_logprobs)
+  return jnp.where(gap <= ROUNDING_NATS, reference, logprobs)
 
 
 def kl_k1(logprobs: Array, reference_logprobs: Array) -> Array:
@@ -109,9 +142,13 @@ def kl_k3(logprobs: Array, reference_logprobs: Array) -> Array:
 
 
 def entropy(logits: Array) -> Array:
-  """Returns the entropy in nats of softmax(logits) over the last axis."""
+  """Returns the entropy in nats of softmax(logits) over the last axis.
+
+  A logit of -inf, a token that is never sampled, adds 0.
+  """
   log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-  return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+  finite = jnp.where(jnp.isneginf(log_p), 0.0, log_p)  # p log p is 0 at p = 0
+  return -jnp.sum(jnp.exp(log_p) * finite, axis=-1)
 
 
 def _scaled_logits(
@@ -132,7 +169,8 @@ def _softmax_parts(logits: Array) -> tuple[Array, Array, Array, Array]:
   weights = jnp.exp(logits - top)
   total = jnp.sum(weights, axis=-1)
   normaliser = top[:, 0] + jnp.log(total)
-  entropies = normaliser - jnp.sum(weights * logits, axis=-1) / total
+  finite = jnp.where(jnp.isneginf(logits), 0.0, logits)  # its weight is 0
+  entropies = normaliser - jnp.sum(weights * finite, axis=-1) / total
   return weights, total, normaliser, entropies
 
 

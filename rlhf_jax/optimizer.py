@@ -26,6 +26,7 @@ from rlhf_jax.types import PyTree
 
 SCHEDULES = ("constant", "cosine", "linear")
 _DEFAULT_FINAL = {"constant": 1.0, "cosine": 0.1, "linear": 0.0}
+_HUGE = float(jnp.finfo(jnp.float32).max)  # above it a float32 is infinite
 _NEVER_DECAYED = ("scale", "bias")  # also when scanned layers stack them
 
 
@@ -53,7 +54,7 @@ class Config:
   def __post_init__(self) -> None:
     end, norm = self.final_fraction, self.clip_norm
     ranges = {
-      "learning_rate": (self.learning_rate >= 0, ">= 0"),
+      "learning_rate": (0 <= self.learning_rate < _HUGE, ">= 0 and finite"),
       "warmup_steps": (self.warmup_steps >= 0, ">= 0"),
       "warmup_initial_fraction": (
         0 <= self.warmup_initial_fraction <= 1,
@@ -61,9 +62,12 @@ class Config:
       ),
       "beta1": (0 <= self.beta1 < 1, "in [0, 1)"),
       "beta2": (0 <= self.beta2 < 1, "in [0, 1)"),
-      "epsilon": (self.epsilon > 0, "> 0"),
-      "weight_decay": (self.weight_decay >= 0, ">= 0"),
-      "clip_norm": (norm is None or norm > 0, "> 0, or None to clip nothing"),
+      "epsilon": (0 < self.epsilon < _HUGE, "> 0 and finite"),
+      "weight_decay": (0 <= self.weight_decay < _HUGE, ">= 0 and finite"),
+      "clip_norm": (
+        norm is None or 0 < norm < _HUGE,
+        "> 0 and finite, or None to clip nothing",
+      ),
       "final_fraction": (end is None or 0 <= end <= 1, "in [0, 1], or None"),
     }
     for field, (is_valid, rule) in ranges.items():

@@ -40,6 +40,18 @@ _WORDS = {
 _FIELD = re.compile(r"(?:(\w+)\.)?(\w+)((?:\.\w+)*)(?==|:| is empty)")
 
 
+# Words in the names of fields that multiply: an infinite one makes NaN, where
+# an infinite bound, such as a clip, is none.
+_FACTORS = {
+  "rate",
+  "decay",
+  "epsilon",
+  "temperature",
+  "beta",
+  "gamma",
+  "weight",
+}
+_FACTORS |= {"coefficient", "penalty", "margin", "centering", "discount"}
 _BUCKETS = ("gs", "s3", "az", "http", "https")
 
 
@@ -217,6 +229,9 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
     )
   if isinstance(value, float) and math.isnan(value):
     raise UserError(f"config.{name}={value}: must be a number.")
+  words = set(name.rpartition(".")[2].split("_"))
+  if isinstance(value, float) and math.isinf(value) and words & _FACTORS:
+    raise UserError(f"config.{name}={value}: must be finite.")
   is_float = float in options(hint) and int not in options(hint)
   return float(value) if is_float and type(value) is int else value
 

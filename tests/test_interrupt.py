@@ -13,7 +13,9 @@ def send(number: int) -> None:
   os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+  "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+)
 def test_first_signal_only_asks(number, capsys):
   with interrupt.Interrupt() as stop:
     assert not stop.requested and not stop.should_stop(3)
@@ -79,3 +81,54 @@ def test_stopped_tells_step_and_signal():
   assert (stopped.step, stopped.signal) == (7, 15)
   assert "after step 7" in str(stopped)
   assert interrupt.EXIT_INTERRUPTED == 75
+
+
+def test_what_nohup_ignores_stays_ignored():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with interrupt.Interrupt() as stop:
+      send(signal.SIGHUP)
+      assert not stop.requested
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_once_the_save_is_whole_nothing_changes_the_end():
+  """In a process of our own; a notebook gets its Ctrl-C back."""
+  numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+  before = {number: signal.getsignal(number) for number in numbers}
+  try:
+    for handler in (interrupt._terminate, signal.default_int_handler):
+      for number in numbers:
+        signal.signal(number, handler)
+      with interrupt.Interrupt() as stop:
+        send(signal.SIGINT)
+        stop.saved()
+        for number in (*numbers, signal.SIGINT):
+          send(number)
+      is_own = handler is interrupt._terminate
+      kept = signal.SIG_IGN if is_own else handler
+      assert {signal.getsignal(number) for number in numbers} == {kept}
+    for number in numbers:
+      signal.signal(number, interrupt._terminate)
+    interrupt.settle()
+    for number in numbers:
+      send(number)
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def test_output_that_nobody_reads_is_dropped():
+  reader, writer = os.pipe()
+  with os.fdopen(writer, "w") as stream:
+    heedless = interrupt._Heedless(stream)
+    assert heedless.fileno() == writer and not heedless.isatty()
+    print("one", file=heedless, flush=True)
+    assert os.read(reader, 9) == b"one\n"
+    os.close(reader)
+    for _ in range(3):
+      print("two", file=heedless, flush=True)
+    heedless.write("x" * 10**6)
+  # its end does not raise either

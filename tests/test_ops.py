@@ -271,3 +271,42 @@ def test_trap_21_frozen_unembedding_has_the_same_values_and_gradient(soft_cap):
   np.testing.assert_allclose(
     found[0][1][0], naive[np.arange(rows), tokens], rtol=1e-4, atol=1e-5
   )
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 12345.678, -3e7, 1e-9])
+def test_trap_48_equal_values_of_any_size_whiten_to_exact_zeros(value):
+  x = jnp.full((1000, 1), value, jnp.float32)
+  mask = jnp.ones_like(x).at[::7].set(0.0)
+  whiten = jax.jit(ops.whiten)
+  np.testing.assert_array_equal(whiten(x, mask), np.zeros((1000, 1)))
+  assert ops.masked_variance(x, mask) == 0.0
+  kept = jax.jit(lambda x: ops.whiten(x, mask, shifts_mean=False))(x)
+  np.testing.assert_array_equal(kept, np.where(mask > 0, x, 0.0))
+
+
+def test_trap_48_large_values_of_little_spread_whiten_as_in_float64():
+  x = np.float32(12345.0) + RNG.integers(0, 3, (999, 1)).astype(np.float32)
+  exact = x.astype(np.float64)
+  white = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-8)
+  found = jax.jit(ops.whiten)(x, np.ones_like(x))
+  np.testing.assert_allclose(found, white, atol=1e-5)
+
+
+def test_the_entropy_with_a_token_that_is_never_sampled_is_finite():
+  logits = jnp.asarray([[0.0, 0.0, -jnp.inf], [1.0, -jnp.inf, -jnp.inf]])
+  np.testing.assert_allclose(ops.entropy(logits), [np.log(2), 0.0], atol=1e-7)
+  slope = jax.grad(lambda x: ops.entropy(x).sum())(logits)
+  np.testing.assert_allclose(slope, np.zeros((2, 3)), atol=1e-7)
+  _, found = ops.token_logprobs(  # the same through the unembedding
+    jnp.ones((2, 1)), logits[:1], jnp.asarray([0, 1])
+  )
+  np.testing.assert_allclose(found, [np.log(2)] * 2, rtol=1e-6)
+
+
+def test_what_is_within_rounding_of_the_reference_has_no_slope():
+  reference = jnp.asarray([-2.0, -2.0, -2.0])
+  new = reference + jnp.asarray([5e-5, -5e-5, 1e-3])
+  found = ops.unless_rounding(new, reference)
+  np.testing.assert_array_equal(found, [-2.0, -2.0, new[2]])
+  slope = jax.grad(lambda x: ops.unless_rounding(x, reference).sum())(new)
+  np.testing.assert_array_equal(slope, [0.0, 0.0, 1.0])

@@ -207,6 +207,11 @@ def test_trap_31_no_state_for_what_is_not_trained():
   "settings",
   [
     {"learning_rate": -1e-6},
+    {"learning_rate": np.inf},
+    {"learning_rate": 1e39},  # infinite in float32
+    {"weight_decay": np.inf},
+    {"epsilon": np.inf},
+    {"clip_norm": np.inf},
     {"warmup_steps": -1},
     {"warmup_initial_fraction": 1.5},
     {"beta1": 1.0},

@@ -115,7 +115,8 @@ def pair_wins(rank: Array, valid: Array) -> Array:
 
 def pair_mean(x: Array, wins: Array) -> Array:
   """Returns [B], the mean of x [B, K, K] over the pairs of each prompt."""
-  return jnp.sum(x * wins, (1, 2)) / jnp.maximum(jnp.sum(wins, (1, 2)), 1.0)
+  total = jnp.sum(ops.neutral(x, wins) * wins, (1, 2))
+  return total / jnp.maximum(jnp.sum(wins, (1, 2)), 1.0)
 
 
 def kwise_loss(
@@ -129,9 +130,10 @@ def kwise_loss(
   Args:
     scores: [B, K] float32.
     rank: [B, K], 0 is best; tied pairs are excluded.
-    valid: [B, K].
+    valid: [B, K]; a candidate that does not exist may score anything, NaN too.
     label_smoothing: epsilon, the assumed share of flipped pairs.
   """
+  scores = ops.neutral(scores, valid)
   difference = scores[:, :, None] - scores[:, None, :]
   losses = -(1.0 - label_smoothing) * jax.nn.log_sigmoid(
     difference
@@ -148,8 +150,10 @@ def plackett_luce_loss(scores: Array, rank: Array, valid: Array) -> Array:
   Args:
     scores: [B, K] float32.
     rank: [B, K], 0 is best.
-    valid: [B, K], 0 where a prompt has fewer than K answers.
+    valid: [B, K], 0 where a prompt has fewer than K answers, whose scores may
+      be anything, NaN too.
   """
+  scores = ops.neutral(scores, valid)
   remaining = (rank[:, None, :] >= rank[:, :, None]) & (valid[:, None, :] > 0)
   itself = jnp.eye(scores.shape[-1], dtype=bool)[None]  # keeps every row finite
   logits = jnp.where(remaining | itself, scores[:, None, :], -jnp.inf)
@@ -281,6 +285,7 @@ def centering_loss(scores: Array, valid: Array) -> Array:
   candidates = jnp.broadcast_to(
     jnp.arange(scores.shape[-1])[None], scores.shape
   )
+  scores = ops.neutral(scores, valid)
   total = scores[:, :, None] + scores[:, None, :]
   return pair_mean(jnp.square(total), pair_wins(candidates, valid))
 

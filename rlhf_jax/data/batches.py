@@ -7,6 +7,7 @@ are padded on the right, PromptBatch on the left, where sampling goes on.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -235,6 +236,31 @@ def pack_examples(
   return rows, sum(sizes) / (len(rows) * length)
 
 
+def fingerprint(content: Any) -> str:
+  """Returns 16 hex digits of nested lists, dicts, arrays, texts and numbers."""
+  digest = hashlib.sha256()
+
+  def add(part: Any) -> None:
+    if isinstance(part, np.ndarray):
+      digest.update(f"a{part.dtype}{part.shape}".encode())
+      digest.update(np.ascontiguousarray(part).tobytes())
+    elif isinstance(part, dict):
+      digest.update(f"d{len(part)}".encode())
+      for key in sorted(part):
+        add(key)
+        add(part[key])
+    elif isinstance(part, list | tuple):
+      digest.update(f"l{len(part)}".encode())
+      for item in part:
+        add(item)
+    else:
+      text = repr(part).encode("utf-8", "surrogatepass")
+      digest.update(f"t{len(text)}".encode() + text)
+
+  add(content)
+  return digest.hexdigest()[:16]
+
+
 class Loader(Iterator):
   """An open stream of batches whose position can be saved (make_loader)."""
 
@@ -259,12 +285,19 @@ class Loader(Iterator):
     Raises:
       ValueError: the state belongs to other data or another order.
     """
+    state = {"data": self._settings["data"]} | state  # absent in older ones
     for name, value in self._settings.items():
       if state.get(name) != value:
+        what = f"{name}={state.get(name)} and this run {name}={value}"
+        if name == "data":
+          what += (
+            f" (fingerprints: as many examples, {self._settings['examples']}, "
+            "with other contents)"
+          )
         raise UserError(
-          f"resume: the saved data position has {name}={state.get(name)} and "
-          f"this run {name}={value}, so batches would repeat or be skipped. "
-          "Restore the setting, or start a new run."
+          f"resume: the saved data position has {what}, so batches would "
+          "repeat or be skipped. Restore the setting or the data, or start a "
+          "new run."
         )
     self._iterator.set_state(state["position"])
 
@@ -298,6 +331,7 @@ def make_loader(
   shard_count: int = 1,
   collate: Callable[[list], Any],
   drops_remainder: bool = True,
+  content: Any = None,
 ) -> Loader:
   """Returns an endless or finite stream of this host's part of each batch.
 
@@ -314,6 +348,8 @@ def make_loader(
     shard_index, shard_count: this host and the number of hosts.
     collate: list of batch_size / shard_count examples -> batch.
     drops_remainder: False yields a smaller last batch (one host only).
+    content: what the examples stand for where they are numbers of rows, so that
+      other data under the same name are noticed at a resume.
 
   Raises:
     ValueError: settings that cannot make one full batch.
@@ -349,5 +385,6 @@ def make_loader(
     "batch_size": batch_size,
     "seed": seed,
     "shuffle": is_shuffled,
+    "data": fingerprint(examples if content is None else content),
   }
   return Loader(dataset, settings)

@@ -264,7 +264,8 @@ class RewardModel(Trained):
 
     Give answers of the policy that will be trained; see `score`.
     """
-    raw = self.score(prompts, texts) * self.std + self.mean
+    raw = np.asarray(self.score(prompts, texts), np.float64)
+    raw = raw * self.std + self.mean
     if not np.std(raw) > 1e-6:
       raise UserError(
         f"all {len(raw)} texts have the score {raw[0]:g}: there is no "

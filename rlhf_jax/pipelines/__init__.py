@@ -23,6 +23,7 @@ from rlhf_jax.pipelines import (
   sft,
 )
 from rlhf_jax.programs.pipeline import Job, Pipeline
+from rlhf_jax.runs import lock
 from rlhf_jax.schema import UserError
 
 PIPELINES: dict[str, Pipeline] = {
@@ -130,4 +131,6 @@ def run(config: Any, workdir: str | Path) -> dict:
   job = read(config, workdir)
   world = job.open(workdir)
   job.check(world)
-  return job.run(world)
+  world.workdir.mkdir(parents=True, exist_ok=True)
+  with lock.held(world.workdir):
+    return job.run(world)

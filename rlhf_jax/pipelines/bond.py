@@ -300,12 +300,12 @@ def phases(settings: Settings, world: World) -> list[Phase]:
 def run(settings: Settings, world: World) -> dict:
   """Distils best of n; returns stage.json. A finished run is not repeated."""
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, NAME, base)
+  info = stages.finished(world.workdir, NAME, base, schedule=settings.schedule)
   if info is not None:
     return info
   opened = own_samples.Opened.of(settings, world, base)
   source, count = opened.source(settings.schedule.batch_size)
-  total = settings.schedule.total_steps(count)
+  total = settings.schedule.announced(count, NAME)
   phase = wire(settings, opened, total)
   key, alone = jax.random.key(settings.seed), once(settings)
   writer = metrics.MetricsWriter(

@@ -2,13 +2,15 @@
 
 Both policies answer the same prompts. The proxy is the reward model that was
 optimised, the gold one never trained the policy; both are in units of the
-reference policy (mean 0, deviation 1 of its samples here). Comparisons are
-paired by prompt.
+reference policy (mean 0, deviation 1 of its samples here). A verifier, or a
+function, gives the scores it gives. Comparisons are paired by prompt; without
+any judge there are KL, length and diversity.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -22,8 +24,9 @@ from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import heads, roles
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import abstract, build
+from rlhf_jax.programs import abstract, actors, build
 from rlhf_jax.programs.answers import (
+  SCORES,
   Answers,
   answer,
   check_sampling,
@@ -39,9 +42,10 @@ from rlhf_jax.programs.program import (
 )
 from rlhf_jax.programs.work import Passes
 from rlhf_jax.programs.world import World
-from rlhf_jax.rewards import judge
+from rlhf_jax.rewards import judge, texts
 from rlhf_jax.rewards import model as reward_model
-from rlhf_jax.runs import stages
+from rlhf_jax.rewards.functions import Bound
+from rlhf_jax.runs import finite, stages
 from rlhf_jax.schema import FieldError
 from rlhf_jax.types import PromptBatch, PyTree
 
@@ -60,8 +64,10 @@ class Settings(schema.Settings):
   init_from: str = stage_field(
     stages.POLICY
   )  # folder of the run that it is compared with
-  reward: str = stage_field(stages.REWARD)  # folder of the reward model
+  reward: str = stage_field(stages.REWARD)  # folder of the reward model, or ""
   gold: str = stage_field(stages.REWARD)  # folder of a held-out one, or ""
+  verifier: texts.Verifier = texts.Verifier()  # what else judges
+  reward_fn: str = ""  # import path of a function that judges, in its place
   prompts: Data = Data()  # held-out prompts that both answer
   generate: generate.Config = generate.Config()
   packing: packing.Config = packing.Config()  # several samples in a row
@@ -79,6 +85,16 @@ class Settings(schema.Settings):
         f"count={self.count}: must be a multiple (>= 2) of "
         f"batch_size={self.batch_size}."
       )
+    if self.verifier.name and self.reward_fn:
+      raise FieldError(
+        f"verifier.name={self.verifier.name!r} and reward_fn="
+        f"{self.reward_fn!r}: one of them judges texts. Set the other to ''."
+      )
+
+  @functools.cached_property
+  def text_judge(self) -> Bound | None:
+    """The verifier or function that judges, or None."""
+    return actors.bound_judge(self.verifier, self.reward_fn)
 
   @property
   def row_targets(self) -> int:
@@ -90,12 +106,11 @@ class Settings(schema.Settings):
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   build.check_needed(settings.prompts, "prompts")
-  for field, kind in (("reward", "reward"), ("policy", "policy")):
-    if not getattr(settings, field):
-      raise FieldError(
-        f"{field} is empty: name the --workdir of a finished {kind} run, "
-        f"--config.{field}=runs/{kind}."
-      )
+  if not settings.policy:
+    raise FieldError(
+      "policy is empty: name the --workdir of a finished policy run, "
+      "--config.policy=runs/policy."
+    )
   build.check_rows(world, settings.batch_size, "batch_size")
   build.check_portions(settings.batch_size, settings.generate, "batch_size")
 
@@ -146,7 +161,10 @@ def wire(
     policies["after"].role, trainable="full", head=heads.Config()
   )
   world.assume(stages.REWARD, head)
-  folders = {"reward": world.named(settings.reward)}
+  # A plan assumes a reward model where nothing says what judges.
+  has_judge = settings.text_judge is not None
+  reward = settings.reward if has_judge else world.named(settings.reward)
+  folders = {"reward": reward} if reward else {}
   if settings.gold:
     folders["gold"] = settings.gold
   scorers = {
@@ -248,6 +266,7 @@ def run(settings: Settings, world: World) -> dict:
   world.workdir.mkdir(parents=True, exist_ok=True)
   phase, samplers, weights = wire(settings, world, base)
   prompt_batches = load_prompts(settings, base)
+  verifier = texts.load(settings.text_judge, settings.prompts, base.tokenizer)
   answers = {}
   for number, (name, (sampler, params)) in enumerate(samplers.items()):
     answers[name] = answer(
@@ -260,9 +279,11 @@ def run(settings: Settings, world: World) -> dict:
       name=name,
       mesh=world.mesh,
       packed=settings.packing,
+      verifier=verifier,
     )
   before, after = answers["before"], answers["after"]
   facts = summarise(before, after, settings.lexicon)
+  finite.check_facts(RESULT_FILE, facts)
   if distributed.is_first():
     _write_texts(world.workdir / TEXTS_FILE, before, after)
     temporary = path.with_suffix(".tmp")
@@ -282,7 +303,7 @@ def _write_texts(path: Path, before: Answers, after: Answers) -> None:
       "after": after.texts[i],
       "kl": float(after.kl[i]),
     }
-    for shown, name in (("proxy", "reward"), ("gold", "gold")):
+    for shown, name in SCORES.items():
       if name in before.scores:
         row[f"{shown}_before"] = float(before.scores[name][i])
         row[f"{shown}_after"] = float(after.scores[name][i])

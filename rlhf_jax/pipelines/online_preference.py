@@ -86,6 +86,11 @@ class Settings(actors.Sampled):
         f"pairing.reference_every={every}: {self.algorithm.name!r} has no "
         "reference. Set 0, or a method such as 'dpo'."
       )
+    if every and self.reference:
+      raise FieldError(
+        f"reference={self.reference!r}: pairing.reference_every={every} makes "
+        "the policy itself the reference, from its start on. Set one of them."
+      )
 
   @property
   def has_moving_reference(self) -> bool:
@@ -304,12 +309,12 @@ def phases(settings: Settings, world: World) -> list[Phase]:
 def run(settings: Settings, world: World) -> dict:
   """Trains a policy on its own pairs; returns stage.json when finished."""
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, NAME, base)
+  info = stages.finished(world.workdir, NAME, base, schedule=settings.schedule)
   if info is not None:
     return info
   opened = own_samples.Opened.of(settings, world, base)
   source, count = opened.source(settings.schedule.batch_size)
-  total = settings.schedule.total_steps(count)
+  total = settings.schedule.announced(count, NAME)
   phase = wire(settings, opened, total)
   key = jax.random.key(settings.seed)
   writer = metrics.MetricsWriter(

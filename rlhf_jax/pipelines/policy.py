@@ -244,7 +244,9 @@ def phases(settings: Settings, world: World) -> list[Phase]:
 def run(settings: Settings, world: World) -> dict:
   """Optimises a policy; returns stage.json. A finished run is not repeated."""
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, "policy", base)
+  info = stages.finished(
+    world.workdir, "policy", base, schedule=settings.schedule
+  )
   if info is not None:
     return info
   actors = _load_actors(settings, world, base)
@@ -258,11 +260,12 @@ def run(settings: Settings, world: World) -> dict:
   )
   text = ptx_loader(settings, world, base)
   pretrain = settings.value.pretrain_steps
-  total = pretrain + settings.schedule.total_steps(count)
+  total = pretrain + settings.schedule.announced(count, "policy")
   phase, sampler = policy_programs.wire(settings, world, base, actors, total)
   writer = metrics.MetricsWriter(
     world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
   )
+  actors_lib.say_reference(settings, "policy")
   arrays, facts = loop.run_steps(
     _make_step(settings, phase, sampler, actors, loader, text, writer),
     phase="policy",
@@ -272,7 +275,11 @@ def run(settings: Settings, world: World) -> dict:
     arrays=phase.arrays,
     facts={"alarms": []},
     identity=base.identity
-    | stages.origins(init_from=settings.init_from, reward=settings.reward),
+    | stages.origins(
+      init_from=settings.init_from,
+      reward=settings.reward,
+      reference=settings.reference,
+    ),
     iterators={"prompts": loader} | ({"ptx": text} if text else {}),
     show=(
       ("rollout/score_mean", "score"),
@@ -288,9 +295,11 @@ def run(settings: Settings, world: World) -> dict:
     base,
     phase.role,
     trained=stages.BESIDE_CRITIC,
-    best=settings.schedule.best,
+    best=settings.schedule.best_of,
+    asked=settings.schedule.asked,
     steps=int(np.asarray(arrays["train"].step)),
     init_from=settings.init_from,
+    reference=settings.reference,
     merged_from=actors.merged_from,
     kl_coefficient=float(arrays["beta"]),
     alarms=facts["alarms"],

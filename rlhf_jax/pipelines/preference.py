@@ -57,6 +57,9 @@ class Settings(schema.Settings):
   init_from: str = stage_field(
     stages.POLICY
   )  # folder of the finished policy run it starts from; "": the model itself
+  reference: str = stage_field(
+    stages.POLICY
+  )  # folder of the policy that is the reference; "": the start
   algorithm: schema.Method = schema.method(
     registry.ALGORITHMS, "dpo", registry.check_method
   )
@@ -73,6 +76,11 @@ class Settings(schema.Settings):
     schema.check_least(self, seed=0)
     build.check_trainable(self.model, self.trainable)
     build.check_fraction(self)
+    if self.reference and not self.has_reference:
+      raise FieldError(
+        f"reference={self.reference!r}: {self.algorithm.name!r} has no "
+        "reference. Set '', or a method such as 'dpo'."
+      )
     for key in ("data", "heldout"):
       data = getattr(self, key)
       if data.source and data.format == "labelled" and not self.is_unpaired:
@@ -161,13 +169,14 @@ def add_reference(
   Args:
     settings: method and batch size.
     phase: with a program "reference".
-    stage: the policy before training, which is the reference.
+    stage: the reference.
     parts: name -> comparisons, whose rows are changed.
   """
   if not settings.has_reference:
     return ""
   rows = {name: part.rows for name, part in parts.items()}
-  digest = reference.fingerprint(phase.base, settings.init_from, rows)
+  folder = settings.reference if settings.reference else settings.init_from
+  digest = reference.fingerprint(phase.base, folder, rows)
   reference.load_or_compute(
     phase.world.workdir,
     digest,
@@ -189,8 +198,8 @@ def wire(
   base: Base,
   total: int,
   shape: language_model.Shape,
-) -> tuple[Phase, stages.Stage]:
-  """Returns the phase, and the policy before training.
+) -> tuple[Phase, stages.Stage, stages.Stage]:
+  """Returns the phase, the policy before training, and the reference.
 
   Args:
     settings: of the pipeline.
@@ -201,6 +210,7 @@ def wire(
   """
   stage = actors.starting_policy(settings, base, world)
   role, (params, frozen) = stage.role, stage.parts
+  fixed = actors.reference_policy(settings, base, world, stage)
   transform = build.make_optimizer(settings.optimizer, total)
   state = supervised.train_state(world, params, transform)
   rows, mesh, passes = (
@@ -211,13 +221,15 @@ def wire(
   steps = settings.schedule.steps or None
   refer = Program(
     name="reference",
-    function=pairs.make_reference(role, shape.targets),
+    function=pairs.make_reference(fixed.role, shape.targets),
     arguments=lambda flow: (
-      (params, frozen, abstract.token_batch(mesh, rows, shape.length, False)),
+      (*fixed.parts, abstract.token_batch(mesh, rows, shape.length, False)),
       {},
     ),
     rows=rows,
-    work=lambda: passes.forward([role], rows, shape.length, shape.targets),
+    work=lambda: passes.forward(
+      [fixed.role], rows, shape.length, shape.targets
+    ),
     # Each pair once; as many as the steps read at most.
     calls=None if steps is None else 2 * steps,
   )
@@ -264,12 +276,12 @@ def wire(
     base=base,
     arrays={"train": state},
     # The weights it starts from stay beside the ones that train.
-    frozen=(base.params, stage.variables),
+    frozen=(base.params, stage.variables, fixed.variables),
     programs=(*([refer] if settings.has_reference else []), update),
     step=("update",),
     role=role,
   )
-  return phase, stage
+  return phase, stage, fixed
 
 
 def phases(settings: Settings, world: World) -> list[Phase]:
@@ -282,7 +294,7 @@ def phases(settings: Settings, world: World) -> list[Phase]:
   length = settings.data.row_length
   shape = language_model.Shape(length, length, False)
   total = planned_steps(settings.schedule)
-  phase, stage = wire(settings, world, base, total, shape)
+  phase, stage, _ = wire(settings, world, base, total, shape)
   world.leave(world.workdir, phase.role, stage.info.get("merged_from", ""))
   return [phase]
 
@@ -294,22 +306,31 @@ def run(settings: Settings, world: World) -> dict:
   """
   schedule, algorithm = settings.schedule, settings.algorithm
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, "preference", base)
+  info = stages.finished(
+    world.workdir, "preference", base, schedule=settings.schedule
+  )
   if info is not None:
     return info
   train, held = load_data(settings, base)
   _report_balance(settings, train)
-  total = schedule.total_steps(len(train.pairs))
+  total = schedule.announced(len(train.pairs), "preference")
   shape = language_model.Shape.of([*train.rows, *held.rows])
-  phase, stage = wire(settings, world, base, total, shape)
+  phase, stage, fixed = wire(settings, world, base, total, shape)
+  if settings.has_reference:
+    actors.say_reference(settings, "preference")
   digest = add_reference(
-    settings, phase, stage, {"train": train, "heldout": held}
+    settings, phase, fixed, {"train": train, "heldout": held}
   )
   loader = build.make_loader(
     world.mesh,
     np.arange(len(train.pairs)),
     schedule.batch_size,
     seed=settings.seed,
+    content=[
+      [[row["tokens"], row["loss_mask"]] for row in train.rows],
+      train.pairs,
+      train.labels,
+    ],
     collate=pairs.collate_of(train, base.tokenizer.pad_id),
   )
   _, frozen = stage.parts
@@ -341,7 +362,8 @@ def run(settings: Settings, world: World) -> dict:
     "preference",
     base,
     phase.role,
-    best=schedule.best,
+    best=schedule.best_of,
+    asked=schedule.asked,
     steps=total,
     examples=len(train.pairs),
     epochs=total * schedule.batch_size / len(train.pairs),
@@ -350,6 +372,7 @@ def run(settings: Settings, world: World) -> dict:
     heldout_examples=len(held.pairs),
     reference_fingerprint=digest,
     init_from=settings.init_from,
+    reference=settings.reference,
     merged_from=stage.info.get("merged_from", ""),
   )
 

@@ -181,8 +181,7 @@ def wire(
   """
   rounds, steps = settings.rounds, settings.schedule.steps
   if settings.schedule.epochs:  # on one sample of each prompt
-    kept = rounds.prompts // settings.schedule.batch_size
-    steps = round(settings.schedule.epochs * kept)
+    steps = settings.schedule.total_steps(rounds.prompts)
   state, update = language_model.wire(
     opened.world,
     opened.actors.plan.policy,
@@ -239,7 +238,7 @@ def train_round(
     _files(world.workdir, rounds, number)
   )
   start = actors_.params["policy"] if rounds.start == "base" else previous
-  steps = settings.schedule.total_steps(len(rows))
+  steps = settings.schedule.announced(len(rows), f"round {number}")
   shape = dataclasses.replace(
     language_model.Shape.of(rows), targets=settings.generate.max_new_tokens
   )
@@ -263,7 +262,7 @@ def train_round(
     NAME,
     opened.base,
     actors_.plan.policy,
-    best=settings.schedule.best,
+    best=settings.schedule.best_of,
     steps=steps,
     examples=len(rows),
     init_from=settings.init_from,
@@ -330,6 +329,7 @@ def _finish(
     steps=number,
     rounds=reports,
     init_from=settings.init_from,
+    reference=settings.reference,
     merged_from=opened.actors.merged_from,
   )
 

@@ -30,7 +30,7 @@ from rlhf_jax.programs.program import Phase, Program, planned_steps
 from rlhf_jax.programs.work import Passes
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import model as reward_model
-from rlhf_jax.runs import stages
+from rlhf_jax.runs import finite, stages
 from rlhf_jax.runs.loop import Schedule
 from rlhf_jax.schema import FieldError, UserError
 from rlhf_jax.types import PyTree, Samples
@@ -180,14 +180,14 @@ def run(settings: Settings, world: World) -> dict:
   """Trains and diagnoses a reward model; returns stage.json."""
   name, schedule = world.workdir.name, settings.schedule
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, "reward", base, stages.REWARD)
+  info = stages.finished(world.workdir, "reward", base, stages.REWARD, schedule)
   if info is not None:
     return info
   train, held = features.load_comparisons(settings, base.tokenizer, name)
   check_labels(train, held, settings.loss)
   longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
   pretrained.check_context(base, longest, "data")
-  total = schedule.total_steps(len(train.pairs))
+  total = schedule.announced(len(train.pairs), name)
   width = batches.bucket_length(max(len(r["tokens"]) for r in train.rows))
   phase, variables, used = wire(settings, world, base, total, width)
   phase = dataclasses.replace(phase, name=name)
@@ -198,6 +198,7 @@ def run(settings: Settings, world: World) -> dict:
     np.arange(len(train.pairs)),
     schedule.batch_size,
     seed=settings.seed,
+    content=[train.rows, train.pairs, train.labels],
     collate=functools.partial(
       features.collate,
       data=train,
@@ -241,6 +242,7 @@ def run(settings: Settings, world: World) -> dict:
   facts["guards"] = diagnostics.guard(
     facts["diagnosis"], facts["comparisons"], facts["epochs"]
   )
+  facts["diagnosis"] = finite.or_none(facts["diagnosis"])
   for level, message in facts["guards"]:
     print(f"{name}: {level}: {message}")
   return stages.write_stage(
@@ -248,7 +250,8 @@ def run(settings: Settings, world: World) -> dict:
     "reward",
     base,
     phase.role,
-    best=schedule.best,
+    best=schedule.best_of,
+    asked=schedule.asked,
     merged_from=settings.init_from,
     **facts,
   )
@@ -277,6 +280,7 @@ def _diagnose(
 ) -> dict:
   """Returns held-out accuracy, calibration, length bias and the raw arrays."""
   found = scores(held.rows, features)
+  finite.check_facts(name, {"held-out scores": found.tolist()})
   lengths = np.asarray([np.sum(row["loss_mask"]) for row in held.rows])
   diagnosis = diagnostics.diagnose(
     found[held.pairs], held.labels, lengths[held.pairs]
@@ -324,6 +328,8 @@ def _normalise(
     scores = distributed.fetch(score(weights, samples))
     source = "samples of the SFT policy"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  finite.check_facts(f"normalised on {source}", {"score": scores.tolist()})
+  scores = np.asarray(scores, np.float64)  # large equal ones deviate by 0
   deviation = float(np.std(scores))
   if not deviation > 1e-6:
     raise UserError(

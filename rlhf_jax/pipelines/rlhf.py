@@ -25,7 +25,7 @@ from rlhf_jax.pipelines import sft as sft_pipeline
 from rlhf_jax.programs.pipeline import Job, Pipeline, stage_of_run
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World
-from rlhf_jax.runs import stages
+from rlhf_jax.runs import lock, stages
 from rlhf_jax.schema import FieldError, UserError
 
 STAGES = ("sft", "reward", "gold", "policy", "evaluation")
@@ -215,7 +215,8 @@ def run(settings: Settings, world: World) -> dict:
   for name, job in jobs.items():
     if job.is_finished(folders[name]):
       continue
-    with timed(workdir, name):
+    folders[name].mkdir(parents=True, exist_ok=True)
+    with lock.held(folders[name]), timed(workdir, name):
       job.run(world.beside(job.settings.mesh, folders[name]))
   if not distributed.is_first():
     return {}

@@ -165,11 +165,11 @@ def run(settings: Settings, world: World) -> dict:
   A finished run is not repeated: its stage.json is returned.
   """
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, "sft", base)
+  info = stages.finished(world.workdir, "sft", base, schedule=settings.schedule)
   if info is not None:
     return info
   rows, examples = load_rows(settings, base)
-  total = settings.schedule.total_steps(len(rows))
+  total = settings.schedule.announced(len(rows), "sft")
   phase, frozen, sampler = wire(
     settings, world, base, total, language_model.Shape.of(rows)
   )
@@ -192,7 +192,8 @@ def run(settings: Settings, world: World) -> dict:
     "sft",
     base,
     phase.role,
-    best=settings.schedule.best,
+    best=settings.schedule.best_of,
+    asked=settings.schedule.asked,
     **facts,
   )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -252,10 +253,11 @@ def reward_pictures(info: dict) -> tuple[dict, dict]:
   pairs = info["heldout_pairs"]
   difference = np.asarray(pairs["score_difference"])
   label = np.asarray(pairs["label"])
+  rho = diagnosis(info)["length_spearman"]  # None where it is not defined
   return diagnostics.calibration(difference, label), {
     "length_difference": np.asarray(pairs["length_difference"]),
     "score_difference": difference,
-    "rho": diagnosis(info)["length_spearman"],
+    "rho": math.nan if rho is None else rho,
   }
 
 

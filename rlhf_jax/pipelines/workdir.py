@@ -52,20 +52,11 @@ def describe(config: Any) -> str:
   return json.dumps(record, indent=2, default=str) + "\n"
 
 
-def prepare(config: Any, job: Job, workdir: Path) -> None:
-  """Makes the working directory; refuses one that holds another run.
-
-  Settings of a run that goes on may change, and what changed is printed.
-  Those of a finished stage may not: it would not be repeated, and its results
-  would stand beside settings they were not made with.
-
-  Args:
-    config: what was asked for.
-    job: what was read out of it.
-    workdir: the folder.
+def make_folder(workdir: Path) -> None:
+  """Makes the working directory.
 
   Raises:
-    UserError: not a writable folder, or finished with other settings.
+    UserError: not a writable folder.
   """
   check_local(workdir, "--workdir")
   try:
@@ -82,9 +73,35 @@ def prepare(config: Any, job: Job, workdir: Path) -> None:
       f"--workdir={str(workdir)!r}: cannot be written ({error.strerror}). "
       "Choose another folder, or change its permissions."
     ) from error
+
+
+def prepare(config: Any, job: Job, workdir: Path) -> dict[str, tuple]:
+  """Makes the working directory; refuses one that holds another run.
+
+  Settings of a run that goes on may change, and what changed is printed; one
+  that is finished and is asked for more steps goes on. Those of a finished
+  stage may not otherwise: it would not be repeated, and its results would stand
+  beside settings they were not made with.
+
+  Args:
+    config: what was asked for.
+    job: what was read out of it.
+    workdir: the folder.
+
+  Returns:
+    what changed in a run that goes on, see `changed_settings`.
+
+  Raises:
+    UserError: not a writable folder, or finished with other settings.
+  """
+  make_folder(workdir)
   changes = changed_settings(config, workdir)
   results = job.results(workdir)
-  finished = tuple(prefix for prefix, file in results if _is_there(file))
+  finished = tuple(
+    prefix
+    for prefix, file in results
+    if _is_there(file) and not job.goes_on(workdir)
+  )
   is_begun = any(any(f.parent.glob("**/checkpoints")) for _, f in results)
   for field, (before, now) in changes.items():
     part = workdir / field.rpartition(".")[0]
@@ -108,6 +125,31 @@ def prepare(config: Any, job: Job, workdir: Path) -> None:
       )
     if is_begun:
       print(f"config.{field} was {before!r} in {workdir}, is {now!r} now")
+  return changes if is_begun else {}
+
+
+@contextlib.contextmanager
+def explained(changes: dict[str, tuple]) -> Iterator[None]:
+  """Says, of a run that could not go on, which settings changed.
+
+  Args:
+    changes: from `prepare`.
+
+  Raises:
+    UserError: what was raised inside, with the changes.
+  """
+  try:
+    yield
+  except UserError as error:
+    if not changes:
+      raise
+    listed = "; ".join(
+      f"config.{field} was {before!r}, is {now!r}"
+      for field, (before, now) in changes.items()
+    )
+    raise UserError(
+      f"{error}\nChanged since this run began: {listed}."
+    ) from error
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -47,6 +47,9 @@ class Sampled(schema.Settings):
   init_from: str = stage_field(
     stages.POLICY
   )  # folder of the finished policy run it starts from; "": the model itself
+  reference: str = stage_field(
+    stages.POLICY
+  )  # folder of the policy that the KL is measured to; "": the start
   reward: str = stage_field(
     stages.REWARD
   )  # folder of the finished reward run that judges; "" where something else
@@ -84,22 +87,37 @@ class Sampled(schema.Settings):
   @functools.cached_property
   def text_judge(self) -> Bound | None:
     """The verifier or function that judges; None where a reward model does."""
-    if not self.reward_fn:
-      return self.verifier.bound()
-    with schema.as_field():
-      function = imported.load(self.reward_fn, "reward_fn")
-      return functions.bind(function, {}, "reward_fn", self.reward_fn)
+    return bound_judge(self.verifier, self.reward_fn)
 
   @property
   def judge_name(self) -> str:
     """What scores are called in samples.jsonl that no reward model gave."""
-    name = self.reward_fn if self.reward_fn else self.verifier.name
-    return verifiers.label(name) if name else ""
+    return judge_label(self.verifier, self.reward_fn)
 
   @property
   def has_verifier(self) -> bool:
     """Whether a verifier or a function judges, and no reward model."""
     return bool(self.verifier.name or self.reward_fn)
+
+
+def bound_judge(verifier: texts.Verifier, reward_fn: str) -> Bound | None:
+  """Returns what judges texts, None for nothing.
+
+  Args:
+    verifier: the section.
+    reward_fn: import path of a function, in its place; "" for none.
+  """
+  if not reward_fn:
+    return verifier.bound()
+  with schema.as_field():
+    function = imported.load(reward_fn, "reward_fn")
+    return functions.bind(function, {}, "reward_fn", reward_fn)
+
+
+def judge_label(verifier: texts.Verifier, reward_fn: str) -> str:
+  """Returns what its scores are called, "" where nothing judges texts."""
+  name = reward_fn if reward_fn else verifier.name
+  return verifiers.label(name) if name else ""
 
 
 def check_sampled(settings: Sampled, world: World) -> None:
@@ -166,6 +184,41 @@ def starting_policy(settings: Any, base: Base, world: World) -> stages.Stage:
   return stages.Stage(role, variables, info)
 
 
+def reference_policy(
+  settings: Any, base: Base, world: World, start: stages.Stage
+) -> stages.Stage:
+  """Returns the policy that the KL is measured to, frozen.
+
+  Args:
+    settings: with reference.
+    base: the model underneath.
+    world: where it lives.
+    start: the policy before training, which it is unless another is named.
+  """
+  if not settings.reference:
+    return start
+  return stages.load(settings.reference, stages.POLICY, base, world)
+
+
+def say_reference(settings: Any, phase: str) -> None:
+  """Prints which policy the KL is measured to.
+
+  In a second round it may be the start of this round or of the first one: what
+  it is must not have to be guessed.
+
+  Args:
+    settings: with reference and init_from.
+    phase: name in the message.
+  """
+  folder = settings.reference if settings.reference else settings.init_from
+  if not folder:
+    print(f"{phase}: the reference is the model itself")
+    return
+  info = stages.need_stage(folder, stages.POLICY)
+  which = "" if settings.reference else ", the start"
+  print(f"{phase}: the reference is {folder}{which} ({info['pipeline']} run)")
+
+
 def check_reward(info: dict, force: bool) -> None:
   """Refuses a reward model that is no better than chance (METHODS 19)."""
   for level, message in info["guards"]:
@@ -208,6 +261,7 @@ def load(
     CheckpointError: a stage was trained on another model or tokenizer.
   """
   policy = starting_policy(settings, base, world)
+  reference = reference_policy(settings, base, world, policy)
   mode = policy.role.trainable if value is None else value.mode
   guess = dataclasses.replace(policy.role, trainable=mode, head=heads.Config())
   field = "trainable.mode" if value is None else "value.mode"
@@ -227,7 +281,13 @@ def load(
     else:
       critic = own_critic(value, policy, base, key, world)
   return assemble(
-    base, policy, critic, scorers, settings.generate.temperature, row_targets
+    base,
+    policy,
+    critic,
+    scorers,
+    settings.generate.temperature,
+    row_targets,
+    reference,
   )
 
 
@@ -238,20 +298,23 @@ def assemble(
   scorers: dict[str, tuple[reward_model.Scorer, reward_model.Weights]],
   temperature: float,
   row_targets: int,
+  reference: stages.Stage | None = None,
 ) -> Actors:
   """Returns the actors of loaded stages; arrays may be abstract.
 
   Args:
     base: the model under all of them.
-    policy: before training; it is the reference too.
+    policy: before training.
     critic: before training, or None without one.
     scorers: the reward model, named "reward" (absent with a verifier), and
       monitors.
     temperature: of sampling.
     row_targets: response tokens of a row at most.
+    reference: what the KL is measured to; None for the policy before training.
   """
+  reference = policy if reference is None else reference
   plan = judge.make_plan(
-    base, policy, policy, critic, scorers, temperature, row_targets
+    base, policy, reference, critic, scorers, temperature, row_targets
   )
   policy_params, policy_frozen = roles.split(policy.role, policy.variables)
   params, frozen = {"policy": policy_params}, {"policy": policy_frozen}
@@ -263,7 +326,7 @@ def assemble(
     plan=plan,
     weights=judge.Weights(
       base=base.params if plan.shared else {},
-      reference=policy.variables,
+      reference=reference.variables,
       scorers={name: weights for name, (_, weights) in scorers.items()},
     ),
     params=params,

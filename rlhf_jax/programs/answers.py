@@ -15,7 +15,9 @@ from rlhf_jax.evaluation import diversity, lexicon, win_rate
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs.program import Sampler
 from rlhf_jax.rewards import judge
+from rlhf_jax.rewards import texts as texts_lib
 from rlhf_jax.rewards.texts import sample_texts
+from rlhf_jax.runs import finite
 from rlhf_jax.schema import FieldError
 from rlhf_jax.types import (
   FINISH_EOS,
@@ -25,6 +27,9 @@ from rlhf_jax.types import (
   Rollout,
   Samples,
 )
+
+# What the report calls the scores of a judge -> its name.
+SCORES = {"proxy": "reward", "gold": "gold", "verifier": "verifier"}
 
 
 def check_sampling(how: generate.Config) -> None:
@@ -71,6 +76,7 @@ def answer(
   name: str,
   mesh: jax.sharding.Mesh,
   packed: packing.Config,
+  verifier: texts_lib.Judge | None = None,
 ) -> Answers:
   """Samples and judges the answers of one policy to batches of prompts.
 
@@ -84,6 +90,7 @@ def answer(
     name: for the progress line.
     mesh: where it runs.
     packed: of the rows that are judged.
+    verifier: what judges texts, as scores "verifier"; None for nothing.
   """
   prompts: list[str] = []
   texts: list[str] = []
@@ -95,6 +102,9 @@ def answer(
       on_host: Samples = distributed.fetch(samples)
       layout = packing.plan(on_host, packed) if packed.row_tokens else None
       rollout, scores = judge_samples(weights, {}, samples, layout)
+      if verifier is not None:
+        found, _ = verifier(samples, batch.index)
+        scores = scores | {"verifier": found}
       found = sample_texts(sampler.base.tokenizer, on_host)
       prompts += [prompt for prompt, _ in found]
       texts += [text for _, text in found]
@@ -130,16 +140,21 @@ def summarise(
   """Returns the numbers of the report, by their names in summary.json.
 
   proxy_*, gold_*: normalised by mean and (population) deviation of `before`.
+  verifier_*: as the verifier gave them.
   *_standard_error: of the paired difference after - before.
   *_win_rate_low, *_win_rate_high: 95 % bootstrap interval over prompts.
+  None: a statistic that these answers do not define (no bigrams, say).
   """
   facts: dict[str, float] = {"evaluation_prompts": len(before.texts)}
-  for shown, name in (("proxy", "reward"), ("gold", "gold")):
+  for shown, name in SCORES.items():
     if name not in before.scores:
       continue
-    mean, std = np.mean(before.scores[name]), np.std(before.scores[name])
+    raw = np.asarray(before.scores[name], np.float64)
+    mean, std = np.mean(raw), np.std(raw)
     std = std if std > 0.0 else 1.0  # all answers scored alike
-    old = (before.scores[name] - mean) / std
+    if shown == "verifier":  # its units mean something
+      mean, std = 0.0, 1.0
+    old = (raw - mean) / std
     new = (after.scores[name] - mean) / std
     change = win_rate.paired_difference(new, old)
     rate = win_rate.win_rate(new, old)
@@ -166,14 +181,16 @@ def summarise(
   kl = win_rate.mean_with_error(after.kl)
   facts |= {"kl_nats": kl.value, "kl_standard_error": kl.standard_error}
   for name, answers in (("before", before), ("after", after)):
-    facts |= {
-      f"distinct_2_{name}": diversity.distinct_n(answers.texts, 2),
-      f"self_bleu_{name}": diversity.self_bleu(answers.texts[:64]),
-      f"duplicate_share_{name}": diversity.duplicate_share(answers.texts),
-      f"repeated_3grams_{name}": diversity.repeated_ngram_rate(answers.texts),
-      f"length_{name}": float(np.mean(answers.lengths)),
-      f"eos_share_{name}": float(np.mean(answers.ended)),
-    }
+    facts |= finite.or_none(
+      {
+        f"distinct_2_{name}": diversity.distinct_n(answers.texts, 2),
+        f"self_bleu_{name}": diversity.self_bleu(answers.texts[:64]),
+        f"duplicate_share_{name}": diversity.duplicate_share(answers.texts),
+        f"repeated_3grams_{name}": diversity.repeated_ngram_rate(answers.texts),
+        f"length_{name}": float(np.mean(answers.lengths)),
+        f"eos_share_{name}": float(np.mean(answers.ended)),
+      }
+    )
   return facts
 
 

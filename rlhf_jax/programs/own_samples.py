@@ -98,7 +98,9 @@ class Opened:
   def identity(self) -> dict:
     """What a checkpoint of the run must agree with."""
     return self.base.identity | stages.origins(
-      init_from=self.settings.init_from, reward=self.settings.reward
+      init_from=self.settings.init_from,
+      reward=self.settings.reward,
+      reference=self.settings.reference,
     )
 
   def source(self, batch_size: int) -> tuple[rollouts.Source, int]:
@@ -365,6 +367,7 @@ def train(
     facts: for stage.json.
   """
   settings, workdir = opened.settings, opened.world.workdir
+  actors_lib.say_reference(settings, phase.name)
   arrays, found = loop.run_steps(
     one_step,
     phase=phase.name,
@@ -387,8 +390,10 @@ def train(
     opened.base,
     opened.actors.plan.policy,
     steps=int(np.asarray(arrays["train"].step)),
-    best=settings.schedule.best,
+    best=settings.schedule.best_of,
+    asked=settings.schedule.asked,
     init_from=settings.init_from,
+    reference=settings.reference,
     merged_from=opened.actors.merged_from,
     alarms=found["alarms"],
     halted=found.get("halt"),

@@ -169,6 +169,11 @@ class Job:
     """Says whether a folder holds its result."""
     return (folder / self.pipeline.result).is_file()
 
+  def goes_on(self, folder: Path) -> bool:
+    """Says whether it asks a finished stage for more steps than it has."""
+    schedule = getattr(self.settings, "schedule", None)
+    return schedule is not None and stages.asks_for_more(folder, schedule)
+
 
 def stage_of_run(pipeline: Pipeline, *fields: str) -> Any:
   """Returns a field of Settings that is a stage of a whole run.

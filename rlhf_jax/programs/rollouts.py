@@ -77,8 +77,16 @@ def prompt_loader(
       [ids[i] for i in index], base.tokenizer.pad_id, width, index=index
     )
 
+  # What a verifier judges by counts too, but not the line it stands in.
+  records, _ = dataset.records(data, base.tokenizer)
+  fields = [{k: x for k, x in vars(r).items() if k != "where"} for r in records]
   loader = build.make_loader(
-    mesh, np.arange(len(ids)), batch_size, seed=seed, collate=collate
+    mesh,
+    np.arange(len(ids)),
+    batch_size,
+    seed=seed,
+    content=[ids, fields],
+    collate=collate,
   )
   return loader, len(ids)
 

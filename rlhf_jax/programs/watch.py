@@ -9,6 +9,7 @@ drops); evaluate.py measures those after the run.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -26,18 +27,19 @@ ROUNDING_NATS = 1e-3  # of an answer's log-probability: no KL below 0
 
 
 def text_metrics(tokenizer: Any, samples: Samples) -> dict[str, float]:
-  """Returns diversity of a rollout's responses (down is bad).
+  """Returns diversity of a rollout's responses (down is bad), where defined.
 
-  rollout/distinct_2: unique bigrams over bigrams.
+  rollout/distinct_2: unique bigrams over bigrams; absent without bigrams.
   rollout/duplicate_share: responses that repeat an earlier one; up is bad.
   """
   texts = [
     response for _, response in texts_lib.sample_texts(tokenizer, samples)
   ]
-  return {
+  found = {
     "rollout/distinct_2": diversity.distinct_n(texts, 2),
     "rollout/duplicate_share": diversity.duplicate_share(texts),
   }
+  return {name: x for name, x in found.items() if not math.isnan(x)}
 
 
 def negative_kl(kl: float) -> str:

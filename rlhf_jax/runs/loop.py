@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import resource
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,12 +20,20 @@ import numpy as np
 
 from rlhf_jax import distributed, integrity, metrics
 from rlhf_jax.interrupt import Interrupt, Stopped
-from rlhf_jax.runs import checkpoint
+from rlhf_jax.runs import checkpoint, finite, stages
+from rlhf_jax.runs.finite import NonFiniteError
 from rlhf_jax.schema import FieldError, check_choice
 from rlhf_jax.types import PyTree, TrainState
 
+__all__ = ["NonFiniteError", "Schedule", "run_steps", "system_metrics"]
 SKIPPED_LIMIT = 3  # refused updates in a row that end a run (METHODS N14)
 OneStep = Callable[[int, PyTree, dict], tuple[PyTree, dict, dict]]
+# Words in the names of metrics that say whether less or more is better, and
+# those that say neither.
+_LESS = {"loss", "perplexity", "nll", "error"}
+_MORE = {"accuracy", "margin", "score", "reward", "eval", "shaped", "total"}
+_MORE |= {"pass1", "passG", "component"}
+_UNSAID = {"std", "spread", "rejected", "term", "penalty", "coefficient"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +47,8 @@ class Schedule:
   keep: int = 2  # newest checkpoints kept
   keep_best: str = ""  # metric by which the best saved step is kept besides;
   # "" for none
-  best: str = "max"  # whether the best is the largest or smallest keep_best
+  best: str = ""  # the best is the "max" or "min" of keep_best; "": the least
+  # of a loss, the most of a score
   asynchronous: bool = False  # checkpoints are written while steps go on
   log_every: int = 1  # steps between metric rows
 
@@ -53,7 +63,8 @@ class Schedule:
         f"steps={self.steps}, epochs={self.epochs}, log_every="
         f"{self.log_every}: need steps, epochs >= 0 and log_every >= 1."
       )
-    check_choice("best", self.best, ("max", "min"))
+    check_choice("best", self.best, ("", "max", "min"))
+    _ = self.best_of  # of a metric whose name says nothing
     if self.steps > 0 and self.epochs > 0:
       raise FieldError(
         f"steps={self.steps}, epochs={self.epochs}: set exactly one of them "
@@ -69,17 +80,61 @@ class Schedule:
       )
     if self.steps:
       return self.steps
-    return max(1, round(self.epochs * (examples // self.batch_size)))
+    exact = self.epochs * examples / self.batch_size
+    return max(1, math.ceil(exact - 1e-6))  # 0.1 * 30 is above 3
+
+  def announced(self, examples: int, phase: str) -> int:
+    """Returns total_steps, and says where passes end inside a batch.
+
+    Args:
+      examples: rows of the data set.
+      phase: name in the message.
+    """
+    total, size = self.total_steps(examples), self.batch_size
+    extra = total * size - self.epochs * examples
+    if self.epochs and extra > 0.5 and examples >= size:
+      borders = sum(
+        step * size // examples != ((step + 1) * size - 1) // examples
+        for step in range(total)
+      )
+      print(
+        f"{phase}: {self.epochs:g} epochs of {examples} rows are {total} steps "
+        f"of {size}, {extra:.0f} rows more than that, which fill the last "
+        f"batch; {borders} batches hold rows of two passes"
+      )
+    return total
+
+  @property
+  def asked(self) -> dict[str, float]:
+    """What stage.json keeps of the length, see stages.asks_for_more."""
+    return {"steps": self.steps, "epochs": self.epochs}
+
+  @property
+  def best_of(self) -> str:
+    """Whether the best is the "max" or the "min" of keep_best.
+
+    Raises:
+      FieldError: nobody said, and the name of the metric does not tell.
+    """
+    if self.best or not self.keep_best:
+      return self.best if self.best else "max"
+    area, _, name = self.keep_best.rpartition("/")
+    words = set(re.split("[/_]", name))
+    if not words & (_LESS | _MORE):
+      words |= {area}
+    is_less, is_more = bool(words & _LESS), bool(words & _MORE)
+    if is_less == is_more or words & _UNSAID:
+      raise FieldError(
+        f"best='' with keep_best={self.keep_best!r}: the name does not say "
+        "whether more or less of it is better. Set best='max' or 'min'."
+      )
+    return "min" if is_less else "max"
 
   def describe(self) -> str:
     """Returns "20 steps of 64", or "2 epochs of", for people."""
     if self.steps:
       return f"{self.steps} steps of {self.batch_size}"
     return f"{self.epochs:g} epochs of"
-
-
-class NonFiniteError(RuntimeError):
-  """The loss was not finite several steps in a row."""
 
 
 class CompileCounter:
@@ -133,7 +188,7 @@ def run_steps(
 
   Raises:
     Stopped: a signal asked for it; a checkpoint is saved.
-    NonFiniteError: three refused updates in a row.
+    NonFiniteError: three refused updates in a row, or an end with NaN or inf.
     CheckpointError: cannot save, or another model's checkpoint.
   """
   workdir.mkdir(parents=True, exist_ok=True)
@@ -141,7 +196,7 @@ def run_steps(
     checkpoint.Checkpoints(
       str(workdir / "checkpoints"),
       keep=schedule.keep,
-      best=schedule.best,
+      best=schedule.best_of,
       every_steps=schedule.save_every,
       is_asynchronous=schedule.asynchronous,
     ) as saved,
@@ -157,6 +212,7 @@ def run_steps(
         iterator.set_state(meta["iterators"][name])
       if step < total_steps:
         print(f"{phase}: goes on from step {step} of {total_steps}")
+        stages.reopen(workdir)
     writer.truncate_after(step, phase)
 
     def save(is_final: bool) -> None:
@@ -187,11 +243,15 @@ def run_steps(
         is_last = step == total_steps or bool(facts.get("halt"))
         if interrupt.should_stop(step) and not is_last:
           save(is_final=False)
+          saved.wait()
+          interrupt.saved()
           raise Stopped(step, interrupt.signal)
         # While updates are refused the weights may be spoilt: the good
         # checkpoints stay until one is accepted.
         if saved.due(step) and not is_last and not refused:
           save(is_final=False)
+    refused = _refused_in_a_row(arrays)
+    finite.check_end(phase, step, refused, row, arrays, saved.latest())
     save(is_final=True)
   return arrays, facts
 
@@ -236,13 +296,7 @@ def _check_finite(
   """Raises NonFiniteError after the third refused update in a row."""
   if skipped < SKIPPED_LIMIT:
     return
-  bad = [f"{k}={v}" for k, v in row.items() if not math.isfinite(v)]
-  what = ", ".join(bad[:3]) if bad else "the loss or its gradient"
-  last = saved.latest()
-  where = "none was saved" if last is None else f"step {last}"
-  raise NonFiniteError(
-    f"{phase}: {what} at step {step}: not finite in {skipped} updates. "
-    f"Last good checkpoint: {where}. Lower the learning rate and go on "
-    "from there in the same --workdir (or start in an empty one if the weights "
-    "are spoilt already), or look at the data of these steps."
-  )
+  bad = finite.bad_names(row)
+  what = finite.shown(bad) if bad else "the loss or its gradient"
+  what = f"{what} at step {step}: not finite in {skipped} updates"
+  raise finite.diverged(f"{phase}: {what}", saved.latest())

@@ -23,13 +23,17 @@ from rlhf_jax import distributed, integrity
 from rlhf_jax.models import heads, pretrained, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.models.roles import Role, split
-from rlhf_jax.runs import checkpoint
+from rlhf_jax.runs import checkpoint, finite
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import PyTree
 
 STAGE_FILE = "stage.json"
 POLICY, REWARD = "policy", "reward"  # what a stage leaves
-PATHS = ("init_from", "merged_from")  # in stage.json, relative to its folder
+PATHS = (
+  "init_from",
+  "merged_from",
+  "reference",
+)  # in stage.json, relative to its folder
 # Where a checkpoint has the policy's trainable tree.
 TRAINED, BESIDE_CRITIC = "train/params", "train/params/policy"
 
@@ -170,7 +174,12 @@ def step_of(folder: str | Path, field: str = "") -> int | None:
 def write_stage(
   workdir: Path, pipeline: str, base: Base, role: Role, **facts: Any
 ) -> dict:
-  """Writes stage.json, which marks the stage as finished; returns it."""
+  """Writes stage.json, which marks the stage as finished; returns it.
+
+  Raises:
+    NonFiniteError: a number in it is NaN or inf.
+  """
+  finite.check_facts(pipeline, facts)
   info = {
     "pipeline": pipeline,
     "model_source": base.source,
@@ -274,10 +283,45 @@ def check_same_base(info: dict, base: Base, workdir: str | Path) -> None:
       )
 
 
+def asks_for_more(workdir: str | Path, schedule: Any) -> bool:
+  """Says whether a schedule is that of a finished stage, with a later end.
+
+  One that its guards halted has no later end.
+
+  Args:
+    workdir: of the stage.
+    schedule: a loop.Schedule.
+  """
+  info = read_stage(workdir) or {}
+  asked = info.get("asked")
+  if not asked or info.get("halted"):
+    return False
+  return any(
+    getattr(schedule, unit) > asked[unit] > 0 for unit in ("steps", "epochs")
+  )
+
+
+def reopen(workdir: str | Path) -> None:
+  """Makes a finished stage that trains on an unfinished one."""
+  if distributed.is_first():
+    (Path(workdir) / STAGE_FILE).unlink(missing_ok=True)
+
+
 def finished(
-  workdir: Path, pipeline: str, base: Base, kind: str = POLICY
+  workdir: Path,
+  pipeline: str,
+  base: Base,
+  kind: str = POLICY,
+  schedule: Any = None,
 ) -> dict | None:
   """Returns stage.json if the stage of this run is finished, else None.
+
+  Args:
+    workdir: of the stage.
+    pipeline: which must have filled it.
+    base: on which.
+    kind: what it leaves.
+    schedule: of this run; a finished stage with an earlier end is not finished.
 
   Raises:
     UserError: finished by another pipeline, or on another model or tokenizer.
@@ -286,9 +330,11 @@ def finished(
     return None
   info = need_stage(workdir, kind, "--workdir", pipeline=pipeline)
   check_same_base(info, base, workdir)
+  if schedule is not None and asks_for_more(workdir, schedule):
+    return None
   print(
     f"{pipeline}: {workdir} is finished, nothing to do. To train anew, choose "
-    "another --workdir."
+    "another --workdir; to train on, raise the steps or epochs of its schedule."
   )
   return info
 

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from rlhf_jax.algorithms import reward, sft
-from rlhf_jax.algorithms.policy_gradient import groups
+from rlhf_jax.algorithms.policy_gradient import groups, grpo, shaping
+from rlhf_jax.algorithms.policy_gradient import update as policy_update
 from rlhf_jax.algorithms.preference import dpo, kto, pairing, update
 from rlhf_jax.types import PreferenceBatch, Rollout, TokenBatch, TrainState
 
@@ -153,3 +154,97 @@ def test_rows_without_weight_change_neither_step_nor_numbers(module):
     z = np.mean(0.8 * second.sum(-1)) + 2.0
     assert z > 0.1  # else it would be cut
     np.testing.assert_allclose(found["preference/kl"], z, rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["k-wise", "plackett-luce"])
+def test_an_absent_candidate_may_be_anything(objective):
+  """Value and slope of the others, with NaN where there is no answer."""
+  rank, valid = jnp.asarray([[0, 1, 2]]), jnp.asarray([[1.0, 1.0, 0.0]])
+  function = {
+    "k-wise": reward.kwise_loss,
+    "plackett-luce": reward.plackett_luce_loss,
+  }[objective]
+
+  def total(scores, valid=valid):
+    centring = reward.centering_loss(scores, valid)
+    return (function(scores, rank, valid) + centring).sum()
+
+  scores = jnp.asarray([[0.5, -1.0, 0.0]])
+  expected = jax.value_and_grad(total)(scores)
+  for poison in (jnp.nan, jnp.inf, -jnp.inf):
+    found = jax.value_and_grad(total)(scores.at[0, 2].set(poison))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+  two = jax.nn.softplus(-1.5) + 0.25  # of two, which is the loss of pairs
+  np.testing.assert_allclose(expected[0], two, rtol=1e-6)
+
+
+def test_equal_large_scores_standardise_to_nothing():
+  """Their float32 mean is off by more than the least deviation."""
+  score = jnp.full(1000, 12345.678, jnp.float32)
+  moments = shaping.init_moments()
+  for _ in range(3):
+    moments = shaping.update_moments(moments, score, jnp.ones(1000))
+  assert moments.mean == score[0] and moments.m2 == 0.0
+
+
+@pytest.mark.parametrize("microbatches", [1, 2, 8])
+@pytest.mark.parametrize("where", ["loss", "reward"])
+def test_groups_of_equal_scores_move_nothing(where, microbatches):
+  """Not by a KL of rounding, by momentum, or by weight decay.
+
+  The reference is the policy up to what two programs round differently.
+  """
+  rng = np.random.default_rng(7)
+  params = {"policy": jnp.asarray(rng.normal(size=5), jnp.float32)}
+
+  tokens = jnp.asarray(rng.integers(0, 5, (8, 4)), jnp.int32)
+  mask = jnp.ones((8, 4))
+  logprobs = jax.nn.log_softmax(params["policy"])[tokens]
+  noise = jnp.asarray(rng.uniform(-2e-6, 2e-6, (8, 4)), jnp.float32)
+  rollout = Rollout(
+    tokens=tokens,
+    valid_mask=mask,
+    response_mask=mask,
+    behaviour_logprobs=logprobs,
+    finish_reason=jnp.zeros(8, jnp.int32),
+    reference_logprobs=logprobs + noise,
+    score=jnp.full(8, 0.1),
+  )
+  kl = {"kl_loss": "k3", "kl_loss_coefficient": 0.04}
+  if where == "reward":
+    kl = {"kl_loss": "none", "kl_loss_coefficient": 0.0}
+  config = grpo.Config(group_size=4, **kl)
+  rollout, _, _ = shaping.shape_rewards(
+    rollout,
+    shaping.init_moments(),
+    jnp.float32(0.1 * (where == "reward")),
+    shaping.Config(kl_controller="fixed"),
+  )
+  rollout = grpo.advantages(rollout, config)
+  np.testing.assert_array_equal(rollout.advantages, np.zeros((8, 4)))
+
+  def apply(params, frozen, rows):
+    found = jax.nn.log_softmax(params["policy"])[rows.tokens]
+    near = rows.behaviour_logprobs + 1e-6  # as another program rounds it
+    return found + jax.lax.stop_gradient(near - found), 0 * found, None
+
+  optimizer = optax.adamw(0.1, weight_decay=0.1)
+  state = TrainState(
+    jnp.int32(0),
+    params,
+    jax.tree.map(lambda x: x + 1, optimizer.init(params)),  # has momentum
+    jnp.int32(0),
+  )
+  step = functools.partial(
+    policy_update.update,
+    algorithm=grpo,
+    algorithm_config=config,
+    config=policy_update.Config(1, 1, microbatches),
+    apply=apply,
+    optimizer=optimizer,
+  )
+  after, found = jax.jit(step)(state, {}, rollout, jax.random.key(0))
+  jax.tree.map(np.testing.assert_array_equal, after, state)
+  assert found["ppo/gradient_norm"] == 0.0 and found["ppo/epochs"] == 1.0
+  assert found["sys/skipped_updates"] == 0.0
+  assert all(np.isfinite(x) for x in found.values())

@@ -200,6 +200,46 @@ def test_trap_23_resume_repeats_and_skips_nothing(stop):
   assert again.get_state() == first.get_state()
 
 
+def test_other_contents_of_the_same_number_are_refused():
+  rows = [
+    {"tokens": np.arange(n + 2), "loss_mask": np.ones(n)} for n in range(6)
+  ]
+  settings = {"batch_size": 2, "seed": 0, "collate": list}
+  state = batches.make_loader(rows, **settings).get_state()
+  batches.make_loader([dict(r) for r in rows], **settings).set_state(state)
+  other = [*rows[:5], rows[5] | {"tokens": rows[5]["tokens"][::-1]}]
+  for changed in (other, rows[::-1]):
+    again = batches.make_loader(changed, **settings)
+    with pytest.raises(ValueError, match="as many examples, 6, with other"):
+      again.set_state(state)
+  numbers = batches.make_loader(np.arange(6), content=["a"], **settings)
+  again = batches.make_loader(np.arange(6), content=["b"], **settings)
+  with pytest.raises(ValueError, match="with other contents"):
+    again.set_state(numbers.get_state())
+  del state["data"]  # of a run before this was kept
+  batches.make_loader(other, **settings).set_state(state)
+
+
+def test_a_fingerprint_tells_contents_apart():
+  parts = [
+    ["a", "b"],
+    ["ab"],
+    [["a"], "b"],
+    {"a": "b"},
+    np.zeros(4, np.int32),
+    np.zeros(4, np.float32),
+    np.zeros((2, 2), np.int32),
+    [0, 0, 0, 0],
+    None,
+    "None",
+    "\ud800",
+  ]
+  assert len({batches.fingerprint(part) for part in parts}) == len(parts)
+  one = {"a": 1, "b": [np.arange(3)]}
+  again = {"b": (np.arange(3),), "a": 1}
+  assert batches.fingerprint(one) == batches.fingerprint(again)
+
+
 def test_state_of_other_data_is_refused():
   state = loader().get_state()
   for other in (loader(8), loader(batch=4), loader(seed=6)):

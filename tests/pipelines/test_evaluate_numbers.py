@@ -130,6 +130,33 @@ def test_without_gold_there_is_none():
   )
 
 
+def test_a_verifier_gives_the_scores_it_gives():
+  """Shares right: 1/4 before, 3/4 after; two wins, two ties."""
+  right = {"before": [0.0, 0.0, 0.0, 1.0], "after": [1.0, 0.0, 1.0, 1.0]}
+  pair = [
+    answers.Answers(**vars(x) | {"scores": {"verifier": np.array(right[name])}})
+    for x, name in ((BEFORE, "before"), (AFTER, "after"))
+  ]
+  found = answers.summarise(*pair, False)
+  expected = {
+    "verifier_before": 0.25,
+    "verifier_after": 0.75,
+    "verifier_standard_error": np.sqrt(1 / 3) / 2,
+    "verifier_win_rate": 0.75,
+  }
+  assert {k: found[k] for k in expected} == pytest.approx(expected)
+  assert not [name for name in found if name.startswith(("proxy", "gold"))]
+
+
+def test_without_a_judge_there_are_kl_length_and_diversity():
+  pair = [answers.Answers(**vars(x) | {"scores": {}}) for x in (BEFORE, AFTER)]
+  shown = ("proxy", "gold")
+  close(
+    answers.summarise(*pair, False),
+    {k: v for k, v in SUMMARY.items() if not k.startswith(shown)},
+  )
+
+
 def test_texts_hold_both_answers_and_raw_scores(tmp_path):
   evaluate._write_texts(tmp_path / "texts.jsonl", BEFORE, AFTER)
   rows = [json.loads(x) for x in (tmp_path / "texts.jsonl").open()]
@@ -377,3 +404,43 @@ def test_the_result_is_the_summary_of_before_and_after(whole):
   assert [row["before"] for row in rows] == before.texts
   assert [row["after"] for row in rows] == after.texts
   assert pipelines.run(config, folder) == expected  # and is not repeated
+
+
+@pytest.mark.parametrize("judged", ["verifier", "reward_fn", "nothing"])
+def test_two_policies_are_compared_without_a_reward_model(
+  files, tmp_path, judged, monkeypatch
+):
+  """A verifier, a function or nothing judges."""
+  config = make_config(files)
+  base = make_stages(config, tmp_path)
+  config.update(reward="", gold="", init_from=str(tmp_path / "start"))
+  if judged == "verifier":
+    config.verifier.name = "pattern"
+    config.verifier.settings.update(pattern=".*cat.*")
+    path = tmp_path / "prompts.jsonl"
+    rows = tiny_runs.rows_of(files.root, "prompts.jsonl")
+    path.write_text(
+      "".join(json.dumps(row | {"reference": ""}) + "\n" for row in rows)
+    )
+    config.prompts.source = str(path)
+  if judged == "reward_fn":
+    path = tmp_path / "scores.py"
+    path.write_text("def letters(texts):\n  return [len(t) for t in texts]\n")
+    config.reward_fn = f"{path}:letters"
+  words = [base.tokenizer.encode(f" {word}")[0] for word in tiny_runs.WORDS]
+  monkeypatch.setattr(
+    generate,
+    "generate",
+    lambda params, prompts, key, **settings: drawn(
+      words, prompts, key, **settings
+    ),
+  )
+  facts = pipelines.run(config, tmp_path / "evaluation")
+  assert ("verifier_after" in facts) == (judged != "nothing")
+  assert "proxy_after" not in facts and np.isfinite(facts["kl_nats"])
+  rows = tiny_runs.rows_of(tmp_path / "evaluation", evaluate.TEXTS_FILE)
+  assert ("verifier_after" in rows[0]) == (judged != "nothing")
+  if judged == "reward_fn":
+    lengths = [len(row["after"]) for row in rows]
+    assert [row["verifier_after"] for row in rows] == lengths
+    assert facts["verifier_after"] == pytest.approx(np.mean(lengths))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import metrics
-from rlhf_jax.runs import checkpoint, loop
+from rlhf_jax.runs import checkpoint, finite, loop
 from rlhf_jax.types import TrainState
 from tests.pipelines import tiny_runs
 
@@ -35,7 +35,16 @@ class Killed(BaseException):
   pass
 
 
-def run(workdir, scores, refused=(), kill_at=None, identity=IDENTITY, **plan):
+def run(
+  workdir,
+  scores,
+  refused=(),
+  kill_at=None,
+  identity=IDENTITY,
+  spoilt=0.0,
+  metric="score",
+  **plan,
+):
   """Runs one step a score; returns arrays, facts and the numbers read.
 
   Args:
@@ -44,6 +53,8 @@ def run(workdir, scores, refused=(), kill_at=None, identity=IDENTITY, **plan):
     refused: steps, counted from 1, whose update is refused.
     kill_at: the step that ends with Killed.
     identity: of the run.
+    spoilt: added to the weight in the last step.
+    metric: the name of the scores.
     **plan: fields of Schedule.
   """
   numbers, read = Numbers(), []
@@ -56,11 +67,11 @@ def run(workdir, scores, refused=(), kill_at=None, identity=IDENTITY, **plan):
     is_refused = step + 1 in refused
     state = old.replace(
       step=old.step + (not is_refused),
-      params=old.params + read[-1],
+      params=old.params + read[-1] + spoilt * (step + 1 == len(scores)),
       skipped=(old.skipped + 1) * is_refused,
     )
     facts = {"seen": [*facts["seen"], read[-1]]}
-    return {"train": state}, facts, {"score": scores[step]}
+    return {"train": state}, facts, {metric: scores[step]}
 
   zero = jnp.int32(0)
   arrays, facts = loop.run_steps(
@@ -127,3 +138,94 @@ def test_only_every_so_many_rows_are_logged(tmp_path):
   rows = metrics.read_metrics(tmp_path / "metrics.jsonl")
   assert [row["step"] for row in rows] == [2, 4, 5]
   assert rows[0]["sys/compiles"] >= 0
+
+
+def test_every_pass_is_a_pass():
+  """Trap 42: 63 rows in batches of 32 for 3 epochs are 189 rows."""
+  steps = {
+    (63, 32, 3.0): 6,
+    (64, 32, 3.0): 6,
+    (65, 32, 1.0): 3,
+    (320, 32, 0.1): 1,
+    (30, 1, 0.1): 3,
+    (33, 32, 1.0): 2,
+    (1000, 7, 2.0): 286,
+    (10, 10, 0.01): 1,
+  }
+  for (rows, size, epochs), expected in steps.items():
+    plan = loop.Schedule(batch_size=size, epochs=epochs)
+    assert plan.total_steps(rows) == expected
+    assert expected * size >= epochs * rows
+
+
+def test_a_pass_that_ends_inside_a_batch_is_said(capsys):
+  assert loop.Schedule(batch_size=32, epochs=3.0).announced(63, "sft") == 6
+  assert capsys.readouterr().out == (
+    "sft: 3 epochs of 63 rows are 6 steps of 32, 3 rows more than that, which "
+    "fill the last batch; 3 batches hold rows of two passes\n"
+  )
+  assert loop.Schedule(batch_size=32, epochs=3.0).announced(64, "sft") == 6
+  assert loop.Schedule(batch_size=32, steps=5).announced(63, "sft") == 5
+  assert capsys.readouterr().out == ""
+
+
+def test_trap_43_the_best_is_the_least_of_a_loss(tmp_path):
+  plan = {"save_every": 1, "keep": 1, "keep_best": "sft/loss"}
+  run(tmp_path, [0.9, 0.1, 0.5, 0.5], metric="sft/loss", **plan)
+  assert saved_steps(tmp_path)[0] == [2, 3, 4]  # best, newest, final
+  lessons = {
+    "min": ("sft/loss", "reward_model/loss", "sft/perplexity", "ppo/kl_loss"),
+    "max": ("preference/accuracy", "rollout/score_mean", "eval/gold"),
+  }
+  for best, names in lessons.items():
+    for name in names:
+      assert loop.Schedule(keep_best=name).best_of == best
+      other = {"min": "max", "max": "min"}[best]
+      assert loop.Schedule(keep_best=name, best=other).best_of == other
+
+
+def test_a_metric_that_does_not_say_what_is_good_needs_a_word():
+  for metric in (
+    "rollout/length_mean",
+    "reward/kl_term",
+    "rollout/score_std",
+    "preference/reward_rejected",
+  ):
+    with pytest.raises(ValueError, match="best='' with keep_best"):
+      loop.Schedule(keep_best=metric)
+    assert loop.Schedule(keep_best=metric, best="min").best_of == "min"
+
+
+@pytest.mark.parametrize(
+  ("scores", "how", "words"),
+  [
+    ([0.5, np.nan], {}, "score=nan at step 2, the last"),
+    ([np.inf], {}, "score=inf at step 1, the last"),
+    ([0.5] * 2, {"refused": (1, 2)}, "gradient at step 2.* 2 refused in a row"),
+    ([0.5] * 5, {"refused": (5,)}, "gradient at step 5.* 1 refused in a row"),
+    ([0.5] * 3, {"spoilt": np.nan}, "train/params after step 3, the last"),
+    ([0.5] * 3, {"spoilt": np.inf}, "train/params after step 3, the last"),
+  ],
+)
+@pytest.mark.filterwarnings("ignore:.*not finite; written as null")
+def test_trap_45_a_run_that_ends_with_nan_is_not_finished(
+  tmp_path, scores, how, words
+):
+  """Nor when the same command runs again."""
+  for _ in range(2):
+    with pytest.raises(loop.NonFiniteError, match=words):
+      run(tmp_path, scores, save_every=1, keep=9, **how)
+  assert len(scores) not in saved_steps(tmp_path)[0]
+
+
+def test_numbers_of_a_finished_stage_are_finite():
+  finite.check_facts(
+    "sft", {"steps": 3, "validation_loss": 0.5, "halted": None}
+  )
+  for facts in (
+    {"validation_loss": np.nan},
+    {"normalisation": {"mean": -np.inf}},
+    {"rounds": [{"a": 1.0}, {"a": np.inf}]},
+  ):
+    with pytest.raises(loop.NonFiniteError, match="^sft: .*(nan|inf): not"):
+      finite.check_facts("sft", facts)

@@ -7,7 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from rlhf_jax import pipelines
 from rlhf_jax.models import heads, roles, trees
+from rlhf_jax.pipelines import defaults
+from rlhf_jax.programs import actors
+from rlhf_jax.programs.pipeline import check_stages
 from rlhf_jax.runs import checkpoint, stages
 from rlhf_jax.runs.checkpoint import CheckpointError
 from rlhf_jax.schema import UserError
@@ -101,3 +105,60 @@ def test_the_step_that_is_named_is_loaded(made):
     found = trees.flatten(stage.variables["lora"])
     for path, leaf in factors.items():
       np.testing.assert_array_equal(found[path], size * leaf)
+
+
+@pytest.mark.parametrize(
+  "pipeline",
+  ["policy", "preference", "online_preference", "bond", "rejection", "lab"],
+)
+def test_every_finished_policy_is_a_start(files, tmp_path, pipeline, capsys):
+  """Of another round, a reward model, a preference run and an evaluation."""
+  config = tiny_runs.sft_config(files, "lora")
+  base, world = tiny_runs.load_base(config), tiny_runs.world_of(config)
+  role = roles.Role(base.config, trainable="lora")
+  drawn = {name: draw(role, "lora", i, 0.3) for i, name in enumerate("ab")}
+  for name, what in (("a", "sft"), ("b", pipeline)):
+    save_stage(tmp_path / name, what, base, role, drawn[name])
+  start, other = str(tmp_path / "b"), str(tmp_path / "a")
+  for field, made in (
+    ("init_from", defaults.reward()),
+    ("init_from", defaults.preference()),
+    ("init_from", defaults.policy()),
+    ("reference", defaults.policy()),
+    ("policy", defaults.evaluate()),
+  ):
+    made[field] = start
+    check_stages(pipelines.read(made).settings)
+  config = defaults.policy("reinforce")
+  config.epochs.update(epochs=1, minibatches=1)
+  config.model.update(source=files.model, lora_rank=2)
+  config.trainable.mode = "lora"
+  config.verifier.name = "pattern"
+  config.verifier.settings.update(pattern=".*cat.*")
+  config.prompts.update(source=files.prompts, format="prompt", max_length=24)
+  config.generate.max_new_tokens = 4
+  config.init_from = start
+  for folder, name in (("", "b"), (other, "a")):
+    config.reference = folder
+    settings = tiny_runs.settings_of(config)
+    found = actors.load(settings, base, world, 4)
+    trained = trees.flatten(found.params["policy"])
+    tiny_runs.assert_equal_arrays(trained, trees.flatten(drawn["b"]))
+    reference = trees.flatten(found.weights.reference)
+    for path, leaf in trees.flatten(drawn[name]).items():
+      np.testing.assert_array_equal(reference[path], leaf)
+    actors.say_reference(settings, "policy")
+    what = f"{start}, the start ({pipeline} run)"
+    what = what if name == "b" else f"{other} (sft run)"
+    assert capsys.readouterr().out == f"policy: the reference is {what}\n"
+
+
+def test_a_reference_that_is_not_read_is_refused():
+  config = defaults.preference("simpo")
+  config.reference = "runs/sft"
+  with pytest.raises(UserError, match="'simpo' has no reference"):
+    pipelines.read(config)
+  config = defaults.online_preference()
+  config.reference, config.pairing.reference_every = "runs/sft", 2
+  with pytest.raises(UserError, match="Set one of them"):
+    pipelines.read(config)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from rlhf_jax import optimizer
+from rlhf_jax.algorithms.policy_gradient import shaping
 from rlhf_jax.config_tree import tree
 from rlhf_jax.data import dataset, formats
 from rlhf_jax.data.dataset import Data
@@ -269,6 +270,15 @@ def test_optional_fields_keep_their_type_while_they_are_none():
 def test_required_fields_are_named():
   with pytest.raises(UserError, match="config.o.learning_rate: not set"):
     read(optimizer.Config, {"schedule": "constant"}, "o")
+
+
+def test_a_factor_must_be_finite_and_a_bound_need_not():
+  config = tree(optimizer.Config(1e-3))
+  for field in ("learning_rate", "weight_decay", "epsilon"):
+    with pytest.raises(UserError, match=f"config.o.{field}=inf: must be fin"):
+      read(optimizer.Config, config.to_dict() | {field: float("inf")}, "o")
+  found = read(shaping.Config, {"halt_nats": float("inf")}, "shaping")
+  assert found.halt_nats == float("inf")
 
 
 def test_schedules_need_a_length():

@@ -1,5 +1,6 @@
 """What a run says to wrong folders, other models, and machines that fail."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax import main
+from rlhf_jax import main, metrics
 from rlhf_jax.pipelines import defaults
 from rlhf_jax.pipelines import workdir as workdir_lib
-from rlhf_jax.runs import checkpoint, stages
+from rlhf_jax.runs import checkpoint, lock, stages
 from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 from tests.pipelines.wrong_files import (
@@ -102,6 +103,88 @@ def test_a_finished_run_with_other_settings(files, finished, capsys):
   assert (finished / "config.json").read_text() == record
 
 
+def test_a_finished_run_goes_on_to_more_steps(files, tmp_path, capsys):
+  """From its last step, as a run that was asked for them at the start.
+
+  (A rate that decays to the end of the run was another one until then.)
+  """
+  finished, config = tmp_path / "run", sft_config(files)
+  config.optimizer.update(schedule="constant", learning_rate=1e-2)
+  assert main.run(config, finished) == 0
+  capsys.readouterr()
+  config.schedule.steps = 2
+  said = refused(config, finished, capsys)
+  assert "config.schedule.steps=2" in said and "holds finished work" in said
+  config.schedule.steps = 5
+  assert main.run(config, finished) == 0
+  said = capsys.readouterr().out
+  assert "config.schedule.steps was 3" in said
+  assert "goes on from step 3 of 5" in said
+  assert stages.read_stage(finished)["steps"] == 5
+  straight = tmp_path / "straight"
+  assert main.run(config, straight) == 0
+  assert tiny_runs.rows_of(finished) == tiny_runs.rows_of(straight)
+  tiny_runs.assert_equal_arrays(
+    tiny_runs.saved_arrays(finished), tiny_runs.saved_arrays(straight)
+  )
+  assert main.run(config, finished) == 0
+  assert "is finished, nothing to do" in capsys.readouterr().out
+
+
+def test_what_changed_is_named_when_a_run_cannot_go_on(
+  files, unfinished, capsys
+):
+  config = sft_config(files)
+  config.optimizer.clip_norm = None
+  config.schedule.steps = 5
+  said = refused(config, unfinished, capsys)
+  assert "step 3 of" in said and "is of another optimizer" in said
+  assert "Changed since this run began: " in said
+  assert "config.optimizer.clip_norm was 1.0, is None" in said
+
+
+def test_other_data_under_the_same_name(files, unfinished, capsys):
+  """As many records, one of them with another answer."""
+  path = unfinished.parent / "demos.jsonl"
+  lines = Path(files["demos.jsonl"]).read_text().splitlines()
+  path.write_text("\n".join(lines) + "\n")
+  config = sft_config(files, source=str(path))
+  config.schedule.steps = 4
+  shutil.copytree(unfinished, unfinished.parent / "same")
+  assert main.run(config, unfinished.parent / "same") == 0  # the same contents
+  capsys.readouterr()
+  row = json.loads(lines[0])
+  lines[0] = json.dumps(row | {"response": row["response"] + " cat"})
+  path.write_text("\n".join(lines) + "\n")
+  said = refused(config, unfinished, capsys)
+  assert f"as many examples, {len(lines)}, with other contents" in said
+
+
+def test_trap_44_second_starts_do_not_disturb_the_first(
+  files, trained, tmp_path, monkeypatch, capsys
+):
+  """At every step, before and after it is written; refused in one sentence."""
+  config, workdir, real = sft_config(files), tmp_path / "run", main.run
+  codes, write = [], metrics.MetricsWriter.write
+
+  def watched(*args, **options):
+    codes.append(real(config, workdir))
+    write(*args, **options)
+    codes.append(real(config, workdir))
+
+  monkeypatch.setattr(metrics.MetricsWriter, "write", watched)
+  assert real(config, workdir) == 0
+  assert codes == [main.EXIT_USAGE] * 6
+  said = capsys.readouterr().err
+  assert said.count("another run works there") == 6
+  assert f"process {os.getpid()} of" in said
+  assert tiny_runs.rows_of(workdir) == tiny_runs.rows_of(trained)
+  tiny_runs.assert_equal_arrays(
+    tiny_runs.saved_arrays(workdir), tiny_runs.saved_arrays(trained)
+  )
+  assert not (workdir / lock.FILE).exists()
+
+
 @pytest.mark.parametrize("state", ["finished", "unfinished"])
 def test_the_run_of_another_pipeline(files, state, request, capsys):
   workdir = request.getfixturevalue(state)
@@ -175,6 +258,23 @@ def test_a_loss_that_is_not_finite_ends_with_3(files, tmp_path, capsys):
   assert not (tmp_path / stages.STAGE_FILE).exists()
 
 
+@pytest.mark.parametrize("steps", [2, 3])
+def test_trap_45_a_short_run_that_diverges_ends_with_3(
+  files, tmp_path, capsys, steps
+):
+  """The same again: weights of 1e38 are not finite in the next step."""
+  config = sft_config(files)
+  config.optimizer.update(
+    learning_rate=3e38, schedule="constant", clip_norm=None, epsilon=1e-30
+  )
+  config.schedule.update(steps=steps, save_every=1)
+  config.validation.update(config.data)
+  for _ in range(2):
+    assert main.run(config, tmp_path) == main.EXIT_DIVERGED
+    assert "not finite" in capsys.readouterr().err
+  assert not (tmp_path / stages.STAGE_FILE).exists()
+
+
 def test_no_network_for_assets(files, tmp_path, capsys, monkeypatch):
   for name in [name for name in os.environ if name.startswith("PIP_")]:
     monkeypatch.delenv(name)
@@ -234,6 +334,36 @@ def test_a_full_disk_ends_with_2(files, tmp_path):
   assert process.returncode == 2, said
   assert "error: no space left to save step 1" in said
   assert "Traceback" not in said
+
+
+def test_a_closed_terminal_costs_nothing(files, tmp_path):
+  """Nobody reads its output; SIGHUP saves; Ctrl-C after that is nothing."""
+  workdir = tmp_path / "run"
+  file = _experiment(
+    files, tmp_path, "config.schedule.update(steps=10**6, save_every=10**6)"
+  )
+  process = _start(file, workdir, tmp_path / "cache")
+  process.stdout.close()
+  process.stderr.close()
+  rows = workdir / "metrics.jsonl"
+  _wait_for(lambda: rows.exists() and rows.stat().st_size)
+  process.send_signal(signal.SIGHUP)
+  saved = workdir / "checkpoints"
+  _wait_for(lambda: list(saved.glob("*/manifest.json")))
+  while process.poll() is None:
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.02)
+  assert process.returncode == 75
+  steps = [row["step"] for row in tiny_runs.rows_of(workdir)]
+  with checkpoint.Checkpoints(str(saved), is_read_only=True) as found:
+    assert found.steps() == [steps[-1]]
+
+
+def _wait_for(is_there):
+  end = time.monotonic() + 240.0
+  while not is_there():
+    assert time.monotonic() < end, "too slow"
+    time.sleep(0.02)
 
 
 def test_a_signal_saves_and_ends_with_75(files, tmp_path):

@@ -89,6 +89,20 @@ def write_experiment(folder: Path) -> Path:
   return path
 
 
+def environment(
+  experiment: Path, devices: int, fault: str = ""
+) -> dict[str, str]:
+  """Returns the environment of a process of a run."""
+  return os.environ | {
+    "FAULT": fault,
+    "RLHF_JAX_JOIN_SECONDS": "60",
+    "RLHF_JAX_CACHE": str(experiment.parent / "cache"),
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+  }
+
+
 def start(
   experiment: Path, workdir: Path, hosts: int, faults: dict[int, str]
 ) -> list[subprocess.Popen]:
@@ -113,15 +127,7 @@ def start(
           *(f"--config.mesh.{setting}" for setting in mesh),
         ],
         cwd=ROOT,
-        env=os.environ
-        | {
-          "FAULT": faults.get(index, ""),
-          "RLHF_JAX_JOIN_SECONDS": "60",
-          "RLHF_JAX_CACHE": str(experiment.parent / "cache"),
-          "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-          "JAX_PLATFORMS": "cpu",
-          "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        },
+        env=environment(experiment, devices, faults.get(index, "")),
         stdout=log,
         stderr=log,
       )

@@ -6,6 +6,7 @@ from tests.proofs import (
   corruption_campaign,
   fault_campaign,
   mutation_campaign,
+  second_starts,
 )
 
 
@@ -30,3 +31,9 @@ def test_planted_faults_are_noticed():
   assert all(verdict.killer for verdict in verdicts), mutation_campaign.table(
     verdicts
   )
+
+
+@pytest.mark.slow
+def test_trap_44_second_starts_at_random_moments_change_nothing(capsys):
+  second_starts.campaign(3)
+  assert "3 second starts in" in capsys.readouterr().out

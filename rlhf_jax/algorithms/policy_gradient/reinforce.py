@@ -52,7 +52,7 @@ def advantages(rollout: Rollout, config: Config) -> Rollout:
   returns.check_rollout(rollout, "REINFORCE")
   earned = returns.of_sequence(rollout)
   if config.baseline == "batch":
-    earned = earned - ops.masked_mean(earned, returns.exists(rollout))
+    earned, _ = ops.centred(earned, returns.exists(rollout))
   mask = rollout.response_mask
   return rollout.replace(advantages=returns.spread(earned, mask))
 

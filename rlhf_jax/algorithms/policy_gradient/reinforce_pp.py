@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax.numpy as jnp
-
 from rlhf_jax import ops
 from rlhf_jax.algorithms.policy_gradient import groups, returns, surrogate
 from rlhf_jax.types import Rollout
@@ -70,7 +68,7 @@ def advantages(rollout: Rollout, config: Config) -> Rollout:
   if config.scales_advantages:
     earned = ops.whiten(earned, mask)
   else:
-    earned = jnp.where(mask > 0, earned - ops.masked_mean(earned, mask), 0.0)
+    earned, _ = ops.centred(earned, mask)
   return rollout.replace(advantages=earned)
 
 

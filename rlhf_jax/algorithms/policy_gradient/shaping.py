@@ -163,14 +163,14 @@ def update_moments(moments: Moments, x: Array, mask: Array) -> Moments:
     mask: [N], 1 on answers that count.
   """
   count = jnp.sum(mask)
-  mean = ops.masked_mean(x, mask)
-  m2 = ops.masked_sum(jnp.square(x - mean), mask)
+  difference, mean = ops.centred(x, mask)
+  m2 = jnp.sum(jnp.square(difference))
   total = moments.count + count
   delta = mean - moments.mean
   divisor = jnp.maximum(total, 1.0)
   return Moments(
     count=total,
-    mean=moments.mean + delta * count / divisor,
+    mean=moments.mean + delta * (count / divisor),  # exact where alone
     m2=moments.m2 + m2 + jnp.square(delta) * moments.count * count / divisor,
   )
 
@@ -283,9 +283,10 @@ def shape_rewards(
   clip_share = ops.masked_mean((normal != score) * 1.0, kept)
 
   mask = rollout.response_mask * kept[:, None]
-  difference = ops.neutral(rollout.behaviour_logprobs, mask) - ops.neutral(
-    rollout.reference_logprobs, mask
-  )
+  behaviour = ops.neutral(rollout.behaviour_logprobs, mask)
+  reference = ops.neutral(rollout.reference_logprobs, mask)
+  # A group of equal scores stays one under the rounding of two programs.
+  difference = ops.unless_rounding(behaviour, reference) - reference
   columns = jnp.arange(mask.shape[-1])[None, :]
   is_last = (columns == ops.last_index(mask)[:, None]) & (mask > 0)
   kl_term = -kl_coefficient * difference

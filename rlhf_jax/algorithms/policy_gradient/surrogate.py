@@ -127,6 +127,8 @@ def kl_penalty(
 ) -> Array:
   """Returns K per token [N, L] (module docstring), 0 where mask is 0.
 
+  Rounding counts as no difference (ops.unless_rounding).
+
   Args:
     logprobs: [N, L] of the policy in training.
     reference_logprobs: [N, L].
@@ -135,6 +137,7 @@ def kl_penalty(
   """
   new = ops.neutral(logprobs, mask)
   reference = jax.lax.stop_gradient(ops.neutral(reference_logprobs, mask))
+  new = ops.unless_rounding(new, reference)
   if kind == "k2":
     return ops.kl_k2(new, reference)
   if kind == "k3":

@@ -27,8 +27,8 @@ methods share an axis.
     without the ptx term, and of params["value"]. Sudden growth is bad.
   ppo/epochs: epochs run. Below the set number, the KL limit was hit.
   sys/skipped_updates: steps refused as not finite. Above 0 is bad.
-Means (maxima for *_max) are over the steps that were applied, and NaN if none
-was.
+Means (maxima for *_max) are over the steps that were applied; NaN if all were
+refused, and 0 if all were passed over.
 
 Left out: an exponential average of the weights.
 """
@@ -194,6 +194,8 @@ def summarise(metrics: Metrics) -> Metrics:
     else jnp.sum(jnp.where(applied, x, 0.0)) / count
     for name, x in metrics.items()
   }
+  was_idle = ~jnp.any(executed)
+  result = {name: jnp.where(was_idle, 0.0, x) for name, x in result.items()}
   result["ppo/epochs"] = jnp.sum(jnp.any(executed, axis=1) * 1.0)
   result["sys/skipped_updates"] = jnp.sum((executed & ~applied) * 1.0)
   return result
@@ -227,7 +229,11 @@ def _step(
   config: Config,
   optimizer: Any,
 ) -> tuple[TrainState, Metrics]:
-  """Returns the state after one minibatch, and its metrics."""
+  """Returns the state after one minibatch, and its metrics.
+
+  A gradient of exactly 0 (all groups of equal scores, and no KL yet) changes
+  nothing: momentum and weight decay would move the weights for nothing.
+  """
   grads, loss, metrics = accumulate.accumulate(
     contribution,
     state.params,
@@ -244,9 +250,17 @@ def _step(
     loss = loss + text_loss
     metrics |= found
   tokens = jnp.sum(minibatch.response_mask)
+  is_idle = (accumulate.global_norm(grads) == 0.0) & jnp.isfinite(loss)
   state, flags = accumulate.take_step(
-    state, grads, loss, optimizer, tokens, "ppo/gradient_norm"
+    state,
+    grads,
+    loss,
+    optimizer,
+    jnp.where(is_idle, 0.0, tokens),
+    "ppo/gradient_norm",
   )
+  flags["executed"] = tokens > 0
+  flags["applied"] |= is_idle & (tokens > 0)
   return state, metrics | flags
 
 

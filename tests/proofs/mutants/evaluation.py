@@ -16,20 +16,19 @@ FAULTS = (
     ),
     (
       "summary: gold is read from the proxy",
-      'for shown, name in (("proxy", "reward"), ("gold", "gold")):\n'
-      "    if name not in before.scores:",
-      'for shown, name in (("proxy", "reward"), ("gold", "reward")):\n'
-      "    if name not in before.scores:",
+      "for shown, name in SCORES.items():\n    if name not in before",
+      'for shown, name in (SCORES | {"gold": "reward"}).items():\n'
+      "    if name not in before",
     ),
     (
       "summary: units of the policy after",
-      "np.mean(before.scores[name]), np.std(before.scores[name])",
-      "np.mean(after.scores[name]), np.std(after.scores[name])",
+      "raw = np.asarray(before.scores[name], np.float64)",
+      "raw = np.asarray(after.scores[name], np.float64)",
     ),
     (
       "summary: units of a sample deviation",
-      "np.std(before.scores[name])",
-      "np.std(before.scores[name], ddof=1)",
+      "np.mean(raw), np.std(raw)",
+      "np.mean(raw), np.std(raw, ddof=1)",
     ),
     (
       "summary: the new mean is the old one",
@@ -102,10 +101,9 @@ FAULTS = (
     " evaluate_numbers::before_is_the_start_and_after_the_policy",
     (
       "texts: gold is the proxy",
-      'for shown, name in (("proxy", "reward"), ("gold", "gold")):\n'
-      "      if name in before.scores:",
-      'for shown, name in (("proxy", "reward"), ("gold", "reward")):\n'
-      "      if name in before.scores:",
+      "for shown, name in SCORES.items():\n      if name in before",
+      'for shown, name in (SCORES | {"gold": "reward"}).items():\n'
+      "      if name in before",
     ),
     (
       "texts: before and after change places",

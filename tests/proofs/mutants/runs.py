@@ -37,6 +37,21 @@ FAULTS = (
       "if saved.due(step) and not is_last:",
     ),
     (
+      "loop: epochs are rounded down",
+      "math.ceil(exact - 1e-6)",
+      "math.floor(exact)",
+    ),
+    (
+      "loop: the best of a loss is the largest",
+      'return "min" if is_less else "max"',
+      'return "max" if is_less else "min"',
+    ),
+    (
+      "loop: a run with NaN at its end is finished",
+      "finite.check_end(phase, step, refused, row, arrays, saved.latest())",
+      "pass",
+    ),
+    (
       "loop: one refused update more",
       "if skipped < SKIPPED_LIMIT:",
       "if skipped <= SKIPPED_LIMIT:",
@@ -200,8 +215,8 @@ FAULTS = (
     " actors::a_reward_model_at_chance_is_refused_unless_forced",
     (
       "actors: the base is the reference",
-      "reference=policy.variables,",
-      'reference=policy.variables | {"params": base.params},',
+      "reference=reference.variables,",
+      'reference=reference.variables | {"params": base.params},',
     ),
     (
       "actors: a reward model at chance is let in",
