@@ -1,8 +1,8 @@
 """A Data section -> token rows, comparisons and prompts.
 
 The only place where records, tokenizers and lengths meet. Every function
-returns what it left out and why, as counts for the log: nothing is dropped in
-silence. A file is read once in a process.
+returns what it left out or cut and why, as counts for the log: nothing is lost
+in silence. A file is read once in a process.
 """
 
 from __future__ import annotations
@@ -109,8 +109,9 @@ class Comparisons:
   pairs: [P, 2] int32 indices into rows; the first is the preferred one.
   labels: [P] float32, probability that the first is preferred.
   groups: [P, G] int32, what a held-out set must not share with the training
-    set: the prompt (G = 1), or both rated sentences of a pair (G = 2).
-  dropped: reason -> count.
+    set: the whole prompt, whatever of it fits into a row (G = 1), or both rated
+    sentences of a pair (G = 2).
+  dropped: reason -> count, of what was left out or cut.
   ceiling: accuracy of the mean human rating against the single raters of
     these pairs, or None when records carry no ratings.
   """
@@ -217,7 +218,7 @@ def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
 def report_dropped(
   phase: str, source: str, kept: int, dropped: Counter
 ) -> None:
-  """Prints how many records were read and what was left out, and why."""
+  """Prints how many records were read, what was left out or cut, and why."""
   lost = ", ".join(f"{n} {why}" for why, n in sorted(dropped.items()))
   print(
     f"{phase}: {kept} examples from {source}" + (f"; {lost}" if lost else "")
@@ -314,11 +315,15 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
     pairs, labels = formats.comparisons_from_ratings(
       found, data.pairs, seed, data.ties
     )
+    texts: dict[str, int] = {}  # a text that comes twice is one text
+    numbers = [
+      texts.setdefault(formats.prompt_key(r), n) for n, r in enumerate(found)
+    ]
     return Comparisons(
       rows=[_rated_row(r, data, tokenizer) for r in found],
       pairs=pairs,
       labels=labels,
-      groups=pairs,
+      groups=np.asarray(numbers, np.int32)[pairs],
       dropped=dropped,
       ceiling=formats.rater_ceiling(found, pairs, labels),
     )
@@ -340,7 +345,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
   for example in encoded:
     pairs.append((len(rows), len(rows) + 1))
     rows += [example["chosen"], example["rejected"]]
-    group_of_pair.append(groups.setdefault(example["prompt"], len(groups)))
+    group_of_pair.append(groups.setdefault(example["key"], len(groups)))
   return Comparisons(
     rows=rows,
     pairs=np.asarray(pairs, np.int32).reshape(-1, 2),

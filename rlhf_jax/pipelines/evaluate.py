@@ -224,7 +224,8 @@ def load_prompts(settings: Settings, base: Base) -> list[PromptBatch]:
   """
   count, size, data = settings.count, settings.batch_size, settings.prompts
   room = data.max_length - settings.generate.max_new_tokens
-  ids, _ = dataset.prompts(data, base.tokenizer, room)
+  ids, dropped = dataset.prompts(data, base.tokenizer, room)
+  dataset.report_dropped("evaluate", data.source, len(ids), dropped)
   if len(ids) < count:
     raise FieldError(
       f"count={count}: only {len(ids)} prompts in {data.source}. "

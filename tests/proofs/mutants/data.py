@@ -8,19 +8,14 @@ FAULTS = (
     "data/encode.py",
     "encode",
     (
-      "comparison: the prompt is cut at its end",
-      "prompt = prompt[cut:]\n  chosen, rejected",
-      "prompt = prompt[: len(prompt) - cut]\n  chosen, rejected",
+      "a text prompt is cut at its end",
+      "prompt[:first] + prompt[first + cut :], responses",
+      "prompt[: len(prompt) - cut], responses",
     ),
     (
-      "labelled: the prompt is cut at its end",
-      "prompt = prompt[cut:]\n  answer",
-      "prompt = prompt[: len(prompt) - cut]\n  answer",
-    ),
-    (
-      "demonstration: the answer is cut",
-      "return _row(ids[cut:], mask[cut:],",
-      "return _row(ids[: len(ids) - cut], mask[: len(mask) - cut],",
+      "dialogue: what does not fit is cut without a word",
+      "return found.ids, found.mask, len(shorter) < len(messages)",
+      "return found.ids, found.mask, False",
     ),
     (
       "encode: the first token is a target",
@@ -29,18 +24,38 @@ FAULTS = (
     ),
     (
       "demonstration: the mask is off by one",
-      "mask = [0] * len(prompt) + [1] * len(response)\n",
-      "mask = [0] * (len(prompt) + 1) + [1] * (len(response) - 1)\n",
+      "return [0] * len(prompt) + [1] * len(response)\n",
+      "return [0] * (len(prompt) + 1) + [1] * (len(response) - 1)\n",
     ),
     (
       "encode: no end token",
-      "return ids + [tokenizer.eos_id] * end_token",
-      "return ids",
+      "found.append(ids + [tokenizer.eos_id] * end_token)",
+      "found.append(ids)",
+    ),
+  ),
+  *of(
+    "data",
+    "data/streams.py",
+    "encode",
+    (
+      "dialogue: cut at an answer",
+      'if messages[n]["role"] == "user":',
+      'if messages[n]["role"] != "user":',
     ),
     (
-      "dialogue: half an answer is a target",
-      "mask[cut:end] = [0] * (end - cut)",
-      "mask[cut:end] = mask[cut:end]",
+      "dialogue: the system's turn is cut",
+      "yield [*messages[:head], *messages[n:]]",
+      "yield [*messages[n:]]",
+    ),
+  ),
+  *of(
+    "data",
+    "data/overlap.py",
+    "overlap",
+    (
+      "overlap: the other way round",
+      "return [(where, places[key]) for where, key in keys if key in places]",
+      "return [(where, key) for where, key in keys if key not in places]",
     ),
   ),
   *of(
@@ -180,7 +195,7 @@ FAULTS = (
     ),
     (
       "comparisons: a prompt is on both sides of a split",
-      'groups.setdefault(example["prompt"], len(groups))',
+      'groups.setdefault(example["key"], len(groups))',
       "len(group_of_pair)",
     ),
     (
