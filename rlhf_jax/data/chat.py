@@ -318,6 +318,34 @@ def _template_specials(
   return found
 
 
+def end_of_turn(tokenizer: Tokenizer) -> int | None:
+  """Returns the token with which the template ends the assistant's turn.
+
+  None without a template, and for one that does not render a question and its
+  answer or closes the turn with text: rendering a record says so.
+  """
+  if getattr(tokenizer, "special_tokens", None) is None:
+    return None
+  probe = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b"},
+  ]
+  try:
+    rendered = render(probe, tokenizer)
+  except ValueError:
+    return None
+  mask = rendered.assistant_mask
+  if 1 not in mask:
+    return None
+  last = rendered.ids[len(mask) - 1 - mask[::-1].index(1)]
+  return last if last in tokenizer.special_tokens.values() else None
+
+
+def encode_inside(text: str, tokenizer: Tokenizer) -> list[int]:
+  """Returns the ids of text that goes on after other text."""
+  return getattr(tokenizer, "encode_inside", tokenizer.encode)(text)
+
+
 def _encode(
   text: str,
   specials: Sequence[tuple[int, int, int]],
@@ -330,12 +358,16 @@ def _encode(
   borders.update(b for start, end, _ in specials for b in (start, end))
   borders.update(b for span in learned for b in span)
   borders = sorted(borders)
+  ends = {end for _, end, _ in specials}
+  is_marked = getattr(tokenizer, "is_marked_after_special", False)
   ids, mask = [], []
   for start, end in zip(borders, borders[1:], strict=False):
     if start in by_start:
       stretch = [by_start[start][1]]
-    else:
+    elif start == 0 or (start in ends and is_marked):
       stretch = tokenizer.encode(text[start:end])
+    else:
+      stretch = encode_inside(text[start:end], tokenizer)
     is_learned = any(a <= start and end <= b for a, b in learned)
     ids += stretch
     mask += [int(is_learned)] * len(stretch)

@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import imported
-from rlhf_jax.data import assets, batches, chat, encode, formats, sources
+from rlhf_jax.data import (
+  assets,
+  batches,
+  encode,
+  formats,
+  markup,
+  sources,
+  streams,
+)
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import (
@@ -207,6 +215,9 @@ def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
     found = assets.split_ratings(found, data.split_seed, sizes)[data.split]
   if data.limit:
     found = found[: data.limit]
+  marked = markup.find(found, tokenizer, data.chat)
+  if marked:
+    dropped[markup.describe(marked)] += len(marked)
   if not found:
     raise DataError(
       f"{data.source}: no records are left after the filters "
@@ -232,7 +243,8 @@ def _filter(found: list, data: Data, tokenizer: Tokenizer, dropped: Counter):
       dropped["fewer than min_words"] += 1
     elif (
       data.max_text_tokens
-      and len(tokenizer.encode(" " + record.text)) > data.max_text_tokens
+      and len(streams.rated("", record.text, tokenizer)[1])
+      > data.max_text_tokens
     ):
       dropped["more than max_text_tokens"] += 1
     else:
@@ -267,8 +279,7 @@ def _row(prompt: list[int], response: list[int], train_on_prompt: bool) -> dict:
 
 
 def _rated_row(record: Any, data: Data, tokenizer: Tokenizer) -> dict:
-  prompt = tokenizer.encode(data.prompt)
-  response = tokenizer.encode(" " + record.text)
+  prompt, response = streams.rated(data.prompt, record.text, tokenizer)
   if data.end_token:
     response = [*response, tokenizer.eos_id]
   if len(prompt) + len(response) > data.max_length:
@@ -371,10 +382,10 @@ def prompts(
   ids: list[list[int]] = []
   for record in found:
     if isinstance(record, formats.RatedText):
-      text = tokenizer.encode(" " + record.text)[: data.prefix_tokens]
-      row = tokenizer.encode(data.prompt) + text
+      before, text = streams.rated(data.prompt, record.text, tokenizer)
+      row = before + text[: data.prefix_tokens]
     else:
-      row = prompt_ids(record, data, tokenizer)
+      row = encode.encode_prompt(record, tokenizer, chat=data.chat)
     if not row:
       raise DataError(f"{record.where}: the prompt is empty. Give it a text.")
     if len(row) > max_prompt:
@@ -386,12 +397,3 @@ def prompts(
       )
     ids.append(row)
   return ids, dropped
-
-
-def prompt_ids(record: Any, data: Data, tokenizer: Tokenizer) -> list[int]:
-  """Returns the token ids of a record's prompt, rendered as chat if asked."""
-  messages = formats.prompt_messages(record)
-  if data.chat:
-    rendered = chat.render(messages, tokenizer, add_generation_prompt=True)
-    return list(rendered.ids)
-  return tokenizer.encode(formats.prompt_text(record))

@@ -38,8 +38,7 @@ class Dialogue:
 
 def first_ids(tokenizer: Tokenizer) -> list[int]:
   """Returns the ids that every plain text begins with."""
-  del tokenizer
-  return []
+  return list(getattr(tokenizer, "first_ids", ()))
 
 
 def text_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -51,8 +50,17 @@ def continued(
   text: str, tokenizer: Tokenizer, before: Sequence[int]
 ) -> list[int]:
   """Returns the ids of a plain text that goes on after other ids."""
-  del before
-  return tokenizer.encode(text)
+  if len(before) == len(first_ids(tokenizer)):  # nothing stands before it
+    return tokenizer.encode(text)
+  return chat.encode_inside(text, tokenizer)
+
+
+def rated(
+  prompt: str, text: str, tokenizer: Tokenizer
+) -> tuple[list[int], list[int]]:
+  """Returns the ids of what stands before a rated text, and of the text."""
+  ids = chat.encode_inside(" " + text, tokenizer)
+  return text_prompt(prompt, tokenizer), ids
 
 
 def prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:

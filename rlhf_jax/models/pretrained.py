@@ -13,7 +13,12 @@ from safetensors import SafetensorError
 
 from rlhf_jax import integrity
 from rlhf_jax.data import assets
-from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
+from rlhf_jax.data.tokenizers import (
+  Tokenizer,
+  empty_rows,
+  load_tokenizer,
+  read_ends,
+)
 from rlhf_jax.models import (
   attention,
   gguf,
@@ -96,6 +101,8 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
       f"tokens and the model {model.source} {config.vocab_size}: they do not "
       "belong together. Set model.tokenizer to the model's own."
     )
+  rows = empty_rows(tokenizer, config.vocab_size)
+  config = dataclasses.replace(config, empty_rows=rows)
   if config.scan_layers:
     params = stack_layers(params, config.n_layers)
   tree = {"params": params}
@@ -302,4 +309,7 @@ def read_tokenizer(model: Model, path: Path) -> Tokenizer:
       "Give a tokenizer.json, a folder that holds one, a SentencePiece "
       "*.model, or '' for the model's own."
     )
-  return load_tokenizer(own)
+  tokenizer = load_tokenizer(own)
+  if path.is_dir():
+    tokenizer.named_ends = (*tokenizer.named_ends, *read_ends(path))
+  return tokenizer

@@ -182,6 +182,18 @@ def test_a_sampler_samples_as_it_is_told(monkeypatch):
   assert [settings["config"] for _, settings in asked] == [usual, other]
 
 
+def test_trap_37_the_sampler_stops_at_every_end_token(tmp_path):
+  """Those of the folder, of the template and of the settings."""
+  folder = tiny.tiny_tokenizer_json(tmp_path, eos_token="<|endoftext|>")
+  (folder / "generation_config.json").write_text('{"eos_token_id": [0, 9]}')
+  base = types.SimpleNamespace(tokenizer=load_tokenizer(folder))
+  role = types.SimpleNamespace(model=types.SimpleNamespace(vocab_size=350))
+  how = generate.Config(stop_tokens=("<|im_start|>",), stop_strings=("cat",))
+  ends = Sampler(role, {}, base, how)._end
+  assert ends["eos_ids"] == (0, 9, 2, 1)
+  assert ends["stops"].shape == (4, 350)
+
+
 def test_further_answers_are_sampled_and_judged_beside_the_samples():
   """With keys of their own; only the samples are packed."""
   greedy = generate.Config(temperature=0.0)

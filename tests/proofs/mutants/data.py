@@ -185,13 +185,13 @@ FAULTS = (
     ),
     (
       "rated: prompts without what stands before",
-      "row = tokenizer.encode(data.prompt) + text",
-      "row = text",
+      "row = before + text[: data.prefix_tokens]",
+      "row = text[: data.prefix_tokens]",
     ),
     (
       "rated: all of the text is a prompt",
-      '(" " + record.text)[: data.prefix_tokens]',
-      '(" " + record.text)[: -data.prefix_tokens]',
+      "row = before + text[: data.prefix_tokens]",
+      "row = before + text[: -data.prefix_tokens]",
     ),
     (
       "comparisons: a prompt is on both sides of a split",
