@@ -50,6 +50,36 @@ FAULTS = (
   ),
   *of(
     "data",
+    "data/word_starts.py",
+    "streams",
+    (
+      "word starts: an answer starts a word",
+      'step["prepend_scheme"] = "never"',
+      'step["prepend_scheme"] = "always"',
+    ),
+    (
+      "word starts: a text begins with nothing",
+      "return tuple(whole[:start])",
+      "return ()",
+    ),
+  ),
+  *of(
+    "data",
+    "data/stops.py",
+    "stops",
+    (
+      "stops: strings across tokens are lost",
+      "step[state] = step[fallback[state]]",
+      "step[state] = 0",
+    ),
+    (
+      "stops: the end of turn of the template is forgotten",
+      "if i is not None]\n",
+      "if i is None and i]\n",
+    ),
+  ),
+  *of(
+    "data",
     "data/overlap.py",
     "overlap",
     (
