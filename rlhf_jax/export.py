@@ -28,6 +28,7 @@ import rlhf_jax
 from rlhf_jax import lab
 from rlhf_jax.data import assets, stops
 from rlhf_jax.data.tokenizer_backends import HuggingFaceTokenizer
+from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.pretrained import Base, locate
 from rlhf_jax.notebook.models import Policy, new_folder
@@ -125,6 +126,9 @@ def write_tokenizer(base: Base, folder: Path) -> None:
   for name in TOKENIZER_FILES:
     if (where / name).is_file():
       shutil.copyfile(where / name, folder / name)
+  template = base.tokenizer.chat_template
+  if template is not None and template != load_tokenizer(source).chat_template:
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
 def write_made(tokenizer: HuggingFaceTokenizer, folder: Path) -> None:

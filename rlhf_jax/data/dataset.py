@@ -379,6 +379,7 @@ def prompts(
     DataError: a prompt longer than max_prompt tokens.
   """
   found, dropped = records(data, tokenizer)
+  streams.check_prompts(found if data.chat else (), tokenizer)
   ids: list[list[int]] = []
   for record in found:
     if isinstance(record, formats.RatedText):

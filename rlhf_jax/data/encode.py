@@ -39,6 +39,10 @@ from rlhf_jax.schema import UserError
 
 Row = dict[str, np.ndarray]
 CUT = "prompts cut to fit max_length"  # these are not left out
+SKIPPED = (
+  "with an earlier answer that is context only, as the chat template shows it "
+  "behind another text than it would be sampled behind"
+)
 NO_ROOM = "response does not fit in max_length"
 NO_ROOM_FOR_TURN = "last turn and its answer do not fit in max_length"
 
@@ -134,8 +138,10 @@ def encode_demonstration(
       otherwise when it is sampled (streams.py).
   """
   _check_length(max_length)
+  skipped = 0
   if chat:
-    ids, mask, is_cut = _chat_demonstration(example, tokenizer, max_length)
+    found, is_cut = _chat_demonstration(example, tokenizer, max_length)
+    ids, mask, skipped = found.ids, found.mask, found.skipped
   elif example.messages is not None:
     raise UserError(
       f"{example.where}: a dialogue has turns that only a chat template can "
@@ -149,13 +155,13 @@ def encode_demonstration(
   if train_on_prompt:
     mask = [1] * len(mask)
   row = _row(ids, mask, tokenizer.vocab_size, example.where)
-  return row | {"is_cut": is_cut}
+  return row | {"is_cut": is_cut, "skipped": skipped}
 
 
 def _chat_demonstration(
   example: Demonstration, tokenizer: Tokenizer, max_length: int
-) -> tuple[list[int], list[int], bool]:
-  """Returns ids and mask up to the last learned token, and what was cut."""
+) -> tuple[streams.Dialogue, bool]:
+  """Returns a dialogue up to its last answer, and whether it was cut."""
   messages = example.messages
   if messages is None:
     messages = [
@@ -169,7 +175,7 @@ def _chat_demonstration(
   for shorter in streams.shortened(messages):
     found = streams.dialogue(shorter, tokenizer, example.where)
     if len(found.ids) <= max_length:
-      return found.ids, found.mask, len(shorter) < len(messages)
+      return found, len(shorter) < len(messages)
   raise DroppedExample(NO_ROOM_FOR_TURN, example.where)
 
 
@@ -302,20 +308,11 @@ def encode_labelled(
 ) -> dict:
   """Encodes one judged answer behind its prompt.
 
-  Args:
-    example: prompt, response and label.
-    tokenizer: encodes it.
-    max_length: tokens; the prompt gives way, as for `encode_demonstration`.
-    chat: use the chat template.
-    end_token: the response ends with the end token.
+  Args and errors are those of `encode_comparison`.
 
   Returns:
     answer (tokens, loss_mask), label, prompt (tuple of ids), key
     (formats.prompt_key), is_cut.
-
-  Raises:
-    DroppedExample: the response does not fit or is empty.
-    UserError: see `encode_demonstration`.
   """
   _check_length(max_length)
   prompt, (response,), is_cut = _fitted(
@@ -345,6 +342,8 @@ def _encode_all(
     else:
       if row.pop("is_cut"):
         dropped[CUT] += 1
+      if row.pop("skipped", 0):
+        dropped[SKIPPED] += 1
       kept.append(row)
   return kept, dropped
 

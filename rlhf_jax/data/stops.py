@@ -25,6 +25,29 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import UserError
 
 
+def end_of_turn(tokenizer: Tokenizer) -> int | None:
+  """Returns the token with which the template ends the assistant's turn.
+
+  None without a template, and for one that does not render a question and its
+  answer or closes the turn with text: rendering a record says so.
+  """
+  if getattr(tokenizer, "special_tokens", None) is None:
+    return None
+  probe = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b"},
+  ]
+  try:
+    rendered = chat.render(probe, tokenizer)
+  except ValueError:
+    return None
+  mask = rendered.assistant_mask
+  if 1 not in mask:
+    return None
+  last = rendered.ids[len(mask) - 1 - mask[::-1].index(1)]
+  return last if last in tokenizer.special_tokens.values() else None
+
+
 def end_ids(
   tokenizer: Tokenizer, further: Sequence[str] = ()
 ) -> tuple[int, ...]:
@@ -38,11 +61,11 @@ def end_ids(
     UserError: a text that is not one token.
   """
   found = list(tokenizers.end_ids(tokenizer))
-  found += [i for i in (chat.end_of_turn(tokenizer),) if i is not None]
+  found += [i for i in (end_of_turn(tokenizer),) if i is not None]
   for text in further:
     ids = [getattr(tokenizer, "special_tokens", {}).get(text)]
     if ids == [None]:
-      ids = chat.encode_inside(text, tokenizer)
+      ids = tokenizers.encode_inside(text, tokenizer)
     if len(ids) != 1:
       raise UserError(
         f"generate.stop_tokens: {text!r} is {len(ids)} tokens of "

@@ -15,11 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from rlhf_jax.data import chat
+from rlhf_jax.data import chat, formats, stops, tokenizers
 from rlhf_jax.data.chat import Message
 from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.schema import UserError
 
+PROBE = {"role": "assistant", "content": "a"}
 SYSTEM = ("system", "developer")  # roles that stay when turns are cut
 
 
@@ -29,11 +32,13 @@ class Dialogue:
 
   ids, mask: tokens, and 1 on those that are learned.
   prompt: how many of the ids come before the last answer.
+  skipped: see chat.Rendered.
   """
 
   ids: list[int]
   mask: list[int]
   prompt: int
+  skipped: int = 0
 
 
 def first_ids(tokenizer: Tokenizer) -> list[int]:
@@ -52,39 +57,81 @@ def continued(
   """Returns the ids of a plain text that goes on after other ids."""
   if len(before) == len(first_ids(tokenizer)):  # nothing stands before it
     return tokenizer.encode(text)
-  return chat.encode_inside(text, tokenizer)
+  return tokenizers.encode_inside(text, tokenizer)
 
 
 def rated(
   prompt: str, text: str, tokenizer: Tokenizer
 ) -> tuple[list[int], list[int]]:
   """Returns the ids of what stands before a rated text, and of the text."""
-  ids = chat.encode_inside(" " + text, tokenizer)
+  ids = tokenizers.encode_inside(" " + text, tokenizer)
   return text_prompt(prompt, tokenizer), ids
+
+
+def _rendered(messages: Sequence[Message], tokenizer: Tokenizer) -> Dialogue:
+  """Returns an answered dialogue, unchecked."""
+  rendered = chat.render(messages, tokenizer)
+  mask = rendered.assistant_mask
+  size = len(mask) - mask[::-1].index(1)
+  ids, mask = rendered.ids[:size], mask[:size]
+  before = size - mask[::-1].index(0) if 0 in mask else 0
+  return Dialogue(ids, mask, before, rendered.skipped)
 
 
 def prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
   """Returns the ids after which the assistant answers a dialogue."""
+  if getattr(tokenizer, "prompt_end", "template") == "answer":
+    found = _rendered([*messages, PROBE], tokenizer)
+    return found.ids[: found.prompt]
   return chat.render(messages, tokenizer, add_generation_prompt=True).ids
 
 
 def dialogue(
   messages: Sequence[Message], tokenizer: Tokenizer, where: str
 ) -> Dialogue:
-  """Returns the ids of a dialogue up to its last answer.
+  """Returns the ids of a dialogue up to its last answer, checked.
 
   Args:
-    messages: at least one of them is the assistant's.
+    messages: the last of them is the assistant's.
     tokenizer: whose chat template.
     where: file:line, for messages.
+
+  Raises:
+    UserError: what the answer is sampled behind is not what it is trained
+      behind, or it ends with no token that ends sampling.
   """
-  del where
-  rendered = chat.render(messages, tokenizer)
-  mask = rendered.assistant_mask
-  size = len(mask) - mask[::-1].index(1)
-  ids, mask = rendered.ids[:size], mask[:size]
-  before = size - 1 - mask[::-1].index(0) if 0 in mask else -1
-  return Dialogue(ids, mask, before + 1)
+  found = _rendered(messages, tokenizer)
+  if len(messages) > 1:
+    before = prompt(messages[:-1], tokenizer)
+    if before != found.ids[: found.prompt]:
+      raise UserError(_two_streams(before, found, tokenizer, where))
+  last = found.ids[-1]
+  if last != tokenizer.eos_id and last not in stops.end_ids(tokenizer):
+    raise UserError(
+      f"{where}: the chat template of {tokenizer.name} ends an answer with "
+      f"{tokenizer.decode([last], skip_special=False)!r}, which ends no "
+      "sampling, so answers would never stop. Close the turn with an end token "
+      "inside {% generation %}, or give model.chat_template."
+    )
+  return found
+
+
+def _two_streams(
+  before: list[int], found: Dialogue, tokenizer: Tokenizer, where: str
+) -> str:
+  """Returns what is wrong with a template, in words."""
+
+  def tail(ids: Sequence[int]) -> str:
+    return tokenizer.decode(ids, skip_special=False)[-40:]
+
+  return (
+    f"{where}: the chat template of {tokenizer.name} ends a prompt with "
+    f"{tail(before)!r}, and what is trained before the answer with "
+    f"{tail(found.ids[: found.prompt])!r}: an answer would be sampled behind "
+    "another text than it is trained behind. Set model.prompt_end='answer' "
+    "(prompts end where the template writes the answer), or give a template of "
+    "your own as model.chat_template."
+  )
 
 
 def answer(
@@ -94,7 +141,7 @@ def answer(
   where: str,
   end_token: bool,
 ) -> list[int]:
-  """Returns the ids of an answer to a dialogue.
+  """Returns the ids of an answer to a dialogue, none of an empty one.
 
   Args:
     messages: the dialogue so far.
@@ -102,10 +149,35 @@ def answer(
     tokenizer: whose chat template.
     where: file:line, for messages.
     end_token: with what ends the turn.
+
+  Raises:
+    UserError: see `dialogue`.
   """
-  del messages, where
-  ids = tokenizer.encode(text)
-  return ids + [tokenizer.eos_id] * (end_token and bool(ids))
+  said = {"role": "assistant", "content": text}
+  found = dialogue([*messages, said], tokenizer, where)
+  *ids, last = found.ids[found.prompt :]
+  return [*ids, last] if ids and end_token else ids
+
+
+def check_prompts(found: Sequence[Any], tokenizer: Tokenizer) -> None:
+  """Checks that answers to prompts would be trained as they are sampled.
+
+  A template looks at who speaks: one record of each order of roles is checked.
+
+  Args:
+    found: records of prompts.
+    tokenizer: whose chat template.
+
+  Raises:
+    UserError: see `dialogue`.
+  """
+  orders: set[tuple[str, ...]] = set()
+  for record in found:
+    messages = formats.prompt_messages(record)
+    order = tuple(message["role"] for message in messages)
+    if order not in orders and order[-1] != "assistant":
+      dialogue([*messages, PROBE], tokenizer, record.where)
+    orders.add(order)
 
 
 def shortened(messages: Sequence[Message]) -> Iterator[list[Message]]:

@@ -129,6 +129,11 @@ def _read_json(path: Path) -> dict:
     ) from error
 
 
+def encode_inside(text: str, tokenizer: Tokenizer) -> list[int]:
+  """Returns the ids of text that goes on after other text."""
+  return getattr(tokenizer, "encode_inside", tokenizer.encode)(text)
+
+
 def read_ends(folder: Path) -> tuple[int, ...]:
   """Returns the end tokens that generation_config.json and config.json name.
 

@@ -12,7 +12,7 @@ import jax
 from safetensors import SafetensorError
 
 from rlhf_jax import integrity
-from rlhf_jax.data import assets
+from rlhf_jax.data import assets, chat
 from rlhf_jax.data.tokenizers import (
   Tokenizer,
   empty_rows,
@@ -47,6 +47,9 @@ class Model:
 
   source: str = ""  # asset:NAME, a .gguf file, or a Hugging Face folder
   tokenizer: str = ""  # file or folder; "" reads the model's own
+  chat_template: str = ""  # a Jinja file; "" for the tokenizer's own template
+  prompt_end: str = "template"  # where prompts of dialogues end: as the
+  # template's generation prompt, or "answer": where it writes the answer
   dtype: str = "float32"  # that the model computes in
   attention: str = "auto"  # program of models/attention.py; "auto": by platform
   scan_layers: bool = False  # one compiled block for all layers: deep models
@@ -56,6 +59,7 @@ class Model:
 
   def __post_init__(self) -> None:
     check_least(self, lora_rank=0)
+    check_choice("prompt_end", self.prompt_end, chat.PROMPT_ENDS)
     check_choice("dtype", self.dtype, ("float32", "bfloat16"))
     check_choice("attention", self.attention, ("auto", *attention.KINDS))
 
@@ -295,6 +299,20 @@ def read_tokenizer(model: Model, path: Path) -> Tokenizer:
   Raises:
     UserError, ValueError: it is not there, or cannot be read.
   """
+  tokenizer = _own_tokenizer(model, path)
+  tokenizer.prompt_end = model.prompt_end
+  if model.chat_template:
+    file = Path(os.path.expanduser(model.chat_template))
+    if not file.is_file():
+      raise FieldError(
+        f"model.chat_template={model.chat_template!r}: no such file. Give one "
+        "that holds a Jinja template, or '' for the tokenizer's own."
+      )
+    tokenizer.chat_template = file.read_text(encoding="utf-8")
+  return tokenizer
+
+
+def _own_tokenizer(model: Model, path: Path) -> Tokenizer:
   if not model.tokenizer:
     try:
       return load_tokenizer(path)

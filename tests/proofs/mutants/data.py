@@ -14,8 +14,8 @@ FAULTS = (
     ),
     (
       "dialogue: what does not fit is cut without a word",
-      "return found.ids, found.mask, len(shorter) < len(messages)",
-      "return found.ids, found.mask, False",
+      "return found, len(shorter) < len(messages)",
+      "return found, False",
     ),
     (
       "encode: the first token is a target",
@@ -36,11 +36,16 @@ FAULTS = (
   *of(
     "data",
     "data/streams.py",
-    "encode",
+    "encode one_stream",
     (
       "dialogue: cut at an answer",
       'if messages[n]["role"] == "user":',
       'if messages[n]["role"] != "user":',
+    ),
+    (
+      "dialogue: two streams pass",
+      "if before != found.ids[: found.prompt]:",
+      "if before is None:",
     ),
     (
       "dialogue: the system's turn is cut",
@@ -185,13 +190,13 @@ FAULTS = (
     "chat",
     (
       "chat: the end token is not learned",
-      "learned.append((span.start, after[0][1]))",
-      "learned.append((span.start, span.end))",
+      "learned.append((span.start if start is None else start, after[0][1]))",
+      "learned.append((span.start if start is None else start, span.end))",
     ),
     (
       "chat: users are learned too",
-      'if messages[int(span.name)]["role"] != "assistant":',
-      'if messages[int(span.name)]["role"] == "system":',
+      'if messages[n]["role"] != "assistant":',
+      'if messages[n]["role"] == "system":',
     ),
     (
       "chat: a message can write special tokens",
