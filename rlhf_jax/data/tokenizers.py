@@ -142,7 +142,12 @@ def read_ends(folder: Path) -> tuple[int, ...]:
   """
   found: list[int] = []
   for name in ("generation_config.json", "config.json"):
-    config = _read_json(folder / name)
+    try:
+      config = _read_json(folder / name)
+    except UserError:
+      if name != "config.json":
+        raise
+      config = None
     if not isinstance(config, dict):
       continue  # what reads the model says so
     nested = config.get("text_config")
