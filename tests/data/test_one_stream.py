@@ -9,6 +9,8 @@ from rlhf_jax.data import chat, dataset, encode, stops, streams
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.examples import Comparison, Demonstration, Labelled, Prompt
 from rlhf_jax.data.tokenizers import load_tokenizer
+from rlhf_jax.models import pretrained
+from rlhf_jax.models.pretrained import Model
 from tests.tiny import LLAMA_TEMPLATE, tiny_llama, tiny_tokenizer_json
 
 HEAD = "<|im_start|>{{ m['role'] }}\n"
@@ -150,6 +152,20 @@ def test_prompts_may_end_where_the_answer_is_written(load, name):
   text = tokenizer.decode(prompt, skip_special=False)
   assert text.endswith(THINK if name == "empty thoughts" else "")
   assert "assistant" in text
+
+
+def test_the_model_section_names_template_and_end_of_prompts(tmp_path):
+  folder = tiny_tokenizer_json(tmp_path / "a", chat_template=chatml())
+  file = tmp_path / "own.jinja"
+  file.write_text(TWO["no header"])
+  model = Model(chat_template=str(file), prompt_end="answer")
+  tokenizer = pretrained.read_tokenizer(model, folder)
+  prompt = streams.prompt([{"role": "user", "content": "hi"}], tokenizer)
+  assert tokenizer.decode(prompt).endswith("assistant\n")
+  with pytest.raises(ValueError, match="chat_template='gone'"):
+    pretrained.read_tokenizer(Model(chat_template="gone"), folder)
+  with pytest.raises(ValueError, match="prompt_end"):
+    Model(prompt_end="nowhere")
 
 
 def test_an_earlier_answer_behind_another_text_is_context(load):
