@@ -26,8 +26,9 @@ from typing import Any
 
 import rlhf_jax
 from rlhf_jax import lab
-from rlhf_jax.data import assets
+from rlhf_jax.data import assets, stops
 from rlhf_jax.data.tokenizer_backends import HuggingFaceTokenizer
+from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.pretrained import Base, locate
 from rlhf_jax.notebook.models import Policy, new_folder
@@ -92,12 +93,13 @@ def export(
   return path
 
 
-def _token_ids(base: Base) -> dict[str, int]:
+def _token_ids(base: Base) -> dict[str, int | list[int]]:
   """Returns the entries of config.json that name special tokens."""
   tokenizer = base.tokenizer
+  ends = list(stops.end_ids(tokenizer))
   ids = {
     "bos_token_id": tokenizer.bos_id,
-    "eos_token_id": tokenizer.eos_id,
+    "eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id,
     "pad_token_id": tokenizer.pad_id,
   }
   return {name: i for name, i in ids.items() if i is not None}
@@ -124,6 +126,9 @@ def write_tokenizer(base: Base, folder: Path) -> None:
   for name in TOKENIZER_FILES:
     if (where / name).is_file():
       shutil.copyfile(where / name, folder / name)
+  template = base.tokenizer.chat_template
+  if template is not None and template != load_tokenizer(source).chat_template:
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
 def write_made(tokenizer: HuggingFaceTokenizer, folder: Path) -> None:

@@ -53,16 +53,45 @@ class State:
   length: Array  # [n] prompt length, the position of the first new token
   done: Array  # [n] bool
   row: Array  # [n] int32, which sample this is; repeated on filler rows
+  stop: Array  # [n] int32, state of the automaton of stop strings
   step: Array  # [] int32, tokens sampled so far
 
 
-def _draw(state: State, logits: Array, column: Array, config: Config, eos_ids):
+def _allowed(
+  logits: Array, step: Array, model: transformer.Config, config: Config, eos_ids
+) -> Array:
+  """Returns logits [n, V], -inf where there is no token or it is too early."""
+  logits = ops.hide_rows(logits, model.empty_rows, -jnp.inf)
+  if not config.min_new_tokens:
+    return logits
+  ends = [(i, i + 1) for i in eos_ids if i < logits.shape[-1]]
+  is_early = step + 1 < config.min_new_tokens
+  return jnp.where(is_early, ops.hide_rows(logits, ends, -jnp.inf), logits)
+
+
+def _draw(
+  state: State,
+  logits: Array,
+  column: Array,
+  stops: Array | None,
+  *,
+  model: transformer.Config,
+  config: Config,
+  eos_ids: tuple[int, ...],
+) -> State:
   """Returns the state with one more token in every row that is not done."""
+  logits = _allowed(logits, state.step, model, config, eos_ids)
   uniform = jax.vmap(
     lambda key: jax.random.uniform(jax.random.fold_in(key, state.step))
   )(state.keys)
   token, logprob = sample_tokens(logits, uniform, config)
   is_end = jnp.any(token[:, None] == jnp.asarray(eos_ids)[None, :], axis=1)
+  stop = state.stop
+  if stops is not None:
+    found = stops[state.stop, token]
+    is_late = state.step + 1 >= config.min_new_tokens
+    is_end = is_end | ((found >= stops.shape[0]) & is_late)
+    stop = jnp.where(state.done, state.stop, found % stops.shape[0])
   alive = jnp.logical_not(state.done).astype(jnp.float32)
 
   def put(array: Array, new: Array) -> Array:
@@ -78,6 +107,7 @@ def _draw(state: State, logits: Array, column: Array, config: Config, eos_ids):
     valid=put(state.valid, alive),
     response=put(state.response, alive),
     done=state.done | is_end,
+    stop=stop,
     step=state.step + 1,
   )
 
@@ -94,6 +124,7 @@ def prefill(
   config: Config,
   eos_ids: tuple[int, ...],
   pad_id: int,
+  stops: Array | None = None,
 ) -> State:
   """Runs the prompts and samples the first token of every row."""
   rows, width = prompts.tokens.shape
@@ -122,9 +153,11 @@ def prefill(
     length=jnp.sum(prompts.valid_mask > 0, axis=1).astype(jnp.int32),
     done=jnp.zeros((rows,), bool),
     row=jnp.arange(rows, dtype=jnp.int32),
+    stop=jnp.zeros((rows,), jnp.int32),
     step=jnp.int32(0),
   )
-  return _draw(state, logits, jnp.int32(width), config, eos_ids)
+  how = dict(model=model, config=config, eos_ids=eos_ids)
+  return _draw(state, logits, jnp.int32(width), stops, **how)
 
 
 @functools.partial(
@@ -140,6 +173,7 @@ def decode(
   model: transformer.Config,
   config: Config,
   eos_ids: tuple[int, ...],
+  stops: Array | None = None,
 ) -> State:
   """Decodes until at most `stop_at` rows are alive or the budget is spent."""
   net = transformer.Transformer(model)
@@ -166,7 +200,8 @@ def decode(
     )
     logits = net.apply(variables, x[:, 0], method="unembed")
     state = state.replace(cache=cache)
-    return _draw(state, logits, slot + 1, config, eos_ids)
+    how = dict(model=model, config=config, eos_ids=eos_ids)
+    return _draw(state, logits, slot + 1, stops, **how)
 
   return jax.lax.while_loop(unfinished, one_token, state)
 
@@ -191,6 +226,7 @@ def _take(state: State, rows: Array) -> State:
         "length",
         "done",
         "row",
+        "stop",
       )
     },
   )
@@ -220,6 +256,7 @@ def generate(
   config: Config,
   eos_ids: tuple[int, ...],
   pad_id: int,
+  stops: Array | None = None,
 ) -> Samples:
   """Samples `num_samples` responses to every prompt.
 
@@ -231,6 +268,8 @@ def generate(
     config: how to sample.
     eos_ids: tokens that end a response; sampled ones belong to it.
     pad_id: fills columns after the end; may equal an end token.
+    stops: [S, V] int32 of data/stops.py, where strings end a response too; the
+      token that completes one belongs to it.
 
   Returns:
     Samples of N = B * num_samples rows, [N, P + max_new_tokens].
@@ -266,7 +305,7 @@ def generate(
         params,
         piece,
         keys[start : start + size],
-        statics=dict(model=model, config=config, eos_ids=eos_ids),
+        how=dict(model=model, config=config, eos_ids=eos_ids, stops=stops),
         pad_id=pad_id,
       )
     )
@@ -275,12 +314,12 @@ def generate(
   return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
-def _generate_batch(params, prompts, keys, *, statics, pad_id) -> Samples:
-  state = prefill(params, prompts, keys, pad_id=pad_id, **statics)
-  if not statics["config"].compact:
-    state = decode(params, state, jnp.int32(0), **statics)
+def _generate_batch(params, prompts, keys, *, how, pad_id) -> Samples:
+  state = prefill(params, prompts, keys, pad_id=pad_id, **how)
+  if not how["config"].compact:
+    state = decode(params, state, jnp.int32(0), **how)
     return _samples(state)
-  return _decode_compacting(params, state, statics)
+  return _decode_compacting(params, state, how)
 
 
 def _samples(state: State) -> Samples:
@@ -295,7 +334,7 @@ def _samples(state: State) -> Samples:
   )
 
 
-def _decode_compacting(params: PyTree, state: State, statics) -> Samples:
+def _decode_compacting(params: PyTree, state: State, how) -> Samples:
   """Decodes in chunks, halving the batch down to a quarter as rows finish."""
   rows = state.tokens.shape[0]
   sizes = [n for n in (rows // 2, rows // 4) if n >= 8]
@@ -303,7 +342,7 @@ def _decode_compacting(params: PyTree, state: State, statics) -> Samples:
   while True:
     # A smaller batch is worth moving to when its rows are all that is left.
     stop_at = sizes[0] if sizes else 0
-    state = decode(params, state, jnp.int32(stop_at), **statics)
+    state = decode(params, state, jnp.int32(stop_at), **how)
     snapshot = {
       name: np.asarray(value)
       for name, value in (
@@ -318,7 +357,7 @@ def _decode_compacting(params: PyTree, state: State, statics) -> Samples:
       for name, value in snapshot.items():
         result[name][snapshot["row"]] = value
     alive = np.flatnonzero(~snapshot["done"])
-    finished = int(state.step) >= statics["config"].max_new_tokens
+    finished = int(state.step) >= how["config"].max_new_tokens
     if finished or not len(alive):
       break
     while sizes and len(alive) <= sizes[0]:

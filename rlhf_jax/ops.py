@@ -7,15 +7,18 @@ it is given, so under jit with sharded inputs the statistics are global.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlhf_jax.types import Array
 
 # Nats by which two programs, such as a microbatch and a whole batch, may round
 # the float32 log-probability of one token differently.
 ROUNDING_NATS = 1e-4
+ABSENT = -1e30  # a logit of probability 0 that keeps 0 * logit finite
 LOG_RATIO_LIMIT = 20.0  # nats; exp beyond it overflows nothing and means noise
 
 
@@ -151,16 +154,38 @@ def entropy(logits: Array) -> Array:
   return -jnp.sum(jnp.exp(log_p) * finite, axis=-1)
 
 
+def hide_rows(
+  logits: Array, rows: Sequence[tuple[int, int]], value: float = ABSENT
+) -> Array:
+  """Returns logits [..., V] with `value` from start to end of each of `rows`.
+
+  Args:
+    logits: of all rows of an embedding.
+    rows: (start, end) of those that have no token.
+    value: -inf, or one that stays finite times a probability of 0.
+  """
+  if not rows:
+    return logits
+  is_empty = np.zeros(logits.shape[-1], bool)
+  for start, end in rows:
+    is_empty[start:end] = True
+  return jnp.where(is_empty, jnp.asarray(value, logits.dtype), logits)
+
+
 def _scaled_logits(
-  hidden: Array, unembedding: Array, temperature: float, soft_cap: float | None
+  hidden: Array,
+  unembedding: Array,
+  temperature: float,
+  soft_cap: float | None,
+  empty: tuple[tuple[int, int], ...],
 ) -> tuple[Array, Array | float]:
   """Returns float32 logits [M, V] and their slope in the raw ones."""
   logits = jnp.matmul(hidden, unembedding, preferred_element_type=jnp.float32)
   if soft_cap is None:
-    return logits / temperature, 1.0 / temperature
+    return hide_rows(logits / temperature, empty), 1.0 / temperature
   squashed = jnp.tanh(logits / soft_cap)
   slope = (1.0 - jnp.square(squashed)) / temperature
-  return soft_cap * squashed / temperature, slope
+  return hide_rows(soft_cap * squashed / temperature, empty), slope
 
 
 def _softmax_parts(logits: Array) -> tuple[Array, Array, Array, Array]:
@@ -174,21 +199,25 @@ def _softmax_parts(logits: Array) -> tuple[Array, Array, Array, Array]:
   return weights, total, normaliser, entropies
 
 
-def _chunk_logprobs(hidden, unembedding, tokens, temperature, soft_cap):
-  logits, _ = _scaled_logits(hidden, unembedding, temperature, soft_cap)
+def _chunk_logprobs(hidden, unembedding, tokens, temperature, soft_cap, empty):
+  logits, _ = _scaled_logits(hidden, unembedding, temperature, soft_cap, empty)
   _, _, normaliser, entropies = _softmax_parts(logits)
   picked = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
   return picked - normaliser, entropies
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _frozen_logprobs(hidden, unembedding, tokens, temperature, soft_cap):
-  return _chunk_logprobs(hidden, unembedding, tokens, temperature, soft_cap)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _frozen_logprobs(hidden, unembedding, tokens, temperature, soft_cap, empty):
+  return _chunk_logprobs(
+    hidden, unembedding, tokens, temperature, soft_cap, empty
+  )
 
 
-def _frozen_forward(hidden, unembedding, tokens, temperature, soft_cap):
+def _frozen_forward(hidden, unembedding, tokens, temperature, soft_cap, empty):
   """Computes d log p / d hidden = (e_token - p) W^T beside log p."""
-  logits, slope = _scaled_logits(hidden, unembedding, temperature, soft_cap)
+  logits, slope = _scaled_logits(
+    hidden, unembedding, temperature, soft_cap, empty
+  )
   weights, total, normaliser, entropies = _softmax_parts(logits)
   picked = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
   if soft_cap is None:
@@ -206,8 +235,8 @@ def _frozen_forward(hidden, unembedding, tokens, temperature, soft_cap):
   return (picked - normaliser, entropies), jacobian.astype(hidden.dtype)
 
 
-def _frozen_backward(temperature, soft_cap, jacobian, cotangents):
-  del temperature, soft_cap
+def _frozen_backward(temperature, soft_cap, empty, jacobian, cotangents):
+  del temperature, soft_cap, empty
   return jacobian * cotangents[0][:, None].astype(jacobian.dtype), None, None
 
 
@@ -222,6 +251,7 @@ def token_logprobs(
   temperature: float = 1.0,
   chunk: int = 512,
   soft_cap: float | None = None,
+  empty_rows: tuple[tuple[int, int], ...] = (),
   is_unembedding_frozen: bool = False,
   ways: int = 1,
 ) -> tuple[Array, Array]:
@@ -240,6 +270,8 @@ def token_logprobs(
     temperature: divides the logits, as when the tokens were sampled.
     chunk: rows at a time, of each device.
     soft_cap: c in c * tanh(logits / c), before the temperature; None for none.
+    empty_rows: (start, end) of columns of the unembedding that have no token;
+      they have probability 0, and the others share 1.
     is_unembedding_frozen: no gradient reaches the unembedding, and NONE flows
       through the entropies, which then are for monitoring only.
     ways: devices that hold M / ways rows each, one after the other; a chunk
@@ -271,11 +303,11 @@ def token_logprobs(
   one_chunk = (
     _frozen_logprobs
     if is_unembedding_frozen
-    else jax.checkpoint(_chunk_logprobs, static_argnums=(3, 4))
+    else jax.checkpoint(_chunk_logprobs, static_argnums=(3, 4, 5))
   )
   logprobs, entropies = jax.lax.map(
     lambda pair: one_chunk(
-      pair[0], unembedding, pair[1], temperature, soft_cap
+      pair[0], unembedding, pair[1], temperature, soft_cap, empty_rows
     ),
     (cut(hidden), cut(tokens)),
   )

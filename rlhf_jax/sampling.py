@@ -31,6 +31,10 @@ class Config:
   # probability (Holtzman et al. 2020); 1 keeps all
   nucleus_candidates: int = 1024  # most likely tokens that top_p chooses from
   num_samples: int = 1  # G, samples of each prompt
+  min_new_tokens: int = 0  # no end before so many; not for policy training
+  stop_tokens: tuple = ()  # texts of tokens that end an answer, beside those of
+  # the model's files and its chat template
+  stop_strings: tuple = ()  # texts that end an answer, whatever their tokens
   compact: bool = False  # shrink the batch as rows finish (one device only)
   batch_size: int | None = None  # rows decoded together; None for all
 
@@ -40,6 +44,18 @@ class Config:
         f"max_new_tokens={self.max_new_tokens}, num_samples="
         f"{self.num_samples}: both must be >= 1."
       )
+    if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+      raise UserError(
+        f"min_new_tokens={self.min_new_tokens}: must be in 0..max_new_tokens="
+        f"{self.max_new_tokens}."
+      )
+    for name in ("stop_tokens", "stop_strings"):
+      texts = getattr(self, name)
+      if any(not isinstance(text, str) or not text for text in texts):
+        raise UserError(
+          f"{name}={texts!r}: is a tuple of texts, none of them empty. Write "
+          "for example ('Question:',)."
+        )
     if not self.temperature >= 0.0:
       raise UserError(f"temperature={self.temperature}: must be >= 0.")
     if self.top_k < 0 or not 0.0 < self.top_p <= 1.0:

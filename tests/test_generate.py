@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import generate, ops, sampling
+from rlhf_jax.data import stops
 from rlhf_jax.models import roles, transformer
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, PromptBatch
 
@@ -48,7 +49,15 @@ def prompt_batch(rows: int = 24, pad: int = 0) -> PromptBatch:
   )
 
 
-def run(params, prompts, config=SETTINGS, model=MODEL, eos=(EOS,), pad_id=EOS):
+def run(
+  params,
+  prompts,
+  config=SETTINGS,
+  model=MODEL,
+  eos=(EOS,),
+  pad_id=EOS,
+  table=None,
+):
   return generate.generate(
     params,
     prompts,
@@ -57,11 +66,12 @@ def run(params, prompts, config=SETTINGS, model=MODEL, eos=(EOS,), pad_id=EOS):
     config=config,
     eos_ids=eos,
     pad_id=pad_id,
+    stops=table,
   )
 
 
-def teacher_forced(params, samples, temperature):
-  role = roles.Role(MODEL)
+def teacher_forced(params, samples, temperature, model=MODEL):
+  role = roles.Role(model)
   logprobs, _ = roles.logprobs(
     role,
     {"params": params},
@@ -168,6 +178,74 @@ def test_trap_29_same_samples_on_one_and_eight_devices(params):
   np.testing.assert_array_equal(one.tokens, eight.tokens)
 
 
+def test_trap_38_rows_without_a_token_are_never_sampled(params):
+  """And sampler and trainer share what is left of the probability alike."""
+  model = dataclasses.replace(MODEL, empty_rows=((3, 4), (17, 23)))
+  empty = [3, *range(17, 23)]
+  for temperature in (0.6, 0.0):
+    settings = dataclasses.replace(SETTINGS, temperature=temperature)
+    whole = run(params, prompt_batch(), settings)
+    samples = run(params, prompt_batch(), settings, model=model)
+    said = np.asarray(samples.response_mask) > 0
+    assert np.isin(np.asarray(whole.tokens)[:, 4:], empty).any()
+    assert not np.isin(np.asarray(samples.tokens)[said], empty).any()
+    if temperature:
+      trained = teacher_forced(params, samples, temperature, model)
+      np.testing.assert_allclose(samples.behaviour_logprobs, trained, atol=2e-5)
+
+
+def letter_table(*strings):
+  """Returns the table of stop strings where token i is letter i."""
+
+  class Tokenizer:
+    def pieces(self):
+      return [bytes([97 + i]) for i in range(MODEL.vocab_size)]
+
+  return stops.string_table(Tokenizer(), strings, MODEL.vocab_size)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_stop_string_ends_an_answer(params, compact):
+  """With the token that completes it, and nothing else changes."""
+  settings = dataclasses.replace(SETTINGS, compact=compact)
+  free = run(params, prompt_batch(), eos=(MODEL.vocab_size + 1,))
+  said = np.asarray(free.tokens)[:, 4:]
+  texts = ["".join(chr(97 + i) for i in row) for row in said]
+  strings = (texts[0][1:3], texts[5][4:6], texts[9][3:6])
+  samples = run(
+    params,
+    prompt_batch(),
+    settings,
+    eos=(MODEL.vocab_size + 1,),
+    table=letter_table(*strings),
+  )
+  ends = [
+    min((t.find(s) + len(s) for s in strings if s in t), default=7)
+    for t in texts
+  ]
+  np.testing.assert_array_equal(np.sum(samples.response_mask, 1), ends)
+  has_string = [any(s in t for s in strings) for t in texts]
+  np.testing.assert_array_equal(
+    np.asarray(samples.finish_reason) == FINISH_EOS, has_string
+  )
+  assert 3 <= sum(has_string) < len(texts)
+  for row, (length, whole) in enumerate(zip(ends, said, strict=True)):
+    found = np.asarray(samples.tokens)[row, 4 : 4 + length]
+    np.testing.assert_array_equal(found, whole[:length])
+
+
+def test_an_answer_does_not_end_before_its_least_length(params):
+  ends = (2, EOS, 7, 11, 13)
+  table = letter_table("a", "b", "c", "d", "e")
+  for least in (1, 4, 7):
+    settings = dataclasses.replace(SETTINGS, min_new_tokens=least)
+    samples = run(params, prompt_batch(), settings, eos=ends, table=table)
+    lengths = np.sum(np.asarray(samples.response_mask), 1)
+    assert lengths.min() == least
+    early = np.asarray(samples.tokens)[:, 4 : 4 + least - 1]
+    assert not np.isin(early, ends).any()
+
+
 def test_trap_33_samples_of_a_prompt_are_contiguous_and_differ(params):
   settings = dataclasses.replace(SETTINGS, num_samples=3)
   prompts = prompt_batch(8)
@@ -267,6 +345,10 @@ def test_a_nucleus_after_top_k_is_of_the_mass_that_is_left():
     {"top_p": 0.0},
     {"top_k": -1},
     {"num_samples": 0},
+    {"min_new_tokens": -1},
+    {"min_new_tokens": 65},
+    {"stop_tokens": (5,)},
+    {"stop_strings": ("",)},
   ],
 )
 def test_impossible_settings_are_refused(changes):

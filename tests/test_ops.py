@@ -190,6 +190,48 @@ def test_trap_21_chunked_equals_dense_in_value_and_gradient(soft_cap):
   )
 
 
+@pytest.mark.parametrize("soft_cap", [None, 3.0])
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_trap_38_columns_without_a_token_have_probability_0(
+  is_frozen, soft_cap
+):
+  """Value and gradient are those of a smaller vocabulary."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  hidden = jax.random.normal(keys[0], (7, 4))
+  small = jax.random.normal(keys[1], (4, 9))
+  tokens = jax.random.randint(keys[2], (7,), 0, 9)
+  kept = np.asarray([0, 1, 4, 5, 6, 7, 8, 9, 10])  # of 13
+  wide = jnp.full((4, 13), 2.0).at[:, kept].set(small)
+
+  def loss(hidden, unembedding, tokens, empty):
+    found, entropies = ops.token_logprobs(
+      hidden,
+      unembedding,
+      tokens,
+      temperature=0.7,
+      chunk=3,
+      soft_cap=soft_cap,
+      empty_rows=empty,
+      is_unembedding_frozen=is_frozen,
+    )
+    return jnp.sum(found * jnp.arange(7.0)), (found, entropies)
+
+  run = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+  expected = run(hidden, small, tokens, ())
+  found = run(hidden, wide, jnp.asarray(kept)[tokens], ((2, 4), (11, 13)))
+  (value, (logprobs, entropies)), _ = found
+  wanted, (wanted_logprobs, wanted_entropies) = expected[0]
+  np.testing.assert_allclose(value, wanted, rtol=1e-5)
+  np.testing.assert_allclose(logprobs, wanted_logprobs, rtol=1e-5)
+  np.testing.assert_allclose(entropies, wanted_entropies, rtol=1e-5)
+  np.testing.assert_allclose(found[1][0], expected[1][0], rtol=1e-5, atol=1e-6)
+  if not is_frozen:
+    np.testing.assert_allclose(
+      found[1][1][:, kept], expected[1][1], rtol=1e-5, atol=1e-6
+    )
+    assert not np.delete(np.asarray(found[1][1]), kept, axis=1).any()
+
+
 def test_trap_21_logprobs_never_exceed_0():
   hidden = jnp.eye(7, dtype=jnp.float32) * 300.0
   tokens = jnp.arange(7)

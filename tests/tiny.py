@@ -7,7 +7,14 @@ from pathlib import Path
 import gguf
 import sentencepiece
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+  decoders,
+  models,
+  normalizers,
+  pre_tokenizers,
+  processors,
+  trainers,
+)
 
 CORPUS = [
   "Movie review: a moving and funny film with a warm heart.",
@@ -78,6 +85,65 @@ def tiny_tokenizer_json(folder: Path, **config) -> Path:
   folder.mkdir(parents=True, exist_ok=True)
   _backend().save(str(folder / "tokenizer.json"))
   entries = {"eos_token": "<|im_end|>", **config}
+  (folder / "tokenizer_config.json").write_text(json.dumps(entries))
+  return folder
+
+
+LLAMA_TEMPLATE = (  # of Llama 2: the answer follows a space
+  "{% for m in messages %}{% if m['role'] == 'user' %}"
+  "{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
+  "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def tiny_llama(folder: Path, scheme: str = "prepend", **config) -> Path:
+  """Writes a folder whose tokenizer marks word starts, as Llama 2's does.
+
+  Its tokens are single characters, each also behind "▁", the start of a word;
+  the post-processor puts <s> before a text.
+
+  Args:
+    folder: to write into.
+    scheme: "prepend", a normaliser; or that of a Metaspace: "always", "first".
+    **config: entries of tokenizer_config.json.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  special = ["<unk>", "<s>", "</s>"]
+  letters = [*map(chr, range(33, 127))]
+  tokens = [*special, *(f"<0x{b:02X}>" for b in range(256)), "▁", *letters]
+  tokens += ["▁" + c for c in letters]
+  backend = tokenizers.Tokenizer(
+    models.BPE(
+      vocab={t: i for i, t in enumerate(tokens)},
+      merges=[("▁", c) for c in letters],
+      unk_token="<unk>",
+      byte_fallback=True,
+      fuse_unk=True,
+    )
+  )
+  if scheme == "prepend":
+    backend.normalizer = normalizers.Sequence(
+      [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+  else:
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(
+      prepend_scheme=scheme, split=False
+    )
+  backend.decoder = decoders.Sequence(
+    [
+      decoders.Replace("▁", " "),
+      decoders.ByteFallback(),
+      decoders.Fuse(),
+    ]
+  )
+  backend.add_special_tokens(
+    [tokenizers.AddedToken(t, special=True, normalized=False) for t in special]
+  )
+  backend.post_processor = processors.TemplateProcessing(
+    single="<s> $A", special_tokens=[("<s>", 1)]
+  )
+  backend.save(str(folder / "tokenizer.json"))
+  entries = {"bos_token": "<s>", "eos_token": "</s>", **config}
   (folder / "tokenizer_config.json").write_text(json.dumps(entries))
   return folder
 

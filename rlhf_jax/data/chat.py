@@ -10,9 +10,10 @@ one pass that knows where every character came from:
 
 Spans are found while rendering: every message's content is put between private
 sentinels, and the text without them must equal the plain rendering. Text is
-tokenised in stretches cut at special tokens and at the start of each assistant
-answer, which is where generation starts too, so training and sampling see the
-same ids before the first answer token.
+tokenised in stretches cut at special tokens and where generation of an answer
+starts, so training and sampling see the same ids before it. White space that
+the template writes there before the answer is learned with it; streams.py
+refuses templates of which that is not all.
 
 A template may mark what is learned itself with {% generation %} ...
 {% endgeneration %}; then exactly that text is learned.
@@ -26,7 +27,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jinja2
@@ -34,6 +35,7 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
 
+from rlhf_jax.data import tokenizers
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import UserError
 
@@ -48,6 +50,10 @@ CHATML_TEMPLATE = """\
 {% endif %}
 """
 
+# Where prompts of dialogues end: as the template's generation prompt does, or
+# where the template writes the answer once it is there.
+PROMPT_ENDS = ("template", "answer")
+
 Message = dict[str, str]
 
 
@@ -58,11 +64,14 @@ class Rendered:
   text: what the template wrote.
   ids: its tokens.
   assistant_mask: as long as ids, 1 on assistant content and its end token.
+  skipped: how many earlier answers are context only, as the template writes
+    what comes before them otherwise when they are sampled.
   """
 
   text: str
   ids: list[int]
   assistant_mask: list[int]
+  skipped: int = 0
 
 
 class _GenerationTag(jinja2.ext.Extension):
@@ -227,11 +236,33 @@ def _locate(render_with, plain: str, messages: Sequence[Message]):
   )
 
 
+def _stream_start(
+  n: int, start: int, text: str, prompts: Callable[[int], str | None]
+) -> int | None:
+  """Returns where what is sampled for message n begins, None if nowhere.
+
+  Sampling starts behind the rendered prompt. White space between it and the
+  answer belongs to the answer; other text there, or a prompt that is written
+  otherwise once it is answered, makes them two streams.
+
+  Args:
+    n: number of the assistant's message.
+    start: of its content in the text.
+    text: the whole dialogue.
+    prompts: number of a message -> text that it is sampled behind.
+  """
+  prompt = prompts(n)
+  if prompt is None or not text.startswith(prompt) or len(prompt) > start:
+    return None
+  return None if text[len(prompt) : start].strip() else len(prompt)
+
+
 def _learned_spans(
   spans: Sequence[_Span],
   specials: Sequence[tuple[int, int, int]],
   messages: Sequence[Message],
   text: str,
+  prompts: Callable[[int], str | None] | None,
 ) -> list[tuple[int, int]]:
   """Returns the character spans that carry loss, end tokens included."""
   marked = [(s.start, s.end) for s in spans if s.name == "generation"]
@@ -239,7 +270,8 @@ def _learned_spans(
     return marked
   learned = []
   for span in spans:
-    if messages[int(span.name)]["role"] != "assistant":
+    n = int(span.name)
+    if messages[n]["role"] != "assistant":
       continue
     after = [s for s in specials if s[0] >= span.end]
     if not after or text[span.end : after[0][0]].strip():
@@ -249,7 +281,12 @@ def _learned_spans(
         "so the model would never learn to stop. Use a template that closes "
         "the turn with one, or mark the answer with {% generation %}."
       )
-    learned.append((span.start, after[0][1]))
+    start = span.start
+    if n and prompts is not None:
+      start = _stream_start(n, span.start, text, prompts)
+    if start is None and n + 1 < len(messages):
+      continue  # context: it would never be sampled behind this text
+    learned.append((span.start if start is None else start, after[0][1]))
   return learned
 
 
@@ -275,11 +312,16 @@ def render(
   template = _compile(template_of(tokenizer))
   names = {i: name for name, i in tokenizer.special_tokens.items()}
 
-  def render_with(messages, generation_open="", generation_close="") -> str:
+  def render_with(
+    messages,
+    generation_open="",
+    generation_close="",
+    asks=add_generation_prompt,
+  ) -> str:
     try:
       return template.render(
         messages=messages,
-        add_generation_prompt=add_generation_prompt,
+        add_generation_prompt=asks,
         bos_token=names.get(tokenizer.bos_id, ""),
         eos_token=names.get(tokenizer.eos_id, ""),
         pad_token=names.get(tokenizer.pad_id, ""),
@@ -293,12 +335,23 @@ def render(
         "what the template accepts."
       ) from error
 
+  def prompt_of(n: int) -> str | None:
+    try:
+      return render_with(list(messages[:n]), asks=True)
+    except UserError:
+      return None
+
   text = render_with(list(messages))
   spans = _locate(render_with, text, messages)
   specials = _template_specials(text, spans, tokenizer.special_tokens)
-  learned = _learned_spans(spans, specials, messages, text)
+  is_asked = getattr(tokenizer, "prompt_end", PROMPT_ENDS[0]) == PROMPT_ENDS[0]
+  prompts = prompt_of if is_asked else None
+  learned = _learned_spans(spans, specials, messages, text, prompts)
   ids, mask = _encode(text, specials, learned, tokenizer)
-  return Rendered(text, ids, mask)
+  answers = [m for m in messages if m["role"] == "assistant"]
+  has_marks = any(span.name == "generation" for span in spans)
+  skipped = 0 if has_marks else len(answers) - len(learned)
+  return Rendered(text, ids, mask, skipped)
 
 
 def _template_specials(
@@ -330,12 +383,16 @@ def _encode(
   borders.update(b for start, end, _ in specials for b in (start, end))
   borders.update(b for span in learned for b in span)
   borders = sorted(borders)
+  ends = {end for _, end, _ in specials}
+  is_marked = getattr(tokenizer, "is_marked_after_special", False)
   ids, mask = [], []
   for start, end in zip(borders, borders[1:], strict=False):
     if start in by_start:
       stretch = [by_start[start][1]]
-    else:
+    elif start == 0 or (start in ends and is_marked):
       stretch = tokenizer.encode(text[start:end])
+    else:
+      stretch = tokenizers.encode_inside(text[start:end], tokenizer)
     is_learned = any(a <= start and end <= b for a, b in learned)
     ids += stretch
     mask += [int(is_learned)] * len(stretch)

@@ -1,8 +1,8 @@
 """A Data section -> token rows, comparisons and prompts.
 
 The only place where records, tokenizers and lengths meet. Every function
-returns what it left out and why, as counts for the log: nothing is dropped in
-silence. A file is read once in a process.
+returns what it left out or cut and why, as counts for the log: nothing is lost
+in silence. A file is read once in a process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import imported
-from rlhf_jax.data import assets, batches, chat, encode, formats, sources
+from rlhf_jax.data import (
+  assets,
+  batches,
+  encode,
+  formats,
+  markup,
+  sources,
+  streams,
+)
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import (
@@ -109,8 +117,9 @@ class Comparisons:
   pairs: [P, 2] int32 indices into rows; the first is the preferred one.
   labels: [P] float32, probability that the first is preferred.
   groups: [P, G] int32, what a held-out set must not share with the training
-    set: the prompt (G = 1), or both rated sentences of a pair (G = 2).
-  dropped: reason -> count.
+    set: the whole prompt, whatever of it fits into a row (G = 1), or both rated
+    sentences of a pair (G = 2).
+  dropped: reason -> count, of what was left out or cut.
   ceiling: accuracy of the mean human rating against the single raters of
     these pairs, or None when records carry no ratings.
   """
@@ -206,6 +215,9 @@ def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
     found = assets.split_ratings(found, data.split_seed, sizes)[data.split]
   if data.limit:
     found = found[: data.limit]
+  marked = markup.find(found, tokenizer, data.chat)
+  if marked:
+    dropped[markup.describe(marked)] += len(marked)
   if not found:
     raise DataError(
       f"{data.source}: no records are left after the filters "
@@ -217,7 +229,7 @@ def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
 def report_dropped(
   phase: str, source: str, kept: int, dropped: Counter
 ) -> None:
-  """Prints how many records were read and what was left out, and why."""
+  """Prints how many records were read, what was left out or cut, and why."""
   lost = ", ".join(f"{n} {why}" for why, n in sorted(dropped.items()))
   print(
     f"{phase}: {kept} examples from {source}" + (f"; {lost}" if lost else "")
@@ -231,7 +243,8 @@ def _filter(found: list, data: Data, tokenizer: Tokenizer, dropped: Counter):
       dropped["fewer than min_words"] += 1
     elif (
       data.max_text_tokens
-      and len(tokenizer.encode(" " + record.text)) > data.max_text_tokens
+      and len(streams.rated("", record.text, tokenizer)[1])
+      > data.max_text_tokens
     ):
       dropped["more than max_text_tokens"] += 1
     else:
@@ -266,8 +279,7 @@ def _row(prompt: list[int], response: list[int], train_on_prompt: bool) -> dict:
 
 
 def _rated_row(record: Any, data: Data, tokenizer: Tokenizer) -> dict:
-  prompt = tokenizer.encode(data.prompt)
-  response = tokenizer.encode(" " + record.text)
+  prompt, response = streams.rated(data.prompt, record.text, tokenizer)
   if data.end_token:
     response = [*response, tokenizer.eos_id]
   if len(prompt) + len(response) > data.max_length:
@@ -314,11 +326,15 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
     pairs, labels = formats.comparisons_from_ratings(
       found, data.pairs, seed, data.ties
     )
+    texts: dict[str, int] = {}  # a text that comes twice is one text
+    numbers = [
+      texts.setdefault(formats.prompt_key(r), n) for n, r in enumerate(found)
+    ]
     return Comparisons(
       rows=[_rated_row(r, data, tokenizer) for r in found],
       pairs=pairs,
       labels=labels,
-      groups=pairs,
+      groups=np.asarray(numbers, np.int32)[pairs],
       dropped=dropped,
       ceiling=formats.rater_ceiling(found, pairs, labels),
     )
@@ -340,7 +356,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
   for example in encoded:
     pairs.append((len(rows), len(rows) + 1))
     rows += [example["chosen"], example["rejected"]]
-    group_of_pair.append(groups.setdefault(example["prompt"], len(groups)))
+    group_of_pair.append(groups.setdefault(example["key"], len(groups)))
   return Comparisons(
     rows=rows,
     pairs=np.asarray(pairs, np.int32).reshape(-1, 2),
@@ -363,13 +379,14 @@ def prompts(
     DataError: a prompt longer than max_prompt tokens.
   """
   found, dropped = records(data, tokenizer)
+  streams.check_prompts(found if data.chat else (), tokenizer)
   ids: list[list[int]] = []
   for record in found:
     if isinstance(record, formats.RatedText):
-      text = tokenizer.encode(" " + record.text)[: data.prefix_tokens]
-      row = tokenizer.encode(data.prompt) + text
+      before, text = streams.rated(data.prompt, record.text, tokenizer)
+      row = before + text[: data.prefix_tokens]
     else:
-      row = prompt_ids(record, data, tokenizer)
+      row = encode.encode_prompt(record, tokenizer, chat=data.chat)
     if not row:
       raise DataError(f"{record.where}: the prompt is empty. Give it a text.")
     if len(row) > max_prompt:
@@ -381,12 +398,3 @@ def prompts(
       )
     ids.append(row)
   return ids, dropped
-
-
-def prompt_ids(record: Any, data: Data, tokenizer: Tokenizer) -> list[int]:
-  """Returns the token ids of a record's prompt, rendered as chat if asked."""
-  messages = formats.prompt_messages(record)
-  if data.chat:
-    rendered = chat.render(messages, tokenizer, add_generation_prompt=True)
-    return list(rendered.ids)
-  return tokenizer.encode(formats.prompt_text(record))

@@ -2,18 +2,21 @@
 
 An encoded example is a dict of numpy arrays:
   demonstration: tokens [n] int32, loss_mask [n] float32
-  comparison:    chosen and rejected (each tokens, loss_mask), label, and
-                 prompt, the tuple of ids that both start with
-  labelled:      answer (tokens, loss_mask), label and prompt
+  comparison:    chosen and rejected (each tokens, loss_mask), label, prompt,
+                 the tuple of ids that both start with, and key, what records
+                 of the same whole prompt share
+  labelled:      answer (tokens, loss_mask), label, prompt and key
 
 loss_mask is aligned with targets (types.py): 1 at t says that token t is
 predicted from the tokens before it; the first token of a row has none before
 it and is never a target.
 
-Truncation cuts the prompt from the left, for both candidates alike; an example
-whose response would be cut is left out and counted (METHODS 1).
+A prompt that is too long gives way, for both candidates alike, and is counted:
+a text loses its left, a dialogue its first turns, up to one of the user's. An
+example that does not fit even so is left out and counted (METHODS 1).
 
-Left out: begin tokens (a chat template writes its own); candidates K > 2.
+What tokens a prompt and an answer are is in streams.py. Left out: candidates
+K > 2.
 """
 
 from __future__ import annotations
@@ -23,8 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from rlhf_jax.data import chat as chat_templates
-from rlhf_jax.data import formats
+from rlhf_jax.data import formats, streams, transcripts
 from rlhf_jax.data.formats import (
   Comparison,
   Demonstration,
@@ -36,6 +38,13 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import UserError
 
 Row = dict[str, np.ndarray]
+CUT = "prompts cut to fit max_length"  # these are not left out
+SKIPPED = (
+  "with an earlier answer that is context only, as the chat template shows it "
+  "behind another text than it would be sampled behind"
+)
+NO_ROOM = "response does not fit in max_length"
+NO_ROOM_FOR_TURN = "last turn and its answer do not fit in max_length"
 
 
 class DroppedExample(ValueError):
@@ -74,15 +83,6 @@ def _row(
   return {"tokens": np.asarray(tokens, np.int32), "loss_mask": loss_mask}
 
 
-def _response_ids(
-  text: str, tokenizer: Tokenizer, end_token: bool, where: str
-) -> list[int]:
-  ids = tokenizer.encode(text)
-  if not ids:
-    raise DroppedExample("empty response", where)
-  return ids + [tokenizer.eos_id] * end_token
-
-
 def _check_length(max_length: int) -> None:
   if max_length < 2:
     raise UserError(
@@ -106,11 +106,8 @@ def encode_prompt(
       plain text (a dialogue as an HH transcript).
   """
   if not chat:
-    return tokenizer.encode(formats.prompt_text(example))
-  messages = formats.prompt_messages(example)
-  return chat_templates.render(
-    messages, tokenizer, add_generation_prompt=True
-  ).ids
+    return streams.text_prompt(formats.prompt_text(example), tokenizer)
+  return streams.prompt(formats.prompt_messages(example), tokenizer)
 
 
 def encode_demonstration(
@@ -127,59 +124,116 @@ def encode_demonstration(
     example: messages need chat=True; a prompt and response become one user
       and one assistant turn with chat=True, else prompt + response + EOS.
     tokenizer: encodes it.
-    max_length: tokens; the left of the prompt gives way. An earlier answer
-      that is cut in a dialogue stays as context without loss.
+    max_length: tokens; a text prompt gives way from its left, a dialogue loses
+      its first turns.
     train_on_prompt: loss on every token but the first.
     chat: use the chat template.
 
   Returns:
-    tokens [n] int32 and loss_mask [n] float32, n <= max_length.
+    tokens [n] int32 and loss_mask [n] float32, n <= max_length; is_cut.
 
   Raises:
     DroppedExample: the (last) response does not fit, or is empty.
-    ValueError: messages without chat=True.
+    UserError: messages without chat=True, or a template that shows a dialogue
+      otherwise when it is sampled (streams.py).
   """
   _check_length(max_length)
+  skipped = 0
   if chat:
-    ids, mask = _chat_demonstration(example, tokenizer)
+    found, is_cut = _chat_demonstration(example, tokenizer, max_length)
+    ids, mask, skipped = found.ids, found.mask, found.skipped
   elif example.messages is not None:
     raise UserError(
       f"{example.where}: a dialogue has turns that only a chat template can "
       "mark. Set chat=True."
     )
   else:
-    prompt = encode_prompt(example, tokenizer)
-    response = _response_ids(example.response, tokenizer, True, example.where)
-    ids = prompt + response
-    mask = [0] * len(prompt) + [1] * len(response)
-  cut = max(len(ids) - max_length, 0)
-  last_answer = len(mask) - 1 - mask[::-1].index(0) if 0 in mask else -1
-  if cut > max(last_answer, 0):
-    raise DroppedExample("response does not fit in max_length", example.where)
-  if cut and mask[cut - 1]:
-    end = mask.index(0, cut)
-    mask[cut:end] = [0] * (end - cut)
+    prompt, (response,), is_cut = _fitted(
+      example, [example.response], tokenizer, max_length, False, True
+    )
+    ids, mask = prompt + response, _mask(prompt, response)
   if train_on_prompt:
     mask = [1] * len(mask)
-  return _row(ids[cut:], mask[cut:], tokenizer.vocab_size, example.where)
+  row = _row(ids, mask, tokenizer.vocab_size, example.where)
+  return row | {"is_cut": is_cut, "skipped": skipped}
 
 
 def _chat_demonstration(
-  example: Demonstration, tokenizer: Tokenizer
-) -> tuple[list[int], list[int]]:
-  """Returns ids and mask up to the last learned token."""
+  example: Demonstration, tokenizer: Tokenizer, max_length: int
+) -> tuple[streams.Dialogue, bool]:
+  """Returns a dialogue up to its last answer, and whether it was cut."""
   messages = example.messages
   if messages is None:
     messages = [
       {"role": "user", "content": example.prompt},
       {"role": "assistant", "content": example.response},
     ]
-  rendered = chat_templates.render(messages, tokenizer)
-  mask = rendered.assistant_mask
-  if 1 not in mask:
+  roles = [message["role"] for message in messages]
+  if "assistant" not in roles:
     raise DroppedExample("no assistant turn", example.where)
-  size = len(mask) - mask[::-1].index(1)
-  return rendered.ids[:size], mask[:size]
+  messages = messages[: len(roles) - roles[::-1].index("assistant")]
+  for shorter in streams.shortened(messages):
+    found = streams.dialogue(shorter, tokenizer, example.where)
+    if len(found.ids) <= max_length:
+      return found, len(shorter) < len(messages)
+  raise DroppedExample(NO_ROOM_FOR_TURN, example.where)
+
+
+def _fitted(
+  example: Comparison | Labelled | Demonstration,
+  answers: Sequence[str],
+  tokenizer: Tokenizer,
+  max_length: int,
+  chat: bool,
+  end_token: bool,
+) -> tuple[list[int], list[list[int]], bool]:
+  """Returns one prompt, the ids of each answer to it, and what was cut.
+
+  All answers lose the same of their prompt: the first turns of a dialogue, the
+  left of a text.
+  """
+  if isinstance(example.prompt, str) and not chat:
+    prompt = encode_prompt(example, tokenizer)
+    responses = _responses(example, answers, tokenizer, prompt, end_token)
+    cut = max(len(prompt) + max(map(len, responses)) - max_length, 0)
+    first = len(streams.first_ids(tokenizer))  # what begins a text stays
+    if cut and cut >= len(prompt) - first:
+      raise DroppedExample(NO_ROOM, example.where)
+    return prompt[:first] + prompt[first + cut :], responses, cut > 0
+  messages = formats.prompt_messages(example)
+  for shorter in streams.shortened(messages):
+    if chat:
+      prompt = streams.prompt(shorter, tokenizer)
+      responses = [
+        streams.answer(shorter, text, tokenizer, example.where, end_token)
+        for text in answers
+      ]
+      if not all(responses):
+        raise DroppedExample("empty response", example.where)
+    else:
+      prompt = streams.text_prompt(transcripts.write(shorter), tokenizer)
+      responses = _responses(example, answers, tokenizer, prompt, end_token)
+    if len(prompt) + max(map(len, responses)) <= max_length:
+      return prompt, responses, len(shorter) < len(messages)
+  raise DroppedExample(NO_ROOM_FOR_TURN, example.where)
+
+
+def _responses(
+  example: Comparison | Labelled | Demonstration,
+  answers: Sequence[str],
+  tokenizer: Tokenizer,
+  prompt: list[int],
+  end_token: bool,
+) -> list[list[int]]:
+  """Returns the ids of answers in plain text."""
+  found = []
+  for answer in answers:
+    text = formats.response_text(example, answer)
+    ids = streams.continued(text, tokenizer, prompt)
+    if not ids:
+      raise DroppedExample("empty response", example.where)
+    found.append(ids + [tokenizer.eos_id] * end_token)
+  return found
 
 
 def encode_comparison(
@@ -195,47 +249,53 @@ def encode_comparison(
   Args:
     example: its prompt is encoded once, so it cannot tokenise differently.
     tokenizer: encodes it.
-    max_length: tokens of the longer candidate; the left of the prompt gives
-      way, by the same number of tokens for both.
-    chat: use the chat template for the prompt.
+    max_length: tokens of the longer candidate; the prompt gives way, as for
+      `encode_demonstration`, for both alike.
+    chat: use the chat template.
     end_token: responses end with the end token.
 
   Returns:
-    chosen and rejected (tokens, loss_mask), label, prompt (tuple of ids).
+    chosen and rejected (tokens, loss_mask), label, key (formats.prompt_key),
+    is_cut.
 
   Raises:
     DroppedExample: a response does not fit or is empty, or both are equal.
+    UserError: see `encode_demonstration`.
   """
   _check_length(max_length)
-  prompt = encode_prompt(example, tokenizer, chat=chat)
-  answers = [example.chosen, example.rejected]
-  if not chat:
-    answers = [formats.response_text(example, answer) for answer in answers]
-  responses = [
-    _response_ids(answer, tokenizer, end_token, example.where)
-    for answer in answers
-  ]
+  prompt, responses, is_cut = _fitted(
+    example,
+    [example.chosen, example.rejected],
+    tokenizer,
+    max_length,
+    chat,
+    end_token,
+  )
   if responses[0] == responses[1]:
     raise DroppedExample("candidates are equal", example.where)
-  cut = max(len(prompt) + max(map(len, responses)) - max_length, 0)
-  if cut and cut >= len(prompt):
-    raise DroppedExample("response does not fit in max_length", example.where)
-  prompt = prompt[cut:]
   chosen, rejected = (
-    _row(
-      prompt + response,
-      [0] * len(prompt) + [1] * len(response),
-      tokenizer.vocab_size,
-      example.where,
-    )
+    _answer_row(prompt, response, tokenizer, example.where)
     for response in responses
   )
   return {
     "prompt": tuple(prompt),
+    "key": formats.prompt_key(example),
     "chosen": chosen,
     "rejected": rejected,
     "label": np.float32(example.label),
+    "is_cut": is_cut,
   }
+
+
+def _answer_row(
+  prompt: list[int], response: list[int], tokenizer: Tokenizer, where: str
+) -> Row:
+  ids, mask = prompt + response, _mask(prompt, response)
+  return _row(ids, mask, tokenizer.vocab_size, where)
+
+
+def _mask(prompt: list[int], response: list[int]) -> list[int]:
+  return [0] * len(prompt) + [1] * len(response)
 
 
 def encode_labelled(
@@ -248,53 +308,43 @@ def encode_labelled(
 ) -> dict:
   """Encodes one judged answer behind its prompt.
 
-  Args:
-    example: prompt, response and label.
-    tokenizer: encodes it.
-    max_length: tokens; the left of the prompt gives way.
-    chat: use the chat template for the prompt.
-    end_token: the response ends with the end token.
+  Args and errors are those of `encode_comparison`.
 
   Returns:
-    answer (tokens, loss_mask), label, prompt (tuple of ids).
-
-  Raises:
-    DroppedExample: the response does not fit or is empty.
+    answer (tokens, loss_mask), label, prompt (tuple of ids), key
+    (formats.prompt_key), is_cut.
   """
   _check_length(max_length)
-  prompt = encode_prompt(example, tokenizer, chat=chat)
-  text = example.response
-  if not chat:
-    text = formats.response_text(example, text)
-  response = _response_ids(text, tokenizer, end_token, example.where)
-  cut = max(len(prompt) + len(response) - max_length, 0)
-  if cut and cut >= len(prompt):
-    raise DroppedExample("response does not fit in max_length", example.where)
-  prompt = prompt[cut:]
-  answer = _row(
-    prompt + response,
-    [0] * len(prompt) + [1] * len(response),
-    tokenizer.vocab_size,
-    example.where,
+  prompt, (response,), is_cut = _fitted(
+    example, [example.response], tokenizer, max_length, chat, end_token
   )
   return {
     "prompt": tuple(prompt),
-    "answer": answer,
+    "key": formats.prompt_key(example),
+    "answer": _answer_row(prompt, response, tokenizer, example.where),
     "label": np.float32(example.label),
+    "is_cut": is_cut,
   }
 
 
 def _encode_all(
   encode: Callable, examples: Sequence
 ) -> tuple[list[dict], Dropped]:
+  """Returns rows, and reason -> number left out, or cut to fit."""
   kept, dropped = [], Counter()
   for example in examples:
     try:
-      kept.append(encode(example))
+      row = encode(example)
     except DroppedExample as error:
       dropped[error.reason] += 1
     except EncodingError:
       dropped["a character has no token"] += 1
+    else:
+      if row.pop("is_cut"):
+        dropped[CUT] += 1
+      if row.pop("skipped", 0):
+        dropped[SKIPPED] += 1
+      kept.append(row)
   return kept, dropped
 
 

@@ -11,6 +11,8 @@ them out and returns the counts. Nothing disappears silently.
 from __future__ import annotations
 
 import functools
+import json
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -59,6 +61,35 @@ def prompt_text(
   if messages is None and isinstance(example.prompt, str):
     return example.prompt
   return transcripts.write(prompt_messages(example))
+
+
+def _plain(text: str) -> str:
+  """Returns a text in one spelling: composed characters, single spaces."""
+  return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def prompt_key(example: Example) -> str:
+  """Returns what two records have in common that ask the same.
+
+  It is of the whole prompt, however much of it fits into a row; a text prompt
+  is one user message. Of a rated text it is the text.
+  """
+  if isinstance(example, RatedText):
+    return _plain(example.text)
+  messages = prompt_messages(example)
+  return json.dumps([[m["role"], _plain(str(m["content"]))] for m in messages])
+
+
+def record_key(example: Example) -> str:
+  """Returns what two records have in common that say the same."""
+  key = prompt_key(example)
+  if isinstance(example, Demonstration) and example.messages is not None:
+    return key + json.dumps(
+      [_plain(str(m["content"])) for m in example.messages]
+    )
+  names = ("response", "chosen", "rejected")
+  answers = [_plain(getattr(example, name, "")) for name in names]
+  return json.dumps([key, *answers])
 
 
 def response_text(example: Comparison | Labelled, response: str) -> str:

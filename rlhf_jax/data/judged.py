@@ -49,8 +49,8 @@ def of_encoded(encoded: list[dict], dropped: Counter) -> dataset.Comparisons:
     encoded: at least one.
     dropped: reason -> count of what was left out.
   """
-  groups: dict[tuple, int] = {}
-  numbers = [groups.setdefault(e["prompt"], len(groups)) for e in encoded]
+  groups: dict[str, int] = {}
+  numbers = [groups.setdefault(e["key"], len(groups)) for e in encoded]
   return dataset.Comparisons(
     rows=[example["answer"] for example in encoded],
     pairs=np.arange(len(encoded), dtype=np.int32)[:, None],
@@ -69,7 +69,9 @@ def from_comparisons(data: dataset.Comparisons) -> dataset.Comparisons:
     data,
     pairs=single,
     labels=np.stack([data.labels, 1.0 - data.labels], axis=1).reshape(-1),
-    groups=single if by_sentence else np.repeat(data.groups, 2, axis=0),
+    groups=data.groups.reshape(-1, 1)
+    if by_sentence
+    else np.repeat(data.groups, 2, axis=0),
   )
 
 
@@ -124,16 +126,8 @@ def with_mismatched(
     DataError: all prompts are equal.
   """
   rows = [data.rows[i] for i in data.pairs[:, 0]]
-  numbers: dict[tuple, int] = {}
-  prompts = np.asarray(
-    [
-      numbers.setdefault(
-        tuple(row["tokens"][: _prompt_length(row)].tolist()), len(numbers)
-      )
-      for row in rows
-    ]
-  )
-  if len(numbers) < 2:
+  prompts = prompt_numbers(rows, data.groups[:, 0])
+  if len(np.unique(prompts)) < 2:
     raise DataError(
       f"{source}: all {len(rows)} answers have the same prompt, and KTO "
       "compares with answers to other prompts. Give more prompts, or use "
@@ -149,6 +143,26 @@ def with_mismatched(
     rows=[*data.rows, *mismatched],
     pairs=np.stack([data.pairs[:, 0], extra], axis=1),
   )
+
+
+def prompt_numbers(rows: list[Any], groups: np.ndarray) -> np.ndarray:
+  """Returns [P] int, the same where prompts are equal, whole or as cut."""
+  numbers: dict[tuple, int] = {}
+  shown = [
+    numbers.setdefault(
+      tuple(row["tokens"][: _prompt_length(row)].tolist()), len(numbers)
+    )
+    for row in rows
+  ]
+  found = np.asarray(shown)
+  while True:  # the smallest number of all that are linked reaches them all
+    before = found.copy()
+    for same in (np.asarray(shown), groups):
+      least = np.full(same.max() + 1, len(numbers))
+      np.minimum.at(least, same, found)
+      found = least[same]
+    if np.array_equal(found, before):
+      return found
 
 
 def _joined(row: Any, other: Any, max_length: int) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data import batches, encode, judged, parsers
+from rlhf_jax.data import batches, encode, judged, parsers, streams
 from rlhf_jax.data.examples import Demonstration, Prompt
 from rlhf_jax.data.tokenizer_backends import EncodingError
 from rlhf_jax.data.tokenizers import Tokenizer
@@ -317,8 +317,13 @@ def answers(
   rows, wheres = [], []
   for i, text in enumerate(texts):
     item, where = prompts[i // each], f"texts[{i}]"
-    ids = _prompt_ids(item, tokenizer, where)
-    ids = ids + tokenizer.encode(text) + [tokenizer.eos_id] * end_token
+    before = _prompt_ids(item, tokenizer, where)
+    if _is_dialogue(item):
+      said = streams.answer(item, text, tokenizer, where, end_token)
+    else:
+      said = streams.continued(text, tokenizer, before)
+      said = said + [tokenizer.eos_id] * end_token
+    ids = before + said
     rows.append(
       {
         "tokens": np.asarray(ids, np.int32),

@@ -17,6 +17,7 @@ from pathlib import Path
 import sentencepiece
 import tokenizers
 
+from rlhf_jax.data import word_starts
 from rlhf_jax.schema import UserError
 
 
@@ -49,14 +50,25 @@ def _split_inside(text: str, names: Sequence[str]) -> list[str]:
   return [text[a:b] for a, b in zip(borders, borders[1:], strict=False)]
 
 
+def _without_special(
+  pieces: list[bytes], special: dict[str, int]
+) -> list[bytes]:
+  hidden = set(special.values())
+  return [b"" if i in hidden else piece for i, piece in enumerate(pieces)]
+
+
 class _Base:
   """Encoding without special ids and range checks, shared by both kinds."""
 
   name: str
   vocab_size: int
   special_tokens: dict[str, int]
+  first_ids: tuple[int, ...] = ()
+  named_ends: tuple[int, ...] = ()
+  prompt_end: str = "template"
+  is_marked_after_special: bool = False
 
-  def _encode_raw(self, text: str) -> list[int]:
+  def _encode_raw(self, text: str, is_inside: bool) -> list[int]:
     raise NotImplementedError
 
   def _decode_raw(self, ids: list[int]) -> str:
@@ -68,12 +80,27 @@ class _Base:
     Raises:
       EncodingError: the vocabulary cannot spell the text.
     """
-    ids = self._encode_raw(text)
+    return self._encode(text, is_inside=False)
+
+  def encode_inside(self, text: str) -> list[int]:
+    """Returns the ids of plain text that goes on after other text.
+
+    They differ from those of `encode` where a vocabulary marks the start of a
+    text (word_starts.py).
+
+    Raises:
+      EncodingError: the vocabulary cannot spell the text.
+    """
+    return self._encode(text, is_inside=True)
+
+  def _encode(self, text: str, is_inside: bool) -> list[int]:
+    ids = self._encode_raw(text, is_inside)
     found = self._forbidden(ids)
     if not found:
       return ids
-    parts = _split_inside(text, found)
-    ids = [i for part in parts for i in self._encode_raw(part)]
+    first, *rest = _split_inside(text, found)
+    ids = self._encode_raw(first, is_inside)
+    ids += [i for part in rest for i in self._encode_raw(part, True)]
     found = self._forbidden(ids)
     if found:
       raise EncodingError(
@@ -158,10 +185,24 @@ class SentencePieceTokenizer(_Base):
     self.fingerprint = fingerprint(
       {piece: i for i, piece in enumerate(pieces)}, scores, special
     )
+    self.unused_ids = frozenset(i for i in range(size) if model.is_unused(i))
     self._model = model
+    self._inner = word_starts.of_sentencepiece(model)
+    self.is_marked_after_special = self._inner is not None
 
-  def _encode_raw(self, text: str) -> list[int]:
-    return self._model.encode(text)
+  def pieces(self) -> list[bytes]:
+    """Returns the bytes that each id stands for; none for special tokens."""
+    found = []
+    for i in range(self.vocab_size):
+      if self._model.is_byte(i):
+        found.append(bytes([int(self._model.id_to_piece(i)[3:-1], 16)]))
+      else:
+        found.append(self._model.id_to_piece(i).replace("▁", " ").encode())
+    return _without_special(found, self.special_tokens)
+
+  def _encode_raw(self, text: str, is_inside: bool) -> list[int]:
+    model = self._inner if is_inside and self._inner else self._model
+    return model.encode(text)
 
   def _decode_raw(self, ids: list[int]) -> str:
     return self._model.decode(ids)
@@ -220,14 +261,40 @@ class HuggingFaceTokenizer(_Base):
     self.chat_template = chat_template
     self.special_tokens = special
     self.fingerprint = fingerprint(vocabulary, merges, special)
+    self.unused_ids = frozenset(range(self.vocab_size)).difference(
+      vocabulary.values()
+    )
+    self.first_ids = word_starts.first_ids(backend)
     self._backend = backend
+    self._inner = word_starts.of_backend(backend)
+    self.is_marked_after_special = (
+      self._inner is not None
+      and word_starts.marks_after(backend, self._inner, eos)
+    )
     self._missing = _missing_bytes(backend, model, vocabulary)
 
   def to_json(self) -> str:
     """Returns the text of its tokenizer.json."""
     return self._backend.to_str(pretty=True)
 
-  def _encode_raw(self, text: str) -> list[int]:
+  def pieces(self) -> list[bytes]:
+    """Returns the bytes that each id stands for; none for special tokens."""
+    is_byte_level = "ByteLevel" in self._backend.to_str()
+    letters = {c: b for b, c in enumerate(_byte_alphabet())}
+    added = self._backend.get_added_tokens_decoder()
+    found = [b""] * self.vocab_size
+    for token, i in self._backend.get_vocab(with_added_tokens=True).items():
+      if i in added:
+        found[i] = token.encode()
+      elif is_byte_level and all(c in letters for c in token):
+        found[i] = bytes(letters[c] for c in token)
+      elif re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
+        found[i] = bytes([int(token[3:-1], 16)])
+      else:
+        found[i] = token.replace("▁", " ").encode()
+    return _without_special(found, self.special_tokens)
+
+  def _encode_raw(self, text: str, is_inside: bool) -> list[int]:
     if self._missing:
       raw = text.encode()
       if len(raw.translate(None, self._missing)) != len(raw):
@@ -236,7 +303,8 @@ class HuggingFaceTokenizer(_Base):
           f"{self.name}: no token spells {lost[0]!r} (in {text[:80]!r}), and "
           "it would vanish. Remove that character from the text."
         )
-    return self._backend.encode(text, add_special_tokens=False).ids
+    backend = self._inner if is_inside and self._inner else self._backend
+    return backend.encode(text, add_special_tokens=False).ids
 
   def _decode_raw(self, ids: list[int]) -> str:
     return self._backend.decode(ids, skip_special_tokens=False)

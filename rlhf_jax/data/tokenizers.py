@@ -33,6 +33,7 @@ from rlhf_jax.schema import UserError
 # Values of tokenizer.ggml.token_type.
 GGUF_CONTROL = gguf.TokenType.CONTROL
 GGUF_USER_DEFINED = gguf.TokenType.USER_DEFINED
+GGUF_UNUSED = gguf.TokenType.UNUSED
 
 # tokenizer.ggml.pre -> what splits text before the merges apply.
 GGUF_PRE_TOKENIZERS: dict[str, Callable] = {
@@ -57,6 +58,14 @@ class Tokenizer(Protocol):
   chat_template: Jinja source, or None.
   special_tokens: text -> id of every token that plain text cannot produce.
   fingerprint: sha256 hex over vocabulary, merges and special tokens.
+
+  What follows, and `encode_inside` and `pieces` of tokenizer_backends.py, a
+  tokenizer of another kind may leave out:
+
+  first_ids: what the tokenizer's post-processor puts before a plain text.
+  named_ends: end tokens that the model's files name beside eos_id.
+  prompt_end: where prompts of dialogues end, PROMPT_ENDS in chat.py.
+  unused_ids: those below vocab_size that no token has.
   """
 
   name: str
@@ -91,7 +100,9 @@ def load_tokenizer(
   if not path.exists():
     raise UserError(f"{path}: no such tokenizer. Give an existing path.")
   if path.suffix == ".model":
-    return SentencePieceTokenizer(path, special_tokens)
+    tokenizer = SentencePieceTokenizer(path, special_tokens)
+    tokenizer.named_ends = read_ends(path.parent)
+    return tokenizer
   if special_tokens:
     raise UserError(
       f"special_tokens={list(special_tokens)} applies to SentencePiece models "
@@ -116,6 +127,70 @@ def _read_json(path: Path) -> dict:
     raise UserError(
       f"{path}: not JSON ({error}). Download the file again."
     ) from error
+
+
+def encode_inside(text: str, tokenizer: Tokenizer) -> list[int]:
+  """Returns the ids of text that goes on after other text."""
+  return getattr(tokenizer, "encode_inside", tokenizer.encode)(text)
+
+
+def read_ends(folder: Path) -> tuple[int, ...]:
+  """Returns the end tokens that generation_config.json and config.json name.
+
+  Raises:
+    UserError: an eos_token_id that is neither a number nor a list of them.
+  """
+  found: list[int] = []
+  for name in ("generation_config.json", "config.json"):
+    try:
+      config = _read_json(folder / name)
+    except UserError:
+      if name != "config.json":
+        raise
+      config = None
+    if not isinstance(config, dict):
+      continue  # what reads the model says so
+    nested = config.get("text_config")
+    for part in (config, nested if isinstance(nested, dict) else {}):
+      ends = part.get("eos_token_id")
+      ends = ends if isinstance(ends, list) else [ends]
+      for end in ends:
+        if end is None:
+          continue
+        if type(end) is not int or end < 0:
+          raise UserError(
+            f"{folder / name}: eos_token_id={part['eos_token_id']!r}: is the "
+            "id of an end token, or a list of ids. Correct it there."
+          )
+        found.append(end)
+  return tuple(dict.fromkeys(found))
+
+
+def end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+  """Returns the ids that end an answer: of the tokenizer and of its files.
+
+  The end of turn of its chat template comes in data/stops.py.
+  """
+  return tuple(
+    dict.fromkeys((tokenizer.eos_id, *getattr(tokenizer, "named_ends", ())))
+  )
+
+
+def empty_rows(tokenizer: Tokenizer, rows: int) -> tuple[tuple[int, int], ...]:
+  """Returns (start, end) of the rows of an embedding that have no token.
+
+  Args:
+    tokenizer: whose tokens.
+    rows: of the embedding, at least the tokenizer's.
+  """
+  unused = getattr(tokenizer, "unused_ids", frozenset())
+  ranges: list[tuple[int, int]] = []
+  for i in (*sorted(unused), *range(tokenizer.vocab_size, rows)):
+    if ranges and ranges[-1][1] == i:
+      ranges[-1] = (ranges[-1][0], i + 1)
+    else:
+      ranges.append((i, i + 1))
+  return tuple(ranges)
 
 
 def _load_huggingface(path: Path) -> Tokenizer:
@@ -151,7 +226,7 @@ def _load_huggingface(path: Path) -> Tokenizer:
   template_file = folder / "chat_template.jinja"
   if template_file.exists():
     template = template_file.read_text(encoding="utf-8")
-  return HuggingFaceTokenizer(
+  tokenizer = HuggingFaceTokenizer(
     backend,
     str(path),
     eos=named("eos_token"),
@@ -159,6 +234,8 @@ def _load_huggingface(path: Path) -> Tokenizer:
     pad=named("pad_token"),
     chat_template=template,
   )
+  tokenizer.named_ends = read_ends(folder)
+  return tokenizer
 
 
 def _load_gguf(path: Path) -> Tokenizer:
@@ -215,7 +292,7 @@ def _load_gguf(path: Path) -> Tokenizer:
       f"{path}: the file names no end token (tokenizer.ggml.eos_token_id). "
       "Give the model's tokenizer.json instead."
     )
-  return HuggingFaceTokenizer(
+  tokenizer = HuggingFaceTokenizer(
     backend,
     str(path),
     eos=named("eos"),
@@ -223,3 +300,10 @@ def _load_gguf(path: Path) -> Tokenizer:
     pad=named("padding"),
     chat_template=get("chat_template"),
   )
+  ends = (get(f"ggml.{name}_token_id") for name in ("eot", "eom"))
+  tokenizer.named_ends = tuple(int(i) for i in ends if i is not None)
+  if get("ggml.add_bos_token") and tokenizer.bos_id is not None:
+    tokenizer.first_ids = (tokenizer.bos_id,)
+  unused = (i for i, kind in enumerate(kinds) if kind == GGUF_UNUSED)
+  tokenizer.unused_ids = frozenset(unused)
+  return tokenizer

@@ -15,6 +15,7 @@ from rlhf_jax.data.chat import Message
 from rlhf_jax.schema import UserError
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
+HEADERS = ("Human", "Assistant")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _HEADERS = {role: header for header, role in _ROLES.items()}
 

@@ -12,8 +12,13 @@ import jax
 from safetensors import SafetensorError
 
 from rlhf_jax import integrity
-from rlhf_jax.data import assets
-from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
+from rlhf_jax.data import assets, chat
+from rlhf_jax.data.tokenizers import (
+  Tokenizer,
+  empty_rows,
+  load_tokenizer,
+  read_ends,
+)
 from rlhf_jax.models import (
   attention,
   gguf,
@@ -42,6 +47,9 @@ class Model:
 
   source: str = ""  # asset:NAME, a .gguf file, or a Hugging Face folder
   tokenizer: str = ""  # file or folder; "" reads the model's own
+  chat_template: str = ""  # a Jinja file; "" for the tokenizer's own template
+  prompt_end: str = "template"  # where prompts of dialogues end: as the
+  # template's generation prompt, or "answer": where it writes the answer
   dtype: str = "float32"  # that the model computes in
   attention: str = "auto"  # program of models/attention.py; "auto": by platform
   scan_layers: bool = False  # one compiled block for all layers: deep models
@@ -51,6 +59,7 @@ class Model:
 
   def __post_init__(self) -> None:
     check_least(self, lora_rank=0)
+    check_choice("prompt_end", self.prompt_end, chat.PROMPT_ENDS)
     check_choice("dtype", self.dtype, ("float32", "bfloat16"))
     check_choice("attention", self.attention, ("auto", *attention.KINDS))
 
@@ -96,6 +105,8 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
       f"tokens and the model {model.source} {config.vocab_size}: they do not "
       "belong together. Set model.tokenizer to the model's own."
     )
+  rows = empty_rows(tokenizer, config.vocab_size)
+  config = dataclasses.replace(config, empty_rows=rows)
   if config.scan_layers:
     params = stack_layers(params, config.n_layers)
   tree = {"params": params}
@@ -288,6 +299,20 @@ def read_tokenizer(model: Model, path: Path) -> Tokenizer:
   Raises:
     UserError, ValueError: it is not there, or cannot be read.
   """
+  tokenizer = _own_tokenizer(model, path)
+  tokenizer.prompt_end = model.prompt_end
+  if model.chat_template:
+    file = Path(os.path.expanduser(model.chat_template))
+    if not file.is_file():
+      raise FieldError(
+        f"model.chat_template={model.chat_template!r}: no such file. Give one "
+        "that holds a Jinja template, or '' for the tokenizer's own."
+      )
+    tokenizer.chat_template = file.read_text(encoding="utf-8")
+  return tokenizer
+
+
+def _own_tokenizer(model: Model, path: Path) -> Tokenizer:
   if not model.tokenizer:
     try:
       return load_tokenizer(path)
@@ -302,4 +327,7 @@ def read_tokenizer(model: Model, path: Path) -> Tokenizer:
       "Give a tokenizer.json, a folder that holds one, a SentencePiece "
       "*.model, or '' for the model's own."
     )
-  return load_tokenizer(own)
+  tokenizer = load_tokenizer(own)
+  if path.is_dir():
+    tokenizer.named_ends = (*tokenizer.named_ends, *read_ends(path))
+  return tokenizer

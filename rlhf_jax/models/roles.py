@@ -286,6 +286,7 @@ def logprobs(
     unembedding,
     wanted.reshape(-1),
     temperature=temperature,
+    empty_rows=role.model.empty_rows,
     is_unembedding_frozen=is_unembedding_frozen,
     ways=mesh_lib.row_ways(),
   )

@@ -60,6 +60,8 @@ class Config:
   attention_bias: bool = False  # on q, k, v
   tie_embeddings: bool = True
   # --- how it runs ---
+  empty_rows: tuple[tuple[int, int], ...] = ()  # (start, end) of rows of the
+  # embedding that have no token: never sampled, and of probability 0
   dtype: str = "float32"  # compute dtype; weights are stored in float32
   attention: str = "einsum"  # the program, see attention.py
   scan_layers: bool = False  # one compiled block for deep models on TPU

@@ -19,7 +19,7 @@ import jax
 
 from rlhf_jax import distributed, generate, schema
 from rlhf_jax.algorithms.policy_gradient import packing
-from rlhf_jax.data import batches, dataset
+from rlhf_jax.data import batches, dataset, overlap
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import heads, roles
 from rlhf_jax.models.pretrained import Base, Model
@@ -242,7 +242,9 @@ def load_prompts(settings: Settings, base: Base) -> list[PromptBatch]:
   """
   count, size, data = settings.count, settings.batch_size, settings.prompts
   room = data.max_length - settings.generate.max_new_tokens
-  ids, _ = dataset.prompts(data, base.tokenizer, room)
+  ids, dropped = dataset.prompts(data, base.tokenizer, room)
+  dataset.report_dropped("evaluate", data.source, len(ids), dropped)
+  overlap.say("evaluate", data, Data(), base.tokenizer)
   if len(ids) < count:
     raise FieldError(
       f"count={count}: only {len(ids)} prompts in {data.source}. "

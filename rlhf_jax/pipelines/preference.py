@@ -21,7 +21,7 @@ import numpy as np
 from rlhf_jax import optimizer, schema
 from rlhf_jax.algorithms.preference import kto, registry
 from rlhf_jax.algorithms.preference import update as preference
-from rlhf_jax.data import dataset, judged
+from rlhf_jax.data import dataset, judged, overlap
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import pretrained
 from rlhf_jax.models.pretrained import Base, Model
@@ -145,8 +145,12 @@ def _load_judged(settings: Settings, base: Base) -> tuple:
   dataset.report_dropped(
     "preference", data.source, len(train.pairs), train.dropped
   )
+  overlap.say("preference", data, heldout, base.tokenizer)
   if heldout.source:
     held = judged.load(heldout, base.tokenizer, seed + 1)
+    dataset.report_dropped(
+      "preference, held out", heldout.source, len(held.pairs), held.dropped
+    )
   else:
     train, held = features.split_heldout(train, settings.heldout_fraction, seed)
   return tuple(

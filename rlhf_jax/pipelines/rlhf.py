@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax import distributed, schema
+from rlhf_jax.data import overlap
+from rlhf_jax.data.dataset import Data
 from rlhf_jax.pipelines import evaluate, forecast, summary
 from rlhf_jax.pipelines import policy as policy_pipeline
 from rlhf_jax.pipelines import reward as reward_pipeline
@@ -217,10 +219,26 @@ def run(settings: Settings, world: World) -> dict:
       continue
     folders[name].mkdir(parents=True, exist_ok=True)
     with lock.held(folders[name]), timed(workdir, name):
-      job.run(world.beside(job.settings.mesh, folders[name]))
+      there = world.beside(job.settings.mesh, folders[name])
+      if name == "evaluation":
+        _say_shared(settings, there)
+      job.run(there)
   if not distributed.is_first():
     return {}
   return summary.write(settings, workdir, folders)
+
+
+def _say_shared(settings: Settings, world: World) -> None:
+  """Says which held-out prompts a stage of this run was trained on."""
+  job = settings.evaluation
+  tokenizer = world.base(job.settings.model).tokenizer
+  for name in ("sft", "reward", "policy"):
+    for field in ("data", "prompts"):
+      trained = getattr(settings.jobs[name].settings, field, None)
+      if isinstance(trained, Data) and trained.source:
+        with schema.located(job.prefix):
+          label = f"evaluation against {name}"
+          overlap.say_shared(label, trained, job.settings.prompts, tokenizer)
 
 
 def phases(settings: Settings, world: World) -> list[Phase]:

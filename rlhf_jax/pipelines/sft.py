@@ -15,7 +15,7 @@ import numpy as np
 
 from rlhf_jax import distributed, generate, metrics, optimizer, schema
 from rlhf_jax.algorithms import sft
-from rlhf_jax.data import batches, dataset
+from rlhf_jax.data import batches, dataset, overlap
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import pretrained, roles
 from rlhf_jax.models.pretrained import Base, Model
@@ -151,6 +151,7 @@ def load_rows(settings: Settings, base: Base) -> tuple[list[dataset.Row], int]:
   data = settings.data
   rows, dropped = dataset.demonstrations(data, base.tokenizer)
   dataset.report_dropped("sft", data.source, len(rows), dropped)
+  overlap.say("sft", data, settings.validation, base.tokenizer)
   examples = len(rows)
   pretrained.check_context(base, max(len(r["tokens"]) for r in rows), "data")
   if data.pack:
@@ -203,7 +204,9 @@ def _validate(
 ) -> float:
   """Returns the mean cross-entropy in nats a target on held-out rows."""
   tokenizer, size = phase.base.tokenizer, settings.schedule.batch_size
-  rows, _ = dataset.demonstrations(settings.validation, tokenizer)
+  rows, dropped = dataset.demonstrations(settings.validation, tokenizer)
+  source = settings.validation.source
+  dataset.report_dropped("sft, validation", source, len(rows), dropped)
   longest = max(len(r["tokens"]) for r in rows)
   pretrained.check_context(phase.base, longest, "validation")
   width = batches.bucket_length(longest)
@@ -230,7 +233,9 @@ def sample_prompts(settings: Any, base: Base) -> tuple[list[list[int]], int]:
   The width is that of all prompts, as in PPO: one compilation for both.
   """
   room = settings.sample_prompts.max_length - settings.generate.max_new_tokens
-  ids, _ = dataset.prompts(settings.sample_prompts, base.tokenizer, room)
+  data = settings.sample_prompts
+  ids, dropped = dataset.prompts(data, base.tokenizer, room)
+  dataset.report_dropped("sample prompts", data.source, len(ids), dropped)
   chosen = [ids[i % len(ids)] for i in range(settings.samples)]
   return chosen, max(len(row) for row in ids)
 

@@ -143,6 +143,12 @@ def check_sampling(settings: generate.Config, devices: int) -> None:
       "sampling changes the distribution that the importance ratio divides "
       "by (METHODS N2). Set top_k=0 and top_p=1.0 for policy training."
     )
+  if settings.min_new_tokens:
+    raise FieldError(
+      f"generate.min_new_tokens={settings.min_new_tokens}: what may not be "
+      "sampled has another probability in training (METHODS N2). Set 0 for "
+      "policy training, and punish short answers by their reward."
+    )
   if settings.temperature == 0.0:
     raise FieldError(
       "generate.temperature=0.0: greedy samples carry no policy gradient. Set "

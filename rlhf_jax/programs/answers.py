@@ -34,6 +34,11 @@ SCORES = {"proxy": "reward", "gold": "gold", "verifier": "verifier"}
 
 def check_sampling(how: generate.Config) -> None:
   """Raises FieldError for sampling of which no KL or error can be told."""
+  if how.min_new_tokens:
+    raise FieldError(
+      f"generate.min_new_tokens={how.min_new_tokens}: the KL compares full "
+      "distributions. Set 0."
+    )
   if how.temperature == 0.0 or how.top_k or how.top_p < 1.0:
     raise FieldError(
       f"generate: temperature={how.temperature}, top_k={how.top_k}, "

@@ -16,7 +16,7 @@ import numpy as np
 
 from rlhf_jax import distributed, metrics, ops
 from rlhf_jax.algorithms import reward
-from rlhf_jax.data import batches, dataset
+from rlhf_jax.data import batches, dataset, overlap
 from rlhf_jax.models import heads, roles, transformer, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -318,6 +318,11 @@ def load_comparisons(
   data, heldout, seed = settings.data, settings.heldout, settings.seed
   train = dataset.comparisons(data, tokenizer, seed)
   dataset.report_dropped(name, data.source, len(train.pairs), train.dropped)
+  overlap.say(name, data, heldout, tokenizer)
   if heldout.source:
-    return train, dataset.comparisons(heldout, tokenizer, seed + 1)
+    held = dataset.comparisons(heldout, tokenizer, seed + 1)
+    dataset.report_dropped(
+      f"{name}, held out", heldout.source, len(held.pairs), held.dropped
+    )
+    return train, held
   return split_heldout(train, settings.heldout_fraction, seed)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import generate
+from rlhf_jax.data import stops, streams
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import roles, transformer
 from rlhf_jax.models.pretrained import Base
@@ -154,7 +155,8 @@ def prompt_width(prompts: Data, sampling: generate.Config, base: Base) -> int:
   room = prompts.max_length - sampling.max_new_tokens
   if not prompts.prefix_tokens:
     return room
-  text = len(base.tokenizer.encode(prompts.prompt)) + prompts.prefix_tokens
+  before = streams.text_prompt(prompts.prompt, base.tokenizer)
+  text = len(before) + prompts.prefix_tokens
   return min(room, text)
 
 
@@ -184,9 +186,15 @@ class Sampler:
     """See `make_merge`."""
     return make_merge(self.role)
 
-  @property
+  @functools.cached_property
   def _end(self) -> dict[str, Any]:
-    return {"eos_ids": (self.base.tokenizer.eos_id,)}
+    """What ends an answer; strings only where there are any."""
+    tokenizer, config = self.base.tokenizer, self.config
+    how = {"eos_ids": stops.end_ids(tokenizer, config.stop_tokens)}
+    if config.stop_strings:
+      rows = self.role.model.vocab_size
+      how["stops"] = stops.string_table(tokenizer, config.stop_strings, rows)
+    return how
 
   def __call__(
     self,

@@ -31,7 +31,7 @@ import numpy as np
 
 from rlhf_jax import distributed, generate, metrics
 from rlhf_jax.algorithms.policy_gradient import groups, packing, returns
-from rlhf_jax.data import batches, dataset
+from rlhf_jax.data import batches, dataset, overlap
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -70,6 +70,7 @@ def prompt_loader(
   room = data.max_length - sampling.max_new_tokens
   ids, dropped = dataset.prompts(data, base.tokenizer, room)
   dataset.report_dropped("policy", data.source, len(ids), dropped)
+  overlap.say("policy", data, Data(), base.tokenizer)
   width = max(len(row) for row in ids)
 
   def collate(index: list[int]):

@@ -103,21 +103,38 @@ def test_chat_demonstration():
   [
     (18, "uab<e>ac*d*<e>*uef<e>ag*h*i*<e>*"),
     (17, "uab<e>ac*d*<e>*uef<e>ag*h*i*<e>*"),
-    (13, "ac*d*<e>*uef<e>ag*h*i*<e>*"),
-    (12, "cd*<e>*uef<e>ag*h*i*<e>*"),
-    (11, "d<e>uef<e>ag*h*i*<e>*"),  # half an answer is context only
-    (5, "ag*h*i*<e>*"),
-    (4, None),
+    (16, "uef<e>ag*h*i*<e>*"),
+    (9, "uef<e>ag*h*i*<e>*"),
+    (8, None),
   ],
 )
-def test_dialogues_keep_their_last_answer(length, expected):
+def test_dialogues_are_cut_at_a_turn_of_the_user(length, expected):
   example = Demonstration("f:1", messages=TURNS)
   if expected is None:
-    with pytest.raises(encode.DroppedExample):
+    with pytest.raises(encode.DroppedExample, match="f:1: last turn and its"):
       encode.encode_demonstration(example, LETTERS, length, chat=True)
   else:
     row = encode.encode_demonstration(example, LETTERS, length, chat=True)
     assert spell(row) == expected
+
+
+def test_the_prompt_of_a_pair_is_cut_at_a_turn_of_the_user():
+  """With a template and as a transcript, and the system's turn stays."""
+  system = {"role": "system", "content": "x"}
+  example = Comparison("f:1", [system, *TURNS[:3]], "g", "hi")
+  for chat, start in (
+    (True, "sx<e>uef<e>a"),
+    (False, "\n\nSystem: x\n\nHuman: ef\n\nAssistant:"),
+  ):
+    shortest = len(LETTERS.encode(start.replace("<e>", "."))) + 3 + (not chat)
+    for length in (shortest, shortest + 5):
+      pair = encode.encode_comparison(example, LETTERS, length, chat)
+      assert spell(pair["chosen"]).startswith(start)
+      assert pair["is_cut"] and len(pair["rejected"]["tokens"]) == shortest
+    with pytest.raises(encode.DroppedExample, match="last turn"):
+      encode.encode_comparison(example, LETTERS, shortest - 1, chat)
+  whole = encode.encode_comparison(example, LETTERS, 90, chat=True)
+  assert not whole["is_cut"] and whole["key"] == pair["key"]
 
 
 def test_dialogue_without_template_is_refused():
@@ -210,6 +227,7 @@ def test_drops_are_counted():
     "response does not fit in max_length": 1,
     "a character has no token": 1,
     "empty response": 1,
+    "prompts cut to fit max_length": 1,
   }
   comparisons = [
     Comparison("f:1", "a", "b", "c"),

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_jax.data import dataset
+from rlhf_jax.data import dataset, judged
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.programs import features
@@ -108,6 +108,38 @@ def test_comparisons_of_one_prompt_are_one_group(tmp_path):
   np.testing.assert_allclose(found.labels, [1.0, 0.25, 1.0])
   rows = [spell(row) for row in found.rows]
   assert rows[:4] == ["pa*<e>*", "pb*<e>*", "qc*<e>*", "qd*d*<e>*"]
+
+
+def test_trap_35_groups_are_of_prompts_before_they_are_cut(tmp_path):
+  """One question behind two answers of other lengths is one question."""
+  source = write(
+    tmp_path / "pairs.jsonl",
+    [
+      {"prompt": "abcdef", "chosen": "a", "rejected": "b"},
+      {"prompt": "abcdef", "chosen": "aaa", "rejected": "b"},
+      {"prompt": "abcdef ", "chosen": "a", "rejected": "c"},
+      {"prompt": "xyzdef", "chosen": "a", "rejected": "b"},
+    ],
+  )
+  found = dataset.comparisons(Data(source=source, max_length=5), LETTERS, 0)
+  assert spell(found.rows[0]) == "defa*<e>*" == spell(found.rows[6])
+  np.testing.assert_array_equal(found.groups, [[0], [0], [0], [1]])
+  assert found.dropped == {"prompts cut to fit max_length": 4}
+
+
+def test_mismatched_answers_are_to_other_whole_prompts():
+  """Rows 0 to 2 are linked by what is shown or by what was asked."""
+  shown = ["ab", "b", "b", "cd", "d"]
+  rows = [
+    {
+      "tokens": np.array([*map(ord, text), 2], np.int32),
+      "loss_mask": np.array([0.0] * len(text) + [1.0], np.float32),
+    }
+    for text in shown
+  ]
+  numbers = judged.prompt_numbers(rows, np.array([7, 7, 3, 1, 4]))
+  assert numbers[0] == numbers[1] == numbers[2]
+  assert len({numbers[0], numbers[3], numbers[4]}) == 3
 
 
 def test_comparisons_of_rated_texts(rated):

@@ -12,11 +12,13 @@ from rlhf_jax.algorithms.policy_gradient import (
   packing,
   shaping,
 )
+from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models import roles, transformer
 from rlhf_jax.pipelines import defaults
 from rlhf_jax.programs import policy_step, rollouts
 from rlhf_jax.programs.program import Sampler
 from rlhf_jax.types import FINISH_EOS, Rollout
+from tests import tiny
 from tests.pipelines import tiny_runs
 
 MASK = np.float32([[0, 1, 1, 0], [0, 1, 1, 1]])
@@ -180,6 +182,18 @@ def test_a_sampler_samples_as_it_is_told(monkeypatch):
     assert settings["model"] == model
     assert (settings["eos_ids"], settings["pad_id"]) == ((5,), 6)
   assert [settings["config"] for _, settings in asked] == [usual, other]
+
+
+def test_trap_37_the_sampler_stops_at_every_end_token(tmp_path):
+  """Those of the folder, of the template and of the settings."""
+  folder = tiny.tiny_tokenizer_json(tmp_path, eos_token="<|endoftext|>")
+  (folder / "generation_config.json").write_text('{"eos_token_id": [0, 9]}')
+  base = types.SimpleNamespace(tokenizer=load_tokenizer(folder))
+  role = types.SimpleNamespace(model=types.SimpleNamespace(vocab_size=350))
+  how = generate.Config(stop_tokens=("<|im_start|>",), stop_strings=("cat",))
+  ends = Sampler(role, {}, base, how)._end
+  assert ends["eos_ids"] == (0, 9, 2, 1)
+  assert ends["stops"].shape == (4, 350)
 
 
 def test_further_answers_are_sampled_and_judged_beside_the_samples():

@@ -286,6 +286,16 @@ FAULTS = (
       "positions = (0 * state.length + slot)[:, None]",
     ),
     (
+      "generate: rows without a token are sampled",
+      "ops.hide_rows(logits, model.empty_rows, -jnp.inf)",
+      "ops.hide_rows(logits, (), -jnp.inf)",
+    ),
+    (
+      "generate: strings do not end an answer",
+      "is_end = is_end | ((found >= stops.shape[0]) & is_late)",
+      "is_end = is_end | ((found < 0) & is_late)",
+    ),
+    (
       "generate: all ended by themselves",
       "finish_reason=jnp.where(state.done, FINISH_EOS, FINISH_LENGTH)",
       "finish_reason=jnp.where(state.done, FINISH_EOS, FINISH_EOS)",

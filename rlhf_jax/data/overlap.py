@@ -1,0 +1,87 @@
+"""What training and held-out records have in common: counted and said.
+
+Held-out numbers mean something only for prompts that were not trained on.
+Records ask the same when their whole prompts are equal but for white space
+(formats.prompt_key), whatever a row has room for. Nothing is taken out here:
+a person decides, and is told how many and where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf_jax.data import dataset, formats
+from rlhf_jax.data.dataset import Data
+from rlhf_jax.data.tokenizers import Tokenizer
+
+
+def repeated(found: Sequence[Any]) -> list[tuple[str, str]]:
+  """Returns (place, earlier place) of records that say what one before says."""
+  seen: dict[str, Any] = {}
+  pairs = []
+  for record in found:
+    first = seen.setdefault(formats.record_key(record), record)
+    if first is not record:
+      pairs.append((record.where, first.where))
+  return pairs
+
+
+def shared(train: Sequence[Any], held: Sequence[Any]) -> list[tuple[str, str]]:
+  """Returns (held-out place, training place) of records that ask the same."""
+  places: dict[str, str] = {}
+  for record in train:
+    places.setdefault(formats.prompt_key(record), record.where)
+  keys = [(record.where, formats.prompt_key(record)) for record in held]
+  return [(where, places[key]) for where, key in keys if key in places]
+
+
+def _say(name: str, text: str, pairs: list[tuple[str, str]]) -> None:
+  if pairs:
+    where, other = pairs[0]
+    print(f"{name}: WARNING: {len(pairs)} {text}, {where} that of {other}")
+
+
+def say_repeated(name: str, data: Data, found: Sequence[Any]) -> None:
+  """Prints how many records of a source repeat an earlier one.
+
+  Args:
+    name: of the stage.
+    data: the section that they are read from.
+    found: from dataset.records.
+  """
+  text = f"of {len(found)} records of {data.source} repeat an earlier one"
+  _say(name, text, repeated(found))
+
+
+def say(name: str, data: Data, heldout: Data, tokenizer: Tokenizer) -> None:
+  """Prints what two sections share, and what repeats within each of them.
+
+  Args:
+    name: of the stage.
+    data: trained on.
+    heldout: held out; a section without a source is no held-out data, and then
+      only what repeats in `data` is said.
+    tokenizer: of the model, for filters by tokens.
+  """
+  train, _ = dataset.records(data, tokenizer)
+  say_repeated(name, data, train)
+  if not heldout.source:
+    return
+  held, _ = dataset.records(heldout, tokenizer)
+  if heldout.source != data.source:
+    say_repeated(name, heldout, held)
+  say_shared(name, data, heldout, tokenizer)
+
+
+def say_shared(
+  name: str, data: Data, heldout: Data, tokenizer: Tokenizer
+) -> None:
+  """Prints how many held-out records ask what a section is trained on."""
+  train, _ = dataset.records(data, tokenizer)
+  held, _ = dataset.records(heldout, tokenizer)
+  text = (
+    f"of {len(held)} held-out records of {heldout.source} ask what is trained "
+    f"on in {data.source}, so their numbers are not held out"
+  )
+  _say(name, text, shared(train, held))
