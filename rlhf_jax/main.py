@@ -72,8 +72,10 @@ def join_processes(text: str) -> None:
   import jax
 
   from rlhf_jax import distributed, metrics
+  from rlhf_jax.parallel import mesh
 
   distributed.initialise(text)
+  mesh.all_devices()
   if jax.process_count() > 1 and not distributed.is_first():
     sys.stdout = open(os.devnull, "w")
     metrics.Progress.default_stream = sys.stdout

@@ -111,8 +111,10 @@ def check_name(source: str, field: str) -> None:
 
 def cache_directory() -> Path:
   """Returns $RLHF_JAX_CACHE, or ~/.cache/rlhf_jax where that is not set."""
-  folder = os.environ.get("RLHF_JAX_CACHE")
-  return Path.home() / ".cache" / "rlhf_jax" if folder is None else Path(folder)
+  folder = os.environ.get("RLHF_JAX_CACHE", "")
+  if not folder:
+    return Path.home() / ".cache" / "rlhf_jax"
+  return Path(folder).expanduser()
 
 
 def _sha256(path: Path) -> str:

@@ -23,17 +23,11 @@ would make training data depend on the day.
 
 from __future__ import annotations
 
-import functools
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.sandbox
-
+from rlhf_jax.data import templates
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import UserError
 
@@ -63,45 +57,6 @@ class Rendered:
   text: str
   ids: list[int]
   assistant_mask: list[int]
-
-
-class _GenerationTag(jinja2.ext.Extension):
-  """{% generation %} body {% endgeneration %}: body between two variables."""
-
-  tags = {"generation"}
-
-  def parse(self, parser):
-    line = next(parser.stream).lineno
-    body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-    marks = [
-      jinja2.nodes.Output([jinja2.nodes.Name(name, "load")]).set_lineno(line)
-      for name in ("generation_open", "generation_close")
-    ]
-    return [marks[0], *body, marks[1]]
-
-
-def _raise_exception(message: str):
-  raise jinja2.TemplateError(message)
-
-
-@functools.lru_cache(maxsize=16)
-def _compile(template: str) -> jinja2.Template:
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=[_GenerationTag, jinja2.ext.loopcontrols],
-  )
-  environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-    value, ensure_ascii=False, indent=indent
-  )
-  environment.globals["raise_exception"] = _raise_exception
-  try:
-    return environment.from_string(template)
-  except jinja2.TemplateSyntaxError as error:
-    raise UserError(
-      f"the chat template is not valid Jinja (line {error.lineno}: {error}). "
-      "Correct it."
-    ) from error
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -272,26 +227,20 @@ def render(
       hides where the answers are, or that ends them with no special token.
   """
   check_messages(messages)
-  template = _compile(template_of(tokenizer))
+  template = template_of(tokenizer)
   names = {i: name for name, i in tokenizer.special_tokens.items()}
 
   def render_with(messages, generation_open="", generation_close="") -> str:
-    try:
-      return template.render(
-        messages=messages,
-        add_generation_prompt=add_generation_prompt,
-        bos_token=names.get(tokenizer.bos_id, ""),
-        eos_token=names.get(tokenizer.eos_id, ""),
-        pad_token=names.get(tokenizer.pad_id, ""),
-        generation_open=generation_open,
-        generation_close=generation_close,
-      )
-    except (jinja2.TemplateError, TypeError) as error:
-      raise UserError(
-        f"the chat template of {tokenizer.name} refused roles "
-        f"{[m['role'] for m in messages]}: {error}. Change the messages to "
-        "what the template accepts."
-      ) from error
+    variables = {
+      "messages": messages,
+      "add_generation_prompt": add_generation_prompt,
+      "bos_token": names.get(tokenizer.bos_id, ""),
+      "eos_token": names.get(tokenizer.eos_id, ""),
+      "pad_token": names.get(tokenizer.pad_id, ""),
+      "generation_open": generation_open,
+      "generation_close": generation_close,
+    }
+    return templates.render(template, tokenizer.name, variables)
 
   text = render_with(list(messages))
   spans = _locate(render_with, text, messages)

@@ -23,6 +23,7 @@ from rlhf_jax.schema import (
   FieldError,
   check_choice,
   check_least,
+  check_seed,
 )
 
 Row = dict[str, np.ndarray]  # {"tokens", "loss_mask"}, [n] each
@@ -63,10 +64,7 @@ class Data:
       formats.find(self.format)
     else:
       check_choice("format", self.format, tuple(formats.FORMATS))
-    if not 0 <= self.split_seed < 2**32:
-      raise FieldError(
-        f"split_seed={self.split_seed}: must be in 0..2**32 - 1."
-      )
+    check_seed(self.split_seed, "split_seed")
     self.split_sizes()
 
   def split_sizes(self) -> dict[str, int]:
@@ -125,14 +123,14 @@ class Comparisons:
 
 @functools.lru_cache(maxsize=8)
 def _read(
-  source: str, format: str, changed: tuple[int, int]
+  source: str, format: str, changed: tuple[tuple[int, int], ...]
 ) -> tuple[list, Counter]:
   """Returns the records of a source and what was refused; read once.
 
   Args:
     source: of a Data section.
     format: how a record is laid out.
-    changed: time and size of the file, so that another file is read anew.
+    changed: time and size of its files, so that another file is read anew.
   """
   del changed
   if source.startswith("asset:"):
@@ -142,12 +140,10 @@ def _read(
 
 
 def _all_records(data: Data) -> tuple[list, Counter]:
-  changed = (0, 0)
+  states: list[os.stat_result] = []
   if not data.source.startswith(("asset:", sources.TFDS_PREFIX)):
-    path = os.path.expanduser(data.source)
-    if os.path.isfile(path):
-      status = os.stat(path)
-      changed = (status.st_mtime_ns, status.st_size)
+    states = [path.stat() for path in sources.paths(data.source)]
+  changed = tuple((state.st_mtime_ns, state.st_size) for state in states)
   return _read(data.source, data.format, changed)
 
 
@@ -369,7 +365,8 @@ def prompts(
       text = tokenizer.encode(" " + record.text)[: data.prefix_tokens]
       row = tokenizer.encode(data.prompt) + text
     else:
-      row = prompt_ids(record, data, tokenizer)
+      with sources.at(record.where):
+        row = prompt_ids(record, data, tokenizer)
     if not row:
       raise DataError(f"{record.where}: the prompt is empty. Give it a text.")
     if len(row) > max_prompt:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from rlhf_jax.data import chat as chat_templates
-from rlhf_jax.data import formats
+from rlhf_jax.data import formats, sources
 from rlhf_jax.data.formats import (
   Comparison,
   Demonstration,
@@ -290,7 +290,8 @@ def _encode_all(
   kept, dropped = [], Counter()
   for example in examples:
     try:
-      kept.append(encode(example))
+      with sources.at(example.where):
+        kept.append(encode(example))
     except DroppedExample as error:
       dropped[error.reason] += 1
     except EncodingError:

@@ -131,9 +131,9 @@ def _parse_all(
 ) -> tuple[list[Example], list[records.RefusedExample]]:
   parse = find(format)
   kept, refused = [], []
-  for number, record in enumerate(sources.read_source(source), 1):
+  for where, record in sources.read_located(source):
     try:
-      example = parse(record, f"{source}:{number}")
+      example = parse(record, where)
     except records.RefusedExample as error:
       refused.append(error)
       continue

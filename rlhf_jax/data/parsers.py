@@ -6,7 +6,7 @@ RefusedExample; records.py has the checks that they share.
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 from rlhf_jax.data import records
 from rlhf_jax.data.examples import (
@@ -17,6 +17,8 @@ from rlhf_jax.data.examples import (
   RatedText,
 )
 from rlhf_jax.data.sources import DataError
+
+MOST_RATING = 1e30  # ratings are compared in float32
 
 
 def parse_hh(record: dict, where: str) -> Comparison:
@@ -123,21 +125,21 @@ def parse_ratings(record: dict, where: str) -> RatedText:
   """text and ratings, a list of numbers by different people."""
   text = records.field(record, "text", (str,), "ratings", where)
   ratings = records.field(record, "ratings", (list,), "ratings", where)
-  numbers = [
-    r
-    for r in ratings
-    if isinstance(r, (int, float))
-    and not isinstance(r, bool)
-    and math.isfinite(r)
-  ]
+  numbers = [rating for rating in ratings if _is_rating(rating)]
   if not ratings or len(numbers) < len(ratings):
     raise DataError(
       f"{where}: field 'ratings' is {str(ratings)[:60]}; it must hold finite "
-      "numbers, at least one. Correct the record."
+      f"numbers, at least one, none beyond {MOST_RATING:.0e}. Correct the "
+      "record."
     )
   return RatedText(
     where, records.answer(text, "text", where), tuple(map(float, numbers))
   )
+
+
+def _is_rating(value: Any) -> bool:
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return is_number and -MOST_RATING <= value <= MOST_RATING  # NaN is not
 
 
 def parse_gsm8k(record: dict, where: str) -> Demonstration:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-from rlhf_jax import distributed, generate, schema
+from rlhf_jax import distributed, generate, schema, strict_json
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.data import batches, dataset
 from rlhf_jax.data.dataset import Data
@@ -71,7 +71,8 @@ class Settings(schema.Settings):
   lexicon: bool = False  # VADER sentiment of the answers too
 
   def __post_init__(self) -> None:
-    schema.check_least(self, seed=0, count=2, batch_size=1)
+    schema.check_seed(self.seed)
+    schema.check_least(self, count=2, batch_size=1)
     build.check_room(self.prompts, self.generate)
     check_sampling(self.generate)
     if self.count % self.batch_size:
@@ -102,7 +103,11 @@ def check(settings: Settings, world: World) -> None:
 
 def read_result(folder: Path) -> dict[str, float]:
   """Returns the numbers of a finished evaluation."""
-  return json.loads((folder / RESULT_FILE).read_text())
+  return strict_json.read_object(
+    folder / RESULT_FILE,
+    "Delete the folder and evaluate again.",
+    allows_nan=True,
+  )
 
 
 def load_policies(

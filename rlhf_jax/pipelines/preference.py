@@ -70,7 +70,7 @@ class Settings(schema.Settings):
   mesh: mesh_lib.Config = mesh_lib.Config()
 
   def __post_init__(self) -> None:
-    schema.check_least(self, seed=0)
+    schema.check_seed(self.seed)
     build.check_trainable(self.model, self.trainable)
     build.check_fraction(self)
     for key in ("data", "heldout"):

@@ -62,7 +62,8 @@ class Settings(schema.Settings):
   reference_samples: str = ""  # samples.npz of the SFT run, to normalise on
 
   def __post_init__(self) -> None:
-    schema.check_least(self, seed=0, stop_layer=0)
+    schema.check_seed(self.seed)
+    schema.check_least(self, stop_layer=0)
     build.check_trainable(self.model, self.trainable, has_head=True)
     build.check_fraction(self)
 

@@ -71,7 +71,7 @@ class Settings(schema.Settings):
   caveats: tuple = ()  # of the report: what to keep in mind, a text each
 
   def __post_init__(self) -> None:
-    schema.check_least(self, seed=0)
+    schema.check_seed(self.seed)
     for field in ("temperature", "max_new_tokens"):
       values = {
         name: getattr(job.settings.generate, field)
@@ -145,7 +145,7 @@ def _fill_in(values: Any, reused: tuple, workdir: Path) -> None:
     for stage in STAGES
   }
   for offset, stage in enumerate(STAGES):
-    if type(values.seed) is int:
+    if type(values.seed) is int and 0 <= values.seed < schema.SEED_LIMIT:
       values[stage].seed = values.seed + 1000 * offset
   samples = str(Path(folder["sft"]) / "samples.npz")
   _give(values.reward, reference_samples=samples)

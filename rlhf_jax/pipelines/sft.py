@@ -51,7 +51,8 @@ class Settings(schema.Settings):
   generate: generate.Config = generate.Config()  # how they are sampled
 
   def __post_init__(self) -> None:
-    schema.check_least(self, seed=0, samples=0)
+    schema.check_seed(self.seed)
+    schema.check_least(self, samples=0)
     build.check_trainable(self.model, self.trainable)
     if self.samples:
       build.check_room(self.sample_prompts, self.generate, "sample_prompts")

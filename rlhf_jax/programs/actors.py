@@ -61,7 +61,7 @@ class Sampled(schema.Settings):
   force: bool = False  # go on though the reward model is no better than chance
 
   def __post_init__(self) -> None:
-    schema.check_least(self, seed=0)
+    schema.check_seed(self.seed)
     build.check_trainable(self.model, self.trainable)
     build.check_room(self.prompts, self.generate)
     named = {

@@ -19,15 +19,15 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlhf_jax import distributed, integrity
+from rlhf_jax import distributed, integrity, strict_json
 from rlhf_jax.models import heads, pretrained, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.models.roles import Role, split
-from rlhf_jax.runs import checkpoint
+from rlhf_jax.runs import checkpoint, stage_file
+from rlhf_jax.runs.stage_file import STAGE_FILE
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import PyTree
 
-STAGE_FILE = "stage.json"
 POLICY, REWARD = "policy", "reward"  # what a stage leaves
 PATHS = ("init_from", "merged_from")  # in stage.json, relative to its folder
 # Where a checkpoint has the policy's trainable tree.
@@ -129,9 +129,14 @@ def stage_fingerprint(workdir: str | Path) -> str:
     return ""
   folder, step = place(workdir)
   info = {k: v for k, v in read_stage(folder).items() if k not in PATHS}
-  steps = [
-    int(p.parent.name) for p in folder.glob("checkpoints/*/manifest.json")
-  ]
+  found = [p.parent.name for p in folder.glob("checkpoints/*/manifest.json")]
+  steps = [int(name) for name in found if name.isdigit()]
+  if not steps:
+    raise UserError(
+      f"{folder}: {STAGE_FILE} says that the stage is finished, and there is "
+      f"no whole checkpoint. Bring it back, or delete {STAGE_FILE} and run the "
+      "stage again."
+    )
   chosen = step_of(workdir) if step else max(steps)
   manifest = folder / "checkpoints" / str(chosen) / "manifest.json"
   digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
@@ -201,16 +206,7 @@ def read_stage(workdir: str | Path) -> dict | None:
   Raises:
     UserError: the file is damaged.
   """
-  path = Path(workdir) / STAGE_FILE
-  if not path.is_file():
-    return None
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(
-      f"{path}: damaged ({error}). Delete it and run the stage again; it goes "
-      "on from its last checkpoint."
-    ) from error
+  return stage_file.read(workdir)
 
 
 def need_stage(
@@ -301,7 +297,8 @@ def trained_prefix(folder: Path, info: dict) -> str:
   if "trained" in info:
     return info["trained"]
   for path in folder.glob("checkpoints/*/manifest.json"):
-    arrays = json.loads(path.read_text())["arrays"]
+    manifest = strict_json.read_object(path, "The checkpoint is damaged.")
+    arrays = manifest.get("arrays", {})
     if any(name.startswith(f"{BESIDE_CRITIC}/") for name in arrays):
       return BESIDE_CRITIC
   return TRAINED
