@@ -249,8 +249,8 @@ def _table(archive: tarfile.TarFile, member: str, path: Path) -> dict:
     raw = archive.extractfile(member).read()
   except KeyError as error:
     raise DataError(
-      f"{path}: no {member} inside. Give the hutto_ICWSM_2014.tar.gz that "
-      "fetch('movie-review-ratings') returns."
+      f"{path}: no {member} inside. Delete the file, so that "
+      "asset:movie-review-ratings is fetched again."
     ) from error
   try:
     text = raw.decode("utf-8-sig")

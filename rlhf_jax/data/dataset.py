@@ -244,12 +244,22 @@ def _check_rated(found: list, data: Data) -> None:
     )
 
 
-def _check_rows(rows: list, data: Data, dropped: Counter) -> None:
-  if not rows:
-    raise DataError(
-      f"{data.source}: no example is left ({dict(dropped)}). Raise data."
-      f"max_length={data.max_length}, or check the records."
-    )
+def check_left(rows: list, data: Data, dropped: Counter) -> None:
+  """Raises DataError where no example is left of a source.
+
+  Args:
+    rows: what is left.
+    data: the section.
+    dropped: reason -> count of what was left out.
+  """
+  if rows:
+    return
+  remedy = "Correct the records"
+  if any("max_length" in reason for reason in dropped):
+    remedy = f"Raise data.max_length={data.max_length}, or shorten the records"
+  raise DataError(
+    f"{data.source}: no example is left ({dict(dropped)}). {remedy}."
+  )
 
 
 def _row(prompt: list[int], response: list[int], train_on_prompt: bool) -> dict:
@@ -294,7 +304,7 @@ def demonstrations(
     train_on_prompt=data.train_on_prompt,
     chat=data.chat,
   )
-  _check_rows(rows, data, dropped + lost)
+  check_left(rows, data, dropped + lost)
   return rows, dropped + lost
 
 
@@ -330,7 +340,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
     end_token=data.end_token,
     chat=data.chat,
   )
-  _check_rows(encoded, data, dropped + lost)
+  check_left(encoded, data, dropped + lost)
   rows, pairs, groups = [], [], {}
   group_of_pair = []
   for example in encoded:

@@ -33,8 +33,7 @@ def parse_hh(record: dict, where: str) -> Comparison:
     raise records.RefusedExample(
       "prompts differ",
       f"{where}: fields 'chosen' and 'rejected' differ before their last "
-      "Assistant turn, so they answer different prompts. Remove the record, "
-      "or load it with load_and_count.",
+      "Assistant turn, so they answer different prompts. Remove the record.",
     )
   return Comparison(
     where,
@@ -102,7 +101,7 @@ def parse_messages(record: dict, where: str) -> Demonstration:
     raise records.RefusedExample(
       "no assistant turn",
       f"{where}: no message has the role 'assistant': nothing to learn from. "
-      "Remove the record, or load it with load_and_count.",
+      "Remove the record.",
     )
   for answer in answers:
     records.answer(answer, "messages", where)
@@ -116,7 +115,7 @@ def parse_prompt(record: dict, where: str) -> Prompt:
     raise records.RefusedExample(
       "empty prompt",
       f"{where}: field 'prompt' is empty: nothing to answer. Remove the "
-      "record, or load it with load_and_count.",
+      "record.",
     )
   return Prompt(where, prompt, record.get("reference"))
 

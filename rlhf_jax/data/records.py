@@ -31,12 +31,38 @@ class RefusedExample(DataError):
     self.reason = reason
 
 
+# Types of those fields; a transcript is a text of its own kind.
+_KINDS = {
+  "prompt": (str, list),
+  "label": (bool, int, float),
+  "messages": (list,),
+  "ratings": (list,),
+}
+
+
+def _fits(record: dict, name: str) -> bool:
+  """Says whether a record has the fields of a format, with their types."""
+  for field_name in FIELDS[name]:
+    if not isinstance(record.get(field_name), _KINDS.get(field_name, (str,))):
+      return False
+    if name == "hh" and not record[field_name].startswith(transcripts.BEGIN):
+      return False
+  return True
+
+
 def suggestion(record: dict, format: str) -> str:
-  """Returns " Did you mean format=...?" if the keys match another format."""
+  """Returns " Did you mean format=...?" if the record fits another format.
+
+  One that reads less is none, unless a field of this one is missing.
+  """
+  own = set(FIELDS.get(format, ()))
+  is_whole = own <= set(record)
   fitting = [
     name
     for name, fields in FIELDS.items()
-    if name != format and set(fields) <= set(record)
+    if name != format
+    and not (is_whole and set(fields) <= own)
+    and _fits(record, name)
   ]
   if not fitting:
     return ""
@@ -70,7 +96,7 @@ def answer(text: str, name: str, where: str) -> str:
     raise RefusedExample(
       "empty response",
       f"{where}: field {name!r} holds an empty response ({text!r}): nothing to "
-      "learn from. Remove the record, or load it with load_and_count.",
+      "learn from. Remove the record.",
     )
   return text
 

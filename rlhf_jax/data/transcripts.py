@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from rlhf_jax.data.chat import Message
 from rlhf_jax.schema import UserError
 
+BEGIN = "\n\nHuman:"  # of every transcript
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _HEADERS = {role: header for header, role in _ROLES.items()}

@@ -17,7 +17,7 @@ import jax
 
 from rlhf_jax import distributed, generate, schema, strict_json
 from rlhf_jax.algorithms.policy_gradient import packing
-from rlhf_jax.data import batches, dataset
+from rlhf_jax.data import batches, dataset, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import heads, roles
 from rlhf_jax.models.pretrained import Base, Model
@@ -91,6 +91,7 @@ class Settings(schema.Settings):
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   build.check_needed(settings.prompts, "prompts")
+  unread.check(settings.prompts, "prompts", unread.PROMPTS)
   for field, kind in (("reward", "reward"), ("policy", "policy")):
     if not getattr(settings, field):
       raise FieldError(

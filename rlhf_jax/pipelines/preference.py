@@ -21,7 +21,7 @@ import numpy as np
 from rlhf_jax import optimizer, schema
 from rlhf_jax.algorithms.preference import kto, registry
 from rlhf_jax.algorithms.preference import update as preference
-from rlhf_jax.data import dataset, judged
+from rlhf_jax.data import dataset, judged, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import pretrained
 from rlhf_jax.models.pretrained import Base, Model
@@ -96,6 +96,8 @@ class Settings(schema.Settings):
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   build.check_needed(settings.data, "data")
+  for name in ("data", "heldout"):
+    unread.check(getattr(settings, name), name, unread.COMPARISONS)
   build.check_pairs(settings)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
   _check_rows(settings, world)

@@ -95,7 +95,7 @@ class Settings(schema.Settings):
   def folder(self, name: str, workdir: Path) -> Path:
     """Returns the folder of a stage, which may be another run's."""
     if self.reuse and name in self.reuse_stages:
-      return Path(self.reuse) / name
+      return Path(self.reuse).expanduser() / name
     return Path(workdir) / name
 
 
@@ -141,7 +141,9 @@ def connect(values: Any, name: str, workdir: Path) -> Any:
 
 def _fill_in(values: Any, reused: tuple, workdir: Path) -> None:
   folder = {
-    stage: str(Path(values.reuse if stage in reused else workdir) / stage)
+    stage: str(
+      Path(values.reuse if stage in reused else workdir).expanduser() / stage
+    )
     for stage in STAGES
   }
   for offset, stage in enumerate(STAGES):

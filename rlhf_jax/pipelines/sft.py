@@ -15,7 +15,7 @@ import numpy as np
 
 from rlhf_jax import distributed, generate, metrics, optimizer, schema
 from rlhf_jax.algorithms import sft
-from rlhf_jax.data import batches, dataset
+from rlhf_jax.data import batches, dataset, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import pretrained, roles
 from rlhf_jax.models.pretrained import Base, Model
@@ -61,6 +61,11 @@ class Settings(schema.Settings):
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   build.check_needed(settings.data, "data")
+  unread.check(settings.data, "data", unread.DEMONSTRATIONS)
+  unread.check(
+    settings.validation, "validation", unread.DEMONSTRATIONS, packs=False
+  )
+  unread.check(settings.sample_prompts, "sample_prompts", unread.PROMPTS)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
   build.check_rows(
     world, settings.schedule.batch_size, parts=settings.loss.microbatches
@@ -68,6 +73,11 @@ def check(settings: Settings, world: World) -> None:
   if settings.samples:
     build.check_needed(settings.sample_prompts, "sample_prompts")
     build.check_portions(settings.samples, settings.generate, "samples")
+  elif settings.sample_prompts.source:
+    raise schema.FieldError(
+      f"sample_prompts.source={settings.sample_prompts.source!r}: nothing is "
+      "sampled from it with samples=0. Set samples=256, say, or source=''."
+    )
 
 
 def wire(

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from rlhf_jax import generate, imported, schema
+from rlhf_jax.data import unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import heads, roles
 from rlhf_jax.models.pretrained import Base, Model
@@ -114,6 +115,7 @@ def check_sampled(settings: Sampled, world: World) -> None:
       "configs/reward.py run, or set verifier.name or reward_fn."
     )
   build.check_needed(settings.prompts, "prompts")
+  unread.check(settings.prompts, "prompts", unread.PROMPTS)
   check_sampling(settings.generate, world.mesh.size)
 
 

@@ -59,6 +59,12 @@ def check_trainable(
       "trainable.mode='lora': needs factors, and model.lora_rank=0. Set "
       "--config.model.lora_rank=16."
     )
+  if trainable.mode == "full" and (model.lora_rank or model.lora_scale != 1.0):
+    raise FieldError(
+      f"model.lora_rank={model.lora_rank}, model.lora_scale="
+      f"{model.lora_scale}: nothing reads them with trainable.mode='full'. Set "
+      "mode='lora', or lora_rank=0 and lora_scale=1.0."
+    )
 
 
 def make_loader(

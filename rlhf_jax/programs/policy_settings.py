@@ -16,6 +16,7 @@ from rlhf_jax.algorithms.policy_gradient import (
   shaping,
   update,
 )
+from rlhf_jax.data import unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.programs import actors, build, critic
 from rlhf_jax.programs.world import World
@@ -77,6 +78,12 @@ class Settings(actors.Sampled):
         f"algorithm.ptx_coefficient={self.method.ptx_coefficient}:"
         " needs a stream of text. Set ptx.source, or the coefficient to 0."
       )
+    if self.ptx.source and not self.has_ptx:
+      raise FieldError(
+        f"ptx.source={self.ptx.source!r}: nothing reads it with "
+        "algorithm.ptx_coefficient=0. Set a coefficient, or ptx.source=''."
+      )
+    unread.check(self.ptx, "ptx", unread.DEMONSTRATIONS, packs=False)
 
   @functools.cached_property
   def method(self) -> Any:

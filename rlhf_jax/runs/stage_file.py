@@ -38,7 +38,8 @@ FURTHER = {
   "merged_from_fingerprint": str,
   "normalisation": dict,
   "reads_end_token": bool,
-  "heldout_pairs": int,
+  "heldout_pairs": dict,
+  "guards": list,
   "diagnosis": dict,
 }
 ROLE = {

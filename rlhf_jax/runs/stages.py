@@ -73,9 +73,9 @@ def place(folder: str | Path) -> tuple[Path, str]:
   """
   head, at, step = str(folder).rpartition("@")
   is_step = step == "best" or (step.isascii() and step.isdigit())
-  if at and is_step and not Path(folder).is_dir():
-    return Path(head), step
-  return Path(folder), ""
+  if at and is_step and not Path(folder).expanduser().is_dir():
+    return Path(head).expanduser(), step
+  return Path(folder).expanduser(), ""
 
 
 def role_facts(role: Role) -> dict:
@@ -187,7 +187,7 @@ def write_stage(
   }
   for name in PATHS:
     if info.get(name):  # found again wherever both folders are moved to
-      info[name] = os.path.relpath(info[name], workdir)
+      info[name] = os.path.relpath(os.path.expanduser(info[name]), workdir)
   if info.get("merged_from"):
     merged = Path(workdir) / info["merged_from"]
     info["merged_from_fingerprint"] = stage_fingerprint(merged)
