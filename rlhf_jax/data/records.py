@@ -144,7 +144,7 @@ def _message(message: Any, n: int) -> Any:
   found = {
     key: value
     for key, value in message.items()
-    if value not in (None, []) or key == "content"
+    if value not in (None, []) or key in ("role", "content")
   }
   if not isinstance(found.get("content"), list):
     return found
