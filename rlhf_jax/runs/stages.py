@@ -19,7 +19,7 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlhf_jax import distributed, integrity, strict_json
+from rlhf_jax import distributed, integrity
 from rlhf_jax.models import heads, pretrained, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.models.roles import Role, split
@@ -297,8 +297,8 @@ def trained_prefix(folder: Path, info: dict) -> str:
   if "trained" in info:
     return info["trained"]
   for path in folder.glob("checkpoints/*/manifest.json"):
-    manifest = strict_json.read_object(path, "The checkpoint is damaged.")
-    arrays = manifest.get("arrays", {})
+    manifest = integrity.read_manifest(path.parent)  # None if it is damaged
+    arrays = {} if manifest is None else manifest["arrays"]
     if any(name.startswith(f"{BESIDE_CRITIC}/") for name in arrays):
       return BESIDE_CRITIC
   return TRAINED
