@@ -33,7 +33,10 @@ Row = dict[str, np.ndarray]  # {"tokens", "loss_mask"}, [n] each
 class Data:
   """Records and how they become rows of tokens."""
 
-  source: str = ""  # asset:NAME, file.jsonl[.gz], tfds:NAME:SPLIT; "" for none
+  source: str = (
+    ""  # asset:NAME, tfds:NAME:SPLIT, or files: .jsonl, .json, .csv,
+  )
+  # .parquet, several with commas between, or a pattern; "" for none
   format: str = "comparison"  # of a record, data/formats.py; or the import path
   # of a parser, file.py:name
   prompt: str = ""  # prompt text put before rated texts, e.g. "Review:"

@@ -61,9 +61,16 @@ class Sampled(schema.Settings):
   mesh: mesh_lib.Config = mesh_lib.Config()
   force: bool = False  # go on though the reward model is no better than chance
 
+  @property
+  def has_lora_critic(self) -> bool:
+    """Whether a critic trains LoRA factors."""
+    return False
+
   def __post_init__(self) -> None:
     schema.check_seed(self.seed)
-    build.check_trainable(self.model, self.trainable)
+    build.check_trainable(
+      self.model, self.trainable, has_lora_critic=self.has_lora_critic
+    )
     build.check_room(self.prompts, self.generate)
     named = {
       "reward": self.reward,

@@ -120,6 +120,11 @@ class Settings(actors.Sampled):
     return getattr(self.method, "group_size", None)
 
   @property
+  def has_lora_critic(self) -> bool:
+    """Whether a critic trains LoRA factors."""
+    return self.has_critic and self.value.mode == "lora"
+
+  @property
   def has_critic(self) -> bool:
     """Whether the method trains a critic."""
     return registry.has_critic(self.algorithm.module)
