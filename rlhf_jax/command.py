@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import runpy
 import sys
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from rlhf_jax import experiment_file
 from rlhf_jax.schema import UserError, absence
 
 _WORDS = {
@@ -222,7 +222,7 @@ def check_after(
     return
   error = getattr(config, "__dict__", {}).get("_error")
   if isinstance(error, Exception):  # a file that the experiment file reads
-    raise CommandError(_of_file(file, error)) from error
+    raise CommandError(experiment_file.complaint(file, error)) from error
   raise CommandError(
     f"{file}: get_config() returned {type(config).__name__}, not ConfigDict. "
     "End it with `return config`."
@@ -258,10 +258,10 @@ def explain(
       "config`."
     )
   try:
-    config = _load(file)
+    config = experiment_file.load(file)
     fields = dict(_flat(config)) if isinstance(config, ConfigDict) else {}
   except (Exception, SystemExit) as broken:  # whatever the experiment file does
-    return _of_file(file, broken)
+    return experiment_file.complaint(file, broken)
   for path, value in _overrides(argv):
     complaint = _about_override(path, value, fields, file)
     if fields and complaint is not None:
@@ -276,13 +276,6 @@ def explain(
       "--config.FIELD for the fields of the experiment."
     )
   return str(error) if isinstance(error, flags.Error) else None
-
-
-def _load(file: str) -> Any:
-  """Returns what get_config() of an experiment file returns."""
-  name, colon, argument = file.partition(":")
-  get_config = runpy.run_path(name)["get_config"]
-  return get_config(argument) if colon else get_config()
 
 
 def _value_of(name: str, argv: Sequence[str]) -> str | None:
@@ -320,46 +313,6 @@ def _check_file(name: str) -> None:
     f"--config={name}: {absence(path)}.{hint} Name an experiment file, such as "
     "configs/sft.py."
   )
-
-
-def _of_file(file: str, error: BaseException) -> str:
-  """Returns what is wrong in an experiment file, with its line."""
-  name, colon, argument = file.partition(":")
-  line, cause = None, error
-  while error is not None:
-    if isinstance(error, SyntaxError):
-      text = (error.text or "").strip()
-      return f"{error.filename}:{error.lineno}: {error.msg}: {text!r}."
-    trace = error.__traceback__
-    while trace is not None:
-      if os.path.abspath(trace.tb_frame.f_code.co_filename) == os.path.abspath(
-        name
-      ):
-        line, cause = trace.tb_lineno, error
-      trace = trace.tb_next
-    error = error.__context__ if error.__cause__ is None else error.__cause__
-  if line is not None:
-    return f"{name}:{line}: {type(cause).__name__}: {_text(cause)}"
-  if isinstance(cause, KeyError) and "get_config" in str(cause):
-    return f"{name}: it has no get_config(). See configs/sft.py for one."
-  if "get_config" in str(cause) and colon:
-    return f"{file}: get_config() takes no argument. Leave out :{argument}."
-  if "get_config" in str(cause):
-    return f"{name}: get_config() wants an argument: --config={name}:ARGUMENT."
-  return f"{name}: {type(cause).__name__}: {cause}"
-
-
-def _text(error: BaseException) -> str:
-  """Returns an error's message in one line, without the quotes of a KeyError.
-
-  A ConfigDict wraps a KeyError into an AttributeError.
-  """
-  while len(error.args) == 1 and isinstance(error, (KeyError, AttributeError)):
-    inner = error.args[0]
-    if not isinstance(inner, BaseException):
-      return " ".join(str(inner).split())
-    error = inner
-  return " ".join(str(error).split())
 
 
 def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -19,12 +19,7 @@ from rlhf_jax import imported
 from rlhf_jax.data import assets, batches, chat, encode, formats, sources
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.schema import (
-  FieldError,
-  check_choice,
-  check_least,
-  check_seed,
-)
+from rlhf_jax.schema import FieldError, check_choice, check_least, check_seed
 
 Row = dict[str, np.ndarray]  # {"tokens", "loss_mask"}, [n] each
 
