@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import runpy
 import sys
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,7 +19,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from rlhf_jax.schema import UserError
+from rlhf_jax import experiment_file
+from rlhf_jax.schema import UserError, absence
 
 _WORDS = {
   int: "a whole number, such as 8",
@@ -28,7 +28,7 @@ _WORDS = {
   bool: "True or False",
   tuple: "a tuple, such as '(1, 2)'",
 }
-_EXAMPLE = "--config=configs/sft.py --workdir=runs/sft"
+EXAMPLE = "--config=configs/sft.py --workdir=runs/sft"
 EXIT_USAGE = 2  # a mistake in the command, the configuration or the data
 
 
@@ -65,6 +65,7 @@ def parse(
   about: str,
   *,
   needs_workdir: bool = False,
+  example: str = EXAMPLE,
 ) -> flags.FlagValues:
   """Returns the values of a command line: .config, and one for each option.
 
@@ -77,7 +78,9 @@ def parse(
       for a switch.
     about: what --help prints first.
     needs_workdir: whether --workdir must be given.
+    example: options that are enough, for messages.
   """
+  argv = _with_home(argv)
   values = flags.FlagValues()  # of its own: nothing else defines options here
   config_flags.DEFINE_config_file(
     "config",
@@ -90,7 +93,7 @@ def parse(
     is_switch = isinstance(default, bool)
     define = flags.DEFINE_bool if is_switch else flags.DEFINE_string
     define(name, default, meaning, flag_values=values)
-  if "--help" in argv:
+  if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(argv[1:]):
     print(f"{about}\n{_help(options)}")
     sys.exit(0)
   accept_none()
@@ -98,12 +101,12 @@ def parse(
     check_before(argv)
     rest = values(argv)
     workdir = values.workdir if needs_workdir else "-"
-    check_after(rest, values.config, workdir, argv)
+    check_after(rest, values.config, workdir, argv, example)
     return values
   except CommandError as error:
     sys.exit(fail(error, str(error)))
-  except Exception as error:
-    message = explain(argv, error, options)
+  except (Exception, SystemExit) as error:
+    message = explain(argv, error, options, example)
     if message is None:
       raise
     sys.exit(fail(error, message))
@@ -123,7 +126,19 @@ def _help(options: Mapping[str, tuple[Any, str]]) -> str:
   return "\n".join(f"  {name:{width}}  {text}" for name, text in lines.items())
 
 
-def fail(error: Exception, message: str, code: int = EXIT_USAGE) -> int:
+def _with_home(argv: Sequence[str]) -> list[str]:
+  """Returns a command line whose --config may begin with ~, as shells do."""
+  result = list(argv)
+  for i, argument in enumerate(result):
+    option, equals, value = argument.partition("=")
+    if option in ("--config", "-config") and equals:
+      result[i] = f"{option}={os.path.expanduser(value)}"
+    elif option in ("--config", "-config") and i + 1 < len(result):
+      result[i + 1] = os.path.expanduser(result[i + 1])
+  return result
+
+
+def fail(error: BaseException, message: str, code: int = EXIT_USAGE) -> int:
   """Prints an error in one message; returns the exit code."""
   if os.environ.get("RLHF_JAX_TRACEBACK"):
     traceback.print_exception(error)
@@ -153,6 +168,12 @@ def check_before(argv: Sequence[str]) -> None:
   if file is None:
     return
   _check_file(file.partition(":")[0])
+  options = [argument.lstrip("-").partition("=")[0] for argument in argv[1:]]
+  if options.count("config") > 1:
+    raise CommandError(
+      f"--config is given {options.count('config')} times, last as "
+      f"--config={file}. Give it once; fields are set by --config.FIELD=VALUE."
+    )
   for argument in argv[1:]:
     option = argument.lstrip("-").partition("=")[0]
     if option == "config":
@@ -164,7 +185,11 @@ def check_before(argv: Sequence[str]) -> None:
 
 
 def check_after(
-  rest: Sequence[str], config: Any, workdir: str | None, argv: Sequence[str]
+  rest: Sequence[str],
+  config: Any,
+  workdir: str | None,
+  argv: Sequence[str],
+  example: str = EXAMPLE,
 ) -> None:
   """Checks what parsing left over and what it found.
 
@@ -173,6 +198,7 @@ def check_after(
     config: value of --config.
     workdir: value of --workdir.
     argv: the whole command line.
+    example: see `parse`.
 
   Raises:
     CommandError: an argument too many, or one that is missing.
@@ -180,7 +206,7 @@ def check_after(
   if len(rest) > 1:
     raise CommandError(
       f"unexpected argument {rest[1]!r}: options are written --name=value, "
-      f"without spaces, for example {_EXAMPLE}."
+      f"without spaces, for example {example}."
     )
   file = _value_of("config", argv)
   missing = [
@@ -190,14 +216,13 @@ def check_after(
   ]
   if missing:
     raise CommandError(
-      f"{' and '.join(missing)} missing. Both are needed, for example "
-      f"{_EXAMPLE}."
+      f"{' and '.join(missing)} missing, for example {example}."
     )
   if isinstance(config, ConfigDict):
     return
   error = getattr(config, "__dict__", {}).get("_error")
   if isinstance(error, Exception):  # a file that the experiment file reads
-    raise CommandError(_of_file(file, error)) from error
+    raise CommandError(experiment_file.complaint(file, error)) from error
   raise CommandError(
     f"{file}: get_config() returned {type(config).__name__}, not ConfigDict. "
     "End it with `return config`."
@@ -205,7 +230,10 @@ def check_after(
 
 
 def explain(
-  argv: Sequence[str], error: Exception, options: Collection[str] = ("workdir",)
+  argv: Sequence[str],
+  error: BaseException,
+  options: Collection[str] = ("workdir",),
+  example: str = EXAMPLE,
 ) -> str | None:
   """Returns what is wrong with a command line that did not parse.
 
@@ -213,6 +241,7 @@ def explain(
     argv: the whole command line.
     error: what parsing raised.
     options: of the command, beside --config.
+    example: see `parse`.
 
   Returns:
     a sentence or two; None when the error is not about the command.
@@ -220,13 +249,19 @@ def explain(
   file = _value_of("config", argv)
   if file is None:
     if any(arg.lstrip("-").startswith("config.") for arg in argv[1:]):
-      return f"--config=FILE.py missing, for example {_EXAMPLE}."
+      return f"--config=FILE.py missing, for example {example}."
     return str(error) if isinstance(error, flags.Error) else None
+  if isinstance(error, SystemExit):
+    return (
+      f"{file.partition(':')[0]}: it ended the process (sys.exit({error.code!r}"
+      ")) instead of returning a configuration. End get_config() with `return "
+      "config`."
+    )
   try:
-    config = _load(file)
+    config = experiment_file.load(file)
     fields = dict(_flat(config)) if isinstance(config, ConfigDict) else {}
-  except Exception as broken:  # whatever the experiment file does
-    return _of_file(file, broken)
+  except (Exception, SystemExit) as broken:  # whatever the experiment file does
+    return experiment_file.complaint(file, broken)
   for path, value in _overrides(argv):
     complaint = _about_override(path, value, fields, file)
     if fields and complaint is not None:
@@ -241,13 +276,6 @@ def explain(
       "--config.FIELD for the fields of the experiment."
     )
   return str(error) if isinstance(error, flags.Error) else None
-
-
-def _load(file: str) -> Any:
-  """Returns what get_config() of an experiment file returns."""
-  name, colon, argument = file.partition(":")
-  get_config = runpy.run_path(name)["get_config"]
-  return get_config(argument) if colon else get_config()
 
 
 def _value_of(name: str, argv: Sequence[str]) -> str | None:
@@ -277,57 +305,14 @@ def _check_file(name: str) -> None:
   path = Path(name)
   if path.is_file():
     return
-  candidates = sorted(
-    {*path.parent.glob("*.py"), *Path("configs").glob("*.py")}
-  )
-  names = {candidate.name: str(candidate) for candidate in candidates}
+  found = sorted({*path.parent.glob("*.py"), *Path("configs").glob("*.py")})
+  names = {other.name: str(other) for other in found if other.is_file()}
   near = difflib.get_close_matches(path.with_suffix(".py").name, names, 1)
   hint = f" Did you mean {names[near[0]]}?" if near else ""
-  what = "is a folder" if path.is_dir() else "no such file"
   raise CommandError(
-    f"--config={name}: {what}.{hint} Name an experiment file, such as "
+    f"--config={name}: {absence(path)}.{hint} Name an experiment file, such as "
     "configs/sft.py."
   )
-
-
-def _of_file(file: str, error: BaseException) -> str:
-  """Returns what is wrong in an experiment file, with its line."""
-  name, colon, argument = file.partition(":")
-  line, cause = None, error
-  while error is not None:
-    if isinstance(error, SyntaxError):
-      text = (error.text or "").strip()
-      return f"{error.filename}:{error.lineno}: {error.msg}: {text!r}."
-    trace = error.__traceback__
-    while trace is not None:
-      if os.path.abspath(trace.tb_frame.f_code.co_filename) == os.path.abspath(
-        name
-      ):
-        line, cause = trace.tb_lineno, error
-      trace = trace.tb_next
-    error = error.__context__ if error.__cause__ is None else error.__cause__
-  if line is not None:
-    return f"{name}:{line}: {type(cause).__name__}: {_text(cause)}"
-  if isinstance(cause, KeyError) and "get_config" in str(cause):
-    return f"{name}: it has no get_config(). See configs/sft.py for one."
-  if "get_config" in str(cause) and colon:
-    return f"{file}: get_config() takes no argument. Leave out :{argument}."
-  if "get_config" in str(cause):
-    return f"{name}: get_config() wants an argument: --config={name}:ARGUMENT."
-  return f"{name}: {type(cause).__name__}: {cause}"
-
-
-def _text(error: BaseException) -> str:
-  """Returns an error's message in one line, without the quotes of a KeyError.
-
-  A ConfigDict wraps a KeyError into an AttributeError.
-  """
-  while len(error.args) == 1 and isinstance(error, (KeyError, AttributeError)):
-    inner = error.args[0]
-    if not isinstance(inner, BaseException):
-      return " ".join(str(inner).split())
-    error = inner
-  return " ".join(str(error).split())
 
 
 def _flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

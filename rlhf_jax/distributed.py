@@ -77,7 +77,7 @@ def initialise(text: str) -> None:
     )
   if "cpu" in str(jax.config.jax_platforms):
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  seconds = int(os.environ.get(JOIN_SECONDS, 300))
+  seconds = _whole(os.environ, JOIN_SECONDS, 300)
   guard = _AbortGuard(seconds)
   jax.distributed.initialize(
     found["address"],
@@ -189,12 +189,25 @@ class _AbortGuard:
 def _is_cluster(environment: Any) -> bool:
   """Says whether the environment is that of one of several processes."""
   workers = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
-  slices = int(environment.get("MEGASCALE_NUM_SLICES", "1"))
+  slices = _whole(environment, "MEGASCALE_NUM_SLICES", 1)
   tasks = [
-    int(environment.get(name, "1"))
+    _whole(environment, name, 1)
     for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
   ]
   return len(workers) > 1 or slices > 1 or max(tasks) > 1
+
+
+def _whole(environment: Any, name: str, usual: int) -> int:
+  """Returns a positive whole number of the environment."""
+  text = environment.get(name, "").strip()
+  if not text:
+    return usual
+  if not text.isdecimal() or not 0 < len(text) < 10 or int(text) < 1:
+    raise UserError(
+      f"{name}={text!r} in the environment: must be a whole number from 1 on. "
+      "Correct or unset it."
+    )
+  return int(text)
 
 
 def is_first() -> bool:

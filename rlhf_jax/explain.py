@@ -32,6 +32,7 @@ OPTIONS = {
   "only": ("", "Only fields with this word in their name."),
   "changed": (False, "Only fields that are not at their default."),
 }
+EXAMPLE = "--config=configs/sft.py"
 FILE, LINE = "*", ">"  # who changed a value: experiment file, command line
 LEGEND = (
   f"{FILE} set by the experiment file, {LINE} by the command line; all else is "
@@ -331,7 +332,7 @@ def main(argv: list[str], also: Mapping[str, tuple[Any, str]] = {}) -> int:
     argv: the whole command line.
     also: options of another command that may stand there; see command.parse.
   """
-  values = command.parse(argv, {**OPTIONS, **also}, __doc__)
+  values = command.parse(argv, {**OPTIONS, **also}, __doc__, example=EXAMPLE)
   config = values.config
   width = max(shutil.get_terminal_size((80, 24)).columns, 40)
   try:

@@ -40,7 +40,7 @@ def is_path(text: str) -> bool:
 
 def nearest(word: str, known: Collection[str]) -> str:
   """Returns " Did you mean 'x'?", or "" where no known word is near."""
-  near = difflib.get_close_matches(word, known, 1)
+  near = difflib.get_close_matches(word, [k for k in known if k != word], 1)
   return f" Did you mean {near[0]!r}?" if near else ""
 
 
@@ -93,6 +93,8 @@ def _file_module(file: str) -> ModuleType:
   place = Path(file).expanduser().absolute()
   if not place.is_file():
     what = "is a folder" if place.is_dir() else "no such file"
+    if place.exists() and not place.is_dir():
+      what = "is no regular file"
     near = nearest(place.name, [p.name for p in place.parent.glob("*.py")])
     raise _Refused(
       f"{place}: {what}.{near} Give the path of a Python file; a relative one "

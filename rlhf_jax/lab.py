@@ -121,6 +121,8 @@ def load(
     "tokenizer": info.get("tokenizer_source", ""),
     "scan_layers": info.get("scan_layers", False),
   }
+  if trainable == "full":  # factors of the stage are merged into its weights
+    known |= {"lora_rank": 0, "lora_scale": 1.0}
   settings = made(Model, known | model)
   start = str(Path(source).expanduser().absolute())
   if stages.kind_of(info) == stages.REWARD:

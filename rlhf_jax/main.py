@@ -72,8 +72,10 @@ def join_processes(text: str) -> None:
   import jax
 
   from rlhf_jax import distributed, metrics
+  from rlhf_jax.parallel import mesh
 
   distributed.initialise(text)
+  mesh.all_devices()
   if jax.process_count() > 1 and not distributed.is_first():
     sys.stdout = open(os.devnull, "w")
     metrics.Progress.default_stream = sys.stdout
@@ -106,6 +108,12 @@ def run(config: Any, workdir: Path) -> int:
     what = str(stopped) if str(stopped) else "stopped between checkpoints"
     print(f"\n{what}. To go on, run the same command:\n  {line}")
     return interrupt.EXIT_INTERRUPTED
+  except SystemExit as error:  # of code that the experiment names
+    return command.fail(
+      error,
+      f"code of the experiment ended the process (sys.exit({error.code!r})). "
+      "Let it raise an error instead.",
+    )
   except loop.NonFiniteError as error:
     return command.fail(error, str(error), EXIT_DIVERGED)
   except Exception as error:

@@ -28,6 +28,7 @@ import numpy as np
 from rlhf_jax.schema import UserError
 
 RESERVED = ("step", "phase", "time")
+_DAMAGED = "The file is damaged: correct or remove the line."
 _SIGNED = ("score", "reward", "margin", "advantage")  # printed with a sign
 
 
@@ -35,20 +36,35 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
   """Returns the rows of a JSON lines file; a torn last line is left out.
 
   Raises:
-    ValueError: a line before the last is not JSON.
+    UserError: a line before the last is not a row that was written here.
   """
   rows = []
-  lines = Path(path).read_text().split("\n")
+  lines = Path(path).read_bytes().split(b"\n")
   for number, line in enumerate(lines, 1):
     if not line:
       continue
     try:
-      rows.append(json.loads(line))
+      rows.append(json.loads(line.decode("utf-8")))
     except ValueError as error:
       if number == len(lines):  # no newline after it: the writer was killed
         break
-      raise UserError(f"{path}:{number}: not JSON: {line[:60]!r}") from error
+      shown = line[:60].decode(errors="replace")
+      raise UserError(
+        f"{path}:{number}: not JSON: {shown!r}. {_DAMAGED}"
+      ) from error
+    if not isinstance(rows[-1], dict):
+      raise UserError(f"{path}:{number}: no row: {rows[-1]!r:.60}. {_DAMAGED}")
   return rows
+
+
+def _check_header(row: Mapping[str, Any], path: Path) -> None:
+  """Raises UserError unless a row says its step and phase."""
+  for name, kind in (("step", int), ("phase", str)):
+    if not isinstance(row.get(name), kind):
+      raise UserError(
+        f"{path}: a row whose {name} is {row.get(name)!r:.60}: {row!r:.60}. "
+        f"{_DAMAGED}"
+      )
 
 
 class MetricsWriter:
@@ -164,6 +180,8 @@ class MetricsWriter:
     for path in (self.metrics_path, self.samples_path):
       if path.exists():
         rows = read_metrics(path)
+        for row in rows:
+          _check_header(row, path)
         kept = [r for r in rows if r["phase"] != phase or r["step"] <= step]
         if len(kept) < len(rows):
           _replace(path, "".join(json.dumps(row) + "\n" for row in kept))

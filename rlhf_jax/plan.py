@@ -31,6 +31,7 @@ OPTIONS = {
   "phase": ("", "Plan only this stage."),
 }
 EXIT_TOO_LARGE = 2
+EXAMPLE = "--config=configs/ppo.py --topology=v5e:8x8"
 # What keeps libtpu from looking for a TPU; set before JAX is imported.
 ENVIRONMENT = {
   "JAX_PLATFORMS": "cpu",
@@ -87,7 +88,7 @@ def run(
   print(table.render(found))
   if file:
     text = json.dumps(table.as_json(found), indent=2) + "\n"
-    Path(file).write_text(text)
+    Path(file).expanduser().write_text(text)
   if not found.too_large and not found.is_host_too_small:
     return 0
   print(f"\n{remedies.advice(config, found)}")
@@ -100,9 +101,9 @@ def _show(what: str) -> None:
 
 def main(argv: list[str]) -> int:
   """Plans what a command line says; returns the exit code."""
-  values = command.parse(argv, OPTIONS, __doc__)
+  values = command.parse(argv, OPTIONS, __doc__, example=EXAMPLE)
   if not values.topology:
-    print("error: --topology=v5e:8x8 is missing.", file=sys.stderr)
+    print(f"error: --topology missing, for example {EXAMPLE}.", file=sys.stderr)
     return EXIT_TOO_LARGE
   try:
     return run(

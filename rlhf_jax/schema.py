@@ -19,6 +19,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ml_collections
@@ -52,6 +53,8 @@ _FACTORS = {
   "weight",
 }
 _FACTORS |= {"coefficient", "penalty", "margin", "centering", "discount"}
+_LARGEST = 2**63 - 1  # of whole numbers: no array holds a larger one
+SEED_LIMIT = 2**31
 _BUCKETS = ("gs", "s3", "az", "http", "https")
 
 
@@ -178,6 +181,25 @@ def check_local(path: str, field: str) -> None:
     )
 
 
+def absence(path: str | Path) -> str:
+  """Returns why a path is no file that can be read: what is there instead."""
+  path = Path(path)
+  if path.is_dir():
+    return "is a folder, not a file"
+  if path.exists():
+    return "is no regular file (a pipe, a socket or a device)"
+  return "a link to nothing" if path.is_symlink() else "no such file"
+
+
+def check_seed(seed: int, field: str = "seed") -> None:
+  """Raises FieldError for a seed that 32-bit random keys cannot hold.
+
+  Seeds drawn from it, such as seed + 1, have room too.
+  """
+  if not 0 <= seed < SEED_LIMIT:
+    raise FieldError(f"{field}={seed}: must be >= 0 and below 2**31.")
+
+
 def check_least(settings: Any, **least: float) -> None:
   """Raises FieldError for a field below its least value."""
   for field, bound in least.items():
@@ -226,6 +248,11 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
     )
     raise UserError(
       f"config.{name}={value!r}: must be {wanted}, not {type(value).__name__}."
+    )
+  if type(value) is int and abs(value) > _LARGEST:
+    raise UserError(
+      f"config.{name}: a whole number of {value.bit_length()} bits; must be "
+      "within 63."
     )
   if isinstance(value, float) and math.isnan(value):
     raise UserError(f"config.{name}={value}: must be a number.")

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 ORDER = (
   ("types", "imported"),
   ("ops", "schema"),
+  ("strict_json", "experiment_file"),
   (
     "algorithms",
     "config_tree",

@@ -111,8 +111,10 @@ def check_name(source: str, field: str) -> None:
 
 def cache_directory() -> Path:
   """Returns $RLHF_JAX_CACHE, or ~/.cache/rlhf_jax where that is not set."""
-  folder = os.environ.get("RLHF_JAX_CACHE")
-  return Path.home() / ".cache" / "rlhf_jax" if folder is None else Path(folder)
+  folder = os.environ.get("RLHF_JAX_CACHE", "")
+  if not folder:
+    return Path.home() / ".cache" / "rlhf_jax"
+  return Path(folder).expanduser()
 
 
 def _sha256(path: Path) -> str:
@@ -247,8 +249,8 @@ def _table(archive: tarfile.TarFile, member: str, path: Path) -> dict:
     raw = archive.extractfile(member).read()
   except KeyError as error:
     raise DataError(
-      f"{path}: no {member} inside. Give the hutto_ICWSM_2014.tar.gz that "
-      "fetch('movie-review-ratings') returns."
+      f"{path}: no {member} inside. Delete the file, so that "
+      "asset:movie-review-ratings is fetched again."
     ) from error
   try:
     text = raw.decode("utf-8-sig")

@@ -18,25 +18,25 @@ refuses templates of which that is not all.
 A template may mark what is learned itself with {% generation %} ...
 {% endgeneration %}; then exactly that text is learned.
 
-Left out: tool calls and contents that are not strings; `strftime_now`, which
-would make training data depend on the day.
+A message may say more than role and content (a name, tool calls): the template
+must write it, or the message is refused. Tool calls are learned only where the
+template marks them.
+
+Left out: contents of images and sound; `strftime_now`, which would make
+training data depend on the day.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.sandbox
-
-from rlhf_jax.data import tokenizers
+from rlhf_jax.data import templates, tokenizers
 from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.imported import nearest
 from rlhf_jax.schema import UserError
 
 # ChatML, used when a tokenizer has <|im_start|> and <|im_end|> but no template.
@@ -54,7 +54,18 @@ CHATML_TEMPLATE = """\
 # where the template writes the answer once it is there.
 PROMPT_ENDS = ("template", "answer")
 
-Message = dict[str, str]
+Message = dict[str, Any]  # "role", "content", and what a template reads besides
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_ALIASES = {
+  "human": "user",
+  "prompter": "user",
+  "gpt": "assistant",
+  "bot": "assistant",
+  "model": "assistant",
+  "chatgpt": "assistant",
+}
+_LINKS = ("tool_call_id",)  # names another message, and need not be written
 
 
 @dataclass(frozen=True)
@@ -74,66 +85,81 @@ class Rendered:
   skipped: int = 0
 
 
-class _GenerationTag(jinja2.ext.Extension):
-  """{% generation %} body {% endgeneration %}: body between two variables."""
-
-  tags = {"generation"}
-
-  def parse(self, parser):
-    line = next(parser.stream).lineno
-    body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-    marks = [
-      jinja2.nodes.Output([jinja2.nodes.Name(name, "load")]).set_lineno(line)
-      for name in ("generation_open", "generation_close")
-    ]
-    return [marks[0], *body, marks[1]]
-
-
-def _raise_exception(message: str):
-  raise jinja2.TemplateError(message)
-
-
-@functools.lru_cache(maxsize=16)
-def _compile(template: str) -> jinja2.Template:
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=[_GenerationTag, jinja2.ext.loopcontrols],
-  )
-  environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-    value, ensure_ascii=False, indent=indent
-  )
-  environment.globals["raise_exception"] = _raise_exception
-  try:
-    return environment.from_string(template)
-  except jinja2.TemplateSyntaxError as error:
-    raise UserError(
-      f"the chat template is not valid Jinja (line {error.lineno}: {error}). "
-      "Correct it."
-    ) from error
-
-
 def check_messages(messages: Sequence[Message]) -> None:
-  """Raises ValueError unless messages are non-empty role and content pairs."""
+  """Raises UserError unless all have a known role and a text as content.
+
+  The content may be None beside tool calls.
+  """
   if not messages:
     raise UserError("messages=[]: nothing to render. Give at least one.")
   for n, message in enumerate(messages):
-    keys = set(message) if isinstance(message, dict) else type(message)
-    if keys != {"role", "content"}:
+    keys = sorted(message) if isinstance(message, dict) else type(message)
+    if not isinstance(message, dict) or not {"role", "content"} <= set(message):
       raise UserError(
         f"messages[{n}] has {keys}; a message is a dict with exactly 'role' "
-        "and 'content'. Remove or rename the others."
+        "and 'content', and what a template writes besides. Name them so."
       )
     role, content = message["role"], message["content"]
     if not isinstance(role, str) or not re.fullmatch(r"\w+", role):
       raise UserError(
         f"messages[{n}]: role={role!r}; a role is one word such as 'user'."
       )
-    if not isinstance(content, str):
+    if role not in ROLES:
+      other = _ALIASES.get(role.lower(), "")
+      hint = f" Did you mean {other!r}?" if other else nearest(role, ROLES)
       raise UserError(
-        f"messages[{n}]: content is {type(content).__name__}; only strings "
-        "are rendered. Join text parts first."
+        f"messages[{n}]: role={role!r} is none of {', '.join(ROLES)}.{hint} "
+        "Rename it."
       )
+    if content is None and message.get("tool_calls"):
+      continue
+    if not isinstance(content, str):
+      found = "null" if content is None else f"a {type(content).__name__}"
+      raise UserError(
+        f"messages[{n}]: content is {found}; only strings are rendered, and "
+        "lists of text parts in a file. Give it a text, or remove the message."
+      )
+
+
+def check_plain(messages: Sequence[Message]) -> None:
+  """Raises UserError for what only a chat template could write."""
+  for n, message in enumerate(messages):
+    further = sorted(set(message) - {"role", "content"})
+    if further:
+      raise UserError(
+        f"messages[{n}] has {further}, which plain text cannot say. Set "
+        "chat=True with a template that writes them, or remove them."
+      )
+
+
+def _check_written(
+  messages: Sequence[Message],
+  text: str,
+  render_with: Callable[..., str],
+  special_tokens: Collection[str],
+) -> None:
+  """Raises UserError for a field that a template does not write.
+
+  What is not in a content counts as the template's own, so it must spell no
+  special token.
+  """
+  for n, message in enumerate(messages):
+    for key in sorted(set(message) - {"role", "content", *_LINKS}):
+      spelt = json.dumps(message[key], ensure_ascii=False)
+      without = [dict(m) for m in messages]
+      del without[n][key]
+      try:
+        is_written = render_with(without) != text
+      except UserError:
+        is_written = True  # it cannot do without
+      why = "" if is_written else "the chat template does not write it"
+      if any(token in spelt for token in special_tokens):
+        why = f"it spells a special token, {spelt[:60]}"
+      if why:
+        raise UserError(
+          f"messages[{n}] has {key!r}, and {why}. Remove it: then a message is "
+          "a dict with exactly 'role' and 'content'."
+        )
 
 
 def template_of(tokenizer: Tokenizer) -> str:
@@ -199,9 +225,18 @@ class _Sentinels:
     return "".join([*plain, marked[last:]]), None if opened else spans
 
 
+def _is_marked(message: Message) -> bool:
+  """Says whether a message's content is put between marks.
+
+  A template may ask whether there is one, so an empty one stays empty.
+  """
+  is_answer = message["role"] == "assistant" and not message.get("tool_calls")
+  return bool(message["content"]) or is_answer
+
+
 def _locate(render_with, plain: str, messages: Sequence[Message]):
   """Returns the spans of messages and generation blocks in the plain text."""
-  sentinels = _Sentinels([plain, *(m["content"] for m in messages)])
+  sentinels = _Sentinels([plain, *(m["content"] or "" for m in messages)])
 
   def outside(n: int, text: str) -> str:
     return sentinels.wrap(n, text)
@@ -214,7 +249,8 @@ def _locate(render_with, plain: str, messages: Sequence[Message]):
 
   for wrap in (outside, inside):
     wrapped = [
-      {**m, "content": wrap(n, m["content"])} for n, m in enumerate(messages)
+      {**m, "content": wrap(n, m["content"])} if _is_marked(m) else m
+      for n, m in enumerate(messages)
     ]
     text, spans = sentinels.strip(
       render_with(
@@ -225,7 +261,9 @@ def _locate(render_with, plain: str, messages: Sequence[Message]):
       continue
     found = [span.name for span in spans]
     answers = [
-      str(n) for n, m in enumerate(messages) if m["role"] == "assistant"
+      str(n)
+      for n, m in enumerate(messages)
+      if m["role"] == "assistant" and _is_marked(m)
     ]
     if "generation" in found or all(found.count(n) == 1 for n in answers):
       return spans
@@ -309,7 +347,7 @@ def render(
       hides where the answers are, or that ends them with no special token.
   """
   check_messages(messages)
-  template = _compile(template_of(tokenizer))
+  template = template_of(tokenizer)
   names = {i: name for name, i in tokenizer.special_tokens.items()}
 
   def render_with(
@@ -318,22 +356,16 @@ def render(
     generation_close="",
     asks=add_generation_prompt,
   ) -> str:
-    try:
-      return template.render(
-        messages=messages,
-        add_generation_prompt=asks,
-        bos_token=names.get(tokenizer.bos_id, ""),
-        eos_token=names.get(tokenizer.eos_id, ""),
-        pad_token=names.get(tokenizer.pad_id, ""),
-        generation_open=generation_open,
-        generation_close=generation_close,
-      )
-    except (jinja2.TemplateError, TypeError) as error:
-      raise UserError(
-        f"the chat template of {tokenizer.name} refused roles "
-        f"{[m['role'] for m in messages]}: {error}. Change the messages to "
-        "what the template accepts."
-      ) from error
+    variables = {
+      "messages": messages,
+      "add_generation_prompt": asks,
+      "bos_token": names.get(tokenizer.bos_id, ""),
+      "eos_token": names.get(tokenizer.eos_id, ""),
+      "pad_token": names.get(tokenizer.pad_id, ""),
+      "generation_open": generation_open,
+      "generation_close": generation_close,
+    }
+    return templates.render(template, tokenizer.name, variables)
 
   def prompt_of(n: int) -> str | None:
     try:
@@ -342,7 +374,16 @@ def render(
       return None
 
   text = render_with(list(messages))
+  _check_written(messages, text, render_with, tokenizer.special_tokens)
   spans = _locate(render_with, text, messages)
+  called = [n for n, m in enumerate(messages) if m.get("tool_calls")]
+  is_marked = any(span.name == "generation" for span in spans)
+  if called and not is_marked and not add_generation_prompt:
+    raise UserError(
+      f"messages[{called[0]}]: tool calls are learned only where the chat "
+      "template marks what is learned, with {% generation %}. Mark it, or "
+      "remove them."
+    )
   specials = _template_specials(text, spans, tokenizer.special_tokens)
   is_asked = getattr(tokenizer, "prompt_end", PROMPT_ENDS[0]) == PROMPT_ENDS[0]
   prompts = prompt_of if is_asked else None

@@ -27,11 +27,7 @@ from rlhf_jax.data import (
 )
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.schema import (
-  FieldError,
-  check_choice,
-  check_least,
-)
+from rlhf_jax.schema import FieldError, check_choice, check_least, check_seed
 
 Row = dict[str, np.ndarray]  # {"tokens", "loss_mask"}, [n] each
 
@@ -40,7 +36,10 @@ Row = dict[str, np.ndarray]  # {"tokens", "loss_mask"}, [n] each
 class Data:
   """Records and how they become rows of tokens."""
 
-  source: str = ""  # asset:NAME, file.jsonl[.gz], tfds:NAME:SPLIT; "" for none
+  source: str = (
+    ""  # asset:NAME, tfds:NAME:SPLIT, or files: .jsonl, .json, .csv,
+  )
+  # .parquet, several with commas between, or a pattern; "" for none
   format: str = "comparison"  # of a record, data/formats.py; or the import path
   # of a parser, file.py:name
   prompt: str = ""  # prompt text put before rated texts, e.g. "Review:"
@@ -71,10 +70,7 @@ class Data:
       formats.find(self.format)
     else:
       check_choice("format", self.format, tuple(formats.FORMATS))
-    if not 0 <= self.split_seed < 2**32:
-      raise FieldError(
-        f"split_seed={self.split_seed}: must be in 0..2**32 - 1."
-      )
+    check_seed(self.split_seed, "split_seed")
     self.split_sizes()
 
   def split_sizes(self) -> dict[str, int]:
@@ -134,14 +130,14 @@ class Comparisons:
 
 @functools.lru_cache(maxsize=8)
 def _read(
-  source: str, format: str, changed: tuple[int, int]
+  source: str, format: str, changed: tuple[tuple[int, int], ...]
 ) -> tuple[list, Counter]:
   """Returns the records of a source and what was refused; read once.
 
   Args:
     source: of a Data section.
     format: how a record is laid out.
-    changed: time and size of the file, so that another file is read anew.
+    changed: time and size of its files, so that another file is read anew.
   """
   del changed
   if source.startswith("asset:"):
@@ -151,12 +147,10 @@ def _read(
 
 
 def _all_records(data: Data) -> tuple[list, Counter]:
-  changed = (0, 0)
+  states: list[os.stat_result] = []
   if not data.source.startswith(("asset:", sources.TFDS_PREFIX)):
-    path = os.path.expanduser(data.source)
-    if os.path.isfile(path):
-      status = os.stat(path)
-      changed = (status.st_mtime_ns, status.st_size)
+    states = [path.stat() for path in sources.paths(data.source)]
+  changed = tuple((state.st_mtime_ns, state.st_size) for state in states)
   return _read(data.source, data.format, changed)
 
 
@@ -261,12 +255,22 @@ def _check_rated(found: list, data: Data) -> None:
     )
 
 
-def _check_rows(rows: list, data: Data, dropped: Counter) -> None:
-  if not rows:
-    raise DataError(
-      f"{data.source}: no example is left ({dict(dropped)}). Raise data."
-      f"max_length={data.max_length}, or check the records."
-    )
+def check_left(rows: list, data: Data, dropped: Counter) -> None:
+  """Raises DataError where no example is left of a source.
+
+  Args:
+    rows: what is left.
+    data: the section.
+    dropped: reason -> count of what was left out.
+  """
+  if rows:
+    return
+  remedy = "Correct the records"
+  if any("max_length" in reason for reason in dropped):
+    remedy = f"Raise data.max_length={data.max_length}, or shorten the records"
+  raise DataError(
+    f"{data.source}: no example is left ({dict(dropped)}). {remedy}."
+  )
 
 
 def _row(prompt: list[int], response: list[int], train_on_prompt: bool) -> dict:
@@ -310,7 +314,7 @@ def demonstrations(
     train_on_prompt=data.train_on_prompt,
     chat=data.chat,
   )
-  _check_rows(rows, data, dropped + lost)
+  check_left(rows, data, dropped + lost)
   return rows, dropped + lost
 
 
@@ -350,7 +354,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
     end_token=data.end_token,
     chat=data.chat,
   )
-  _check_rows(encoded, data, dropped + lost)
+  check_left(encoded, data, dropped + lost)
   rows, pairs, groups = [], [], {}
   group_of_pair = []
   for example in encoded:
@@ -386,7 +390,8 @@ def prompts(
       before, text = streams.rated(data.prompt, record.text, tokenizer)
       row = before + text[: data.prefix_tokens]
     else:
-      row = encode.encode_prompt(record, tokenizer, chat=data.chat)
+      with sources.at(record.where):
+        row = encode.encode_prompt(record, tokenizer, chat=data.chat)
     if not row:
       raise DataError(f"{record.where}: the prompt is empty. Give it a text.")
     if len(row) > max_prompt:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from rlhf_jax.data import formats, streams, transcripts
+from rlhf_jax.data import formats, sources, streams, transcripts
 from rlhf_jax.data.formats import (
   Comparison,
   Demonstration,
@@ -334,7 +334,8 @@ def _encode_all(
   kept, dropped = [], Counter()
   for example in examples:
     try:
-      row = encode(example)
+      with sources.at(example.where):
+        row = encode(example)
     except DroppedExample as error:
       dropped[error.reason] += 1
     except EncodingError:

@@ -39,11 +39,13 @@ PARSED = ("record", "where")  # what a parser is given
 
 
 def prompt_messages(example: Demonstration | Comparison | Labelled | Prompt):
-  """Returns the dialogue to answer; a text prompt is one user message."""
+  """Returns the dialogue to answer; a text prompt is one user message.
+
+  Of a demonstration that is all but a last answer.
+  """
   if isinstance(example, Demonstration) and example.messages is not None:
-    roles = [message["role"] for message in example.messages]
-    last = len(roles) - 1 - roles[::-1].index("assistant")
-    return example.messages[:last]
+    is_answered = example.messages[-1]["role"] == "assistant"
+    return example.messages[:-1] if is_answered else example.messages
   if isinstance(example.prompt, str):
     return [{"role": "user", "content": example.prompt}]
   return example.prompt
@@ -161,16 +163,23 @@ def _parse_all(
   source: str | Path, format: str
 ) -> tuple[list[Example], list[records.RefusedExample]]:
   parse = find(format)
-  kept, refused = [], []
-  for number, record in enumerate(sources.read_source(source), 1):
+  kept, refused, beside = [], [], Counter()
+  for where, record in sources.read_located(source):
     try:
-      example = parse(record, f"{source}:{number}")
+      example = parse(record, where)
     except records.RefusedExample as error:
       refused.append(error)
       continue
     if isinstance(example, (Demonstration, Prompt)):
       example = replace(example, fields=record)
+    else:
+      beside.update(records.judgements_beside(record, format))
     kept.append(example)
+  for name, count in sorted(beside.items()):
+    print(
+      f"{source}: {count} records have a field {name!r}, which nothing reads "
+      f"with format={format!r}"
+    )
   return kept, refused
 
 

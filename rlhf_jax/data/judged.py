@@ -34,11 +34,7 @@ def load(data: Data, tokenizer: Tokenizer, seed: int) -> dataset.Comparisons:
     data.chat,
     end_token=data.end_token,
   )
-  if not encoded:
-    raise DataError(
-      f"{data.source}: no example is left ({dict(dropped + lost)}). Raise "
-      f"data.max_length={data.max_length}, or check the records."
-    )
+  dataset.check_left(encoded, data, dropped + lost)
   return of_encoded(encoded, dropped + lost)
 
 

@@ -6,7 +6,7 @@ RefusedExample; records.py has the checks that they share.
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 from rlhf_jax.data import records
 from rlhf_jax.data.examples import (
@@ -17,6 +17,8 @@ from rlhf_jax.data.examples import (
   RatedText,
 )
 from rlhf_jax.data.sources import DataError
+
+MOST_RATING = 1e30  # ratings are compared in float32
 
 
 def parse_hh(record: dict, where: str) -> Comparison:
@@ -31,8 +33,7 @@ def parse_hh(record: dict, where: str) -> Comparison:
     raise records.RefusedExample(
       "prompts differ",
       f"{where}: fields 'chosen' and 'rejected' differ before their last "
-      "Assistant turn, so they answer different prompts. Remove the record, "
-      "or load it with load_and_count.",
+      "Assistant turn, so they answer different prompts. Remove the record.",
     )
   return Comparison(
     where,
@@ -43,7 +44,10 @@ def parse_hh(record: dict, where: str) -> Comparison:
 
 
 def parse_comparison(record: dict, where: str) -> Comparison:
-  """prompt (text or messages), chosen, rejected and an optional label."""
+  """prompt (text or messages), chosen, rejected and an optional label.
+
+  Answers are texts or messages; see records.answered.
+  """
   label = 1.0
   if "label" in record:
     label = records.field(record, "label", (int, float), "comparison", where)
@@ -52,13 +56,9 @@ def parse_comparison(record: dict, where: str) -> Comparison:
         f"{where}: field 'label' is {label}; it is the probability that "
         "'chosen' wins. Give a number in [0, 1]."
       )
-  prompt = records.prompt(record, "comparison", where)
-  answers = [
-    records.answer(
-      records.field(record, name, (str,), "comparison", where), name, where
-    )
-    for name in ("chosen", "rejected")
-  ]
+  prompt, answers = records.answered(
+    record, ("chosen", "rejected"), "comparison", where
+  )
   return Comparison(where, prompt, *answers, label=float(label))
 
 
@@ -67,54 +67,61 @@ def parse_labelled(record: dict, where: str) -> Labelled:
 
   The data of KTO; the label may be 1 or 0 too.
   """
-  prompt = records.prompt(record, "labelled", where)
-  response = records.field(record, "response", (str,), "labelled", where)
+  prompt, (response,) = records.answered(
+    record, ("response",), "labelled", where
+  )
   label = record.get("label")
   if not isinstance(label, (bool, int, float)) or label not in (0, 1):
     raise DataError(
       f"{where}: field 'label' is {label!r}; it says whether the answer is "
       "desirable. Give true or false."
     )
-  response = records.answer(response, "response", where)
   return Labelled(where, prompt, response, float(label))
 
 
 def parse_demonstration(record: dict, where: str) -> Demonstration:
-  """prompt and response, joined as they are."""
-  prompt = records.field(record, "prompt", (str,), "demonstration", where)
-  response = records.field(record, "response", (str,), "demonstration", where)
-  return Demonstration(
-    where, prompt, records.answer(response, "response", where)
+  """prompt and response, joined as they are; or messages."""
+  prompt, (response,) = records.answered(
+    record, ("response",), "demonstration", where
   )
+  if isinstance(prompt, str):
+    return Demonstration(where, prompt, response)
+  last = {"role": "assistant", "content": response}
+  return Demonstration(where, messages=[*prompt, last])
 
 
 def parse_messages(record: dict, where: str) -> Demonstration:
   """messages: a dialogue with at least one assistant turn."""
-  messages = records.field(record, "messages", (list,), "messages", where)
-  answers = [
-    m["content"]
-    for m in records.dialogue(messages, where)
-    if m["role"] == "assistant"
-  ]
+  messages = records.dialogue(
+    records.field(record, "messages", (list,), "messages", where), where
+  )
+  answers = [m["content"] for m in messages if m["role"] == "assistant"]
   if not answers:
     raise records.RefusedExample(
       "no assistant turn",
       f"{where}: no message has the role 'assistant': nothing to learn from. "
-      "Remove the record, or load it with load_and_count.",
+      "Remove the record.",
     )
   for answer in answers:
-    records.answer(answer, "messages", where)
+    if answer is not None:  # beside tool calls
+      records.answer(answer, "messages", where)
   return Demonstration(where, messages=messages)
 
 
 def parse_prompt(record: dict, where: str) -> Prompt:
-  """prompt: text or messages; reference, if any: for a verifier."""
-  prompt = records.prompt(record, "prompt", where)
+  """prompt: text or messages; reference, if any: for a verifier.
+
+  A field "messages" may stand for it.
+  """
+  if "prompt" not in record and isinstance(record.get("messages"), list):
+    prompt = records.to_answer(record["messages"], where, "messages")
+  else:
+    prompt = records.prompt(record, "prompt", where)
   if isinstance(prompt, str) and not prompt.strip():
     raise records.RefusedExample(
       "empty prompt",
       f"{where}: field 'prompt' is empty: nothing to answer. Remove the "
-      "record, or load it with load_and_count.",
+      "record.",
     )
   return Prompt(where, prompt, record.get("reference"))
 
@@ -123,21 +130,21 @@ def parse_ratings(record: dict, where: str) -> RatedText:
   """text and ratings, a list of numbers by different people."""
   text = records.field(record, "text", (str,), "ratings", where)
   ratings = records.field(record, "ratings", (list,), "ratings", where)
-  numbers = [
-    r
-    for r in ratings
-    if isinstance(r, (int, float))
-    and not isinstance(r, bool)
-    and math.isfinite(r)
-  ]
+  numbers = [rating for rating in ratings if _is_rating(rating)]
   if not ratings or len(numbers) < len(ratings):
     raise DataError(
       f"{where}: field 'ratings' is {str(ratings)[:60]}; it must hold finite "
-      "numbers, at least one. Correct the record."
+      f"numbers, at least one, none beyond {MOST_RATING:.0e}. Correct the "
+      "record."
     )
   return RatedText(
     where, records.answer(text, "text", where), tuple(map(float, numbers))
   )
+
+
+def _is_rating(value: Any) -> bool:
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return is_number and -MOST_RATING <= value <= MOST_RATING  # NaN is not
 
 
 def parse_gsm8k(record: dict, where: str) -> Demonstration:

@@ -6,9 +6,14 @@ keys look like those of another format of rlhf_jax/data/formats.py.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from typing import Any
+
 from rlhf_jax.data import chat, transcripts
 from rlhf_jax.data.chat import Message
 from rlhf_jax.data.sources import DataError
+from rlhf_jax.schema import UserError
 
 # Fields that a record of each format must have; others are ignored.
 FIELDS = {
@@ -23,6 +28,18 @@ FIELDS = {
 }
 
 
+# What people call a judgement that stands beside the answers.
+_JUDGEMENT = re.compile(r"scor|rating|rated|margin|reward|rank|strength|label")
+
+
+def judgements_beside(record: dict, format: str) -> list[str]:
+  """Returns the fields of a record that judge answers and are not read."""
+  read = {*FIELDS.get(format, record), *_OPTIONAL.get(format, ())}
+  return [
+    name for name in record if name not in read and _JUDGEMENT.search(name)
+  ]
+
+
 class RefusedExample(DataError):
   """A well-formed record that cannot be learned from; `reason` is countable."""
 
@@ -31,12 +48,43 @@ class RefusedExample(DataError):
     self.reason = reason
 
 
+_OPTIONAL = {"comparison": ("label",)}
+# Types of those fields; a transcript is a text of its own kind.
+_KINDS = {
+  "prompt": (str, list),
+  "response": (str, list),
+  "label": (bool, int, float),
+  "messages": (list,),
+  "ratings": (list,),
+}
+
+
+def _fits(record: dict, name: str) -> bool:
+  """Says whether a record has the fields of a format, with their types."""
+  for field_name in FIELDS[name]:
+    kinds = _KINDS.get(field_name, (str,))
+    if name == "comparison" and field_name != "prompt":
+      kinds = (str, list)
+    if not isinstance(record.get(field_name), kinds):
+      return False
+    if name == "hh" and not record[field_name].startswith(transcripts.BEGIN):
+      return False
+  return True
+
+
 def suggestion(record: dict, format: str) -> str:
-  """Returns " Did you mean format=...?" if the keys match another format."""
+  """Returns " Did you mean format=...?" if the record fits another format.
+
+  One that reads less is none, unless a field of this one is missing.
+  """
+  own = set(FIELDS.get(format, ()))
+  is_whole = own <= set(record)
   fitting = [
     name
     for name, fields in FIELDS.items()
-    if name != format and set(fields) <= set(record)
+    if name != format
+    and not (is_whole and set(fields) <= own)
+    and _fits(record, name)
   ]
   if not fitting:
     return ""
@@ -70,24 +118,139 @@ def answer(text: str, name: str, where: str) -> str:
     raise RefusedExample(
       "empty response",
       f"{where}: field {name!r} holds an empty response ({text!r}): nothing to "
-      "learn from. Remove the record, or load it with load_and_count.",
+      "learn from. Remove the record.",
     )
   return text
 
 
 def dialogue(messages: list, where: str) -> list[Message]:
-  """Returns messages, or raises DataError unless they are well formed."""
+  """Returns messages, or raises DataError unless they are well formed.
+
+  Text parts are joined, and fields that are null left out: tables write one
+  where a message has none.
+  """
   try:
-    chat.check_messages(messages)
+    found = [_message(message, n) for n, message in enumerate(messages)]
+    chat.check_messages(found)
   except ValueError as error:
     raise DataError(f"{where}: {error}") from error
-  return messages
+  return found
+
+
+def _message(message: Any, n: int) -> Any:
+  """Returns a message as chat.py takes it; what is none, as it is."""
+  if not isinstance(message, dict):
+    return message
+  found = {
+    key: value
+    for key, value in message.items()
+    if value not in (None, []) or key in ("role", "content")
+  }
+  if not isinstance(found.get("content"), list):
+    return found
+  texts = []
+  for part in found["content"]:
+    kind = part.get("type") if isinstance(part, dict) else part
+    text = part.get("text") if isinstance(part, dict) else None
+    if kind != "text" or not isinstance(text, str):
+      raise UserError(
+        f"messages[{n}]: content has a part {str(kind)[:40]!r}; only parts of "
+        "type 'text' are read. Remove it, or the record."
+      )
+    texts.append(text)
+  return found | {"content": "".join(texts)}
 
 
 def prompt(record: dict, format: str, where: str) -> str | list[Message]:
-  """Returns the record's prompt: text, or a well-formed dialogue."""
+  """Returns the record's prompt: text, or a dialogue that wants an answer."""
   value = field(record, "prompt", (str, list), format, where)
-  return value if isinstance(value, str) else dialogue(value, where)
+  return value if isinstance(value, str) else to_answer(value, where, "prompt")
+
+
+def to_answer(messages: list, where: str, name: str) -> list[Message]:
+  """Returns a dialogue whose last message is not the assistant's.
+
+  Raises:
+    DataError: it is: continuing an answer is not implemented.
+  """
+  found = dialogue(messages, where)
+  if found[-1]["role"] == "assistant":
+    raise DataError(
+      f"{where}: field {name!r} ends with a message of the assistant, so there "
+      "is nothing to answer; continuing one is not implemented. Remove it."
+    )
+  return found
+
+
+def answered(
+  record: dict, names: Sequence[str], format: str, where: str
+) -> tuple[str | list[Message], list[str]]:
+  """Returns the prompt of a record and its answers.
+
+  Answers are texts, or dialogues whose last message is the answer; what stands
+  before it is the prompt, or begins with it. Without a field "prompt" it is
+  what they have in common.
+
+  Args:
+    record: of a file.
+    names: of the fields with answers.
+    format: of the record, for messages.
+    where: "FILE:LINE".
+  """
+  values = [field(record, name, (str, list), format, where) for name in names]
+  if all(isinstance(value, str) for value in values):
+    return prompt(record, format, where), [
+      answer(value, name, where)
+      for value, name in zip(values, names, strict=True)
+    ]
+  if any(isinstance(value, str) for value in values):
+    raise DataError(
+      f"{where}: {' and '.join(names)} are a text and a list of messages. Give "
+      "both in the same way."
+    )
+  before, answers = [], []
+  for value, name in zip(values, names, strict=True):
+    *head, last = dialogue(value, where)
+    if last["role"] != "assistant" or set(last) != {"role", "content"}:
+      raise DataError(
+        f"{where}: field {name!r} ends with {str(last)[:60]}, not with a plain "
+        "message of the assistant. Correct the record."
+      )
+    before.append(head)
+    answers.append(answer(last["content"], name, where))
+  if any(head != before[0] for head in before):
+    raise RefusedExample(
+      "prompts differ",
+      f"{where}: {' and '.join(names)} differ before their last message, so "
+      "they answer different prompts. Remove the record.",
+    )
+  return _shared(record, before[0], format, where), answers
+
+
+def _shared(
+  record: dict, head: list[Message], format: str, where: str
+) -> list[Message]:
+  """Returns the prompt of a record whose answers are dialogues.
+
+  Args:
+    record: may have a field "prompt".
+    head: what its answers have in common, perhaps nothing.
+    format, where: see `answered`.
+  """
+  if "prompt" not in record and head:
+    return to_answer(head, where, "chosen")
+  given = prompt(record, format, where)
+  asked = given
+  if isinstance(given, str):
+    asked = [{"role": "user", "content": given}]
+    if head and head[-1] == asked[0]:  # after a system message, or more
+      return head
+  if head in ([], asked):
+    return asked
+  raise DataError(
+    f"{where}: field 'prompt' is not what stands before the answers: "
+    f"{str(given)[:60]!r}, {str(head)[:60]!r}. Correct the record."
+  )
 
 
 def transcript(record: dict, name: str, where: str) -> list[Message]:

@@ -1,142 +1,110 @@
 """Records from files and TensorFlow Datasets, with errors that name the line.
 
-A source is a path (.jsonl, .jsonl.gz) or "tfds:NAME[/CONFIG]:SPLIT[@DIR]".
-A record is a dict; the n-th record of a file is its n-th line, because blank
-lines are refused too. Nothing is skipped: a malformed line stops the reading.
+A source is a path (files.py says of what kinds), a pattern ("data/*.jsonl"),
+several of both with commas between, or "tfds:NAME[/CONFIG]:SPLIT[@DIR]". A
+record is a dict. Nothing is skipped: a malformed line stops the reading.
 
 TFDS is read through `tfds.data_source`, which needs array_record files
 (`file_format="array_record"` when the data set is prepared) and no TensorFlow.
-
-Left out: parquet and csv.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import gzip
-import json
-import zlib
+import glob
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
-from rlhf_jax.schema import FieldError, UserError, check_local
+from rlhf_jax.data import files
+from rlhf_jax.data.files import DataError, Located
+from rlhf_jax.schema import FieldError, UserError, absence, check_local
 
 TFDS_PREFIX = "tfds:"
+KINDS = ".jsonl, .json, .csv (also with .gz) or .parquet"
 
 
-class DataError(UserError):
-  """Data that cannot be used: where it is, what is wrong, what to do."""
+@contextlib.contextmanager
+def at(where: str) -> Iterator[None]:
+  """Puts the place of a record before what is said of it.
+
+  Args:
+    where: "FILE:LINE".
+  """
+  try:
+    yield
+  except UserError as error:
+    if str(error).startswith(where):
+      raise
+    raise DataError(f"{where}: {error}") from error
+
+
+def paths(source: str | Path) -> list[Path]:
+  """Returns the files of a source, in order, each there and readable.
+
+  Args:
+    source: a path, a pattern, or several of them with commas between.
+
+  Raises:
+    DataError: one that is not there, of an unknown kind, or named twice.
+  """
+  whole = os.path.expanduser(str(source))
+  parts = [whole]
+  if "," in whole and not os.path.exists(whole):
+    parts = [os.path.expanduser(part.strip()) for part in whole.split(",")]
+  found = [Path(path) for part in parts for path in _matching(part)]
+  for path in found:
+    if not path.is_file():
+      raise DataError(_complaint(path))
+    if not files.kind(path):
+      raise DataError(f"{path}: unknown kind of file. Give {KINDS}.")
+    if found.count(path) > 1:
+      raise DataError(
+        f"{path} is named twice in {str(source)!r}. Name it once."
+      )
+  return found
+
+
+def _matching(part: str) -> list[str]:
+  """Returns the paths that a pattern matches; what is none is a path."""
+  if os.path.exists(part) or not glob.has_magic(part):
+    return [part]
+  found = sorted(glob.glob(part, recursive=True))
+  if not found:
+    raise DataError(f"{part}: no file matches this pattern. Correct it.")
+  return found
+
+
+def _complaint(path: Path) -> str:
+  """Returns what is wrong with a path that is no file, and the remedy."""
+  near = {
+    other.name.partition(".")[0]: other.name
+    for other in path.parent.glob("*")
+    if other.is_file() and files.kind(other)
+  }
+  alike = difflib.get_close_matches(path.name.partition(".")[0], near, 1)
+  hint = f" Did you mean {near[alike[0]]!r}?" if alike else ""
+  return (
+    f"{path}: {absence(path)}.{hint} Give the path of a file, {KINDS}, or "
+    f"'{TFDS_PREFIX}NAME:SPLIT'."
+  )
 
 
 def check_path(source: str, field: str) -> None:
-  """Raises FieldError unless a path is one of a file that is there.
+  """Raises FieldError unless the files of a source are there.
 
   Args:
-    source: the path.
+    source: see `paths`.
     field: that gave it.
   """
   check_local(source, field)
-  path = Path(source).expanduser()
-  if not path.is_file():
-    is_folder = "is a folder, not a file" if path.is_dir() else "no such file"
-    near = {
-      other.name.partition(".")[0]: other.name
-      for other in path.parent.glob("*.jsonl*")
-    }
-    stem = path.name.partition(".")[0]
-    alike = difflib.get_close_matches(stem, near, 1)
-    hint = f" Did you mean {near[alike[0]]!r}?" if alike else ""
-    raise FieldError(
-      f"{field}={source!r}: {is_folder}.{hint} Give the path of a .jsonl or "
-      ".jsonl.gz file."
-    )
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-  """Yields the lines of a plain or gzipped file, naming where it breaks."""
-  opener = gzip.open if path.suffix == ".gz" else open
-  number = 0
   try:
-    with opener(path, "rb") as file:
-      for line in file:
-        number += 1
-        yield line
-  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise DataError(
-      f"{path}:{number + 1}: the gzip stream breaks off here ({error}). "
-      "Download the file again, or decompress it if it is plain text."
-    ) from error
-  except OSError as error:
-    raise DataError(
-      f"{path}: cannot be read ({error}). Check its path and permissions."
-    ) from error
-
-
-def _refuse_constant(name: str):
-  raise UserError(f"{name} is not JSON")
-
-
-def _parse_line(line: bytes, where: str) -> dict:
-  try:
-    text = line.decode("utf-8")
-  except UnicodeDecodeError as error:
-    raise DataError(
-      f"{where}: not UTF-8 (byte {error.object[error.start]:#04x} at column "
-      f"{error.start + 1}). Convert the file to UTF-8."
-    ) from error
-  if not text.strip():
-    raise DataError(f"{where}: blank line. Remove it: one object a line.")
-  try:
-    record = json.loads(text, parse_constant=_refuse_constant)
-  except (ValueError, RecursionError) as error:
-    raise DataError(
-      f"{where}: not JSON ({error}): {text.strip()[:60]!r}. Write one JSON "
-      "object a line."
-    ) from error
-  if not isinstance(record, dict):
-    raise DataError(
-      f"{where}: a {type(record).__name__}, not an object: "
-      f"{text.strip()[:60]!r}. Write one JSON object a line."
-    )
-  return record
-
-
-def read_jsonl(path: str | Path) -> list[dict]:
-  """Reads one JSON object a line from .jsonl or .jsonl.gz.
-
-  Raises:
-    DataError: "FILE:LINE: reason. remedy" at the first line that is not one.
-  """
-  path = Path(path).expanduser()
-  if not path.is_file():
-    raise DataError(
-      f"{path}: no such file. Give the path of a .jsonl or .jsonl.gz file, or "
-      f"a TFDS source such as '{TFDS_PREFIX}name:train'."
-    )
-  records = [
-    _parse_line(line, f"{path}:{number}")
-    for number, line in enumerate(_lines(path), 1)
-  ]
-  if not records:
-    raise DataError(f"{path}:1: the file is empty. Write one object a line.")
-  return records
-
-
-def _plain(value):
-  """Returns a TFDS value as str, int, float, bool, list or dict."""
-  if isinstance(value, dict):
-    return {key: _plain(item) for key, item in value.items()}
-  if isinstance(value, np.ndarray):
-    return [_plain(item) for item in value]
-  if isinstance(value, (list, tuple)):
-    return [_plain(item) for item in value]
-  if isinstance(value, np.generic):
-    return _plain(value.item())
-  if isinstance(value, bytes):
-    return value.decode("utf-8")
-  return value
+    paths(source)
+  except DataError as error:
+    given = os.path.expanduser(source)
+    message = str(error).removeprefix(f"{given}: ")
+    raise FieldError(f"{field}={source!r}: {message}") from error
 
 
 def read_tfds(source: str) -> list[dict]:
@@ -163,11 +131,12 @@ def read_tfds(source: str) -> list[dict]:
       f"{source}: needs tensorflow_datasets ({error}). Install it with "
       "`pip install 'rlhf_jax[tfds]'`; TensorFlow itself is not needed."
     ) from error
+  place = os.path.expanduser(folder) if folder else None
   try:
-    data = tfds.data_source(name, split=split, data_dir=folder or None)
+    data = tfds.data_source(name, split=split, data_dir=place)
     records = []
     for index in range(len(data)):
-      records.append(_plain(data[index]))
+      records.append(files.plain(data[index]))
   except UnicodeDecodeError as error:
     raise DataError(
       f"{source}:{len(records) + 1}: bytes that are not UTF-8 ({error}). Use "
@@ -184,18 +153,19 @@ def read_tfds(source: str) -> list[dict]:
   return records
 
 
-def read_source(source: str | Path) -> list[dict]:
-  """Reads the records of a path or a TFDS source (see the module docstring).
+def read_located(source: str | Path) -> Located:
+  """Returns (where, record) of all records of a source, in order.
 
   Raises:
     DataError: missing, of an unknown kind, or malformed.
   """
   name = str(source)
   if name.startswith(TFDS_PREFIX):
-    return read_tfds(name)
-  if not name.endswith((".jsonl", ".jsonl.gz")):
-    raise DataError(
-      f"{name}: unknown kind of file. Give .jsonl, .jsonl.gz or "
-      f"'{TFDS_PREFIX}NAME:SPLIT'."
-    )
-  return read_jsonl(name)
+    found = read_tfds(name)
+    return [(f"{name}:{n}", record) for n, record in enumerate(found, 1)]
+  return [pair for path in paths(name) for pair in files.read(path)]
+
+
+def read_source(source: str | Path) -> list[dict]:
+  """Returns the records of a source (see the module docstring)."""
+  return [record for _, record in read_located(source)]

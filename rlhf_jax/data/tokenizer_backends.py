@@ -236,6 +236,8 @@ class HuggingFaceTokenizer(_Base):
           f"{name}: {role} token {token!r} is not in the vocabulary. Correct "
           "its name in tokenizer_config.json."
         )
+    if not backend.get_vocab_size():
+      raise UserError(f"{name}: no token in it. Download the file again.")
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = True

@@ -15,20 +15,21 @@ pre-tokenisers other than those in GGUF_PRE_TOKENIZERS; both are refused.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import gguf
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from rlhf_jax import strict_json
+from rlhf_jax.data import gguf_files
 from rlhf_jax.data.tokenizer_backends import (
   HuggingFaceTokenizer,
   SentencePieceTokenizer,
 )
-from rlhf_jax.schema import UserError
+from rlhf_jax.schema import UserError, absence
 
 # Values of tokenizer.ggml.token_type.
 GGUF_CONTROL = gguf.TokenType.CONTROL
@@ -96,9 +97,11 @@ def load_tokenizer(
   Raises:
     ValueError: the file is missing, of an unknown kind, or names no end token.
   """
-  path = Path(path)
-  if not path.exists():
-    raise UserError(f"{path}: no such tokenizer. Give an existing path.")
+  path = Path(path).expanduser()
+  if not path.is_dir() and not path.is_file():
+    raise UserError(
+      f"{path}: no such tokenizer ({absence(path)}). Give an existing path."
+    )
   if path.suffix == ".model":
     tokenizer = SentencePieceTokenizer(path, special_tokens)
     tokenizer.named_ends = read_ends(path.parent)
@@ -118,15 +121,55 @@ def load_tokenizer(
   )
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict[str, Any]:
   if not path.exists():
     return {}
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
+  return strict_json.read_object(path, "Download the file again.")
+
+
+def _named(config: dict[str, Any], key: str, folder: Path) -> str | None:
+  """Returns the text of a token that a folder's files name, or None."""
+  value = config.get(key)
+  text = value.get("content") if isinstance(value, dict) else value
+  if text is None and not isinstance(value, dict):
+    return None
+  if not isinstance(text, str) or not text:
     raise UserError(
-      f"{path}: not JSON ({error}). Download the file again."
-    ) from error
+      f"{folder}: {key} is {str(value)[:60]} in tokenizer_config.json or "
+      "special_tokens_map.json. Give one token: its text, or an object whose "
+      "'content' is that."
+    )
+  return text
+
+
+def _template(config: dict[str, Any], folder: Path) -> str | None:
+  """Returns the chat template of a folder, or None.
+
+  Raises:
+    UserError: it is no text, or there are several and none is "default".
+  """
+  file = folder / "chat_template.jinja"
+  if file.is_file():
+    try:
+      return strict_json.decode(file.read_bytes())
+    except ValueError as error:
+      raise UserError(f"{file}: {error}. Download the file again.") from error
+  given = config.get("chat_template")
+  if isinstance(given, list):
+    names = [t.get("name") if isinstance(t, dict) else t for t in given]
+    if names.count("default") != 1:
+      raise UserError(
+        f"{folder}: chat_template in tokenizer_config.json holds templates "
+        f"named {names}. Name exactly one of them 'default'."
+      )
+    given = given[names.index("default")].get("template")
+    given = [] if given is None else given
+  if given is not None and not isinstance(given, str):
+    raise UserError(
+      f"{folder}: chat_template in tokenizer_config.json is a "
+      f"{type(given).__name__}. Give the text of a Jinja template."
+    )
+  return given
 
 
 def encode_inside(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -203,57 +246,38 @@ def _load_huggingface(path: Path) -> Tokenizer:
     )
   try:
     backend = tokenizers.Tokenizer.from_file(str(file))
-  except Exception as error:  # the library raises bare Exception
+  except BaseException as error:  # the library raises these, and panics
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+      raise
     raise UserError(
       f"{file}: not a tokenizer.json ({error}). Give the file written by the "
       "tokenizers library."
     ) from error
   config = _read_json(folder / "special_tokens_map.json")
   config |= _read_json(folder / "tokenizer_config.json")
-
-  def named(key: str) -> str | None:
-    value = config.get(key)
-    return value["content"] if isinstance(value, dict) else value
-
-  if named("eos_token") is None:
+  eos = _named(config, "eos_token", folder)
+  if eos is None:
     raise UserError(
       f"{folder}: no eos_token in tokenizer_config.json or "
       "special_tokens_map.json. Add one: training appends it to responses."
     )
-  template = config.get("chat_template")
-  if isinstance(template, list):
-    template = {t["name"]: t["template"] for t in template}.get("default")
-  template_file = folder / "chat_template.jinja"
-  if template_file.exists():
-    template = template_file.read_text(encoding="utf-8")
   tokenizer = HuggingFaceTokenizer(
     backend,
     str(path),
-    eos=named("eos_token"),
-    bos=named("bos_token"),
-    pad=named("pad_token"),
-    chat_template=template,
+    eos=eos,
+    bos=_named(config, "bos_token", folder),
+    pad=_named(config, "pad_token", folder),
+    chat_template=_template(config, folder),
   )
   tokenizer.named_ends = read_ends(folder)
   return tokenizer
 
 
 def _load_gguf(path: Path) -> Tokenizer:
-  try:
-    fields = gguf.GGUFReader(path).fields
-  except (ValueError, OSError, IndexError) as error:
-    raise UserError(
-      f"{path}: not a GGUF file ({error}). Download it again."
-    ) from error
+  reader = gguf_files.open_file(path)
 
-  def get(key: str):
-    field = fields.get(f"tokenizer.{key}")
-    return None if field is None else field.contents()
-
-  def strings(key: str) -> list[str]:
-    # One pass over the raw parts; contents() is ten times slower.
-    field = fields[f"tokenizer.{key}"]
-    return [bytes(field.parts[i]).decode() for i in field.data]
+  def get(key: str) -> Any:
+    return gguf_files.contents(reader, f"tokenizer.{key}", path)
 
   kind, pre = get("ggml.model"), get("ggml.pre")
   if kind != "gpt2":
@@ -267,24 +291,25 @@ def _load_gguf(path: Path) -> Tokenizer:
       f"{sorted(GGUF_PRE_TOKENIZERS)}; guessing would split text wrongly. "
       "Give the model's tokenizer.json instead."
     )
-  tokens = strings("ggml.tokens")
-  merges = [tuple(m.split(" ", 1)) for m in strings("ggml.merges")]
-  backend = tokenizers.Tokenizer(
-    models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges)
-  )
-  backend.pre_tokenizer = GGUF_PRE_TOKENIZERS[pre]()
-  backend.decoder = decoders.ByteLevel()
-  types = fields["tokenizer.ggml.token_type"]
-  kinds = [int(types.parts[i][0]) for i in types.data]
-  for token, kind in zip(tokens, kinds, strict=True):
-    if kind in (GGUF_CONTROL, GGUF_USER_DEFINED):
-      is_special = kind == GGUF_CONTROL
-      added = tokenizers.AddedToken(token, special=is_special, normalized=False)
-      add = backend.add_special_tokens if is_special else backend.add_tokens
-      add([added])
+  tokens = _strings(reader, "ggml.tokens", path)
+  kinds = get("ggml.token_type")
+  try:
+    backend = _byte_level(
+      tokens, _strings(reader, "ggml.merges", path), kinds, pre
+    )
+  except Exception as error:  # the library raises bare Exception
+    raise UserError(
+      f"{path}: its vocabulary is damaged ({type(error).__name__}: {error}). "
+      "Download the file again."
+    ) from error
 
   def named(key: str) -> str | None:
     i = get(f"ggml.{key}_token_id")
+    if i is not None and not (isinstance(i, int) and 0 <= i < len(tokens)):
+      raise UserError(
+        f"{path}: tokenizer.ggml.{key}_token_id={i!r}: there are "
+        f"{len(tokens)} tokens. Download the file again."
+      )
     return None if i is None else tokens[i]
 
   if named("eos") is None:
@@ -307,3 +332,44 @@ def _load_gguf(path: Path) -> Tokenizer:
   unused = (i for i, kind in enumerate(kinds) if kind == GGUF_UNUSED)
   tokenizer.unused_ids = frozenset(unused)
   return tokenizer
+
+
+def _strings(reader: gguf.GGUFReader, key: str, path: Path) -> list[str]:
+  """Returns a list of texts in the metadata of a GGUF file."""
+  field = reader.fields.get(f"tokenizer.{key}")
+  try:
+    # One pass over the raw parts; contents() is ten times slower.
+    return [bytes(field.parts[i]).decode() for i in field.data]
+  except (AttributeError, ValueError) as error:
+    raise UserError(
+      f"{path}: tokenizer.{key} is not there, or no list of texts ({error}). "
+      "Download the file again."
+    ) from error
+
+
+def _byte_level(
+  tokens: list[str], merges: list[str], kinds: list[int], pre: str
+) -> tokenizers.Tokenizer:
+  """Returns the byte-level BPE of a GGUF file.
+
+  Args:
+    tokens: by id.
+    merges: "left right", by rank.
+    kinds: of each token, of tokenizer.ggml.token_type.
+    pre: a key of GGUF_PRE_TOKENIZERS.
+  """
+  backend = tokenizers.Tokenizer(
+    models.BPE(
+      vocab={t: i for i, t in enumerate(tokens)},
+      merges=[tuple(merge.split(" ", 1)) for merge in merges],
+    )
+  )
+  backend.pre_tokenizer = GGUF_PRE_TOKENIZERS[pre]()
+  backend.decoder = decoders.ByteLevel()
+  for token, kind in zip(tokens, kinds, strict=True):
+    if kind in (GGUF_CONTROL, GGUF_USER_DEFINED):
+      is_special = kind == GGUF_CONTROL
+      added = tokenizers.AddedToken(token, special=is_special, normalized=False)
+      add = backend.add_special_tokens if is_special else backend.add_tokens
+      add([added])
+  return backend

@@ -11,9 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from rlhf_jax.data import chat
 from rlhf_jax.data.chat import Message
 from rlhf_jax.schema import UserError
 
+BEGIN = "\n\nHuman:"  # of every transcript
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 HEADERS = ("Human", "Assistant")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -42,8 +44,9 @@ def parse(text: str) -> list[Message]:
 def write(messages: Sequence[Message]) -> str:
   """Returns the transcript that ends where the assistant answers.
 
-  An answer follows it after one space.
+  An answer follows it after one space. Messages of role and content alone.
   """
+  chat.check_plain(messages)
   turns = [
     f"\n\n{_HEADERS.get(m['role'], m['role'].capitalize())}: {m['content']}"
     for m in messages

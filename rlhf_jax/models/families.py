@@ -19,6 +19,10 @@ from rlhf_jax.schema import UserError
 
 _LAYER = "model.layers.{i}."
 
+LAYERS = ("num_hidden_layers", "llama.block_count")
+MOST_LAYERS, MOST, MOST_NUMBER = 1_000, 2**31 - 1, 1e30
+COPY = "Copy the file again from where the weights come from."
+
 LLAMA_NAMES: dict[str, tuple[str, bool]] = {
   "embedding/embedding": ("model.embed_tokens.weight", False),
   "final_norm/scale": ("model.norm.weight", False),
@@ -64,30 +68,28 @@ def llama_config(hf: dict[str, Any]) -> transformer.Config:
   Accepts the newer `rope_parameters` and the older `rope_theta`.
 
   Raises:
-    ValueError: for a size that is not given, or a setting that this family
-      is not implemented with.
+    UserError: for a size that is not given or no number, or a setting that
+      this family is not implemented with.
   """
-  for field in (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-  ):
-    if field not in hf:
-      raise UserError(
-        f"config.json names no {field!r}: it is not a complete llama config. "
-        "Copy it again from where the weights come from."
-      )
-  rope = hf.get("rope_parameters")
-  if rope is None:
-    rope = {"rope_theta": hf.get("rope_theta", 10_000.0)}
-    scaling = hf.get("rope_scaling")
-    rope |= {} if scaling is None else scaling
-  theta = rope.get("rope_theta", hf.get("rope_theta", 10_000.0))
+  sizes = {
+    field: whole(hf, field)
+    for field in (
+      "vocab_size",
+      "hidden_size",
+      "num_hidden_layers",
+      "num_attention_heads",
+      "intermediate_size",
+    )
+  }
+  rope = _rope(hf)
   # "type" is the older name of "rope_type"
   rope_type = rope.get("rope_type", rope.get("type", "default"))
+  whole_head = rope.get("partial_rotary_factor", 1.0)
   for field, found, allowed in (
+    ("quantization_config", hf.get("quantization_config"), None),
+    ("compression_config", hf.get("compression_config"), None),
+    ("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0), 1.0),
+    ("partial_rotary_factor", whole_head, 1.0),
     ("rope type", rope_type, "default"),
     ("hidden_act", hf.get("hidden_act", "silu"), "silu"),
     ("mlp_bias", hf.get("mlp_bias", False), False),
@@ -95,26 +97,96 @@ def llama_config(hf: dict[str, Any]) -> transformer.Config:
   ):
     if found != allowed:
       raise UserError(
-        f"{field}={found!r}: the llama family is implemented for "
+        f"{field}={found!r:.60}: the llama family is implemented for "
         f"{allowed!r} only. Convert the model or extend "
         "rlhf_jax/models/families.py."
       )
-  heads = hf["num_attention_heads"]
-  head_dim = hf.get("head_dim")
-  kv_heads = hf.get("num_key_value_heads")
+  heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
+  head_dim, kv_heads = width // heads, heads
+  if hf.get("head_dim") is not None:
+    head_dim = whole(hf, "head_dim")
+  elif width % heads:
+    raise UserError(
+      f"hidden_size={width}: no multiple of num_attention_heads={heads}, and "
+      f"head_dim is not given. {COPY}"
+    )
+  if hf.get("num_key_value_heads") is not None:
+    kv_heads = whole(hf, "num_key_value_heads")
+  is_tied = hf.get("tie_word_embeddings", False)
+  if not isinstance(is_tied, bool):
+    raise UserError(
+      f"tie_word_embeddings={is_tied!r}: must be true or false. {COPY}"
+    )
   return transformer.Config(
-    vocab_size=hf["vocab_size"],
-    width=hf["hidden_size"],
-    n_layers=hf["num_hidden_layers"],
+    vocab_size=sizes["vocab_size"],
+    width=width,
+    n_layers=sizes["num_hidden_layers"],
     n_heads=heads,
-    n_kv_heads=heads if kv_heads is None else kv_heads,
-    head_dim=hf["hidden_size"] // heads if head_dim is None else head_dim,
-    mlp_width=hf["intermediate_size"],
-    norm_epsilon=hf.get("rms_norm_eps", 1e-6),
-    rope_theta=float(theta),
-    max_length=hf.get("max_position_embeddings", 2048),
-    tie_embeddings=hf.get("tie_word_embeddings", False),
+    n_kv_heads=kv_heads,
+    head_dim=head_dim,
+    mlp_width=sizes["intermediate_size"],
+    norm_epsilon=positive(hf, "rms_norm_eps", 1e-6),
+    rope_theta=positive(rope, "rope_theta", 10_000.0),
+    max_length=whole(hf, "max_position_embeddings", 2048),
+    tie_embeddings=is_tied,
   )
+
+
+def _rope(hf: dict[str, Any]) -> dict[str, Any]:
+  """Returns what config.json says of rotary positions, in the newer form."""
+  found: dict[str, Any] = {}
+  if "rope_theta" in hf:
+    found["rope_theta"] = hf["rope_theta"]
+  given = [
+    field
+    for field in ("rope_parameters", "rope_scaling")
+    if hf.get(field) is not None
+  ]
+  for field in given[:1]:
+    if not isinstance(hf[field], dict):
+      raise UserError(
+        f"{field}={str(hf[field])[:60]!r}: must be an object. {COPY}"
+      )
+    found |= hf[field]
+  return found
+
+
+def whole(
+  values: Mapping[str, Any], field: str, usual: int | None = None
+) -> int:
+  """Returns a size of a model, a whole number.
+
+  Args:
+    values: of config.json, or the metadata of a GGUF file.
+    field: its key there.
+    usual: where it is not given; None if it must be.
+
+  Raises:
+    UserError: it is not given, no whole number, or no size of a model.
+  """
+  if field not in values and usual is not None:
+    return usual
+  if field not in values:
+    raise UserError(
+      f"config.json names no {field!r}: it is not a complete llama config. "
+      f"{COPY}"
+    )
+  value = values[field]
+  most = MOST_LAYERS if field in LAYERS else MOST
+  if type(value) is not int or not 1 <= value <= most:
+    raise UserError(
+      f"{field}={value!r:.60}: must be a whole number from 1 to {most}. {COPY}"
+    )
+  return value
+
+
+def positive(values: Mapping[str, Any], field: str, usual: float) -> float:
+  """Returns a number of a model that is positive and finite; see `whole`."""
+  value = values.get(field, usual)
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  if not is_number or not 0.0 < value < MOST_NUMBER:
+    raise UserError(f"{field}={value!r:.60}: must be a positive number. {COPY}")
+  return float(value)
 
 
 # model_type -> (name table, config.json -> Config)

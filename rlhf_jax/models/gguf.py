@@ -11,34 +11,51 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.data import gguf_files
 from rlhf_jax.models import families, transformer, trees
+from rlhf_jax.models.stored import check_finite
 from rlhf_jax.schema import UserError
 
 
-def _metadata(reader: Any, key: str, default: Any = None) -> Any:
-  field = reader.get_field(key)
-  if field is None:
-    if default is None:
-      raise UserError(
-        f"no metadata {key!r} in this GGUF file: it is not a complete model. "
-        "Use a file exported with its hyperparameters."
-      )
-    return default
-  return field.contents()
+def _metadata(reader: Any, path: Any, key: str, default: Any = None) -> Any:
+  value = gguf_files.contents(reader, key, path)
+  if value is None and default is None:
+    raise UserError(
+      f"{path}: no metadata {key!r} in this GGUF file: it is not a complete "
+      "model. Use a file exported with its hyperparameters."
+    )
+  return default if value is None else value
 
 
-def _config(reader: Any) -> transformer.Config:
-  architecture = _metadata(reader, "general.architecture")
+def _config(reader: Any, path: Any) -> transformer.Config:
+  architecture = _metadata(reader, path, "general.architecture")
   if architecture != "llama":
     raise UserError(
-      f"GGUF architecture {architecture!r}: only 'llama' is implemented. "
-      "Use a llama-architecture file or extend rlhf_jax/models/gguf.py."
+      f"{path}: GGUF architecture {architecture!r}: only 'llama' is "
+      "implemented. Use a llama-architecture file or extend "
+      "rlhf_jax/models/gguf.py."
     )
+  try:
+    return _llama(reader, path)
+  except UserError as error:
+    message = str(error).removeprefix(f"{path}: ")
+    raise UserError(f"{path}: {message}") from error
+
+
+def _llama(reader: Any, path: Any) -> transformer.Config:
+  """Returns the architecture that the metadata of a file gives."""
 
   def get(key: str, default: Any = None) -> Any:
-    return _metadata(reader, f"llama.{key}", default)
+    return _metadata(reader, path, f"llama.{key}", default)
 
-  width, heads = int(get("embedding_length")), int(get("attention.head_count"))
+  def size(key: str, default: int | None = None) -> int:
+    return families.whole({f"llama.{key}": get(key, default)}, f"llama.{key}")
+
+  def number(key: str, default: float | None = None) -> float:
+    found = {f"llama.{key}": get(key, default)}
+    return families.positive(found, f"llama.{key}", 0.0)
+
+  width, heads = size("embedding_length"), size("attention.head_count")
   names = {tensor.name for tensor in reader.tensors}
   if "token_embd.weight" not in names:
     raise UserError(
@@ -46,7 +63,12 @@ def _config(reader: Any) -> transformer.Config:
       "holds no language model. Fetch it again."
     )
   embedding = next(t for t in reader.tensors if t.name == "token_embd.weight")
-  head_dim = int(get("attention.key_length", width // heads))
+  if len(embedding.shape) != 2:
+    raise UserError(
+      f"tensor 'token_embd.weight' has {len(embedding.shape)} axes, not 2: the "
+      "file is damaged. Fetch it again."
+    )
+  head_dim = size("attention.key_length", max(width // heads, 1))
   for key, allowed in (
     ("rope.scaling.type", "none"),
     ("rope.dimension_count", head_dim),
@@ -60,14 +82,14 @@ def _config(reader: Any) -> transformer.Config:
   return transformer.Config(
     vocab_size=int(embedding.shape[1]),
     width=width,
-    n_layers=int(get("block_count")),
+    n_layers=size("block_count"),
     n_heads=heads,
-    n_kv_heads=int(get("attention.head_count_kv", heads)),
+    n_kv_heads=size("attention.head_count_kv", heads),
     head_dim=head_dim,
-    mlp_width=int(get("feed_forward_length")),
-    norm_epsilon=float(get("attention.layer_norm_rms_epsilon")),
-    rope_theta=float(get("rope.freq_base", 10_000.0)),
-    max_length=int(get("context_length")),
+    mlp_width=size("feed_forward_length"),
+    norm_epsilon=number("attention.layer_norm_rms_epsilon"),
+    rope_theta=number("rope.freq_base", 10_000.0),
+    max_length=size("context_length"),
     tie_embeddings="output.weight" not in names,
   )
 
@@ -78,9 +100,7 @@ def read_config(path: str | Path) -> transformer.Config:
   Raises:
     ValueError: for another architecture.
   """
-  import gguf
-
-  return _config(gguf.GGUFReader(str(path)))
+  return _config(gguf_files.open_file(path), path)
 
 
 def _halves(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -101,10 +121,8 @@ def load(path: str | Path) -> tuple[transformer.Config, dict]:
   """
   import gguf
 
-  if not Path(path).is_file():
-    raise FileNotFoundError(f"{path}: no such GGUF file. Check the path.")
-  reader = gguf.GGUFReader(str(path))
-  config = _config(reader)
+  reader = gguf_files.open_file(path)
+  config = _config(reader, path)
   tensors = {tensor.name: tensor for tensor in reader.tensors}
   flat: dict[str, np.ndarray] = {}
   table = families.names_of_layers(families.LLAMA_GGUF_NAMES, config)
@@ -121,12 +139,19 @@ def load(path: str | Path) -> tuple[transformer.Config, dict]:
         "architecture. Fetch it again."
       )
     tensor = tensors[theirs]
-    weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    try:
+      weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    except (ValueError, NotImplementedError) as error:
+      raise UserError(
+        f"{path}: tensor {theirs!r} of type {tensor.tensor_type.name} cannot "
+        f"be read ({error}). Fetch the file again, or one of another type."
+      ) from error
     weight = np.asarray(weight, np.float32)
-    if ours.endswith("q_proj/kernel"):
-      weight = _halves(weight, config.n_heads)
-    elif ours.endswith("k_proj/kernel"):
-      weight = _halves(weight, config.n_kv_heads)
+    check_finite(weight, theirs, str(path))
+    turned = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}
+    heads = turned.get(ours.split("/")[-2], 0)
+    if heads and weight.shape == (heads * config.head_dim, config.width):
+      weight = _halves(weight, heads)
     flat[ours] = np.ascontiguousarray(weight.T) if transposed else weight
   families.check_shapes(flat, config, str(path))
   return config, trees.unflatten(flat)

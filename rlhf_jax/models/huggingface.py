@@ -13,20 +13,25 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax import strict_json
 from rlhf_jax.models import families, transformer, trees
 from rlhf_jax.models.stored import StoredWeight
-from rlhf_jax.schema import UserError, check_choice
+from rlhf_jax.schema import UserError, absence, check_choice
 
 DTYPES = ("float32", "bfloat16")  # of tensors that are written
+STORED = ("F64", "F32", "F16", "BF16")  # of tensors that are read
+INDEX = "model.safetensors.index.json"
+DAMAGED = "So a file of the model is damaged."
+_ROWS = 4096  # of an embedding that are compared at once
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict[str, Any]:
   if not path.is_file():
     raise FileNotFoundError(
-      f"{path}: no such file. A Hugging Face model folder holds config.json "
+      f"{path}: {absence(path)}. A Hugging Face model folder holds config.json "
       "and *.safetensors."
     )
-  return json.loads(path.read_text())
+  return strict_json.read_object(path, f"{DAMAGED} {families.COPY}")
 
 
 def read_config(folder: str | Path) -> tuple[str, transformer.Config]:
@@ -36,32 +41,114 @@ def read_config(folder: str | Path) -> tuple[str, transformer.Config]:
     FileNotFoundError: without config.json.
     ValueError: for a family that is not implemented.
   """
-  hf = _read_json(Path(folder) / "config.json")
+  path = Path(folder) / "config.json"
+  hf = _read_json(path)
   family = hf.get("model_type")
-  if family not in families.FAMILIES:
+  if not isinstance(family, str) or family not in families.FAMILIES:
     raise UserError(
-      f"{folder}/config.json: model_type={family!r} is not one of "
+      f"{path}: model_type={family!r} is not one of "
       f"{sorted(families.FAMILIES)}. Add it to rlhf_jax/models/families.py."
     )
-  return family, families.FAMILIES[family][1](hf)
+  try:
+    return family, families.FAMILIES[family][1](hf)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from error
+
+
+def _open(path: Path) -> Any:
+  """Returns an open safetensors file.
+
+  Raises:
+    UserError: it is damaged, or another kind of file.
+    FileNotFoundError: no file is there.
+  """
+  from safetensors import SafetensorError, safe_open
+
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"{path}: {absence(path)}. Copy or download the model again."
+    )
+  try:
+    return safe_open(path, framework="np")
+  except (SafetensorError, ValueError, OSError) as error:
+    raise UserError(
+      f"{path}: a file of the model is damaged ({error}). Copy or download the "
+      "model again."
+    ) from error
 
 
 def _files_of_tensors(folder: Path) -> dict[str, Path]:
   """Returns {tensor name: file} for one file or an indexed set of files."""
-  index = folder / "model.safetensors.index.json"
-  if index.is_file():
-    weight_map = _read_json(index)["weight_map"]
-    return {name: folder / file for name, file in weight_map.items()}
-  from safetensors import safe_open
-
-  path = folder / "model.safetensors"
+  index, path = folder / INDEX, folder / "model.safetensors"
+  if index.exists():
+    files = _indexed(index)
+    if path.exists() and set(files.values()) != {path}:
+      raise UserError(
+        f"{folder}: holds both {path.name} and {INDEX}, which names other "
+        "files: two models, or one of them is old. Move one of the two away."
+      )
+    return files
   if not path.is_file():
     raise FileNotFoundError(
-      f"{path}: no such file, and no model.safetensors.index.json beside it. "
-      "Save the model in the safetensors format."
+      f"{path}: {absence(path)}, and no {INDEX} beside it. Save the model in "
+      "the safetensors format."
     )
-  with safe_open(path, framework="np") as file:
-    return dict.fromkeys(file.keys(), path)
+  return dict.fromkeys(_open(path).keys(), path)
+
+
+def _indexed(index: Path) -> dict[str, Path]:
+  """Returns {tensor name: file} of an index; all files in its folder."""
+  weight_map = _read_json(index).get("weight_map")
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise UserError(
+      f"{index}: 'weight_map' is {str(weight_map)[:60]}, not an object of "
+      f"tensors and files. {families.COPY}"
+    )
+  for name, file in weight_map.items():
+    if not isinstance(file, str) or Path(file).name != file or file == "..":
+      raise UserError(
+        f"{index}: {name!r} is in {str(file)[:60]!r}; must be the name of a "
+        f"file in the same folder. {families.COPY}"
+      )
+  return {name: index.parent / file for name, file in weight_map.items()}
+
+
+def _check_tensors(files: dict[str, Path], opened: dict[Path, Any]) -> None:
+  """Raises UserError for a tensor that is not there, or not of numbers."""
+  known = {path: set(file.keys()) for path, file in opened.items()}
+  for name, path in files.items():
+    if name not in known[path]:
+      raise UserError(
+        f"{path}: no tensor {name!r}, which {INDEX} looks for there. Copy or "
+        "download the model again."
+      )
+    kind = opened[path].get_slice(name).get_dtype()
+    if kind not in STORED:
+      raise UserError(
+        f"{path}: tensor {name!r} is {kind}; {', '.join(STORED)} are read. "
+        "Convert the model to one of them: quantised weights are not "
+        "implemented."
+      )
+
+
+def _check_tied(files: dict[str, Path], opened: dict[Path, Any]) -> None:
+  """Raises UserError for an output head that is not the embedding it ties."""
+  head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+  if head not in files:
+    return
+  parts = [opened[files[name]].get_slice(name) for name in (head, embedding)]
+  shapes = [part.get_shape() for part in parts]
+  rows = shapes[0][0] if shapes[0] else 0
+  is_same = shapes[0] == shapes[1] and all(
+    np.array_equal(*(part[start : min(start + _ROWS, rows)] for part in parts))
+    for start in range(0, rows, _ROWS)
+  )
+  if not is_same:
+    raise UserError(
+      f"{files[head]}: {head!r} differs from {embedding!r}, and config.json "
+      "says that they are one (tie_word_embeddings). Set it to false there, or "
+      "take the head out of the file."
+    )
 
 
 def load(folder: str | Path) -> tuple[transformer.Config, dict]:
@@ -73,7 +160,6 @@ def load(folder: str | Path) -> tuple[transformer.Config, dict]:
       tensors (a weight left out would silently be another model).
   """
   import ml_dtypes  # noqa: F401  (lets numpy read bfloat16 tensors)
-  from safetensors import safe_open
 
   folder = Path(folder)
   family, config = read_config(folder)
@@ -92,11 +178,19 @@ def load(folder: str | Path) -> tuple[transformer.Config, dict]:
       f"{folder}: {len(unread)} tensors have no place in the {family} family, "
       f"the first is {unread[0]!r}. Extend rlhf_jax/models/families.py."
     )
-  opened = {
-    file: safe_open(file, framework="np") for file in set(files.values())
-  }
+  opened = {file: _open(file) for file in set(files.values())}
+  _check_tensors(
+    {theirs: files[theirs] for theirs, _ in table.values()}, opened
+  )
+  if config.tie_embeddings:
+    _check_tied(files, opened)
   flat = {
-    ours: StoredWeight(opened[files[theirs]], theirs, is_transposed=transposed)
+    ours: StoredWeight(
+      opened[files[theirs]],
+      theirs,
+      is_transposed=transposed,
+      path=str(files[theirs]),
+    )
     for ours, (theirs, transposed) in table.items()
   }
   families.check_shapes(flat, config, str(folder))

@@ -34,6 +34,7 @@ from rlhf_jax.parallel import rules
 from rlhf_jax.schema import (
   FieldError,
   UserError,
+  absence,
   check_choice,
   check_least,
   check_local,
@@ -196,10 +197,11 @@ def check_source(source: str, name: str = "model") -> None:
     return
   check_local(source, field)
   path = Path(os.path.expanduser(source))
-  if not path.exists():
+  if not path.is_file() and not path.is_dir():
+    what = absence(path).replace("no such file", "no such file or folder")
     raise FieldError(
-      f"{field}={source!r}: no such file or folder. Give a .gguf file, a "
-      "folder with config.json and *.safetensors, or asset:NAME."
+      f"{field}={source!r}: {what}. Give a .gguf file, a folder with "
+      "config.json and *.safetensors, or asset:NAME."
     )
   if path.is_file() and path.suffix != ".gguf":
     raise FieldError(
@@ -321,9 +323,10 @@ def _own_tokenizer(model: Model, path: Path) -> Tokenizer:
         f"model.tokenizer is empty, so the model's own is read, but {error}"
       ) from error
   own = Path(os.path.expanduser(model.tokenizer))
-  if not own.exists():
+  if not own.is_file() and not own.is_dir():
+    what = absence(own).replace("no such file", "no such file or folder")
     raise FieldError(
-      f"model.tokenizer={model.tokenizer!r}: no such file or folder. "
+      f"model.tokenizer={model.tokenizer!r}: {what}. "
       "Give a tokenizer.json, a folder that holds one, a SentencePiece "
       "*.model, or '' for the model's own."
     )

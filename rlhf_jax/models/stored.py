@@ -13,14 +13,36 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.schema import UserError
+
+
+def check_finite(weight: np.ndarray, name: str, path: str) -> None:
+  """Raises UserError for NaN or infinity in a weight, or a piece of one.
+
+  Args:
+    weight: float32.
+    name: of the tensor.
+    path: of its file.
+  """
+  # The sum is finite unless a weight is not, or they overflow together.
+  with np.errstate(all="ignore"):
+    if np.isfinite(weight.sum()) or np.isfinite(weight).all():
+      return
+  raise UserError(
+    f"{path}: tensor {name!r} holds NaN or numbers beyond float32. Copy or "
+    "download the model again."
+  )
+
 
 class StoredWeight:
   """One tensor of an open safetensors file, transposed if asked for."""
 
   dtype = np.dtype(np.float32)
 
-  def __init__(self, file: Any, name: str, *, is_transposed: bool) -> None:
-    self._file, self._name = file, name
+  def __init__(
+    self, file: Any, name: str, *, is_transposed: bool, path: str = "weights"
+  ) -> None:
+    self._file, self._name, self._path = file, name, path
     self._is_transposed = is_transposed
     stored = tuple(file.get_slice(name).get_shape())
     self.shape = stored[::-1] if is_transposed else stored
@@ -40,6 +62,7 @@ class StoredWeight:
     stored = index[::-1] if self._is_transposed else index
     piece = np.asarray(self._file.get_slice(self._name)[stored])
     piece = piece.astype(np.float32)
+    check_finite(piece, self._name, self._path)
     return np.ascontiguousarray(piece.T) if self._is_transposed else piece
 
   def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:

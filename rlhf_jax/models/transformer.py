@@ -88,6 +88,11 @@ class Config:
         f"n_heads={self.n_heads} is not a multiple of n_kv_heads="
         f"{self.n_kv_heads}: every key head serves the same number of queries."
       )
+    if self.positions == "rope" and self.head_dim % 2:
+      raise UserError(
+        f"head_dim={self.head_dim}: rotary positions turn pairs of numbers, so "
+        "it must be even."
+      )
     if self.scan_layers and 0 < self.lora_first_layer:
       raise UserError(
         f"lora_first_layer={self.lora_first_layer} with scan_layers: scanned "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +47,24 @@ class Config:
       raise UserError(f"mesh {sizes}: at most one axis may be -1.")
 
 
+def all_devices() -> list[jax.Device]:
+  """Returns the devices that JAX finds.
+
+  Raises:
+    UserError: none of the platform that JAX_PLATFORMS names.
+  """
+  try:
+    return jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    reason = " ".join(str(error).split()) or "none at all"
+    raise UserError(
+      f"JAX_PLATFORMS={asked!r}: JAX finds no device of this platform "
+      f"({reason:.200}). Set it to cpu, unset it, or install JAX for the "
+      "accelerator (pip install -e '.[cuda]' or '.[tpu]')."
+    ) from error
+
+
 def make_mesh(config: Config, devices: Sequence | None = None) -> Mesh:
   """Returns a mesh with axes ("data", "fsdp", "tensor").
 
@@ -57,7 +76,7 @@ def make_mesh(config: Config, devices: Sequence | None = None) -> Mesh:
   Raises:
     ValueError: the sizes do not multiply to the number of devices.
   """
-  devices = jax.devices() if devices is None else list(devices)
+  devices = all_devices() if devices is None else list(devices)
   if config.devices > len(devices):
     raise UserError(
       f"mesh.devices={config.devices}: there are {len(devices)}. Lower it."

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import jax
 
-from rlhf_jax import distributed, generate, schema
+from rlhf_jax import distributed, generate, schema, strict_json
 from rlhf_jax.algorithms.policy_gradient import packing
-from rlhf_jax.data import batches, dataset, overlap
+from rlhf_jax.data import batches, dataset, overlap, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import heads, roles
 from rlhf_jax.models.pretrained import Base, Model
@@ -77,7 +77,8 @@ class Settings(schema.Settings):
   lexicon: bool = False  # VADER sentiment of the answers too
 
   def __post_init__(self) -> None:
-    schema.check_least(self, seed=0, count=2, batch_size=1)
+    schema.check_seed(self.seed)
+    schema.check_least(self, count=2, batch_size=1)
     build.check_room(self.prompts, self.generate)
     check_sampling(self.generate)
     if self.count % self.batch_size:
@@ -106,6 +107,7 @@ class Settings(schema.Settings):
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   build.check_needed(settings.prompts, "prompts")
+  unread.check(settings.prompts, "prompts", unread.PROMPTS)
   if not settings.policy:
     raise FieldError(
       "policy is empty: name the --workdir of a finished policy run, "
@@ -117,7 +119,11 @@ def check(settings: Settings, world: World) -> None:
 
 def read_result(folder: Path) -> dict[str, float]:
   """Returns the numbers of a finished evaluation."""
-  return json.loads((folder / RESULT_FILE).read_text())
+  return strict_json.read_object(
+    folder / RESULT_FILE,
+    "Delete the folder and evaluate again.",
+    allows_nan=True,
+  )
 
 
 def load_policies(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.metrics import format_seconds
+from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs.pipeline import Job
 from rlhf_jax.programs.world import Planned, World
 
@@ -51,7 +52,7 @@ def flops(
     world: of its first stage.
   """
   first = next(iter(jobs.values())).settings
-  planned = Planned.on(first.mesh, jax.devices())
+  planned = Planned.on(first.mesh, mesh_lib.all_devices())
   planned.tokenizer = world.base(first.model).tokenizer
   found: dict[str, float | None] = {}
   for name, job in jobs.items():

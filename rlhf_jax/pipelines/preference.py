@@ -21,7 +21,7 @@ import numpy as np
 from rlhf_jax import optimizer, schema
 from rlhf_jax.algorithms.preference import kto, registry
 from rlhf_jax.algorithms.preference import update as preference
-from rlhf_jax.data import dataset, judged, overlap
+from rlhf_jax.data import dataset, judged, overlap, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import pretrained
 from rlhf_jax.models.pretrained import Base, Model
@@ -73,7 +73,7 @@ class Settings(schema.Settings):
   mesh: mesh_lib.Config = mesh_lib.Config()
 
   def __post_init__(self) -> None:
-    schema.check_least(self, seed=0)
+    schema.check_seed(self.seed)
     build.check_trainable(self.model, self.trainable)
     build.check_fraction(self)
     if self.reference and not self.has_reference:
@@ -104,6 +104,8 @@ class Settings(schema.Settings):
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   build.check_needed(settings.data, "data")
+  for name in ("data", "heldout"):
+    unread.check(getattr(settings, name), name, unread.COMPARISONS)
   build.check_pairs(settings)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
   _check_rows(settings, world)

@@ -319,7 +319,7 @@ def _finish(
     reports = [
       {k: v for k, v in row.items() if k.startswith("rejection/")}
       for row in metrics.read_metrics(workdir / "metrics.jsonl")
-      if row["phase"] == NAME
+      if row.get("phase") == NAME
     ]
   return stages.write_stage(
     workdir,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from rlhf_jax import distributed, optimizer, schema
 from rlhf_jax.algorithms import reward
-from rlhf_jax.data import batches, dataset
+from rlhf_jax.data import batches, dataset, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.evaluation import reward_model as diagnostics
 from rlhf_jax.models import heads, pretrained, roles, trees
@@ -62,7 +63,8 @@ class Settings(schema.Settings):
   reference_samples: str = ""  # samples.npz of the SFT run, to normalise on
 
   def __post_init__(self) -> None:
-    schema.check_least(self, seed=0, stop_layer=0)
+    schema.check_seed(self.seed)
+    schema.check_least(self, stop_layer=0)
     build.check_trainable(self.model, self.trainable, has_head=True)
     build.check_fraction(self)
 
@@ -70,6 +72,8 @@ class Settings(schema.Settings):
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   build.check_needed(settings.data, "data")
+  for name in ("data", "heldout"):
+    unread.check(getattr(settings, name), name, unread.COMPARISONS)
   build.check_pairs(settings)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
   build.check_rows(
@@ -304,6 +308,29 @@ def _diagnose(
   }
 
 
+def _read_samples(path: Path) -> Samples:
+  """Returns the samples that an SFT run wrote."""
+  what = "It is samples.npz of an SFT run with --config.samples=256."
+  if not path.is_file():
+    raise FieldError(
+      f"reference_samples={str(path)!r}: {schema.absence(path)}. {what}"
+    )
+  try:
+    with np.load(path) as stored:
+      return Samples(**{k: stored[k] for k in stored.files})
+  except (
+    ValueError,
+    TypeError,
+    EOFError,
+    KeyError,
+    zipfile.BadZipFile,
+  ) as error:
+    raise FieldError(
+      f"reference_samples={str(path)!r}: damaged, or another file ({error}). "
+      f"{what}"
+    ) from error
+
+
 def _normalise(
   settings: Settings,
   role: roles.Role,
@@ -314,14 +341,8 @@ def _normalise(
   if not settings.reference_samples:
     scores, source, digest = training_scores(), "training rows", None
   else:
-    path = Path(settings.reference_samples)
-    if not path.is_file():
-      raise FieldError(
-        f"reference_samples={str(path)!r}: no such file. It is samples.npz "
-        "of an SFT run with --config.samples=256."
-      )
-    with np.load(path) as stored:
-      samples = Samples(**{k: stored[k] for k in stored.files})
+    path = Path(settings.reference_samples).expanduser()
+    samples = _read_samples(path)
     scorer = reward_model.Scorer(role, settings.data.end_token)
     weights = reward_model.Weights(variables, np.float32(0.0), np.float32(1.0))
     score = reward_model.make_score(scorer)

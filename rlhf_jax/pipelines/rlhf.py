@@ -73,7 +73,7 @@ class Settings(schema.Settings):
   caveats: tuple = ()  # of the report: what to keep in mind, a text each
 
   def __post_init__(self) -> None:
-    schema.check_least(self, seed=0)
+    schema.check_seed(self.seed)
     for field in ("temperature", "max_new_tokens"):
       values = {
         name: getattr(job.settings.generate, field)
@@ -97,7 +97,7 @@ class Settings(schema.Settings):
   def folder(self, name: str, workdir: Path) -> Path:
     """Returns the folder of a stage, which may be another run's."""
     if self.reuse and name in self.reuse_stages:
-      return Path(self.reuse) / name
+      return Path(self.reuse).expanduser() / name
     return Path(workdir) / name
 
 
@@ -143,11 +143,13 @@ def connect(values: Any, name: str, workdir: Path) -> Any:
 
 def _fill_in(values: Any, reused: tuple, workdir: Path) -> None:
   folder = {
-    stage: str(Path(values.reuse if stage in reused else workdir) / stage)
+    stage: str(
+      Path(values.reuse if stage in reused else workdir).expanduser() / stage
+    )
     for stage in STAGES
   }
   for offset, stage in enumerate(STAGES):
-    if type(values.seed) is int:
+    if type(values.seed) is int and 0 <= values.seed < schema.SEED_LIMIT:
       values[stage].seed = values.seed + 1000 * offset
   samples = str(Path(folder["sft"]) / "samples.npz")
   _give(values.reward, reference_samples=samples)

@@ -15,7 +15,7 @@ import numpy as np
 
 from rlhf_jax import distributed, generate, metrics, optimizer, schema
 from rlhf_jax.algorithms import sft
-from rlhf_jax.data import batches, dataset, overlap
+from rlhf_jax.data import batches, dataset, overlap, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import pretrained, roles
 from rlhf_jax.models.pretrained import Base, Model
@@ -51,7 +51,8 @@ class Settings(schema.Settings):
   generate: generate.Config = generate.Config()  # how they are sampled
 
   def __post_init__(self) -> None:
-    schema.check_least(self, seed=0, samples=0)
+    schema.check_seed(self.seed)
+    schema.check_least(self, samples=0)
     build.check_trainable(self.model, self.trainable)
     if self.samples:
       build.check_room(self.sample_prompts, self.generate, "sample_prompts")
@@ -60,6 +61,11 @@ class Settings(schema.Settings):
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   build.check_needed(settings.data, "data")
+  unread.check(settings.data, "data", unread.DEMONSTRATIONS)
+  unread.check(
+    settings.validation, "validation", unread.DEMONSTRATIONS, packs=False
+  )
+  unread.check(settings.sample_prompts, "sample_prompts", unread.PROMPTS)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
   build.check_rows(
     world, settings.schedule.batch_size, parts=settings.loss.microbatches
@@ -67,6 +73,11 @@ def check(settings: Settings, world: World) -> None:
   if settings.samples:
     build.check_needed(settings.sample_prompts, "sample_prompts")
     build.check_portions(settings.samples, settings.generate, "samples")
+  elif settings.sample_prompts.source:
+    raise schema.FieldError(
+      f"sample_prompts.source={settings.sample_prompts.source!r}: nothing is "
+      "sampled from it with samples=0. Set samples=256, say, or source=''."
+    )
 
 
 def wire(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax import metrics
+from rlhf_jax import metrics, strict_json
 from rlhf_jax.evaluation import reward_model as diagnostics
 from rlhf_jax.evaluation.figures import Curve, Histogram
 from rlhf_jax.evaluation.report import (
@@ -36,16 +36,19 @@ def phase_seconds(workdir: Path) -> dict[str, float]:
   total: dict[str, float] = {}
   path = workdir / TIMES_FILE
   if path.is_file():
-    for line in path.read_text().splitlines():
-      row = json.loads(line)
+    kinds = {"phase": str, "seconds": (int, float)}
+    for row in strict_json.read_rows(path, kinds, "Remove the line."):
       total[row["phase"]] = total.get(row["phase"], 0.0) + row["seconds"]
   return total
 
 
 def read_texts(folder: Path) -> list[dict]:
   """Returns the rows of texts.jsonl."""
-  lines = (folder / evaluate.TEXTS_FILE).read_text().splitlines()
-  return [json.loads(line) for line in lines]
+  return strict_json.read_rows(
+    folder / evaluate.TEXTS_FILE,
+    {},
+    "Delete the folder of the evaluation and run again.",
+  )
 
 
 def _accuracy_note(ceiling: float | None) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from rlhf_jax import generate, imported, schema
+from rlhf_jax.data import unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import heads, roles
 from rlhf_jax.models.pretrained import Base, Model
@@ -63,9 +64,16 @@ class Sampled(schema.Settings):
   mesh: mesh_lib.Config = mesh_lib.Config()
   force: bool = False  # go on though the reward model is no better than chance
 
+  @property
+  def has_lora_critic(self) -> bool:
+    """Whether a critic trains LoRA factors."""
+    return False
+
   def __post_init__(self) -> None:
-    schema.check_least(self, seed=0)
-    build.check_trainable(self.model, self.trainable)
+    schema.check_seed(self.seed)
+    build.check_trainable(
+      self.model, self.trainable, has_lora_critic=self.has_lora_critic
+    )
     build.check_room(self.prompts, self.generate)
     named = {
       "reward": self.reward,
@@ -132,6 +140,7 @@ def check_sampled(settings: Sampled, world: World) -> None:
       "configs/reward.py run, or set verifier.name or reward_fn."
     )
   build.check_needed(settings.prompts, "prompts")
+  unread.check(settings.prompts, "prompts", unread.PROMPTS)
   check_sampling(settings.generate, world.mesh.size)
 
 

@@ -41,7 +41,11 @@ def make_role(
 
 
 def check_trainable(
-  model: Model, trainable: Trainable, *, has_head: bool = False
+  model: Model,
+  trainable: Trainable,
+  *,
+  has_head: bool = False,
+  has_lora_critic: bool = False,
 ) -> None:
   """Checks what trains against what the model has.
 
@@ -49,6 +53,7 @@ def check_trainable(
     model: the section.
     trainable: the section.
     has_head: whether there is a head that could train alone.
+    has_lora_critic: whether a critic reads what is said of factors.
   """
   if trainable.mode == "head" and not has_head:
     raise FieldError(
@@ -58,6 +63,13 @@ def check_trainable(
     raise FieldError(
       "trainable.mode='lora': needs factors, and model.lora_rank=0. Set "
       "--config.model.lora_rank=16."
+    )
+  is_read = trainable.mode != "full" or has_lora_critic
+  if not is_read and (model.lora_rank or model.lora_scale != 1.0):
+    raise FieldError(
+      f"model.lora_rank={model.lora_rank}, model.lora_scale="
+      f"{model.lora_scale}: nothing reads them with trainable.mode='full'. Set "
+      "mode='lora', or lora_rank=0 and lora_scale=1.0."
     )
 
 

@@ -16,6 +16,7 @@ from rlhf_jax.algorithms.policy_gradient import (
   shaping,
   update,
 )
+from rlhf_jax.data import unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.programs import actors, build, critic
 from rlhf_jax.programs.world import World
@@ -77,6 +78,12 @@ class Settings(actors.Sampled):
         f"algorithm.ptx_coefficient={self.method.ptx_coefficient}:"
         " needs a stream of text. Set ptx.source, or the coefficient to 0."
       )
+    if self.ptx.source and not self.has_ptx:
+      raise FieldError(
+        f"ptx.source={self.ptx.source!r}: nothing reads it with "
+        "algorithm.ptx_coefficient=0. Set a coefficient, or ptx.source=''."
+      )
+    unread.check(self.ptx, "ptx", unread.DEMONSTRATIONS, packs=False)
 
   @functools.cached_property
   def method(self) -> Any:
@@ -111,6 +118,11 @@ class Settings(actors.Sampled):
   def group_size(self) -> int | None:
     """Answers to one prompt that are compared, or None."""
     return getattr(self.method, "group_size", None)
+
+  @property
+  def has_lora_critic(self) -> bool:
+    """Whether a critic trains LoRA factors."""
+    return self.has_critic and self.value.mode == "lora"
 
   @property
   def has_critic(self) -> bool:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import distributed, metrics
+from rlhf_jax import distributed, metrics, strict_json
 from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.programs import own_samples, rollouts
 from rlhf_jax.schema import FieldError
@@ -250,6 +250,9 @@ def write_kept(path: Path, rows: list[dict]) -> None:
   distributed.barrier(str(path.name))
 
 
+KEPT = {"prompt_tokens": list, "response_tokens": list}  # of kept.jsonl
+
+
 def read_kept(paths: list[Path]) -> tuple[list[dict], str]:
   """Returns training rows of the samples in files, each once, and a digest.
 
@@ -258,10 +261,8 @@ def read_kept(paths: list[Path]) -> tuple[list[dict], str]:
   """
   rows, seen, digest = [], set(), hashlib.sha256()
   for path in paths:
-    text = path.read_text()
-    digest.update(text.encode())
-    for line in text.splitlines():
-      row = json.loads(line)
+    digest.update(path.read_bytes())
+    for row in strict_json.read_rows(path, KEPT, "Delete the round's folder."):
       prompt, response = row["prompt_tokens"], row["response_tokens"]
       same = (tuple(prompt), tuple(response))
       if same in seen and len(paths) > 1:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
+from rlhf_jax import strict_json
 from rlhf_jax.runs import stages
+from rlhf_jax.schema import UserError
 
 
 def history(workdir: str | Path) -> list[tuple[str, int]]:
@@ -21,7 +23,7 @@ def history(workdir: str | Path) -> list[tuple[str, int]]:
   if info is None:
     return []
   if "methods" in info:  # what a notebook did, and all before
-    return [(name, steps) for name, steps in info["methods"]]
+    return [_method(pair, folder) for pair in info["methods"]]
   before = info.get("init_from") or info.get("merged_from")
   earlier = history(folder / before) if before else []
   steps = int(step) if step.isdigit() else info.get("steps", 0)
@@ -30,17 +32,28 @@ def history(workdir: str | Path) -> list[tuple[str, int]]:
   return [*earlier, (_method_of(folder, info), steps)]
 
 
+def _method(pair: Any, folder: Path) -> tuple[str, int]:
+  """Returns (method, steps) as stage.json has it."""
+  kinds = [type(value) for value in pair] if isinstance(pair, list) else []
+  if kinds != [str, int]:
+    raise UserError(
+      f"{folder / stages.STAGE_FILE}: damaged ('methods' holds {pair!r:.60}). "
+      "Bring the file back."
+    )
+  return pair[0], pair[1]
+
+
 def _method_of(folder: Path, info: dict) -> str:
   """Returns the name of a stage's method, or of its pipeline."""
-  if "algorithm" in info:
+  if isinstance(info.get("algorithm", {}).get("name"), str):
     return info["algorithm"]["name"]
   for path, inside in ((folder, ()), (folder.parent, (folder.name,))):
     record = path / "config.json"  # main.py writes it, for all stages of a run
     if not record.is_file():
       continue
-    values = json.loads(record.read_text())
+    values = strict_json.read_object(record, "Move the damaged file away.")
     for name in ("config", *inside, "algorithm", "name"):
       values = values.get(name) if isinstance(values, dict) else None
-    if values is not None:
+    if isinstance(values, str):
       return values
   return info["pipeline"]

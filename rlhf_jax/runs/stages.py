@@ -23,11 +23,11 @@ from rlhf_jax import distributed, integrity
 from rlhf_jax.models import heads, pretrained, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.models.roles import Role, split
-from rlhf_jax.runs import checkpoint, finite
+from rlhf_jax.runs import checkpoint, finite, stage_file
+from rlhf_jax.runs.stage_file import STAGE_FILE
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import PyTree
 
-STAGE_FILE = "stage.json"
 POLICY, REWARD = "policy", "reward"  # what a stage leaves
 PATHS = (
   "init_from",
@@ -77,9 +77,9 @@ def place(folder: str | Path) -> tuple[Path, str]:
   """
   head, at, step = str(folder).rpartition("@")
   is_step = step == "best" or (step.isascii() and step.isdigit())
-  if at and is_step and not Path(folder).is_dir():
-    return Path(head), step
-  return Path(folder), ""
+  if at and is_step and not Path(folder).expanduser().is_dir():
+    return Path(head).expanduser(), step
+  return Path(folder).expanduser(), ""
 
 
 def role_facts(role: Role) -> dict:
@@ -133,9 +133,14 @@ def stage_fingerprint(workdir: str | Path) -> str:
     return ""
   folder, step = place(workdir)
   info = {k: v for k, v in read_stage(folder).items() if k not in PATHS}
-  steps = [
-    int(p.parent.name) for p in folder.glob("checkpoints/*/manifest.json")
-  ]
+  found = [p.parent.name for p in folder.glob("checkpoints/*/manifest.json")]
+  steps = [int(name) for name in found if name.isdigit()]
+  if not steps:
+    raise UserError(
+      f"{folder}: {STAGE_FILE} says that the stage is finished, and there is "
+      f"no whole checkpoint. Bring it back, or delete {STAGE_FILE} and run the "
+      "stage again."
+    )
   chosen = step_of(workdir) if step else max(steps)
   manifest = folder / "checkpoints" / str(chosen) / "manifest.json"
   digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
@@ -191,7 +196,7 @@ def write_stage(
   }
   for name in PATHS:
     if info.get(name):  # found again wherever both folders are moved to
-      info[name] = os.path.relpath(info[name], workdir)
+      info[name] = os.path.relpath(os.path.expanduser(info[name]), workdir)
   if info.get("merged_from"):
     merged = Path(workdir) / info["merged_from"]
     info["merged_from_fingerprint"] = stage_fingerprint(merged)
@@ -210,16 +215,7 @@ def read_stage(workdir: str | Path) -> dict | None:
   Raises:
     UserError: the file is damaged.
   """
-  path = Path(workdir) / STAGE_FILE
-  if not path.is_file():
-    return None
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(
-      f"{path}: damaged ({error}). Delete it and run the stage again; it goes "
-      "on from its last checkpoint."
-    ) from error
+  return stage_file.read(workdir)
 
 
 def need_stage(
@@ -347,7 +343,8 @@ def trained_prefix(folder: Path, info: dict) -> str:
   if "trained" in info:
     return info["trained"]
   for path in folder.glob("checkpoints/*/manifest.json"):
-    arrays = json.loads(path.read_text())["arrays"]
+    manifest = integrity.read_manifest(path.parent)  # None if it is damaged
+    arrays = {} if manifest is None else manifest["arrays"]
     if any(name.startswith(f"{BESIDE_CRITIC}/") for name in arrays):
       return BESIDE_CRITIC
   return TRAINED

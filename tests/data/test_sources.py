@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data import formats
-from rlhf_jax.data.sources import DataError, read_jsonl, read_source
+from rlhf_jax.data.sources import DataError, read_source
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
@@ -39,7 +39,7 @@ def test_malformed_lines_are_named(tmp_path, content, line, reason):
   path = tmp_path / "bad.jsonl"
   path.write_bytes(content)
   with pytest.raises(DataError, match=f"bad.jsonl:{line}: .*{reason}"):
-    read_jsonl(path)
+    read_source(path)
 
 
 def test_truncated_gzip_is_named(tmp_path):
@@ -47,17 +47,18 @@ def test_truncated_gzip_is_named(tmp_path):
   text = b"".join(b'{"a": %d}\n' % (i * 7919) for i in range(5000))
   path.write_bytes(gzip.compress(text)[:-200])
   with pytest.raises(DataError, match=r"cut.jsonl.gz:\d+: the gzip stream"):
-    read_jsonl(path)
+    read_source(path)
   path.write_bytes(text)
   with pytest.raises(DataError, match="gz:1: .*decompress it if it is plain"):
-    read_jsonl(path)
+    read_source(path)
 
 
 def test_missing_and_unknown_files(tmp_path):
   with pytest.raises(DataError, match="no such file. Give the path"):
     read_source(tmp_path / "none.jsonl")
   with pytest.raises(DataError, match="unknown kind of file"):
-    read_source(tmp_path / "data.parquet")
+    (tmp_path / "data.xlsx").write_text("x")
+    read_source(tmp_path / "data.xlsx")
 
 
 @pytest.fixture(scope="module")

@@ -179,7 +179,7 @@ def test_errors_name_what_is_wrong(tmp_path):
     tensors,
     extra=[("llama.rope.scaling.type", "yarn")],
   )
-  with pytest.raises(FileNotFoundError, match="no such GGUF file"):
+  with pytest.raises(FileNotFoundError, match="absent.gguf: no such file"):
     gguf.load(tmp_path / "absent.gguf")
 
 

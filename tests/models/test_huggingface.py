@@ -20,6 +20,7 @@ from rlhf_jax.models import families, huggingface, transformer, trees
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 NAMES = ("tiny_llama", "tiny_llama_untied")
+EMBEDDING = "model.embed_tokens.weight"
 LLAMA_31_ROPE = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}
 
 
@@ -179,16 +180,22 @@ def test_bfloat16_and_shards(folder):
   assert_trees_equal(found, rounded)
 
 
-def test_tied_head_and_rotary_tables_in_the_file_are_not_read(folder):
+def test_a_tied_head_is_the_embedding_and_rotary_tables_are_not_read(folder):
   _, params = load(folder)
+  embedding = load_file(folder / "model.safetensors")[EMBEDDING]
   edit_tensors(
     folder,
     **{
-      "lm_head.weight": np.zeros((61, 32), np.float32),
+      "lm_head.weight": embedding,
       "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32),
     },
   )
   assert_trees_equal(load(folder)[1], params)
+  other = embedding.copy()
+  other[60, 31] += 1.0
+  edit_tensors(folder, **{"lm_head.weight": other})
+  with pytest.raises(ValueError, match="'lm_head.weight' differs from 'model"):
+    load(folder)
 
 
 def test_missing_tensor(folder):

@@ -114,6 +114,7 @@ def test_it_is_a_start(files, policy_lora):
   for path, leaf in flat.items():
     np.testing.assert_array_equal(leaf, saved[f"train/params/policy/{path}"])
   config.trainable.update(mode="full", first_layer=0)
+  config.model.lora_rank = 0
   whole = actors.starting_policy(
     tiny_runs.settings_of(config), tiny_runs.load_base(config), world
   )

@@ -304,7 +304,7 @@ def test_schedules_need_a_length():
       {"source": "long.jsonl", "max_length": 512},
       f"the context of MODEL is {CONTEXT}. Set data.max_length <= {CONTEXT}",
     ),
-    ({"min_words": 3}, "min_words=3, max_text_tokens=0, split=''"),
+    ({"min_words": 3}, "config.data.min_words=3: nothing reads it"),
   ],
 )
 def test_wrong_data(files, tmp_path, capsys, data, words):

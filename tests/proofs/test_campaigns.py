@@ -1,10 +1,16 @@
 """Short forms of the campaigns against kills, damage and faults."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.proofs import (
   corruption_campaign,
   fault_campaign,
+  fuzz_cases,
   mutation_campaign,
   second_starts,
 )
@@ -37,3 +43,20 @@ def test_planted_faults_are_noticed():
 def test_trap_44_second_starts_at_random_moments_change_nothing(capsys):
   second_starts.campaign(3)
   assert "3 second starts in" in capsys.readouterr().out
+
+
+def test_odd_inputs_end_with_one_message():
+  """Every eightieth case of all kinds, in processes of their own."""
+  names = [case.name for case in fuzz_cases.cases()]
+  assert len(names) >= 300
+  result = subprocess.run(
+    [sys.executable, "-m", "tests.proofs.fuzz_campaign", "--every=80"],
+    cwd=Path(__file__).parents[2],
+    env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 0, result.stdout
+  assert " cases, 0 of them wrong" in result.stdout

@@ -1,0 +1,239 @@
+"""Files of records: .jsonl, .json, .csv, .parquet, plain or gzipped.
+
+`read` returns (where, record) pairs; `where` is "FILE:LINE", the line on which
+a record begins, or its number in a .json or .parquet file. Nothing is skipped:
+what is malformed stops the reading.
+
+  .jsonl     one object a line; blank lines only after the last one
+  .json      a list of objects
+  .csv       a header; all cells are text, but for JSON_COLUMNS
+  .parquet   one record a row; needs pyarrow
+
+A byte order mark is passed over. Left out: .arrow, .zst, .bz2.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax import strict_json
+from rlhf_jax.schema import UserError
+
+Located = list[tuple[str, dict[str, Any]]]  # (where, record)
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+JSON_COLUMNS = ("label", "ratings", "messages")  # of a .csv file
+_ONE_OBJECT = "Write one JSON object a line."
+_LARGEST_CELL = 2**31 - 1  # characters
+
+
+class DataError(UserError):
+  """Data that cannot be used: where it is, what is wrong, what to do."""
+
+
+def kind(path: Path) -> str:
+  """Returns the suffix of SUFFIXES that says how a file is read, or ""."""
+  name = path.name.lower().removesuffix(".gz")
+  found = [suffix for suffix in SUFFIXES if name.endswith(suffix)]
+  return found[0] if found else ""
+
+
+def read(path: Path) -> Located:
+  """Returns the records of a file, at least one.
+
+  Raises:
+    DataError: "FILE:LINE: reason. remedy" at the first that is not one.
+  """
+  readers = {
+    ".jsonl": _read_lines,
+    ".json": _read_list,
+    ".csv": _read_table,
+    ".parquet": _read_parquet,
+  }
+  found = readers[kind(path)](path)
+  if not found:
+    raise DataError(f"{path}:1: the file is empty. Write one object a line.")
+  return found
+
+
+def plain(value: Any) -> Any:
+  """Returns a value of numpy or TFDS as str, int, float, bool, list or dict."""
+  if isinstance(value, dict):
+    return {key: plain(item) for key, item in value.items()}
+  if isinstance(value, (np.ndarray, list, tuple)):
+    return [plain(item) for item in value]
+  if isinstance(value, np.generic):
+    return plain(value.item())
+  if isinstance(value, bytes):
+    return value.decode("utf-8")
+  return value
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+  """Yields the lines of a plain or gzipped file, naming where it breaks."""
+  opener = gzip.open if path.suffix == ".gz" else open
+  number = 0
+  try:
+    with opener(path, "rb") as file:
+      for line in file:
+        number += 1
+        yield line
+  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    raise DataError(
+      f"{path}:{number + 1}: the gzip stream breaks off here ({error}). "
+      "Download the file again, or decompress it if it is plain text."
+    ) from error
+  except OSError as error:
+    raise DataError(
+      f"{path}: cannot be read ({error}). Check its path and permissions."
+    ) from error
+
+
+def _text_of_line(line: bytes, where: str, number: int) -> str:
+  """Returns a line as text; only the first may begin with a mark."""
+  try:
+    return strict_json.decode(line) if number == 1 else line.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise DataError(
+      f"{where}: not UTF-8 (byte {error.object[error.start]:#04x} at column "
+      f"{error.start + 1}). Convert the file to UTF-8."
+    ) from error
+  except ValueError as error:
+    raise DataError(f"{where}: {error}. Convert the file to UTF-8.") from error
+
+
+def _read_lines(path: Path) -> Located:
+  found: Located = []
+  blank = ""
+  for number, line in enumerate(_lines(path), 1):
+    where = f"{path}:{number}"
+    text = _text_of_line(line, where, number)
+    if not text.strip():
+      blank = blank if blank else where
+      continue
+    if blank:
+      raise DataError(
+        f"{blank}: blank line between records. Remove it: one object a line."
+      )
+    found.append((where, _parsed(text, where)))
+  return found
+
+
+def _parsed(text: str, where: str) -> dict[str, Any]:
+  """Returns the record of one line."""
+  shown = text.strip()[:60]
+  try:
+    record = strict_json.loads(text)
+  except ValueError as error:
+    raise DataError(
+      f"{where}: not JSON ({error}): {shown!r}. {_ONE_OBJECT}"
+    ) from error
+  return _object(record, where, shown, _ONE_OBJECT)
+
+
+def _object(value: Any, where: str, shown: str, remedy: str) -> dict:
+  if not isinstance(value, dict):
+    raise DataError(
+      f"{where}: a {type(value).__name__}, not an object: {shown!r}. {remedy}"
+    )
+  return value
+
+
+def _read_list(path: Path) -> Located:
+  content = b"".join(_lines(path))
+  if not content.strip():
+    return []
+  try:
+    values = strict_json.loads(strict_json.decode(content))
+  except ValueError as error:
+    remedy = "Download the file again."
+    if "Extra data" in str(error):
+      remedy = "If it holds one object a line, name it .jsonl."
+    raise DataError(f"{path}: not JSON ({error}). {remedy}") from error
+  if not isinstance(values, list):
+    raise DataError(
+      f"{path}: holds a {type(values).__name__}, not a list of objects. Write "
+      "a list, or a .jsonl file with one object a line."
+    )
+  return [
+    (
+      f"{path}:{number}",
+      _object(value, f"{path}:{number}", str(value)[:60], "Correct it."),
+    )
+    for number, value in enumerate(values, 1)
+  ]
+
+
+def _read_table(path: Path) -> Located:
+  lines = enumerate(_lines(path), 1)
+  text = [_text_of_line(line, f"{path}:{n}", n) for n, line in lines]
+  csv.field_size_limit(_LARGEST_CELL)
+  reader = csv.reader(io.StringIO("".join(text), newline=""), strict=True)
+  found, header, begins = [], None, 1
+  try:
+    for row in reader:
+      where, begins = f"{path}:{begins}", reader.line_num + 1
+      if header is None:
+        header = row
+        _check_header(header, where)
+      elif row:
+        found.append((where, _record_of_row(header, row, where)))
+  except csv.Error as error:
+    raise DataError(
+      f"{path}:{reader.line_num}: not CSV ({error}). Put cells with commas, "
+      "quotes or line breaks between double quotes."
+    ) from error
+  return found
+
+
+def _check_header(header: list[str], where: str) -> None:
+  twice = [name for name in header if header.count(name) > 1]
+  if twice or not all(name.strip() for name in header):
+    what = f"column {twice[0]!r} stands twice" if twice else "a blank name"
+    raise DataError(
+      f"{where}: {what} in the header {header}. Name each column once."
+    )
+
+
+def _record_of_row(header: list[str], row: list[str], where: str) -> dict:
+  if len(row) != len(header):
+    raise DataError(
+      f"{where}: {len(row)} cells under a header of {len(header)} "
+      f"({', '.join(header)[:60]}). Correct the row."
+    )
+  record: dict[str, Any] = dict(zip(header, row, strict=True))
+  for name in set(JSON_COLUMNS) & set(record):
+    try:
+      record[name] = strict_json.loads(record[name])
+    except ValueError as error:
+      raise DataError(
+        f"{where}: column {name!r} holds {record[name][:60]!r}, not JSON "
+        f"({error}). Write a number, true, false or a list."
+      ) from error
+  return record
+
+
+def _read_parquet(path: Path) -> Located:
+  try:
+    from pyarrow import parquet
+  except ImportError as error:
+    raise DataError(
+      f"{path}: needs pyarrow ({error}). Install it with `pip install "
+      "pyarrow`, or convert the file to .jsonl."
+    ) from error
+  try:
+    rows = [plain(row) for row in parquet.read_table(path).to_pylist()]
+  except Exception as error:  # pyarrow raises many kinds, all about this file
+    raise DataError(
+      f"{path}: not a readable parquet file ({type(error).__name__}: "
+      f"{str(error)[:200]}). Download it again, or convert it to .jsonl."
+    ) from error
+  return [(f"{path}:{number}", row) for number, row in enumerate(rows, 1)]

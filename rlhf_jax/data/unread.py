@@ -1,0 +1,55 @@
+"""Settings of a Data section that nothing reads: refused, so that none is lost.
+
+Which fields are read depends on what rows are made for, and on whether records
+are rated texts; a field that is not read must have its usual value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rlhf_jax import imported
+from rlhf_jax.data.dataset import Data
+from rlhf_jax.schema import FieldError
+
+DEMONSTRATIONS, COMPARISONS, PROMPTS = (
+  "demonstrations",
+  "comparisons",
+  "prompts",
+)
+_ALWAYS = ("source", "format", "max_length", "limit")
+_OF_RATED = ("min_words", "max_text_tokens", "split", "splits", "split_seed")
+# (what rows are made for, whether of rated texts) -> what is read besides
+_READ = {
+  (DEMONSTRATIONS, True): ("prompt", "end_token", "train_on_prompt", "pack"),
+  (DEMONSTRATIONS, False): ("chat", "train_on_prompt", "pack"),
+  (COMPARISONS, True): ("prompt", "end_token", "pairs", "ties"),
+  (COMPARISONS, False): ("chat", "end_token"),
+  (PROMPTS, True): ("prompt", "prefix_tokens"),
+  (PROMPTS, False): ("chat",),
+}
+
+
+def check(data: Data, name: str, use: str, *, packs: bool = True) -> None:
+  """Raises FieldError for a setting that these rows would not read.
+
+  Args:
+    data: the section; one without a source is not looked at.
+    name: of the section, for the message.
+    use: DEMONSTRATIONS, COMPARISONS or PROMPTS.
+    packs: whether rows are packed where data.pack says so.
+  """
+  is_rated = data.format == "ratings" or data.source.startswith("asset:")
+  if not data.source or (imported.is_path(data.format) and not is_rated):
+    return  # a parser of one's own makes whatever it makes
+  read = {*_ALWAYS, *_READ[use, is_rated], *(_OF_RATED if is_rated else ())}
+  if not packs:
+    read.discard("pack")
+  for field in dataclasses.fields(Data):
+    value = getattr(data, field.name)
+    if field.name not in read and value != field.default:
+      kind = "rated texts" if is_rated else f"format={data.format!r}"
+      raise FieldError(
+        f"{name}.{field.name}={value!r}: nothing reads it for {use} of {kind}. "
+        f"Leave it at {field.default!r}."
+      )

@@ -1,0 +1,117 @@
+"""stage.json, which marks a stage as finished: read, and checked by its types.
+
+What later stages take from it is either of the type that a stage writes, or the
+file is damaged; what it means is in stages.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax import strict_json
+from rlhf_jax.models import heads
+from rlhf_jax.schema import UserError
+
+STAGE_FILE = "stage.json"
+_NUMBER = (int, float)
+NEEDED = {
+  "pipeline": str,
+  "model_source": str,
+  "model_fingerprint": str,
+  "tokenizer_fingerprint": str,
+  "role": dict,
+}
+# Older runs do not have all of them.
+FURTHER = {
+  "tokenizer_source": str,
+  "scan_layers": bool,
+  "best": str,
+  "trained": str,
+  "steps": int,
+  "methods": list,
+  "algorithm": dict,
+  "init_from": str,
+  "merged_from": str,
+  "merged_from_fingerprint": str,
+  "normalisation": dict,
+  "reads_end_token": bool,
+  "heldout_pairs": dict,
+  "guards": list,
+  "diagnosis": dict,
+}
+ROLE = {
+  "trainable": str,
+  "first_layer": int,
+  "stop_layer": (int, type(None)),
+  "lora_rank": int,
+  "lora_scale": _NUMBER,
+  "head": (dict, type(None)),
+}
+HEAD = {"pooling": str, "outputs": int, "hidden_units": int}
+NORMALISATION = {"mean": _NUMBER, "std": _NUMBER}
+
+
+def read(workdir: str | Path) -> dict[str, Any] | None:
+  """Returns stage.json of a finished stage, or None.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  path = Path(workdir) / STAGE_FILE
+  if not path.is_file():
+    return None
+  remedy = (
+    "Delete it and run the stage again; it goes on from its last checkpoint."
+  )
+  info = strict_json.read_object(
+    path, f"It is damaged. {remedy}", allows_nan=True
+  )
+  complaint = _complaint(info)
+  if complaint:
+    raise UserError(f"{path}: damaged ({complaint}). {remedy}")
+  return info
+
+
+def _complaint(info: dict[str, Any]) -> str:
+  """Returns what is wrong with the first wrong value, or ""."""
+  found = _wrong(info, NEEDED, "", is_needed=True)
+  found = found or _wrong(info, FURTHER, "")
+  found = found or _wrong(info["role"], ROLE, "role.", is_needed=True)
+  if found:
+    return found
+  head = info["role"]["head"]
+  if head is not None:
+    unknown = set(head) - {
+      field.name for field in dataclasses.fields(heads.Config)
+    }
+    found = f"role.head has {sorted(unknown)}" if unknown else ""
+    found = found or _wrong(head, HEAD, "role.head.")
+    values = info.get("normalisation")
+    if values is not None:
+      found = found or _wrong(
+        values, NORMALISATION, "normalisation.", is_needed=True
+      )
+  return found
+
+
+def _wrong(
+  values: Mapping[str, Any],
+  kinds: Mapping[str, Any],
+  prefix: str,
+  *,
+  is_needed: bool = False,
+) -> str:
+  """Returns what is said of the first value of another type, or ""."""
+  for name, kind in kinds.items():
+    if name not in values:
+      if is_needed:
+        return f"no {prefix + name!r}"
+      continue
+    value = values[name]
+    is_flag = isinstance(value, bool) and kind is not bool
+    if is_flag or not isinstance(value, kind):
+      return f"{prefix + name!r} is {str(value)[:60]!r}"
+  return ""

@@ -1,0 +1,80 @@
+"""Templates are programs: what they do wrong is one error, within limits."""
+
+import pytest
+
+from rlhf_jax.data import encode, templates
+from rlhf_jax.data.examples import Comparison, Demonstration
+from rlhf_jax.data.sources import DataError
+from rlhf_jax.schema import UserError
+
+LOOP = "{% for a in range(99999) %}"
+MESSAGES = {"messages": [{"role": "user", "content": "a"}]}
+
+
+@pytest.fixture
+def is_hasty(monkeypatch):
+  monkeypatch.setattr(templates, "CPU_SECONDS", 1)
+
+
+@pytest.mark.parametrize(
+  ("template", "words"),
+  [
+    ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    ("{{ messages[9].content }}", "UndefinedError"),
+    ("{{ messages | sum }}", "TypeError"),
+    ("{{ none.x.y }}", "UndefinedError"),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "without an end"),
+    ("{{ raise_exception('no') }}", "refused roles .'user'.: no. Change"),
+    ("{{ 'a' * 10**10 }}", "more memory than allowed"),
+    (
+      "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(60) %}"
+      "{% set n.x = n.x ~ n.x %}{% endfor %}",
+      "more memory than allowed",
+    ),
+    ("{{ strftime_now('%d') }}", "'strftime_now' is undefined"),
+    ("{% for m in messages %}", "is not valid Jinja .line 1"),
+    (3 * LOOP + 3 * "{% endfor %}", "took more than 1 s of processor"),
+    ("{{ 'a' * 10**8 }}", "64 MiB of text"),
+  ],
+)
+def test_a_template_that_fails(is_hasty, template, words):
+  with pytest.raises(UserError, match=f"chat template of tok .*{words}"):
+    templates.render(template, "tok", MESSAGES)
+  assert templates.render("{{ messages[0].content }}", "t", MESSAGES) == "a"
+
+
+CHATML = (
+  "{% for m in messages %}{% if m.content == 'bad' %}"
+  "{{ raise_exception('not this one') }}{% endif %}"
+  "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+  ("encoder", "example"),
+  [
+    (encode.encode_demonstrations, Demonstration("f:7", "bad", "r")),
+    (encode.encode_comparisons, Comparison("f:7", "bad", "a", "b")),
+  ],
+)
+def test_the_record_that_a_template_refuses_is_named(
+  tokenizer, encoder, example
+):
+  tokenizer.chat_template = CHATML
+  with pytest.raises(
+    DataError, match="^f:7: the chat .*: not this one. Change"
+  ):
+    encoder([example], tokenizer, 64, chat=True)
+
+
+def test_the_prompt_that_a_template_refuses_is_named(tokenizer, tmp_path):
+  from rlhf_jax.data import dataset
+  from rlhf_jax.data.dataset import Data
+
+  tokenizer.chat_template = CHATML
+  (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "bad"}\n')
+  data = Data(source=str(tmp_path / "p.jsonl"), format="prompt", chat=True)
+  with pytest.raises(
+    DataError, match="p.jsonl:2: the chat template .*not this"
+  ):
+    dataset.prompts(data, tokenizer, 64)
