@@ -5,6 +5,7 @@ proofs, which train for long, turn that off again (tests/proofs/conftest.py).
 """
 
 import os
+import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 FLAGS = (
@@ -16,6 +17,7 @@ for flag in FLAGS:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
 
 import jax  # noqa: E402  (after the environment is set)
+import pytest  # noqa: E402
 from xdist.scheduler import LoadFileScheduling  # noqa: E402
 
 jax.config.update("jax_traceback_in_locations_limit", 0)
@@ -43,6 +45,14 @@ class Scheduling(LoadFileScheduling):
   def _split_scope(self, nodeid):
     file = super()._split_scope(nodeid)
     return "finished runs" if file in SHARE_RUNS else file
+
+
+@pytest.fixture
+def terminal():
+  """SIGHUP counts here and in children, also where nohup made it ignored."""
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  yield
+  signal.signal(signal.SIGHUP, before)
 
 
 def pytest_xdist_make_scheduler(config, log):

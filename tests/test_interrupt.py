@@ -16,7 +16,7 @@ def send(number: int) -> None:
 @pytest.mark.parametrize(
   "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 )
-def test_first_signal_only_asks(number, capsys):
+def test_first_signal_only_asks(number, capsys, terminal):
   with interrupt.Interrupt() as stop:
     assert not stop.requested and not stop.should_stop(3)
     send(number)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_jax.data import chat, formats, stops, tokenizers
+from rlhf_jax.data import chat, formats, sources, stops, tokenizers
 from rlhf_jax.data.chat import Message
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import UserError
@@ -176,7 +176,8 @@ def check_prompts(found: Sequence[Any], tokenizer: Tokenizer) -> None:
     messages = formats.prompt_messages(record)
     order = tuple(message["role"] for message in messages)
     if order not in orders and order[-1] != "assistant":
-      dialogue([*messages, PROBE], tokenizer, record.where)
+      with sources.at(record.where):
+        dialogue([*messages, PROBE], tokenizer, record.where)
     orders.add(order)
 
 

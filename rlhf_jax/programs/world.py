@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from rlhf_jax.data import tokenizers
 from rlhf_jax.models import pretrained, roles, trees
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Role
@@ -197,6 +198,8 @@ class Planned(World):
     platform = self.devices[0].platform if is_listed else "tpu"
     architecture = pretrained.read_architecture(model.source)
     config = pretrained.as_run(architecture, model, platform)
+    rows = tokenizers.empty_rows(self.tokenizer, config.vocab_size)
+    config = dataclasses.replace(config, empty_rows=rows)
     plain = Role(model=dataclasses.replace(config, lora_rank=0))
     found = pretrained.variable_shapes(plain)
     return Base(

@@ -29,7 +29,7 @@ def is_hasty(monkeypatch):
     (
       "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(60) %}"
       "{% set n.x = n.x ~ n.x %}{% endfor %}",
-      "more memory than allowed",
+      "(more memory than allowed|took more than 1 s .*memory)",
     ),
     ("{{ strftime_now('%d') }}", "'strftime_now' is undefined"),
     ("{% for m in messages %}", "is not valid Jinja .line 1"),
@@ -47,6 +47,7 @@ CHATML = (
   "{% for m in messages %}{% if m.content == 'bad' %}"
   "{{ raise_exception('not this one') }}{% endif %}"
   "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 

@@ -32,7 +32,7 @@ LOSS = "sft/loss"
 def run_sft(files, name, **schedule):
   """Returns the folder of a LoRA run that saves each of its 6 steps."""
   config = tiny_runs.sft_config(files, "lora")
-  config.samples = 0
+  config.samples, config.sample_prompts.source = 0, ""
   config.optimizer.learning_rate = 3e-2
   config.schedule.update(steps=STEPS, save_every=1, **schedule)
   pipelines.run(config, files.root / name)

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax import pipelines
+from rlhf_jax import ops, pipelines
 from rlhf_jax.data import batches, dataset
 from rlhf_jax.models import transformer, trees
 from rlhf_jax.rewards.texts import sample_texts
@@ -21,6 +21,7 @@ def cross_entropy(config, params, batch):
   logits = jax.jit(transformer.Transformer(config).apply)(
     {"params": params}, batch.tokens, batch.valid_mask
   )
+  logits = ops.hide_rows(logits, config.empty_rows)
   loss = optax.softmax_cross_entropy_with_integer_labels(
     logits[:, :-1], batch.tokens[:, 1:]
   )
@@ -102,7 +103,8 @@ def test_t14_packing_changes_no_loss(files):
       rows, _ = batches.pack_examples(rows, 40)
       assert len(rows) < 8
     config.schedule.update(batch_size=len(rows), steps=1)
-    config.validation.source, config.samples = "", 0
+    config.validation.source = config.sample_prompts.source = ""
+    config.samples = 0
     folder = files.root / f"sft_pack_{pack}"
     pipelines.run(config, folder)
     found[pack] = (tiny_runs.rows_of(folder)[0], tiny_runs.saved_arrays(folder))
@@ -128,7 +130,8 @@ def test_trap_17_chat_data_trains_on_answers_only(files, tmp_path):
     source=str(path), format="messages", chat=True, max_length=60
   )
   config.schedule.update(steps=1)
-  config.validation.source, config.samples = "", 0
+  config.validation.source = config.sample_prompts.source = ""
+  config.samples = 0
   base = tiny_runs.load_base(config)
   tokenizer = base.tokenizer
   rows, _ = dataset.demonstrations(

@@ -336,7 +336,7 @@ def test_a_full_disk_ends_with_2(files, tmp_path):
   assert "Traceback" not in said
 
 
-def test_a_closed_terminal_costs_nothing(files, tmp_path):
+def test_a_closed_terminal_costs_nothing(files, tmp_path, terminal):
   """Nobody reads its output; SIGHUP saves; Ctrl-C after that is nothing."""
   workdir = tmp_path / "run"
   file = _experiment(

@@ -220,6 +220,7 @@ def planned_world(config, made: dict[str, Path], devices: list) -> Planned:
   """
   job = pipelines.read(config)
   world = Planned.on(job.settings.mesh, devices)
+  world.tokenizer = tiny_runs.load_base(config).tokenizer
   for folder in made.values():
     info = stages.read_stage(folder)
     role = stages.role_of(info["role"], world.base(job.settings.model))

@@ -11,7 +11,8 @@ file that it is in. A trip is the files, in the order of their first visit,
                  but for the network (models/) and what all of it stands on
                  (types, ops); several devices add parallel/rules.py
   jsonl line     whose functions are handed a word of it, or its token, between
-                 the file and the batch of a step; the tokenizer is left out
+                 the file and the batch of a step; the tokenizer is left out,
+                 and what only looks at records and says what it sees
   mesh.fsdp      whose functions are handed the value, or the section or mesh
                  that holds it, from main to the PartitionSpec of a weight
 
@@ -37,7 +38,11 @@ from rlhf_jax.metrics import format_table
 
 PACKAGE = Path(rlhf_jax.__file__).parent
 CLIP_RATIO = 0.17171
-BASIS = ("types.py", "ops.py", "metrics.py", "interrupt.py", "distributed.py")
+BASIS = (
+  *("types.py", "ops.py", "metrics.py", "interrupt.py", "distributed.py"),
+  "strict_json.py",
+)
+WATCHERS = ("data/markup.py", "data/overlap.py")
 BEFORE = {  # before the wiring was rebuilt, counted by hand
   "clip_ratio": 9,
   "PPO gradient": 10,
@@ -197,7 +202,11 @@ def of_a_line(root: Path) -> list[str]:
   with visited(takes) as found:
     rows, _ = sft.load_rows(settings, base)
     next(build.make_loader(world.mesh, rows, 8, seed=0, collate=collate))
-  return [name for name in found if "tokenizer" not in name]
+  return [
+    name
+    for name in found
+    if "tokenizer" not in name and name not in (*BASIS, *WATCHERS)
+  ]
 
 
 def of_fsdp(root: Path) -> list[str]:
