@@ -56,7 +56,7 @@ def sft() -> ConfigDict:
   config = defaults.sft()
   config.model.update(policy_model())
   config.trainable.update(mode="lora", first_layer=FIRST_LAYER)
-  config.data.update(ratings("A", pack=True, max_length=64))
+  config.data.update(ratings("A", pack="all", max_length=64))
   config.schedule.update(batch_size=8, steps=50, save_every=25)
   config.optimizer.update(
     learning_rate=2e-3, warmup_steps=5, final_fraction=0.0, weight_decay=0.0

@@ -1,4 +1,4 @@
-"""Encoded examples -> padded batches, packed rows, and the loader of both.
+"""Encoded examples -> padded batches, and the loader of them.
 
 Leaves are numpy arrays; masks are float32 and come from lengths, never from
 ids, so the padding id may equal the end token. TokenBatch and PreferenceBatch
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from rlhf_jax.data.encode import Row
@@ -26,7 +27,8 @@ def bucket_length(length: int, multiple: int = 8) -> int:
   return -(-length // multiple) * multiple
 
 
-def _padded_length(lengths: Sequence[int], length: int | None) -> int:
+def padded_length(lengths: Sequence[int], length: int | None) -> int:
+  """Returns length, or the longest rounded up to 8; refuses a longer row."""
   if not lengths:
     raise UserError("an empty batch cannot be padded. Give at least one row.")
   longest = max(lengths)
@@ -76,7 +78,7 @@ def collate_tokens(
     ValueError: no examples, or one longer than length.
   """
   filled = _fill(examples, rows)
-  length = _padded_length([len(e["tokens"]) for e in filled], length)
+  length = padded_length([len(e["tokens"]) for e in filled], length)
   shape = (len(filled), length)
 
   def stack(key: str, dtype, fill=0) -> np.ndarray:
@@ -170,7 +172,7 @@ def collate_prompts(
       f"tokens and the context leaves {length} for prompts. Shorten it, or "
       "raise the context length (or lower the number of new tokens)."
     )
-  length = _padded_length(lengths, length)
+  length = padded_length(lengths, length)
   tokens = np.full((len(prompts), length), pad_id, np.int32)
   valid_mask = np.zeros((len(prompts), length), np.float32)
   for n, prompt in enumerate(prompts):
@@ -183,57 +185,6 @@ def collate_prompts(
       "number a prompt."
     )
   return PromptBatch(tokens, valid_mask, numbers.astype(np.int32))
-
-
-def pack_examples(
-  examples: Sequence[Row], length: int
-) -> tuple[list[Row], float]:
-  """Puts several examples into each row, first-fit decreasing.
-
-  Attention must stay inside a segment; positions restart at 0 in each, and
-  its first token is never a target (METHODS 1; Krell et al. 2021).
-
-  Args:
-    examples: tokens and loss_mask [n], n <= length.
-    length: tokens of a row.
-
-  Returns:
-    rows with tokens, loss_mask, segment_ids (1, 2, ...) and positions, and
-    the fill ratio in (0, 1].
-
-  Raises:
-    ValueError: no examples, or one longer than length.
-  """
-  sizes = [len(e["tokens"]) for e in examples]
-  _padded_length(sizes, length)
-  free = np.full(len(examples), length)
-  bins: list[list[Row]] = []
-  for n in sorted(range(len(sizes)), key=lambda n: (-sizes[n], n)):
-    place = int(np.argmax(free >= sizes[n]))
-    if place == len(bins):
-      bins.append([])
-    bins[place].append(examples[n])
-    free[place] -= sizes[n]
-
-  rows = []
-  for members in bins:
-    masks = [member["loss_mask"].copy() for member in members]
-    for mask in masks:
-      mask[0] = 0.0
-    counts = [len(mask) for mask in masks]
-    rows.append(
-      {
-        "tokens": np.concatenate([m["tokens"] for m in members]),
-        "loss_mask": np.concatenate(masks),
-        "segment_ids": np.repeat(
-          np.arange(1, len(members) + 1, dtype=np.int32), counts
-        ),
-        "positions": np.concatenate(
-          [np.arange(count, dtype=np.int32) for count in counts]
-        ),
-      }
-    )
-  return rows, sum(sizes) / (len(rows) * length)
 
 
 def fingerprint(content: Any) -> str:
@@ -320,6 +271,16 @@ def _check_order(
     )
 
 
+def _slice(batch: Any, index: int, count: int) -> Any:
+  """Returns one of `count` equal parts of the rows of a batch."""
+
+  def one(x: np.ndarray) -> np.ndarray:
+    rows = len(x) // count
+    return x[index * rows : (index + 1) * rows]
+
+  return jax.tree.map(one, batch)
+
+
 def make_loader(
   examples: Sequence[Any],
   batch_size: int,
@@ -332,6 +293,7 @@ def make_loader(
   collate: Callable[[list], Any],
   drops_remainder: bool = True,
   content: Any = None,
+  shares_rows: bool = False,
 ) -> Loader:
   """Returns an endless or finite stream of this host's part of each batch.
 
@@ -350,6 +312,8 @@ def make_loader(
     drops_remainder: False yields a smaller last batch (one host only).
     content: what the examples stand for where they are numbers of rows, so that
       other data under the same name are noticed at a resume.
+    shares_rows: collate gets the examples of all hosts, as their rows depend on
+      one another, and each host takes its part of the rows.
 
   Raises:
     ValueError: settings that cannot make one full batch.
@@ -375,6 +339,8 @@ def make_loader(
   rows = batch_size // shard_count
 
   def part(batch: Sequence) -> Any:
+    if shares_rows:
+      return _slice(collate(list(batch)), shard_index, shard_count)
     return collate(list(batch)[shard_index * rows : (shard_index + 1) * rows])
 
   dataset = dataset.repeat(num_epochs).batch(

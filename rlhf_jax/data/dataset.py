@@ -21,6 +21,7 @@ from rlhf_jax.data import (
   batches,
   encode,
   formats,
+  layout,
   markup,
   sources,
   streams,
@@ -50,7 +51,7 @@ class Data:
   max_text_tokens: int = 0  # texts with more are left out; 0: no limit
   end_token: bool = True  # responses end with the end-of-sequence token
   train_on_prompt: bool = False  # SFT only: the loss counts prompt tokens too
-  pack: bool = False  # SFT only: several examples fill a row of max_length
+  pack: str = "auto"  # SFT only: how examples share rows, data/layout.py
   split: str = ""  # which part of the records: a name in splits; "" for all
   splits: str = ""  # NAME:SIZE,...: parts drawn in this order, disjoint; such
   # as "test:700,A:1500,B:1500"
@@ -66,6 +67,7 @@ class Data:
     if self.max_length < 2:
       raise FieldError(f"max_length={self.max_length}: must be >= 2 tokens.")
     check_choice("ties", self.ties, ("drop", "soft"))
+    check_choice("pack", self.pack, layout.MODES)
     if imported.is_path(self.format):
       formats.find(self.format)
     else:
@@ -94,7 +96,7 @@ class Data:
   @property
   def row_length(self) -> int:
     """The tokens of a padded row at most."""
-    if self.pack:
+    if self.pack == "all":
       return self.max_length
     return batches.bucket_length(self.max_length)
 

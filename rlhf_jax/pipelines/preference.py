@@ -21,7 +21,7 @@ import numpy as np
 from rlhf_jax import optimizer, schema
 from rlhf_jax.algorithms.preference import kto, registry
 from rlhf_jax.algorithms.preference import update as preference
-from rlhf_jax.data import dataset, judged, overlap, unread
+from rlhf_jax.data import dataset, judged, layout, overlap, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import pretrained
 from rlhf_jax.models.pretrained import Base, Model
@@ -32,7 +32,6 @@ from rlhf_jax.programs import (
   actors,
   build,
   features,
-  language_model,
   pairs,
   supervised,
 )
@@ -203,7 +202,7 @@ def wire(
   world: World,
   base: Base,
   total: int,
-  shape: language_model.Shape,
+  shape: layout.Shape,
 ) -> tuple[Phase, stages.Stage, stages.Stage]:
   """Returns the phase, the policy before training, and the reference.
 
@@ -298,7 +297,7 @@ def phases(settings: Settings, world: World) -> list[Phase]:
   _check_rows(settings, world)
   base = world.base(settings.model)
   length = settings.data.row_length
-  shape = language_model.Shape(length, length, False)
+  shape = layout.Shape(length, length, False)
   total = planned_steps(settings.schedule)
   phase, stage, _ = wire(settings, world, base, total, shape)
   world.leave(world.workdir, phase.role, stage.info.get("merged_from", ""))
@@ -320,7 +319,7 @@ def run(settings: Settings, world: World) -> dict:
   train, held = load_data(settings, base)
   _report_balance(settings, train)
   total = schedule.announced(len(train.pairs), "preference")
-  shape = language_model.Shape.of([*train.rows, *held.rows])
+  shape = layout.Shape.of([*train.rows, *held.rows])
   phase, stage, fixed = wire(settings, world, base, total, shape)
   if settings.has_reference:
     actors.say_reference(settings, "preference")

@@ -29,7 +29,7 @@ import jax
 from rlhf_jax import distributed, metrics, optimizer
 from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.algorithms import sft as sft_algorithm
-from rlhf_jax.data import batches
+from rlhf_jax.data import batches, layout
 from rlhf_jax.models import roles
 from rlhf_jax.programs import (
   actors,
@@ -168,7 +168,7 @@ def wire(
   opened: own_samples.Opened,
   params: PyTree,
   total: int,
-  shape: language_model.Shape,
+  shape: layout.Shape,
 ) -> Phase:
   """Returns the phase of a round: sample, judge, then fine-tune.
 
@@ -211,7 +211,7 @@ def phases(settings: Settings, world: World) -> list[Phase]:
   _check_rows(settings, world)
   opened = own_samples.Opened.of(settings, world, world.base(settings.model))
   length = batches.bucket_length(opened.length)
-  shape = language_model.Shape(length, settings.generate.max_new_tokens, False)
+  shape = layout.Shape(length, settings.generate.max_new_tokens, False)
   total = planned_steps(settings.schedule)
   params = opened.actors.params["policy"]
   phase = wire(settings, opened, params, total, shape)
@@ -239,9 +239,11 @@ def train_round(
   )
   start = actors_.params["policy"] if rounds.start == "base" else previous
   steps = settings.schedule.announced(len(rows), f"round {number}")
-  shape = dataclasses.replace(
-    language_model.Shape.of(rows), targets=settings.generate.max_new_tokens
-  )
+  unit = world.ways * settings.loss.microbatches
+  shape = layout.choose(rows, settings.schedule.batch_size, unit)
+  if not shape.counts:  # the same program in every round
+    new = settings.generate.max_new_tokens
+    shape = dataclasses.replace(shape, targets=new)
   folder = folder_of(world.workdir, number)
   phase = dataclasses.replace(
     wire(settings, opened, start, steps, shape),
@@ -252,6 +254,7 @@ def train_round(
     phase,
     rows,
     opened.frozen,
+    shape=shape,
     schedule=settings.schedule,
     total_steps=steps,
     seed=settings.seed + number,

@@ -15,7 +15,7 @@ import numpy as np
 
 from rlhf_jax import distributed, generate, metrics, optimizer, schema
 from rlhf_jax.algorithms import sft
-from rlhf_jax.data import batches, dataset, overlap, unread
+from rlhf_jax.data import batches, dataset, layout, overlap, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import pretrained, roles
 from rlhf_jax.models.pretrained import Base, Model
@@ -85,7 +85,7 @@ def wire(
   world: World,
   base: Base,
   total: int,
-  shape: language_model.Shape,
+  shape: layout.Shape,
 ) -> tuple[Phase, PyTree, Sampler]:
   """Returns the phase, what does not train, and what samples the policy.
 
@@ -145,7 +145,7 @@ def phases(settings: Settings, world: World) -> list[Phase]:
   )
   base = world.base(settings.model)
   length = settings.data.row_length
-  shape = language_model.Shape(length, length, settings.data.pack)
+  shape = layout.Shape(length, length, settings.data.pack == "all")
   total = planned_steps(settings.schedule)
   phase, _, _ = wire(settings, world, base, total, shape)
   world.leave(world.workdir, phase.role, "")
@@ -165,10 +165,21 @@ def load_rows(settings: Settings, base: Base) -> tuple[list[dataset.Row], int]:
   overlap.say("sft", data, settings.validation, base.tokenizer)
   examples = len(rows)
   pretrained.check_context(base, max(len(r["tokens"]) for r in rows), "data")
-  if data.pack:
-    rows, fill = batches.pack_examples(rows, data.max_length)
+  if data.pack == "all":
+    rows, fill = layout.pack_examples(rows, data.max_length)
     print(f"sft: packed into {len(rows)} rows, {fill:.0%} filled")
   return rows, examples
+
+
+def _shape(
+  settings: Settings, world: World, rows: list[dataset.Row]
+) -> layout.Shape:
+  """Returns how the rows of a batch lie."""
+  if settings.data.pack == "all":
+    return layout.Shape.of(rows)
+  unit = world.ways * settings.loss.microbatches
+  size = settings.schedule.batch_size
+  return layout.choose(rows, size, unit, settings.data.pack)
 
 
 def run(settings: Settings, world: World) -> dict:
@@ -182,13 +193,13 @@ def run(settings: Settings, world: World) -> dict:
     return info
   rows, examples = load_rows(settings, base)
   total = settings.schedule.announced(len(rows), "sft")
-  phase, frozen, sampler = wire(
-    settings, world, base, total, language_model.Shape.of(rows)
-  )
+  shape = _shape(settings, world, rows)
+  phase, frozen, sampler = wire(settings, world, base, total, shape)
   params = language_model.fit(
     phase,
     rows,
     frozen,
+    shape=shape,
     schedule=settings.schedule,
     total_steps=total,
     seed=settings.seed,

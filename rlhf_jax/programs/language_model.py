@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
 import jax
-import numpy as np
 
 from rlhf_jax.algorithms import sft
-from rlhf_jax.data import batches
+from rlhf_jax.data import batches, layout
 from rlhf_jax.data.dataset import Row
+from rlhf_jax.data.layout import Shape
 from rlhf_jax.models import roles, trees
 from rlhf_jax.programs import abstract, build, supervised
 from rlhf_jax.programs.program import Phase, Program
@@ -19,24 +18,6 @@ from rlhf_jax.programs.work import Passes
 from rlhf_jax.programs.world import World
 from rlhf_jax.runs.loop import Schedule
 from rlhf_jax.types import Array, PyTree, TokenBatch, TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-  """Of padded rows: tokens, targets at most, and whether they are packed."""
-
-  length: int
-  targets: int
-  is_packed: bool
-
-  @staticmethod
-  def of(rows: list[Row]) -> Shape:
-    """Returns the shape of these rows."""
-    return Shape(
-      batches.bucket_length(max(len(row["tokens"]) for row in rows)),
-      int(max(np.sum(row["loss_mask"]) for row in rows)),
-      "segment_ids" in rows[0],
-    )
 
 
 def logprobs(
@@ -112,10 +93,11 @@ def wire(
     params, frozen: its variables, split.
     loss: settings of the loss.
     transform: an optax.GradientTransformation.
-    rows: of a batch.
+    rows: of a batch, as many as it has examples unless they share rows.
     shape: of its rows.
     calls: updates in a run, None where only the data tell.
   """
+  rows = shape.counts[0] if shape.counts else rows
   state = supervised.train_state(world, params, transform)
 
   def arguments(flow: dict) -> tuple[tuple, dict]:
@@ -149,6 +131,7 @@ def fit(
   rows: list[Row],
   frozen: PyTree,
   *,
+  shape: Shape,
   schedule: Schedule,
   total_steps: int,
   seed: int,
@@ -160,21 +143,28 @@ def fit(
     phase: wired.
     rows: packed or not.
     frozen: what does not train.
+    shape: of the rows of a batch.
     schedule: how long.
     total_steps: of the whole run.
     seed: of the order of rows.
     identity: fields that a checkpoint must agree with.
   """
+  pad_id, size = phase.base.tokenizer.pad_id, schedule.batch_size
+  if shape.counts:
+    collate = functools.partial(layout.collate, shape=shape, pad_id=pad_id)
+  else:
+    collate = functools.partial(
+      batches.collate_tokens, length=shape.length, pad_id=pad_id
+    )
+  if "segment_ids" not in rows[0]:
+    print(f"{phase.name}: {layout.describe(rows, size, shape)}")
   loader = build.make_loader(
     phase.mesh,
     rows,
-    schedule.batch_size,
+    size,
     seed=seed,
-    collate=functools.partial(
-      batches.collate_tokens,
-      length=Shape.of(rows).length,
-      pad_id=phase.base.tokenizer.pad_id,
-    ),
+    collate=collate,
+    shares_rows=bool(shape.counts),
   )
   return supervised.fit(
     phase,

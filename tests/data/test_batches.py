@@ -110,43 +110,6 @@ def test_prompts_are_padded_on_the_left():
     batches.collate_prompts([[5], [6]], PAD, 2, index=[1])
 
 
-def test_t14_packing_keeps_every_target():
-  random = np.random.default_rng(0)
-  examples = [
-    row(*random.integers(3, 99, random.integers(2, 14))) for _ in range(40)
-  ]
-  examples[0]["loss_mask"][0] = 1.0  # must not reach across a border
-  rows, fill = batches.pack_examples(examples, 16)
-  batch = batches.collate_tokens(rows, 16, PAD)
-  assert fill == batch.valid_mask.mean() > 0.85
-  assert examples[0]["loss_mask"][0] == 1.0  # not changed in place
-  seen = []
-  for tokens, mask, segments, positions in zip(
-    batch.tokens,
-    batch.loss_mask,
-    batch.segment_ids,
-    batch.positions,
-    strict=True,
-  ):
-    for segment in range(1, segments.max() + 1):
-      here = segments == segment
-      np.testing.assert_array_equal(positions[here], np.arange(here.sum()))
-      assert mask[here][0] == 0.0 and (mask[here][1:] == 1.0).all()
-      seen.append(tuple(tokens[here]))
-    assert (mask[segments == 0] == 0).all()
-  assert sorted(seen) == sorted(tuple(e["tokens"]) for e in examples)
-
-
-def test_packing_is_first_fit_decreasing():
-  examples = [row(*range(n)) for n in (3, 5, 4, 6, 2)]
-  rows, fill = batches.pack_examples(examples, 10)
-  assert [len(r["tokens"]) for r in rows] == [10, 10]
-  assert [r["segment_ids"].max() for r in rows] == [2, 3]  # 6+4, 5+3+2
-  assert fill == 1.0
-  with pytest.raises(ValueError, match="row 3 has 6 tokens and length=5"):
-    batches.pack_examples(examples, 5)
-
-
 def take(loader, count):
   return [next(loader) for _ in range(count)]
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from rlhf_jax import ops, pipelines
-from rlhf_jax.data import batches, dataset
+from rlhf_jax.data import batches, dataset, layout
 from rlhf_jax.models import transformer, trees
 from rlhf_jax.rewards.texts import sample_texts
 from rlhf_jax.runs import loop, stages
@@ -93,14 +93,14 @@ def test_trap_31_lora_stores_and_moves_nothing_but_factors(sft_lora):
 def test_t14_packing_changes_no_loss(files):
   """The same examples, one a row and several a row, in one step each."""
   found = {}
-  for pack in (False, True):
+  for pack in ("none", "batch", "all"):
     config = tiny_runs.sft_config(files, "full")
     config.data.update(pack=pack, max_length=40, limit=16)
     rows, _ = dataset.demonstrations(
       tiny_runs.settings_of(config).data, tiny_runs.load_base(config).tokenizer
     )
-    if pack:
-      rows, _ = batches.pack_examples(rows, 40)
+    if pack == "all":
+      rows, _ = layout.pack_examples(rows, 40)
       assert len(rows) < 8
     config.schedule.update(batch_size=len(rows), steps=1)
     config.validation.source = config.sample_prompts.source = ""
@@ -108,12 +108,13 @@ def test_t14_packing_changes_no_loss(files):
     folder = files.root / f"sft_pack_{pack}"
     pipelines.run(config, folder)
     found[pack] = (tiny_runs.rows_of(folder)[0], tiny_runs.saved_arrays(folder))
-  (row, arrays), (packed_row, packed_arrays) = found[False], found[True]
-  for name in ("sft/loss", "sft/gradient_norm"):
-    np.testing.assert_allclose(packed_row[name], row[name], rtol=1e-5)
-  for path, leaf in arrays.items():
-    if "/mu/" in path:  # Adam's first moment is the gradient
-      np.testing.assert_allclose(packed_arrays[path], leaf, atol=1e-6)
+  row, arrays = found.pop("none")
+  for packed_row, packed_arrays in found.values():
+    for name in ("sft/loss", "sft/gradient_norm"):
+      np.testing.assert_allclose(packed_row[name], row[name], rtol=1e-5)
+    for path, leaf in arrays.items():
+      if "/mu/" in path:  # Adam's first moment is the gradient
+        np.testing.assert_allclose(packed_arrays[path], leaf, atol=1e-6)
 
 
 def test_trap_17_chat_data_trains_on_answers_only(files, tmp_path):

@@ -58,9 +58,13 @@ def files(tmp_path_factory):
     ("data", {"pairs": 9}, "data.pairs=9: nothing reads it for demonstrations"),
     ("data", {"ties": "soft"}, "data.ties='soft': nothing reads it"),
     ("data", {"splits": "a:2"}, "data.splits='a:2': nothing reads it"),
-    ("validation", {"pack": True}, "validation.pack=True: nothing reads it"),
+    ("validation", {"pack": "all"}, "validation.pack='all': nothing reads it"),
     ("sample_prompts", {}, "sample_prompts.source=.*with samples=0"),
-    ("sample_prompts", {"pack": True}, "sample_prompts.pack=True: nothing rea"),
+    (
+      "sample_prompts",
+      {"pack": "all"},
+      "sample_prompts.pack='all': nothing rea",
+    ),
   ],
 )
 def test_sft_settings_that_nothing_reads(files, section, changes, words):
@@ -73,7 +77,9 @@ def test_sft_settings_that_nothing_reads(files, section, changes, words):
     checked(config)
 
 
-@pytest.mark.parametrize("changes", [{"pack": True}, {"train_on_prompt": True}])
+@pytest.mark.parametrize(
+  "changes", [{"pack": "all"}, {"train_on_prompt": True}]
+)
 def test_settings_of_comparisons_that_nothing_reads(files, changes):
   config = defaults.reward()
   config.mesh.devices = 1
@@ -81,7 +87,7 @@ def test_settings_of_comparisons_that_nothing_reads(files, changes):
   config.schedule.update(batch_size=4, epochs=1.0)
   config.data.update(source=files["pairs.jsonl"], **changes)
   with pytest.raises(
-    UserError, match="^config.data.(pack|train_on_prompt)=True"
+    UserError, match="^config.data.(pack='all'|train_on_prompt=True)"
   ):
     checked(config)
 
@@ -90,7 +96,7 @@ def test_settings_of_comparisons_that_nothing_reads(files, changes):
   ("changes", "coefficient", "words"),
   [
     ({}, None, "ptx.source=.*: nothing reads it with algorithm.ptx_coeffic"),
-    ({"pack": True}, 0.1, "ptx.pack=True: nothing reads it"),
+    ({"pack": "all"}, 0.1, "ptx.pack='all': nothing reads it"),
     ({"source": "gone.jsonl"}, 0.1, "ptx.source='gone.jsonl': no such file"),
   ],
 )

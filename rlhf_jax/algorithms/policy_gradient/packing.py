@@ -17,6 +17,7 @@ import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.algorithms.first_fit import first_fit
 from rlhf_jax.types import Array, Rollout, Samples
 
 # Fields of a rollout that are not one array [N, L, ...] to be packed.
@@ -85,14 +86,7 @@ def plan(samples: Samples, config: Config) -> Packing:
       f"more than row_tokens={capacity[0]} or row_targets={capacity[1]}. Raise "
       "packing.row_tokens and packing.row_targets."
     )
-  free = np.tile(capacity, (len(sizes), 1))
-  bins: list[list[int]] = []
-  for n in np.argsort(-sizes[:, 0], kind="stable"):
-    row = int(np.argmax((free >= sizes[n]).all(1)))
-    if row == len(bins):
-      bins.append([])
-    bins[row].append(int(n))
-    free[row] -= sizes[n]
+  bins = first_fit(sizes, capacity)
   count = -(-len(bins) // config.row_multiple) * config.row_multiple
   return _fill(bins, valid, count, config.row_tokens)
 

@@ -1,0 +1,192 @@
+"""How the examples of a batch lie in rows: one in each, or several in one.
+
+Examples differ in length, so rows of one example each are largely padding.
+Where several share a row, attention stays inside a segment, positions restart
+at 0, and the first token of a segment is never a target (METHODS 1; Krell et
+al. 2021, arXiv:2107.02027). A loss that is a sum over tokens does not change.
+
+  none   an example a row, as wide as the longest of the data set
+  batch  the examples of each batch share rows; batches hold the same examples
+         as with "none", whatever the layout
+  all    the whole data set is put into rows once; a batch counts rows
+  auto   "batch" where that is less to compute, else "none"
+
+Rows of "batch" have few shapes: as many rows as the examples of most batches
+need, as those of nearly all, and one for each example, which is always enough.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlhf_jax.algorithms.first_fit import first_fit
+from rlhf_jax.data import batches
+from rlhf_jax.data.encode import Row
+from rlhf_jax.types import TokenBatch
+
+MODES = ("auto", "batch", "all", "none")
+WORTH = 0.85  # tokens of packed rows among those of padded ones, at most
+TRIED = 64  # batches, drawn to see how many rows they need
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """Of the rows of a batch.
+
+  length: tokens of a row.
+  targets: of a row at most, which bounds its logits.
+  is_packed: whether several examples share a row.
+  counts: rows of a batch whose examples share them, the usual number first,
+    the last is enough for any; () where a batch has a row for each example.
+  mean_rows: of a batch whose examples share them.
+  """
+
+  length: int
+  targets: int
+  is_packed: bool
+  counts: tuple[int, ...] = ()
+  mean_rows: float = 0.0
+
+  @staticmethod
+  def of(rows: Sequence[Row]) -> Shape:
+    """Returns the shape of rows that are what they are."""
+    sizes = sizes_of(rows)
+    return Shape(
+      batches.bucket_length(int(sizes[:, 0].max())),
+      int(sizes[:, 1].max()),
+      "segment_ids" in rows[0],
+    )
+
+
+def sizes_of(rows: Sequence[Row]) -> np.ndarray:
+  """Returns [N, 2]: tokens and targets of each row."""
+  return np.asarray(
+    [(len(row["tokens"]), int(np.sum(row["loss_mask"]))) for row in rows]
+  ).reshape(-1, 2)
+
+
+def _shared(
+  sizes: np.ndarray, batch_size: int, unit: int, length: int
+) -> Shape:
+  """Returns a shape of rows that batches share.
+
+  Args:
+    sizes: [N, 2] tokens and targets of all examples.
+    batch_size: examples of a batch.
+    unit: of the number of rows.
+    length: tokens of a row.
+  """
+  share = sizes[:, 1].sum() / sizes[:, 0].sum()
+  targets = batches.bucket_length(int(np.ceil(1.15 * share * length)))
+  targets = int(np.clip(targets, sizes[:, 1].max(), length))
+  rng = np.random.default_rng(0)
+  found = []
+  for _ in range(TRIED):
+    chosen = rng.choice(len(sizes), batch_size, replace=len(sizes) < batch_size)
+    found.append(len(first_fit(sizes[chosen], np.asarray([length, targets]))))
+  needed = -(-np.asarray(found) // unit) * unit
+  most = int(needed.max())
+  costs = {
+    int(n): float(np.mean(np.where(needed <= n, n, most))) for n in set(needed)
+  }
+  usual = min(costs, key=lambda n: (costs[n], -n))
+  counts = tuple(sorted({usual, most, batch_size}))
+  return Shape(length, targets, True, counts, costs[usual])
+
+
+def choose(
+  rows: Sequence[Row], batch_size: int, unit: int = 1, mode: str = "auto"
+) -> Shape:
+  """Returns how batches of these rows lie.
+
+  Args:
+    rows: an example each.
+    batch_size: examples of a batch, a multiple of unit.
+    unit: what the number of rows must be a multiple of.
+    mode: "auto", "batch" or "none".
+  """
+  padded = Shape.of(rows)
+  if mode == "none" or batch_size < 2:
+    return padded
+  sizes = sizes_of(rows)
+  shapes = [
+    _shared(sizes, batch_size, unit, times * padded.length) for times in (1, 2)
+  ]
+  best = min(shapes, key=lambda shape: shape.mean_rows * shape.length)
+  is_worth = best.mean_rows * best.length < WORTH * batch_size * padded.length
+  return best if mode == "batch" or is_worth else padded
+
+
+def describe(rows: Sequence[Row], batch_size: int, shape: Shape) -> str:
+  """Returns the layout in words, with how much of it is filled."""
+  tokens = float(np.mean(sizes_of(rows)[:, 0])) * batch_size
+  if not shape.counts:
+    fill = tokens / (batch_size * shape.length)
+    return f"{batch_size} rows of {shape.length} tokens, {fill:.0%} filled"
+  fill = tokens / (shape.mean_rows * shape.length)
+  padded = tokens / (batch_size * Shape.of(rows).length)
+  return (
+    f"{batch_size} examples share {shape.counts[0]} rows of {shape.length} "
+    f"tokens, {fill:.0%} filled (one a row: {padded:.0%})"
+  )
+
+
+def join(members: Sequence[Row]) -> Row:
+  """Returns one row that holds examples, segments 1, 2, ... of it."""
+  masks = [member["loss_mask"].copy() for member in members]
+  for mask in masks:
+    mask[0] = 0.0
+  counts = [len(mask) for mask in masks]
+  return {
+    "tokens": np.concatenate([m["tokens"] for m in members]),
+    "loss_mask": np.concatenate(masks),
+    "segment_ids": np.repeat(
+      np.arange(1, len(members) + 1, dtype=np.int32), counts
+    ),
+    "positions": np.concatenate(
+      [np.arange(count, dtype=np.int32) for count in counts]
+    ),
+  }
+
+
+def pack_examples(
+  examples: Sequence[Row], length: int
+) -> tuple[list[Row], float]:
+  """Puts a whole data set into rows of several examples, first-fit decreasing.
+
+  Args:
+    examples: tokens and loss_mask [n], n <= length.
+    length: tokens of a row.
+
+  Returns:
+    rows with tokens, loss_mask, segment_ids (1, 2, ...) and positions, and
+    the fill ratio in (0, 1].
+
+  Raises:
+    ValueError: no examples, or one longer than length.
+  """
+  sizes = [len(e["tokens"]) for e in examples]
+  batches.padded_length(sizes, length)
+  bins = first_fit(np.asarray(sizes)[:, None], np.asarray([length]))
+  rows = [join([examples[n] for n in members]) for members in bins]
+  return rows, sum(sizes) / (len(rows) * length)
+
+
+def collate(examples: Sequence[Row], shape: Shape, pad_id: int) -> TokenBatch:
+  """Returns the rows that the examples of a batch share, filler at the end.
+
+  Args:
+    examples: of a whole batch.
+    shape: with counts.
+    pad_id: fills tokens.
+  """
+  capacity = np.asarray([shape.length, shape.targets])
+  bins = first_fit(sizes_of(examples), capacity)
+  count = next(n for n in shape.counts if n >= len(bins))
+  rows = [join([examples[n] for n in members]) for members in bins]
+  empty = {key: value[:0] for key, value in rows[0].items()}
+  rows += [empty] * (count - len(rows))
+  return batches.collate_tokens(rows, shape.length, pad_id)
