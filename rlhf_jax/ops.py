@@ -328,3 +328,26 @@ def last_index(mask: Array) -> Array:
   """Returns [N] int32: the index of the last 1 in each row of mask [N, L]."""
   length = mask.shape[-1]
   return length - 1 - jnp.argmax(mask[..., ::-1] > 0, axis=-1).astype(jnp.int32)
+
+
+def first_fit(sizes: np.ndarray, capacity: np.ndarray) -> list[list[int]]:
+  """Returns the items of each bin by number: first-fit decreasing, on the host.
+
+  The largest item goes first, into the first bin with room for it in every
+  dimension, such as tokens and targets. In one dimension it opens at most 11/9
+  of the fewest possible bins, and four (Johnson 1973).
+
+  Args:
+    sizes: [N, D] int; the first dimension says which item is larger. Ties keep
+      their order.
+    capacity: [D] int, at least every item's.
+  """
+  free = np.tile(np.asarray(capacity), (len(sizes), 1))
+  bins: list[list[int]] = []
+  for n in np.argsort(-sizes[:, 0], kind="stable"):
+    place = int(np.argmax((free >= sizes[n]).all(1)))
+    if place == len(bins):
+      bins.append([])
+    bins[place].append(int(n))
+    free[place] -= sizes[n]
+  return bins

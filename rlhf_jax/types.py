@@ -63,6 +63,8 @@ class PreferenceBatch:
   reference_logprobs: [B, K, L] float32 or None.
   features: [B, K, F] float32 or None: what the frozen trunk makes of each
     row, when only a head trains; tokens are then not read.
+  packing: where each token stands in rows that the candidates share
+    (algorithms/policy_gradient/packing.py), or None.
   baseline: [B] float32 or None, what the value of an answer is compared with
     (kto.py), the same in all rows of a batch.
   """
@@ -74,6 +76,7 @@ class PreferenceBatch:
   weight: Array
   reference_logprobs: Array | None = None
   features: Array | None = None
+  packing: PyTree | None = None
   baseline: Array | None = None
 
 

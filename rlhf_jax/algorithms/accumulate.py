@@ -113,11 +113,11 @@ def accumulate(
   Raises:
     ValueError: microbatches does not divide the rows.
   """
-  check_divides("microbatches", microbatches, row_count(batch))
   gradient = jax.value_and_grad(loss, has_aux=True)
   if microbatches == 1:
     (value, metrics), grads = gradient(params, batch, *args)
     return grads, value, metrics
+  check_divides("microbatches", microbatches, row_count(batch))
 
   def one(total: PyTree, microbatch: PyTree):
     (value, metrics), grads = gradient(params, microbatch, *args)

@@ -18,11 +18,11 @@ need, as those of nearly all, and one for each example, which is always enough.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rlhf_jax.algorithms.first_fit import first_fit
+from rlhf_jax import ops
 from rlhf_jax.data import batches
 from rlhf_jax.data.encode import Row
 from rlhf_jax.types import TokenBatch
@@ -69,69 +69,106 @@ def sizes_of(rows: Sequence[Row]) -> np.ndarray:
 
 
 def _shared(
-  sizes: np.ndarray, batch_size: int, unit: int, length: int
+  items: np.ndarray, batch_size: int, unit: int, length: int
 ) -> Shape:
   """Returns a shape of rows that batches share.
 
   Args:
-    sizes: [N, 2] tokens and targets of all examples.
+    items: [N, K, 2] tokens and targets of the K rows of each example.
     batch_size: examples of a batch.
     unit: of the number of rows.
     length: tokens of a row.
   """
-  share = sizes[:, 1].sum() / sizes[:, 0].sum()
+  share = items[..., 1].sum() / items[..., 0].sum()
   targets = batches.bucket_length(int(np.ceil(1.15 * share * length)))
-  targets = int(np.clip(targets, sizes[:, 1].max(), length))
+  targets = int(np.clip(targets, items[..., 1].max(), length))
   rng = np.random.default_rng(0)
   found = []
   for _ in range(TRIED):
-    chosen = rng.choice(len(sizes), batch_size, replace=len(sizes) < batch_size)
-    found.append(len(first_fit(sizes[chosen], np.asarray([length, targets]))))
+    chosen = rng.choice(len(items), batch_size, replace=len(items) < batch_size)
+    sizes = items[chosen].reshape(-1, 2)
+    found.append(len(ops.first_fit(sizes, np.asarray([length, targets]))))
   needed = -(-np.asarray(found) // unit) * unit
   most = int(needed.max())
   costs = {
     int(n): float(np.mean(np.where(needed <= n, n, most))) for n in set(needed)
   }
   usual = min(costs, key=lambda n: (costs[n], -n))
-  counts = tuple(sorted({usual, most, batch_size}))
+  counts = tuple(sorted({usual, most, batch_size * items.shape[1]}))
   return Shape(length, targets, True, counts, costs[usual])
 
 
 def choose(
-  rows: Sequence[Row], batch_size: int, unit: int = 1, mode: str = "auto"
+  rows: Sequence[Row],
+  batch_size: int,
+  unit: int = 1,
+  mode: str = "auto",
+  pairs: np.ndarray | None = None,
 ) -> Shape:
   """Returns how batches of these rows lie.
 
   Args:
-    rows: an example each.
+    rows: an example each, or what pairs refer to.
     batch_size: examples of a batch, a multiple of unit.
     unit: what the number of rows must be a multiple of.
     mode: "auto", "batch" or "none".
+    pairs: [N, K] the rows of each example.
   """
   padded = Shape.of(rows)
-  if mode == "none" or batch_size < 2:
-    return padded
   sizes = sizes_of(rows)
-  shapes = [
-    _shared(sizes, batch_size, unit, times * padded.length) for times in (1, 2)
-  ]
-  best = min(shapes, key=lambda shape: shape.mean_rows * shape.length)
-  is_worth = best.mean_rows * best.length < WORTH * batch_size * padded.length
+  items = sizes[:, None] if pairs is None else sizes[pairs]
+  if mode == "none" or batch_size * items.shape[1] < 2:
+    return padded
+  best = min(
+    (_shared(items, batch_size, unit, n * padded.length) for n in (1, 2)),
+    key=lambda shape: shape.mean_rows * shape.length,
+  )
+  alone = batch_size * items.shape[1] * padded.length
+  is_worth = best.mean_rows * best.length < WORTH * alone
   return best if mode == "batch" or is_worth else padded
 
 
-def describe(rows: Sequence[Row], batch_size: int, shape: Shape) -> str:
+def describe(
+  rows: Sequence[Row],
+  batch_size: int,
+  shape: Shape,
+  pairs: np.ndarray | None = None,
+) -> str:
   """Returns the layout in words, with how much of it is filled."""
-  tokens = float(np.mean(sizes_of(rows)[:, 0])) * batch_size
+  sizes = sizes_of(rows)[:, 0]
+  items = sizes[:, None] if pairs is None else sizes[pairs]
+  count = batch_size * items.shape[1]
+  tokens = float(np.mean(items)) * count
+  padded = tokens / (count * Shape.of(rows).length)
   if not shape.counts:
-    fill = tokens / (batch_size * shape.length)
-    return f"{batch_size} rows of {shape.length} tokens, {fill:.0%} filled"
+    return f"{count} rows of {shape.length} tokens, {padded:.0%} filled"
   fill = tokens / (shape.mean_rows * shape.length)
-  padded = tokens / (batch_size * Shape.of(rows).length)
   return (
-    f"{batch_size} examples share {shape.counts[0]} rows of {shape.length} "
-    f"tokens, {fill:.0%} filled (one a row: {padded:.0%})"
+    f"{count} examples share {shape.counts[0]} rows of {shape.length} tokens, "
+    f"{fill:.0%} filled (one a row: {padded:.0%})"
   )
+
+
+def by_length(
+  lengths: Sequence[int], size: int
+) -> Iterator[tuple[np.ndarray, int]]:
+  """Yields the numbers of rows that are read together, and their width.
+
+  Rows of like length go together; widths are one, two or four, as there are
+  more batches: each is a program to compile.
+
+  Args:
+    lengths: tokens of each row.
+    size: rows of a batch; the last one may have fewer.
+  """
+  lengths = np.asarray(lengths)
+  order = np.argsort(lengths, kind="stable")
+  parts = [order[i : i + size] for i in range(0, len(order), size)]
+  ways = 1 if len(parts) < 8 else 2 if len(parts) < 32 else 4
+  for group in np.array_split(np.arange(len(parts)), ways):
+    width = batches.bucket_length(int(lengths[parts[group[-1]][-1]]))
+    for number in group:
+      yield parts[number], width
 
 
 def join(members: Sequence[Row]) -> Row:
@@ -170,7 +207,7 @@ def pack_examples(
   """
   sizes = [len(e["tokens"]) for e in examples]
   batches.padded_length(sizes, length)
-  bins = first_fit(np.asarray(sizes)[:, None], np.asarray([length]))
+  bins = ops.first_fit(np.asarray(sizes)[:, None], np.asarray([length]))
   rows = [join([examples[n] for n in members]) for members in bins]
   return rows, sum(sizes) / (len(rows) * length)
 
@@ -184,7 +221,7 @@ def collate(examples: Sequence[Row], shape: Shape, pad_id: int) -> TokenBatch:
     pad_id: fills tokens.
   """
   capacity = np.asarray([shape.length, shape.targets])
-  bins = first_fit(sizes_of(examples), capacity)
+  bins = ops.first_fit(sizes_of(examples), capacity)
   count = next(n for n in shape.counts if n >= len(bins))
   rows = [join([examples[n] for n in members]) for members in bins]
   empty = {key: value[:0] for key, value in rows[0].items()}

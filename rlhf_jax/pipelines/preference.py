@@ -33,6 +33,7 @@ from rlhf_jax.programs import (
   build,
   features,
   pairs,
+  shared_rows,
   supervised,
 )
 from rlhf_jax.programs.pipeline import Pipeline, stage_field
@@ -203,6 +204,7 @@ def wire(
   base: Base,
   total: int,
   shape: layout.Shape,
+  shared: layout.Shape | None = None,
 ) -> tuple[Phase, stages.Stage, stages.Stage]:
   """Returns the phase, the policy before training, and the reference.
 
@@ -211,7 +213,8 @@ def wire(
     world: where it runs, or is planned.
     base: the model underneath.
     total: optimizer steps.
-    shape: of the rows.
+    shape: of the rows, a candidate each.
+    shared: of the rows that an update reads, where that is another one.
   """
   stage = actors.starting_policy(settings, base, world)
   role, (params, frozen) = stage.role, stage.parts
@@ -267,7 +270,7 @@ def wire(
       settings.algorithm,
       settings.accumulation,
       transform,
-      shape.targets,
+      (shape if shared is None else shared).targets,
     ),
     arguments=arguments,
     rows=rows,
@@ -304,6 +307,21 @@ def phases(settings: Settings, world: World) -> list[Phase]:
   return [phase]
 
 
+def _shared(
+  settings: Settings,
+  world: World,
+  train: dataset.Comparisons,
+  shape: layout.Shape,
+) -> layout.Shape:
+  """Returns the shape of the rows that an update reads, and says it."""
+  size, parts = settings.schedule.batch_size, settings.accumulation.microbatches
+  found = shape
+  if not settings.is_unpaired:  # KTO reads its two candidates apart
+    found = shared_rows.choose(train, size, world.ways, parts)
+  print(f"preference: {shared_rows.describe(train, size, found)}")
+  return found
+
+
 def run(settings: Settings, world: World) -> dict:
   """Trains a policy on preferences; returns the numbers of stage.json.
 
@@ -320,7 +338,8 @@ def run(settings: Settings, world: World) -> dict:
   _report_balance(settings, train)
   total = schedule.announced(len(train.pairs), "preference")
   shape = layout.Shape.of([*train.rows, *held.rows])
-  phase, stage, fixed = wire(settings, world, base, total, shape)
+  shared = _shared(settings, world, train, shape)
+  phase, stage, fixed = wire(settings, world, base, total, shape, shared)
   if settings.has_reference:
     actors.say_reference(settings, "preference")
   digest = add_reference(
@@ -336,7 +355,8 @@ def run(settings: Settings, world: World) -> dict:
       train.pairs,
       train.labels,
     ],
-    collate=pairs.collate_of(train, base.tokenizer.pad_id),
+    collate=pairs.collate_of(train, base.tokenizer.pad_id, shared),
+    shares_rows=bool(shared.counts),
   )
   _, frozen = stage.parts
   params = supervised.fit(

@@ -18,14 +18,20 @@ import numpy as np
 
 from rlhf_jax import distributed, optimizer, schema
 from rlhf_jax.algorithms import reward
-from rlhf_jax.data import batches, dataset, unread
+from rlhf_jax.data import batches, dataset, layout, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.evaluation import reward_model as diagnostics
 from rlhf_jax.models import heads, pretrained, roles, trees
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import abstract, build, features, supervised
+from rlhf_jax.programs import (
+  abstract,
+  build,
+  features,
+  shared_rows,
+  supervised,
+)
 from rlhf_jax.programs.pipeline import Pipeline, stage_field
 from rlhf_jax.programs.program import Phase, Program, planned_steps
 from rlhf_jax.programs.work import Passes
@@ -197,19 +203,22 @@ def run(settings: Settings, world: World) -> dict:
   phase = dataclasses.replace(phase, name=name)
   _, frozen = roles.split(phase.role, variables)
   pooled, held_pooled = _features(phase, variables["params"], train, held)
+  shape = _shared(settings, world, train, pooled is not None)
+  collate = functools.partial(
+    features.collate,
+    data=train,
+    features=pooled,
+    width=width,
+    pad_id=base.tokenizer.pad_id,
+  )
   loader = build.make_loader(
     world.mesh,
     np.arange(len(train.pairs)),
     schedule.batch_size,
     seed=settings.seed,
     content=[train.rows, train.pairs, train.labels],
-    collate=functools.partial(
-      features.collate,
-      data=train,
-      features=pooled,
-      width=width,
-      pad_id=base.tokenizer.pad_id,
-    ),
+    collate=lambda numbers: shared_rows.placed(collate(numbers), shape),
+    shares_rows=bool(shape.counts),
   )
   params = supervised.fit(
     phase,
@@ -259,6 +268,18 @@ def run(settings: Settings, world: World) -> dict:
     merged_from=settings.init_from,
     **facts,
   )
+
+
+def _shared(
+  settings: Settings, world: World, train: dataset.Comparisons, is_head: bool
+) -> layout.Shape:
+  """Returns the shape of the rows that an update reads, and says it."""
+  if is_head:  # features of whole rows, computed already
+    return layout.Shape.of(train.rows)
+  size, parts = settings.schedule.batch_size, settings.loss.microbatches
+  shape = shared_rows.choose(train, size, world.ways, parts)
+  print(f"{world.workdir.name}: {shared_rows.describe(train, size, shape)}")
+  return shape
 
 
 def _features(

@@ -231,11 +231,11 @@ def _validate(
   dataset.report_dropped("sft, validation", source, len(rows), dropped)
   longest = max(len(r["tokens"]) for r in rows)
   pretrained.check_context(phase.base, longest, "validation")
-  width = batches.bucket_length(longest)
   forward = jax.jit(functools.partial(language_model.logprobs, role=phase.role))
   total, count = 0.0, 0.0
-  for start in range(0, len(rows), size):
-    part = rows[start : start + size]
+  lengths = [len(row["tokens"]) for row in rows]
+  for index, width in layout.by_length(lengths, size):
+    part = [rows[i] for i in index]
     batch = batches.collate_tokens(
       part, length=width, pad_id=tokenizer.pad_id, rows=size
     )

@@ -16,11 +16,11 @@ import numpy as np
 
 from rlhf_jax import distributed, metrics, ops
 from rlhf_jax.algorithms import reward
-from rlhf_jax.data import batches, dataset, overlap
+from rlhf_jax.data import batches, dataset, layout, overlap
 from rlhf_jax.models import heads, roles, transformer, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import abstract
+from rlhf_jax.programs import abstract, shared_rows
 from rlhf_jax.programs.program import Phase, Program
 from rlhf_jax.programs.work import Passes
 from rlhf_jax.programs.world import World
@@ -40,15 +40,7 @@ def apply(
       {"params": variables["head"]}, batch.features
     )
     return scores[..., 0]
-  rows, candidates, length = batch.tokens.shape
-
-  def flat(x: Array) -> Array:
-    return x.reshape(rows * candidates, length)
-
-  valid = flat(batch.valid_mask)
-  row = roles.Rows(flat(batch.tokens), valid, ops.positions_from_mask(valid))
-  scores = roles.score(role, variables, row, valid)
-  return scores[:, 0].reshape(rows, candidates)
+  return shared_rows.scores(role, variables, batch)
 
 
 def fresh(role: roles.Role, seed: int, world: World) -> PyTree:
@@ -166,25 +158,20 @@ def row_features(phase: Phase, trunk: PyTree, rows: list[dict]) -> np.ndarray:
     rows: token rows.
   """
   pad, forward = phase.base.tokenizer.pad_id, phase["features"]
-  lengths = np.asarray([len(row["tokens"]) for row in rows])
-  order = np.argsort(lengths, kind="stable")
-  # Two widths, so that two programs compile: the median, and the longest.
-  middle = len(rows) // 2 // FEATURE_ROWS * FEATURE_ROWS
-  widths = (int(lengths[order[max(middle - 1, 0)]]), int(lengths.max()))
+  lengths, done = [len(row["tokens"]) for row in rows], 0
   result: np.ndarray | None = None
   with metrics.Progress("features", len(rows)) as progress:
-    for start in range(0, len(rows), FEATURE_ROWS):
-      index = order[start : start + FEATURE_ROWS]
+    for index, width in layout.by_length(lengths, FEATURE_ROWS):
       part = [rows[i] for i in index]
       part += part[-1:] * (FEATURE_ROWS - len(part))
-      width = widths[0] if start < middle else widths[1]
       batch = batches.collate_tokens(part, length=width, pad_id=pad)
       batch = mesh_lib.spread_batch(phase.mesh, batch)
       found = distributed.fetch(forward(trunk, batch.tokens, batch.valid_mask))
       if result is None:
         result = np.zeros((len(rows), found.shape[1]), np.float32)
       result[index] = found[: len(index)]
-      progress.update(start + len(index))
+      done += len(index)
+      progress.update(done)
   return result
 
 
@@ -244,7 +231,6 @@ def row_scores(
     scores = jax.jit(head.apply)({"params": params["head"]}, features)
     return distributed.fetch(scores)[:, 0]
   forward = make_scores(role)
-  width = batches.bucket_length(max(len(r["tokens"]) for r in rows))
   everything = dataset.Comparisons(
     rows=rows,
     pairs=np.arange(len(rows))[:, None],
@@ -253,19 +239,21 @@ def row_scores(
     dropped=None,
     ceiling=None,
   )
-  scores = []
-  for start in range(0, len(rows), batch_size):
-    index = [min(start + i, len(rows) - 1) for i in range(batch_size)]
+  scores = np.zeros(len(rows), np.float32)
+  lengths = [len(row["tokens"]) for row in rows]
+  for part, width in layout.by_length(lengths, batch_size):
+    filler = [int(part[-1])] * (batch_size - len(part))
     batch = collate(
-      index,
+      [*part, *filler],
       data=everything,
       features=None,
       width=width,
       pad_id=base.tokenizer.pad_id,
     )
     batch = mesh_lib.spread_batch(mesh, batch)
-    scores.append(distributed.fetch(forward(params, frozen, batch))[:, 0])
-  return np.concatenate(scores)[: len(rows)]
+    found = distributed.fetch(forward(params, frozen, batch))[:, 0]
+    scores[part] = found[: len(part)]
+  return scores
 
 
 def split_heldout(

@@ -11,10 +11,10 @@ import numpy as np
 
 from rlhf_jax import distributed
 from rlhf_jax.algorithms.preference import update as preference
-from rlhf_jax.data import batches, dataset
+from rlhf_jax.data import batches, dataset, layout
 from rlhf_jax.models import roles
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import features, language_model
+from rlhf_jax.programs import features, language_model, shared_rows
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.schema import Method
 from rlhf_jax.types import Array, PreferenceBatch, PyTree, TokenBatch
@@ -29,20 +29,11 @@ def apply(
   targets: int | None = None,
 ) -> Array:
   """Returns log-probabilities [B, K, L] of the candidates' own tokens."""
-  shape = batch.tokens.shape
-
-  def flat(x: Array) -> Array:
-    return x.reshape(-1, shape[-1])
-
-  rows = TokenBatch(
-    tokens=flat(batch.tokens),
-    valid_mask=flat(batch.valid_mask),
-    loss_mask=flat(batch.loss_mask),
-  )
+  rows = shared_rows.tokens_of(batch)
   logprobs, _ = language_model.logprobs(
     params, frozen, rows, role=role, targets=targets
   )
-  return logprobs.reshape(shape)
+  return shared_rows.spread(logprobs, batch)
 
 
 def collate(
@@ -63,11 +54,20 @@ def collate(
 
 
 def collate_of(
-  data: dataset.Comparisons, pad_id: int
+  data: dataset.Comparisons, pad_id: int, shape: layout.Shape | None = None
 ) -> Callable[[list[int]], PreferenceBatch]:
-  """Returns the collate function of a data set: numbers -> a batch."""
+  """Returns the collate function of a data set: numbers -> a batch.
+
+  Args:
+    data: comparisons.
+    pad_id: fills tokens.
+    shape: of rows that the candidates share, if they do.
+  """
   width = batches.bucket_length(max(len(r["tokens"]) for r in data.rows))
-  return functools.partial(collate, data=data, width=width, pad_id=pad_id)
+  alone = functools.partial(collate, data=data, width=width, pad_id=pad_id)
+  if shape is None:
+    return alone
+  return lambda numbers: shared_rows.placed(alone(numbers), shape)
 
 
 def make_reference(

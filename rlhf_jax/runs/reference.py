@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import distributed, integrity, metrics
-from rlhf_jax.data import batches
+from rlhf_jax.data import batches, layout
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.runs import stages
@@ -74,15 +74,17 @@ def compute(
     pad_id: fills tokens.
     mesh: where it runs.
   """
-  width = batches.bucket_length(max(len(row["tokens"]) for row in rows))
-  found = []
+  found: list[np.ndarray] = [np.zeros(0)] * len(rows)
+  lengths, done = [len(row["tokens"]) for row in rows], 0
   with metrics.Progress("reference", len(rows)) as progress:
-    for start in range(0, len(rows), batch_size):
-      part = rows[start : start + batch_size]
+    for index, width in layout.by_length(lengths, batch_size):
+      part = [rows[i] for i in index]
       batch = batches.collate_tokens(part, width, pad_id, rows=batch_size)
       logprobs = distributed.fetch(forward(mesh_lib.spread_batch(mesh, batch)))
-      found.append(logprobs[batch.loss_mask > 0])
-      progress.update(start + len(part))
+      for n, i in enumerate(index):
+        found[i] = logprobs[n][batch.loss_mask[n] > 0]
+      done += len(part)
+      progress.update(done)
   return np.concatenate(found).astype(np.float32)
 
 

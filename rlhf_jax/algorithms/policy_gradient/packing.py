@@ -14,10 +14,11 @@ from __future__ import annotations
 import dataclasses
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.algorithms.first_fit import first_fit
+from rlhf_jax import ops
 from rlhf_jax.types import Array, Rollout, Samples
 
 # Fields of a rollout that are not one array [N, L, ...] to be packed.
@@ -86,14 +87,21 @@ def plan(samples: Samples, config: Config) -> Packing:
       f"more than row_tokens={capacity[0]} or row_targets={capacity[1]}. Raise "
       "packing.row_tokens and packing.row_targets."
     )
-  bins = first_fit(sizes, capacity)
+  bins = ops.first_fit(sizes, capacity)
   count = -(-len(bins) // config.row_multiple) * config.row_multiple
-  return _fill(bins, valid, count, config.row_tokens)
+  return jax.tree.map(jnp.asarray, fill(bins, valid, count, config.row_tokens))
 
 
-def _fill(
+def fill(
   bins: list[list[int]], valid: np.ndarray, rows: int, width: int
 ) -> Packing:
+  """Returns where the tokens of samples go, on the host.
+
+  Args:
+    bins: the samples of each row.
+    valid: [N, L] bool, which tokens there are.
+    rows, width: R and S.
+  """
   samples, length = valid.shape
   cell = np.full((rows, width), samples * length, np.int32)
   place = np.full((samples, length), rows * width, np.int32)
@@ -109,12 +117,7 @@ def _fill(
       segment_ids[row, span] = segment
       positions[row, span] = np.arange(columns.size)
       start += columns.size
-  return Packing(
-    cell=jnp.asarray(cell),
-    place=jnp.asarray(place),
-    segment_ids=jnp.asarray(segment_ids),
-    positions=jnp.asarray(positions),
-  )
+  return Packing(cell, place, segment_ids, positions)
 
 
 def pack(x: Array, packing: Packing) -> Array:

@@ -22,7 +22,6 @@ from rlhf_jax.algorithms.accumulate import (
   accumulate,
   apply_gradients,
   check_divides,
-  row_count,
   split_rows,
 )
 from rlhf_jax.algorithms.preference.pairs import Counted
@@ -210,7 +209,7 @@ def update(
     ValueError: microbatches does not divide B, or K does not fit the method.
   """
   del rng
-  check_divides("microbatches", config.microbatches, row_count(batch))
+  check_divides("microbatches", config.microbatches, batch.label.shape[0])
   batch = with_baseline(
     state.params,
     frozen,

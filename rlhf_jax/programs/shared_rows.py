@@ -1,0 +1,99 @@
+"""Candidates of comparisons that share rows: the work follows the tokens.
+
+A batch of B comparisons stays what it is, [B, K, L]; where it has a Packing,
+the network reads its tokens in R rows of S, several candidates in each, and
+what it says of them is put back. Losses do not know of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import ops
+from rlhf_jax.algorithms.policy_gradient import packing
+from rlhf_jax.data import dataset, layout
+from rlhf_jax.models import heads, roles
+from rlhf_jax.types import Array, PreferenceBatch, TokenBatch
+
+
+def choose(
+  data: dataset.Comparisons, batch_size: int, ways: int, microbatches: int
+) -> layout.Shape:
+  """Returns how the candidates of a batch lie.
+
+  Args:
+    data: comparisons to train on.
+    batch_size: comparisons of a batch.
+    ways: parts that rows are split into over a mesh.
+    microbatches: of a batch; a batch that is split has a row a candidate.
+  """
+  mode = "auto" if microbatches == 1 else "none"
+  return layout.choose(data.rows, batch_size, ways, mode, data.pairs)
+
+
+def describe(
+  data: dataset.Comparisons, batch_size: int, shape: layout.Shape
+) -> str:
+  """Returns the layout in words."""
+  return layout.describe(data.rows, batch_size, shape, data.pairs)
+
+
+def placed(batch: PreferenceBatch, shape: layout.Shape) -> PreferenceBatch:
+  """Returns a batch on the host with its Packing, as it is without counts."""
+  if not shape.counts:
+    return batch
+  valid = batch.valid_mask.reshape(-1, batch.valid_mask.shape[-1]) > 0
+  targets = batch.loss_mask.reshape(valid.shape) > 0
+  sizes = np.stack([valid.sum(1), targets.sum(1)], axis=1)
+  bins = ops.first_fit(sizes, np.asarray([shape.length, shape.targets]))
+  count = next(n for n in shape.counts if n >= len(bins))
+  found = packing.fill(bins, valid, count, shape.length)
+  place = found.place.reshape(batch.tokens.shape)
+  return batch.replace(packing=found.replace(place=place))
+
+
+def tokens_of(batch: PreferenceBatch) -> TokenBatch:
+  """Returns the rows that the network reads, [R, S] or [B K, L]."""
+  length = batch.tokens.shape[-1]
+  parts = {
+    name: getattr(batch, name).reshape(-1, length)
+    for name in ("tokens", "valid_mask", "loss_mask")
+  }
+  if batch.packing is None:
+    return TokenBatch(**parts)
+  cells: Any = batch.packing
+  return TokenBatch(
+    **{name: packing.pack(x, cells) for name, x in parts.items()},
+    segment_ids=cells.segment_ids,
+    positions=cells.positions,
+  )
+
+
+def spread(x: Array, batch: PreferenceBatch) -> Array:
+  """Returns [B, K, L] of what the network said of `tokens_of`."""
+  if batch.packing is None:
+    return x.reshape(batch.tokens.shape)
+  return packing.unpack(x, batch.packing)
+
+
+def scores(role: roles.Role, variables: dict, batch: PreferenceBatch) -> Array:
+  """Returns scores [B, K], read at the last token of each candidate."""
+  read = tokens_of(batch)
+  rows = roles.Rows.of(read)
+  if batch.packing is None:
+    found = roles.score(role, variables, rows, rows.valid_mask)[:, 0]
+    return found.reshape(batch.tokens.shape[:2])
+  x = roles.stream(role, variables, rows, None)
+  features = heads.pool(
+    x, rows.valid_mask, role.head.pooling, batch.packing.positions
+  )
+  last = jnp.max(
+    jnp.where(batch.valid_mask > 0, batch.packing.place, -1), axis=-1
+  )
+  features = features.reshape(-1, features.shape[-1])[last]
+  return heads.ScalarHead(role.head).apply(
+    {"params": variables["head"]}, features
+  )[..., 0]
