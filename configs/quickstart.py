@@ -48,7 +48,6 @@ def sampling() -> dict:
   return {
     "max_new_tokens": RESPONSE_TOKENS,
     "temperature": 0.8,  # part of the definition of policy and reference
-    "compact": True,
   }
 
 

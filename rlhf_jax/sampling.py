@@ -35,7 +35,8 @@ class Config:
   stop_tokens: tuple = ()  # texts of tokens that end an answer, beside those of
   # the model's files and its chat template
   stop_strings: tuple = ()  # texts that end an answer, whatever their tokens
-  compact: bool = False  # shrink the batch as rows finish (one device only)
+  compact: bool | None = None  # shrink the batch as rows finish, which wants
+  # all rows on one device; None: where they are
   batch_size: int | None = None  # rows decoded together; None for all
 
   def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import generate, ops, sampling
+from rlhf_jax import decoding, generate, ops, sampling
 from rlhf_jax.data import stops
 from rlhf_jax.models import roles, transformer
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, PromptBatch
@@ -146,13 +146,78 @@ def test_compaction_changes_nothing(params, rows):
   prompts = prompt_batch(rows)
   ends = (2, EOS, 7, 11)
   settings = dataclasses.replace(SETTINGS, compact=True)
-  plain = run(params, prompts, eos=ends)
+  plain = run(
+    params, prompts, dataclasses.replace(SETTINGS, compact=False), eos=ends
+  )
   compact = run(params, prompts, settings, eos=ends)
   assert len(set(np.sum(np.asarray(plain.response_mask), 1))) > 3
   for name, value in vars(plain).items():
     np.testing.assert_allclose(
       value, getattr(compact, name), atol=1e-5, err_msg=name
     )
+
+
+def assert_same(found, expected):
+  for name, value in vars(expected).items():
+    np.testing.assert_allclose(
+      getattr(found, name), value, atol=1e-5, err_msg=name
+    )
+
+
+@pytest.mark.parametrize("scans", [False, True])
+def test_a_cache_that_grows_changes_nothing(params, monkeypatch, scans):
+  """From 2 new tokens to 4 and to 7, on unrolled and on scanned layers."""
+  model = dataclasses.replace(MODEL, scan_layers=scans)
+  if scans:
+    layers = [params[f"layer_{i}"] for i in range(MODEL.n_layers)]
+    rest = {k: v for k, v in params.items() if not k.startswith("layer_")}
+    params = rest | {"layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
+  plain = run(
+    params, prompt_batch(), dataclasses.replace(SETTINGS, compact=False), model
+  )
+  monkeypatch.setattr(generate, "FIRST_ROOM", 2)
+  grown = []
+  real = decoding.grow
+  monkeypatch.setattr(
+    decoding, "grow", lambda *a, **k: grown.append(k) or real(*a, **k)
+  )
+  assert_same(run(params, prompt_batch(), model=model), plain)
+  assert grown == [{"slots": 8}, {"slots": 11}]
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_samples_of_a_prompt_share_its_pass(params, monkeypatch, compact):
+  settings = dataclasses.replace(SETTINGS, num_samples=3, compact=compact)
+  prompts = prompt_batch(8)
+  alone = run(params, prompts, dataclasses.replace(settings, batch_size=8))
+  seen = []
+  real = decoding.prefill
+
+  def prefill(params, prompts, keys, **how):
+    seen.append((prompts.tokens.shape[0], keys.shape[0]))
+    return real(params, prompts, keys, **how)
+
+  monkeypatch.setattr(decoding, "prefill", prefill)
+  assert_same(run(params, prompts, settings), alone)
+  split = dataclasses.replace(settings, batch_size=12)
+  assert_same(run(params, prompts, split), alone)
+  assert seen == [(8, 24), (4, 12), (4, 12)]
+
+
+def test_compaction_is_the_default_on_one_device_only(params, monkeypatch):
+  taken = []
+  real = decoding.take
+  monkeypatch.setattr(decoding, "take", lambda *a: taken.append(1) or real(*a))
+  ends = (2, EOS, 7, 11)
+  run(params, prompt_batch(), eos=ends)
+  assert taken
+  taken.clear()
+  mesh = jax.make_mesh(
+    (8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  run(*jax.device_put((params, prompt_batch()), whole), eos=ends)
+  assert not taken
 
 
 def test_batch_split_and_padding_change_nothing(params):

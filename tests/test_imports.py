@@ -26,6 +26,7 @@ ORDER = (
   ),
   ("distributed", "integrity", "sampling", "describe", "command"),
   ("models",),
+  ("decoding",),
   ("generate", "runs"),
   ("rewards", "evaluation"),
   ("programs",),

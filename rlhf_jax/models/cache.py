@@ -48,6 +48,47 @@ def make_cache(model: Any, batch: int, slots: int) -> Any:
   ]
 
 
-def take_rows(cache: list[LayerCache], rows: Array) -> list[LayerCache]:
-  """Returns the unscanned cache of the given rows [M] int32 (compaction)."""
-  return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), cache)
+def _row_axis(cache: Any) -> int:
+  """Returns where rows are: behind the layers where those are scanned."""
+  return 1 if isinstance(cache, LayerCache) else 0
+
+
+def take_rows(cache: Any, rows: Array) -> Any:
+  """Returns the cache of the given rows [M] int32 (compaction)."""
+  axis = _row_axis(cache)
+  return jax.tree.map(lambda x: jnp.take(x, rows, axis=axis), cache)
+
+
+def cache_slots(cache: Any) -> int:
+  """Returns the tokens that a row of a cache has room for."""
+  one = cache if isinstance(cache, LayerCache) else cache[0]
+  return one.key.shape[-2]
+
+
+def grow_cache(cache: Any, slots: int) -> Any:
+  """Returns the cache with room for `slots` tokens, the new ones empty."""
+
+  def grow(x: Array) -> Array:
+    more = slots - x.shape[-2]
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, more), (0, 0)])
+
+  return jax.tree.map(grow, cache)
+
+
+def repeat_rows(x: Array, times: int, axis: int = 0) -> Array:
+  """Returns x with each row `times` times, one after the other.
+
+  Rows that a mesh holds in contiguous shards stay on their device.
+  """
+  if times == 1:
+    return x
+  wide = jnp.expand_dims(x, axis + 1)
+  shape = (*x.shape[: axis + 1], times, *x.shape[axis + 1 :])
+  merged = (*x.shape[:axis], x.shape[axis] * times, *x.shape[axis + 1 :])
+  return jnp.broadcast_to(wide, shape).reshape(merged)
+
+
+def repeat_cache(cache: Any, times: int) -> Any:
+  """Returns the cache with each row `times` times."""
+  axis = _row_axis(cache)
+  return jax.tree.map(lambda x: repeat_rows(x, times, axis), cache)

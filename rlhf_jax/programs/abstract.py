@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import generate
+from rlhf_jax import decoding
 from rlhf_jax.algorithms.policy_gradient.packing import Packing
 from rlhf_jax.models import roles
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -83,7 +83,7 @@ def keys(mesh: AnyMesh, rows: int) -> Any:
   return spread(mesh, shapes.shape, shapes.dtype)
 
 
-def samples_of(state: generate.State, mesh: AnyMesh, rows: int) -> Samples:
+def samples_of(state: decoding.State, mesh: AnyMesh, rows: int) -> Samples:
   """Returns the samples of a finished decode.
 
   Args:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import generate
+from rlhf_jax import decoding, generate
 from rlhf_jax.data import stops, streams
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import roles, transformer
@@ -245,6 +245,8 @@ class Sampler:
     rows = everything
     if config.batch_size is not None:
       rows = min(rows, config.batch_size)
+    # Samples of a prompt share its pass where they are decoded together.
+    shared = 1 if rows % config.num_samples else config.num_samples
     parts = None if calls is None else calls * everything / rows
     new = config.max_new_tokens
     width = prompt_width(prompts, config, self.base)
@@ -267,21 +269,21 @@ class Sampler:
     )
     prefill = planned(
       name=f"{label}prefill",
-      function=generate.prefill,
+      function=decoding.prefill,
       arguments=lambda flow: (
         (
           weights(),
-          abstract.prompt_batch(mesh, rows, width),
+          abstract.prompt_batch(mesh, rows // shared, width),
           abstract.keys(mesh, rows),
         ),
         dict(statics, pad_id=pad),
       ),
-      work=lambda: passes.prefill(model, rows, width, new),
+      work=lambda: passes.prefill(model, rows // shared, width, new, shared),
       result=f"{label}prefilled",
     )
     decode = planned(
       name=f"{label}decode",
-      function=generate.decode,
+      function=decoding.decode,
       arguments=lambda flow: (
         (
           weights(),

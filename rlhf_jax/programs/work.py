@@ -294,7 +294,12 @@ class Passes:
     return rows / self.ways * row / split
 
   def prefill(
-    self, model: transformer.Config, rows: int, width: int, new: int
+    self,
+    model: transformer.Config,
+    rows: int,
+    width: int,
+    new: int,
+    times: int = 1,
   ) -> Work:
     """Returns the pass over the prompts that fills the cache.
 
@@ -303,12 +308,13 @@ class Passes:
       rows: of the batch.
       width: tokens of a prompt.
       new: tokens to be sampled: the cache has slots for them.
+      times: rows of the cache for each row that runs.
     """
     role = roles.Role(model=dataclasses.replace(model, lora_rank=0))
     work = self._forward(role, model.n_layers, rows, width, 1)
     tensor = self.mesh.shape["tensor"]
     live = layer_bytes(model, rows / self.ways, width, width + new, tensor)
-    cache = self.cache_bytes(model, rows, width + new)
+    cache = self.cache_bytes(model, rows * times, width + new)
     return dataclasses.replace(
       work,
       temporaries=live

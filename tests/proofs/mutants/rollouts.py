@@ -261,7 +261,7 @@ FAULTS = (
   ),
   *of(
     "sampling",
-    "generate.py",
+    "decoding.py",
     "generate::trap_01_pad_equals_eos_and_the_sampled_eos_counts"
     " generate::trap_06_sampler_logprobs_equal_the_trainers_at_temperature",
     (
