@@ -193,6 +193,10 @@ def _rewritten(
 
 _FRACTION = re.compile(r"\\(?:[dtc]?frac|nicefrac|sfrac)(?![a-zA-Z])")
 _ROOT = re.compile(r"\\sqrt(?![a-zA-Z])\s*(?:\[([^\[\]{}]*)\])?|√")
+_BINOMIAL = re.compile(r"\\(?:[dt]?binom)(?![a-zA-Z])")
+_CHOSEN = re.compile(r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}")
+_WHOLLY_CHOSEN = re.compile(r"\A([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\Z")
+_BOARD = re.compile(r"\\(?:mathbb|Bbb)(?![a-zA-Z])")
 _REPEATED = re.compile(
   r"(?<=\.)(\d*)\\(?:overline|bar|dot|overbar)(?![a-zA-Z])"
 )
@@ -215,11 +219,18 @@ def _with_braces(text: str) -> str:
 def _commands(text: str) -> str:
   """Returns text with fractions, roots, words and fonts in one spelling."""
   text = re.sub(r"\\mathrm\s*\{\s*([ei])\s*\}", r"\1", text)  # constants
+  text = re.sub(r"\\operatorname\*?\s*\{\s*(\w+)\s*\}", r"\\\1 ", text)
   text = _rewritten(text, _WORDS, 1, lambda _, a: f"\\text{{{a}}}")
   text = _rewritten(text, _FONTS, 1, lambda _, a: a)
   text = _OVER.sub(r"\\frac{\1}{\2}", text)
   text = _WHOLLY_OVER.sub(r"\\frac{\1}{\2}", text)
+  text = _CHOSEN.sub(r"\\binom{\1}{\2}", text)
+  text = _WHOLLY_CHOSEN.sub(r"\\binom{\1}{\2}", text)
   text = _rewritten(text, _FRACTION, 2, lambda _, a, b: f"\\frac{{{a}}}{{{b}}}")
+  text = _rewritten(
+    text, _BINOMIAL, 2, lambda _, a, b: f"\\binom{{{a}}}{{{b}}}"
+  )
+  text = _rewritten(text, _BOARD, 1, lambda _, a: f"\\mathbb{{{a}}}")
   text = _rewritten(
     _with_braces(text),
     _ROOT,
@@ -279,6 +290,8 @@ def tidy(text: str) -> str:
   text = _PARTED.sub(lambda m: m[1] + "".join(re.findall(r"\d{3}", m[2])), text)
   text = _SPACES.sub(" ", text.replace("\\!", "").replace("{,}", ","))
   text = re.sub(r"(?<=[\w)])\*\*(?=[\w(-])", "^", _commands(text))
+  text = re.sub(r"(?<!\\)&\s*(?==)", "", text)  # of aligned lines
+  text = re.sub(r"\s!=|[<>=]=", _relation, text)
   text = re.sub(
     r"\^\s*\{?\s*\\circ\s*\}?|°|\\degree(?![a-z])", r"^{\\circ}", text
   )
@@ -286,6 +299,11 @@ def tidy(text: str) -> str:
   text = re.sub(r"\\([$%&#_])", r"\1", text)
   text = re.sub(r"([\^_])\s*(-?\d+)", r"\1{\2}", text)
   return re.sub(r"\s+", " ", unwrapped(text))
+
+
+def _relation(found: re.Match) -> str:
+  """Returns the sign of <=, >=, == or of != after a space; n!=6 is n! = 6."""
+  return {"<=": "≤", ">=": "≥", "==": "="}.get(found[0], "≠")
 
 
 def ungrouped(text: str) -> str:

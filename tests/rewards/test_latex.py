@@ -90,6 +90,10 @@ def test_one_spelling(text, tidied, plain):
     ("10^{-2}", Fraction(1, 100)),
     ("5*10**3", 5000),
     (r"\theta = 30^\circ", 30),
+    (r"m\angle A = 30^\circ", 30),
+    ("= 5", 5),
+    ("EUR 5", 5),
+    ("5 PM", 5),
     ("f(2) = 5", 5),
     (r"12\text{ cm}^2", 12),
     ("9.8 m/s^2", Fraction(49, 5)),
@@ -121,6 +125,12 @@ def test_a_letter_is_no_unit(text):
   assert one("number", f"\\boxed{{{text}}}", digits) == 0.0
   with pytest.raises(ValueError, match="single number.*'math'"):
     one("number", "\\boxed{2}", text)
+
+
+def test_before_and_after_noon_differ():
+  assert one("number", "#### 5 p.m.", "5 a.m.") == 0.0
+  assert one("number", "#### 5 PM", "5 p.m.") == 1.0
+  assert one("number", "#### 5", "5 p.m.") == 1.0
 
 
 def test_names_of_variables_count():
@@ -191,11 +201,23 @@ def test_thoughts_are_read_where_that_is_set():
     "Answer：5",
     "the answer is: \\[\n5\n\\]",
     "the answer is \\( 5 \\). So",
+    "Final Answer: The final answer is $5$. I hope it is correct.",
+    "Answer: answer is 5",
+    "The answer is 5. So the answer is 5.0",
   ],
 )
 def test_phrases(text):
   assert one("number", text, 5, formats=("phrase",)) == 1.0
   assert one("number", text.replace("5", "5x"), 5, formats=("phrase",)) == 0.0
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["The answer is 5. The answer is 4.", "Answer: 4. No, the answer is 5"],
+)
+def test_phrases_in_one_line_all_count(text):
+  assert one("number", text, 5, formats=("phrase",)) == 0.0
+  assert one("number", text, 4, formats=("phrase",)) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -230,6 +252,10 @@ def test_the_last_number_is_whole(text, reference, score):
     ("covid-19", "covid 19"),
     ("New York (NY)", "New York NY"),
     (r"\{1,2\}", "{1, 2}"),
+    ("3:4", "3 : 4"),
+    (r"\emptyset", r"\varnothing"),
+    ("x >= 2", r"x\ge2"),
+    ("B)", "B"),
   ],
 )
 def test_exact_reads_one_spelling(text, reference):
@@ -241,9 +267,8 @@ def test_exact_reads_one_spelling(text, reference):
   [
     pair.split("~")
     for pair in "x+y~x-y|-x~x|√2~2|5²~52|1½~11/2|(1,2)~[1,2]|[0,1)~(0,1)|5!~5|"
-    "n!~n|x^2~x2|a<b~a>b|1:2~1 2|{1,2}~(1,2)|a=b~a b|x'~x|2x~2|3·4~34".split(
-      "|"
-    )
+    "n!~n|--5~-5|-(-5)~-5|0.(3)~0 3|x^2~x2|"
+    "a<b~a>b|1:2~1 2|{1,2}~(1,2)|a=b~a b|x'~x|2x~2|3·4~34".split("|")
   ]
   + [("|x|", "x")],
 )

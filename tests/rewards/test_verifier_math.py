@@ -57,6 +57,9 @@ EQUAL = [
   ("5!", "120"),
   (r"\frac{10!}{5!5!}", "252"),
   (r"\binom{5}{2}", "10"),
+  (r"\dbinom52", "10"),
+  (r"{5\choose 2}", r"\tbinom{5}2"),
+  (r"\operatorname{arcsin} x", r"\arcsin x"),
   (r"\left|-3\right|", "3"),
   (r"\lfloor 2.5 \rfloor", "2"),
   (r"0.\overline{3}", r"\frac13"),
@@ -75,6 +78,18 @@ EQUAL = [
   (r"\textbf{(D)}\ 12", "D"),
   ("(D) 12", r"\textbf{(D)}\ 12"),
   ("12", r"\textbf{(D)}\ 12"),
+  ("B)", "B"),
+  ("B:", "B"),
+  ("B) 12", "B"),
+  ("B. 12", "B"),
+  ("12", "B) 12"),
+  (r"\text{B) 12}", "B"),
+  (r"\text{(B) } 12", "B"),
+  (r"\text{B. }12\text{ cm}", "B"),
+  ("Option B", "B"),
+  (r"\text{Option B}", "B"),
+  (r"\text{choice (B)}", "(B)"),
+  ("Option (B) 12", "B"),
   (r"\text{A, B}", "B,A"),
   (r"\text{no solution}", "No solution"),
   (r"\text{June 20}", "June 20"),
@@ -89,6 +104,13 @@ EQUAL = [
   ("2<x", "x>2"),
   (r"x\neq 2", r"2\ne x"),
   ("x=1, y=2", "y=2, x=1"),
+  ("x >= 2", r"x\ge 2"),
+  ("1<=x<=2", "[1,2]"),
+  ("x != 2", r"x\ne2"),
+  ("n!=24", "n! = 24"),  # no space: a factorial
+  ("x == 5", "5"),
+  ("x &= 5", "5"),
+  ("x&=5", "x=5"),
   # several values, sets, intervals, tuples
   ("5,-1", "-1, 5"),
   (r"x=5 \text{ or } x=-1", "-1, 5"),
@@ -105,6 +127,20 @@ EQUAL = [
     r"\begin{pmatrix} 1 & \frac24 \\ 3 & 4\end{pmatrix}",
     r"\begin{bmatrix}1&\frac12\\3&4\end{bmatrix}",
   ),
+  (
+    r"\left[\begin{array}{cc}1&2\\3&4\end{array}\right]",
+    r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+  ),
+  (
+    r"\left(\begin{smallmatrix}1\\2\end{smallmatrix}\right)",
+    r"\begin{Bmatrix}1\\2\end{Bmatrix}",
+  ),
+  (r"x\in\mathbb R", r"\Bbb{R}"),
+  # money and times of day
+  ("USD 5", "5"),
+  ("Rs. 50", "50"),
+  ("5 PM", "5 p.m."),
+  (r"12:30\text{ p.m.}", "12:30 PM"),
 ]
 
 DIFFERENT = [
@@ -138,6 +174,15 @@ DIFFERENT = [
   (r"\textbf{(C)}\ 12", r"\textbf{(D)}\ 12"),
   ("C", r"\textbf{(D)}\ 12"),
   ("(A)+1", "1"),
+  ("B) 12", "C"),
+  ("A) 12", "B) 12"),
+  ("B. 13", "B) 12"),
+  ("Option B", "C"),
+  ("5 p.m.", "5 a.m."),
+  (r"12:30\text{ a.m.}", "12:30 p.m."),
+  ("x >= 2", "x>2"),
+  ("x != 2", "2"),
+  ("n!=24", "4"),
   ("no solution", "one solution"),
   (r"\frac10", r"\frac20"),
   (r"\infty", r"-\infty"),
@@ -154,7 +199,7 @@ DIFFERENT = [
 @pytest.mark.parametrize(("answers", "score"), [(EQUAL, 1), (DIFFERENT, 0)])
 def test_equal_and_different_formulas(answers, score):
   texts_, references = zip(*answers, strict=True)
-  found = verifiers.bind("math")(
+  found = verifiers.bind("math", seconds=60.0)(
     [f"so \\boxed{{{text}}}." for text in texts_], list(references)
   )
   wrong = [answers[i] for i in np.flatnonzero(found != score)]

@@ -121,6 +121,8 @@ def main(settings):
   listeners, given = listen(sockets)
   given |= {"OUTSIDE": outside, "HOST": os.getpid(), "PREFIX": PREFIX}
   secret = Path("secret.txt").read_text()
+  held = ctypes.create_string_buffer(secret.encode())  # what others may reach
+  given["SECRET_AT"] = ctypes.addressof(held)
   programs = files.PROGRAMS | system.PROGRAMS | resources.PROGRAMS
   mark = f"attacked={os.getpid()}"
   command = (sys.executable, "-X", mark)
@@ -155,6 +157,8 @@ def main(settings):
       zip(programs, threads.map(score, programs.values()), strict=True)
     )
   harm = [name for name, one in listeners.items() if was_reached(one)]
+  if held.value.decode() != secret:
+    harm.append("memory of the run was changed")
   if state() != before:
     harm.append(f"{before} became {state()}")
   pool.close()
