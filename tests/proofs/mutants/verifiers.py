@@ -102,12 +102,12 @@ FAULTS = (
   ),
   *of(
     "verifiers",
-    f"{REWARDS}/sandbox/parts.py",
+    f"{REWARDS}/sandbox/sources.py",
     "verifiers_code code_values",
     (
       "code: the first block",
-      "sources[-1] if sources",
-      "sources[0] if sources",
+      "_with_others(wanted[-1], others)",
+      "_with_others(wanted[0], others)",
     ),
   ),
   *of(
