@@ -12,10 +12,12 @@ A reference is one of
   {"tests": ["assert f(2) == 4", ...]}       and "setup" (run before the tests)
   {"cases": [{"input": "2\\n", "output": "4\\n"}, ...]}        stdin and stdout
 and, optionally, "preamble": code put before the answer (HumanEval prompts).
-Tests call functions, classes and methods of the answer; f(2) finds a method of
-a class Solution too. `prepare` tries all tests before a run.
+Tests call functions, classes and methods of the answer, await its coroutines
+and use objects of classes that they name (s = Stack(); len(s)); f(2) finds a
+method of a class Solution too. `prepare` tries all tests before a run.
 
-Left out: see sandbox/remote.py; packages outside the standard library, threads.
+Left out: see sandbox/remote.py; packages outside the standard library, threads,
+/dev/stdin.
 What is and is not isolated: sandbox/servers.py.
 """
 

@@ -90,9 +90,23 @@ def refuted(one, other):
   return seen
 
 
+def is_rational(formula):
+  """Returns whether a formula has rational numbers and variables only.
+
+  Then to cancel decides; e^{iπ/3} and √2 need more.
+  """
+  symbols, irrational = formula.free_symbols, (sympy.Function, sympy.I)
+  return (
+    formula.is_rational_function(*symbols)
+    and not formula.has(*irrational)
+    and not formula.atoms(sympy.NumberSymbol)
+    and all(power.exp.is_integer for power in formula.atoms(sympy.Pow))
+  )
+
+
 def is_zero(difference):
   """Returns whether a formula that no point refuted is zero."""
-  if difference.is_rational_function(*difference.free_symbols):
+  if is_rational(difference):
     return sympy.cancel(difference) == 0
   for attempt in (sympy.expand, sympy.simplify, deep):
     difference = attempt(difference)

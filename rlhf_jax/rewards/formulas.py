@@ -41,10 +41,14 @@ _RELATIONS = "=≠<>≤≥∈≈"
 _MIRRORED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "=": "=", "≠": "≠"}
 _NAME = re.compile(
   r"(?:m?[∠△]\s*)?(?:[^\W\d_]+|\\overline\{[A-Z]+\})'*(?:_\{\w+\})?"
-  r"(?:\(\w+(?:,\s*\w+)*\))?|\|[A-Z]{2}\|"
+  r"(?:(?:\^\{-1\})?\(\w+(?:,\s*\w+)*\))?|\|[A-Z]{2}\|"
   r"|\(\s*[^\W\d_](?:\s*,\s*[^\W\d_])+\s*\)"
 )
 _LETTERS = re.compile(r"\\text\{\s*([A-Z](?:\s*(?:,|and)\s*[A-Z])+)\s*\}")
+_LETTER = r"\\text\{\s*\(?([A-Z])\)?\s*\}"
+_SEVERAL = re.compile(
+  rf"{_LETTER}(?:\s*(?:,|and|\\text\{{\s*,?\s*and\s*\}})+\s*{_LETTER})+"
+)
 _CHOICE = re.compile(
   r"(?:\\text\{\(?([A-J])[).:]*\s*\}[).:]*\s*|\(([A-J])\)\s+"
   r"|([A-J])(?:\)\s*|\.\s+))([^\s+*/^=<>≤≥,·×-].*)"
@@ -77,6 +81,8 @@ def read(text: str) -> tuple[Tree, str]:
     raise Unreadable("it is empty")
   if found := _LETTERS.fullmatch(text):  # \text{A, C}
     text = found[1]
+  if _SEVERAL.fullmatch(text):  # \text{A} and \text{(C)}
+    text = re.sub(_LETTER, r" \1 ", text)
   text = _as_choice(text)
   words = _words(text)
   if words is not None:

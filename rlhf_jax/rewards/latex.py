@@ -38,6 +38,8 @@ _SIGNS = str.maketrans(
     "\u3002": ".",
     "\u2236": ":",
     "\u2223": "|",
+    "\u221b": "\\sqrt[3]",
+    "\u221c": "\\sqrt[4]",
   }
 )
 _GREEK = (
@@ -197,6 +199,15 @@ _BINOMIAL = re.compile(r"\\(?:[dt]?binom)(?![a-zA-Z])")
 _CHOSEN = re.compile(r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}")
 _WHOLLY_CHOSEN = re.compile(r"\A([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\Z")
 _BOARD = re.compile(r"\\(?:mathbb|Bbb)(?![a-zA-Z])")
+_ACCENT = re.compile(
+  r"\\(vec|hat|bar|tilde|overline|overrightarrow)(?![a-zA-Z])(?!\s*\{)"
+)
+# Units of several commands: \text{N}\cdot\text{m}, \frac{\text{m}}{\text{s}}.
+_UNIT = r"\\text\{([^{}]*)\}"
+_PRODUCT_OF_UNITS = re.compile(rf"{_UNIT}\s*(\\cdot|·|/)\s*{_UNIT}")
+_QUOTIENT_OF_UNITS = re.compile(
+  rf"\\frac\{{\s*{_UNIT}\s*\}}\{{\s*{_UNIT}\s*(\^\{{?\d\}}?)?\s*\}}"
+)
 _REPEATED = re.compile(
   r"(?<=\.)(\d*)\\(?:overline|bar|dot|overbar)(?![a-zA-Z])"
 )
@@ -237,7 +248,21 @@ def _commands(text: str) -> str:
     1,
     lambda m, a: f"\\sqrt[{m[1]}]{{{a}}}" if m[1] else f"\\sqrt{{{a}}}",
   )
-  return _rewritten(text, _REPEATED, 1, lambda m, a: f"{m[1]}\\overline{{{a}}}")
+  text = _rewritten(text, _REPEATED, 1, lambda m, a: f"{m[1]}\\overline{{{a}}}")
+  text = _rewritten(text, _ACCENT, 1, lambda m, a: f"\\{m[1]}{{{a}}}")
+  text = re.sub(r"\\mu\s*\\text\{\s*", r"\\text{μ", text)
+  text = _QUOTIENT_OF_UNITS.sub(_united, text)
+  return _PRODUCT_OF_UNITS.sub(_united, text)
+
+
+def _united(found: re.Match) -> str:
+  """Returns one \\text of the units of two, which / or · joins."""
+  if found[0].startswith("\\frac"):
+    one, sign, other, power = found[1], "/", found[2], found[3] or ""
+  else:
+    one, sign, other, power = found[1], found[2][-1:], found[3], ""
+    sign = "/" if sign == "/" else "·"
+  return f"\\text{{ {one.strip()}{sign}{other.strip()}}}{power}"
 
 
 def unwrapped(text: str) -> str:
@@ -288,7 +313,9 @@ def tidy(text: str) -> str:
   text = unwrapped(characters(text))
   text = _SIZES.sub(" ", re.sub(r"\\(?:left|right)\s*\.", " ", text))
   text = _PARTED.sub(lambda m: m[1] + "".join(re.findall(r"\d{3}", m[2])), text)
-  text = _SPACES.sub(" ", text.replace("\\!", "").replace("{,}", ","))
+  text = _SPACES.sub(
+    " ", text.replace("\\!", "").replace("{,}", ",").replace("{:}", ":")
+  )
   text = re.sub(r"(?<=[\w)])\*\*(?=[\w(-])", "^", _commands(text))
   text = re.sub(r"(?<!\\)&\s*(?==)", "", text)  # of aligned lines
   text = re.sub(r"\s!=|[<>=]=", _relation, text)
@@ -298,6 +325,7 @@ def tidy(text: str) -> str:
   text = _NAMES.sub(lambda m: _NAMED[m[1]], text)
   text = re.sub(r"\\([$%&#_])", r"\1", text)
   text = re.sub(r"([\^_])\s*(-?\d+)", r"\1{\2}", text)
+  text = re.sub(r"_\s*([^\W\d_])(?![^\W\d_])", r"_{\1}", text)
   return re.sub(r"\s+", " ", unwrapped(text))
 
 

@@ -52,6 +52,8 @@ def one(name, text, reference, **settings):
     (r"2\pi r", "2πr", "2πr"),
     (r"\{1,2\}", r"\{1,2\}", "{1,2}"),
     (r"\textcolor{red}{7}", "7", "7"),
+    ("a_n", "a_{n}", "a_n"),
+    ("∜x", r"\sqrt[4]{x}", "root(4,x)"),
     (r"\sqrt{", r"\sqrt{", r"\sqrt{"),  # unfinished: left as it is
   ],
 )
@@ -103,6 +105,9 @@ def test_one_spelling(text, tidied, plain):
     ("18 dollars a day", 18),
     ("5元", 5),
     (r"20^\circ\text{C}", 20),
+    (r"5\text{ N}\cdot\text{m}", 5),
+    (r"5\frac{\text{m}}{\text{s}^2}", 5),
+    (r"5\,\mu\text{m}", 5),
   ],
 )
 def test_numbers_as_they_are_written(text, value):

@@ -133,10 +133,16 @@ def _with_others(chosen, others):
     return source
   order = {id(n): i for i, n in enumerate(n for t in others for n in t.body)}
   found.sort(key=lambda node: order[id(node)])
-  is_future = lambda node: getattr(node, "module", "") == "__future__"  # noqa: E731
-  first = [node for node in tree.body if is_future(node)]
-  rest = [node for node in tree.body if not is_future(node)]
-  return ast.unparse(ast.Module([*first, *found, *rest], []))
+  first = [node for node in tree.body if _is_future(node)]
+  rest = [node for node in tree.body if not _is_future(node)]
+  try:
+    return ast.unparse(ast.Module([*first, *found, *rest], []))
+  except RecursionError:  # deeper than it is written back
+    return source
+
+
+def _is_future(node):
+  return isinstance(node, ast.ImportFrom) and node.module == "__future__"
 
 
 def _names_within(node):
