@@ -26,7 +26,7 @@ from rlhf_jax.schema import UserError
 WORKER = Path(__file__).with_name("formula_worker.py")
 START_SECONDS = 120.0  # sympy is imported, perhaps from a slow disk
 # By the clock, for each second of CPU time, on a machine that does more.
-CLOCK_SECONDS = 4.0
+CLOCK_SECONDS = 2.0
 GRACE_SECONDS = 1.0  # beyond that
 
 

@@ -39,7 +39,7 @@ from rlhf_jax.schema import UserError
 class Config(math_answers.Config):
   """How an answer is found and compared; the first fields as for "number"."""
 
-  # CPU time of one comparison, and four times that by the clock; then it
+  # CPU time of one comparison, and twice that by the clock; then it
   # scores 0.
   seconds: float = 3.0
   memory_bytes: int = 2 << 30  # address space of a process that compares

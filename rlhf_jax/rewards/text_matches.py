@@ -252,4 +252,6 @@ def _has_form(text: str, config: TagsConfig) -> bool:
   form = r"\s*".join(f"<{tag}>(.*?)</{tag}>" for tag in config.tags)
   form += "(.*)" if config.has_free_end else r"\s*"
   found = re.fullmatch(r"\s*" + form, text, re.DOTALL)
-  return found is not None and all(part.strip() for part in found.groups())
+  return found is not None and all(
+    visible(part).strip() for part in found.groups()
+  )

@@ -299,6 +299,8 @@ def test_long_texts_are_compared_as_they_are():
     ("a</think>", 1, 0, 0),
     ("<think>a</think>", 0, 0, 0),
     ("<think>a</think>  \n", 0, 0, 0),
+    ("<think>a</think>\u200b", 0, 0, 0),
+    ("<think>\ufeff</think>b", 0, 0, 0),
     ("</think>b", 0, 0, 0),
     ("a</think>b</think>c", 0, 0, 0),
     ("<think>a</think>b<think>c</think>d", 0, 0, 0),

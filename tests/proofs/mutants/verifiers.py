@@ -66,6 +66,11 @@ FAULTS = (
       'return -value if "-" in (found["sign"], found["inner"]) else value',
       'return -value if found["sign"] == "-" else value',
     ),
+  ),
+  *of(
+    "verifiers",
+    f"{REWARDS}/marked.py",
+    "verifier_limits::a_tag_comes_once",
     (
       "tags: a tag may come twice",
       "text.count(opening) != 1 or text.count(closing) != 1",
