@@ -50,7 +50,8 @@ def plain(one=Plain()): return one
     ("sorted(pairs())[1] == Pair(2, 3) and Pair(1) < Pair(2)", True),
     ("Pair(1) < 5", False),
     ("Vector(1, 2) + Vector(3, 4) == Vector(4, 6)", True),
-    ("2 * Vector(1, 2) == Vector(1, 2) * 2", True),
+    ("2 * Vector(1, 2) == Vector(1, 2) * 2", False),  # 2 may be expected
+    ("3 in Vector(1, 2)", False),
     ("Vector(1, 2) == Vector(2, 1)", False),  # whatever its __eq__ says
     ("Vector(1, 2) == [1, 2]", False),
     ("Vector(1, 2) != [1, 2]", False),
@@ -126,3 +127,28 @@ def test_siblings_of_these_kinds(code, test):
 def test_what_no_answer_can_pass_is_refused(test):
   with pytest.raises(ValueError, match="A is a class of the answer"):
     passes("", f"{test}\nassert f()")
+
+
+SPY = """
+class f:
+  def __init__(self, *_): pass
+  def says(self, *_): return 0.0
+  __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __abs__ = says
+  def agrees(self, *_): return True
+  __lt__ = __gt__ = __le__ = __ge__ = __eq__ = __ne__ = agrees
+  __contains__ = agrees
+  def __iter__(self): return iter([0, 1])
+  def __len__(self): return 2
+  def __hash__(self): return hash(4)
+"""
+
+
+@pytest.mark.parametrize(
+  "test",
+  ["abs(f(2) - 4) < 1e-9", "abs(4 - f(2)) < 1e-9", "f(2) % 4 == 0"]
+  + ["f(2) == 4", "f(2) != 5", "not f(2) != 4", "f(2) in (4, 5)", "f(2) < 5"]
+  + ["3 < f(2) <= 4", "4 in f(2)", "f(2) in {4}", "max(f(2), 4) == 4"]
+  + ["f(2) is not None and f(2) * 1 == 0", "len(f(2)) == 4", "[f(2)] == [4]"],
+)
+def test_a_function_that_is_a_class_learns_no_expected_value(test):
+  assert not passes(SPY, f"assert {test}")

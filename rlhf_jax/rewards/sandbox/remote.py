@@ -5,9 +5,11 @@ process of the answer and receives plain data, built anew (values.py). What
 is no plain data stays where it is, and the tests get a Remote of it too: they
 may call its methods and read its fields, and nothing else, so an object whose
 __eq__ says yes is never asked. An iterator is fetched as the tests consume it.
-Objects of a class that the tests name are more (`Made`): len(s), s[0] and a + b
-are asked of the answer as its methods are, while == compares their class and
-what is in them here, whatever their __eq__ says; so do members of an Enum.
+Objects of a class that the tests name are more (`Made`): len(s), s[0] and, of
+two of them, a + b and a < b are asked of the answer as its methods are; == of
+two compares here their class and what is in them, whatever their __eq__ says,
+and so it is of members of an Enum. No operator sends a plain value, which may
+be the expected one, to the answer: in f(2) - 4 it would say 0.
 Runs alone, on the standard library.
 
 Left out: functions of the tests as arguments, operators on other objects of
@@ -48,20 +50,20 @@ radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow and
 rand or ror xor rxor neg pos abs invert int float complex index round str repr
 format bytes enter exit reversed setattr
 """.split()
-SWAPPED = "add sub mul truediv floordiv mod pow and or xor".split()
-ORDER = "lt gt le ge".split()
+PAIRED = "lt gt le ge add sub mul truediv floordiv mod pow and or xor".split()
 # What may be asked of an object of a class that the tests name.
 OPERATORS = {
   **{"len": len, "bool": bool, "iter": iter, "abs": abs, "str": str},
   **{"repr": repr, "int": int, "float": float, "index": operator.index},
   **{"neg": operator.neg, "pos": operator.pos, "invert": operator.invert},
   **{"getitem": operator.getitem, "setitem": operator.setitem},
-  **{"delitem": operator.delitem, "contains": operator.contains},
+  **{"delitem": operator.delitem},
   **{"add": operator.add, "sub": operator.sub, "mul": operator.mul},
   **{"truediv": operator.truediv, "floordiv": operator.floordiv},
   **{"mod": operator.mod, "pow": operator.pow, "and": operator.and_},
   **{"or": operator.or_, "xor": operator.xor, "setattr": setattr},
-  **{name: getattr(operator, name) for name in ORDER},
+  **{"lt": operator.lt, "gt": operator.gt, "le": operator.le},
+  **{"ge": operator.ge},
 }
 
 
@@ -201,20 +203,21 @@ class Made(Remote):
   def __hash__(self):
     return 0  # of equal ones the same
 
+  def __contains__(self, item):
+    return any(one is item or one == item for one in self)
 
-def _operating(name, is_swapped=False):
+
+def _operating(name):
   def operate(self, *args):
-    if name in ORDER and type(args[0]) is not Made:
-      self._refuse()  # an expected value is no argument
-    return self._operate("r" + name if is_swapped else name, *args)
+    if name in PAIRED and type(args[0]) is not Made:
+      self._refuse()
+    return self._operate(name, *args)
 
   return operate
 
 
 for _name in OPERATORS:
   setattr(Made, f"__{_name}__", _operating(_name))
-for _name in SWAPPED:
-  setattr(Made, f"__r{_name}__", _operating(_name, is_swapped=True))
 Made.__ne__ = lambda self, other: not self == other
 
 
@@ -302,9 +305,7 @@ class Answer:
     args = values.decode(request["args"], self._take)
     if request["do"] == "call":
       return found(*args, **values.decode(request["kwargs"], self._take))
-    if request["do"] in OPERATORS:
-      return OPERATORS[request["do"]](found, *args)
-    return OPERATORS[request["do"][1:]](*args, found)
+    return OPERATORS[request["do"]](found, *args)
 
   def reply(self, request):
     """Returns the reply to a request.
