@@ -59,6 +59,11 @@ def held(folder: Path) -> Iterator[None]:
       file = _acquire(Path(folder) / FILE)
     except HeldError as error:
       refusal = str(error)
+    except OSError as error:  # told to the other processes, too
+      refusal = (
+        f"--workdir={str(folder)!r}: {FILE} cannot be written "
+        f"({error.strerror}). Make room, or choose another folder."
+      )
   if distributed.any_process(bool(refusal)):
     raise HeldError(
       refusal if refusal else f"{folder}: another run works there."
