@@ -31,7 +31,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from rlhf_jax import command
+from rlhf_jax import command, output
 from rlhf_jax.schema import UserError
 
 OPTIONS = {
@@ -209,4 +209,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+  output.prepare()
   sys.exit(main(sys.argv))

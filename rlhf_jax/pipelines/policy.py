@@ -245,7 +245,7 @@ def run(settings: Settings, world: World) -> dict:
   """Optimises a policy; returns stage.json. A finished run is not repeated."""
   base = world.base(settings.model)
   info = stages.finished(
-    world.workdir, "policy", base, schedule=settings.schedule
+    world.workdir, "policy", base, asked=settings.schedule.asked
   )
   if info is not None:
     return info

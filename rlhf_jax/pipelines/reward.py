@@ -184,7 +184,9 @@ def run(settings: Settings, world: World) -> dict:
   """Trains and diagnoses a reward model; returns stage.json."""
   name, schedule = world.workdir.name, settings.schedule
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, "reward", base, stages.REWARD, schedule)
+  info = stages.finished(
+    world.workdir, "reward", base, stages.REWARD, schedule.asked
+  )
   if info is not None:
     return info
   train, held = features.load_comparisons(settings, base.tokenizer, name)
@@ -218,7 +220,7 @@ def run(settings: Settings, world: World) -> dict:
     seed=settings.seed,
     schedule=schedule,
     total_steps=total,
-    identity=base.identity,
+    identity=base.identity | stages.origins(init_from=settings.init_from),
     show=(("reward_model/loss", "loss"), ("reward_model/accuracy", "accuracy")),
   )
   scores = functools.partial(

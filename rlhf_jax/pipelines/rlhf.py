@@ -218,6 +218,9 @@ def run(settings: Settings, world: World) -> dict:
     forecast.announce(settings.title, jobs, folders, is_done, world, _NOTES)
   for name, job in jobs.items():
     if job.is_finished(folders[name]):
+      if name == "evaluation":
+        with schema.located(job.prefix):
+          evaluate.check_result(job.settings, folders[name])
       continue
     folders[name].mkdir(parents=True, exist_ok=True)
     with lock.held(folders[name]), timed(workdir, name):

@@ -177,7 +177,9 @@ def run(settings: Settings, world: World) -> dict:
   A finished run is not repeated: its stage.json is returned.
   """
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, "sft", base, schedule=settings.schedule)
+  info = stages.finished(
+    world.workdir, "sft", base, asked=settings.schedule.asked
+  )
   if info is not None:
     return info
   rows, examples = load_rows(settings, base)

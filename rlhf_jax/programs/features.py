@@ -306,21 +306,25 @@ def split_heldout(
 
 
 def load_comparisons(
-  settings: Any, tokenizer: Any, name: str
+  settings: Any,
+  tokenizer: Any,
+  name: str,
+  load: Callable[..., dataset.Comparisons] = dataset.comparisons,
 ) -> tuple[dataset.Comparisons, dataset.Comparisons]:
-  """Returns (training, held-out) comparisons.
+  """Returns (training, held-out) comparisons, or judged answers.
 
   Args:
     settings: with data, heldout, heldout_fraction and seed.
     tokenizer: of the model.
     name: of the run, for messages.
+    load: (data, tokenizer, seed) -> one of them; judged.load for the latter.
   """
   data, heldout, seed = settings.data, settings.heldout, settings.seed
-  train = dataset.comparisons(data, tokenizer, seed)
+  train = load(data, tokenizer, seed)
   dataset.report_dropped(name, data.source, len(train.pairs), train.dropped)
   overlap.say(name, data, heldout, tokenizer)
   if heldout.source:
-    held = dataset.comparisons(heldout, tokenizer, seed + 1)
+    held = load(heldout, tokenizer, seed + 1)
     dataset.report_dropped(
       f"{name}, held out", heldout.source, len(held.pairs), held.dropped
     )

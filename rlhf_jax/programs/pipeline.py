@@ -171,8 +171,9 @@ class Job:
 
   def goes_on(self, folder: Path) -> bool:
     """Says whether it asks a finished stage for more steps than it has."""
-    schedule = getattr(self.settings, "schedule", None)
-    return schedule is not None and stages.asks_for_more(folder, schedule)
+    of = self.settings
+    where = of if hasattr(of, "asked") else getattr(of, "schedule", None)
+    return where is not None and stages.asks_for_more(folder, where.asked)
 
 
 def stage_of_run(pipeline: Pipeline, *fields: str) -> Any:
