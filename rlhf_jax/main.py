@@ -71,14 +71,14 @@ def join_processes(text: str) -> None:
   """Joins the other processes of a run; only the first one talks."""
   import jax
 
-  from rlhf_jax import distributed, metrics
+  from rlhf_jax import distributed, terminal
   from rlhf_jax.parallel import mesh
 
   distributed.initialise(text)
   mesh.all_devices()
   if jax.process_count() > 1 and not distributed.is_first():
     sys.stdout = open(os.devnull, "w")
-    metrics.Progress.default_stream = sys.stdout
+    terminal.Progress.default_stream = sys.stdout
 
 
 def run(config: Any, workdir: Path) -> int:

@@ -319,7 +319,9 @@ def run(settings: Settings, world: World) -> dict:
     return info
   train, held = load_data(settings, base)
   _report_balance(settings, train)
-  total = schedule.announced(len(train.pairs), "preference")
+  total = build.announced(
+    schedule, len(train.pairs), "preference", {"optimizer": settings.optimizer}
+  )
   shape = language_model.Shape.of([*train.rows, *held.rows])
   phase, stage, fixed = wire(settings, world, base, total, shape)
   if settings.has_reference:

@@ -191,7 +191,9 @@ def run(settings: Settings, world: World) -> dict:
   check_labels(train, held, settings.loss)
   longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
   pretrained.check_context(base, longest, "data")
-  total = schedule.announced(len(train.pairs), name)
+  total = build.announced(
+    schedule, len(train.pairs), name, {"optimizer": settings.optimizer}
+  )
   width = batches.bucket_length(max(len(r["tokens"]) for r in train.rows))
   phase, variables, used = wire(settings, world, base, total, width)
   phase = dataclasses.replace(phase, name=name)

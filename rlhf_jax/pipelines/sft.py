@@ -181,7 +181,9 @@ def run(settings: Settings, world: World) -> dict:
   if info is not None:
     return info
   rows, examples = load_rows(settings, base)
-  total = settings.schedule.announced(len(rows), "sft")
+  total = build.announced(
+    settings.schedule, len(rows), "sft", {"optimizer": settings.optimizer}
+  )
   phase, frozen, sampler = wire(
     settings, world, base, total, language_model.Shape.of(rows)
   )

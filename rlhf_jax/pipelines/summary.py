@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax import metrics, strict_json
+from rlhf_jax import metrics, strict_json, terminal
 from rlhf_jax.evaluation import reward_model as diagnostics
 from rlhf_jax.evaluation.figures import Curve, Histogram
 from rlhf_jax.evaluation.report import (
@@ -347,7 +347,7 @@ def print_table(report: Report, texts: list[dict]) -> None:
         *("" if x is None else f"{x:.{row.decimals}f}" for x in numbers),
       ]
     )
-  print(metrics.format_table(["", "before", "after", "std. error"], rows))
+  print(terminal.format_table(["", "before", "after", "std. error"], rows))
   for text in texts[:TEXTS_PRINTED]:
     print(f"\n{text['prompt']} ...")
     print(f"  before: {text['before'].strip()}")
