@@ -10,29 +10,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import rlhf_jax
 from rlhf_jax import distributed
+from rlhf_jax.pipelines import provenance
 from rlhf_jax.programs.pipeline import Job
 from rlhf_jax.schema import UserError, check_local
 
 CONFIG_FILE = "config.json"
-PACKAGES = (
-  "jax",
-  "jaxlib",
-  "flax",
-  "optax",
-  "orbax-checkpoint",
-  "grain",
-  "numpy",
-  "tokenizers",
-)
 _FREE_TEXT = ("title", "facts", "caveats")  # of a report; may change later
 
 
@@ -40,14 +29,9 @@ def describe(config: Any) -> str:
   """Returns config.json: every value, the command, code and packages."""
   record = {
     "config": config.to_dict(),
-    "command": [
-      os.path.basename(sys.executable),
-      "-m",
-      "rlhf_jax.main",
-      *sys.argv[1:],
-    ],
+    "command": provenance.command(),
     "code": rlhf_jax.__version__,
-    "packages": {name: metadata.version(name) for name in PACKAGES},
+    "packages": provenance.packages(),
   }
   return json.dumps(record, indent=2, default=str) + "\n"
 
