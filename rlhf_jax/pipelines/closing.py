@@ -74,10 +74,12 @@ def say(job: Job, workdir: Path, argv: Sequence[str], is_smoke: bool) -> None:
 def numbers(workdir: Path) -> str:
   """Returns the final numbers of a stage in one line; "" of none."""
   info = stages.read_stage(workdir) if _has_stage(workdir) else {}
-  parts = [_pair(name, info[name]) for name in COUNTS if _is(info.get(name))]
   path = workdir / "metrics.jsonl"
   rows = metrics.read_metrics(path) if path.is_file() else []
   last = rows[-1] if rows else {}
+  if info.get("pipeline") == "policy":  # stage.json counts gradient updates
+    info = info | {"steps": last.get("step"), "updates": info["steps"]}
+  parts = [_pair(name, info[name]) for name in COUNTS if _is(info.get(name))]
   parts += [
     _pair(text, last[k]) for k, text in LAST.items() if _is(last.get(k))
   ]

@@ -39,6 +39,11 @@ def command() -> list[str]:
   ]
 
 
+def is_smoke() -> bool:
+  """Says whether this process runs a short trial, see smoke.py."""
+  return "--smoke" in sys.argv
+
+
 def packages() -> dict[str, str]:
   """Returns package -> version."""
   return {name: metadata.version(name) for name in PACKAGES}
@@ -47,8 +52,10 @@ def packages() -> dict[str, str]:
 def hardware() -> str:
   """Returns devices, processor, memory and system in a line."""
   devices = jax.devices()
-  kinds = sorted({device.device_kind for device in devices})
-  parts = [f"{len(devices)} x {' / '.join(kinds)} ({devices[0].platform})"]
+  kinds = " / ".join(sorted({device.device_kind for device in devices}))
+  platform_name = devices[0].platform
+  kinds += "" if kinds == platform_name else f" ({platform_name})"
+  parts = [f"{len(devices)} x {kinds}"]
   name = _first_value("/proc/cpuinfo", "model name")
   cores = os.cpu_count()
   parts.append(f"{cores} CPU cores{f' ({name})' if name else ''}")

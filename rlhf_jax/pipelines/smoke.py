@@ -86,9 +86,11 @@ def _sections(stage: Job) -> Iterator[tuple[str, type, Any]]:
 
 
 def _steps(stage: Job) -> Cuts:
-  """Returns the length of training: steps, whatever it was counted in."""
+  """Returns the length of training, in steps, and what follows from it."""
   cuts: Cuts = {}
   for prefix, kind, section in _sections(stage):
+    if kind is Settings and hasattr(section, "force"):
+      cuts[f"{prefix}force"] = True  # two steps make no good reward model
     if kind is Schedule:
       steps = min(section.steps, STEPS) if section.steps else STEPS
       cuts |= {f"{prefix}steps": steps, f"{prefix}epochs": 0.0}

@@ -24,6 +24,7 @@ from rlhf_jax.runs import stages
 SUMMARY_FILE = "summary.json"
 TIMES_FILE = "phase_seconds.jsonl"
 TEXTS_SHOWN = 12
+TRIAL = "A short trial (--smoke): these numbers mean nothing."
 
 
 def _label(job: Any) -> str:
@@ -203,7 +204,8 @@ def make_report(
   texts = evaluate.read_texts(folders["evaluation"])
   rows = metrics.read_metrics(folders["policy"] / "metrics.jsonl")
   calibration, length_bias = reward_pictures(reward)
-  warnings = [tuple(guard) for guard in reward["guards"]]
+  warnings = [("note", TRIAL)] if provenance.is_smoke() else []
+  warnings += [tuple(guard) for guard in reward["guards"]]
   warnings += [
     ("warn", f"step {step}: {text}") for step, text in policy.get("alarms", [])
   ]
@@ -254,7 +256,7 @@ def write(settings: Any, workdir: Path, folders: dict[str, Path]) -> dict:
     report.summary_rows, evaluate.read_texts(folders["evaluation"])
   )
   print(
-    f"\n{terminal.format_seconds(numbers['seconds_total'])} in all. Read "
-    f"{workdir / 'report.html'}\nnumbers: {workdir / SUMMARY_FILE}"
+    f"\n{terminal.format_seconds(numbers['seconds_total'])} in all, commands "
+    "before this one included"
   )
   return numbers

@@ -30,6 +30,7 @@ def describe(config: Any) -> str:
   record = {
     "config": config.to_dict(),
     "command": provenance.command(),
+    "is_smoke": provenance.is_smoke(),
     "code": rlhf_jax.__version__,
     "packages": provenance.packages(),
   }
@@ -87,6 +88,7 @@ def prepare(config: Any, job: Job, workdir: Path) -> dict[str, tuple]:
     if _is_there(file) and not job.goes_on(workdir)
   )
   is_begun = any(any(f.parent.glob("**/checkpoints")) for _, f in results)
+  _check_trial(workdir, is_begun or bool(finished))
   for field, (before, now) in changes.items():
     part = workdir / field.rpartition(".")[0]
     # some pipelines have checkpoints only in folders below theirs
@@ -110,6 +112,20 @@ def prepare(config: Any, job: Job, workdir: Path) -> dict[str, tuple]:
     if is_begun:
       print(f"config.{field} was {before!r} in {workdir}, is {now!r} now")
   return changes if is_begun else {}
+
+
+def _check_trial(workdir: Path, has_work: bool) -> None:
+  """Refuses a folder with a short trial for a whole run, and the reverse."""
+  path = workdir / CONFIG_FILE
+  if not has_work or not path.is_file():
+    return
+  was_smoke = bool(json.loads(path.read_text()).get("is_smoke"))
+  if was_smoke != provenance.is_smoke():
+    what = "a short trial (--smoke)" if was_smoke else "a run without --smoke"
+    raise UserError(
+      f"--workdir={str(workdir)!r}: holds {what}, which the other must not go "
+      "on with. Choose another folder, or delete this one."
+    )
 
 
 @contextlib.contextmanager
