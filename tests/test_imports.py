@@ -23,6 +23,7 @@ ORDER = (
     "metrics",
     "optimizer",
     "parallel",
+    "terminal",
   ),
   ("distributed", "integrity", "sampling", "describe", "command"),
   ("models",),

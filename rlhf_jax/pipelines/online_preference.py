@@ -317,7 +317,9 @@ def run(settings: Settings, world: World) -> dict:
     return info
   opened = own_samples.Opened.of(settings, world, base)
   source, count = opened.source(settings.schedule.batch_size)
-  total = settings.schedule.announced(count, NAME)
+  total = build.announced(
+    settings.schedule, count, NAME, {"optimizer": settings.optimizer}
+  )
   phase = wire(settings, opened, total)
   key = jax.random.key(settings.seed)
   writer = metrics.MetricsWriter(

@@ -260,7 +260,9 @@ def run(settings: Settings, world: World) -> dict:
   )
   text = ptx_loader(settings, world, base)
   pretrain = settings.value.pretrain_steps
-  total = pretrain + settings.schedule.announced(count, "policy")
+  total = pretrain + build.announced(
+    settings.schedule, count, "policy", settings.optimizers, settings.updates
+  )
   phase, sampler = policy_programs.wire(settings, world, base, actors, total)
   writer = metrics.MetricsWriter(
     world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()

@@ -305,7 +305,9 @@ def run(settings: Settings, world: World) -> dict:
     return info
   train, held = load_data(settings, base)
   pairs.report_balance(algorithm, train.labels, "preference")
-  total = schedule.announced(len(train.pairs), "preference")
+  total = build.announced(
+    schedule, len(train.pairs), "preference", {"optimizer": settings.optimizer}
+  )
   shape = language_model.Shape.of([*train.rows, *held.rows])
   phase, stage, fixed = wire(settings, world, base, total, shape)
   if settings.has_reference:

@@ -245,7 +245,12 @@ def train_round(
     _files(world.workdir, rounds, number)
   )
   start = actors_.params["policy"] if rounds.start == "base" else previous
-  steps = settings.schedule.announced(len(rows), f"round {number}")
+  steps = build.announced(
+    settings.schedule,
+    len(rows),
+    f"round {number}",
+    {"optimizer": settings.optimizer},
+  )
   shape = dataclasses.replace(
     language_model.Shape.of(rows), targets=settings.generate.max_new_tokens
   )

@@ -193,7 +193,9 @@ def run(settings: Settings, world: World) -> dict:
   check_labels(train, held, settings.loss)
   longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
   pretrained.check_context(base, longest, "data")
-  total = schedule.announced(len(train.pairs), name)
+  total = build.announced(
+    schedule, len(train.pairs), name, {"optimizer": settings.optimizer}
+  )
   width = batches.bucket_length(max(len(r["tokens"]) for r in train.rows))
   phase, variables, used = wire(settings, world, base, total, width)
   phase = dataclasses.replace(phase, name=name)
@@ -345,6 +347,7 @@ def _normalise(
   else:
     path = Path(settings.reference_samples).expanduser()
     samples = _read_samples(path)
+    print(f"reward: scores of {len(samples.tokens)} reference samples")
     scorer = reward_model.Scorer(role, settings.data.end_token)
     weights = reward_model.Weights(variables, np.float32(0.0), np.float32(1.0))
     score = reward_model.make_score(scorer)

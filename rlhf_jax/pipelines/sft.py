@@ -183,7 +183,9 @@ def run(settings: Settings, world: World) -> dict:
   if info is not None:
     return info
   rows, examples = load_rows(settings, base)
-  total = settings.schedule.announced(len(rows), "sft")
+  total = build.announced(
+    settings.schedule, len(rows), "sft", {"optimizer": settings.optimizer}
+  )
   phase, frozen, sampler = wire(
     settings, world, base, total, language_model.Shape.of(rows)
   )
@@ -261,6 +263,7 @@ def _sample(
   chosen, width = sample_prompts(settings, phase.base)
   prompts = batches.collate_prompts(chosen, tokenizer.pad_id, width)
   key: Array = jax.random.key(settings.seed)
+  print(f"sft: samples {settings.samples} answers", flush=True)
   samples = distributed.fetch(
     sampler(
       params,

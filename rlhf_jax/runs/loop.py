@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import distributed, integrity, metrics
+from rlhf_jax import distributed, integrity, metrics, terminal
 from rlhf_jax.interrupt import Interrupt, Stopped
 from rlhf_jax.runs import checkpoint, finite, stages
 from rlhf_jax.runs.finite import NonFiniteError
@@ -234,7 +234,7 @@ def run_steps(
         score=_score(row, schedule.keep_best),
       )
 
-    with metrics.Progress(phase, total_steps, initial=step) as progress:
+    with terminal.Progress(phase, total_steps, initial=step) as progress:
       while step < total_steps and not facts.get("halt"):
         arrays, facts, row = one_step(step, arrays, facts)
         step += 1

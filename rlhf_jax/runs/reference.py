@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import distributed, integrity, metrics
+from rlhf_jax import distributed, integrity, terminal
 from rlhf_jax.data import batches
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -87,7 +87,7 @@ def compute(
   """
   width = batches.bucket_length(max(len(row["tokens"]) for row in rows))
   found = []
-  with metrics.Progress("reference", len(rows)) as progress:
+  with terminal.Progress("reference", len(rows), unit="row") as progress:
     for start in range(0, len(rows), batch_size):
       part = rows[start : start + batch_size]
       batch = batches.collate_tokens(part, width, pad_id, rows=batch_size)
