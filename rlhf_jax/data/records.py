@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_jax.data import chat, transcripts
-from rlhf_jax.data.chat import Message
+from rlhf_jax.data import transcripts
+from rlhf_jax.data.messages import Message, check_messages
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.schema import UserError
 
@@ -131,7 +131,7 @@ def dialogue(messages: list, where: str) -> list[Message]:
   """
   try:
     found = [_message(message, n) for n, message in enumerate(messages)]
-    chat.check_messages(found)
+    check_messages(found)
   except ValueError as error:
     raise DataError(f"{where}: {error}") from error
   return found
