@@ -104,6 +104,19 @@ def _check_written(
         )
 
 
+def _check_said(messages: Sequence[Message], found: Sequence[Span]) -> None:
+  """Raises UserError for a message that a template passes over."""
+  names = {span.name for span in found}
+  for n, message in enumerate(messages):
+    if message["role"] != "assistant" and message["content"]:
+      if str(n) not in names:
+        raise UserError(
+          f"messages[{n}]: the chat template does not write what the "
+          f"{message['role']!r} says. Remove the message, or give a template "
+          "that writes it as model.chat_template."
+        )
+
+
 def template_of(tokenizer: Tokenizer) -> str:
   """Returns the tokenizer's chat template, or ChatML where its tokens exist.
 
@@ -206,7 +219,7 @@ def render(
       "template marks what is learned, with {% generation %}. Mark it, or "
       "remove them."
     )
-  specials = _template_specials(text, found, tokenizer.special_tokens)
+  specials = _template_specials(text, found, tokenizer)
   learned = _learned_spans(found, specials, messages, text, prompts)
   ids, mask = _encode(text, specials, learned, tokenizer)
   answers = [m for m in messages if m["role"] == "assistant"]
@@ -298,6 +311,7 @@ def _texts(
       "their tokens cannot be located. Put {% generation %} around the answer "
       "in a template that writes content as it is."
     )
+  _check_said(messages, found)
   prompts = [None if isinstance(item, UserError) else item for item in rest]
   return text, found, dict(zip(asked, prompts, strict=True))
 
@@ -310,17 +324,31 @@ def _pattern(names: tuple[str, ...]) -> re.Pattern:
 
 
 def _template_specials(
-  text: str, spans: Sequence[Span], special_tokens: dict[str, int]
+  text: str, spans: Sequence[Span], tokenizer: Tokenizer
 ) -> list[tuple[int, int, int]]:
-  """Returns (start, end, id) of special tokens in the template's own text."""
+  """Returns (start, end, id) of special tokens in the template's own text.
+
+  White space of the template's beside a token that takes it in (rstrip of an
+  added token) is the token's.
+  """
+  special_tokens = tokenizer.special_tokens
   if not special_tokens:
     return []
   pattern = _pattern(tuple(special_tokens))
+  takes = getattr(tokenizer, "takes_spaces", {})
   contents = sorted((s.start, s.end) for s in spans if s.name != GENERATION)
   found, position = [], 0
   for start, end in [*contents, (len(text), len(text))]:
+    last = position
     for match in pattern.finditer(text, position, start):
-      found.append((match.start(), match.end(), special_tokens[match.group()]))
+      first, final, name = match.start(), match.end(), match.group()
+      takes_left, takes_right = takes.get(name, (False, False))
+      while takes_left and first > last and text[first - 1].isspace():
+        first -= 1
+      while takes_right and final < start and text[final].isspace():
+        final += 1
+      found.append((first, final, special_tokens[name]))
+      last = final
     position = end
   return found
 

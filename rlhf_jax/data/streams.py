@@ -142,13 +142,22 @@ def _two_streams(
   def tail(ids: Sequence[int]) -> str:
     return tokenizer.decode(ids, skip_special=False)[-40:]
 
+  remedy = (
+    "Set model.prompt_end='answer' (prompts end where the template writes the "
+    "answer), or "
+  )
+  if getattr(tokenizer, "prompt_end", "") == "answer":
+    remedy = (
+      "With model.prompt_end='answer' it must write the same before all "
+      "answers: give all of them thoughts, or none, set prompt_end='template', "
+      "or "
+    )
   return (
     f"{where}: the chat template of {tokenizer.name} ends a prompt with "
     f"{tail(before)!r}, and what is trained before the answer with "
     f"{tail(found.ids[: found.prompt])!r}: an answer would be sampled behind "
-    "another text than it is trained behind. Set model.prompt_end='answer' "
-    "(prompts end where the template writes the answer), or give a template of "
-    "your own as model.chat_template."
+    f"another text than it is trained behind. {remedy}give a template of your "
+    "own as model.chat_template."
   )
 
 

@@ -67,6 +67,7 @@ CHATML = (
   "{% for m in messages %}{% if m.content == 'bad' %}"
   "{{ raise_exception('not this one') }}{% endif %}"
   "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
