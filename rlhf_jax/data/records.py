@@ -28,6 +28,17 @@ FIELDS = {
 }
 
 
+# What else people call these fields.
+_OTHER_NAMES = {
+  "response": ("completion", "output", "answer"),
+  "prompt": ("instruction", "question", "query"),
+  "messages": ("conversations", "conversation", "dialogue"),
+  "chosen": ("preferred",),
+  "rejected": ("dispreferred",),
+  "label": ("desirable",),
+}
+
+
 # What people call a judgement that stands beside the answers.
 _JUDGEMENT = re.compile(r"scor|rating|rated|margin|reward|rank|strength|label")
 
@@ -97,6 +108,9 @@ def field(record: dict, name: str, kinds: tuple, format: str, where: str):
   hint = suggestion(record, format)
   needed = ", ".join(FIELDS.get(format, (name,)))  # (name,): a user's parser
   if name not in record:
+    others = [n for n in _OTHER_NAMES.get(name, ()) if n in record]
+    if others and hint in ("", " Did you mean format='prompt'?"):
+      hint = f" Rename {others[0]!r} to {name!r}, if it is that."
     raise DataError(
       f"{where}: field {name!r} is missing; the record has "
       f"{sorted(record)}. format={format!r} needs {needed}.{hint}"

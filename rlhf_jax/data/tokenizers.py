@@ -15,6 +15,7 @@ pre-tokenisers other than those in GGUF_PRE_TOKENIZERS; both are refused.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,7 +101,7 @@ def load_tokenizer(
     ValueError: the file is missing, of an unknown kind, or names no end token.
   """
   path = Path(path).expanduser()
-  if not path.is_dir() and not path.is_file():
+  if not os.path.isdir(path) and not os.path.isfile(path):
     raise UserError(
       f"{path}: no such tokenizer ({absence(path)}). Give an existing path."
     )
