@@ -190,7 +190,7 @@ class SentencePieceTokenizer(_Base):
     self.unused_ids = frozenset(i for i in range(size) if model.is_unused(i))
     self._model = model
     self._inner = word_starts.of_sentencepiece(model)
-    self.is_marked_after_special = self._inner is not None
+    self.is_marked_after_special = word_starts.has_mark(model)
 
   def pieces(self) -> list[bytes]:
     """Returns the bytes that each id stands for; none for special tokens."""
