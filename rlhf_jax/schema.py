@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import re
 import types
 import typing
@@ -55,7 +56,8 @@ _FACTORS = {
 _FACTORS |= {"coefficient", "penalty", "margin", "centering", "discount"}
 _LARGEST = 2**63 - 1  # of whole numbers: no array holds a larger one
 SEED_LIMIT = 2**31
-_BUCKETS = ("gs", "s3", "az", "http", "https")
+_BUCKETS = ("gs", "s3", "az")
+_ADDRESSES = ("http", "https", "ftp", "hf", "file")
 
 
 class UserError(ValueError):
@@ -165,7 +167,7 @@ def check_choice(field: str, value: str, allowed: Collection[str]) -> None:
 
 
 def check_local(path: str, field: str) -> None:
-  """Raises FieldError for the address of a bucket.
+  """Raises FieldError for an address, such as that of a bucket.
 
   Runs append to their files and rename them into place, which buckets cannot.
 
@@ -173,6 +175,12 @@ def check_local(path: str, field: str) -> None:
     path: of a folder or a file.
     field: that gave it.
   """
+  scheme, colon, _ = str(path).partition("://")
+  if colon and scheme.lower() in _ADDRESSES:
+    raise FieldError(
+      f"{field}={str(path)!r}: must be a local path, not an address. Download "
+      "it, and give its path."
+    )
   scheme, colon, _ = str(path).partition(":/")
   if colon and scheme in _BUCKETS:
     raise FieldError(
@@ -183,12 +191,16 @@ def check_local(path: str, field: str) -> None:
 
 def absence(path: str | Path) -> str:
   """Returns why a path is no file that can be read: what is there instead."""
-  path = Path(path)
-  if path.is_dir():
+  # Those of os.path take names that are too long, or no names, for absent.
+  if os.path.isdir(path):
     return "is a folder, not a file"
-  if path.exists():
+  if os.path.exists(path):
     return "is no regular file (a pipe, a socket or a device)"
-  return "a link to nothing" if path.is_symlink() else "no such file"
+  if os.path.islink(path):
+    return "a link to nothing"
+  if "$" in str(path):
+    return "no such file, and no variable is filled in here"
+  return "no such file"
 
 
 def check_seed(seed: int, field: str = "seed") -> None:

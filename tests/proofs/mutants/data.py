@@ -89,7 +89,7 @@ FAULTS = (
     "overlap",
     (
       "overlap: the other way round",
-      "return [(where, places[key]) for where, key in keys if key in places]",
+      "pairs.append((record.where, places[keys[0]]))",
       "return [(where, key) for where, key in keys if key not in places]",
     ),
   ),
