@@ -211,7 +211,7 @@ def _take(state: State, rows: Array) -> State:
   """Returns the state of the given rows."""
 
   def take(x: Array) -> Array:
-    return jnp.take(x, rows, axis=0)
+    return x[rows]  # jnp.take fills beyond the end, which keys cannot (0.7.2)
 
   return state.replace(
     cache=take_rows(state.cache, rows),

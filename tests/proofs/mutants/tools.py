@@ -84,7 +84,7 @@ FAULTS = (
     ),
     (
       "gather: gradients stay whole",
-      "return (jax.lax.with_sharding_constraint(gradient, owned),)",
+      "return (constrain(gradient, owned),)",
       "return (gradient,) if owned else (gradient,)",
     ),
   ),
