@@ -41,19 +41,12 @@ _WORDS = {
 # (section.)field.of.a.section, and what says that a value follows
 _FIELD = re.compile(r"(?:(\w+)\.)?(\w+)((?:\.\w+)*)(?==|:| is empty)")
 
-
 # Words in the names of fields that multiply: an infinite one makes NaN, where
 # an infinite bound, such as a clip, is none.
-_FACTORS = {
-  "rate",
-  "decay",
-  "epsilon",
-  "temperature",
-  "beta",
-  "gamma",
-  "weight",
-}
-_FACTORS |= {"coefficient", "penalty", "margin", "centering", "discount"}
+_FACTORS = frozenset(
+  "rate decay epsilon temperature beta gamma weight coefficient penalty margin"
+  " centering discount".split()
+)
 _LARGEST = 2**63 - 1  # of whole numbers: no array holds a larger one
 SEED_LIMIT = 2**31
 _BUCKETS = ("gs", "s3", "az")
