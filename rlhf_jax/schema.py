@@ -197,10 +197,7 @@ def absence(path: str | Path) -> str:
 
 
 def check_seed(seed: int, field: str = "seed") -> None:
-  """Raises FieldError for a seed that 32-bit random keys cannot hold.
-
-  Seeds drawn from it, such as seed + 1, have room too.
-  """
+  """Raises FieldError for a seed that, with room, is not a 32-bit number."""
   if not 0 <= seed < SEED_LIMIT:
     raise FieldError(f"{field}={seed}: must be >= 0 and below 2**31.")
 
