@@ -53,6 +53,7 @@ class Progress:
     initial: int = 0,
     stream: TextIO | None = None,
     *,
+    unit: str = "step",
     every_seconds: float = 10.0,
     window: int = 20,
     clock: Callable[[], float] = time.monotonic,
@@ -64,6 +65,7 @@ class Progress:
       total: steps when done.
       initial: steps done before this process.
       stream: default_stream when None.
+      unit: what is counted.
       every_seconds: between lines where there is no terminal.
       window: the pace is that of so many updates.
       clock: seconds.
@@ -79,7 +81,7 @@ class Progress:
     self._is_terminal = self._stream.isatty()
     self._period = 0.1 if self._is_terminal else every_seconds
     self._clock = clock
-    self._initial = initial
+    self._initial, self._unit = initial, unit
     self._marks: collections.deque[tuple[float, int]] = collections.deque(
       maxlen=window + 1
     )
@@ -123,7 +125,7 @@ class Progress:
     if paces:
       pace = statistics.median(paces)
       parts += [
-        f"{pace:.2g} s/step" if pace < 10 else f"{pace:.0f} s/step",
+        f"{pace:.{'2g' if pace < 10 else '0f'}} s/{self._unit}",
         f"ETA {format_seconds(pace * (self._total - n))}",
       ]
     for name, value in numbers.items():

@@ -74,6 +74,13 @@ def test_a_progress_line_of_what_is_done_says_nothing():
   with terminal.Progress("ppo", 3, 3, stream):
     pass
   assert stream.getvalue() == ""
+  stream, clock = io.StringIO(), Clock()
+  progress = terminal.Progress("rows", 9, 0, stream, unit="row", clock=clock)
+  for n in (3, 9):
+    clock.now += 1.5
+    progress.update(n)
+  progress.close()
+  assert stream.getvalue().endswith("rows 9/9  100%  0.25 s/row  ETA 0:00\n")
   with pytest.raises(ValueError, match="initial=3, total=2"):
     terminal.Progress("ppo", 2, 3)
 

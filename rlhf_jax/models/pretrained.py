@@ -97,6 +97,7 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
       together.
   """
   path = locate(model.source)
+  print(f"reading the model {model.source}", flush=True)
   tokenizer = read_tokenizer(model, path)
   read_config, params = read_weights(path)
   config = as_run(read_config, model, mesh.devices.flat[0].platform)

@@ -21,6 +21,7 @@ from rlhf_jax import distributed, generate, schema, strict_json
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.data import batches, dataset, overlap, unread
 from rlhf_jax.data.dataset import Data
+from rlhf_jax.evaluation import comparison
 from rlhf_jax.models import heads, roles
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -319,6 +320,27 @@ def _write_texts(path: Path, before: Answers, after: Answers) -> None:
   path.write_text("\n".join(lines) + "\n")
 
 
+def read_texts(folder: Path) -> list[dict]:
+  """Returns the rows of texts.jsonl."""
+  return strict_json.read_rows(
+    folder / TEXTS_FILE,
+    {},
+    "Delete the folder of the evaluation and run again.",
+  )
+
+
+def tell(settings: Settings, workdir: Path) -> None:
+  """Prints the table of an evaluation, and some answers."""
+  found = read_result(workdir)
+  start = settings.init_from if settings.init_from else "its start"
+  print(
+    f"\n{settings.policy} (after) against {start} (before), "
+    f"{found['evaluation_prompts']} held-out prompts\n"
+  )
+  rows = comparison.summary_rows(found, "trained", "other")
+  comparison.show(rows, read_texts(workdir))
+
+
 PIPELINE = Pipeline(
   name="evaluate",
   Settings=Settings,
@@ -329,4 +351,5 @@ PIPELINE = Pipeline(
   describe=lambda settings: (
     f"{settings.count} held-out prompts, before and after"
   ),
+  tell=tell,
 )

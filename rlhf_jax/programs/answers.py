@@ -101,7 +101,7 @@ def answer(
   texts: list[str] = []
   columns: dict[str, list] = {}
   total = sum(len(batch.tokens) for batch in prompt_batches)
-  with terminal.Progress(f"evaluate {name}", total) as progress:
+  with terminal.Progress(f"evaluate {name}", total, unit="prompt") as progress:
     for batch in prompt_batches:
       samples = sampler(params, mesh_lib.spread_batch(mesh, batch), key)
       on_host: Samples = distributed.fetch(samples)

@@ -172,7 +172,7 @@ def row_features(phase: Phase, trunk: PyTree, rows: list[dict]) -> np.ndarray:
   middle = len(rows) // 2 // FEATURE_ROWS * FEATURE_ROWS
   widths = (int(lengths[order[max(middle - 1, 0)]]), int(lengths.max()))
   result: np.ndarray | None = None
-  with terminal.Progress("features", len(rows)) as progress:
+  with terminal.Progress("features", len(rows), unit="row") as progress:
     for start in range(0, len(rows), FEATURE_ROWS):
       index = order[start : start + FEATURE_ROWS]
       part = [rows[i] for i in index]

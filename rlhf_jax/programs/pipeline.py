@@ -59,6 +59,8 @@ class Pipeline:
   connect: (tree, prefix, workdir) -> the tree with what the pipeline itself
     fills in, before it is read.
   stages: settings -> name -> job of each stage, of a run that has some.
+  tell: (settings, folder) prints what it found, when it runs alone; None for
+    the numbers of stage.json.
   """
 
   name: str
@@ -72,6 +74,7 @@ class Pipeline:
   result: str = stages.STAGE_FILE
   connect: Callable[[Any, str, Path], Any] = _no_change
   stages: Callable[[Any], dict[str, Job]] | None = None
+  tell: Callable[[Any, Path], None] | None = None
 
   def read(
     self, values: Any, name: str, workdir: Path, stage: Callable[..., Job]

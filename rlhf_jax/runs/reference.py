@@ -76,7 +76,7 @@ def compute(
   """
   width = batches.bucket_length(max(len(row["tokens"]) for row in rows))
   found = []
-  with terminal.Progress("reference", len(rows)) as progress:
+  with terminal.Progress("reference", len(rows), unit="row") as progress:
     for start in range(0, len(rows), batch_size):
       part = rows[start : start + batch_size]
       batch = batches.collate_tokens(part, width, pad_id, rows=batch_size)
