@@ -261,6 +261,7 @@ def _sample(
   chosen, width = sample_prompts(settings, phase.base)
   prompts = batches.collate_prompts(chosen, tokenizer.pad_id, width)
   key: Array = jax.random.key(settings.seed)
+  print(f"sft: samples {settings.samples} answers", flush=True)
   samples = distributed.fetch(
     sampler(
       params,

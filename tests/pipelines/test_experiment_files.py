@@ -65,7 +65,8 @@ def test_all_sections_parse(path, files, sft_lora, reward_head, tmp_path):
   smoke.shorten(config, tmp_path)
   checked(config)
   for stage in (config, *config.values()):
-    if isinstance(stage, ConfigDict) and "schedule" in stage:
+    is_stage = isinstance(stage, ConfigDict) and "mesh" in stage
+    if is_stage and "schedule" in stage:
       assert (stage.schedule.steps, stage.schedule.epochs) == (2, 0.0)
       assert stage.schedule.batch_size <= 16
   known = set(getattr(defaults, config.pipeline)())
