@@ -21,6 +21,7 @@ RLHF_JAX_TRACEBACK=1 shows where a mistake was noticed.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import io
 import os
@@ -206,7 +207,8 @@ def _say_first(argv: list[str]) -> None:
     x.startswith("--distributed=") and x.endswith(",0") for x in argv
   )
   if files and not is_other and not any(x.startswith("--help") for x in argv):
-    print(f"rlhf_jax: reading {files[0]}, importing jax", flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it: see interrupt.py
+      print(f"rlhf_jax: reading {files[0]}, importing jax", flush=True)
 
 
 def main(argv: list[str]) -> int:
