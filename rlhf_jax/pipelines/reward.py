@@ -347,7 +347,7 @@ def _normalise(
   else:
     path = Path(settings.reference_samples).expanduser()
     samples = _read_samples(path)
-    print(f"reward: scores of {len(samples.tokens)} reference samples")
+    print(f"scores of {len(samples.tokens)} reference samples, to normalise")
     scorer = reward_model.Scorer(role, settings.data.end_token)
     weights = reward_model.Weights(variables, np.float32(0.0), np.float32(1.0))
     score = reward_model.make_score(scorer)

@@ -132,7 +132,7 @@ FAULTS = (
     ),
   ),
   *of(
-    "terminal",
+    "metrics",
     "terminal.py",
     "terminal::progress_line_on_a_terminal"
     " terminal::the_pace_leaves_compilation_out"
