@@ -24,6 +24,8 @@ from rlhf_jax.types import Samples
 SAMPLES_SHOWN = 4  # rows of samples.jsonl a step
 KL_WINDOW = 20  # steps in which the KL should not double
 RATIO_ERROR = 1e-3  # |ratio - 1| before any update; rounding is below 1e-4
+ERRORS = 4  # standard errors below 0 that a mean k1 may be: a rollout of few
+# answers is further below by chance alone than two, one time in fourteen
 ROUNDING_NATS = 1e-3  # of an answer's log-probability: no KL below 0
 
 
@@ -69,7 +71,7 @@ def text_metrics(tokenizer: Any, samples: Samples) -> dict[str, float]:
 def negative_kl(kl: float) -> str:
   """Returns the sentence of an alarm about a mean k1 that no KL can have."""
   return (
-    f"mean k1 is {kl:.3f} nats, below 0 by more than two standard errors: "
+    f"mean k1 is {kl:.3f} nats, below 0 by more than four standard errors: "
     "sampler and trainer disagree on log-probabilities."
   )
 
@@ -86,7 +88,7 @@ def alarms(row: dict, past: dict, step: int, settings: shaping.Config):
   first, kls = past["first"], past["recent_kl"]
   kl = row["rollout/kl_k1_sum"]
   state = kl_control.check_kl(
-    kl, settings, 2 * row["rollout/kl_k1_standard_error"] + ROUNDING_NATS
+    kl, settings, ERRORS * row["rollout/kl_k1_standard_error"] + ROUNDING_NATS
   )
   if state == "warn" and kl > 0:
     yield (
@@ -182,7 +184,7 @@ def guard(
     phase: name in messages.
   """
   kl = row["rollout/kl_k1_sum"]
-  error = 2 * row["rollout/kl_k1_standard_error"] + ROUNDING_NATS
+  error = ERRORS * row["rollout/kl_k1_standard_error"] + ROUNDING_NATS
   state = kl_control.check_kl(kl, guards.limits(), error)
   if state == "halt":
     sentence = (
