@@ -51,8 +51,10 @@ _FACTORS = {
   "beta",
   "gamma",
   "weight",
+  "value",
 }
 _FACTORS |= {"coefficient", "penalty", "margin", "centering", "discount"}
+_HUGE = 3.4e38  # about the largest float32
 _LARGEST = 2**63 - 1  # of whole numbers: no array holds a larger one
 SEED_LIMIT = 2**31
 _BUCKETS = ("gs", "s3", "az", "http", "https")
@@ -257,8 +259,9 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
   if isinstance(value, float) and math.isnan(value):
     raise UserError(f"config.{name}={value}: must be a number.")
   words = set(name.rpartition(".")[2].split("_"))
-  if isinstance(value, float) and math.isinf(value) and words & _FACTORS:
-    raise UserError(f"config.{name}={value}: must be finite.")
+  is_huge = isinstance(value, float) and abs(value) > _HUGE
+  if is_huge and words & _FACTORS:
+    raise UserError(f"config.{name}={value}: must be finite, as a float32 too.")
   is_float = float in options(hint) and int not in options(hint)
   return float(value) if is_float and type(value) is int else value
 
