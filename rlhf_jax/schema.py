@@ -44,9 +44,10 @@ _FIELD = re.compile(r"(?:(\w+)\.)?(\w+)((?:\.\w+)*)(?==|:| is empty)")
 # Words in the names of fields that multiply: an infinite one makes NaN, where
 # an infinite bound, such as a clip, is none.
 _FACTORS = frozenset(
-  "rate decay epsilon temperature beta gamma weight coefficient penalty margin"
-  " centering discount".split()
+  "rate decay epsilon temperature beta gamma weight value coefficient penalty"
+  " margin centering discount".split()
 )
+_HUGE = 3.4e38  # about the largest float32
 _LARGEST = 2**63 - 1  # of whole numbers: no array holds a larger one
 SEED_LIMIT = 2**31
 _BUCKETS = ("gs", "s3", "az")
@@ -259,8 +260,9 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
   if isinstance(value, float) and math.isnan(value):
     raise UserError(f"config.{name}={value}: must be a number.")
   words = set(name.rpartition(".")[2].split("_"))
-  if isinstance(value, float) and math.isinf(value) and words & _FACTORS:
-    raise UserError(f"config.{name}={value}: must be finite.")
+  is_huge = isinstance(value, float) and abs(value) > _HUGE
+  if is_huge and words & _FACTORS:
+    raise UserError(f"config.{name}={value}: must be finite, as a float32 too.")
   is_float = float in options(hint) and int not in options(hint)
   return float(value) if is_float and type(value) is int else value
 

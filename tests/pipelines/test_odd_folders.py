@@ -178,6 +178,25 @@ def test_a_seed_that_no_key_holds(pipeline, seed):
     checked(config)
 
 
+@pytest.mark.parametrize(
+  ("pipeline", "field", "value"),
+  [
+    ("sft", "generate.temperature", 1e39),  # infinite as a float32
+    ("sft", "optimizer.learning_rate", float("inf")),
+    ("sft", "schedule.epochs", float("inf")),
+    ("reward", "loss.centering", 1e39),
+    ("policy", "shaping.kl_coefficient", 1e39),
+    ("policy", "shaping.overlong_penalty", -1e39),
+    ("policy", "shaping.missing_eos_value", float("-inf")),
+  ],
+)
+def test_what_multiplies_or_counts_is_finite(pipeline, field, value):
+  config = getattr(defaults, pipeline)()
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(UserError, match=f"^config.{field[:5]}.*finite"):
+    checked(config)
+
+
 def test_other_numbers_that_are_too_large():
   with pytest.raises(
     FieldError, match="^split_seed=.*: must be >= 0 and below"
