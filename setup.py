@@ -35,7 +35,7 @@ setuptools.setup(
     "optax>=0.2.4",
     "orbax-checkpoint>=0.12",
     "safetensors>=0.4.3",
-    "sentencepiece>=0.2.0",
+    "sentencepiece>=0.2.3",
     "tensorboardX>=2.6.2.1",
     "tokenizers>=0.20",
     "vaderSentiment>=3.3.2",
