@@ -261,7 +261,7 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
     raise UserError(f"config.{name}={value}: must be a number.")
   words = set(name.rpartition(".")[2].split("_"))
   is_huge = isinstance(value, float) and abs(value) > _HUGE
-  if is_huge and words & _FACTORS:
+  if is_huge and words & _FACTORS and "clip" not in words:
     raise UserError(f"config.{name}={value}: must be finite, as a float32 too.")
   is_float = float in options(hint) and int not in options(hint)
   return float(value) if is_float and type(value) is int else value
