@@ -25,7 +25,7 @@ setuptools.setup(
     "absl-py>=2.0",
     "etils[epath]>=1.9.1",
     "flax>=0.11.2",
-    "gguf>=0.16",
+    "gguf>=0.17.1",
     "grain>=0.2.10",
     "jax>=0.7.2",
     "jinja2>=3.1",
