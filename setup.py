@@ -36,7 +36,7 @@ setuptools.setup(
     "orbax-checkpoint>=0.12",
     "safetensors>=0.4.3",
     "sentencepiece>=0.2.3",
-    "tensorboardX>=2.6.2.1",
+    "tensorboardX>=2.6.2.2",
     "tokenizers>=0.20",
     "vaderSentiment>=3.3.2",
   ],
