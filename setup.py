@@ -7,7 +7,7 @@ from pathlib import Path
 
 import setuptools
 
-TFDS = ["tensorflow-datasets>=4.9.7"]
+TFDS = ["tensorflow-datasets>=4.9.10"]
 MATH = ["sympy>=1.12"]
 
 setuptools.setup(
