@@ -20,7 +20,7 @@ def prepare() -> None:
 
 def _heedless(stream: Any) -> Any:
   if stream is None:  # closed before the process began
-    return open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+    return open(os.devnull, "w")  # until the process ends
   return stream if isinstance(stream, Heedless) else Heedless(stream)
 
 
