@@ -1,10 +1,13 @@
-"""Packaging of rlhf_jax: floors, not pins; optional parts are extras."""
+"""Packaging of rlhf_jax: floors, not pins; optional parts are extras.
+
+The floors are those of one environment that passes (tests.proofs.floors).
+"""
 
 from pathlib import Path
 
 import setuptools
 
-TFDS = ["tensorflow-datasets>=4.9.7"]
+TFDS = ["tensorflow-datasets>=4.9.10"]
 MATH = ["sympy>=1.12"]
 
 setuptools.setup(
@@ -20,20 +23,20 @@ setuptools.setup(
   package_data={"rlhf_jax": ["evaluation/*.html"]},
   install_requires=[
     "absl-py>=2.0",
-    "etils[epath]>=1.7",
+    "etils[epath]>=1.9.1",
     "flax>=0.11.2",
-    "gguf>=0.10",
+    "gguf>=0.17.1",
     "grain>=0.2.10",
     "jax>=0.7.2",
     "jinja2>=3.1",
-    "matplotlib>=3.8",
+    "matplotlib>=3.9",
     "ml-collections>=1.0",
-    "numpy>=1.26",
+    "numpy>=2.0",
     "optax>=0.2.4",
     "orbax-checkpoint>=0.12",
     "safetensors>=0.4.3",
-    "sentencepiece>=0.2.0",
-    "tensorboardX>=2.6.2",
+    "sentencepiece>=0.2.3",
+    "tensorboardX>=2.6.2.2",
     "tokenizers>=0.20",
     "vaderSentiment>=3.3.2",
   ],
@@ -42,6 +45,6 @@ setuptools.setup(
     "math": MATH,
     "tfds": TFDS,
     "tpu": ["jax[tpu]>=0.7.2", "gcsfs>=2024.2"],
-    "test": ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.6", *MATH, *TFDS],
+    "test": ["pytest>=8.0", "pytest-xdist>=3.8", "ruff>=0.6", *MATH, *TFDS],
   },
 )

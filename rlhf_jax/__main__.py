@@ -14,6 +14,7 @@ import runpy
 import sys
 from pathlib import Path
 
+from rlhf_jax import output
 from rlhf_jax.imported import nearest
 
 _RUN = 'if __name__ == "__main__":'
@@ -57,4 +58,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+  output.prepare()
   sys.exit(main(sys.argv))

@@ -17,7 +17,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from rlhf_jax import command, describe, pipelines
+from rlhf_jax import command, describe, output, pipelines
 from rlhf_jax.data import assets, formats
 from rlhf_jax.imported import nearest
 from rlhf_jax.models import attention, families
@@ -171,4 +171,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+  output.prepare()
   sys.exit(main(sys.argv))

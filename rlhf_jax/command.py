@@ -126,6 +126,16 @@ def _help(options: Mapping[str, tuple[Any, str]]) -> str:
   return "\n".join(f"  {name:{width}}  {text}" for name, text in lines.items())
 
 
+def given(argv: Sequence[str]) -> set[str]:
+  """Returns the fields that a command line sets: "schedule.steps", ..."""
+  options = (argument.lstrip("-").partition("=")[0] for argument in argv[1:])
+  return {
+    option.removeprefix("no").removeprefix("config.")
+    for option in options
+    if option.startswith(("config.", "noconfig."))
+  }
+
+
 def _with_home(argv: Sequence[str]) -> list[str]:
   """Returns a command line whose --config may begin with ~, as shells do."""
   result = list(argv)

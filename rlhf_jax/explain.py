@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import command, describe, pipelines
+from rlhf_jax import command, describe, output, pipelines
 from rlhf_jax.imported import nearest
 from rlhf_jax.schema import UserError
 
@@ -358,4 +358,5 @@ def main(argv: list[str], also: Mapping[str, tuple[Any, str]] = {}) -> int:
 
 
 if __name__ == "__main__":
+  output.prepare()
   sys.exit(main(sys.argv))

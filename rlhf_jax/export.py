@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import rlhf_jax
-from rlhf_jax import lab
+from rlhf_jax import lab, output
 from rlhf_jax.data import assets, stops
 from rlhf_jax.data.tokenizer_backends import HuggingFaceTokenizer
 from rlhf_jax.data.tokenizers import load_tokenizer
@@ -250,4 +250,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+  output.prepare()
   sys.exit(main())

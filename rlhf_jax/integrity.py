@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,6 +25,7 @@ from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array, PyTree
 
 MANIFEST = "manifest.json"
+TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of folders of Orbax
 _SHOWN = 5  # differing arrays named in an error
 _NO_SPACE = re.compile(
   "No space left on device|Disk quota exceeded|File too large"
@@ -279,3 +282,21 @@ def _write_durably(path: epath.Path, text: str) -> None:
     os.fsync(directory)
   finally:
     os.close(directory)
+
+
+def remove_leftovers(root: epath.Path, seconds: float = 5.0) -> None:
+  """Removes temporary folders of a failed save.
+
+  Its threads may go on for a moment and add files, so it is tried again.
+
+  Args:
+    root: of the checkpoints.
+    seconds: after which what is left stays.
+  """
+  end = time.monotonic() + seconds
+  while left := [path for path in root.iterdir() if TEMPORARY in path.name]:
+    for path in left:
+      shutil.rmtree(path, ignore_errors=True)
+    if time.monotonic() > end:
+      return
+    time.sleep(0.1)

@@ -7,9 +7,6 @@ is left to quit, and the exit code stays that of a run that saved. On several
 processes all must stop at the same step, so there the JAX coordination service
 handles SIGTERM, SIGHUP becomes one, and `should_stop` asks it.
 
-Output that nobody reads any more (a closed terminal, a pipe to `head`, a full
-disk under a log) is dropped: it never costs a run.
-
 Left out: SIGKILL and power cuts; checkpoint.py survives them.
 """
 
@@ -20,11 +17,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+from rlhf_jax import output
 
 # The exit status after a stop that saved: EX_TEMPFAIL of sysexits.h, "try
 # again", so that a launch script can tell "resume me" from a crash (1), a
@@ -43,8 +42,7 @@ def prepare() -> None:
   for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
     if signal.getsignal(number) != signal.SIG_IGN:
       signal.signal(number, _terminate)
-  if not isinstance(sys.stdout, _Heedless):
-    sys.stdout, sys.stderr = _Heedless(sys.stdout), _Heedless(sys.stderr)
+  output.prepare()
   sys.unraisablehook = _without_late(sys.__unraisablehook__)
   threading.excepthook = _without_late(threading.__excepthook__)
 
@@ -59,38 +57,6 @@ def settle() -> None:
 def _terminate(number: int, frame: Any) -> None:
   del number, frame
   raise KeyboardInterrupt
-
-
-class _Heedless:
-  """A stream whose reader may go away: the rest is written to nowhere."""
-
-  def __init__(self, stream: TextIO) -> None:
-    self._stream = stream
-
-  def __getattr__(self, name: str) -> Any:
-    return getattr(self._stream, name)
-
-  def write(self, text: str) -> int:
-    """Writes, or drops what cannot be written."""
-    with self._forgiving():
-      self._stream.write(text)
-    return len(text)
-
-  def flush(self) -> None:
-    """Flushes, or drops what cannot be written."""
-    with self._forgiving():
-      self._stream.flush()
-
-  @contextlib.contextmanager
-  def _forgiving(self) -> Iterator[None]:
-    try:
-      yield
-    except OSError:
-      # What is in the buffer goes there too, when the process ends.
-      with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
 
 
 def _without_late(show: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -168,6 +134,13 @@ class Interrupt:
     if jax.process_count() == 1:
       return self.requested
     return multihost_utils.reached_preemption_sync_point(step)
+
+  def came_late(self) -> bool:
+    """Says whether a signal came, perhaps since `should_stop` was asked.
+
+    On several processes that is not agreed on, so False.
+    """
+    return self.requested and jax.process_count() == 1
 
   def _handle(self, number: int, frame: object) -> None:
     del frame

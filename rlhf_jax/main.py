@@ -21,22 +21,26 @@ RLHF_JAX_TRACEBACK=1 shows where a mistake was noticed.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import io
 import os
 import shlex
 import sys
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
 
-from rlhf_jax import command
+from rlhf_jax import command, output
 from rlhf_jax.schema import UserError
 
 OPTIONS = {
   "workdir": (None, "Where everything is written."),
   "distributed": ("auto", "auto, off or HOST:PORT,PROCESSES,INDEX."),
+  "smoke": (False, "A short trial: two steps a stage, few and short rows."),
   "explain": (False, "Print the fields of the experiment; see explain.py."),
   "list": (False, "Print what there is to choose from; see catalogue.py."),
 }
@@ -71,26 +75,42 @@ def join_processes(text: str) -> None:
   """Joins the other processes of a run; only the first one talks."""
   import jax
 
-  from rlhf_jax import distributed, metrics
+  from rlhf_jax import distributed, terminal
   from rlhf_jax.parallel import mesh
 
   distributed.initialise(text)
   mesh.all_devices()
   if jax.process_count() > 1 and not distributed.is_first():
     sys.stdout = open(os.devnull, "w")
-    metrics.Progress.default_stream = sys.stdout
+    terminal.Progress.default_stream = sys.stdout
 
 
-def run(config: Any, workdir: Path) -> int:
-  """Runs the pipeline that the configuration names; returns the exit code."""
+def run(
+  config: Any,
+  workdir: Path,
+  *,
+  is_smoke: bool = False,
+  given: Collection[str] = (),
+) -> int:
+  """Runs the pipeline that the configuration names; returns the exit code.
+
+  Args:
+    config: the experiment.
+    workdir: of the run.
+    is_smoke: whether it is cut to a short trial.
+    given: fields that the command line sets, which no trial changes.
+  """
   import jax
 
   from rlhf_jax import distributed, interrupt, pipelines
+  from rlhf_jax.pipelines import closing, smoke
   from rlhf_jax.pipelines import workdir as workdir_lib
   from rlhf_jax.runs import lock, loop
 
   workdir = Path(workdir).expanduser()
   try:
+    if is_smoke:
+      smoke.shorten(config, workdir, given)
     job = pipelines.read(config, workdir)
     world = job.open(workdir)
     job.check(world)
@@ -102,6 +122,8 @@ def run(config: Any, workdir: Path) -> int:
         workdir_lib.explained(changes),
       ):
         job.run(world)
+      if distributed.is_first():
+        closing.say(job, workdir, sys.argv, is_smoke)
   except (interrupt.Stopped, KeyboardInterrupt) as stopped:
     interrupt.settle()
     line = shlex.join(["python", "-m", "rlhf_jax.main", *sys.argv[1:]])
@@ -173,6 +195,22 @@ def told(error: Exception) -> str | None:
   return None
 
 
+def _say_first(argv: list[str]) -> None:
+  """Says at once what happens: importing jax takes seconds, without a word.
+
+  Lines reach a file or a pipe as they are printed.
+  """
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(line_buffering=True)
+  files = [x.partition("=")[2] for x in argv if x.startswith("--config=")]
+  is_other = any(x.startswith("--distributed=") for x in argv) and not any(
+    x.startswith("--distributed=") and x.endswith(",0") for x in argv
+  )
+  if files and not is_other and not any(x.startswith("--help") for x in argv):
+    with contextlib.suppress(OSError):  # nobody reads it: see interrupt.py
+      print(f"rlhf_jax: reading {files[0]}, importing jax", flush=True)
+
+
 def main(argv: list[str]) -> int:
   """Runs what a command line says; returns the exit code."""
   if "--list" in argv:
@@ -183,6 +221,7 @@ def main(argv: list[str]) -> int:
     from rlhf_jax import explain
 
     return explain.main(argv, OPTIONS)
+  _say_first(argv)
   values = command.parse(argv, OPTIONS, __doc__, needs_workdir=True)
   from rlhf_jax import interrupt
 
@@ -203,10 +242,16 @@ def main(argv: list[str]) -> int:
     code = command.fail(error, str(error))
     sys.stderr.flush()
     os._exit(code)
-  code = run(values.config, Path(values.workdir))
+  code = run(
+    values.config,
+    Path(values.workdir),
+    is_smoke=values.smoke,
+    given=command.given(argv),
+  )
   _leave_if_alone(code)
   return code
 
 
 if __name__ == "__main__":
+  output.prepare()
   sys.exit(main(sys.argv))

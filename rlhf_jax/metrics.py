@@ -1,11 +1,12 @@
-"""What a run reports: metrics.jsonl, samples, TensorBoard, a progress line.
+"""What a run records: metrics.jsonl, samples, TensorBoard, seconds of parts.
 
 Metrics are named area/name (METHODS 25) and written one JSON object a line
 with "step", "phase" and "time" (seconds since 1970). JSON has no NaN: it
 becomes null, with a warning. A killed and resumed run calls `truncate_after`
 with the step it resumes from, so that each step is there once.
 
-Left out: remote directories (gs:// cannot append; copy the local ones) and
+What a person reads while it runs is in terminal.py. Left out: remote
+directories (gs:// cannot append; copy the local ones) and
 hosted trackers, which can read the JSON lines.
 """
 
@@ -16,12 +17,11 @@ import contextlib
 import json
 import math
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +29,6 @@ from rlhf_jax.schema import UserError
 
 RESERVED = ("step", "phase", "time")
 _DAMAGED = "The file is damaged: correct or remove the line."
-_SIGNED = ("score", "reward", "margin", "advantage")  # printed with a sign
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -229,137 +228,6 @@ class Timer:
     popped = {f"time/{name}_seconds": s for name, s in self._seconds.items()}
     self._seconds.clear()
     return popped
-
-
-class Progress:
-  """One line: ppo 12/24  50%  7.1 s/step  ETA 1:25  score +0.81  kl 5.2.
-
-  Rewritten in place on a terminal, else printed every few seconds.
-  """
-
-  default_stream: TextIO | None = None  # None is standard error
-
-  def __init__(
-    self,
-    phase: str,
-    total: int,
-    initial: int = 0,
-    stream: TextIO | None = None,
-    *,
-    every_seconds: float = 10.0,
-    window: int = 20,
-    clock: Callable[[], float] = time.monotonic,
-  ) -> None:
-    """Starts the clock.
-
-    Args:
-      phase: first word of the line.
-      total: steps when done.
-      initial: steps done before this process, which tell nothing of its pace.
-      stream: default_stream when None.
-      every_seconds: between lines where there is no terminal.
-      window: the pace is that of so many updates.
-      clock: seconds.
-    """
-    if total < 1 or not 0 <= initial <= total:
-      raise UserError(
-        f"initial={initial}, total={total}: need 0 <= initial <= total, and "
-        "total >= 1."
-      )
-    self._phase, self._total = phase, total
-    stream = self.default_stream if stream is None else stream
-    self._stream = sys.stderr if stream is None else stream
-    self._is_terminal = self._stream.isatty()
-    self._period = 0.1 if self._is_terminal else every_seconds
-    self._clock = clock
-    self._marks = collections.deque([(clock(), initial)], maxlen=window + 1)
-    self._printed_at = -math.inf
-    self._line = self._printed = ""
-
-  def __enter__(self) -> Progress:
-    return self
-
-  def __exit__(self, *_) -> None:
-    self.close()
-
-  def update(self, n: int, **numbers: float | str) -> None:
-    """Shows that n steps are done, counted from the start of the run."""
-    now = self._clock()
-    self._marks.append((now, n))
-    self._line = self._format(n, numbers)
-    if now - self._printed_at >= self._period:
-      self._print(now)
-
-  def close(self) -> None:
-    """Prints the last state, and ends the line."""
-    if self._line and self._line != self._printed:
-      self._print(self._clock())
-    if self._is_terminal and self._printed:
-      self._stream.write("\n")
-    self._stream.flush()
-
-  def _format(self, n: int, numbers: Mapping[str, float | str]) -> str:
-    (t0, n0), (t1, n1) = self._marks[0], self._marks[-1]
-    parts = [f"{self._phase} {n}/{self._total}", f"{100 * n // self._total}%"]
-    if n1 > n0:
-      pace = (t1 - t0) / (n1 - n0)
-      parts += [
-        f"{pace:.2g} s/step" if pace < 10 else f"{pace:.0f} s/step",
-        f"ETA {format_seconds(pace * (self._total - n))}",
-      ]
-    for name, value in numbers.items():
-      if not isinstance(value, str):
-        sign = "+" if any(word in name for word in _SIGNED) else ""
-        value = format(float(value), f"{sign}.3g")
-      parts.append(f"{name} {value}")
-    return "  ".join(parts)
-
-  def _print(self, now: float) -> None:
-    if self._is_terminal:
-      self._stream.write(f"\r{self._line}\x1b[K")
-    else:
-      self._stream.write(f"{self._line}\n")
-    self._stream.flush()
-    self._printed, self._printed_at = self._line, now
-
-
-def format_seconds(seconds: float) -> str:
-  """Returns m:ss, or h:mm:ss from an hour on."""
-  minutes, second = divmod(round(seconds), 60)
-  hours, minute = divmod(minutes, 60)
-  if hours:
-    return f"{hours}:{minute:02d}:{second:02d}"
-  return f"{minute}:{second:02d}"
-
-
-def format_table(headers: Sequence[str], rows: Sequence[Sequence]) -> str:
-  """Returns a table for terminals: numbers to the right, text to the left.
-
-  Raises:
-    ValueError: a row with another number of cells than headers.
-  """
-  for row in rows:
-    if len(row) != len(headers):
-      raise UserError(
-        f"row {list(row)} has {len(row)} cells for {len(headers)} headers."
-      )
-  is_number = [
-    bool(rows) and all(isinstance(row[i], int | float) for row in rows)
-    for i in range(len(headers))
-  ]
-  cells = [[str(header) for header in headers]]
-  for row in rows:
-    cells.append([f"{c:.4g}" if isinstance(c, float) else str(c) for c in row])
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  lines = []
-  for row in cells:
-    padded = [
-      cell.rjust(width) if right else cell.ljust(width)
-      for cell, width, right in zip(row, widths, is_number, strict=True)
-    ]
-    lines.append("  ".join(padded).rstrip())
-  lines.insert(1, "  ".join("-" * width for width in widths))
-  return "\n".join(lines)
 
 
 def _scalar(name: str, value: Any) -> int | float | None:

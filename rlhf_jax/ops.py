@@ -67,14 +67,15 @@ def centred(x: Array, mask: Array) -> tuple[Array, Array]:
 
   The mean of what is left over is taken off too: of many large values of little
   spread the float32 mean is off by more than they differ. Equal values give
-  exact zeros.
+  exact zeros, and themselves as the mean, also where their sum overflows.
   """
+  top = jnp.max(neutral(x, mask, -jnp.inf))
+  is_flat = top == jnp.min(neutral(x, mask, jnp.inf))
   mean = masked_mean(x, mask)
   mean = mean + masked_mean(neutral(x, mask) - mean, mask)
-  x = jnp.where(mask > 0, neutral(x, mask) - mean, 0.0)
-  top = jnp.max(jnp.where(mask > 0, x, -jnp.inf))
-  bottom = jnp.min(jnp.where(mask > 0, x, jnp.inf))
-  return jnp.where(top == bottom, 0.0, x), mean
+  mean = jnp.where(is_flat, top, mean)
+  x = jnp.where((mask > 0) & ~is_flat, neutral(x, mask) - mean, 0.0)
+  return x, mean
 
 
 def masked_variance(x: Array, mask: Array) -> Array:

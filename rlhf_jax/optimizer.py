@@ -15,6 +15,7 @@ Left out: other optimizers; the update functions take any optax transformation.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import jax
@@ -39,6 +40,8 @@ class Config:
   final_fraction: float | None = None  # where the schedule ends, as a share of
   # the peak; None: 0.1 for cosine, 0 for linear
   warmup_steps: int = 0  # updates of linear warm-up; InstructGPT 10
+  warmup_max_fraction: float = 0.2  # of the run's updates: a longer warm-up is
+  # cut to it, and the run says so; 1 cuts nothing, nor does a total_steps
   warmup_initial_fraction: float = 0.0  # of the peak, at the first update;
   # InstructGPT 0.1
   total_steps: int | None = None  # updates, warm-up included; None: the run's
@@ -56,6 +59,10 @@ class Config:
     ranges = {
       "learning_rate": (0 <= self.learning_rate < _HUGE, ">= 0 and finite"),
       "warmup_steps": (self.warmup_steps >= 0, ">= 0"),
+      "warmup_max_fraction": (
+        0 <= self.warmup_max_fraction <= 1,
+        "in [0, 1]",
+      ),
       "warmup_initial_fraction": (
         0 <= self.warmup_initial_fraction <= 1,
         "in [0, 1]",
@@ -93,6 +100,34 @@ class Config:
         f"{self.schedule!r} and warmup_steps={self.warmup_steps}: a decay "
         "needs an end. Set total_steps > warmup_steps."
       )
+
+
+def of_run(config: Config, updates: int) -> Config:
+  """Returns the settings as a run of so many updates uses them.
+
+  The decay ends with the run, and the warm-up takes at most
+  warmup_max_fraction of it: a trial of a few steps must train at the rate that
+  its settings say. Where total_steps is set, nothing changes.
+
+  Args:
+    config: as it was set.
+    updates: of the whole run.
+
+  Raises:
+    UserError: the run ends within the warm-up.
+  """
+  if config.total_steps is not None:
+    return config
+  # 0.07 * 100 is above 7
+  most = math.floor(config.warmup_max_fraction * updates + 1e-6)
+  warmup = min(config.warmup_steps, most)
+  if config.schedule != "constant" and warmup >= updates:
+    raise UserError(
+      f"warmup_steps={config.warmup_steps}: the run has {updates} updates in "
+      "all, so it would end within the warm-up. Lower warmup_steps or "
+      "warmup_max_fraction, or train longer."
+    )
+  return dataclasses.replace(config, total_steps=updates, warmup_steps=warmup)
 
 
 def schedule(config: Config) -> optax.Schedule:

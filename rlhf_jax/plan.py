@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax import command
+from rlhf_jax import command, output
 from rlhf_jax.schema import UserError
 
 OPTIONS = {
@@ -118,5 +118,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+  output.prepare()
   os.environ.update(ENVIRONMENT)
   sys.exit(main(sys.argv))

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import re
 import types
 import typing
@@ -40,22 +41,17 @@ _WORDS = {
 # (section.)field.of.a.section, and what says that a value follows
 _FIELD = re.compile(r"(?:(\w+)\.)?(\w+)((?:\.\w+)*)(?==|:| is empty)")
 
-
 # Words in the names of fields that multiply: an infinite one makes NaN, where
 # an infinite bound, such as a clip, is none.
-_FACTORS = {
-  "rate",
-  "decay",
-  "epsilon",
-  "temperature",
-  "beta",
-  "gamma",
-  "weight",
-}
-_FACTORS |= {"coefficient", "penalty", "margin", "centering", "discount"}
+_FACTORS = frozenset(
+  "rate decay epsilon temperature beta gamma weight value coefficient penalty"
+  " margin centering discount".split()
+)
+_HUGE = 3.4e38  # about the largest float32
 _LARGEST = 2**63 - 1  # of whole numbers: no array holds a larger one
 SEED_LIMIT = 2**31
-_BUCKETS = ("gs", "s3", "az", "http", "https")
+_BUCKETS = ("gs", "s3", "az")
+_ADDRESSES = ("http", "https", "ftp", "hf", "file")
 
 
 class UserError(ValueError):
@@ -165,7 +161,7 @@ def check_choice(field: str, value: str, allowed: Collection[str]) -> None:
 
 
 def check_local(path: str, field: str) -> None:
-  """Raises FieldError for the address of a bucket.
+  """Raises FieldError for an address, such as that of a bucket.
 
   Runs append to their files and rename them into place, which buckets cannot.
 
@@ -173,6 +169,12 @@ def check_local(path: str, field: str) -> None:
     path: of a folder or a file.
     field: that gave it.
   """
+  scheme, colon, _ = str(path).partition("://")
+  if colon and scheme.lower() in _ADDRESSES:
+    raise FieldError(
+      f"{field}={str(path)!r}: must be a local path, not an address. Download "
+      "it, and give its path."
+    )
   scheme, colon, _ = str(path).partition(":/")
   if colon and scheme in _BUCKETS:
     raise FieldError(
@@ -183,19 +185,20 @@ def check_local(path: str, field: str) -> None:
 
 def absence(path: str | Path) -> str:
   """Returns why a path is no file that can be read: what is there instead."""
-  path = Path(path)
-  if path.is_dir():
+  # Those of os.path take names that are too long, or no names, for absent.
+  if os.path.isdir(path):
     return "is a folder, not a file"
-  if path.exists():
+  if os.path.exists(path):
     return "is no regular file (a pipe, a socket or a device)"
-  return "a link to nothing" if path.is_symlink() else "no such file"
+  if os.path.islink(path):
+    return "a link to nothing"
+  if "$" in str(path):
+    return "no such file, and no variable is filled in here"
+  return "no such file"
 
 
 def check_seed(seed: int, field: str = "seed") -> None:
-  """Raises FieldError for a seed that 32-bit random keys cannot hold.
-
-  Seeds drawn from it, such as seed + 1, have room too.
-  """
+  """Raises FieldError for a seed that, with room, is not a 32-bit number."""
   if not 0 <= seed < SEED_LIMIT:
     raise FieldError(f"{field}={seed}: must be >= 0 and below 2**31.")
 
@@ -257,8 +260,9 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
   if isinstance(value, float) and math.isnan(value):
     raise UserError(f"config.{name}={value}: must be a number.")
   words = set(name.rpartition(".")[2].split("_"))
-  if isinstance(value, float) and math.isinf(value) and words & _FACTORS:
-    raise UserError(f"config.{name}={value}: must be finite.")
+  is_huge = isinstance(value, float) and abs(value) > _HUGE
+  if is_huge and words & _FACTORS and "clip" not in words:
+    raise UserError(f"config.{name}={value}: must be finite, as a float32 too.")
   is_float = float in options(hint) and int not in options(hint)
   return float(value) if is_float and type(value) is int else value
 

@@ -30,6 +30,7 @@ SHARE_RUNS = tuple(
   f"tests/pipelines/test_{name}.py"
   for name in (
     "any_step",
+    "closing",
     "further_policy",
     "old_runs",
     "pipeline_policy",

@@ -118,17 +118,3 @@ def test_once_the_save_is_whole_nothing_changes_the_end():
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
-
-
-def test_output_that_nobody_reads_is_dropped():
-  reader, writer = os.pipe()
-  with os.fdopen(writer, "w") as stream:
-    heedless = interrupt._Heedless(stream)
-    assert heedless.fileno() == writer and not heedless.isatty()
-    print("one", file=heedless, flush=True)
-    assert os.read(reader, 9) == b"one\n"
-    os.close(reader)
-    for _ in range(3):
-      print("two", file=heedless, flush=True)
-    heedless.write("x" * 10**6)
-  # its end does not raise either

@@ -67,7 +67,10 @@ def test_a_killed_run_is_taken_over_with_a_word(tmp_path, capsys):
     assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+@pytest.mark.parametrize(
+  "content",
+  ["", "{", "[]", "null", "{}", '{"pid": "x"}', '{"pid": null, "since": "x"}'],
+)
 def test_a_file_that_names_nobody_is_nobodys(tmp_path, content):
   (tmp_path / lock.FILE).write_text(content)
   with lock.held(tmp_path):
@@ -79,18 +82,94 @@ def test_without_locks_of_the_kernel_the_process_decides(tmp_path, monkeypatch):
     raise OSError(95, "Operation not supported")
 
   monkeypatch.setattr(lock.fcntl, "flock", refuse)
+  monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.01)
   me = lock._me()
   for gone in (
     {},
     {"pid": me["pid"], "born": "1"},  # its number is another's now
     {"boot": "before", **{k: me[k] for k in ("pid", "born")}},
   ):
-    left(tmp_path, **gone)
+    path = left(tmp_path, **gone)
+    if "boot" in gone:  # nobody touched it since this machine started
+      os.utime(path, (0, lock._booted() - 1.0))
     with lock.held(tmp_path):
       pass
   left(tmp_path, pid=me["pid"], born=me["born"])
   with pytest.raises(lock.HeldError), lock.held(tmp_path):
     pass
+
+
+def test_without_locks_of_the_kernel_the_last_of_two_at_once_stays(
+  tmp_path, monkeypatch
+):
+  """Both read that nobody is there; the first sees the other's name."""
+
+  def refuse(*_):
+    raise OSError(37, "No locks available")
+
+  monkeypatch.setattr(lock.fcntl, "flock", refuse)
+  monkeypatch.setattr(lock.time, "sleep", lambda _: left(tmp_path))
+  with pytest.raises(lock.HeldError, match=f"process {2**22 + 1} of"):
+    with lock.held(tmp_path):
+      pass
+  assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == 2**22 + 1
+
+
+@pytest.mark.parametrize(
+  "other",
+  [
+    {"host": "another-container"},  # of this kernel, whose lock is free
+    {"host": "another-container", "pids": "pid:[1]"},
+    {"pid": os.getpid(), "born": lock._born(os.getpid())},
+  ],
+)
+def test_what_this_kernel_does_not_hold_is_free_at_once(
+  tmp_path, monkeypatch, other
+):
+  monkeypatch.setattr(lock, "_beats", lambda _: pytest.fail("it was watched"))
+  left(tmp_path, **other)
+  with lock.held(tmp_path):
+    pass
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+@pytest.mark.parametrize(
+  "other",
+  [
+    {"boot": "another machine of the same name"},
+    {"boot": "", "host": "elsewhere"},
+  ],
+)
+def test_a_name_tells_no_machine(tmp_path, monkeypatch, other, has_locks):
+  """Clones are all called localhost: who touches the file lives."""
+  if not has_locks:
+    monkeypatch.setattr(lock, "_kernel_lock", lambda _: "none")
+    monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.01)
+  watched = []
+  monkeypatch.setattr(lock, "_beats", lambda p: not watched.append(p))
+  left(tmp_path, **other)
+  with pytest.raises(lock.HeldError), lock.held(tmp_path):
+    pass
+  assert watched == [tmp_path / lock.FILE]
+
+
+def test_another_containers_process_numbers_say_nothing(tmp_path, monkeypatch):
+  """Of one kernel without locks on these files: its number is another's here"""
+  monkeypatch.setattr(lock, "_kernel_lock", lambda _: "none")
+  monkeypatch.setattr(lock, "_beats", lambda _: True)
+  left(tmp_path, pids="pid:[1]", pid=os.getpid())
+  with pytest.raises(lock.HeldError), lock.held(tmp_path):
+    pass
+
+
+def test_the_file_of_another_user_is_said(tmp_path, monkeypatch):
+  def refuse(*_):
+    raise PermissionError(13, "Permission denied")
+
+  monkeypatch.setattr(lock.os, "open", refuse)
+  with pytest.raises(lock.HeldError, match="run.lock: is another user's"):
+    with lock.held(tmp_path):
+      pass
 
 
 def test_another_machine_counts_while_it_touches_the_file(

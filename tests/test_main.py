@@ -316,3 +316,20 @@ def test_sigterm_before_training_is_75(tmp_path):
   out, _ = process.communicate(timeout=120)
   assert process.returncode == 75
   assert f"--workdir={workdir}" in out
+
+
+def test_the_first_line_comes_before_jax_is_imported():
+  code = (
+    "import sys; from rlhf_jax import main; "
+    "main._say_first(['main', '--config=a.py', '--workdir=w']); "
+    "main._say_first(['main', '--config=b.py', '--help']); "
+    "main._say_first(['main', '--config=c.py', '--distributed=h:1,2,1']); "
+    "print('jax' in sys.modules)"
+  )
+  said = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert said.stdout.splitlines() == [
+    "rlhf_jax: reading a.py, importing jax",
+    "False",
+  ]

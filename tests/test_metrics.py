@@ -1,6 +1,5 @@
-"""Metrics files survive kills; the progress line tells the truth."""
+"""Metrics files survive kills."""
 
-import io
 import json
 import math
 
@@ -19,11 +18,6 @@ class Clock:
 
   def __call__(self) -> float:
     return self.now
-
-
-class Terminal(io.StringIO):
-  def isatty(self) -> bool:
-    return True
 
 
 def test_rows_have_step_phase_time_and_numbers(tmp_path):
@@ -135,54 +129,6 @@ def test_disabled_writes_nothing(tmp_path):
   assert not (tmp_path / "x").exists()
 
 
-def test_progress_line_on_a_terminal():
-  clock, stream = Clock(), Terminal()
-  progress = metrics.Progress("ppo", 24, stream=stream, clock=clock)
-  clock.now += 12 * 7.1
-  progress.update(12, score=0.81, kl=5.2)
-  assert stream.getvalue() == (
-    "\rppo 12/24  50%  7.1 s/step  ETA 1:25  score +0.81  kl 5.2\x1b[K"
-  )
-  clock.now += 0.01  # too soon to be drawn, but shown at the end
-  progress.update(13, score=-1.0, lr="1e-6")
-  assert stream.getvalue().count("\r") == 1
-  progress.close()
-  assert stream.getvalue().endswith("score -1  lr 1e-6\x1b[K\n")
-
-
-def test_progress_in_a_log_prints_every_few_seconds():
-  clock, stream = Clock(), io.StringIO()
-  progress = metrics.Progress("sft", 100, stream=stream, clock=clock)
-  for n in range(1, 101):
-    clock.now += 1.0
-    progress.update(n)
-  progress.close()
-  lines = stream.getvalue().splitlines()
-  assert lines[0].startswith("sft 1/100  1%  1 s/step  ETA 1:39")
-  assert len(lines) == 11  # seconds 1, 11, ... 91 and the end
-  assert lines[-1] == "sft 100/100  100%  1 s/step  ETA 0:00"
-  assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()
-
-
-def test_progress_pace_ignores_what_was_done_before():
-  clock, stream = Clock(), io.StringIO()
-  progress = metrics.Progress("ppo", 1000, 900, stream, clock=clock, window=4)
-  clock.now += 50.0  # the first step compiles
-  progress.update(901)
-  assert "50 s/step  ETA 1:22:30" in stream.getvalue()
-  for n in range(902, 907):
-    clock.now += 2.0
-    progress.update(n)
-  progress.close()
-  assert (
-    stream.getvalue()
-    .splitlines()[-1]
-    .startswith("ppo 906/1000  90%  2 s/step  ETA 3:08")
-  )
-  with pytest.raises(ValueError, match="initial=3, total=2"):
-    metrics.Progress("ppo", 2, 3)
-
-
 def test_timer_accumulates_even_through_errors():
   clock = Clock()
   timer = metrics.Timer(clock)
@@ -197,23 +143,3 @@ def test_timer_accumulates_even_through_errors():
     "time/update_seconds": 4.0,
   }
   assert timer.pop() == {}
-
-
-def test_format_table_aligns():
-  table = metrics.format_table(
-    ["method", "score", "n"], [["ppo", 0.123456, 10], ["best-of-n", -2.0, 5]]
-  )
-  assert table.splitlines() == [
-    "method      score   n",
-    "---------  ------  --",
-    "ppo        0.1235  10",
-    "best-of-n      -2   5",
-  ]
-  assert metrics.format_table(["a"], []) == "a\n-"
-  with pytest.raises(ValueError, match="1 cells for 2 headers"):
-    metrics.format_table(["a", "b"], [[1]])
-
-
-def test_format_seconds():
-  values = [metrics.format_seconds(s) for s in (0.4, 59.6, 85.2, 3600, 36061)]
-  assert values == ["0:00", "1:00", "1:25", "1:00:00", "10:01:01"]

@@ -315,7 +315,9 @@ def test_trap_21_frozen_unembedding_has_the_same_values_and_gradient(soft_cap):
   )
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, 12345.678, -3e7, 1e-9])
+@pytest.mark.parametrize(
+  "value", [0.0, 0.1, 12345.678, -3e7, 1e-9, 1e-30, 1e30, 3e38, -3e38]
+)
 def test_trap_48_equal_values_of_any_size_whiten_to_exact_zeros(value):
   x = jnp.full((1000, 1), value, jnp.float32)
   mask = jnp.ones_like(x).at[::7].set(0.0)

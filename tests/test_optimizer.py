@@ -146,6 +146,41 @@ def test_decaying_schedules(settings, expected):
   np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+  ("settings", "updates", "expected"),
+  [
+    ({"warmup_steps": 5}, 50, 5),
+    ({"warmup_steps": 16}, 84, 16),  # the quickstart's policy
+    ({"warmup_steps": 5}, 4, 0),
+    ({"warmup_steps": 150, "schedule": "constant"}, 100, 20),
+    ({"warmup_steps": 9, "warmup_max_fraction": 0.07}, 100, 7),
+    ({"warmup_steps": 9, "warmup_max_fraction": 0.0}, 100, 0),
+    ({"warmup_steps": 3, "warmup_max_fraction": 1.0}, 4, 3),
+  ],
+)
+def test_the_warm_up_scales_with_the_run(settings, updates, expected):
+  settings = {"learning_rate": 1.0, "schedule": "cosine"} | settings
+  found = optimizer.of_run(optimizer.Config(**settings), updates)
+  assert (found.warmup_steps, found.total_steps) == (expected, updates)
+  rates = [float(optimizer.schedule(found)(step)) for step in range(updates)]
+  assert max(rates) == pytest.approx(1.0)
+
+
+def test_what_nobody_may_cut():
+  whole = optimizer.Config(
+    learning_rate=1.0, schedule="cosine", warmup_steps=5, total_steps=50
+  )
+  assert optimizer.of_run(whole, 4) == whole
+  within = optimizer.Config(
+    learning_rate=1.0,
+    schedule="cosine",
+    warmup_steps=5,
+    warmup_max_fraction=1.0,
+  )
+  with pytest.raises(ValueError, match="warmup_steps=5: the run has 4 updates"):
+    optimizer.of_run(within, 4)
+
+
 def test_first_update_uses_step_zero_of_the_schedule():
   config = optimizer.Config(learning_rate=1.0, warmup_steps=5)
   first, second = run(config, 1), run(config, 2)

@@ -8,12 +8,11 @@ one pass that knows where every character came from:
   * assistant_mask is 1 on each assistant turn's content and on the special
     token that ends it, 0 on everything else (METHODS 1, multi-turn).
 
-Spans are found while rendering: every message's content is put between private
-sentinels, and the text without them must equal the plain rendering. Text is
-tokenised in stretches cut at special tokens and where generation of an answer
-starts, so training and sampling see the same ids before it. White space that
-the template writes there before the answer is learned with it; streams.py
-refuses templates of which that is not all.
+Where messages stand in the text is found in spans.py. Text is tokenised in
+stretches cut at special tokens and where generation of an answer starts, so
+training and sampling see the same ids before it. White space that the template
+writes there before the answer is learned with it; streams.py refuses templates
+of which that is not all.
 
 A template may mark what is learned itself with {% generation %} ...
 {% endgeneration %}; then exactly that text is learned.
@@ -28,15 +27,17 @@ training data depend on the day.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_jax.data import templates, tokenizers
+from rlhf_jax.data import spans, templates, tokenizers
+from rlhf_jax.data.messages import Message, check_messages
+from rlhf_jax.data.spans import GENERATION, Marks, Span
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.imported import nearest
 from rlhf_jax.schema import UserError
 
 # ChatML, used when a tokenizer has <|im_start|> and <|im_end|> but no template.
@@ -54,17 +55,6 @@ CHATML_TEMPLATE = """\
 # where the template writes the answer once it is there.
 PROMPT_ENDS = ("template", "answer")
 
-Message = dict[str, Any]  # "role", "content", and what a template reads besides
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-_ALIASES = {
-  "human": "user",
-  "prompter": "user",
-  "gpt": "assistant",
-  "bot": "assistant",
-  "model": "assistant",
-  "chatgpt": "assistant",
-}
 _LINKS = ("tool_call_id",)  # names another message, and need not be written
 
 
@@ -85,58 +75,11 @@ class Rendered:
   skipped: int = 0
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-  """Raises UserError unless all have a known role and a text as content.
-
-  The content may be None beside tool calls.
-  """
-  if not messages:
-    raise UserError("messages=[]: nothing to render. Give at least one.")
-  for n, message in enumerate(messages):
-    keys = sorted(message) if isinstance(message, dict) else type(message)
-    if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-      raise UserError(
-        f"messages[{n}] has {keys}; a message is a dict with exactly 'role' "
-        "and 'content', and what a template writes besides. Name them so."
-      )
-    role, content = message["role"], message["content"]
-    if not isinstance(role, str) or not re.fullmatch(r"\w+", role):
-      raise UserError(
-        f"messages[{n}]: role={role!r}; a role is one word such as 'user'."
-      )
-    if role not in ROLES:
-      other = _ALIASES.get(role.lower(), "")
-      hint = f" Did you mean {other!r}?" if other else nearest(role, ROLES)
-      raise UserError(
-        f"messages[{n}]: role={role!r} is none of {', '.join(ROLES)}.{hint} "
-        "Rename it."
-      )
-    if content is None and message.get("tool_calls"):
-      continue
-    if not isinstance(content, str):
-      found = "null" if content is None else f"a {type(content).__name__}"
-      raise UserError(
-        f"messages[{n}]: content is {found}; only strings are rendered, and "
-        "lists of text parts in a file. Give it a text, or remove the message."
-      )
-
-
-def check_plain(messages: Sequence[Message]) -> None:
-  """Raises UserError for what only a chat template could write."""
-  for n, message in enumerate(messages):
-    further = sorted(set(message) - {"role", "content"})
-    if further:
-      raise UserError(
-        f"messages[{n}] has {further}, which plain text cannot say. Set "
-        "chat=True with a template that writes them, or remove them."
-      )
-
-
 def _check_written(
   messages: Sequence[Message],
   text: str,
-  render_with: Callable[..., str],
-  special_tokens: Collection[str],
+  template: _Template,
+  is_asked: bool,
 ) -> None:
   """Raises UserError for a field that a template does not write.
 
@@ -148,17 +91,29 @@ def _check_written(
       spelt = json.dumps(message[key], ensure_ascii=False)
       without = [dict(m) for m in messages]
       del without[n][key]
-      try:
-        is_written = render_with(without) != text
-      except UserError:
-        is_written = True  # it cannot do without
+      # Where the template cannot do without, this is no text.
+      dialogue = template.dialogue(without, is_asked, None)
+      is_written = template.render([dialogue])[0] != text
       why = "" if is_written else "the chat template does not write it"
-      if any(token in spelt for token in special_tokens):
+      if any(token in spelt for token in template.special_tokens):
         why = f"it spells a special token, {spelt[:60]}"
       if why:
         raise UserError(
           f"messages[{n}] has {key!r}, and {why}. Remove it: then a message is "
           "a dict with exactly 'role' and 'content'."
+        )
+
+
+def _check_said(messages: Sequence[Message], found: Sequence[Span]) -> None:
+  """Raises UserError for a message that a template passes over."""
+  names = {span.name for span in found}
+  for n, message in enumerate(messages):
+    if message["role"] != "assistant" and message["content"]:
+      if str(n) not in names:
+        raise UserError(
+          f"messages[{n}]: the chat template does not write what the "
+          f"{message['role']!r} says. Remove the message, or give a template "
+          "that writes it as model.chat_template."
         )
 
 
@@ -179,135 +134,36 @@ def template_of(tokenizer: Tokenizer) -> str:
   )
 
 
-@dataclass(frozen=True)
-class _Span:
-  name: str  # a message's index, or "generation"
-  start: int  # characters of the plain text
-  end: int
-
-
-class _Sentinels:
-  """Marks that occur in no message and no template."""
-
-  def __init__(self, texts: Sequence[str]):
-    joined = "".join(texts)
-    free = [c for c in map(chr, range(0xE000, 0xF8FF)) if c not in joined]
-    if len(free) < 2:
-      raise UserError(
-        "the messages use every private-use character, so none is left to "
-        "mark their borders. Remove U+E000..U+F8FE from the text."
-      )
-    self._open, self._close = free[0], free[1]
-
-  def wrap(self, name: str | int, text: str) -> str:
-    return f"{self.start(name)}{text}{self.end(name)}"
-
-  def start(self, name: str | int) -> str:
-    return f"{self._open}{name}{self._close}"
-
-  def end(self, name: str | int) -> str:
-    return f"{self._open}/{name}{self._close}"
-
-  def strip(self, marked: str) -> tuple[str, list[_Span] | None]:
-    """Returns the text without marks, and the spans; None if a mark is lost."""
-    pattern = f"{self._open}(/?)(\\w+){self._close}"
-    plain, size, last, opened, spans = [], 0, 0, {}, []
-    for match in re.finditer(pattern, marked):
-      plain.append(marked[last : match.start()])
-      size, last = size + len(plain[-1]), match.end()
-      closing, name = match.groups()
-      if not closing:
-        opened[name] = size
-      elif name in opened:
-        spans.append(_Span(name, opened.pop(name), size))
-      else:
-        opened["lost"] = size
-    return "".join([*plain, marked[last:]]), None if opened else spans
-
-
-def _is_marked(message: Message) -> bool:
-  """Says whether a message's content is put between marks.
-
-  A template may ask whether there is one, so an empty one stays empty.
-  """
-  is_answer = message["role"] == "assistant" and not message.get("tool_calls")
-  return bool(message["content"]) or is_answer
-
-
-def _locate(render_with, plain: str, messages: Sequence[Message]):
-  """Returns the spans of messages and generation blocks in the plain text."""
-  sentinels = _Sentinels([plain, *(m["content"] or "" for m in messages)])
-
-  def outside(n: int, text: str) -> str:
-    return sentinels.wrap(n, text)
-
-  def inside(n: int, text: str) -> str:  # for a template that trims contents
-    core = text.strip()
-    start = len(text) - len(text.lstrip())
-    after = text[start + len(core) :]
-    return text[:start] + sentinels.wrap(n, core) + after
-
-  for wrap in (outside, inside):
-    wrapped = [
-      {**m, "content": wrap(n, m["content"])} if _is_marked(m) else m
-      for n, m in enumerate(messages)
-    ]
-    text, spans = sentinels.strip(
-      render_with(
-        wrapped, sentinels.start("generation"), sentinels.end("generation")
-      )
-    )
-    if text != plain or spans is None:
-      continue
-    found = [span.name for span in spans]
-    answers = [
-      str(n)
-      for n, m in enumerate(messages)
-      if m["role"] == "assistant" and _is_marked(m)
-    ]
-    if "generation" in found or all(found.count(n) == 1 for n in answers):
-      return spans
-  raise UserError(
-    "the chat template changes or drops what assistant messages say, so their "
-    "tokens cannot be located. Put {% generation %} around the answer in a "
-    "template that writes content as it is."
-  )
-
-
-def _stream_start(
-  n: int, start: int, text: str, prompts: Callable[[int], str | None]
-) -> int | None:
-  """Returns where what is sampled for message n begins, None if nowhere.
+def _stream_start(start: int, text: str, prompt: str | None) -> int | None:
+  """Returns where what is sampled for a message begins, None if nowhere.
 
   Sampling starts behind the rendered prompt. White space between it and the
   answer belongs to the answer; other text there, or a prompt that is written
   otherwise once it is answered, makes them two streams.
 
   Args:
-    n: number of the assistant's message.
     start: of its content in the text.
     text: the whole dialogue.
-    prompts: number of a message -> text that it is sampled behind.
+    prompt: text that it is sampled behind, None for one that is refused.
   """
-  prompt = prompts(n)
   if prompt is None or not text.startswith(prompt) or len(prompt) > start:
     return None
   return None if text[len(prompt) : start].strip() else len(prompt)
 
 
 def _learned_spans(
-  spans: Sequence[_Span],
+  found: Sequence[Span],
   specials: Sequence[tuple[int, int, int]],
   messages: Sequence[Message],
   text: str,
-  prompts: Callable[[int], str | None] | None,
+  prompts: dict[int, str | None],
 ) -> list[tuple[int, int]]:
   """Returns the character spans that carry loss, end tokens included."""
-  marked = [(s.start, s.end) for s in spans if s.name == "generation"]
+  marked = [(s.start, s.end) for s in found if s.name == GENERATION]
   if marked:
     return marked
   learned = []
-  for span in spans:
+  for span in found:
     n = int(span.name)
     if messages[n]["role"] != "assistant":
       continue
@@ -320,8 +176,8 @@ def _learned_spans(
         "the turn with one, or mark the answer with {% generation %}."
       )
     start = span.start
-    if n and prompts is not None:
-      start = _stream_start(n, span.start, text, prompts)
+    if n in prompts:
+      start = _stream_start(span.start, text, prompts[n])
     if start is None and n + 1 < len(messages):
       continue  # context: it would never be sampled behind this text
     learned.append((span.start if start is None else start, after[0][1]))
@@ -347,69 +203,162 @@ def render(
       hides where the answers are, or that ends them with no special token.
   """
   check_messages(messages)
-  template = template_of(tokenizer)
-  names = {i: name for name, i in tokenizer.special_tokens.items()}
-
-  def render_with(
-    messages,
-    generation_open="",
-    generation_close="",
-    asks=add_generation_prompt,
-  ) -> str:
-    variables = {
-      "messages": messages,
-      "add_generation_prompt": asks,
-      "bos_token": names.get(tokenizer.bos_id, ""),
-      "eos_token": names.get(tokenizer.eos_id, ""),
-      "pad_token": names.get(tokenizer.pad_id, ""),
-      "generation_open": generation_open,
-      "generation_close": generation_close,
-    }
-    return templates.render(template, tokenizer.name, variables)
-
-  def prompt_of(n: int) -> str | None:
-    try:
-      return render_with(list(messages[:n]), asks=True)
-    except UserError:
-      return None
-
-  text = render_with(list(messages))
-  _check_written(messages, text, render_with, tokenizer.special_tokens)
-  spans = _locate(render_with, text, messages)
+  template = _Template(tokenizer)
+  asked = []  # numbers of messages that are sampled behind a prompt
+  if getattr(tokenizer, "prompt_end", PROMPT_ENDS[0]) == PROMPT_ENDS[0]:
+    roles = [message["role"] for message in messages]
+    asked = [n for n, role in enumerate(roles) if n and role == "assistant"]
+  text, found, prompts = _texts(
+    messages, template, asked, add_generation_prompt
+  )
+  is_marked = any(span.name == GENERATION for span in found)
   called = [n for n, m in enumerate(messages) if m.get("tool_calls")]
-  is_marked = any(span.name == "generation" for span in spans)
   if called and not is_marked and not add_generation_prompt:
     raise UserError(
       f"messages[{called[0]}]: tool calls are learned only where the chat "
       "template marks what is learned, with {% generation %}. Mark it, or "
       "remove them."
     )
-  specials = _template_specials(text, spans, tokenizer.special_tokens)
-  is_asked = getattr(tokenizer, "prompt_end", PROMPT_ENDS[0]) == PROMPT_ENDS[0]
-  prompts = prompt_of if is_asked else None
-  learned = _learned_spans(spans, specials, messages, text, prompts)
+  specials = _template_specials(text, found, tokenizer)
+  learned = _learned_spans(found, specials, messages, text, prompts)
   ids, mask = _encode(text, specials, learned, tokenizer)
   answers = [m for m in messages if m["role"] == "assistant"]
-  has_marks = any(span.name == "generation" for span in spans)
-  skipped = 0 if has_marks else len(answers) - len(learned)
+  skipped = 0 if is_marked else len(answers) - len(learned)
   return Rendered(text, ids, mask, skipped)
 
 
+class _Template:
+  """A tokenizer's template, and what it is given besides messages."""
+
+  def __init__(self, tokenizer: Tokenizer):
+    names = {i: name for name, i in tokenizer.special_tokens.items()}
+    self.source = template_of(tokenizer)
+    self.special_tokens = tokenizer.special_tokens
+    self._name = tokenizer.name
+    self._variables = {
+      "bos_token": names.get(tokenizer.bos_id, ""),
+      "eos_token": names.get(tokenizer.eos_id, ""),
+      "pad_token": names.get(tokenizer.pad_id, ""),
+      "tools": None,
+      "documents": None,
+      "generation_open": "",
+      "generation_close": "",
+    }
+
+  def dialogue(
+    self, messages: Sequence[Message], is_asked: bool, marks: Marks | None
+  ) -> dict[str, Any]:
+    """Returns the variables of one rendering."""
+    variables = self._variables | {
+      "messages": list(messages),
+      "add_generation_prompt": is_asked,
+    }
+    if marks is not None:
+      variables["generation_open"] = marks.start(GENERATION)
+      variables["generation_close"] = marks.end(GENERATION)
+    return variables
+
+  def render(self, dialogues: list[dict[str, Any]]) -> list[str | UserError]:
+    """Returns the text of each, or why there is none."""
+    return templates.render(self.source, self._name, dialogues)
+
+
+def _texts(
+  messages: Sequence[Message],
+  template: _Template,
+  asked: Sequence[int],
+  is_asked: bool,
+) -> tuple[str, list[Span], dict[int, str | None]]:
+  """Returns a dialogue's text, where its messages are, and its prompts.
+
+  Args:
+    messages: checked.
+    template: of the tokenizer.
+    asked: numbers of messages whose prompt is rendered too.
+    is_asked: whether the text ends with the header of an answer.
+
+  Returns:
+    text, spans, and number -> prompt, None where the template refuses it.
+  """
+  marks = Marks(template.source, json.dumps(messages, ensure_ascii=False))
+
+  def with_marks(is_inside: bool) -> dict[str, Any]:
+    changed = spans.marked(messages, marks, is_inside=is_inside)
+    return template.dialogue(changed, is_asked, marks)
+
+  plain = template.dialogue(messages, is_asked, None)
+  text, outside, *rest = template.render(
+    [
+      plain,
+      with_marks(False),
+      *(template.dialogue(messages[:n], True, None) for n in asked),
+    ]
+  )
+  if isinstance(text, UserError):
+    raise text
+  _check_written(messages, text, template, is_asked)
+  found = None
+  for is_inside in (False, True):
+    marked = template.render([with_marks(True)])[0] if is_inside else outside
+    if isinstance(marked, UserError):
+      raise marked
+    found = spans.located(messages, text, marked, marks, is_inside=is_inside)
+    if found is not None:
+      break
+  if found is None:
+    raise UserError(
+      "the chat template changes or drops what assistant messages say, so "
+      "their tokens cannot be located. Put {% generation %} around the answer "
+      "in a template that writes content as it is."
+    )
+  _check_said(messages, found)
+  prompts = [None if isinstance(item, UserError) else item for item in rest]
+  return text, found, dict(zip(asked, prompts, strict=True))
+
+
+@functools.lru_cache(maxsize=8)
+def _pattern(names: tuple[str, ...]) -> re.Pattern:
+  """Returns what finds the longest of some names."""
+  ordered = sorted(names, key=len, reverse=True)
+  return re.compile("|".join(map(re.escape, ordered)))
+
+
 def _template_specials(
-  text: str, spans: Sequence[_Span], special_tokens: dict[str, int]
+  text: str, spans: Sequence[Span], tokenizer: Tokenizer
 ) -> list[tuple[int, int, int]]:
-  """Returns (start, end, id) of special tokens in the template's own text."""
+  """Returns (start, end, id) of special tokens in the template's own text.
+
+  White space of the template's beside a token that takes it in (rstrip of an
+  added token) is the token's.
+  """
+  special_tokens = tokenizer.special_tokens
   if not special_tokens:
     return []
-  names = sorted(special_tokens, key=len, reverse=True)
-  pattern = re.compile("|".join(map(re.escape, names)))
-  contents = sorted((s.start, s.end) for s in spans if s.name != "generation")
+  pattern = _pattern(tuple(special_tokens))
+  takes = getattr(tokenizer, "takes_spaces", {})
+  contents = sorted((s.start, s.end) for s in spans if s.name != GENERATION)
   found, position = [], 0
   for start, end in [*contents, (len(text), len(text))]:
+    last = position
     for match in pattern.finditer(text, position, start):
-      found.append((match.start(), match.end(), special_tokens[match.group()]))
+      first, final, name = match.start(), match.end(), match.group()
+      takes_left, takes_right = takes.get(name, (False, False))
+      while takes_left and first > last and text[first - 1].isspace():
+        first -= 1
+      while takes_right and final < start and text[final].isspace():
+        final += 1
+      found.append((first, final, special_tokens[name]))
+      last = final
     position = end
   return found
+
+
+@functools.lru_cache(maxsize=64)  # all answers to a prompt begin with it
+def _stretch(text: str, tokenizer: Tokenizer, is_inside: bool) -> tuple:
+  """Returns the ids of text between special tokens and borders of spans."""
+  if is_inside:
+    return tuple(tokenizers.encode_inside(text, tokenizer))
+  return tuple(tokenizer.encode(text))
 
 
 def _encode(
@@ -429,11 +378,10 @@ def _encode(
   ids, mask = [], []
   for start, end in zip(borders, borders[1:], strict=False):
     if start in by_start:
-      stretch = [by_start[start][1]]
-    elif start == 0 or (start in ends and is_marked):
-      stretch = tokenizer.encode(text[start:end])
+      stretch = (by_start[start][1],)
     else:
-      stretch = tokenizers.encode_inside(text[start:end], tokenizer)
+      is_inside = start > 0 and not (start in ends and is_marked)
+      stretch = _stretch(text[start:end], tokenizer, is_inside)
     is_learned = any(a <= start and end <= b for a, b in learned)
     ids += stretch
     mask += [int(is_learned)] * len(stretch)

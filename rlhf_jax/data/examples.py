@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_jax.data.chat import Message
+from rlhf_jax.data.messages import Message
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ what is malformed stops the reading.
 
   .jsonl     one object a line; blank lines only after the last one
   .json      a list of objects
-  .csv       a header; all cells are text, but for JSON_COLUMNS
+  .csv       a header; all cells are text, but for JSON_COLUMNS, and messages
+             as JSON in place of a text
   .parquet   one record a row; needs pyarrow
 
 A byte order mark is passed over. Left out: .arrow, .zst, .bz2.
@@ -17,6 +18,8 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +34,19 @@ Located = list[tuple[str, dict[str, Any]]]  # (where, record)
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 JSON_COLUMNS = ("label", "ratings", "messages")  # of a .csv file
+_TEXT_COLUMNS = ("prompt", "chosen", "rejected", "response")  # or messages
+_OF_PYTHON = re.compile(r"\[\{'\w+': ")  # a list of dicts as Python prints it
 _ONE_OBJECT = "Write one JSON object a line."
+# How files of other kinds begin -> what they are, and what to do.
+_OTHERS = {
+  b"\x1f\x8b": "compressed with gzip: end its name with .gz",
+  b"PK\x03\x04": "a zip archive: unpack it",
+  b"PAR1": "a parquet file: end its name with .parquet",
+  b"\x28\xb5\x2f\xfd": "compressed with zstd: decompress it",
+  b"BZh": "compressed with bzip2: decompress it",
+  b"\xff\xfe": "UTF-16 text: convert it to UTF-8",
+  b"\xfe\xff": "UTF-16 text: convert it to UTF-8",
+}
 _LARGEST_CELL = 2**31 - 1  # characters
 
 
@@ -41,7 +56,10 @@ class DataError(UserError):
 
 def kind(path: Path) -> str:
   """Returns the suffix of SUFFIXES that says how a file is read, or ""."""
-  name = path.name.lower().removesuffix(".gz")
+  name = path.name.lower()
+  if name.endswith(".parquet.gz"):  # it is compressed inside
+    return ""
+  name = name.removesuffix(".gz")
   found = [suffix for suffix in SUFFIXES if name.endswith(suffix)]
   return found[0] if found else ""
 
@@ -60,7 +78,13 @@ def read(path: Path) -> Located:
   }
   found = readers[kind(path)](path)
   if not found:
-    raise DataError(f"{path}:1: the file is empty. Write one object a line.")
+    remedy = {
+      ".jsonl": _ONE_OBJECT,
+      ".json": "Write a list of objects.",
+      ".csv": "Write a header and a row for each record.",
+      ".parquet": "Write a row for each record.",
+    }
+    raise DataError(f"{path}:1: the file is empty. {remedy[kind(path)]}")
   return found
 
 
@@ -85,16 +109,28 @@ def _lines(path: Path) -> Iterator[bytes]:
     with opener(path, "rb") as file:
       for line in file:
         number += 1
+        if number == 1:
+          _check_beginning(line, path)
         yield line
   except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    remedy = "Download the file again."
+    if not number and isinstance(error, gzip.BadGzipFile):
+      remedy = "If it is plain text, take .gz from its name."
     raise DataError(
       f"{path}:{number + 1}: the gzip stream breaks off here ({error}). "
-      "Download the file again, or decompress it if it is plain text."
+      f"{remedy}"
     ) from error
   except OSError as error:
     raise DataError(
       f"{path}: cannot be read ({error}). Check its path and permissions."
     ) from error
+
+
+def _check_beginning(line: bytes, path: Path) -> None:
+  """Raises DataError for a file of another kind than its name says."""
+  for begins, what in _OTHERS.items():
+    if line.startswith(begins):
+      raise DataError(f"{path}:1: not text, but {what}.")
 
 
 def _text_of_line(line: bytes, where: str, number: int) -> str:
@@ -132,9 +168,13 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
   shown = text.strip()[:60]
   try:
     record = strict_json.loads(text)
-  except ValueError as error:
+  except json.JSONDecodeError as error:
     raise DataError(
       f"{where}: not JSON ({error}): {shown!r}. {_ONE_OBJECT}"
+    ) from error
+  except ValueError as error:  # what strict_json.py refuses
+    raise DataError(
+      f"{where}: not JSON that can be used ({error}): {shown!r}. Correct it."
     ) from error
   return _object(record, where, shown, _ONE_OBJECT)
 
@@ -201,6 +241,16 @@ def _check_header(header: list[str], where: str) -> None:
     raise DataError(
       f"{where}: {what} in the header {header}. Name each column once."
     )
+  if header[0].lstrip().startswith(("{", "[")):
+    raise DataError(
+      f"{where}: the header begins with {header[0][:60]!r}, which is JSON. "
+      "Name the file .jsonl or .json."
+    )
+  if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+    raise DataError(
+      f"{where}: one column, {header[0][:60]!r}; cells are separated by "
+      "commas. Write it so, or as .jsonl."
+    )
 
 
 def _record_of_row(header: list[str], row: list[str], where: str) -> dict:
@@ -210,7 +260,9 @@ def _record_of_row(header: list[str], row: list[str], where: str) -> dict:
       f"({', '.join(header)[:60]}). Correct the row."
     )
   record: dict[str, Any] = dict(zip(header, row, strict=True))
-  for name in set(JSON_COLUMNS) & set(record):
+  for name in sorted(set(_TEXT_COLUMNS) & set(record)):
+    record[name] = _text_or_messages(record[name], name, where)
+  for name in sorted(set(JSON_COLUMNS) & set(record)):
     try:
       record[name] = strict_json.loads(record[name])
     except ValueError as error:
@@ -219,6 +271,23 @@ def _record_of_row(header: list[str], row: list[str], where: str) -> dict:
         f"({error}). Write a number, true, false or a list."
       ) from error
   return record
+
+
+def _text_or_messages(cell: str, name: str, where: str) -> Any:
+  """Returns a cell's text, or the messages that it spells as JSON."""
+  if _OF_PYTHON.match(cell):
+    raise DataError(
+      f"{where}: column {name!r} holds {cell[:60]!r}, a list as Python prints "
+      "it. Write JSON (json.dumps), or a .jsonl or .parquet file."
+    )
+  if not cell.startswith("[{"):
+    return cell
+  try:
+    value = strict_json.loads(cell)
+  except ValueError:
+    return cell
+  is_messages = all(isinstance(m, dict) and "role" in m for m in value)
+  return value if is_messages else cell
 
 
 def _read_parquet(path: Path) -> Located:

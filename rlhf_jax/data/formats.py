@@ -78,8 +78,26 @@ def prompt_key(example: Example) -> str:
   """
   if isinstance(example, RatedText):
     return _plain(example.text)
-  messages = prompt_messages(example)
+  return _key_of_messages(prompt_messages(example))
+
+
+def _key_of_messages(messages: Sequence[dict]) -> str:
   return json.dumps([[m["role"], _plain(str(m["content"]))] for m in messages])
+
+
+def answered_keys(example: Example) -> list[str]:
+  """Returns prompt_key of everything that an example answers.
+
+  A dialogue of several turns answers each of them.
+  """
+  messages = getattr(example, "messages", None)
+  if messages is None:
+    return [prompt_key(example)]
+  return [
+    _key_of_messages(messages[:n])
+    for n, message in enumerate(messages)
+    if message["role"] == "assistant"
+  ]
 
 
 def record_key(example: Example) -> str:

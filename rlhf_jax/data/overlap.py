@@ -2,7 +2,8 @@
 
 Held-out numbers mean something only for prompts that were not trained on.
 Records ask the same when their whole prompts are equal but for white space
-(formats.prompt_key), whatever a row has room for. Nothing is taken out here:
+(formats.prompt_key), whatever a row has room for; a dialogue asks at each of
+its turns that is answered. Nothing is taken out here:
 a person decides, and is told how many and where.
 """
 
@@ -31,9 +32,14 @@ def shared(train: Sequence[Any], held: Sequence[Any]) -> list[tuple[str, str]]:
   """Returns (held-out place, training place) of records that ask the same."""
   places: dict[str, str] = {}
   for record in train:
-    places.setdefault(formats.prompt_key(record), record.where)
-  keys = [(record.where, formats.prompt_key(record)) for record in held]
-  return [(where, places[key]) for where, key in keys if key in places]
+    for key in formats.answered_keys(record):
+      places.setdefault(key, record.where)
+  pairs = []
+  for record in held:
+    keys = [key for key in formats.answered_keys(record) if key in places]
+    if keys:
+      pairs.append((record.where, places[keys[0]]))
+  return pairs
 
 
 def _say(name: str, text: str, pairs: list[tuple[str, str]]) -> None:

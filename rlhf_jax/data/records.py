@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_jax.data import chat, transcripts
-from rlhf_jax.data.chat import Message
+from rlhf_jax.data import transcripts
+from rlhf_jax.data.messages import Message, check_messages
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.schema import UserError
 
@@ -25,6 +25,17 @@ FIELDS = {
   "prompt": ("prompt",),
   "ratings": ("text", "ratings"),
   "gsm8k": ("question", "answer"),
+}
+
+
+# What else people call these fields.
+_OTHER_NAMES = {
+  "response": ("completion", "output", "answer"),
+  "prompt": ("instruction", "question", "query"),
+  "messages": ("conversations", "conversation", "dialogue"),
+  "chosen": ("preferred",),
+  "rejected": ("dispreferred",),
+  "label": ("desirable",),
 }
 
 
@@ -97,6 +108,9 @@ def field(record: dict, name: str, kinds: tuple, format: str, where: str):
   hint = suggestion(record, format)
   needed = ", ".join(FIELDS.get(format, (name,)))  # (name,): a user's parser
   if name not in record:
+    others = [n for n in _OTHER_NAMES.get(name, ()) if n in record]
+    if others and hint in ("", " Did you mean format='prompt'?"):
+      hint = f" Rename {others[0]!r} to {name!r}, if it is that."
     raise DataError(
       f"{where}: field {name!r} is missing; the record has "
       f"{sorted(record)}. format={format!r} needs {needed}.{hint}"
@@ -131,7 +145,7 @@ def dialogue(messages: list, where: str) -> list[Message]:
   """
   try:
     found = [_message(message, n) for n, message in enumerate(messages)]
-    chat.check_messages(found)
+    check_messages(found)
   except ValueError as error:
     raise DataError(f"{where}: {error}") from error
   return found

@@ -22,7 +22,7 @@ from rlhf_jax.data.files import DataError, Located
 from rlhf_jax.schema import FieldError, UserError, absence, check_local
 
 TFDS_PREFIX = "tfds:"
-KINDS = ".jsonl, .json, .csv (also with .gz) or .parquet"
+KINDS = ".jsonl, .json, .csv (each also with .gz) or .parquet"
 
 
 @contextlib.contextmanager
@@ -53,16 +53,22 @@ def paths(source: str | Path) -> list[Path]:
   parts = [whole]
   if "," in whole and not os.path.exists(whole):
     parts = [os.path.expanduser(part.strip()) for part in whole.split(",")]
+  if not all(part.strip() for part in parts):
+    raise DataError(
+      f"{str(source)!r} names no file before or after a comma. Leave it out."
+    )
   found = [Path(path) for part in parts for path in _matching(part)]
+  seen: set[str] = set()
   for path in found:
-    if not path.is_file():
+    if not os.path.isfile(path):
       raise DataError(_complaint(path))
     if not files.kind(path):
       raise DataError(f"{path}: unknown kind of file. Give {KINDS}.")
-    if found.count(path) > 1:
+    if os.path.realpath(path) in seen:  # a link to it is the same file
       raise DataError(
         f"{path} is named twice in {str(source)!r}. Name it once."
       )
+    seen.add(os.path.realpath(path))
   return found
 
 
@@ -143,8 +149,9 @@ def read_tfds(source: str) -> list[dict]:
       "a data set of text features."
     ) from error
   except Exception as error:  # TFDS raises many kinds, all of them about this
+    reason = (str(error).splitlines() or [""])[0][:200]  # it lists all names
     raise DataError(
-      f"{source}: TFDS cannot read it ({type(error).__name__}: {error}). "
+      f"{source}: TFDS cannot read it ({type(error).__name__}: {reason}). "
       "Prepare it once with tfds.builder(NAME, file_format='array_record')"
       ".download_and_prepare() and check the split and the folder after '@'."
     ) from error

@@ -15,6 +15,7 @@ The token that completes a string belongs to the answer.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Sequence
 
@@ -33,6 +34,13 @@ def end_of_turn(tokenizer: Tokenizer) -> int | None:
   """
   if getattr(tokenizer, "special_tokens", None) is None:
     return None
+  return _end_of_turn(tokenizer, tokenizer.chat_template)
+
+
+@functools.lru_cache(maxsize=8)  # it is asked for every record
+def _end_of_turn(tokenizer: Tokenizer, template: str | None) -> int | None:
+  """Returns `end_of_turn`; another template may end it otherwise."""
+  del template
   probe = [
     {"role": "user", "content": "a"},
     {"role": "assistant", "content": "b"},

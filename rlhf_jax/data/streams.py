@@ -13,12 +13,14 @@ a text carries no mark of a word's start that is not in it: "2+2=" and "4" are
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlhf_jax.data import chat, formats, sources, stops, tokenizers
-from rlhf_jax.data.chat import Message
+from rlhf_jax.data.messages import Message
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import UserError
 
@@ -80,10 +82,26 @@ def _rendered(messages: Sequence[Message], tokenizer: Tokenizer) -> Dialogue:
 
 def prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
   """Returns the ids after which the assistant answers a dialogue."""
-  if getattr(tokenizer, "prompt_end", "template") == "answer":
+  end = getattr(tokenizer, "prompt_end", "template")
+  template = getattr(tokenizer, "chat_template", None)
+  return list(_prompt(json.dumps(messages), tokenizer, template, end))
+
+
+@functools.lru_cache(maxsize=64)  # all answers to a prompt are checked by it
+def _prompt(
+  spelt: str, tokenizer: Tokenizer, template: str | None, end: str
+) -> tuple[int, ...]:
+  """Returns the ids of `prompt`; spelt: messages as JSON.
+
+  A template and an end of prompts that are changed make another prompt.
+  """
+  del template
+  messages = json.loads(spelt)
+  if end == "answer":
     found = _rendered([*messages, PROBE], tokenizer)
-    return found.ids[: found.prompt]
-  return chat.render(messages, tokenizer, add_generation_prompt=True).ids
+    return tuple(found.ids[: found.prompt])
+  rendered = chat.render(messages, tokenizer, add_generation_prompt=True)
+  return tuple(rendered.ids)
 
 
 def dialogue(
@@ -124,13 +142,22 @@ def _two_streams(
   def tail(ids: Sequence[int]) -> str:
     return tokenizer.decode(ids, skip_special=False)[-40:]
 
+  remedy = (
+    "Set model.prompt_end='answer' (prompts end where the template writes the "
+    "answer), or "
+  )
+  if getattr(tokenizer, "prompt_end", "") == "answer":
+    remedy = (
+      "With model.prompt_end='answer' it must write the same before all "
+      "answers: give all of them thoughts, or none, set prompt_end='template', "
+      "or "
+    )
   return (
     f"{where}: the chat template of {tokenizer.name} ends a prompt with "
     f"{tail(before)!r}, and what is trained before the answer with "
     f"{tail(found.ids[: found.prompt])!r}: an answer would be sampled behind "
-    "another text than it is trained behind. Set model.prompt_end='answer' "
-    "(prompts end where the template writes the answer), or give a template of "
-    "your own as model.chat_template."
+    f"another text than it is trained behind. {remedy}give a template of your "
+    "own as model.chat_template."
   )
 
 

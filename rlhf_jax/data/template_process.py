@@ -5,8 +5,10 @@ the memory. Here a limit of memory holds, and one of processor time for each
 request, which the kernel enforces. templates.py starts this file with an
 interpreter of its own and talks to it in lines of JSON:
 
-  {"template", "variables", "cpu_seconds"} -> {"text"} or {"error", "kind"}
+  {"template", "dialogues", "cpu_seconds"} -> one {"text"} or {"error", "kind"}
+                                              for each of the dialogues
 
+A dialogue is the variables of one rendering.
 kind: "syntax", "refused" (the template itself says no), or "broken". Imports
 jinja2 and nothing of this package, so that it starts at once.
 """
@@ -50,6 +52,19 @@ def _raise_exception(message: str):
   raise Refusal(message)
 
 
+def _to_json(
+  value, ensure_ascii=False, indent=None, separators=None, sort_keys=False
+) -> str:
+  """The filter tojson, with the arguments that transformers gives it."""
+  return json.dumps(
+    value,
+    ensure_ascii=ensure_ascii,
+    indent=indent,
+    separators=separators,
+    sort_keys=sort_keys,
+  )
+
+
 @functools.lru_cache(maxsize=16)
 def _compile(template: str) -> jinja2.Template:
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
@@ -57,9 +72,7 @@ def _compile(template: str) -> jinja2.Template:
     lstrip_blocks=True,
     extensions=[_GenerationTag, jinja2.ext.loopcontrols],
   )
-  environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-    value, ensure_ascii=False, indent=indent
-  )
+  environment.filters["tojson"] = _to_json
   environment.globals["raise_exception"] = _raise_exception
   return environment.from_string(template)
 
@@ -102,11 +115,15 @@ def serve(memory_bytes: int) -> None:
     request = json.loads(line)
     used = math.ceil(sum(os.times()[:2]))
     _limit("RLIMIT_CPU", used + request["cpu_seconds"])
-    reply = answer(request["template"], request["variables"])
+    replies = [
+      answer(request["template"], variables)
+      for variables in request["dialogues"]
+    ]
     try:
-      written = json.dumps(reply)
+      written = json.dumps(replies)
     except MemoryError:
-      written = json.dumps({"error": "its text is too long", "kind": "broken"})
+      reply = {"error": "its text is too long", "kind": "broken"}
+      written = json.dumps([reply] * len(replies))
     output.write(written + "\n")
     output.flush()
 

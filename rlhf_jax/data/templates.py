@@ -39,9 +39,11 @@ class _Process:
       stderr=subprocess.DEVNULL,
       start_new_session=True,  # Ctrl-C is the trainer's
     )
+    self._selector = selectors.DefaultSelector()
+    self._selector.register(self.child.stdout, selectors.EVENT_READ)
 
-  def ask(self, request: dict[str, Any]) -> dict[str, str] | None:
-    """Returns the reply, None where the process ended instead."""
+  def ask(self, request: dict[str, Any]) -> list[dict[str, str]] | None:
+    """Returns the replies, None where the process ended instead."""
     try:
       self.child.stdin.write(json.dumps(request).encode() + b"\n")
       self.child.stdin.flush()
@@ -54,22 +56,21 @@ class _Process:
     """Returns the line that it writes, None if it ends or is late."""
     parts: list[bytes] = []
     size, ends = 0, time.monotonic() + WALL_SECONDS
-    with selectors.DefaultSelector() as selector:
-      selector.register(self.child.stdout, selectors.EVENT_READ)
-      while size < _LONGEST:
-        if not selector.select(max(ends - time.monotonic(), 0.0)):
-          return None
-        part = os.read(self.child.stdout.fileno(), 1 << 16)
-        if not part:
-          return None
-        parts.append(part)
-        size += len(part)
-        if part.endswith(b"\n"):
-          return b"".join(parts)
+    while size < _LONGEST:
+      if not self._selector.select(max(ends - time.monotonic(), 0.0)):
+        return None
+      part = os.read(self.child.stdout.fileno(), 1 << 16)
+      if not part:
+        return None
+      parts.append(part)
+      size += len(part)
+      if part.endswith(b"\n"):
+        return b"".join(parts)
     return None
 
   def close(self) -> None:
     """Ends the process, whatever it does."""
+    self._selector.close()
     self.child.kill()
     self.child.wait()
     for stream in (self.child.stdin, self.child.stdout):
@@ -81,29 +82,39 @@ _kept: list[_Process] = []
 _lock = threading.Lock()
 
 
-def render(template: str, name: str, variables: dict[str, Any]) -> str:
-  """Returns the text that a template writes.
+def render(
+  template: str, name: str, dialogues: list[dict[str, Any]]
+) -> list[str | UserError]:
+  """Returns the text that a template writes of each dialogue, or its error.
 
   Args:
     template: Jinja source; {% generation %} stands for two variables.
     name: of its tokenizer, for messages.
-    variables: plain data.
+    dialogues: variables of each rendering, plain data.
 
-  Raises:
-    UserError: it is not Jinja, refuses the messages, fails, or needs more
-      than CPU_SECONDS or MEMORY_BYTES.
+  Returns:
+    a text; or a UserError: the template is not Jinja, refuses the messages,
+    fails, or needs more than CPU_SECONDS or MEMORY_BYTES for all of them.
   """
   request = {
     "template": template,
-    "variables": variables,
+    "dialogues": dialogues,
     "cpu_seconds": CPU_SECONDS,
   }
   with _lock:
-    reply = _asked(request)
-  if "text" in reply:
-    return reply["text"]
+    replies = _asked(request)
+  return [
+    reply["text"] if "text" in reply else _complaint(name, reply, variables)
+    for reply, variables in zip(replies, dialogues, strict=True)
+  ]
+
+
+def _complaint(
+  name: str, reply: dict[str, str], variables: dict[str, Any]
+) -> UserError:
+  """Returns what is wrong with a template."""
   if reply["kind"] == "syntax":
-    raise UserError(
+    return UserError(
       f"the chat template of {name} is not valid Jinja ({reply['error']}). "
       "Correct it."
     )
@@ -111,27 +122,33 @@ def render(template: str, name: str, variables: dict[str, Any]) -> str:
   what, remedy = "refused", "Change the messages to what it accepts."
   if reply["kind"] != "refused":
     what, remedy = "failed on", "Correct the template, or the messages."
-  raise UserError(
+  if "strftime_now" in reply["error"]:
+    remedy = (
+      "It writes the day of the run, and rows must not depend on it: give a "
+      "copy with a fixed day as model.chat_template."
+    )
+  return UserError(
     f"the chat template of {name} {what} roles {roles}: {reply['error']}. "
     f"{remedy}"
   )
 
 
-def _asked(request: dict[str, Any]) -> dict[str, str]:
-  """Returns the reply of the process that is kept, or of a new one."""
+def _asked(request: dict[str, Any]) -> list[dict[str, str]]:
+  """Returns the replies of the process that is kept, or of a new one."""
   if _kept and _kept[0].owner != os.getpid():  # of the process we came from
     _kept.clear()
   if not _kept:
     _kept.append(_Process())
-  reply = _kept[0].ask(request)
-  if reply is not None:
-    return reply
+  replies = _kept[0].ask(request)
+  if replies is not None:
+    return replies
   _close()
-  return {
+  reply = {
     "error": f"it took more than {CPU_SECONDS} s of processor time, "
     f"{MEMORY_BYTES >> 20} MiB of memory, or {_LONGEST >> 20} MiB of text",
     "kind": "broken",
   }
+  return [reply] * len(request["dialogues"])
 
 
 @atexit.register

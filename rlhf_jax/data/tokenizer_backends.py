@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import sentencepiece
 import tokenizers
@@ -67,6 +68,7 @@ class _Base:
   named_ends: tuple[int, ...] = ()
   prompt_end: str = "template"
   is_marked_after_special: bool = False
+  takes_spaces: Mapping[str, tuple[bool, bool]] = MappingProxyType({})
 
   def _encode_raw(self, text: str, is_inside: bool) -> list[int]:
     raise NotImplementedError
@@ -188,7 +190,7 @@ class SentencePieceTokenizer(_Base):
     self.unused_ids = frozenset(i for i in range(size) if model.is_unused(i))
     self._model = model
     self._inner = word_starts.of_sentencepiece(model)
-    self.is_marked_after_special = self._inner is not None
+    self.is_marked_after_special = word_starts.has_mark(model)
 
   def pieces(self) -> list[bytes]:
     """Returns the bytes that each id stands for; none for special tokens."""
@@ -247,6 +249,11 @@ class HuggingFaceTokenizer(_Base):
       token.content: i
       for i, token in backend.get_added_tokens_decoder().items()
       if token.special and token.content != model.get("unk_token")
+    }
+    self.takes_spaces = {
+      token.content: (token.lstrip, token.rstrip)
+      for token in backend.get_added_tokens_decoder().values()
+      if token.lstrip or token.rstrip
     }
     for token in named.values():
       if token is not None:

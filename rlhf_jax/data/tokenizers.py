@@ -15,6 +15,7 @@ pre-tokenisers other than those in GGUF_PRE_TOKENIZERS; both are refused.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,6 +68,8 @@ class Tokenizer(Protocol):
   named_ends: end tokens that the model's files name beside eos_id.
   prompt_end: where prompts of dialogues end, PROMPT_ENDS in chat.py.
   unused_ids: those below vocab_size that no token has.
+  takes_spaces: text of a special token -> whether white space before it, and
+    after it, is part of it.
   """
 
   name: str
@@ -98,7 +101,7 @@ def load_tokenizer(
     ValueError: the file is missing, of an unknown kind, or names no end token.
   """
   path = Path(path).expanduser()
-  if not path.is_dir() and not path.is_file():
+  if not os.path.isdir(path) and not os.path.isfile(path):
     raise UserError(
       f"{path}: no such tokenizer ({absence(path)}). Give an existing path."
     )

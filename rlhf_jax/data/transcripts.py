@@ -11,8 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rlhf_jax.data import chat
-from rlhf_jax.data.chat import Message
+from rlhf_jax.data.messages import Message, check_plain
 from rlhf_jax.schema import UserError
 
 BEGIN = "\n\nHuman:"  # of every transcript
@@ -46,7 +45,7 @@ def write(messages: Sequence[Message]) -> str:
 
   An answer follows it after one space. Messages of role and content alone.
   """
-  chat.check_plain(messages)
+  check_plain(messages)
   turns = [
     f"\n\n{_HEADERS.get(m['role'], m['role'].capitalize())}: {m['content']}"
     for m in messages

@@ -45,6 +45,8 @@ def check(data: Data, name: str, use: str, *, packs: bool = True) -> None:
   read = {*_ALWAYS, *_READ[use, is_rated], *(_OF_RATED if is_rated else ())}
   if not packs:
     read.discard("pack")
+  if not data.split:  # all records: nothing is drawn
+    read -= {"splits", "split_seed"}
   for field in dataclasses.fields(Data):
     value = getattr(data, field.name)
     if field.name not in read and value != field.default:

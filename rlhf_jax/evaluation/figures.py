@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from rlhf_jax import terminal
 from rlhf_jax.evaluation.canvas import LIGHT
 from rlhf_jax.evaluation.win_rate import wilson_interval
 
@@ -124,6 +125,7 @@ def block_means(
 
 def _short(value: float) -> str:
   """Returns three significant digits, with a true minus sign."""
+  value += 0.0  # a zero has no minus sign
   text = f"{value:#.3g}" if abs(value) < 100 else f"{value:,.0f}"
   return text.replace("-", MINUS)
 
@@ -321,7 +323,8 @@ def draw_length_bias(axes: Axes, bias: Mapping[str, Any]) -> None:
   axes.axhline(0, color=LIGHT["rule"], lw=0.7, zorder=1)
   axes.axvline(0, color=LIGHT["rule"], lw=0.7, zorder=1)
   axes.annotate(
-    f"\N{GREEK SMALL LETTER RHO} = {bias['rho']:.2f}".replace("-", MINUS),
+    "\N{GREEK SMALL LETTER RHO} = "
+    + terminal.decimal(bias["rho"]).replace("-", MINUS),
     (0.03, 0.9),
     xycoords="axes fraction",
     color=LIGHT["ink"],

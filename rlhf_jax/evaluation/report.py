@@ -109,7 +109,8 @@ def number(
   """
   if value is None or math.isnan(value):
     return ABSENT
-  text = f"{value:{'+' if sign else ''},.{decimals}f}"
+  rounded = round(value, decimals) + 0.0  # never a zero with a minus sign
+  text = f"{rounded:{'+' if sign else ''},.{decimals}f}"
   return text.replace("-", figures.MINUS)
 
 

@@ -82,8 +82,7 @@ def llama_config(hf: dict[str, Any]) -> transformer.Config:
     )
   }
   rope = _rope(hf)
-  # "type" is the older name of "rope_type"
-  rope_type = rope.get("rope_type", rope.get("type", "default"))
+  rope_type = rope.get("rope_type", "default")
   whole_head = rope.get("partial_rotary_factor", 1.0)
   for field, found, allowed in (
     ("quantization_config", hf.get("quantization_config"), None),
@@ -135,19 +134,24 @@ def llama_config(hf: dict[str, Any]) -> transformer.Config:
 def _rope(hf: dict[str, Any]) -> dict[str, Any]:
   """Returns what config.json says of rotary positions, in the newer form."""
   found: dict[str, Any] = {}
-  if "rope_theta" in hf:
+  if hf.get("rope_theta") is not None:
     found["rope_theta"] = hf["rope_theta"]
-  given = [
-    field
-    for field in ("rope_parameters", "rope_scaling")
-    if hf.get(field) is not None
-  ]
-  for field in given[:1]:
-    if not isinstance(hf[field], dict):
-      raise UserError(
-        f"{field}={str(hf[field])[:60]!r}: must be an object. {COPY}"
-      )
-    found |= hf[field]
+  for field in ("rope_scaling", "rope_parameters"):
+    given = hf.get(field)
+    if given is None:
+      continue
+    if not isinstance(given, dict):
+      raise UserError(f"{field}={str(given)[:60]!r}: must be an object. {COPY}")
+    given = dict(given)
+    if "type" in given:  # the older name
+      given.setdefault("rope_type", given.pop("type"))
+    for name in sorted(set(given) & set(found)):
+      if given[name] != found[name]:
+        raise UserError(
+          f"{field} says {name}={given[name]!r:.40}, and {found[name]!r:.40} "
+          f"stands beside it in config.json. {COPY}"
+        )
+    found |= given
   return found
 
 

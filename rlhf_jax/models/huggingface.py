@@ -8,6 +8,7 @@ stay in their files until a device asks for its piece (models/stored.py).
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,16 @@ DTYPES = ("float32", "bfloat16")  # of tensors that are written
 STORED = ("F64", "F32", "F16", "BF16")  # of tensors that are read
 INDEX = "model.safetensors.index.json"
 DAMAGED = "So a file of the model is damaged."
+POINTER = b"version https://git-lfs"  # how one begins
 _ROWS = 4096  # of an embedding that are compared at once
 
 
 def _read_json(path: Path) -> dict[str, Any]:
   if not path.is_file():
-    raise FileNotFoundError(
-      f"{path}: {absence(path)}. A Hugging Face model folder holds config.json "
-      "and *.safetensors."
-    )
+    remedy = "A Hugging Face model folder holds config.json and *.safetensors."
+    if (path.parent / "adapter_config.json").exists():
+      remedy = "This is an adapter (LoRA): merge it into its base model first."
+    raise FileNotFoundError(f"{path}: {absence(path)}. {remedy}")
   return strict_json.read_object(path, f"{DAMAGED} {families.COPY}")
 
 
@@ -45,9 +47,11 @@ def read_config(folder: str | Path) -> tuple[str, transformer.Config]:
   hf = _read_json(path)
   family = hf.get("model_type")
   if not isinstance(family, str) or family not in families.FAMILIES:
+    remedy = "Add it to rlhf_jax/models/families.py."
     raise UserError(
-      f"{path}: model_type={family!r} is not one of "
-      f"{sorted(families.FAMILIES)}. Add it to rlhf_jax/models/families.py."
+      f"{path}: model_type={family!r:.60} is not one of "
+      f"{sorted(families.FAMILIES)}. "
+      f"{families.COPY if family is None else remedy}"
     )
   try:
     return family, families.FAMILIES[family][1](hf)
@@ -68,6 +72,12 @@ def _open(path: Path) -> Any:
     raise FileNotFoundError(
       f"{path}: {absence(path)}. Copy or download the model again."
     )
+  with path.open("rb") as file:
+    if file.read(len(POINTER)) == POINTER:
+      raise UserError(
+        f"{path}: a pointer of Git LFS stands in place of the file. Fetch it "
+        "with `git lfs pull`."
+      )
   try:
     return safe_open(path, framework="np")
   except (SafetensorError, ValueError, OSError) as error:
@@ -174,9 +184,16 @@ def load(folder: str | Path) -> tuple[transformer.Config, dict]:
   unread = set(files) - {theirs for theirs, _ in table.values()}
   unread = sorted(name for name in unread if not _is_derived(name, config))
   if unread:
+    remedy = "Extend rlhf_jax/models/families.py."
+    layers = [re.match(r"model\.layers\.(\d+)\.", name) for name in unread]
+    if all(found and int(found[1]) >= config.n_layers for found in layers):
+      remedy = (
+        f"config.json says num_hidden_layers={config.n_layers}: the weights do "
+        "not belong to it."
+      )
     raise UserError(
       f"{folder}: {len(unread)} tensors have no place in the {family} family, "
-      f"the first is {unread[0]!r}. Extend rlhf_jax/models/families.py."
+      f"the first is {unread[0]!r}. {remedy}"
     )
   opened = {file: _open(file) for file in set(files.values())}
   _check_tensors(

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from safetensors import SafetensorError
 
-from rlhf_jax import integrity
+from rlhf_jax import integrity, strict_json
 from rlhf_jax.data import assets, chat
 from rlhf_jax.data.tokenizers import (
   Tokenizer,
@@ -97,6 +97,7 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
       together.
   """
   path = locate(model.source)
+  print(f"reading the model {model.source}", flush=True)
   tokenizer = read_tokenizer(model, path)
   read_config, params = read_weights(path)
   config = as_run(read_config, model, mesh.devices.flat[0].platform)
@@ -197,7 +198,7 @@ def check_source(source: str, name: str = "model") -> None:
     return
   check_local(source, field)
   path = Path(os.path.expanduser(source))
-  if not path.is_file() and not path.is_dir():
+  if not os.path.isfile(path) and not os.path.isdir(path):
     what = absence(path).replace("no such file", "no such file or folder")
     raise FieldError(
       f"{field}={source!r}: {what}. Give a .gguf file, a folder with "
@@ -305,12 +306,18 @@ def read_tokenizer(model: Model, path: Path) -> Tokenizer:
   tokenizer.prompt_end = model.prompt_end
   if model.chat_template:
     file = Path(os.path.expanduser(model.chat_template))
-    if not file.is_file():
+    if not os.path.isfile(file):
       raise FieldError(
-        f"model.chat_template={model.chat_template!r}: no such file. Give one "
-        "that holds a Jinja template, or '' for the tokenizer's own."
+        f"model.chat_template={model.chat_template!r}: {absence(file)}. Give a "
+        "file that holds a Jinja template, or '' for the tokenizer's own."
       )
-    tokenizer.chat_template = file.read_text(encoding="utf-8")
+    try:
+      tokenizer.chat_template = strict_json.decode(file.read_bytes())
+    except ValueError as error:
+      raise FieldError(
+        f"model.chat_template={model.chat_template!r}: {error}. Convert it to "
+        "UTF-8."
+      ) from error
   return tokenizer
 
 
@@ -323,7 +330,7 @@ def _own_tokenizer(model: Model, path: Path) -> Tokenizer:
         f"model.tokenizer is empty, so the model's own is read, but {error}"
       ) from error
   own = Path(os.path.expanduser(model.tokenizer))
-  if not own.is_file() and not own.is_dir():
+  if not os.path.isfile(own) and not os.path.isdir(own):
     what = absence(own).replace("no such file", "no such file or folder")
     raise FieldError(
       f"model.tokenizer={model.tokenizer!r}: {what}. "

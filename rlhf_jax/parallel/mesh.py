@@ -222,6 +222,15 @@ def is_split() -> bool:
   return not mesh.empty and mesh.size > 1
 
 
+def constrain(x: Array, spec: PartitionSpec) -> Array:
+  """Returns x, inside jit, split over the `current` mesh as the spec says.
+
+  The mesh is named: jax 0.7.2 reads a bare spec on concrete meshes only.
+  """
+  sharding = NamedSharding(jax.sharding.get_abstract_mesh(), spec)
+  return jax.lax.with_sharding_constraint(x, sharding)
+
+
 def constrain_stream(x: Array) -> Array:
   """Returns a residual stream, inside jit, its rows split and nothing else.
 
@@ -235,7 +244,7 @@ def constrain_stream(x: Array) -> Array:
   """
   if not is_split() or x.shape[1] == 1 or x.shape[0] % row_ways():
     return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+  return constrain(x, PartitionSpec(BATCH_AXES))
 
 
 def place(tree: PyTree, shardings: PyTree) -> PyTree:

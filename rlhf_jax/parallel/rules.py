@@ -23,7 +23,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlhf_jax.parallel.mesh import BATCH_AXES
+from rlhf_jax.parallel.mesh import BATCH_AXES, constrain
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array, PyTree
 
@@ -163,7 +163,7 @@ def gather_tree(tree: PyTree, dtype: str) -> PyTree:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(weight: Array, whole: PartitionSpec, owned: PartitionSpec) -> Array:
   del owned
-  return jax.lax.with_sharding_constraint(weight, whole)
+  return constrain(weight, whole)
 
 
 def _gather_forward(
@@ -176,7 +176,7 @@ def _gather_backward(
   whole: PartitionSpec, owned: PartitionSpec, _: None, gradient: Array
 ) -> tuple[Array]:
   del whole
-  return (jax.lax.with_sharding_constraint(gradient, owned),)
+  return (constrain(gradient, owned),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from rlhf_jax import distributed, metrics, optimizer
 from rlhf_jax.algorithms import accumulate, best_of_n, bond
 from rlhf_jax.models import roles
-from rlhf_jax.programs import actors, build, own_samples, supervised
+from rlhf_jax.programs import actors, build, own_samples, supervised, watch
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.program import Phase, Program, planned_steps
 from rlhf_jax.programs.work import Passes
@@ -74,7 +74,7 @@ class Settings(actors.Sampled):
 
   distillation: bond.Config = bond.Config()
   target: Target = Target()
-  guards: own_samples.Guards = own_samples.Guards()
+  guards: watch.Guards = watch.Guards()
   optimizer: optimizer.Config = optimizer.Config(learning_rate=3e-6)
 
 
@@ -300,12 +300,16 @@ def phases(settings: Settings, world: World) -> list[Phase]:
 def run(settings: Settings, world: World) -> dict:
   """Distils best of n; returns stage.json. A finished run is not repeated."""
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, NAME, base, schedule=settings.schedule)
+  info = stages.finished(
+    world.workdir, NAME, base, asked=settings.schedule.asked
+  )
   if info is not None:
     return info
   opened = own_samples.Opened.of(settings, world, base)
   source, count = opened.source(settings.schedule.batch_size)
-  total = settings.schedule.announced(count, NAME)
+  total = build.announced(
+    settings.schedule, count, NAME, {"optimizer": settings.optimizer}
+  )
   phase = wire(settings, opened, total)
   key, alone = jax.random.key(settings.seed), once(settings)
   writer = metrics.MetricsWriter(
@@ -318,7 +322,7 @@ def run(settings: Settings, world: World) -> dict:
     anchor = source.answer(arrays["anchor"], {}, prompts, anchor_key)
     own = source.answer(state.params, {}, prompts, own_key, alone)
     row = own_samples.report(own, settings.monitors)
-    facts = own_samples.guard(facts, row, step, settings.guards, NAME)
+    facts = watch.guard(facts, row, step, settings.guards, NAME)
     with source.timer("update"):
       state, moved, found = phase["update"](
         state,

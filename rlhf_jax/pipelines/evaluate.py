@@ -21,6 +21,7 @@ from rlhf_jax import distributed, generate, schema, strict_json
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.data import batches, dataset, overlap, unread
 from rlhf_jax.data.dataset import Data
+from rlhf_jax.evaluation import comparison
 from rlhf_jax.models import heads, roles
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -52,6 +53,8 @@ from rlhf_jax.types import PromptBatch, PyTree
 RESULT_FILE = "evaluation.json"
 TEXTS_FILE = "texts.jsonl"
 POLICIES = ("before", "after")  # training
+ORIGINS = "origins"  # in the result: fingerprints of the runs
+_RUNS = ("policy", "init_from", "reward", "gold")  # fields that name them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +120,45 @@ def check(settings: Settings, world: World) -> None:
   build.check_portions(settings.batch_size, settings.generate, "batch_size")
 
 
-def read_result(folder: Path) -> dict[str, float]:
-  """Returns the numbers of a finished evaluation."""
+def _read(folder: Path) -> dict:
   return strict_json.read_object(
     folder / RESULT_FILE,
     "Delete the folder and evaluate again.",
     allows_nan=True,
   )
+
+
+def read_result(folder: Path) -> dict[str, float]:
+  """Returns the numbers of a finished evaluation."""
+  return {k: x for k, x in _read(folder).items() if k != ORIGINS}
+
+
+def _origins(settings: Settings) -> dict[str, str]:
+  """Returns the fingerprint of the run in each field, "" for none."""
+  folders = {name: getattr(settings, name) for name in _RUNS}
+  return {n: stages.stage_fingerprint(path) for n, path in folders.items()}
+
+
+def check_result(settings: Settings, folder: Path) -> None:
+  """Checks that a finished evaluation is of the runs as they are now.
+
+  Args:
+    settings: of the pipeline.
+    folder: with evaluation.json; older ones do not say.
+
+  Raises:
+    FieldError: another run is in a folder that was evaluated.
+  """
+  before = _read(folder).get(ORIGINS)
+  if not isinstance(before, dict):
+    return
+  for name, digest in _origins(settings).items():
+    if before.get(name, digest) != digest:
+      raise FieldError(
+        f"{name}={getattr(settings, name)!r}: what is there was trained after "
+        f"{folder / RESULT_FILE} was written. Delete that file to evaluate it "
+        "again, or choose another --workdir."
+      )
 
 
 def load_policies(
@@ -269,6 +304,7 @@ def run(settings: Settings, world: World) -> dict:
   """Evaluates a finished policy; returns the numbers of evaluation.json."""
   path = world.workdir / RESULT_FILE
   if path.is_file():
+    check_result(settings, world.workdir)
     return read_result(world.workdir)
   base = world.base(settings.model)
   world.workdir.mkdir(parents=True, exist_ok=True)
@@ -295,7 +331,8 @@ def run(settings: Settings, world: World) -> dict:
   if distributed.is_first():
     _write_texts(world.workdir / TEXTS_FILE, before, after)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(facts, indent=2) + "\n")
+    record = facts | {ORIGINS: _origins(settings)}
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
     os.replace(temporary, path)
   distributed.barrier(RESULT_FILE)
   return facts
@@ -319,6 +356,27 @@ def _write_texts(path: Path, before: Answers, after: Answers) -> None:
   path.write_text("\n".join(lines) + "\n")
 
 
+def read_texts(folder: Path) -> list[dict]:
+  """Returns the rows of texts.jsonl."""
+  return strict_json.read_rows(
+    folder / TEXTS_FILE,
+    {},
+    "Delete the folder of the evaluation and run again.",
+  )
+
+
+def tell(settings: Settings, workdir: Path) -> None:
+  """Prints the table of an evaluation, and some answers."""
+  found = read_result(workdir)
+  start = settings.init_from if settings.init_from else "its start"
+  print(
+    f"\n{settings.policy} (after) against {start} (before), "
+    f"{found['evaluation_prompts']} held-out prompts\n"
+  )
+  rows = comparison.summary_rows(found, "trained", "other")
+  comparison.show(rows, read_texts(workdir))
+
+
 PIPELINE = Pipeline(
   name="evaluate",
   Settings=Settings,
@@ -329,4 +387,5 @@ PIPELINE = Pipeline(
   describe=lambda settings: (
     f"{settings.count} held-out prompts, before and after"
   ),
+  tell=tell,
 )

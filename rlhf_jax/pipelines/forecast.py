@@ -15,10 +15,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.metrics import format_seconds
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs.pipeline import Job
 from rlhf_jax.programs.world import Planned, World
+from rlhf_jax.terminal import format_seconds
 
 EFFICIENCY = 0.5
 

@@ -39,6 +39,7 @@ from rlhf_jax.programs import (
   build,
   own_samples,
   supervised,
+  watch,
 )
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.program import Phase, Program, planned_steps
@@ -75,7 +76,7 @@ class Settings(actors.Sampled):
   # the loss on pairs of the policy's own answers
   accumulation: preference.Config = preference.Config()  # how a batch is cut
   pairing: pairing.Config = pairing.Config()
-  guards: own_samples.Guards = own_samples.Guards()
+  guards: watch.Guards = watch.Guards()
   optimizer: optimizer.Config = optimizer.Config(learning_rate=5e-7)
 
   def __post_init__(self) -> None:
@@ -309,12 +310,16 @@ def phases(settings: Settings, world: World) -> list[Phase]:
 def run(settings: Settings, world: World) -> dict:
   """Trains a policy on its own pairs; returns stage.json when finished."""
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, NAME, base, schedule=settings.schedule)
+  info = stages.finished(
+    world.workdir, NAME, base, asked=settings.schedule.asked
+  )
   if info is not None:
     return info
   opened = own_samples.Opened.of(settings, world, base)
   source, count = opened.source(settings.schedule.batch_size)
-  total = settings.schedule.announced(count, NAME)
+  total = build.announced(
+    settings.schedule, count, NAME, {"optimizer": settings.optimizer}
+  )
   phase = wire(settings, opened, total)
   key = jax.random.key(settings.seed)
   writer = metrics.MetricsWriter(
@@ -325,7 +330,7 @@ def run(settings: Settings, world: World) -> dict:
     sample_key, learn_key = jax.random.split(jax.random.fold_in(key, step))
     judged = source.batch(arrays["train"].params, {}, sample_key)
     row = own_samples.report(judged, settings.monitors)
-    facts = own_samples.guard(facts, row, step, settings.guards, NAME)
+    facts = watch.guard(facts, row, step, settings.guards, NAME)
     with source.timer("update"):
       arrays, found = learn(
         settings,

@@ -245,7 +245,7 @@ def run(settings: Settings, world: World) -> dict:
   """Optimises a policy; returns stage.json. A finished run is not repeated."""
   base = world.base(settings.model)
   info = stages.finished(
-    world.workdir, "policy", base, schedule=settings.schedule
+    world.workdir, "policy", base, asked=settings.schedule.asked
   )
   if info is not None:
     return info
@@ -260,7 +260,9 @@ def run(settings: Settings, world: World) -> dict:
   )
   text = ptx_loader(settings, world, base)
   pretrain = settings.value.pretrain_steps
-  total = pretrain + settings.schedule.announced(count, "policy")
+  total = pretrain + build.announced(
+    settings.schedule, count, "policy", settings.optimizers, settings.updates
+  )
   phase, sampler = policy_programs.wire(settings, world, base, actors, total)
   writer = metrics.MetricsWriter(
     world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()

@@ -19,9 +19,9 @@ import functools
 import numpy as np
 
 from rlhf_jax import optimizer, schema
-from rlhf_jax.algorithms.preference import kto, registry
+from rlhf_jax.algorithms.preference import registry
 from rlhf_jax.algorithms.preference import update as preference
-from rlhf_jax.data import dataset, judged, layout, overlap, unread
+from rlhf_jax.data import dataset, judged, layout, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import pretrained
 from rlhf_jax.models.pretrained import Base, Model
@@ -43,8 +43,6 @@ from rlhf_jax.programs.world import World
 from rlhf_jax.runs import reference, stages
 from rlhf_jax.runs.loop import Schedule
 from rlhf_jax.schema import FieldError
-
-_BALANCE = (1.0, 1.5)  # of desirable to undesirable weight, for KTO
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,27 +139,17 @@ def load_data(
   return train, held
 
 
-def _load_judged(settings: Settings, base: Base) -> tuple:
-  data, heldout, seed = settings.data, settings.heldout, settings.seed
-  train = judged.load(data, base.tokenizer, seed)
-  dataset.report_dropped(
-    "preference", data.source, len(train.pairs), train.dropped
+def _load_judged(settings: Settings, base: Base) -> list[dataset.Comparisons]:
+  data, heldout = settings.data, settings.heldout
+  parts = features.load_comparisons(
+    settings, base.tokenizer, "preference", judged.load
   )
-  overlap.say("preference", data, heldout, base.tokenizer)
-  if heldout.source:
-    held = judged.load(heldout, base.tokenizer, seed + 1)
-    dataset.report_dropped(
-      "preference, held out", heldout.source, len(held.pairs), held.dropped
+  return [
+    judged.with_mismatched(part, of.max_length, settings.seed, of.source)
+    for part, of in zip(
+      parts, (data, heldout if heldout.source else data), strict=True
     )
-  else:
-    train, held = features.split_heldout(train, settings.heldout_fraction, seed)
-  return tuple(
-    judged.with_mismatched(part, source.max_length, seed, source.source)
-    for part, source in (
-      (train, data),
-      (held, heldout if heldout.source else data),
-    )
-  )
+  ]
 
 
 def add_reference(
@@ -182,10 +170,9 @@ def add_reference(
     return ""
   rows = {name: part.rows for name, part in parts.items()}
   folder = settings.reference if settings.reference else settings.init_from
-  digest = reference.fingerprint(phase.base, folder, rows)
-  reference.load_or_compute(
+  return reference.load_or_compute(
     phase.world.workdir,
-    digest,
+    reference.ingredients(phase.base, folder, rows),
     rows,
     functools.partial(
       reference.compute,
@@ -195,7 +182,6 @@ def add_reference(
       mesh=phase.mesh,
     ),
   )
-  return digest
 
 
 def wire(
@@ -330,13 +316,15 @@ def run(settings: Settings, world: World) -> dict:
   schedule, algorithm = settings.schedule, settings.algorithm
   base = world.base(settings.model)
   info = stages.finished(
-    world.workdir, "preference", base, schedule=settings.schedule
+    world.workdir, "preference", base, asked=settings.schedule.asked
   )
   if info is not None:
     return info
   train, held = load_data(settings, base)
-  _report_balance(settings, train)
-  total = schedule.announced(len(train.pairs), "preference")
+  pairs.report_balance(algorithm, train.labels, "preference")
+  total = build.announced(
+    schedule, len(train.pairs), "preference", {"optimizer": settings.optimizer}
+  )
   shape = layout.Shape.of([*train.rows, *held.rows])
   shared = _shared(settings, world, train, shape)
   phase, stage, fixed = wire(settings, world, base, total, shape, shared)
@@ -400,19 +388,6 @@ def run(settings: Settings, world: World) -> dict:
     reference=settings.reference,
     merged_from=stage.info.get("merged_from", ""),
   )
-
-
-def _report_balance(settings: Settings, train: dataset.Comparisons) -> None:
-  """Prints when KTO's two kinds of answers are out of balance."""
-  if settings.algorithm.module is not kto:
-    return
-  found = kto.balance(train.labels, settings.algorithm.config)
-  if not _BALANCE[0] <= found <= _BALANCE[1]:
-    print(
-      f"preference: warn: desirable answers weigh {found:.2f} times the "
-      f"undesirable ones, and {_BALANCE[0]:g} to {_BALANCE[1]:g} is usual. Set "
-      "algorithm.desirable_weight or undesirable_weight."
-    )
 
 
 def _describe(settings: Settings) -> str:

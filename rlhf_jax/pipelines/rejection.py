@@ -26,7 +26,7 @@ from pathlib import Path
 
 import jax
 
-from rlhf_jax import distributed, metrics, optimizer
+from rlhf_jax import distributed, integrity, metrics, optimizer
 from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.algorithms import sft as sft_algorithm
 from rlhf_jax.data import batches, layout
@@ -62,6 +62,11 @@ class Settings(actors.Sampled):
   optimizer: optimizer.Config = optimizer.Config(
     learning_rate=2e-5, schedule="cosine", weight_decay=0.1
   )
+
+  @property
+  def asked(self) -> dict[str, float]:
+    """What stage.json keeps of the length, see stages.asks_for_more."""
+    return {"rounds": self.rounds.count}
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -224,6 +229,7 @@ def train_round(
   opened: own_samples.Opened,
   previous: PyTree,
   number: int,
+  origins: dict[str, str],
 ) -> PyTree:
   """Returns the policy of a round: fine-tuned on what was kept.
 
@@ -232,13 +238,19 @@ def train_round(
     opened: roles; the policy's start.
     previous: trainable tree of the round before.
     number: of the round.
+    origins: fingerprints of what all rounds are made of.
   """
   rounds, actors_, world = settings.rounds, opened.actors, opened.world
   rows, digest = rejection_samples.read_kept(
     _files(world.workdir, rounds, number)
   )
   start = actors_.params["policy"] if rounds.start == "base" else previous
-  steps = settings.schedule.announced(len(rows), f"round {number}")
+  steps = build.announced(
+    settings.schedule,
+    len(rows),
+    f"round {number}",
+    {"optimizer": settings.optimizer},
+  )
   unit = world.ways * settings.loss.microbatches
   shape = layout.choose(rows, settings.schedule.batch_size, unit)
   if not shape.counts:  # the same program in every round
@@ -268,6 +280,7 @@ def train_round(
     best=settings.schedule.best_of,
     steps=steps,
     examples=len(rows),
+    origins=origins,
     init_from=settings.init_from,
     merged_from=actors_.merged_from,
   )
@@ -278,12 +291,15 @@ def run(settings: Settings, world: World) -> dict:
   """Runs all rounds; returns stage.json. A finished run is not repeated."""
   rounds, workdir = settings.rounds, world.workdir
   base = world.base(settings.model)
-  info = stages.finished(workdir, NAME, base)
+  info = stages.finished(workdir, NAME, base, asked=settings.asked)
   if info is not None:
     return info
   opened = own_samples.Opened.of(settings, world, base)
   source, _ = opened.source(rounds.batch_size)
   params = opened.actors.params["policy"]
+  origins = opened.identity | {
+    "prompts_fingerprint": source.loader.get_state()["data"]
+  }
   with metrics.MetricsWriter(
     workdir, is_enabled=distributed.is_first()
   ) as writer:
@@ -296,9 +312,12 @@ def run(settings: Settings, world: World) -> dict:
           next(source.loader)
       else:
         sample_round(settings, opened, source, params, number, writer)
-      if stages.read_stage(folder) is None:
-        params = train_round(settings, opened, params, number)
+      done = stages.read_stage(folder)
+      if done is None:
+        params = train_round(settings, opened, params, number, origins)
       else:
+        if "origins" in done:  # older runs do not say
+          integrity.check_meta(done["origins"], origins)
         stage = stages.load(folder, stages.POLICY, base, world)
         params, _ = roles.split(stage.role, stage.variables)
   return _finish(settings, opened, params)
@@ -329,6 +348,7 @@ def _finish(
     NAME,
     opened.base,
     opened.actors.plan.policy,
+    asked=settings.asked,
     steps=number,
     rounds=reports,
     init_from=settings.init_from,

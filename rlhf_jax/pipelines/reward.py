@@ -190,14 +190,18 @@ def run(settings: Settings, world: World) -> dict:
   """Trains and diagnoses a reward model; returns stage.json."""
   name, schedule = world.workdir.name, settings.schedule
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, "reward", base, stages.REWARD, schedule)
+  info = stages.finished(
+    world.workdir, "reward", base, stages.REWARD, schedule.asked
+  )
   if info is not None:
     return info
   train, held = features.load_comparisons(settings, base.tokenizer, name)
   check_labels(train, held, settings.loss)
   longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
   pretrained.check_context(base, longest, "data")
-  total = schedule.announced(len(train.pairs), name)
+  total = build.announced(
+    schedule, len(train.pairs), name, {"optimizer": settings.optimizer}
+  )
   width = batches.bucket_length(max(len(r["tokens"]) for r in train.rows))
   phase, variables, used = wire(settings, world, base, total, width)
   phase = dataclasses.replace(phase, name=name)
@@ -227,7 +231,7 @@ def run(settings: Settings, world: World) -> dict:
     seed=settings.seed,
     schedule=schedule,
     total_steps=total,
-    identity=base.identity,
+    identity=base.identity | stages.origins(init_from=settings.init_from),
     show=(("reward_model/loss", "loss"), ("reward_model/accuracy", "accuracy")),
   )
   scores = functools.partial(
@@ -364,6 +368,7 @@ def _normalise(
   else:
     path = Path(settings.reference_samples).expanduser()
     samples = _read_samples(path)
+    print(f"scores of {len(samples.tokens)} reference samples, to normalise")
     scorer = reward_model.Scorer(role, settings.data.end_token)
     weights = reward_model.Weights(variables, np.float32(0.0), np.float32(1.0))
     score = reward_model.make_score(scorer)

@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax import distributed, schema
+from rlhf_jax import distributed, schema, terminal
 from rlhf_jax.data import overlap
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.pipelines import evaluate, forecast, summary
+from rlhf_jax.pipelines import closing, evaluate, forecast, summary
 from rlhf_jax.pipelines import policy as policy_pipeline
 from rlhf_jax.pipelines import reward as reward_pipeline
 from rlhf_jax.pipelines import sft as sft_pipeline
@@ -218,13 +218,21 @@ def run(settings: Settings, world: World) -> dict:
     forecast.announce(settings.title, jobs, folders, is_done, world, _NOTES)
   for name, job in jobs.items():
     if job.is_finished(folders[name]):
+      if name == "evaluation":
+        with schema.located(job.prefix):
+          evaluate.check_result(job.settings, folders[name])
       continue
     folders[name].mkdir(parents=True, exist_ok=True)
     with lock.held(folders[name]), timed(workdir, name):
       there = world.beside(job.settings.mesh, folders[name])
+      begun = time.perf_counter()
+      print(f"\n== {name}: {job.pipeline.describe(job.settings)}", flush=True)
       if name == "evaluation":
         _say_shared(settings, there)
       job.run(there)
+      spent = terminal.format_seconds(time.perf_counter() - begun)
+      found = closing.numbers(folders[name])
+      print(f"{name}: done in {spent}{': ' if found else ''}{found}")
   if not distributed.is_first():
     return {}
   return summary.write(settings, workdir, folders)

@@ -188,11 +188,15 @@ def run(settings: Settings, world: World) -> dict:
   A finished run is not repeated: its stage.json is returned.
   """
   base = world.base(settings.model)
-  info = stages.finished(world.workdir, "sft", base, schedule=settings.schedule)
+  info = stages.finished(
+    world.workdir, "sft", base, asked=settings.schedule.asked
+  )
   if info is not None:
     return info
   rows, examples = load_rows(settings, base)
-  total = settings.schedule.announced(len(rows), "sft")
+  total = build.announced(
+    settings.schedule, len(rows), "sft", {"optimizer": settings.optimizer}
+  )
   shape = _shape(settings, world, rows)
   phase, frozen, sampler = wire(settings, world, base, total, shape)
   params = language_model.fit(
@@ -270,6 +274,7 @@ def _sample(
   chosen, width = sample_prompts(settings, phase.base)
   prompts = batches.collate_prompts(chosen, tokenizer.pad_id, width)
   key: Array = jax.random.key(settings.seed)
+  print(f"sft: samples {settings.samples} answers", flush=True)
   samples = distributed.fetch(
     sampler(
       params,

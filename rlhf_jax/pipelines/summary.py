@@ -9,22 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax import metrics, strict_json
+from rlhf_jax import metrics, strict_json, terminal
+from rlhf_jax.evaluation import comparison
 from rlhf_jax.evaluation import reward_model as diagnostics
 from rlhf_jax.evaluation.figures import Curve, Histogram
 from rlhf_jax.evaluation.report import (
   Report,
-  SummaryRow,
   write_overview_png,
   write_report,
 )
-from rlhf_jax.pipelines import evaluate
+from rlhf_jax.pipelines import evaluate, provenance
 from rlhf_jax.runs import stages
 
 SUMMARY_FILE = "summary.json"
 TIMES_FILE = "phase_seconds.jsonl"
 TEXTS_SHOWN = 12
-TEXTS_PRINTED = 4
+TRIAL = "A short trial (--smoke): these numbers mean nothing."
 
 
 def _label(job: Any) -> str:
@@ -40,122 +40,6 @@ def phase_seconds(workdir: Path) -> dict[str, float]:
     for row in strict_json.read_rows(path, kinds, "Remove the line."):
       total[row["phase"]] = total.get(row["phase"], 0.0) + row["seconds"]
   return total
-
-
-def read_texts(folder: Path) -> list[dict]:
-  """Returns the rows of texts.jsonl."""
-  return strict_json.read_rows(
-    folder / evaluate.TEXTS_FILE,
-    {},
-    "Delete the folder of the evaluation and run again.",
-  )
-
-
-def _accuracy_note(ceiling: float | None) -> str:
-  if ceiling is None:
-    return "Share of held-out comparisons ordered as people did."
-  return (
-    "Held-out comparisons of single raters; people's own ceiling here is "
-    f"{ceiling:.3f}."
-  )
-
-
-def summary_rows(numbers: dict, method: str) -> list[SummaryRow]:
-  """Returns the table of the report from the numbers of summary.json.
-
-  Args:
-    numbers: of a run.
-    method: what trained the policy, for people.
-  """
-  get = numbers.get
-  return [
-    SummaryRow(
-      "Reward model score (proxy)",
-      get("proxy_before"),
-      get("proxy_after"),
-      get("proxy_standard_error"),
-      "The model of folder reward/, which judges what the policy samples; in "
-      "deviations of the SFT policy's answers; error of the paired difference.",
-    ),
-    SummaryRow(
-      "Held-out reward model (gold)",
-      get("gold_before"),
-      get("gold_after"),
-      get("gold_standard_error"),
-      f"A reward model trained on other sentences that {method} never saw; "
-      "same units, error of the paired difference.",
-      is_headline=True,
-    ),
-    SummaryRow(
-      "Win rate against SFT (gold)",
-      0.5,
-      get("gold_win_rate"),
-      get("gold_win_rate_standard_error"),
-      f"Share of held-out prompts on which the gold model prefers the {method} "
-      "answer to the SFT answer; 0.5 is no difference.",
-      decimals=3,
-      is_headline=True,
-    ),
-    SummaryRow(
-      "VADER sentiment",
-      get("vader_before"),
-      get("vader_after"),
-      get("vader_standard_error"),
-      "A lexicon that nobody trained here, from -1 to 1; error of the paired "
-      "difference.",
-    ),
-    SummaryRow(
-      "KL to the SFT policy (nats)",
-      0.0,
-      get("kl_nats"),
-      get("kl_standard_error"),
-      f"Mean over answers of log {method} - log SFT, summed over tokens.",
-      is_headline=True,
-    ),
-    SummaryRow(
-      "Distinct bigrams",
-      get("distinct_2_before"),
-      get("distinct_2_after"),
-      None,
-      "Unique over all bigrams of the answers, equal sample counts; lower "
-      "means more alike.",
-      decimals=3,
-    ),
-    SummaryRow(
-      "Repeated trigrams",
-      get("repeated_3grams_before"),
-      get("repeated_3grams_after"),
-      None,
-      "Share of an answer's trigrams that it held before; up is an answer that "
-      "loops.",
-      decimals=3,
-    ),
-    SummaryRow(
-      "Answer length (tokens)",
-      get("length_before"),
-      get("length_after"),
-      None,
-      "Mean, the end token included.",
-      decimals=1,
-    ),
-    SummaryRow(
-      "Answers that end by themselves",
-      get("eos_share_before"),
-      get("eos_share_after"),
-      None,
-      "The others hit the length limit.",
-      decimals=3,
-    ),
-    SummaryRow(
-      "Reward model accuracy",
-      None,
-      get("reward_model_accuracy"),
-      None,
-      _accuracy_note(get("reward_model_accuracy_ceiling")),
-      decimals=3,
-      is_headline=True,
-    ),
-  ]
 
 
 def _kl_lines(stage: Any, rows: list[dict]) -> dict[str, float]:
@@ -264,6 +148,27 @@ def reward_pictures(info: dict) -> tuple[dict, dict]:
   }
 
 
+def _steps(folder: Path, policy: dict) -> int:
+  """Returns the steps of the policy stage as its schedule counts them.
+
+  Those of metrics.jsonl and of the curves: rollouts, or rounds, where one of
+  them has several gradient updates.
+  """
+  if policy["pipeline"] == "rejection":
+    return policy["steps"]
+  rows = metrics.read_metrics(folder / "metrics.jsonl")
+  return max((row["step"] for row in rows), default=policy["steps"])
+
+
+def _length(stage: Any, numbers: dict) -> str:
+  """Returns how long the policy trained: "21 steps (84 gradient updates)"."""
+  if hasattr(stage, "rounds"):
+    return f"{numbers['policy_steps']} rounds"
+  steps, updates = numbers["policy_steps"], numbers["policy_updates"]
+  more = f" ({updates} gradient updates)" if updates != steps else ""
+  return f"{steps} steps{more}"
+
+
 def numbers_of(
   settings: Any, workdir: Path, folders: dict[str, Path]
 ) -> dict[str, Any]:
@@ -282,7 +187,8 @@ def numbers_of(
     "reward_model_accuracy_high": found["accuracy_high"],
     "reward_model_accuracy_ceiling": reward["ceiling"],
     "gold_model_accuracy": diagnosis(gold)["accuracy"],
-    "policy_steps": policy["steps"],
+    "policy_steps": _steps(folders["policy"], policy),
+    "policy_updates": policy["steps"],
     "halted": policy.get("halted"),
     **evaluate.read_result(folders["evaluation"]),
   }
@@ -295,10 +201,11 @@ def make_report(
   reward = stages.read_stage(folders["reward"])
   policy = stages.read_stage(folders["policy"])
   method = _label(settings.policy)
-  texts = read_texts(folders["evaluation"])
+  texts = evaluate.read_texts(folders["evaluation"])
   rows = metrics.read_metrics(folders["policy"] / "metrics.jsonl")
   calibration, length_bias = reward_pictures(reward)
-  warnings = [tuple(guard) for guard in reward["guards"]]
+  warnings = [("note", TRIAL)] if provenance.is_smoke() else []
+  warnings += [tuple(guard) for guard in reward["guards"]]
   warnings += [
     ("warn", f"step {step}: {text}") for step, text in policy.get("alarms", [])
   ]
@@ -306,16 +213,17 @@ def make_report(
     warnings.append(("warn", policy["halted"]))
   return Report(
     title=settings.title,
-    subtitle=f"seed {numbers['seed']}, {numbers['policy_steps']} "
-    f"{'rounds' if policy['pipeline'] == 'rejection' else 'steps'} of {method}",
+    subtitle=f"seed {numbers['seed']}, "
+    f"{_length(settings.policy.settings, numbers)} of {method}",
     facts=[
       *(
         (key.replace("_", " "), value) for key, value in settings.facts.items()
       ),
+      *provenance.facts(settings.jobs, settings.seed),
       ("wall time", f"{numbers['seconds_total']:.0f} s"),
     ],
     caveats=list(settings.caveats),
-    summary_rows=summary_rows(numbers, method),
+    summary_rows=comparison.summary_rows(numbers, method),
     curves=curves(rows, settings),
     phase_seconds=numbers["phase_seconds"],
     calibration=calibration,
@@ -336,24 +244,6 @@ def make_report(
   )
 
 
-def print_table(report: Report, texts: list[dict]) -> None:
-  """Prints the summary table and a few answers side by side."""
-  rows = []
-  for row in report.summary_rows:
-    numbers = (row.before, row.after, row.standard_error)
-    rows.append(
-      [
-        row.name,
-        *("" if x is None else f"{x:.{row.decimals}f}" for x in numbers),
-      ]
-    )
-  print(metrics.format_table(["", "before", "after", "std. error"], rows))
-  for text in texts[:TEXTS_PRINTED]:
-    print(f"\n{text['prompt']} ...")
-    print(f"  before: {text['before'].strip()}")
-    print(f"  after:  {text['after'].strip()}")
-
-
 def write(settings: Any, workdir: Path, folders: dict[str, Path]) -> dict:
   """Writes summary.json, report.html and overview.png; prints the table."""
   numbers = numbers_of(settings, workdir, folders)
@@ -361,9 +251,12 @@ def write(settings: Any, workdir: Path, folders: dict[str, Path]) -> dict:
   (workdir / SUMMARY_FILE).write_text(json.dumps(numbers, indent=2) + "\n")
   write_report(workdir / "report.html", report)
   write_overview_png(workdir / "overview.png", report)
-  print_table(report, read_texts(folders["evaluation"]))
+  print(f"\n{report.title}: {report.subtitle}\n")
+  comparison.show(
+    report.summary_rows, evaluate.read_texts(folders["evaluation"])
+  )
   print(
-    f"\n{numbers['seconds_total']:.0f} s in all. Read "
-    f"{workdir / 'report.html'}; numbers in {workdir / SUMMARY_FILE}."
+    f"\n{terminal.format_seconds(numbers['seconds_total'])} in all, commands "
+    "before this one included"
   )
   return numbers

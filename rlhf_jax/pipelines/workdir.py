@@ -10,29 +10,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import rlhf_jax
 from rlhf_jax import distributed
+from rlhf_jax.pipelines import provenance
 from rlhf_jax.programs.pipeline import Job
 from rlhf_jax.schema import UserError, check_local
 
 CONFIG_FILE = "config.json"
-PACKAGES = (
-  "jax",
-  "jaxlib",
-  "flax",
-  "optax",
-  "orbax-checkpoint",
-  "grain",
-  "numpy",
-  "tokenizers",
-)
 _FREE_TEXT = ("title", "facts", "caveats")  # of a report; may change later
 
 
@@ -40,14 +29,10 @@ def describe(config: Any) -> str:
   """Returns config.json: every value, the command, code and packages."""
   record = {
     "config": config.to_dict(),
-    "command": [
-      os.path.basename(sys.executable),
-      "-m",
-      "rlhf_jax.main",
-      *sys.argv[1:],
-    ],
+    "command": provenance.command(),
+    "is_smoke": provenance.is_smoke(),
     "code": rlhf_jax.__version__,
-    "packages": {name: metadata.version(name) for name in PACKAGES},
+    "packages": provenance.packages(),
   }
   return json.dumps(record, indent=2, default=str) + "\n"
 
@@ -103,6 +88,7 @@ def prepare(config: Any, job: Job, workdir: Path) -> dict[str, tuple]:
     if _is_there(file) and not job.goes_on(workdir)
   )
   is_begun = any(any(f.parent.glob("**/checkpoints")) for _, f in results)
+  _check_trial(workdir, is_begun or bool(finished))
   for field, (before, now) in changes.items():
     part = workdir / field.rpartition(".")[0]
     # some pipelines have checkpoints only in folders below theirs
@@ -126,6 +112,20 @@ def prepare(config: Any, job: Job, workdir: Path) -> dict[str, tuple]:
     if is_begun:
       print(f"config.{field} was {before!r} in {workdir}, is {now!r} now")
   return changes if is_begun else {}
+
+
+def _check_trial(workdir: Path, has_work: bool) -> None:
+  """Refuses a folder with a short trial for a whole run, and the reverse."""
+  path = workdir / CONFIG_FILE
+  if not has_work or not path.is_file():
+    return
+  was_smoke = bool(json.loads(path.read_text()).get("is_smoke"))
+  if was_smoke != provenance.is_smoke():
+    what = "a short trial (--smoke)" if was_smoke else "a run without --smoke"
+    raise UserError(
+      f"--workdir={str(workdir)!r}: holds {what}, which the other must not go "
+      "on with. Choose another folder, or delete this one."
+    )
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.rewards.functions import Bound
 from rlhf_jax.runs import stages
 from rlhf_jax.runs.loop import Schedule
-from rlhf_jax.schema import FieldError, UserError
+from rlhf_jax.schema import FieldError
 from rlhf_jax.types import PyTree
 
 _COLUMNS = ("prompt", "response")  # of samples.jsonl, beside scores
@@ -238,8 +238,9 @@ def check_reward(info: dict, force: bool) -> None:
   """Refuses a reward model that is no better than chance (METHODS 19)."""
   for level, message in info["guards"]:
     if level == "refuse" and not force:
-      raise UserError(
-        f"reward model: {message} Pass --config.force=True to go on anyway."
+      raise FieldError(
+        f"force=False: reward model: {message} Pass --config.force=True to go "
+        "on anyway."
       )
     print(f"policy: reward model: {level}: {message}")
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import distributed, generate, metrics
+from rlhf_jax import distributed, generate, terminal
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.evaluation import diversity, lexicon, win_rate
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -101,7 +101,7 @@ def answer(
   texts: list[str] = []
   columns: dict[str, list] = {}
   total = sum(len(batch.tokens) for batch in prompt_batches)
-  with metrics.Progress(f"evaluate {name}", total) as progress:
+  with terminal.Progress(f"evaluate {name}", total, unit="prompt") as progress:
     for batch in prompt_batches:
       samples = sampler(params, mesh_lib.spread_batch(mesh, batch), key)
       on_host: Samples = distributed.fetch(samples)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -86,7 +85,7 @@ def make_loader(
 def optimizer_of_run(
   config: optimizer.Config, field: str, updates: int
 ) -> optimizer.Config:
-  """Returns an optimizer whose decay ends with the run, if it was not set.
+  """Returns an optimizer as a run uses it, see optimizer.of_run.
 
   Args:
     config: the section.
@@ -96,17 +95,8 @@ def optimizer_of_run(
   Raises:
     FieldError: the run ends within the warm-up.
   """
-  if config.total_steps is not None:
-    return config
-  if config.schedule != "constant" and config.warmup_steps >= updates:
-    raise FieldError(
-      f"{field}.warmup_steps={config.warmup_steps}: the run has {updates} "
-      "updates in all, so it would end within the warm-up. Lower "
-      "warmup_steps, or train longer (more data, more steps, smaller "
-      "batches)."
-    )
-  with as_field(f"{field}: "):
-    return dataclasses.replace(config, total_steps=updates)
+  with as_field(f"{field}."):
+    return optimizer.of_run(config, updates)
 
 
 def make_optimizer(
@@ -132,6 +122,35 @@ def check_length(
   updates = schedule.steps * updates_a_step if schedule.steps else MANY
   for field, config in optimizers.items():
     optimizer_of_run(config, field, updates)
+
+
+def announced(
+  schedule: Schedule,
+  examples: int,
+  phase: str,
+  optimizers: dict[str, optimizer.Config],
+  updates_a_step: int = 1,
+) -> int:
+  """Returns the steps of a run; says where they differ from what was set.
+
+  Args:
+    schedule: the section.
+    examples: rows of the data set.
+    phase: name in the messages.
+    optimizers: their sections by name.
+    updates_a_step: optimizer steps of one step of the schedule.
+  """
+  total = schedule.announced(examples, phase)
+  for field, config in optimizers.items():
+    updates = total * updates_a_step
+    used = optimizer_of_run(config, field, updates)
+    if used.warmup_steps < config.warmup_steps:
+      print(
+        f"{phase}: {field}.warmup_steps={config.warmup_steps} is more than "
+        f"warmup_max_fraction={config.warmup_max_fraction:g} of {updates} "
+        f"updates: the warm-up takes {used.warmup_steps}"
+      )
+  return total
 
 
 def check_rows(

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import distributed, metrics, ops
+from rlhf_jax import distributed, ops, terminal
 from rlhf_jax.algorithms import reward
 from rlhf_jax.data import batches, dataset, layout, overlap
 from rlhf_jax.models import heads, roles, transformer, trees
@@ -160,7 +160,7 @@ def row_features(phase: Phase, trunk: PyTree, rows: list[dict]) -> np.ndarray:
   pad, forward = phase.base.tokenizer.pad_id, phase["features"]
   lengths, done = [len(row["tokens"]) for row in rows], 0
   result: np.ndarray | None = None
-  with metrics.Progress("features", len(rows)) as progress:
+  with terminal.Progress("features", len(rows), unit="row") as progress:
     for index, width in layout.by_length(lengths, FEATURE_ROWS):
       part = [rows[i] for i in index]
       part += part[-1:] * (FEATURE_ROWS - len(part))
@@ -294,21 +294,25 @@ def split_heldout(
 
 
 def load_comparisons(
-  settings: Any, tokenizer: Any, name: str
+  settings: Any,
+  tokenizer: Any,
+  name: str,
+  load: Callable[..., dataset.Comparisons] = dataset.comparisons,
 ) -> tuple[dataset.Comparisons, dataset.Comparisons]:
-  """Returns (training, held-out) comparisons.
+  """Returns (training, held-out) comparisons, or judged answers.
 
   Args:
     settings: with data, heldout, heldout_fraction and seed.
     tokenizer: of the model.
     name: of the run, for messages.
+    load: (data, tokenizer, seed) -> one of them; judged.load for the latter.
   """
   data, heldout, seed = settings.data, settings.heldout, settings.seed
-  train = dataset.comparisons(data, tokenizer, seed)
+  train = load(data, tokenizer, seed)
   dataset.report_dropped(name, data.source, len(train.pairs), train.dropped)
   overlap.say(name, data, heldout, tokenizer)
   if heldout.source:
-    held = dataset.comparisons(heldout, tokenizer, seed + 1)
+    held = load(heldout, tokenizer, seed + 1)
     dataset.report_dropped(
       f"{name}, held out", heldout.source, len(held.pairs), held.dropped
     )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import distributed, generate, metrics, ops
-from rlhf_jax.algorithms.policy_gradient import kl_control, packing, shaping
+from rlhf_jax.algorithms.policy_gradient import packing, shaping
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.programs import abstract, rollouts, watch
 from rlhf_jax.programs import actors as actors_lib
@@ -226,30 +225,7 @@ def by_prompt(x: np.ndarray, num_samples: int) -> np.ndarray:
   return np.asarray(x).reshape(-1, num_samples, *np.shape(x)[1:])
 
 
-@dataclasses.dataclass(frozen=True)
-class Guards:
-  """Where the KL to the start of the run is an alarm (METHODS 19)."""
-
-  warn_nats: float = 15.0  # KL to the start per answer that is an alarm, once
-  halt_nats: float = 20.0  # KL to the start per answer that stops the run
-  # Taken off the score of an answer without an end, in units of the score,
-  # before answers are compared: a judge that likes length teaches not to end.
-  missing_eos_penalty: float = 0.0
-
-  def __post_init__(self) -> None:
-    self.limits()
-    if not 0.0 <= self.missing_eos_penalty < math.inf:
-      raise ValueError(
-        f"missing_eos_penalty={self.missing_eos_penalty}: is taken off. Set it "
-        ">= 0 and finite."
-      )
-
-  def limits(self) -> shaping.Config:
-    """Returns what kl_control.check_kl reads."""
-    return shaping.Config(warn_nats=self.warn_nats, halt_nats=self.halt_nats)
-
-
-def penalised(batch: rollouts.Judged, guards: Guards) -> Rollout:
+def penalised(batch: rollouts.Judged, guards: watch.Guards) -> Rollout:
   """Returns the rollout with the score of answers without an end lowered.
 
   Args:
@@ -265,40 +241,6 @@ def penalised(batch: rollouts.Judged, guards: Guards) -> Rollout:
 def _without_end(rollout: Rollout, penalty: float) -> Rollout:
   is_cut = rollout.finish_reason == FINISH_LENGTH
   return rollout.replace(score=rollout.score - penalty * is_cut)
-
-
-def guard(
-  facts: dict, row: dict, step: int, guards: Guards, phase: str
-) -> dict:
-  """Returns facts with an alarm, and "halt" when the KL is out of hand.
-
-  Args:
-    facts: of the run, with "alarms".
-    row: metrics of this step, from `report`.
-    step: steps before this one.
-    guards: limits.
-    phase: name in messages.
-  """
-  kl = row["rollout/kl_k1_sum"]
-  error = 2 * row["rollout/kl_k1_standard_error"] + watch.ROUNDING_NATS
-  state = kl_control.check_kl(kl, guards.limits(), error)
-  if state == "halt":
-    sentence = (
-      f"stopped at step {step + 1}: KL to the start {kl:.1f} nats is above "
-      f"guards.halt_nats={guards.halt_nats:g}"
-    )
-    print(f"\n{phase}: {sentence}")
-    return facts | {"halt": sentence}
-  if state == "warn" and not facts["alarms"]:
-    sentence = (
-      f"KL to the start is {kl:.1f} nats, above {guards.warn_nats:g}: lower "
-      "the learning rate, or stop here."
-    )
-    if kl < 0:
-      sentence = watch.negative_kl(kl)
-    print(f"\n{phase}: warning at step {step + 1}: {sentence}")
-    return facts | {"alarms": [[step + 1, sentence]]}
-  return facts
 
 
 def report(batch: rollouts.Judged, monitors: Any) -> dict[str, float]:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import distributed
+from rlhf_jax.algorithms.preference import kto
 from rlhf_jax.algorithms.preference import update as preference
 from rlhf_jax.data import batches, dataset, layout
 from rlhf_jax.models import roles
@@ -18,6 +19,8 @@ from rlhf_jax.programs import features, language_model, shared_rows
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.schema import Method
 from rlhf_jax.types import Array, PreferenceBatch, PyTree, TokenBatch
+
+_BALANCE = (1.0, 1.5)  # of desirable to undesirable weight, for KTO
 
 
 def apply(
@@ -152,3 +155,22 @@ def evaluate(
     for name, x in distributed.fetch(measure(params, frozen, batch)).items():
       sums[name] = sums.get(name, 0.0) + float(x)
   return {name: float(x) for name, x in preference.means(sums).items()}
+
+
+def report_balance(algorithm: Method, labels: np.ndarray, name: str) -> None:
+  """Prints when KTO's two kinds of answers are out of balance.
+
+  Args:
+    algorithm: the method; of others nothing is said.
+    labels: of judged answers, [N].
+    name: phase in the message.
+  """
+  if algorithm.module is not kto:
+    return
+  found = kto.balance(labels, algorithm.config)
+  if not _BALANCE[0] <= found <= _BALANCE[1]:
+    print(
+      f"{name}: warn: desirable answers weigh {found:.2f} times the "
+      f"undesirable ones, and {_BALANCE[0]:g} to {_BALANCE[1]:g} is usual. Set "
+      "algorithm.desirable_weight or undesirable_weight."
+    )

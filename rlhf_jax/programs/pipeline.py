@@ -59,6 +59,8 @@ class Pipeline:
   connect: (tree, prefix, workdir) -> the tree with what the pipeline itself
     fills in, before it is read.
   stages: settings -> name -> job of each stage, of a run that has some.
+  tell: (settings, folder) prints what it found, when it runs alone; None for
+    the numbers of stage.json.
   """
 
   name: str
@@ -72,6 +74,7 @@ class Pipeline:
   result: str = stages.STAGE_FILE
   connect: Callable[[Any, str, Path], Any] = _no_change
   stages: Callable[[Any], dict[str, Job]] | None = None
+  tell: Callable[[Any, Path], None] | None = None
 
   def read(
     self, values: Any, name: str, workdir: Path, stage: Callable[..., Job]
@@ -171,8 +174,9 @@ class Job:
 
   def goes_on(self, folder: Path) -> bool:
     """Says whether it asks a finished stage for more steps than it has."""
-    schedule = getattr(self.settings, "schedule", None)
-    return schedule is not None and stages.asks_for_more(folder, schedule)
+    of = self.settings
+    where = of if hasattr(of, "asked") else getattr(of, "schedule", None)
+    return where is not None and stages.asks_for_more(folder, where.asked)
 
 
 def stage_of_run(pipeline: Pipeline, *fields: str) -> Any:

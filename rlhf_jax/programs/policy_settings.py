@@ -140,6 +140,14 @@ class Settings(actors.Sampled):
     return self.epochs.epochs * self.epochs.minibatches
 
   @property
+  def optimizers(self) -> dict[str, optimizer.Config]:
+    """The sections of the optimizers that take part."""
+    found = {"policy_optimizer": self.policy_optimizer}
+    if self.has_critic:
+      found["value_optimizer"] = self.value_optimizer
+    return found
+
+  @property
   def answers(self) -> int:
     """Samples of a rollout."""
     return self.schedule.batch_size * self.generate.num_samples
@@ -179,10 +187,7 @@ def check(settings: Settings, world: World) -> None:
         "for one that starts at 0 on the policy's weights, or algorithm.name "
         "to a method without critic, such as 'rloo' or 'grpo'."
       )
-  optimizers = {"policy_optimizer": settings.policy_optimizer}
-  if settings.has_critic:
-    optimizers["value_optimizer"] = settings.value_optimizer
-  build.check_length(settings.schedule, optimizers, settings.updates)
+  build.check_length(settings.schedule, settings.optimizers, settings.updates)
   check_batches(settings, world)
 
 

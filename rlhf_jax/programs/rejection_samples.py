@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import distributed, metrics, strict_json
+from rlhf_jax import distributed, strict_json, terminal
 from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.programs import own_samples, rollouts
 from rlhf_jax.schema import FieldError
@@ -103,7 +103,7 @@ def collect(
     monitors: names of reward models that only watch.
   """
   parts = []
-  with metrics.Progress("sample", count) as progress:
+  with terminal.Progress("sample", count) as progress:
     for number in range(count):
       batch = source.batch(params, {}, jax.random.fold_in(key, number))
       rollout = batch.rollout

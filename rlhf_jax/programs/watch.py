@@ -9,6 +9,7 @@ drops); evaluate.py measures those after the run.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -23,7 +24,32 @@ from rlhf_jax.types import Samples
 SAMPLES_SHOWN = 4  # rows of samples.jsonl a step
 KL_WINDOW = 20  # steps in which the KL should not double
 RATIO_ERROR = 1e-3  # |ratio - 1| before any update; rounding is below 1e-4
+ERRORS = 4  # standard errors below 0 that a mean k1 may be: a rollout of few
+# answers is further below by chance alone than two, one time in fourteen
 ROUNDING_NATS = 1e-3  # of an answer's log-probability: no KL below 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Guards:
+  """Where the KL to the start of the run is an alarm (METHODS 19)."""
+
+  warn_nats: float = 15.0  # KL to the start per answer that is an alarm, once
+  halt_nats: float = 20.0  # KL to the start per answer that stops the run
+  # Taken off the score of an answer without an end, in units of the score,
+  # before answers are compared: a judge that likes length teaches not to end.
+  missing_eos_penalty: float = 0.0
+
+  def __post_init__(self) -> None:
+    self.limits()
+    if not 0.0 <= self.missing_eos_penalty < math.inf:
+      raise ValueError(
+        f"missing_eos_penalty={self.missing_eos_penalty}: is taken off. Set it "
+        ">= 0 and finite."
+      )
+
+  def limits(self) -> shaping.Config:
+    """Returns what kl_control.check_kl reads."""
+    return shaping.Config(warn_nats=self.warn_nats, halt_nats=self.halt_nats)
 
 
 def text_metrics(tokenizer: Any, samples: Samples) -> dict[str, float]:
@@ -45,7 +71,7 @@ def text_metrics(tokenizer: Any, samples: Samples) -> dict[str, float]:
 def negative_kl(kl: float) -> str:
   """Returns the sentence of an alarm about a mean k1 that no KL can have."""
   return (
-    f"mean k1 is {kl:.3f} nats, below 0 by more than two standard errors: "
+    f"mean k1 is {kl:.3f} nats, below 0 by more than four standard errors: "
     "sampler and trainer disagree on log-probabilities."
   )
 
@@ -62,7 +88,7 @@ def alarms(row: dict, past: dict, step: int, settings: shaping.Config):
   first, kls = past["first"], past["recent_kl"]
   kl = row["rollout/kl_k1_sum"]
   state = kl_control.check_kl(
-    kl, settings, 2 * row["rollout/kl_k1_standard_error"] + ROUNDING_NATS
+    kl, settings, ERRORS * row["rollout/kl_k1_standard_error"] + ROUNDING_NATS
   )
   if state == "warn" and kl > 0:
     yield (
@@ -143,3 +169,37 @@ def shown(tokenizer: Any, samples: Samples, scores: dict) -> list[dict]:
       texts_lib.sample_texts(tokenizer, few)
     )
   ]
+
+
+def guard(
+  facts: dict, row: dict, step: int, guards: Guards, phase: str
+) -> dict:
+  """Returns facts with an alarm, and "halt" when the KL is out of hand.
+
+  Args:
+    facts: of the run, with "alarms".
+    row: metrics of this step, from `report`.
+    step: steps before this one.
+    guards: limits.
+    phase: name in messages.
+  """
+  kl = row["rollout/kl_k1_sum"]
+  error = ERRORS * row["rollout/kl_k1_standard_error"] + ROUNDING_NATS
+  state = kl_control.check_kl(kl, guards.limits(), error)
+  if state == "halt":
+    sentence = (
+      f"stopped at step {step + 1}: KL to the start {kl:.1f} nats is above "
+      f"guards.halt_nats={guards.halt_nats:g}"
+    )
+    print(f"\n{phase}: {sentence}")
+    return facts | {"halt": sentence}
+  if state == "warn" and not facts["alarms"]:
+    sentence = (
+      f"KL to the start is {kl:.1f} nats, above {guards.warn_nats:g}: lower "
+      "the learning rate, or stop here."
+    )
+    if kl < 0:
+      sentence = negative_kl(kl)
+    print(f"\n{phase}: warning at step {step + 1}: {sentence}")
+    return facts | {"alarms": [[step + 1, sentence]]}
+  return facts

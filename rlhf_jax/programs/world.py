@@ -32,7 +32,7 @@ from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Role
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
-from rlhf_jax.runs import checkpoint, stages
+from rlhf_jax.runs import checkpoint, stage_file, stages
 from rlhf_jax.schema import FieldError, as_field
 from rlhf_jax.types import PyTree
 
@@ -226,7 +226,7 @@ class Planned(World):
   def _facts(self, role: Role, merged_from: str) -> dict:
     return {
       "pipeline": "planned",
-      "role": stages.role_facts(role),
+      "role": stage_file.role_facts(role),
       "merged_from": str(merged_from),
       "model_fingerprint": "",
       "tokenizer_fingerprint": self.tokenizer.fingerprint,

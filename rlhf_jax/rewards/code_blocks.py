@@ -12,7 +12,9 @@ import re
 _MARKS = r"((?:[ \t>]|[-*+][ \t]|\d+[.)][ \t])*)"  # of quotes and lists
 _OPENING = re.compile(_MARKS + r"(`{3,}(?=[^`]*$)|~{3,})[ \t]*([^\s`]*)")
 _LATE_OPENING = re.compile(r"()(```)[ \t]*([\w{}.]+)[ \t]*$")
-_PYTHON = ("python", "python3", "py", "py3")
+_TEXT = ("markdown", "md")  # whose own blocks count
+# python3.11, py:file.py, pycon and ipython are Python too.
+_PYTHON = re.compile(r"i?py(?:thon|con)?\d*(?:\.\d+)*(?:[:,;].*)?")
 
 
 def _fenced(text: str) -> list[tuple[str, str]]:
@@ -35,7 +37,8 @@ def _fenced(text: str) -> list[tuple[str, str]]:
     if bare.endswith(fence):
       rest = bare.rstrip(fence[0])
       lines += [inner[: inner.index(rest) + len(rest)]] if rest else []
-      found.append((language.lower().strip("{}."), "\n".join(lines)))
+      name, code = language.lower().strip("{}."), "\n".join(lines)
+      found += _fenced(code) if name in _TEXT else [(name, code)]
       fence = ""
     else:
       lines.append(inner)
@@ -55,10 +58,11 @@ def extract(text: str) -> list[str]:
 
   Its Python blocks; failing those, its blocks of no language; or the text, if
   it has no fence at all. None are left when a fence is open or belongs to
-  another language, only. Which of them is meant: sandbox.parts.choose.
+  another language, only. Which of them is meant: sandbox.sources.choose.
   """
+  text = text.replace("\ufeff", "")  # a byte order mark is no code
   if "```" not in text and "~~~" not in text:
     return [text] if text.strip() else []
   blocks = [pair for pair in _fenced(text) if pair[1].strip()]
-  named = [code for language, code in blocks if language in _PYTHON]
+  named = [code for language, code in blocks if _PYTHON.fullmatch(language)]
   return named or [code for language, code in blocks if not language]

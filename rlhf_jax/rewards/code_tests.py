@@ -12,18 +12,17 @@ A reference is one of
   {"tests": ["assert f(2) == 4", ...]}       and "setup" (run before the tests)
   {"cases": [{"input": "2\\n", "output": "4\\n"}, ...]}        stdin and stdout
 and, optionally, "preamble": code put before the answer (HumanEval prompts).
-Tests call functions, classes and methods of the answer; f(2) finds a method of
-a class Solution too. `prepare` tries all tests before a run.
+Tests call functions, classes and methods of the answer, await its coroutines
+and use objects of classes that they name (s = Stack(); len(s)); f(2) finds a
+method of a class Solution too. `prepare` tries all tests before a run.
 
-Left out: see sandbox/remote.py; packages outside the standard library, threads.
+Left out: see sandbox/remote.py; packages outside the standard library, threads,
+/dev/stdin.
 What is and is not isolated: sandbox/servers.py.
 """
 
 from __future__ import annotations
 
-import ast
-import builtins
-import functools
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +31,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from rlhf_jax.rewards import code_blocks, rows
+from rlhf_jax.rewards import code_blocks, code_names, marked, rows
 from rlhf_jax.rewards.sandbox import servers as sandbox
 from rlhf_jax.schema import UserError
 
@@ -55,6 +54,9 @@ class Config:
   # that handle easy cases only.
   credit: Literal["all", "share"] = "all"
   max_characters: int = 20_000  # longer responses hold no code
+  # What stands in <tag> is no answer, also where the prompt's template opened
+  # it; None: it is read as well.
+  thought_tag: str | None = "think"
 
   def __post_init__(self):
     if not 0.0 < self.seconds <= 3600.0:
@@ -77,6 +79,7 @@ class Config:
         f"isolation={self.isolation!r} is unknown. Choose one of "
         f"{', '.join(sandbox.LEVELS)}."
       )
+    marked.check_tag("thought_tag", self.thought_tag)
     if isinstance(self.command, str):
       raise UserError(
         f"command={self.command!r} is one text. Give its words: "
@@ -126,37 +129,6 @@ class Suite(NamedTuple):
   wanted: tuple[str, ...]  # those of them that tests do not bind
 
 
-@functools.lru_cache(maxsize=4096)
-def _unknown_names(
-  sources: tuple[str, ...],
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """Returns names that tests read and Python does not know: the answer's.
-
-  And those of them that the tests do not bind somewhere themselves.
-  """
-  trees = [ast.parse(source) for source in sources]
-  nodes = [node for tree in trees for node in ast.walk(tree)]
-  is_judged = any(
-    isinstance(node, (ast.Assert, ast.Raise))
-    or (isinstance(node, ast.Attribute) and node.attr.startswith("assert"))
-    for node in nodes
-  )
-  if not is_judged:
-    raise SyntaxError("no test asserts anything")
-  names = {
-    node.id
-    for node in nodes
-    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-  }
-  names -= set(vars(builtins))
-  bound = {
-    getattr(node, "id", None) or getattr(node, "arg", None)
-    for node in nodes
-    if not isinstance(getattr(node, "ctx", None), ast.Load)
-  } | {getattr(node, "name", None) for node in nodes}
-  return tuple(sorted(names)), tuple(sorted(names - bound))
-
-
 def parse_reference(reference: Any, row: int) -> Suite:
   """Returns a checked reference.
 
@@ -192,7 +164,7 @@ def parse_reference(reference: Any, row: int) -> Suite:
   names: tuple[tuple[str, ...], ...] = ((), ())
   if tests:
     try:
-      names = _unknown_names((setup, *tests))
+      names = code_names.unknown((setup, *tests))
     except (SyntaxError, ValueError) as error:
       raise bad(f"the tests cannot judge: {error}") from None
   return Suite(tuple(tests), setup, pairs, preamble, *names)
@@ -260,8 +232,9 @@ def run(text: str, suite: Suite, config: Config) -> Result:
     UserError: the machine offers less isolation.
   """
   total = len(suite.tests) + len(suite.cases)
+  said = marked.spoken(text, config.thought_tag)
   blocks = (
-    code_blocks.extract(text) if len(text) <= config.max_characters else []
+    code_blocks.extract(said) if len(text) <= config.max_characters else []
   )
   if not blocks:
     return Result("no_code", 0, total, "no complete Python block")

@@ -3,7 +3,8 @@
 Run as a file by formula_process.py, so it imports nothing of this package.
 Each line of the standard input is a JSON object with two trees (formulas.py);
 the reply is one line, "1" (equal) or "0". What takes longer than `seconds` ends
-the process by SIGALRM, inside of C code too.
+the process by SIGPROF, inside of C code too. They are seconds of CPU time, so
+that a right answer is right on a busy machine too.
 
 Equal means proved, or (last, where no proof was found and no point refuted it)
 equal to 100 digits at several points. Domains are real unless i occurs.
@@ -89,9 +90,23 @@ def refuted(one, other):
   return seen
 
 
+def is_rational(formula):
+  """Returns whether a formula has rational numbers and variables only.
+
+  Then to cancel decides; e^{iπ/3} and √2 need more.
+  """
+  symbols, irrational = formula.free_symbols, (sympy.Function, sympy.I)
+  return (
+    formula.is_rational_function(*symbols)
+    and not formula.has(*irrational)
+    and not formula.atoms(sympy.NumberSymbol)
+    and all(power.exp.is_integer for power in formula.atoms(sympy.Pow))
+  )
+
+
 def is_zero(difference):
   """Returns whether a formula that no point refuted is zero."""
-  if difference.is_rational_function(*difference.free_symbols):
+  if is_rational(difference):
     return sympy.cancel(difference) == 0
   for attempt in (sympy.expand, sympy.simplify, deep):
     difference = attempt(difference)
@@ -283,18 +298,18 @@ def main():
   memory = int(sys.argv[1])
   resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
   sys.setrecursionlimit(10_000)  # a long sum is a deep tree
-  signal.signal(signal.SIGALRM, signal.SIG_DFL)
+  signal.signal(signal.SIGPROF, signal.SIG_DFL)
   print("ready", flush=True)
   for line in sys.stdin:
     request = json.loads(line)
-    signal.setitimer(signal.ITIMER_REAL, request["seconds"])
+    signal.setitimer(signal.ITIMER_PROF, request["seconds"])
     try:
       found = same(
         request["answer"], request["reference"], request["tolerance"]
       )
     except Exception:  # sympy knows no equality of these: not shown equal
       found = False
-    signal.setitimer(signal.ITIMER_REAL, 0.0)
+    signal.setitimer(signal.ITIMER_PROF, 0.0)
     print(int(bool(found)), flush=True)
 
 

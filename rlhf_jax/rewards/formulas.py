@@ -41,15 +41,28 @@ _RELATIONS = "=≠<>≤≥∈≈"
 _MIRRORED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "=": "=", "≠": "≠"}
 _NAME = re.compile(
   r"(?:m?[∠△]\s*)?(?:[^\W\d_]+|\\overline\{[A-Z]+\})'*(?:_\{\w+\})?"
-  r"(?:\(\w+(?:,\s*\w+)*\))?|\|[A-Z]{2}\|"
+  r"(?:(?:\^\{-1\})?\(\w+(?:,\s*\w+)*\))?|\|[A-Z]{2}\|"
   r"|\(\s*[^\W\d_](?:\s*,\s*[^\W\d_])+\s*\)"
 )
 _LETTERS = re.compile(r"\\text\{\s*([A-Z](?:\s*(?:,|and)\s*[A-Z])+)\s*\}")
-_CHOICE = re.compile(
-  r"(?:\\text\{\(?([A-J])[).:]*\s*\}[).:]*\s*|\(([A-J])\)\s+)([^\s+*/^=<>≤≥,·×-].*)"
+_LETTER = r"\\text\{\s*\(?([A-Z])\)?\s*\}"
+_SEVERAL = re.compile(
+  rf"{_LETTER}(?:\s*(?:,|and|\\text\{{\s*,?\s*and\s*\}})+\s*{_LETTER})+"
 )
+_CHOICE = re.compile(
+  r"(?:\\text\{\(?([A-J])[).:]*\s*\}[).:]*\s*|\(([A-J])\)\s+"
+  r"|([A-J])(?:\)\s*|\.\s+))([^\s+*/^=<>≤≥,·×-].*)"
+)
+# Option B, choice (B): and \text{B) 12}, whose words go on after the letter.
+_OPTION = re.compile(r"(?:option|choice)\s+(\(?[A-J]\b.*)", re.IGNORECASE)
+_WORDED_CHOICE = re.compile(r"\\text\{\s*(\(?[A-J])([).:])\s*([^{}]+)\}(.*)")
 _BUILDER = re.compile(
   r"\\\{\s*[^\W\d_]\s*(?:∈\s*(?:\\mathbb\{R\}|ℝ)\s*)?[|:]\s*(.*[=≠<>≤≥].*)\\\}"
+)
+_MATRIX = re.compile(
+  r"(?:[(\[]\s*)?\\begin\{(smallmatrix|[pbB]?matrix|array)\}(?:\{[lcr|]*\})?"
+  r"(.*)\\end\{\1\}(?:\s*[)\]])?",
+  re.DOTALL,
 )
 _REALS = ("\\mathbb{R}", "\\R", "ℝ")
 
@@ -68,12 +81,16 @@ def read(text: str) -> tuple[Tree, str]:
     raise Unreadable("it is empty")
   if found := _LETTERS.fullmatch(text):  # \text{A, C}
     text = found[1]
+  if _SEVERAL.fullmatch(text):  # \text{A} and \text{(C)}
+    text = re.sub(_LETTER, r" \1 ", text)
+  text = _as_choice(text)
   words = _words(text)
   if words is not None:
     return words, ""
   if choice := _CHOICE.fullmatch(text):  # (D) 12
-    tree, unit = read(choice[3])
-    return ["choice", choice[1] or choice[2], tree], unit
+    *letters, value = choice.groups()
+    tree, unit = read(value)
+    return ["choice", next(filter(None, letters)), tree], unit
   text = re.sub(r"^[$€£¥]\s*(?=[\d\\.])", "", text)
   text = re.sub(r"\](.*)\[", r"(\1)", text) if text[0] == "]" else text
   text = text.replace("\\langle", "(").replace("\\rangle", ")")
@@ -81,6 +98,20 @@ def read(text: str) -> tuple[Tree, str]:
     text = builder[1]
   text, unit = _without_unit(text)
   return _answer(text), unit
+
+
+def _as_choice(text: str) -> str:
+  """Returns "Option B", "B)" and "B:" as B, and a worded choice without words.
+
+  \text{B) 12 cm} is \text{B} 12 cm.
+  """
+  option = _OPTION.fullmatch(re.sub(r"^\\text\{([^{}]*)\}", r"\1", text))
+  text = option[1] if option else text
+  if found := re.fullmatch(r"\(?([A-J])\)?[).:]*", text):
+    return found[1]
+  if found := _WORDED_CHOICE.fullmatch(text):
+    return f"\\text{{{found[1].lstrip('(')}}} {found[3]}{found[4]}"
+  return text
 
 
 def _words(text: str) -> Tree | None:
@@ -105,7 +136,7 @@ def _words(text: str) -> Tree | None:
 def _without_unit(text: str) -> tuple[str, str]:
   """Returns a text without the unit at its end, and the unit."""
   found = re.search(
-    r"(?<=\S)(?:\s*\\text\{(?P<words>[^{}]*)\}|\s(?P<bare>[a-zA-Z/]{2,}))"
+    r"(?<=\S)(?:\s*\\text\{(?P<words>[^{}]*)\}|\s(?P<bare>[a-zA-Z/]{2,}|[aApP]\.[mM]))"
     r"(?P<power>\s*\^\{[123]\})?$",
     text,
   )
@@ -264,10 +295,7 @@ def _value(text: str) -> Tree:
     return ["v", text]
   if text in ("∅", "\\{\\}", "\\{ \\}"):
     return ["set"]
-  matrix = re.fullmatch(
-    r"\\begin\{([pb]?matrix)\}(.*)\\end\{\1\}", text, re.DOTALL
-  )
-  if matrix:
+  if matrix := _MATRIX.fullmatch(text):
     rows = [row for row in matrix[2].split("\\\\") if row.strip()]
     return ["matrix", *([_value(c) for c in row.split("&")] for row in rows)]
   if bracketed := _bracketed(text):

@@ -38,6 +38,8 @@ _SIGNS = str.maketrans(
     "\u3002": ".",
     "\u2236": ":",
     "\u2223": "|",
+    "\u221b": "\\sqrt[3]",
+    "\u221c": "\\sqrt[4]",
   }
 )
 _GREEK = (
@@ -193,6 +195,19 @@ def _rewritten(
 
 _FRACTION = re.compile(r"\\(?:[dtc]?frac|nicefrac|sfrac)(?![a-zA-Z])")
 _ROOT = re.compile(r"\\sqrt(?![a-zA-Z])\s*(?:\[([^\[\]{}]*)\])?|√")
+_BINOMIAL = re.compile(r"\\(?:[dt]?binom)(?![a-zA-Z])")
+_CHOSEN = re.compile(r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}")
+_WHOLLY_CHOSEN = re.compile(r"\A([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\Z")
+_BOARD = re.compile(r"\\(?:mathbb|Bbb)(?![a-zA-Z])")
+_ACCENT = re.compile(
+  r"\\(vec|hat|bar|tilde|overline|overrightarrow)(?![a-zA-Z])(?!\s*\{)"
+)
+# Units of several commands: \text{N}\cdot\text{m}, \frac{\text{m}}{\text{s}}.
+_UNIT = r"\\text\{([^{}]*)\}"
+_PRODUCT_OF_UNITS = re.compile(rf"{_UNIT}\s*(\\cdot|·|/)\s*{_UNIT}")
+_QUOTIENT_OF_UNITS = re.compile(
+  rf"\\frac\{{\s*{_UNIT}\s*\}}\{{\s*{_UNIT}\s*(\^\{{?\d\}}?)?\s*\}}"
+)
 _REPEATED = re.compile(
   r"(?<=\.)(\d*)\\(?:overline|bar|dot|overbar)(?![a-zA-Z])"
 )
@@ -215,18 +230,39 @@ def _with_braces(text: str) -> str:
 def _commands(text: str) -> str:
   """Returns text with fractions, roots, words and fonts in one spelling."""
   text = re.sub(r"\\mathrm\s*\{\s*([ei])\s*\}", r"\1", text)  # constants
+  text = re.sub(r"\\operatorname\*?\s*\{\s*(\w+)\s*\}", r"\\\1 ", text)
   text = _rewritten(text, _WORDS, 1, lambda _, a: f"\\text{{{a}}}")
   text = _rewritten(text, _FONTS, 1, lambda _, a: a)
   text = _OVER.sub(r"\\frac{\1}{\2}", text)
   text = _WHOLLY_OVER.sub(r"\\frac{\1}{\2}", text)
+  text = _CHOSEN.sub(r"\\binom{\1}{\2}", text)
+  text = _WHOLLY_CHOSEN.sub(r"\\binom{\1}{\2}", text)
   text = _rewritten(text, _FRACTION, 2, lambda _, a, b: f"\\frac{{{a}}}{{{b}}}")
+  text = _rewritten(
+    text, _BINOMIAL, 2, lambda _, a, b: f"\\binom{{{a}}}{{{b}}}"
+  )
+  text = _rewritten(text, _BOARD, 1, lambda _, a: f"\\mathbb{{{a}}}")
   text = _rewritten(
     _with_braces(text),
     _ROOT,
     1,
     lambda m, a: f"\\sqrt[{m[1]}]{{{a}}}" if m[1] else f"\\sqrt{{{a}}}",
   )
-  return _rewritten(text, _REPEATED, 1, lambda m, a: f"{m[1]}\\overline{{{a}}}")
+  text = _rewritten(text, _REPEATED, 1, lambda m, a: f"{m[1]}\\overline{{{a}}}")
+  text = _rewritten(text, _ACCENT, 1, lambda m, a: f"\\{m[1]}{{{a}}}")
+  text = re.sub(r"\\mu\s*\\text\{\s*", r"\\text{μ", text)
+  text = _QUOTIENT_OF_UNITS.sub(_united, text)
+  return _PRODUCT_OF_UNITS.sub(_united, text)
+
+
+def _united(found: re.Match) -> str:
+  """Returns one \\text of the units of two, which / or · joins."""
+  if found[0].startswith("\\frac"):
+    one, sign, other, power = found[1], "/", found[2], found[3] or ""
+  else:
+    one, sign, other, power = found[1], found[2][-1:], found[3], ""
+    sign = "/" if sign == "/" else "·"
+  return f"\\text{{ {one.strip()}{sign}{other.strip()}}}{power}"
 
 
 def unwrapped(text: str) -> str:
@@ -277,15 +313,25 @@ def tidy(text: str) -> str:
   text = unwrapped(characters(text))
   text = _SIZES.sub(" ", re.sub(r"\\(?:left|right)\s*\.", " ", text))
   text = _PARTED.sub(lambda m: m[1] + "".join(re.findall(r"\d{3}", m[2])), text)
-  text = _SPACES.sub(" ", text.replace("\\!", "").replace("{,}", ","))
+  text = _SPACES.sub(
+    " ", text.replace("\\!", "").replace("{,}", ",").replace("{:}", ":")
+  )
   text = re.sub(r"(?<=[\w)])\*\*(?=[\w(-])", "^", _commands(text))
+  text = re.sub(r"(?<!\\)&\s*(?==)", "", text)  # of aligned lines
+  text = re.sub(r"\s!=|[<>=]=", _relation, text)
   text = re.sub(
     r"\^\s*\{?\s*\\circ\s*\}?|°|\\degree(?![a-z])", r"^{\\circ}", text
   )
   text = _NAMES.sub(lambda m: _NAMED[m[1]], text)
   text = re.sub(r"\\([$%&#_])", r"\1", text)
   text = re.sub(r"([\^_])\s*(-?\d+)", r"\1{\2}", text)
+  text = re.sub(r"_\s*([^\W\d_])(?![^\W\d_])", r"_{\1}", text)
   return re.sub(r"\s+", " ", unwrapped(text))
+
+
+def _relation(found: re.Match) -> str:
+  """Returns the sign of <=, >=, == or of != after a space; n!=6 is n! = 6."""
+  return {"<=": "≤", ">=": "≥", "==": "="}.get(found[0], "≠")
 
 
 def ungrouped(text: str) -> str:

@@ -21,9 +21,14 @@ MAX_CHARACTERS = 400  # of what is marked; an answer needs far fewer
 
 _BOX = re.compile(r"\\(?:f?boxed|fbox|framebox)(?![a-zA-Z])\s*")
 _BARE = re.compile(r"(?:\{(?:[^{}]|\{[^{}]*\})*\}|[^\s${}])+")
+# Up to the next phrase in the line: a second answer in it counts as well.
 _PHRASE = re.compile(
-  r"answer[*_]*\s*(?:is|:)[\s:*_]*(?:(?:\\\[|\$\$)\s*\n\s*)?([^\n]+)",
+  r"answer[*_]*\s*(?:is|:)[\s:*_]*(?:(?:\\\[|\$\$)\s*\n\s*)?"
+  r"((?:(?!answer[*_]*\s*(?:is|:))[^\n])+)",
   re.IGNORECASE,
+)
+_LEADING_IN = re.compile(
+  r"[\s*_]*(?:(?:so|the|my|our|final|correct)[\s*_]*)*", re.IGNORECASE
 )
 _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _LOOSE_NUMBER = re.compile(
@@ -107,7 +112,9 @@ def answers(text: str, formats: Sequence[str]) -> list[str]:
       found = boxed(text)
     elif name == "phrase":
       found = [
-        re.split(r"\.(?:\s|$)", match[1])[0] for match in _PHRASE.finditer(text)
+        re.split(r"\.(?:\s|$)", match[1])[0]
+        for match in _PHRASE.finditer(text)
+        if not _LEADING_IN.fullmatch(match[1])  # Answer: The answer is 5.
       ]
     else:
       numbers = _LOOSE_NUMBER.finditer(latex.plain(text[-4 * MAX_CHARACTERS :]))

@@ -113,12 +113,17 @@ _CURRENCIES = {
   "฿": "baht",
   "¢": "cent",
 }
+_CODES = {
+  **{"USD": "dollar", "EUR": "euro", "GBP": "pound", "INR": "rupee"},
+  **{"Rs": "rupee", "Rs.": "rupee", "JPY": "yen", "CNY": "yuan"},
+}
 _MONEY = "".join(_CURRENCIES)[:-1]  # what may stand before a number
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
 _OPERAND = rf"(?:{_DECIMAL})|\([+-]?(?:{_DECIMAL})\)"
 _TEN = r"(?:\s*(?:[×·*]|\bx\b|(?<=[0-9])x)\s*)10\s*\^"
+_CODE = rf"(?-i:(?:{'|'.join(_CODES)})(?=\s))"
 _QUANTITY = re.compile(
-  rf"(?P<sign>[+-]?)\s*(?P<currency>(?:US)?[{_MONEY}]|)\s*(?P<inner>[+-]?)\s*"
+  rf"(?P<sign>[+-]?)\s*(?P<currency>(?:US)?[{_MONEY}]|{_CODE}|)\s*(?P<inner>[+-]?)\s*"
   rf"(?:(?:(?P<whole>[0-9]+)\s+)?(?P<top>{_OPERAND})\s*/\s*(?P<under>{_OPERAND})"
   rf"|(?P<fixed>[0-9]*\.[0-9]*)(?:\\overline\{{(?P<line>[0-9]+)\}}"
   r"|\((?P<cycle>[0-9]+)\))"
@@ -130,7 +135,7 @@ _QUANTITY = re.compile(
   re.IGNORECASE,
 )
 _NAME = re.compile(
-  r"(?P<name>[∠△]?\s*\|?[^\W\d_]+'*(?:_\{?\w+\}?)?(?:\(\w+(?:,\w+)*\))?\|?)"
+  r"(?P<name>m?\s*[∠△]?\s*\|?[^\W\d_]+'*(?:_\{?\w+\}?)?(?:\(\w+(?:,\w+)*\))?\|?)"
   r"\s*[=≈]\s*"
 )
 _SCALES = {
@@ -158,7 +163,7 @@ def parse_quantity(
   name = _NAME.match(text)
   if name is not None:
     text = latex.unwrapped(text[name.end() :])
-  text, is_negated = _without_parentheses(text.lstrip("≈ "))
+  text, is_negated = _without_parentheses(text.lstrip("≈= "))
   found = _QUANTITY.fullmatch(latex.ungrouped(text))
   if found is None or (found["sign"] and found["inner"]):
     return None
@@ -210,7 +215,7 @@ def _unit(found: re.Match) -> tuple[int, str] | None:
   if found["currency"] and found["after"]:
     return None
   if currency:
-    unit = _CURRENCIES[currency[-1]]
+    unit = _CODES.get(currency) or _CURRENCIES[currency[-1]]
   if found["percent"] or unit == "percent":
     unit = "%"
   return scale, unit
@@ -285,6 +290,8 @@ def reference_answer(reference: Any, row: int, config: Config) -> Quantity:
 def equal(answer: Quantity, reference: Quantity, config: Config) -> bool:
   """Returns whether two quantities agree; whole numbers only exactly."""
   if answer.name and reference.name and answer.name != reference.name:
+    return False
+  if units.are_halves(answer.unit, reference.unit):
     return False
   if config.units == "match" and reference.unit not in ("", answer.unit):
     return False

@@ -29,6 +29,7 @@ from rlhf_jax.rewards import (
   marked,
   math_answers,
   rows,
+  units,
 )
 from rlhf_jax.rewards.functions import Parts
 from rlhf_jax.schema import UserError
@@ -38,7 +39,9 @@ from rlhf_jax.schema import UserError
 class Config(math_answers.Config):
   """How an answer is found and compared; the first fields as for "number"."""
 
-  seconds: float = 3.0  # wall clock of one comparison; then it scores 0
+  # CPU time of one comparison, and twice that by the clock; then it
+  # scores 0.
+  seconds: float = 3.0
   memory_bytes: int = 2 << 30  # address space of a process that compares
   workers: int = 2  # comparisons at a time, a process each
 
@@ -131,6 +134,8 @@ def settled(answer: Answer, wanted: Answer, config: Config) -> bool | None:
   """Returns whether two answers agree, None where it takes sympy to tell."""
   if answer.quantity is not None and wanted.quantity is not None:
     return math_answers.equal(answer.quantity, wanted.quantity, config)
+  if units.are_halves(answer.unit, wanted.unit):
+    return False
   if config.units == "match" and wanted.unit not in ("", answer.unit):
     return False
   return True if answer.tree == wanted.tree else None

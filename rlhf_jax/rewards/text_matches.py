@@ -109,10 +109,11 @@ class TagsConfig:
 
 # What only a formula has, so that its brackets and signs are no punctuation.
 _FORMULA = re.compile(
-  r"[\\^=<>|±∓×·√∞∈∪∩∖≤≥≠≈{}]|[_*+]|(?<![^\W_])sqrt\(|(?:[\d)]|\b\w)!|\b\w'(?!\w)"
+  r"[\\^=<>|±∓×·√∞∈∅∪∩∖≤≥≠≈{}]|[_*+]|(?<![^\W\d_])(?:sqrt|root)\("
+  r"|(?:[\d)]|\b\w)!|\b\w'(?!\w)|-\s*[-(]\s*-?[\d.]"
   r"|(?<![\w.])-\s*[^\W\d]|(?<!\w\w)(?<=[\w)])\s*-\s*(?=\w(?!\w)|[\d(])"
   r"|\)\s*/|/\s*\(|[^\W\d]\s*/\s*\d|\d\s*/\s*[^\W\d]|^[(\[].*\d.*[)\]]$"
-  r"|\d\(|\d:\d"
+  r"|\d\.?\(|\d\s*:\s*\d"
 )
 
 
@@ -251,4 +252,6 @@ def _has_form(text: str, config: TagsConfig) -> bool:
   form = r"\s*".join(f"<{tag}>(.*?)</{tag}>" for tag in config.tags)
   form += "(.*)" if config.has_free_end else r"\s*"
   found = re.fullmatch(r"\s*" + form, text, re.DOTALL)
-  return found is not None and all(part.strip() for part in found.groups())
+  return found is not None and all(
+    visible(part).strip() for part in found.groups()
+  )

@@ -16,8 +16,8 @@ SYMBOLS = frozenset(
   "mm cm dm km nm um μm in ft yd mi sq cu ha mg kg lb lbs oz ml mL cl dl dL kL "
   "hr hrs min mins sec secs ms μs ns yr yrs wk wks Hz kHz MHz GHz kW kWh MW "
   "Pa kPa MPa kJ cal kcal mol rad deg eV keV MeV kN kV mA mph kph kmh rpm psi "
-  "atm am pm a.m p.m USD EUR GBP cc pt qt gal Nm KB MB GB TB kB bps Mbps Ω "
-  "kΩ".split()
+  "atm am pm a.m p.m AM PM A.M P.M USD EUR GBP cc pt qt gal Nm KB MB GB TB kB "
+  "bps Mbps Ω kΩ".split()
 )
 LETTERS = frozenset(
   "m s g h l L N J W V A K C F".split()
@@ -80,7 +80,15 @@ def singular(words: list[str]) -> str:
   return " ".join(map(_singular, words))
 
 
+def are_halves(one: str, other: str) -> bool:
+  """Returns whether one is before noon and the other after: a value each."""
+  return {one, other} == {"am", "pm"}
+
+
 def _singular(word: str) -> str:
+  half = word.replace(".", "").lower()
+  if half in ("am", "pm"):
+    return half
   if word.strip(".") in SYMBOLS | LETTERS or not word.isalpha():
     return word.strip(".")
   word = word.lower()

@@ -378,10 +378,12 @@ class Checkpoints:
     except Exception as error:
       with contextlib.suppress(Exception):
         self._manager.close()
-      if jax.process_index() == 0 and self._record(step) is None:
-        with contextlib.suppress(OSError):
-          (self._root / str(step)).rmtree()
-      self._open()  # removes the temporary files of the failed save
+      if jax.process_index() == 0:
+        if self._record(step) is None:
+          with contextlib.suppress(OSError):
+            (self._root / str(step)).rmtree()
+        integrity.remove_leftovers(self._root)
+      self._open()
       if not integrity.is_without_space(error):
         raise
       last = self.latest()

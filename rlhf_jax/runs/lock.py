@@ -4,12 +4,14 @@ FOLDER/run.lock names who works there: user, host, process, since when. A second
 start is refused before it writes anything. What a killed run leaves is taken
 over with a word, so that the same command goes on:
 
-  same machine   the kernel's lock on the file (flock) ends with its process,
-                 however that dies; on a file system without such locks the
-                 process number decides
-  another one    the owner touches the file every BEAT_SECONDS; a file that is
+  same kernel    its lock on the file (flock) ends with the process, however
+                 that dies, in other containers too; on a file system without
+                 such locks the process number decides, if it is of this
+                 container
+  before a boot  a file of this host that nobody touched since it started
+  else           the owner touches the file every BEAT_SECONDS; a file that is
                  old, or that is not touched while somebody watches, has no
-                 owner any more
+                 owner any more. A host's name tells little: clones share it
 
 The file is removed at the end. Of several processes the first one holds it.
 Left out: a process that was suspended for longer than QUIET_SECONDS, on a file
@@ -36,6 +38,7 @@ from rlhf_jax.schema import UserError
 FILE = "run.lock"
 BEAT_SECONDS = 5.0  # between touches of the file
 QUIET_SECONDS = 90.0  # without a touch, watched: the owner is gone
+SETTLE_SECONDS = 1.0  # where the kernel does not say which of two was first
 OLD_SECONDS = 600.0  # without a touch, by the clocks: gone without watching
 
 
@@ -56,6 +59,11 @@ def held(folder: Path) -> Iterator[None]:
       file = _acquire(Path(folder) / FILE)
     except HeldError as error:
       refusal = str(error)
+    except OSError as error:  # told to the other processes, too
+      refusal = (
+        f"--workdir={str(folder)!r}: {FILE} cannot be written "
+        f"({error.strerror}). Make room, or choose another folder."
+      )
   if distributed.any_process(bool(refusal)):
     raise HeldError(
       refusal if refusal else f"{folder}: another run works there."
@@ -80,7 +88,13 @@ def _acquire(path: Path) -> int:
     HeldError: it is another's.
   """
   while True:
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+      file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except PermissionError as error:
+      raise HeldError(
+        f"{path}: is another user's, whose run works there or was killed. "
+        "Choose another --workdir, or have that user delete the file."
+      ) from error
     try:
       if _take(path, file):
         return file
@@ -106,9 +120,14 @@ def _take(path: Path, file: int) -> bool:
     print(
       f"{path.parent}: a run that is gone left {FILE}: {_shown(owner, path)}"
     )
+  me = _me()
   os.ftruncate(file, 0)
-  os.pwrite(file, json.dumps(_me()).encode(), 0)
+  os.pwrite(file, json.dumps(me).encode(), 0)
   os.fsync(file)
+  if kernel == "none":  # who else read that nobody works here has written now
+    time.sleep(SETTLE_SECONDS)
+    if _read(file) != me:
+      raise HeldError(_refusal(path, _read(file)))
   return True
 
 
@@ -141,6 +160,7 @@ def _me() -> dict[str, Any]:
     "user": user,
     "host": socket.gethostname(),
     "boot": _boot(),
+    "pids": _pids(),
     "pid": os.getpid(),
     "born": _born(os.getpid()),
     "since": time.time(),
@@ -154,7 +174,22 @@ def _boot() -> str:
   return ""
 
 
-def _born(pid: int) -> str:
+def _booted() -> float:
+  """Returns when this machine started, in seconds since 1970; 0.0: unknown."""
+  with contextlib.suppress(OSError, IndexError, ValueError):
+    text = Path("/proc/stat").read_text()
+    return float(text.partition("\nbtime ")[2].split()[0])
+  return 0.0
+
+
+def _pids() -> str:
+  """Returns what tells one container's process numbers from others', or ""."""
+  with contextlib.suppress(OSError):
+    return os.readlink("/proc/self/ns/pid")
+  return ""
+
+
+def _born(pid: Any) -> str:
   """Returns when a process of this machine began, "" for none."""
   with contextlib.suppress(OSError, IndexError):
     text = Path(f"/proc/{pid}/stat").read_text()
@@ -169,18 +204,22 @@ def _read(file: int) -> dict[str, Any]:
     owner = json.loads(text)
   except ValueError:  # empty, or its owner was killed while it wrote
     return {}
-  return owner if isinstance(owner, dict) else {}
+  is_owner = isinstance(owner, dict) and isinstance(owner.get("pid"), int)
+  return owner if is_owner else {}
 
 
 def _is_alive(owner: dict[str, Any], kernel: str, path: Path) -> bool:
   """Says whether whom a file names, which is not locked by others, works."""
-  me = _me()
-  if owner.get("host") == me["host"]:
-    if kernel == "ours" or owner.get("boot") != me["boot"]:
+  me, touched = _me(), os.stat(path).st_mtime
+  if me["boot"] and owner.get("boot") == me["boot"]:
+    if kernel == "ours":
       return False
-    born = _born(int(owner.get("pid", 0)))
-    return bool(born) and born == owner.get("born")
-  if time.time() - os.stat(path).st_mtime > OLD_SECONDS:
+    if owner.get("pids") == me["pids"]:
+      born = _born(owner["pid"])
+      return bool(born) and born == owner.get("born")
+  elif owner.get("host") == me["host"] and touched < _booted():
+    return False
+  if time.time() - touched > OLD_SECONDS:
     return False
   print(f"{path.parent}: is another run at work? {_shown(owner, path)}")
   return _beats(path)
@@ -220,7 +259,8 @@ def _release(path: Path, file: int) -> None:
 
 def _shown(owner: dict[str, Any], path: Path) -> str:
   now = time.time()
-  minutes = (now - float(owner.get("since", now))) / 60
+  since = owner.get("since")
+  minutes = (now - since) / 60 if isinstance(since, int | float) else 0.0
   try:
     seconds = max(now - os.stat(path).st_mtime, 0.0)
   except FileNotFoundError:

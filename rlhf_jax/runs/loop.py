@@ -18,11 +18,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import distributed, integrity, metrics
+from rlhf_jax import distributed, integrity, metrics, terminal
 from rlhf_jax.interrupt import Interrupt, Stopped
 from rlhf_jax.runs import checkpoint, finite, stages
 from rlhf_jax.runs.finite import NonFiniteError
-from rlhf_jax.schema import FieldError, check_choice
+from rlhf_jax.schema import FieldError, as_field, check_choice
 from rlhf_jax.types import PyTree, TrainState
 
 __all__ = ["NonFiniteError", "Schedule", "run_steps", "system_metrics"]
@@ -58,10 +58,12 @@ class Schedule:
         f"batch_size={self.batch_size}, save_every={self.save_every}, keep="
         f"{self.keep}: all must be >= 1."
       )
-    if self.steps < 0 or self.epochs < 0 or self.log_every < 1:
+    is_long = self.steps >= 0 and 0 <= self.epochs < math.inf
+    if not is_long or self.log_every < 1:
       raise FieldError(
         f"steps={self.steps}, epochs={self.epochs}, log_every="
-        f"{self.log_every}: need steps, epochs >= 0 and log_every >= 1."
+        f"{self.log_every}: need steps, epochs >= 0 and finite, and log_every "
+        ">= 1."
       )
     check_choice("best", self.best, ("", "max", "min"))
     _ = self.best_of  # of a metric whose name says nothing
@@ -93,10 +95,8 @@ class Schedule:
     total, size = self.total_steps(examples), self.batch_size
     extra = total * size - self.epochs * examples
     if self.epochs and extra > 0.5 and examples >= size:
-      borders = sum(
-        step * size // examples != ((step + 1) * size - 1) // examples
-        for step in range(total)
-      )
+      inner = (total * size - 1) // examples  # borders before the last row
+      borders = inner - inner // (size // math.gcd(size, examples))
       print(
         f"{phase}: {self.epochs:g} epochs of {examples} rows are {total} steps "
         f"of {size}, {extra:.0f} rows more than that, which fill the last "
@@ -187,7 +187,8 @@ def run_steps(
     The final arrays and facts.
 
   Raises:
-    Stopped: a signal asked for it; a checkpoint is saved.
+    Stopped: a signal asked for it, be it in the last step; a checkpoint is
+      saved.
     NonFiniteError: three refused updates in a row, or an end with NaN or inf.
     CheckpointError: cannot save, or another model's checkpoint.
   """
@@ -203,16 +204,24 @@ def run_steps(
     metrics.MetricsWriter(workdir, is_enabled=distributed.is_first()) as writer,
     Interrupt() as interrupt,
   ):
-    step, row = 0, {}
+    step, row, is_stopped = 0, {}, False
     if saved.latest() is not None:
       arrays, meta = saved.restore(arrays)
       integrity.check_meta(meta, identity)
       step, facts = meta["step"], meta["facts"]
+      if step > total_steps:
+        raise FieldError(
+          f"schedule: ends at step {total_steps}, and this run is at step "
+          f"{step} already; steps are not taken back. Set the steps or epochs "
+          f"for {step} or more, or choose another --workdir."
+        )
       for name, iterator in iterators.items():
-        iterator.set_state(meta["iterators"][name])
+        with as_field(f"{name}: "):
+          iterator.set_state(meta["iterators"][name])
       if step < total_steps:
         print(f"{phase}: goes on from step {step} of {total_steps}")
-        stages.reopen(workdir)
+    if step < total_steps:
+      stages.reopen(workdir)
     writer.truncate_after(step, phase)
 
     def save(is_final: bool) -> None:
@@ -225,7 +234,7 @@ def run_steps(
         score=_score(row, schedule.keep_best),
       )
 
-    with metrics.Progress(phase, total_steps, initial=step) as progress:
+    with terminal.Progress(phase, total_steps, initial=step) as progress:
       while step < total_steps and not facts.get("halt"):
         arrays, facts, row = one_step(step, arrays, facts)
         step += 1
@@ -241,18 +250,22 @@ def run_steps(
           step, **{label: row[name] for name, label in show if name in row}
         )
         is_last = step == total_steps or bool(facts.get("halt"))
-        if interrupt.should_stop(step) and not is_last:
-          save(is_final=False)
-          saved.wait()
-          interrupt.saved()
-          raise Stopped(step, interrupt.signal)
+        is_stopped = interrupt.should_stop(step)
+        if is_stopped:
+          break
         # While updates are refused the weights may be spoilt: the good
         # checkpoints stay until one is accepted.
         if saved.due(step) and not is_last and not refused:
           save(is_final=False)
-    refused = _refused_in_a_row(arrays)
-    finite.check_end(phase, step, refused, row, arrays, saved.latest())
-    save(is_final=True)
+    is_done = step == total_steps or bool(facts.get("halt"))
+    if is_done:
+      refused = _refused_in_a_row(arrays)
+      finite.check_end(phase, step, refused, row, arrays, saved.latest())
+    save(is_final=is_done)
+    if is_stopped or interrupt.came_late():
+      saved.wait()
+      interrupt.saved()
+      raise Stopped(step, interrupt.signal)
   return arrays, facts
 
 

@@ -10,16 +10,18 @@ bits on any mesh, and refuses one that was made of anything else.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from rlhf_jax import distributed, integrity, metrics
+from rlhf_jax import distributed, integrity, terminal
 from rlhf_jax.data import batches, layout
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -28,16 +30,25 @@ from rlhf_jax.types import Array, TokenBatch
 
 FILE = "reference_logprobs.npz"
 Rows = list[dict[str, np.ndarray]]
+# What each of `ingredients` is set by.
+_FIELDS = {
+  "model_fingerprint": "model",
+  "tokenizer_fingerprint": "model.tokenizer",
+  "init_from_fingerprint": "init_from or reference",
+  "dtype": "model.dtype",
+  "train": "data",
+  "heldout": "heldout",
+}
 
 
-def fingerprint(
+def ingredients(
   base: Base, init_from: str | Path, parts: dict[str, Rows]
-) -> str:
-  """Returns a digest of the model that is asked and of all that it is asked.
+) -> dict[str, Any]:
+  """Returns digests of the model that is asked and of all that it is asked.
 
   Args:
     base: the base model.
-    init_from: finished stage the policy starts from, or "".
+    init_from: finished stage that is the reference, or "".
     parts: name -> token rows.
   """
   digests = {}
@@ -50,7 +61,7 @@ def fingerprint(
         np.ascontiguousarray(row["loss_mask"], np.float32).tobytes()
       )
     digests[name] = digest.hexdigest()
-  return integrity.fingerprint(
+  return (
     base.identity
     | stages.origins(init_from=init_from)
     | {"dtype": str(base.config.dtype), "rows": digests}
@@ -76,7 +87,7 @@ def compute(
   """
   found: list[np.ndarray] = [np.zeros(0)] * len(rows)
   lengths, done = [len(row["tokens"]) for row in rows], 0
-  with metrics.Progress("reference", len(rows)) as progress:
+  with terminal.Progress("reference", len(rows), unit="row") as progress:
     for index, width in layout.by_length(lengths, batch_size):
       part = [rows[i] for i in index]
       batch = batches.collate_tokens(part, width, pad_id, rows=batch_size)
@@ -88,7 +99,7 @@ def compute(
   return np.concatenate(found).astype(np.float32)
 
 
-def read(path: Path, wanted: str) -> dict[str, np.ndarray]:
+def read(path: Path, made_of: dict[str, Any]) -> dict[str, np.ndarray]:
   """Returns the stored log-probabilities of each part.
 
   Raises:
@@ -98,33 +109,49 @@ def read(path: Path, wanted: str) -> dict[str, np.ndarray]:
     with np.load(path) as stored:
       arrays = {name: stored[name] for name in stored.files}
     found = str(arrays.pop("fingerprint"))
+    before = json.loads(str(arrays.pop("made_of", "{}")))
   except (ValueError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as e:
     raise integrity.CheckpointError(
       f"{path}: damaged ({e}). Delete it: the same command computes it again."
     ) from e
+  wanted = integrity.fingerprint(made_of)
   if found != wanted:
+    now = _flat(made_of)
+    changed = [
+      _FIELDS.get(k, k) for k in now if before.get(k, now[k]) != now[k]
+    ]
+    fields = changed if changed else [*_FIELDS.values(), "seed"]
     raise integrity.CheckpointError(
       f"{path}: holds reference log-probabilities of another start or of other "
       f"rows (fingerprint {found}) than this run ({wanted}). Restore "
-      "model, init_from, data, heldout and seed as they were, or choose "
-      "another --workdir."
+      f"{', '.join(dict.fromkeys(fields))} as before, or choose another "
+      "--workdir."
     )
   return arrays
 
 
+def _flat(made_of: dict[str, Any]) -> dict[str, str]:
+  """Returns {name: digest} of `ingredients`, its rows beside the others."""
+  others = {k: str(v) for k, v in made_of.items() if k != "rows"}
+  return others | made_of.get("rows", {})
+
+
 def load_or_compute(
   workdir: Path,
-  wanted: str,
+  made_of: dict[str, Any],
   parts: dict[str, Rows],
   computed: Callable[[Rows], np.ndarray],
-) -> None:
+) -> str:
   """Gives every row of every part its "reference_logprobs", [n] float32.
 
   Args:
     workdir: where the file is kept.
-    wanted: from `fingerprint`.
+    made_of: from `ingredients`.
     parts: name -> token rows, which are changed.
     computed: rows -> log-probabilities of their targets.
+
+  Returns:
+    a digest of `made_of`.
 
   Raises:
     CheckpointError: see `read`.
@@ -133,21 +160,29 @@ def load_or_compute(
   is_there = path.is_file()
   distributed.barrier("reference")  # all have looked before one writes
   if is_there:
-    arrays = read(path, wanted)
+    arrays = read(path, made_of)
   else:
     arrays = {name: computed(rows) for name, rows in parts.items()}
     if distributed.is_first():
-      _write(path, arrays, wanted)
+      _write(path, arrays, made_of)
     distributed.barrier(FILE)
   for name, rows in parts.items():
     _spread(rows, arrays[name])
+  return integrity.fingerprint(made_of)
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray], wanted: str) -> None:
+def _write(
+  path: Path, arrays: dict[str, np.ndarray], made_of: dict[str, Any]
+) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_suffix(".tmp")
   with temporary.open("wb") as file:
-    np.savez(file, fingerprint=np.asarray(wanted), **arrays)
+    np.savez(
+      file,
+      fingerprint=np.asarray(integrity.fingerprint(made_of)),
+      made_of=np.asarray(json.dumps(_flat(made_of))),
+      **arrays,
+    )
   os.replace(temporary, path)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from rlhf_jax import strict_json
 from rlhf_jax.models import heads
+from rlhf_jax.models.pretrained import Base
+from rlhf_jax.models.roles import Role
 from rlhf_jax.schema import UserError
 
 STAGE_FILE = "stage.json"
@@ -31,6 +33,9 @@ FURTHER = {
   "best": str,
   "trained": str,
   "steps": int,
+  "asked": dict,
+  "origins": dict,
+  "halted": (str, type(None)),
   "methods": list,
   "algorithm": dict,
   "init_from": str,
@@ -50,6 +55,7 @@ ROLE = {
   "lora_scale": _NUMBER,
   "head": (dict, type(None)),
 }
+ASKED = {"steps": int, "epochs": _NUMBER, "rounds": int}  # some of them
 HEAD = {"pooling": str, "outputs": int, "hidden_units": int}
 NORMALISATION = {"mean": _NUMBER, "std": _NUMBER}
 
@@ -80,6 +86,8 @@ def _complaint(info: dict[str, Any]) -> str:
   found = _wrong(info, NEEDED, "", is_needed=True)
   found = found or _wrong(info, FURTHER, "")
   found = found or _wrong(info["role"], ROLE, "role.", is_needed=True)
+  if "asked" in info:
+    found = found or _wrong(info["asked"], ASKED, "asked.")
   if found:
     return found
   head = info["role"]["head"]
@@ -115,3 +123,27 @@ def _wrong(
     if is_flag or not isinstance(value, kind):
       return f"{prefix + name!r} is {str(value)[:60]!r}"
   return ""
+
+
+def role_facts(role: Role) -> dict:
+  """Returns what stage.json says of a role; `role_of` reads it."""
+  return {
+    "trainable": role.trainable,
+    "first_layer": role.first_layer,
+    "stop_layer": role.stop_layer,
+    "lora_rank": role.model.lora_rank,
+    "lora_scale": role.model.lora_scale,
+    "head": None if role.head is None else dataclasses.asdict(role.head),
+  }
+
+
+def role_of(facts: dict, base: Base) -> Role:
+  """Returns the role that `role_facts` wrote, on a base model."""
+  facts = dict(facts)
+  head = facts.pop("head")
+  rank, scale = facts.pop("lora_rank"), facts.pop("lora_scale")
+  return Role(
+    model=dataclasses.replace(base.config, lora_rank=rank, lora_scale=scale),
+    head=None if head is None else heads.Config(**head),
+    **facts,
+  )

@@ -16,11 +16,12 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf_jax import distributed, integrity
-from rlhf_jax.models import heads, pretrained, trees
+from rlhf_jax.models import pretrained, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.models.roles import Role, split
 from rlhf_jax.runs import checkpoint, finite, stage_file
@@ -82,30 +83,6 @@ def place(folder: str | Path) -> tuple[Path, str]:
   return Path(folder).expanduser(), ""
 
 
-def role_facts(role: Role) -> dict:
-  """Returns what stage.json says of a role; `role_of` reads it."""
-  return {
-    "trainable": role.trainable,
-    "first_layer": role.first_layer,
-    "stop_layer": role.stop_layer,
-    "lora_rank": role.model.lora_rank,
-    "lora_scale": role.model.lora_scale,
-    "head": None if role.head is None else dataclasses.asdict(role.head),
-  }
-
-
-def role_of(facts: dict, base: Base) -> Role:
-  """Returns the role that `role_facts` wrote, on a base model."""
-  facts = dict(facts)
-  head = facts.pop("head")
-  rank, scale = facts.pop("lora_rank"), facts.pop("lora_scale")
-  return Role(
-    model=dataclasses.replace(base.config, lora_rank=rank, lora_scale=scale),
-    head=None if head is None else heads.Config(**head),
-    **facts,
-  )
-
-
 def kind_of(info: dict) -> str:
   """Returns what a stage leaves: POLICY, or REWARD where there is a head."""
   return POLICY if info["role"]["head"] is None else REWARD
@@ -132,7 +109,10 @@ def stage_fingerprint(workdir: str | Path) -> str:
   if not str(workdir):
     return ""
   folder, step = place(workdir)
-  info = {k: v for k, v in read_stage(folder).items() if k not in PATHS}
+  stage = read_stage(folder)
+  if stage is None:
+    raise UserError(f"{folder}: no finished run ({STAGE_FILE}) is there.")
+  info = {k: v for k, v in stage.items() if k not in PATHS}
   found = [p.parent.name for p in folder.glob("checkpoints/*/manifest.json")]
   steps = [int(name) for name in found if name.isdigit()]
   if not steps:
@@ -191,7 +171,7 @@ def write_stage(
     "tokenizer_source": base.tokenizer_source,
     "scan_layers": base.config.scan_layers,
     **base.identity,
-    "role": role_facts(role),
+    "role": stage_file.role_facts(role),
     **facts,
   }
   for name in PATHS:
@@ -279,22 +259,21 @@ def check_same_base(info: dict, base: Base, workdir: str | Path) -> None:
       )
 
 
-def asks_for_more(workdir: str | Path, schedule: Any) -> bool:
-  """Says whether a schedule is that of a finished stage, with a later end.
+def asks_for_more(workdir: str | Path, asked: Mapping[str, float]) -> bool:
+  """Says whether a finished stage was asked for less than it is now.
 
   One that its guards halted has no later end.
 
   Args:
     workdir: of the stage.
-    schedule: a loop.Schedule.
+    asked: its length by unit, see loop.Schedule.asked; 0 where another unit
+      says it.
   """
   info = read_stage(workdir) or {}
-  asked = info.get("asked")
-  if not asked or info.get("halted"):
+  before = info.get("asked", {})
+  if info.get("halted"):
     return False
-  return any(
-    getattr(schedule, unit) > asked[unit] > 0 for unit in ("steps", "epochs")
-  )
+  return any(asked[unit] > before.get(unit, 0) > 0 for unit in asked)
 
 
 def reopen(workdir: str | Path) -> None:
@@ -308,7 +287,7 @@ def finished(
   pipeline: str,
   base: Base,
   kind: str = POLICY,
-  schedule: Any = None,
+  asked: Mapping[str, float] | None = None,
 ) -> dict | None:
   """Returns stage.json if the stage of this run is finished, else None.
 
@@ -317,7 +296,7 @@ def finished(
     pipeline: which must have filled it.
     base: on which.
     kind: what it leaves.
-    schedule: of this run; a finished stage with an earlier end is not finished.
+    asked: how long this run is; a stage that ended earlier is not finished.
 
   Raises:
     UserError: finished by another pipeline, or on another model or tokenizer.
@@ -326,11 +305,13 @@ def finished(
     return None
   info = need_stage(workdir, kind, "--workdir", pipeline=pipeline)
   check_same_base(info, base, workdir)
-  if schedule is not None and asks_for_more(workdir, schedule):
+  if asked is not None and asks_for_more(workdir, asked):
     return None
+  units = [unit for unit, length in (asked or {}).items() if length]
+  more = f"; to train on, raise its {units[0]}" if units else ""
   print(
     f"{pipeline}: {workdir} is finished, nothing to do. To train anew, choose "
-    "another --workdir; to train on, raise the steps or epochs of its schedule."
+    f"another --workdir{more}."
   )
   return info
 
@@ -365,7 +346,7 @@ def load(folder: str | Path, kind: str, base: Base, shelf: Shelf) -> Stage:
   """
   info = shelf.info(folder, kind)
   check_same_base(info, base, folder)
-  role = role_of(info["role"], base)
+  role = stage_file.role_of(info["role"], base)
   wanted, _ = split(role, pretrained.variable_shapes(role))
   template = pretrained.with_shardings(wanted, shelf.mesh)
   trained = shelf.restore(folder, info, template)

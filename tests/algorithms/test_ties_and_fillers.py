@@ -10,6 +10,7 @@ import pytest
 
 from rlhf_jax.algorithms import reward, sft
 from rlhf_jax.algorithms.policy_gradient import groups, grpo, shaping
+from rlhf_jax.algorithms.policy_gradient import registry as policy_registry
 from rlhf_jax.algorithms.policy_gradient import update as policy_update
 from rlhf_jax.algorithms.preference import dpo, kto, pairing, update
 from rlhf_jax.types import PreferenceBatch, Rollout, TokenBatch, TrainState
@@ -105,6 +106,36 @@ def test_equal_rewards_give_exactly_nothing_whatever_they_are():
     rewards, np.ones(192, np.float32), 3
   )
   np.testing.assert_array_equal(found, np.zeros(192))
+
+
+@pytest.mark.parametrize(
+  "name", ["rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo"]
+)
+def test_a_group_without_a_comparison_has_no_advantage(name):
+  """Equal scores of any size; one answer that counts; none."""
+  module = policy_registry.ALGORITHMS[name]
+  config = module.Config(group_size=4)
+  one, ones = np.tile([0.0, 1.0, 0.0, 0.0], 2), np.ones(8)
+  differing = np.arange(8.0)
+  for score, counts in (
+    *((np.full(8, value), ones) for value in (0.1, 12345.678, 1e30, 3e38)),
+    (differing, one),
+    (differing, 0 * one),
+  ):
+    mask = jnp.asarray(np.outer(counts, [1.0, 1.0, 0.0]), jnp.float32)
+    rewards = mask * jnp.asarray([[0.0, 1.0, 0.0]]) * score[:, None]
+    rollout = Rollout(
+      tokens=jnp.zeros((8, 3), jnp.int32),
+      valid_mask=mask,
+      response_mask=mask,
+      behaviour_logprobs=-mask,
+      finish_reason=jnp.zeros(8, jnp.int32),
+      reference_logprobs=-mask,
+      score=jnp.asarray(score, jnp.float32),
+      rewards=rewards,
+    )
+    found = module.advantages(rollout, config).advantages
+    np.testing.assert_array_equal(found, np.zeros((8, 3)))
 
 
 def preferences(rows):

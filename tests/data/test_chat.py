@@ -133,10 +133,11 @@ def test_generation_tag_decides_what_is_learned(tokenizer):
 def test_template_functions(tokenizer):
   tokenizer.chat_template = (
     "{{ bos_token }}{{ eos_token }}"
-    "{% for m in messages %}{{ m['role'] | tojson }}{% break %}{% endfor %}"
+    "{% for m in messages %}{{ m['role'] | tojson }}{{ m['content'] }}"
+    "{% break %}{% endfor %}"
   )
   rendered = chat.render([{"role": "user", "content": "x"}], tokenizer)
-  assert rendered.text == '<|im_end|>"user"'  # this tokenizer has no begin
+  assert rendered.text == '<|im_end|>"user"x'  # this tokenizer has no begin
 
 
 def test_double_begin_token_is_not_added(tmp_path, folder):

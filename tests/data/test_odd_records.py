@@ -174,3 +174,76 @@ def test_several_files_and_patterns(tmp_path, monkeypatch):
   ):
     with pytest.raises(FieldError, match=f"^data.source=.*{words}"):
       dataset.check_source(source, "data")
+
+
+PLAIN = b'{"prompt": "a", "response": "b"}\n'
+KINDS = {
+  "gz.jsonl": (gzip.compress(PLAIN), "compressed with gzip: end its name"),
+  "zip.jsonl": (b"PK\x03\x04\x00", "a zip archive: unpack it"),
+  "parquet.csv": (b"PAR1\x00", "a parquet file: end its name with .parquet"),
+  "wide.jsonl": (PLAIN.decode().encode("utf-16"), "UTF-16 text: convert it"),
+  "plain.jsonl.gz": (PLAIN, "take .gz from its name"),
+  "early.jsonl.gz": (gzip.compress(PLAIN)[:-9], ":2?.*breaks off here"),
+  "lines.csv": (PLAIN, ":1: the header begins with .* is JSON. Name"),
+  "semicolons.csv": (b"prompt;response\na;b\n", ":1: one column"),
+  "header.csv": (b"prompt,response\n", "Write a header and a row"),
+  "empty.json": (b"[]", "is empty. Write a list of objects"),
+  "python.csv": (
+    b"prompt,response\n\"[{'role': 'user', 'content': 'a'}]\",b\n",
+    ":2: column 'prompt' holds .*as Python prints it. Write JSON",
+  ),
+  "large.jsonl": (b'{"a": ' + b"1" * 400 + b"}", "400 digits .*Correct it"),
+  "names.jsonl": (
+    b'{"prompt": "a", "completion": "b"}\n',
+    "Rename 'completion' to 'response', if it is that",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_of_another_kind_than_its_name(tmp_path, name):
+  content, words = KINDS[name]
+  path = tmp_path / name
+  path.write_bytes(content)
+  with pytest.raises(DataError, match=f"{name}.*{words}"):
+    formats.load(path, "demonstration")
+
+
+def test_messages_in_the_cells_of_a_table(tmp_path):
+  path = tmp_path / "a.csv"
+  asked = [{"role": "user", "content": "a"}]
+  rows = [
+    {"prompt": json.dumps(asked), "chosen": "b", "rejected": "c"},
+    {"prompt": "[{not messages", "chosen": "[{1}]", "rejected": '[{"a": 1}]'},
+  ]
+  with path.open("w", newline="") as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+  first, second = formats.load(path, "comparison")
+  assert first.prompt == asked
+  assert (second.prompt, second.chosen) == ("[{not messages", "[{1}]")
+  assert second.rejected == '[{"a": 1}]'
+
+
+@pytest.mark.parametrize(
+  ("source", "words"),
+  [
+    ("a.jsonl,", "names no file before or after a comma"),
+    (",", "names no file before or after a comma"),
+    ("a.jsonl,link.jsonl", "link.jsonl is named twice"),
+    ("$HOME/a.jsonl", "no such file, and no variable is filled in here"),
+    ("https://a.b/c.jsonl", "not an address. Download it, and give its path"),
+    ("hf://a/b", "not an address. Download it, and give its path"),
+    ("gs://a/b.jsonl", "Mount the bucket"),
+    ("x" * 300 + ".jsonl", "no such file"),
+    ("a.parquet.gz", "unknown kind of file"),
+  ],
+)
+def test_names_that_are_no_files(tmp_path, monkeypatch, source, words):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "a.jsonl").write_bytes(PLAIN)
+  (tmp_path / "a.parquet.gz").write_bytes(PLAIN)
+  (tmp_path / "link.jsonl").symlink_to(tmp_path / "a.jsonl")
+  with pytest.raises(FieldError, match=words):
+    dataset.check_source(source, "data")

@@ -6,6 +6,7 @@ import pytest
 
 from rlhf_jax.data import overlap
 from rlhf_jax.data.dataset import Data
+from rlhf_jax.data.examples import Demonstration
 from tests.letters import Letters
 
 LETTERS = Letters()
@@ -77,3 +78,20 @@ def test_a_dialogue_and_a_text_ask_the_same(tmp_path):
   texts = formats.load(data.source, "comparison")
   assert len(overlap.shared(texts, dialogues)) == 2
   assert overlap.repeated(dialogues) == []
+
+
+def test_a_dialogue_asks_at_each_turn_that_is_answered():
+  def talk(where, *texts):
+    roles = ("user", "assistant") * len(texts)
+    messages = [
+      {"role": role, "content": text}
+      for role, text in zip(roles, texts, strict=False)
+    ]
+    return Demonstration(where, messages=messages)
+
+  long = talk("t:1", "What is 2?", "two", "And 3?", "three")
+  first, second = talk("h:1", " What is  2?", "x"), talk("h:2", "And 3?", "x")
+  plain = Demonstration("h:3", "What is 2?", "y")
+  wanted = [("h:1", "t:1"), ("h:3", "t:1")]
+  assert overlap.shared([long], [first, second, plain]) == wanted
+  assert overlap.shared([first, second], [long]) == [("t:1", "h:1")]

@@ -49,7 +49,7 @@ def test_truncated_gzip_is_named(tmp_path):
   with pytest.raises(DataError, match=r"cut.jsonl.gz:\d+: the gzip stream"):
     read_source(path)
   path.write_bytes(text)
-  with pytest.raises(DataError, match="gz:1: .*decompress it if it is plain"):
+  with pytest.raises(DataError, match="gz:1: .*plain text, take .gz from"):
     read_source(path)
 
 

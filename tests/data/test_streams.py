@@ -116,3 +116,15 @@ def test_rendered_text_in_a_plain_field_is_noticed(
     return
   ((reason, count),) = dropped.items()
   assert count == 1 and f"{mark!r} at {path}:2" in reason
+
+
+@pytest.mark.parametrize("mark", [True, False])
+def test_white_space_before_what_goes_on_is_kept(tmp_path, mark):
+  path = tiny_sentencepiece(
+    tmp_path / "a.model", add_dummy_prefix=mark, remove_extra_whitespaces=True
+  )
+  tokenizer = load_tokenizer(path)
+  before = streams.text_prompt("Question:", tokenizer)
+  after = streams.continued(" yes", tokenizer, before)
+  assert tokenizer.decode(before + after) == "Question: yes"
+  assert tokenizer.is_marked_after_special == mark

@@ -1,5 +1,7 @@
 """Templates are programs: what they do wrong is one error, within limits."""
 
+import re
+
 import pytest
 
 from rlhf_jax.data import encode, templates
@@ -31,16 +33,34 @@ def is_hasty(monkeypatch):
       "{% set n.x = n.x ~ n.x %}{% endfor %}",
       "(more memory than allowed|took more than 1 s .*memory)",
     ),
-    ("{{ strftime_now('%d') }}", "'strftime_now' is undefined"),
+    ("{{ strftime_now('%d') }}", "strftime_now.*a copy with a fixed day"),
     ("{% for m in messages %}", "is not valid Jinja .line 1"),
     (3 * LOOP + 3 * "{% endfor %}", "took more than 1 s of processor"),
     ("{{ 'a' * 10**8 }}", "64 MiB of text"),
   ],
 )
 def test_a_template_that_fails(is_hasty, template, words):
-  with pytest.raises(UserError, match=f"chat template of tok .*{words}"):
-    templates.render(template, "tok", MESSAGES)
-  assert templates.render("{{ messages[0].content }}", "t", MESSAGES) == "a"
+  (error,) = templates.render(template, "tok", [MESSAGES])
+  assert isinstance(error, UserError)
+  assert re.search(f"chat template of tok .*{words}", str(error))
+  assert templates.render("{{ messages[0].content }}", "t", [MESSAGES]) == ["a"]
+
+
+def test_one_rendering_that_fails_costs_no_other():
+  two = {"messages": [*MESSAGES["messages"], {"role": "user", "content": "b"}]}
+  first, error = templates.render(
+    "{% if messages | length > 1 %}{{ raise_exception('no') }}{% endif %}x",
+    "tok",
+    [MESSAGES, two],
+  )
+  assert first == "x"
+  assert "refused roles ['user', 'user']: no. Change" in str(error)
+
+
+def test_tojson_takes_the_arguments_that_transformers_gives_it():
+  template = "{{ messages[0] | tojson(indent=1, sort_keys=true) }}"
+  (text,) = templates.render(template, "tok", [MESSAGES])
+  assert text == '{\n "content": "a",\n "role": "user"\n}'
 
 
 CHATML = (

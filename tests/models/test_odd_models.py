@@ -272,3 +272,31 @@ def test_a_tokenizer_that_is_a_pipe(tmp_path):
     pretrained.read_tokenizer(
       Model(tokenizer=str(tmp_path / "pipe.model")), tmp_path
     )
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
+    ({"rope_theta": -1}, "rope_parameters says rope_theta=.* -1 stands"),
+    ({"model_type": None}, "model_type=None .*Copy the file again"),
+    ({"num_hidden_layers": 1}, "num_hidden_layers=1: the weights do not"),
+  ],
+)
+def test_what_config_json_says_twice_or_not(folder, change, words):
+  """Of both rotary settings the older one was passed over."""
+  config = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps(config | change))
+  with pytest.raises(UserError, match=words):
+    huggingface.load(folder)
+
+
+def test_folders_that_hold_no_weights(folder):
+  weights = folder / WEIGHTS
+  weights.write_text("version https://git-lfs.github.com/spec/v1\nsize 3\n")
+  with pytest.raises(UserError, match="a pointer of Git LFS .*git lfs pull"):
+    huggingface.load(folder)
+  (folder / "config.json").rename(folder / "adapter_config.json")
+  with pytest.raises(FileNotFoundError, match="an adapter .LoRA.: merge it"):
+    huggingface.load(folder)

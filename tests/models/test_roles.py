@@ -290,7 +290,15 @@ def test_a_frozen_trunk_of_scanned_layers_is_tapped_at_its_end(base, rows):
 
 
 @pytest.mark.parametrize("positions", ["rope", "learned"])
-@pytest.mark.parametrize("left, right", [(0, 5), (4, 0), (3, 2)])
+@pytest.mark.parametrize(
+  "left, right",
+  [
+    *(
+      pytest.param(*sides, marks=pytest.mark.slow) for sides in ((0, 5), (4, 0))
+    ),
+    (3, 2),
+  ],
+)
 def test_t02_trap_09_padding_on_either_side_changes_no_number(
   positions, left, right
 ):

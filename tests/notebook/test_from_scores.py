@@ -131,6 +131,7 @@ def test_eight_devices_equal_one(model, grpo_run):
       np.testing.assert_allclose(value, other[name], rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_remax_reads_greedy_answers_and_no_reference(policy, grpo_run):
   """And functions of one's own stand in the place of the method's."""
   called = []

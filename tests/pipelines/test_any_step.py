@@ -219,6 +219,7 @@ def test_a_policy_starts_from_the_named_step(files, best_steps, reward_head):
   assert differs(expected, trained_arrays(folder, STEPS)) == (best != STEPS)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_from_another_step_is_noticed(
   files, every_step, reward_head, monkeypatch, tmp_path
 ):

@@ -16,6 +16,7 @@ from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import defaults, evaluate
 from rlhf_jax.programs import answers
 from rlhf_jax.runs import stages
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, Rollout, Samples
 from tests.letters import Letters
 from tests.pipelines import tiny_runs
@@ -404,6 +405,22 @@ def test_the_result_is_the_summary_of_before_and_after(whole):
   assert [row["before"] for row in rows] == before.texts
   assert [row["after"] for row in rows] == after.texts
   assert pipelines.run(config, folder) == expected  # and is not repeated
+
+
+@pytest.mark.parametrize("field", ["policy", "reward", "gold"])
+def test_a_result_is_of_the_runs_as_they_were(whole, field):
+  """Another one in a folder of the same name is no finished evaluation."""
+  _, config, _ = whole
+  folder = Path(config.policy).parent / "evaluation"
+  path = Path(config[field]) / "stage.json"
+  before = path.read_text()
+  path.write_text(json.dumps(json.loads(before) | {"steps": 12345}))
+  try:
+    with pytest.raises(UserError, match=f"^config.{field}=.*trained after"):
+      pipelines.run(config, folder)
+  finally:
+    path.write_text(before)
+  pipelines.run(config, folder)
 
 
 @pytest.mark.parametrize("judged", ["verifier", "reward_fn", "nothing"])

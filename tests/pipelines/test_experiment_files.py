@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from rlhf_jax import schema
-from rlhf_jax.pipelines import PIPELINES, defaults, find
+from rlhf_jax.pipelines import PIPELINES, defaults, find, smoke
 from rlhf_jax.programs.actors import Sampled
 from rlhf_jax.programs.pipeline import Job
 from rlhf_jax.schema import Method, UserError
@@ -56,10 +56,19 @@ def test_all_sections_parse(path, files, sft_lora, reward_head, tmp_path):
     config.init_from = str(sft_lora)
     if not config.verifier.name:
       config.reward = str(reward_head)
+  if config.pipeline == "evaluate":
+    config.prompts.source, config.policy = files.prompts, str(sft_lora)
   for stage in (config, *config.values()):  # compact sampling wants one device
     if isinstance(stage, ConfigDict) and "mesh" in stage:
       stage.mesh.devices = 1
   checked(config)
+  smoke.shorten(config, tmp_path)
+  checked(config)
+  for stage in (config, *config.values()):
+    is_stage = isinstance(stage, ConfigDict) and "mesh" in stage
+    if is_stage and "schedule" in stage:
+      assert (stage.schedule.steps, stage.schedule.epochs) == (2, 0.0)
+      assert stage.schedule.batch_size <= 16
   known = set(getattr(defaults, config.pipeline)())
   assert set(config) == known
 

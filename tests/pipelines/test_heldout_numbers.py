@@ -173,14 +173,27 @@ def test_every_row_has_its_own_reference(tmp_path):
   rows = [row(1, 2, 3), row(4, 5, 6, 7, prompt=2)]
   rows[1]["loss_mask"][3] = 0.0
   computed = lambda rows: np.float32([-1.0, -2.0, -3.0])  # noqa: E731
-  reference.load_or_compute(tmp_path, "made", {"train": rows}, computed)
+  made = {"model_fingerprint": "a", "rows": {"train": "b", "heldout": "c"}}
+  digest = reference.load_or_compute(tmp_path, made, {"train": rows}, computed)
   expected = [[0, -1, -2], [0, 0, -3, 0]]
   for found, values in zip(rows, expected, strict=True):
     np.testing.assert_array_equal(found.pop("reference_logprobs"), values)
-  reference.load_or_compute(tmp_path, "made", {"train": rows}, None)
+  assert digest == reference.load_or_compute(
+    tmp_path, made, {"train": rows}, None
+  )
   np.testing.assert_array_equal(rows[1]["reference_logprobs"], expected[1])
-  with pytest.raises(CheckpointError, match="of another start or of other"):
-    reference.load_or_compute(tmp_path, "other", {"train": rows}, computed)
+  for other, field in (
+    ({"model_fingerprint": "x"}, "model"),
+    ({"rows": {"train": "x", "heldout": "c"}}, "data"),
+    ({"rows": {"train": "b", "heldout": "x"}}, "heldout"),
+  ):
+    with pytest.raises(
+      CheckpointError,
+      match=f"of another start or of other.* Restore {field} as before",
+    ):
+      reference.load_or_compute(
+        tmp_path, made | other, {"train": rows}, computed
+      )
 
 
 def test_features_stand_where_their_rows_do():

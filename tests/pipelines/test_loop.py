@@ -1,5 +1,6 @@
 """The loop of every stage, on a step that only counts."""
 
+import signal
 import types
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import pytest
 
 from rlhf_jax import metrics
 from rlhf_jax.runs import checkpoint, finite, loop
+from rlhf_jax.schema import FieldError, UserError
 from rlhf_jax.types import TrainState
 from tests.pipelines import tiny_runs
 
@@ -108,6 +110,67 @@ def test_a_run_goes_on_with_its_arrays_facts_and_data(tmp_path):
   assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
 
 
+def test_steps_are_not_taken_back(tmp_path):
+  """A run that was stopped at 4 cannot end at 3, and says so; at 4 it can."""
+  with pytest.raises(Killed):
+    run(tmp_path, [0.5] * 6, kill_at=6, save_every=2)
+  with pytest.raises(FieldError) as caught:
+    run(tmp_path, [0.5] * 3, save_every=2)
+  assert str(caught.value).startswith("schedule: ends at step 3, and this run")
+  assert "for 4 or more" in str(caught.value)
+  assert run(tmp_path, [0.5] * 4, save_every=2).read == []
+  rows = tiny_runs.rows_of(tmp_path)
+  assert [row["step"] for row in rows] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("moment", ["before", "while"])
+def test_a_signal_in_the_last_step_stops_too(tmp_path, monkeypatch, moment):
+  """What comes after, the next stage of a whole run, is not begun.
+
+  Asked for before the last step is saved, or while it is.
+  """
+  interrupts, save = [], checkpoint.Checkpoints.save
+
+  def saved(self, step, *args, **options):
+    if step == 2 and moment == "while":
+      interrupts[0]._handle(signal.SIGTERM, None)
+    save(self, step, *args, **options)
+
+  def asked(self, step):
+    interrupts.append(self)
+    if step == 2 and moment == "before":
+      self._handle(signal.SIGTERM, None)
+    return self.requested
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "save", saved)
+  monkeypatch.setattr(loop.Interrupt, "should_stop", asked)
+  with pytest.raises(loop.Stopped, match="stopped after step 2") as caught:
+    run(tmp_path, [0.5] * 2, save_every=9)
+  assert caught.value.signal == signal.SIGTERM
+  monkeypatch.undo()
+  assert saved_steps(tmp_path)[0] == [2]
+  assert run(tmp_path, [0.5] * 2, save_every=9).read == []
+
+
+def test_other_data_are_said_with_their_section(tmp_path, monkeypatch):
+  def refuse(self, state):
+    raise UserError("resume: other data.")
+
+  with pytest.raises(Killed):
+    run(tmp_path, [0.5] * 3, kill_at=3, save_every=1)
+  monkeypatch.setattr(Numbers, "set_state", refuse)
+  with pytest.raises(FieldError, match="^numbers: resume: other data"):
+    run(tmp_path, [0.5] * 3, save_every=1)
+
+
+def test_a_stage_that_trains_again_is_not_finished(tmp_path):
+  """Whose checkpoints are gone, too: what others load would be half of it."""
+  (tmp_path / "stage.json").write_text("{}")
+  with pytest.raises(Killed):
+    run(tmp_path, [0.5] * 2, kill_at=2, save_every=9)
+  assert not (tmp_path / "stage.json").exists()
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
   run(tmp_path, [0.5], save_every=1)
   with pytest.raises(checkpoint.CheckpointError, match="'aa', this run has"):
@@ -167,6 +230,24 @@ def test_a_pass_that_ends_inside_a_batch_is_said(capsys):
   assert loop.Schedule(batch_size=32, epochs=3.0).announced(64, "sft") == 6
   assert loop.Schedule(batch_size=32, steps=5).announced(63, "sft") == 5
   assert capsys.readouterr().out == ""
+
+
+def test_borders_of_passes_are_counted(capsys):
+  """As one by one; of 10**15 batches as soon."""
+  for rows, size, epochs in ((63, 32, 3.0), (10, 4, 7.0), (9, 6, 5.0)):
+    plan = loop.Schedule(batch_size=size, epochs=epochs)
+    total = plan.announced(rows, "sft")
+    counted = sum(
+      (step * size) // rows != (step * size + size - 1) // rows
+      for step in range(total)
+    )
+    said = capsys.readouterr().out
+    assert f"; {counted} batches hold rows of two" in said or not said
+  plan = loop.Schedule(batch_size=2, epochs=1e15 + 0.5)
+  assert plan.announced(3, "sft") == 1500000000000001
+  for epochs in (np.inf, -np.inf, np.nan, -1.0):
+    with pytest.raises(FieldError, match="epochs=.*>= 0 and finite"):
+      loop.Schedule(epochs=float(epochs))
 
 
 def test_trap_43_the_best_is_the_least_of_a_loss(tmp_path):

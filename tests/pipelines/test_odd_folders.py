@@ -55,6 +55,12 @@ def test_what_a_stage_says_is_read(tmp_path):
     ("[]", "holds a list"),
     ("{}", "no 'pipeline'"),
     (INFO | {"role": None}, "'role' is 'None'"),
+    (INFO | {"asked": 5}, "'asked' is '5'"),
+    (INFO | {"asked": None}, "'asked' is 'None'"),
+    (INFO | {"asked": {"steps": "3"}}, "'asked.steps' is '3'"),
+    (INFO | {"asked": {"steps": True}}, "'asked.steps' is 'True'"),
+    (INFO | {"asked": {"epochs": []}}, "'asked.epochs' is"),
+    (INFO | {"halted": 3}, "'halted' is '3'"),
     (INFO | {"role": {}}, "no 'role.trainable'"),
     (INFO | {"role": INFO["role"] | {"head": []}}, r"'role.head' is '\[\]'"),
     (INFO | {"role": INFO["role"] | {"lora_rank": "4"}}, "'role.lora_rank' is"),
@@ -76,6 +82,28 @@ def test_what_a_stage_says_is_read(tmp_path):
 def test_a_damaged_stage_json(tmp_path, info, words):
   with pytest.raises(UserError, match=f"stage.json: .*{words}.* Delete it and"):
     stages.need_stage(written(tmp_path, info), stages.POLICY)
+
+
+def test_what_asks_for_more_than_a_stage_was_asked_for(tmp_path):
+  """In its own unit only; not of one that its guards halted."""
+  for before, now, is_more in (
+    ({"steps": 3, "epochs": 0.0}, {"steps": 4, "epochs": 0.0}, True),
+    ({"steps": 3, "epochs": 0.0}, {"steps": 3, "epochs": 0.0}, False),
+    ({"steps": 3, "epochs": 0.0}, {"steps": 2, "epochs": 0.0}, False),
+    ({"steps": 3, "epochs": 0.0}, {"steps": 0, "epochs": 9.0}, False),
+    ({"steps": 0, "epochs": 1.0}, {"steps": 0, "epochs": 1.5}, True),
+    ({"rounds": 2}, {"rounds": 3}, True),
+    ({"rounds": 3}, {"rounds": 3}, False),
+    ({}, {"rounds": 3}, False),
+  ):
+    written(tmp_path, INFO | {"asked": before})
+    assert stages.asks_for_more(tmp_path, now) == is_more, (before, now)
+    written(tmp_path, INFO | {"asked": before, "halted": "KL"})
+    assert not stages.asks_for_more(tmp_path, now)
+  written(tmp_path, INFO)  # an older one does not say
+  assert not stages.asks_for_more(tmp_path, {"steps": 9, "epochs": 0.0})
+  with pytest.raises(UserError, match="nowhere: no finished run"):
+    stages.stage_fingerprint(tmp_path / "nowhere")
 
 
 def test_a_finished_stage_without_checkpoints(tmp_path):
@@ -147,6 +175,25 @@ def test_a_seed_that_no_key_holds(pipeline, seed):
   config = getattr(defaults, pipeline)()
   config.seed = seed
   with pytest.raises(UserError, match="^config.seed"):
+    checked(config)
+
+
+@pytest.mark.parametrize(
+  ("pipeline", "field", "value"),
+  [
+    ("sft", "generate.temperature", 1e39),  # infinite as a float32
+    ("sft", "optimizer.learning_rate", float("inf")),
+    ("sft", "schedule.epochs", float("inf")),
+    ("reward", "loss.centering", 1e39),
+    ("policy", "shaping.kl_coefficient", 1e39),
+    ("policy", "shaping.overlong_penalty", -1e39),
+    ("policy", "shaping.missing_eos_value", float("-inf")),
+  ],
+)
+def test_what_multiplies_or_counts_is_finite(pipeline, field, value):
+  config = getattr(defaults, pipeline)()
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(UserError, match=f"^config.{field[:5]}.*finite"):
     checked(config)
 
 

@@ -40,7 +40,14 @@ def variables_of(folder, config, kind=stages.POLICY):
   return trees.flatten(stages.load(folder, kind, base, world).variables)
 
 
-@pytest.mark.parametrize("stage", ["sft_lora", "policy_lora", "policy_full"])
+@pytest.mark.parametrize(
+  "stage",
+  [
+    "sft_lora",
+    "policy_lora",
+    pytest.param("policy_full", marks=pytest.mark.slow),
+  ],
+)
 def test_it_loads(stage, files, request):
   folder = request.getfixturevalue(stage)
   config = tiny_runs.policy_config(files, stage[-4:], "", "")

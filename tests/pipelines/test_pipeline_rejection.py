@@ -239,6 +239,14 @@ def test_a_verifier_filters_and_each_round_starts_anew(files, sft_lora):
   assert rows[1]["rejection/score_mean"] > rows[0]["rejection/score_mean"]
   for row in kept(folder, 1) + kept(folder, 2):
     assert row["score"] == 1.0 and tiny_runs.PLANTED in row["response"]
+  before = [kept(folder, 1), kept(folder, 2)]
+  config.rounds.count = 3  # it goes on
+  assert pipelines.run(config, folder)["asked"] == {"rounds": 3}
+  assert [kept(folder, 1), kept(folder, 2)] == before and kept(folder, 3)
+  config.rounds.count = 4
+  path.write_text("\n".join(path.read_text().splitlines()[::-1]) + "\n")
+  with pytest.raises(UserError, match="^prompts_fingerprint: the checkpoint"):
+    pipelines.run(config, folder)
 
 
 def test_too_few_samples_are_refused_and_may_be_tried_again(

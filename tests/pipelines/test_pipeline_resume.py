@@ -141,6 +141,7 @@ def wait_for(path, process):
     time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_t20_trap_23_the_command_after_kill_9_and_after_sigterm(
   files, sft_lora, reward_head, policy_lora, compile_cache, tmp_path
 ):

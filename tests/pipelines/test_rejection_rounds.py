@@ -206,7 +206,7 @@ def test_what_a_round_starts_from_and_trains_on(
     schedule=Schedule(steps=11),
     seed=40,
   )
-  assert rejection.train_round(settings, opened, "last", 3) == "trained"
+  assert rejection.train_round(settings, opened, "last", 3, {}) == "trained"
   [(phase, rows, frozen, options)] = seen
   expected = [7, 8, 9] if is_pooled else [9]
   assert [row["tokens"].tolist() for row in rows] == [[5, t] for t in expected]

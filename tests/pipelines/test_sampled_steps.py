@@ -12,7 +12,7 @@ import pytest
 from rlhf_jax.algorithms import bond as bond_algorithm
 from rlhf_jax.algorithms.preference import pairing
 from rlhf_jax.pipelines import bond, online_preference
-from rlhf_jax.programs import own_samples
+from rlhf_jax.programs import own_samples, watch
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, Rollout, TrainState
 
 
@@ -149,7 +149,5 @@ def test_only_what_has_no_end_loses_points():
       [1.0, 2.0], [[1, 2, 3]] * 2, finish=[FINISH_LENGTH, FINISH_EOS]
     )
   )
-  found = own_samples.penalised(
-    batch, own_samples.Guards(missing_eos_penalty=0.75)
-  )
+  found = own_samples.penalised(batch, watch.Guards(missing_eos_penalty=0.75))
   np.testing.assert_allclose(found.score, [0.25, 2.0])

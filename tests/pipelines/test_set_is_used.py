@@ -1,5 +1,6 @@
 """What is set is read by something, or refused by name; remedies are right."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax import command, imported, main
-from rlhf_jax.data import formats, judged, records
+from rlhf_jax.data import formats, judged, records, unread
 from rlhf_jax.data.dataset import Data, check_left
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.transcripts import BEGIN
@@ -269,3 +270,14 @@ def test_messages_name_no_functions_of_the_package(tmp_path):
   with pytest.raises(DataError) as caught:
     formats.load(tmp_path / "d.jsonl", "demonstration")
   assert "load_and_count" not in str(caught.value)
+
+
+def test_parts_of_which_none_is_read():
+  """Without a name in `split` all records are read, and no part is drawn."""
+  rated = Data(source="asset:movie-review-ratings", format="ratings")
+  parts = dataclasses.replace(rated, splits="A:3,B:4", split="A", split_seed=2)
+  unread.check(parts, "data", unread.DEMONSTRATIONS)
+  for changes in ({"splits": "A:3"}, {"split_seed": 2}):
+    data = dataclasses.replace(rated, **changes)
+    with pytest.raises(FieldError, match="^data.split.*: nothing reads it"):
+      unread.check(data, "data", unread.DEMONSTRATIONS)

@@ -79,7 +79,7 @@ WRONG_SFT = {
     "config.schedule.steps=0, epochs=0.0: nothing would be trained",
   ),
   "warm-up": (
-    lambda c: c.optimizer.update(warmup_steps=7),
+    lambda c: c.optimizer.update(warmup_steps=7, warmup_max_fraction=1.0),
     "config.optimizer.warmup_steps=7: the run has 3 updates",
   ),
   "mesh": (

@@ -321,6 +321,7 @@ def _start(file, workdir, cache):
   )
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_with_2(files, tmp_path):
   limit = 30_000  # bytes a file: enough for records, not for weights
   file = _experiment(

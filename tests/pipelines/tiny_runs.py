@@ -222,7 +222,10 @@ def policy_config(files: Files, mode: str, start: Path, scorer: Path):
   config.schedule.update(batch_size=8, steps=4, save_every=2, keep=20)
   config.shaping.update(kl_horizon=80.0, halt_nats=1e6, warn_nats=1e5)
   config.algorithm.value_coefficient = 1.0
-  config.policy_optimizer.update(learning_rate=2e-2, warmup_steps=2)
+  # Not cut: shorter runs begin as longer ones do.
+  config.policy_optimizer.update(
+    learning_rate=2e-2, warmup_steps=2, warmup_max_fraction=1.0
+  )
   config.value_optimizer.learning_rate = 2e-2
   if mode == "lora":
     config.generate.num_samples = 4

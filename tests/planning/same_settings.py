@@ -11,7 +11,7 @@ from pathlib import Path
 from rlhf_jax import pipelines
 from rlhf_jax.pipelines import defaults
 from rlhf_jax.programs.world import Planned
-from rlhf_jax.runs import checkpoint, stages
+from rlhf_jax.runs import checkpoint, stage_file, stages
 from tests.pipelines import tiny_runs
 
 NEW_TOKENS = tiny_runs.NEW_TOKENS
@@ -223,7 +223,7 @@ def planned_world(config, made: dict[str, Path], devices: list) -> Planned:
   world.tokenizer = tiny_runs.load_base(config).tokenizer
   for folder in made.values():
     info = stages.read_stage(folder)
-    role = stages.role_of(info["role"], world.base(job.settings.model))
+    role = stage_file.role_of(info["role"], world.base(job.settings.model))
     merged = info.get("merged_from", "")
     world.leave(folder, role, str(folder / merged) if merged else "")
   return world

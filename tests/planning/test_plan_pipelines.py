@@ -168,6 +168,7 @@ def test_other_pipelines_compile_as_they_are_estimated(name):
   close(line.arguments, resident + line.inputs)
 
 
+@pytest.mark.slow
 def test_the_whole_quickstart_is_planned_without_its_assets(monkeypatch):
   """rlhf: five stages, heads on a frozen trunk, packed rows, monitors."""
   monkeypatch.setenv("RLHF_JAX_CACHE", "/nowhere")

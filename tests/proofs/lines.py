@@ -17,7 +17,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf_jax.metrics import format_table
+from rlhf_jax.terminal import format_table
 
 ROOT = Path(__file__).parent.parent.parent
 _NO_CODE = (

@@ -119,7 +119,9 @@ def kl_to_optimum(params, reward, reference, beta):
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+  "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 def test_a1_ppo_reaches_the_kl_regularised_optimum(seed, beta):
   reward, reference = bandit(seed)
   settings = {"steps": 500, "count": 1024, "rate": 0.05}

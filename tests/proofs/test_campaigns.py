@@ -45,6 +45,7 @@ def test_trap_44_second_starts_at_random_moments_change_nothing(capsys):
   assert "3 second starts in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_odd_inputs_end_with_one_message():
   """Every eightieth case of all kinds, in processes of their own."""
   names = [case.name for case in fuzz_cases.cases()]

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 import rlhf_jax
-from rlhf_jax.metrics import format_table
+from rlhf_jax.terminal import format_table
 
 PACKAGE = Path(rlhf_jax.__file__).parent
 CLIP_RATIO = 0.17171

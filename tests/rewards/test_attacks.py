@@ -18,12 +18,11 @@ from tests.rewards.attacks import files, resources, run, system
 USER = 54321  # nobody's
 SECONDS = 0.5  # of one attack
 PROGRAMS = files.PROGRAMS | system.PROGRAMS | resources.PROGRAMS
-PLACES = (
-  "/tmp",
-  "/var/tmp",
-  "/dev/shm",
-  "/run/lock",
-  os.path.dirname(os.__file__),
+LIBRARY = os.path.dirname(os.__file__)
+PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock", LIBRARY)
+PLACES += tuple(
+  f"{LIBRARY}/{name}"
+  for name in ("__pycache__", "site-packages", "dist-packages")
 )
 KEY = str(0x526C6866)
 
@@ -111,7 +110,7 @@ def walls_of(level, has_tripwire, uid):
 
 
 def test_the_corpus_is_large():
-  assert len(PROGRAMS) >= 60
+  assert len(PROGRAMS) >= 180
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import itertools
 import pytest
 
 from rlhf_jax.rewards import code_blocks, code_tests
-from rlhf_jax.rewards.sandbox import parts, remote, values
+from rlhf_jax.rewards.sandbox import remote, sources, values
 
 CONFIG = code_tests.Config(seconds=8.0, isolation="audit")
 Point = collections.namedtuple("Point", "x y")
@@ -219,6 +219,27 @@ QUOTES = 3 * "'"
     f"Use ```print``` or ```f```:\n```python\n{RIGHT}\n```",
     "- ```python\n  def f(x):\n    return x\n  ```",
     f"```python\n{RIGHT}\ns = '\u2028'\n```",
+    f"```python3.11\n{RIGHT}\n```",
+    f"```py:a.py\n{RIGHT}\n```",
+    f"````markdown\nSo:\n```python\n{RIGHT}\n```\n````",
+    f"\ufeff```python\n\ufeff{RIGHT}\n```",
+    f"\ufeff{RIGHT}",
+    "    def f(x):\n        return x",
+    "```python\n  def f(x):\n    return x\n```",
+    ">>> def f(x):\n...   return x\n...\n>>> f(1)\n1",
+    "```pycon\n>>> def f(x):\n...   return x\n```",
+    f"```python\n{RIGHT}\n```\nso\n```python\nf = f(2)\n```",
+    "```python\nimport math\n```\n```python\n"
+    "def f(x): return math.floor(x)\n```",
+    "```python\ndef h(x): return g(x)\nprint(1)\n```\n"
+    "```python\ndef f(x): return h(x)\n```\n```python\ndef g(x): return x\n```",
+    "```python\nf: object = lambda x: x\n```\n```python\nprint(f(2))\n```",
+    "```python\nif True:\n  def f(x): return x\n```\n"
+    "```python\nprint(f(2))\n```",
+    "```python\nfrom math import floor as f\n```\n```py\nprint(f(2))\n```",
+    "```python\nf, g = abs, 2\n```\n```python\nprint(f(2))\n```",
+    f"<think>\n```python\ndef f(x): return\n</think>\n```python\n{RIGHT}\n```",
+    f"Well: ```x\n</think>\n{RIGHT}",
   ],
 )
 def test_the_block_that_is_meant_is_run(text):
@@ -233,10 +254,31 @@ def test_what_is_no_closed_block_is_no_code(text):
   assert code_blocks.extract(text) == []
 
 
+def test_code_in_thoughts_is_no_answer():
+  text = f"<think>\n```python\n{RIGHT}\n```\n</think>\nI cannot."
+  assert not passes(text, "assert f(1) == 1")
+
+
+def test_programs_are_the_block_that_reads_or_prints():
+  program = "print(int(input()) ** 2)"
+  case = {"cases": [{"input": "2\n", "output": "4\n"}]}
+  texts = [
+    f"```python\n{program}\n```\n```python\n# python a.py\n```",
+    f"```python\n{program}\n```\n```python\nsolve(5)\n```",
+    "```python\ndef solve(n): return n * n\n```\n"
+    "```python\nprint(solve(int(input())))\n```",
+    f"{program}\nexit()",
+    "import fileinput\nfor line in fileinput.input(): print(int(line) ** 2)",
+    "def solve(n): return n * n",  # it prints nothing
+  ]
+  found = code_tests.run_all(texts, [case] * len(texts), CONFIG)
+  assert [r.passed for r in found] == [1, 1, 1, 1, 1, 0]
+
+
 def test_a_preamble_is_left_out_where_an_answer_repeats_it():
   preamble = "def f(x):\n"
-  assert parts.choose([RIGHT], preamble, ("f",)) == RIGHT
-  assert parts.choose(["  return x"], preamble, ()).startswith(preamble)
+  assert sources.choose([RIGHT], preamble, ("f",)) == RIGHT
+  assert sources.choose(["  return x"], preamble, ()).startswith(preamble)
 
 
 def test_a_nested_answer_does_not_reach_the_parser_of_the_run():

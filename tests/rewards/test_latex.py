@@ -52,6 +52,8 @@ def one(name, text, reference, **settings):
     (r"2\pi r", "2πr", "2πr"),
     (r"\{1,2\}", r"\{1,2\}", "{1,2}"),
     (r"\textcolor{red}{7}", "7", "7"),
+    ("a_n", "a_{n}", "a_n"),
+    ("∜x", r"\sqrt[4]{x}", "root(4,x)"),
     (r"\sqrt{", r"\sqrt{", r"\sqrt{"),  # unfinished: left as it is
   ],
 )
@@ -90,6 +92,10 @@ def test_one_spelling(text, tidied, plain):
     ("10^{-2}", Fraction(1, 100)),
     ("5*10**3", 5000),
     (r"\theta = 30^\circ", 30),
+    (r"m\angle A = 30^\circ", 30),
+    ("= 5", 5),
+    ("EUR 5", 5),
+    ("5 PM", 5),
     ("f(2) = 5", 5),
     (r"12\text{ cm}^2", 12),
     ("9.8 m/s^2", Fraction(49, 5)),
@@ -99,6 +105,9 @@ def test_one_spelling(text, tidied, plain):
     ("18 dollars a day", 18),
     ("5元", 5),
     (r"20^\circ\text{C}", 20),
+    (r"5\text{ N}\cdot\text{m}", 5),
+    (r"5\frac{\text{m}}{\text{s}^2}", 5),
+    (r"5\,\mu\text{m}", 5),
   ],
 )
 def test_numbers_as_they_are_written(text, value):
@@ -121,6 +130,12 @@ def test_a_letter_is_no_unit(text):
   assert one("number", f"\\boxed{{{text}}}", digits) == 0.0
   with pytest.raises(ValueError, match="single number.*'math'"):
     one("number", "\\boxed{2}", text)
+
+
+def test_before_and_after_noon_differ():
+  assert one("number", "#### 5 p.m.", "5 a.m.") == 0.0
+  assert one("number", "#### 5 PM", "5 p.m.") == 1.0
+  assert one("number", "#### 5", "5 p.m.") == 1.0
 
 
 def test_names_of_variables_count():
@@ -191,11 +206,23 @@ def test_thoughts_are_read_where_that_is_set():
     "Answer：5",
     "the answer is: \\[\n5\n\\]",
     "the answer is \\( 5 \\). So",
+    "Final Answer: The final answer is $5$. I hope it is correct.",
+    "Answer: answer is 5",
+    "The answer is 5. So the answer is 5.0",
   ],
 )
 def test_phrases(text):
   assert one("number", text, 5, formats=("phrase",)) == 1.0
   assert one("number", text.replace("5", "5x"), 5, formats=("phrase",)) == 0.0
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["The answer is 5. The answer is 4.", "Answer: 4. No, the answer is 5"],
+)
+def test_phrases_in_one_line_all_count(text):
+  assert one("number", text, 5, formats=("phrase",)) == 0.0
+  assert one("number", text, 4, formats=("phrase",)) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -230,6 +257,10 @@ def test_the_last_number_is_whole(text, reference, score):
     ("covid-19", "covid 19"),
     ("New York (NY)", "New York NY"),
     (r"\{1,2\}", "{1, 2}"),
+    ("3:4", "3 : 4"),
+    (r"\emptyset", r"\varnothing"),
+    ("x >= 2", r"x\ge2"),
+    ("B)", "B"),
   ],
 )
 def test_exact_reads_one_spelling(text, reference):
@@ -241,9 +272,8 @@ def test_exact_reads_one_spelling(text, reference):
   [
     pair.split("~")
     for pair in "x+y~x-y|-x~x|√2~2|5²~52|1½~11/2|(1,2)~[1,2]|[0,1)~(0,1)|5!~5|"
-    "n!~n|x^2~x2|a<b~a>b|1:2~1 2|{1,2}~(1,2)|a=b~a b|x'~x|2x~2|3·4~34".split(
-      "|"
-    )
+    "n!~n|--5~-5|-(-5)~-5|0.(3)~0 3|x^2~x2|"
+    "a<b~a>b|1:2~1 2|{1,2}~(1,2)|a=b~a b|x'~x|2x~2|3·4~34".split("|")
   ]
   + [("|x|", "x")],
 )
@@ -269,6 +299,8 @@ def test_long_texts_are_compared_as_they_are():
     ("a</think>", 1, 0, 0),
     ("<think>a</think>", 0, 0, 0),
     ("<think>a</think>  \n", 0, 0, 0),
+    ("<think>a</think>\u200b", 0, 0, 0),
+    ("<think>\ufeff</think>b", 0, 0, 0),
     ("</think>b", 0, 0, 0),
     ("a</think>b</think>c", 0, 0, 0),
     ("<think>a</think>b<think>c</think>d", 0, 0, 0),

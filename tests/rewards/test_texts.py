@@ -21,7 +21,7 @@ class Letters:
   """Token 2 is "a", 3 is "b" and so on; 1 ends and pads, and has no text."""
 
   vocab_size, eos_id, pad_id = 28, END, END
-  name, special_tokens, chat_template = "letters", {}, None
+  name, chat_template, special_tokens = "letters", None, {}
 
   def encode(self, text):
     return [ord(letter) - 95 for letter in text]

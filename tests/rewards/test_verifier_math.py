@@ -43,6 +43,11 @@ EQUAL = [
   (r"\sqrt{3}i", r"i\sqrt3"),
   ("(1+i)^2", "2i"),
   (r"e^{i\pi}", "-1"),
+  (r"e^{i\pi/3}", r"\frac12+\frac{\sqrt3}{2}i"),
+  (r"\cos\frac\pi5", r"\frac{1+\sqrt5}{4}"),
+  (r"2x\cos 36^\circ", r"\frac{1+\sqrt5}{2}x"),
+  ("∛8", "2"),
+  (r"\vec v", r"\vec{v}"),
   ("2pi", r"2\pi"),
   (r"\frac23\pi", r"\frac{2\pi}{3}"),
   (r"\sin^2 x + \cos^2 x", "1"),
@@ -57,6 +62,9 @@ EQUAL = [
   ("5!", "120"),
   (r"\frac{10!}{5!5!}", "252"),
   (r"\binom{5}{2}", "10"),
+  (r"\dbinom52", "10"),
+  (r"{5\choose 2}", r"\tbinom{5}2"),
+  (r"\operatorname{arcsin} x", r"\arcsin x"),
   (r"\left|-3\right|", "3"),
   (r"\lfloor 2.5 \rfloor", "2"),
   (r"0.\overline{3}", r"\frac13"),
@@ -75,7 +83,21 @@ EQUAL = [
   (r"\textbf{(D)}\ 12", "D"),
   ("(D) 12", r"\textbf{(D)}\ 12"),
   ("12", r"\textbf{(D)}\ 12"),
+  ("B)", "B"),
+  ("B:", "B"),
+  ("B) 12", "B"),
+  ("B. 12", "B"),
+  ("12", "B) 12"),
+  (r"\text{B) 12}", "B"),
+  (r"\text{(B) } 12", "B"),
+  (r"\text{B. }12\text{ cm}", "B"),
+  ("Option B", "B"),
+  (r"\text{Option B}", "B"),
+  (r"\text{choice (B)}", "(B)"),
+  ("Option (B) 12", "B"),
   (r"\text{A, B}", "B,A"),
+  (r"\textbf{(A)}, \textbf{(B)}", "A,B"),
+  (r"\text{A}\text{ and }\text{B}", "B,A"),
   (r"\text{no solution}", "No solution"),
   (r"\text{June 20}", "June 20"),
   # equations and relations
@@ -83,12 +105,22 @@ EQUAL = [
   ("5", "x=5"),
   ("n = 2k", "2k"),
   ("f(x)=x^2", "x^2"),
+  (r"f^{-1}(x)=\frac{x-1}{2}", r"\frac{x-1}{2}"),
+  ("a_n=2n+1", "2n+1"),
+  ("3{:}4", "3:4"),
   (r"x=\frac{10}{2}=5", "5"),
   ("y=2x+1", "2x - y + 1 = 0"),
   ("4x+6y=12", "2x+3y=6"),
   ("2<x", "x>2"),
   (r"x\neq 2", r"2\ne x"),
   ("x=1, y=2", "y=2, x=1"),
+  ("x >= 2", r"x\ge 2"),
+  ("1<=x<=2", "[1,2]"),
+  ("x != 2", r"x\ne2"),
+  ("n!=24", "n! = 24"),  # no space: a factorial
+  ("x == 5", "5"),
+  ("x &= 5", "5"),
+  ("x&=5", "x=5"),
   # several values, sets, intervals, tuples
   ("5,-1", "-1, 5"),
   (r"x=5 \text{ or } x=-1", "-1, 5"),
@@ -105,6 +137,20 @@ EQUAL = [
     r"\begin{pmatrix} 1 & \frac24 \\ 3 & 4\end{pmatrix}",
     r"\begin{bmatrix}1&\frac12\\3&4\end{bmatrix}",
   ),
+  (
+    r"\left[\begin{array}{cc}1&2\\3&4\end{array}\right]",
+    r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+  ),
+  (
+    r"\left(\begin{smallmatrix}1\\2\end{smallmatrix}\right)",
+    r"\begin{Bmatrix}1\\2\end{Bmatrix}",
+  ),
+  (r"x\in\mathbb R", r"\Bbb{R}"),
+  # money and times of day
+  ("USD 5", "5"),
+  ("Rs. 50", "50"),
+  ("5 PM", "5 p.m."),
+  (r"12:30\text{ p.m.}", "12:30 PM"),
 ]
 
 DIFFERENT = [
@@ -138,6 +184,19 @@ DIFFERENT = [
   (r"\textbf{(C)}\ 12", r"\textbf{(D)}\ 12"),
   ("C", r"\textbf{(D)}\ 12"),
   ("(A)+1", "1"),
+  ("B) 12", "C"),
+  (r"\textbf{(A)}, \textbf{(C)}", "A,B"),
+  (r"e^{i\pi/3}", r"\frac12-\frac{\sqrt3}{2}i"),
+  (r"\cos\frac\pi5", r"\frac{1+\sqrt3}{4}"),
+  (r"\vec v", "v"),
+  ("A) 12", "B) 12"),
+  ("B. 13", "B) 12"),
+  ("Option B", "C"),
+  ("5 p.m.", "5 a.m."),
+  (r"12:30\text{ a.m.}", "12:30 p.m."),
+  ("x >= 2", "x>2"),
+  ("x != 2", "2"),
+  ("n!=24", "4"),
   ("no solution", "one solution"),
   (r"\frac10", r"\frac20"),
   (r"\infty", r"-\infty"),
@@ -154,7 +213,7 @@ DIFFERENT = [
 @pytest.mark.parametrize(("answers", "score"), [(EQUAL, 1), (DIFFERENT, 0)])
 def test_equal_and_different_formulas(answers, score):
   texts_, references = zip(*answers, strict=True)
-  found = verifiers.bind("math")(
+  found = verifiers.bind("math", seconds=60.0)(
     [f"so \\boxed{{{text}}}." for text in texts_], list(references)
   )
   wrong = [answers[i] for i in np.flatnonzero(found != score)]

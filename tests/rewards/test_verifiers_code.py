@@ -202,6 +202,14 @@ def test_programs_are_judged_by_what_they_print():
   assert scores.tolist() == [1.0, 1.0, 0.5]
 
 
+def test_programs_that_print_without_end_are_cut():
+  case = {"cases": [{"input": "", "output": "4\n"}]}
+  endless = "print(4)\nwhile True: print('x' * 10**6, flush=True)"
+  config = dataclasses.replace(CONFIG, seconds=60.0)
+  found = results([endless, "print(4)"], case, config)
+  assert [r.status for r in found] == ["failed", "passed"]
+
+
 def test_a_preamble_and_a_check_function():
   """The form of HumanEval: signature before, check(candidate) after."""
   reference = {

@@ -12,7 +12,7 @@ Runs alone, on the standard library.
 
 from __future__ import annotations
 
-import ast
+import builtins
 import json
 import os
 import signal
@@ -20,9 +20,16 @@ import sys
 import traceback
 import types
 
-from rlhf_jax.rewards.sandbox import remote
+from rlhf_jax.rewards.sandbox import remote, sources
 
 LONGEST_TRIAL_SECONDS = 1.0  # of one test
+
+
+def _as_script():
+  """Gives an answer what Python gives a script: exit(), and no arguments."""
+  sys.argv = ["answer.py"]
+  for name in ("exit", "quit"):  # of the module site, which is not loaded
+    vars(builtins).setdefault(name, sys.exit)
 
 
 def _module(name):
@@ -34,39 +41,6 @@ def _module(name):
 
 def _compiled(source, name):
   return compile(source, name, "exec", dont_inherit=True)
-
-
-def _defines(tree, names):
-  """Says whether a module defines one of these names, or class Solution."""
-  for node in tree.body:
-    if getattr(node, "name", None) in names:
-      return True
-    if isinstance(node, ast.ClassDef) and node.name == "Solution":
-      return True
-    targets = node.targets if isinstance(node, ast.Assign) else []
-    if any(getattr(target, "id", None) in names for target in targets):
-      return True
-  return False
-
-
-def choose(blocks, preamble, names):
-  """Returns the source of an answer: of its blocks, the one that is meant.
-
-  That is the last that parses and defines what is tested; failing that, the
-  last that parses; failing that, the last. `preamble` comes first, unless
-  the block parses only without.
-  """
-  parsed = []
-  for block in blocks:
-    for source in [f"{preamble}\n{block}", block] if preamble else [block]:
-      try:
-        parsed.append((source, ast.parse(source)))
-        break
-      except (SyntaxError, ValueError):
-        pass
-  wanted = [source for source, tree in parsed if _defines(tree, names)]
-  sources = wanted or [source for source, _ in parsed]
-  return sources[-1] if sources else f"{preamble}\n{blocks[-1]}"
 
 
 class TooSlow(BaseException):
@@ -155,10 +129,11 @@ def serve_answer(job, requests, replies):
   """Runs the answer's code, then does what it is asked until nobody asks."""
   replies = os.fdopen(replies, "wb", buffering=0)
   requests = os.fdopen(requests, "rb")
+  _as_script()
   namespace = _module("__answer__")
-  source = choose(job["blocks"], job["preamble"], job["names"])
+  source = sources.choose(job["blocks"], job["preamble"], job["names"])
   exec(_compiled(source, "<answer>"), namespace)
-  answer = remote.Answer(namespace)
+  answer = remote.Answer(namespace, job["names"])
   while line := requests.readline():
     reply = answer.reply(json.loads(line))
     replies.write(json.dumps(reply).encode() + b"\n")
@@ -166,7 +141,8 @@ def serve_answer(job, requests, replies):
 
 def run_program(job):
   """Runs the answer's code as a script, to the end of the process."""
-  source = choose(job["blocks"], job["preamble"], ())
+  _as_script()
+  source = sources.choose(job["blocks"], job["preamble"], ())
   exec(_compiled(source, "<answer>"), _module("__main__"))
 
 

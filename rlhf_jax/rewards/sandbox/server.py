@@ -41,6 +41,24 @@ def _buffer_file():
     return os.dup(file.fileno())
 
 
+def _let_loops_run():
+  """Lets asyncio.run work where nobody may open a socket.
+
+  A loop has a pair of sockets to be woken through by other threads, of which an
+  answer has none, and waits in epoll, for which it has no right.
+  """
+  sys.modules["ssl"] = None  # large, and nobody can connect
+  import asyncio.selector_events
+  import selectors
+
+  del sys.modules["ssl"]
+
+  loops = asyncio.selector_events.BaseSelectorEventLoop
+  loops._csock = None
+  loops._make_self_pipe = loops._close_self_pipe = lambda self: None
+  selectors.DefaultSelector = selectors.SelectSelector
+
+
 class Server:
   """Forks the parts of jobs, and ends them."""
 
@@ -50,6 +68,7 @@ class Server:
     self.libc = walls.c_library() if sys.platform == "linux" else None
     self.null = os.open(os.devnull, os.O_RDWR)
     walls.readable()
+    _let_loops_run()
 
   def enter(self):
     """Raises the walls around the server itself; OSError if it cannot."""

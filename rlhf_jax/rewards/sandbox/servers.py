@@ -43,7 +43,7 @@ from rlhf_jax.rewards.sandbox.server import HEADER_BYTES
 from rlhf_jax.rewards.sandbox.walls import LEVELS
 from rlhf_jax.schema import UserError
 
-MODULES = "values seccomp walls tripwire remote parts server".split()
+MODULES = "values seccomp walls tripwire remote sources parts server".split()
 SOURCES = {
   name: (Path(__file__).parent / f"{name}.py").read_text() for name in MODULES
 }
@@ -56,6 +56,7 @@ for name, source in json.loads(sys.argv[2]).items():
   exec(compile(source, f"{name}.py", "exec", dont_inherit=True), vars(module))
 package.server.serve(json.loads(sys.argv[3]))()
 """
+START_SECONDS = 120.0  # of Python, perhaps from a slow disk or in a container
 SPARE_SECONDS = 20.0  # beyond a job's own, until the server is given up
 COMMAND_ENVIRONMENT = ("HOME", "DOCKER_HOST", "XDG_RUNTIME_DIR")
 SHOWN = {
@@ -127,7 +128,7 @@ class Server:
       )
     except OSError as error:
       raise ServerLost(str(error)) from error
-    hello = self._within(SPARE_SECONDS, self._header)
+    hello = self._within(START_SECONDS, self._header)
     if not hello["ok"]:
       self.close()
       raise ServerLost(hello["why"])
@@ -242,7 +243,7 @@ def _witnessed(walls: Walls) -> None:
     server = Server(walls, Limits())
     try:
       witness = {"path": file.name, "pid": os.getpid()}
-      outcome = server.run("probe", [witness], 10.0)
+      outcome = server.run("probe", [witness], 60.0)
     finally:
       server.close()
   if outcome.code != 0:

@@ -5,16 +5,19 @@ anew from that in the process that decides: no object of the policy's code ever
 compares itself with an expected value. A subclass crosses as the value that it
 extends (an IntEnum as an int). Runs alone, on the standard library.
 
-Left out: classes of the tests, dates, arrays, values that share parts.
+Left out: classes of the tests, arrays, values that share parts; a time zone
+crosses as its distance from UTC.
 """
 
 from __future__ import annotations
 
 import collections
+import datetime
 import decimal
 import fractions
 import functools
 import itertools
+import types
 
 JSON_INTEGERS = 1 << 63  # larger ones cross in hexadecimal: no limit on digits
 MOST_ITEMS = 100_000  # of an iterator that a test passes
@@ -23,6 +26,18 @@ FACTORIES = {
 }
 _BYTES = {kind.__name__: kind for kind in (bytes, bytearray)}
 _ITEMS = {kind.__name__: kind for kind in (list, tuple, set, frozenset)}
+_LIKE = {  # classes of the library that hold one of these
+  types.MappingProxyType: dict,
+  collections.ChainMap: dict,
+  collections.UserDict: dict,
+  collections.UserList: list,
+  collections.UserString: str,
+  memoryview: bytes,
+}
+_DATES = {  # a datetime is a date, so it comes first
+  kind.__name__: kind
+  for kind in (datetime.datetime, datetime.date, datetime.time)
+}
 _VIEWS = {
   type({}.keys()): "keys",
   type({}.values()): "values",
@@ -63,6 +78,11 @@ def _sequence(value, again):
     return {"deque": [[again(item) for item in value], value.maxlen]}
   if type(value) in _VIEWS:
     return {_VIEWS[type(value)]: [again(item) for item in value]}
+  for name, kind in _DATES.items():
+    if isinstance(value, kind):
+      return {name: kind.isoformat(value)}
+  if isinstance(value, datetime.timedelta):
+    return {"timedelta": [value.days, value.seconds, value.microseconds]}
   if isinstance(value, range):
     return {"range": [again(value.start), again(value.stop), again(value.step)]}
   return None
@@ -99,6 +119,9 @@ def encode(value, keep=None):
     return {"decimal": decimal.Decimal.__str__(value)}
   if isinstance(value, dict):
     return _mapping(value, again)
+  for like, kind in _LIKE.items():
+    if isinstance(value, like):
+      return again(kind(value))
   form = _sequence(value, again)
   if form is not None:
     return form
@@ -121,7 +144,7 @@ def encode_iterator(value, again):
 
 @functools.lru_cache(maxsize=256)
 def _named(name, fields):
-  return collections.namedtuple(name, fields)
+  return collections.namedtuple(name, fields, rename=True)
 
 
 def _builders(again):
@@ -136,6 +159,8 @@ def _builders(again):
   return {
     **{name: many(kind) for name, kind in _ITEMS.items()},
     **{name: kind for name, kind in _BYTES.items()},
+    **{name: kind.fromisoformat for name, kind in _DATES.items()},
+    "timedelta": lambda content: datetime.timedelta(*content),
     "int": lambda content: int(content, 16),
     "complex": lambda content: complex(*content),
     "fraction": lambda content: fractions.Fraction(*map(again, content)),

@@ -89,8 +89,8 @@ FAULTS = (
     "overlap",
     (
       "overlap: the other way round",
-      "return [(where, places[key]) for where, key in keys if key in places]",
-      "return [(where, key) for where, key in keys if key not in places]",
+      "pairs.append((record.where, places[keys[0]]))",
+      "pairs.append((places[keys[0]], record.where))",
     ),
   ),
   *of(
@@ -203,6 +203,21 @@ FAULTS = (
       "chat: a message can write special tokens",
       "    position = end\n  return found",
       "    position = start\n  return found",
+    ),
+  ),
+  *of(
+    "data",
+    "data/chat.py",
+    "families",
+    (
+      "chat: white space that a token takes in has tokens of its own",
+      "while takes_right and final < start",
+      "while takes_left and final < start",
+    ),
+    (
+      "chat: a message that the template passes over is lost",
+      "  _check_said(messages, found)\n",
+      "",
     ),
   ),
   *of(

@@ -8,7 +8,13 @@ FAULTS = (
     "optimizer.py",
     "optimizer::three_steps_by_hand"
     " optimizer::decaying_schedules"
-    " optimizer::constant_schedule_with_warm_up",
+    " optimizer::constant_schedule_with_warm_up"
+    " optimizer::the_warm_up_scales_with_the_run",
+    (
+      "schedule: the warm-up of a short run is not cut",
+      "min(config.warmup_steps, most)",
+      "config.warmup_steps",
+    ),
     (
       "schedule: no warm-up",
       "optax.join_schedules([warmup, after], [config.warmup_steps])",
@@ -78,7 +84,7 @@ FAULTS = (
     ),
     (
       "gather: gradients stay whole",
-      "return (jax.lax.with_sharding_constraint(gradient, owned),)",
+      "return (constrain(gradient, owned),)",
       "return (gradient,) if owned else (gradient,)",
     ),
   ),
@@ -103,7 +109,6 @@ FAULTS = (
     "metrics.py",
     "metrics::trap_23_resumed_run_has_each_step_once"
     " metrics::torn_line_is_cut_before_appending"
-    " metrics::progress_line_on_a_terminal"
     " metrics::timer_accumulates_even_through_errors",
     (
       "metrics: the step resumed from is dropped",
@@ -121,14 +126,31 @@ FAULTS = (
       "file.truncate(len(content))",
     ),
     (
+      "timer: seconds of all steps",
+      "    self._seconds.clear()\n",
+      "    self._seconds.copy()\n",
+    ),
+  ),
+  *of(
+    "metrics",
+    "terminal.py",
+    "terminal::progress_line_on_a_terminal"
+    " terminal::the_pace_leaves_compilation_out"
+    " terminal::what_rounds_to_zero_has_no_sign",
+    (
       "progress: the time of all steps is left",
       "pace * (self._total - n)",
       "pace * self._total",
     ),
     (
-      "timer: seconds of all steps",
-      "    self._seconds.clear()\n",
-      "    self._seconds.copy()\n",
+      "progress: one slow step moves the pace",
+      "statistics.median(paces)",
+      "statistics.mean(paces)",
+    ),
+    (
+      "terminal: -0.00 is printed",
+      "round(value, decimals) + 0.0",
+      "round(value, decimals)",
     ),
   ),
 )

@@ -66,6 +66,11 @@ FAULTS = (
       'return -value if "-" in (found["sign"], found["inner"]) else value',
       'return -value if found["sign"] == "-" else value',
     ),
+  ),
+  *of(
+    "verifiers",
+    f"{REWARDS}/marked.py",
+    "verifier_limits::a_tag_comes_once",
     (
       "tags: a tag may come twice",
       "text.count(opening) != 1 or text.count(closing) != 1",
@@ -102,12 +107,12 @@ FAULTS = (
   ),
   *of(
     "verifiers",
-    f"{REWARDS}/sandbox/parts.py",
+    f"{REWARDS}/sandbox/sources.py",
     "verifiers_code code_values",
     (
       "code: the first block",
-      "sources[-1] if sources",
-      "sources[0] if sources",
+      "_with_others(wanted[-1], others)",
+      "_with_others(wanted[0], others)",
     ),
   ),
   *of(

@@ -191,6 +191,33 @@ CHANGE = {
     for folder in ('/tmp', '/var/tmp', '/dev/shm', '/run/lock'):
       try: open(folder + '/rlhf_jax_escaped', 'w').write('x')
       except OSError: pass""",
+  "leaves code for the next start": """
+    folder = os.path.dirname(os.__file__)
+    for place in ('', '/__pycache__', '/site-packages', '/dist-packages'):
+      for end in ('.pth', '.pyc', '.py'):
+        try: open(f'{folder}{place}/rlhf_jax_escaped{end}', 'w').write('x')
+        except OSError: pass""",
+  "compiles into the library": """
+    import py_compile
+    folder = os.path.dirname(os.__file__)
+    target = folder + '/__pycache__/rlhf_jax_escaped.pyc'
+    py_compile.compile(folder + '/this.py', target)""",
+  "moves its folder out": """
+    os.mkdir('own')
+    os.rename('own', OUTSIDE + '/escaped')""",
+  "makes a hard link of a descriptor": """
+    fd = os.open('.', os.O_RDWR | os.O_TMPFILE)
+    os.link(f'/proc/self/fd/{fd}', OUTSIDE + '/escaped')""",
+  "writes by a link in between": """
+    os.symlink(OUTSIDE, 'way')
+    open('way/../' + OUTSIDE.split('/')[-1] + '/escaped', 'w').write('x')
+    open('way/escaped', 'w').write('x')""",
+  "native write by handle": """
+    handle = (ctypes.c_uint32 * 34)(128)
+    mount = ctypes.c_int()
+    path = (OUTSIDE + '/victim.txt').encode()
+    call(303, -100, path, handle, ctypes.byref(mount), 0)
+    os.write(call(304, os.open('/', os.O_RDONLY), handle, 1), b'x')""",
   "changes the library": """
     folder = os.path.dirname(os.__file__)
     open(folder + '/rlhf_jax_escaped.py', 'w').write('x')""",

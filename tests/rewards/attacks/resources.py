@@ -22,6 +22,56 @@ EXHAUST = {
     for i in range(1000):
       with open(f'big{i}', 'wb') as file:
         while file.write(bytes(1 << 16)): pass""",
+  "makes odd names": """
+    for name in (b'\\n', b'\\xff', b'-rf', b'..\\r', b' ', b'x' * 255):
+      os.mkdir(name)
+      os.mkfifo(name + b'/pipe' if len(name) < 9 else name + b'/p')
+      os.chmod(name, 0)""",
+  "locks its own folder": """
+    os.mkfifo('pipe')
+    os.symlink('loop', 'loop')
+    os.chmod('pipe', 0)
+    os.chmod('.', 0)""",
+  "removes its own folder": """
+    here = os.getcwd()
+    os.chdir('/')
+    os.rename(here, '/away')
+    os.rmdir(here)""",
+  "links in a race": """
+    for _ in range(20000):
+      try:
+        os.symlink(OUTSIDE, 'way')
+        os.remove('way/victim.txt')
+      except OSError: pass
+      try: os.remove('way')
+      except OSError: pass
+      os.makedirs('way', exist_ok=True)
+      os.rmdir('way')""",
+  "makes a name unchangeable": """
+    import fcntl
+    fd = os.open('fixed', os.O_CREAT | os.O_WRONLY)
+    fcntl.ioctl(fd, 0x40086602, (16).to_bytes(8, 'little'))""",
+  "unpacks a bomb": """
+    import gzip, io
+    bomb = gzip.compress(gzip.compress(bytes(1 << 27)) * 64)
+    return len(gzip.decompress(gzip.decompress(bomb)))""",
+  "unpacks a stream": """
+    import zlib
+    packed = zlib.compress(bytes(1 << 26))
+    held = []
+    while True: held.append(zlib.decompress(packed))""",
+  "prints without end": """
+    while True: print('x' * (1 << 20), flush=True)""",
+  "writes without end": """
+    while True: os.write(1, b'x' * (1 << 20))""",
+  "overflows the stack": """
+    import faulthandler
+    faulthandler._stack_overflow()""",
+  "overflows the stack of C": """
+    sys.setrecursionlimit(10**9)
+    deep = ()
+    for _ in range(10**6): deep = (deep,)
+    return hash(deep) == repr(deep)""",
   "makes a sparse file": """
     with open('sparse', 'wb') as file: file.truncate(1 << 40)""",
   "opens files": "return len([os.pipe() for _ in range(10**5)])",
@@ -84,6 +134,30 @@ CRASH = {
       def __str__(self): raise SystemExit(0)
     raise Odd""",
   "ends the interpreter": "ctypes.pythonapi.Py_Finalize()",
+  "faults by itself": """
+    import faulthandler
+    faulthandler._sigsegv()""",
+  "faults later": """
+    import faulthandler, time
+    faulthandler.dump_traceback_later(0.1, exit=True, file=1)
+    time.sleep(60)""",
+  "sleeps at its end": """
+    import atexit, time
+    atexit.register(time.sleep, 600)
+    sys.exit(0)""",
+  "sleeps in its clean-up": """
+    import time
+    class Late:
+      def __del__(self):
+        while True: time.sleep(60)
+    sys.late = Late()
+    raise SystemExit""",
+  "raises what cannot be shown": """
+    class Odd(BaseException):
+      def __str__(self): return chr(0xd800)
+      __repr__ = __str__
+    Odd.__name__ = chr(0xd800)
+    raise Odd""",
 }
 
 DECEIVE = {
@@ -157,6 +231,26 @@ DECEIVE = {
       try: os.write(fd, ('{"value": ' + line + '}').encode() + bytes([10]))
       except OSError: pass""",
   "forges an error": "reply({'error': 'SystemExit'})",
+  "forges a verdict": """
+    for fd in range(64):
+      try: os.write(fd, b'["passed", ""]' + bytes([10]))
+      except OSError: pass
+    os._exit(0)""",
+  "forges an outcome": """
+    verdict = b'["passed", ""]' + bytes([10])
+    header = b'{"code": 0, "bytes": %d}' % len(verdict)
+    for fd in range(64):
+      try: os.write(fd, header.ljust(512) + verdict)
+      except OSError: pass
+    os._exit(0)""",
+  "forges an outcome by seeking": """
+    for fd in range(64):
+      try:
+        os.lseek(fd, 0, 0)
+        os.ftruncate(fd, 0)
+        os.write(fd, b'["passed", ""]' + bytes([10]))
+      except OSError: pass
+    os._exit(0)""",
   "forges an unknown form": "reply({'value': {'eval': '1'}})",
   "forges an endless line": """
     while True:

@@ -121,6 +121,8 @@ def main(settings):
   listeners, given = listen(sockets)
   given |= {"OUTSIDE": outside, "HOST": os.getpid(), "PREFIX": PREFIX}
   secret = Path("secret.txt").read_text()
+  held = ctypes.create_string_buffer(secret.encode())  # what others may reach
+  given["SECRET_AT"] = ctypes.addressof(held)
   programs = files.PROGRAMS | system.PROGRAMS | resources.PROGRAMS
   mark = f"attacked={os.getpid()}"
   command = (sys.executable, "-X", mark)
@@ -142,19 +144,19 @@ def main(settings):
     return int(json.loads(outcome.output or b"[]") == ["passed", ""])
 
   honest = source("return HONEST", given | {"HONEST": secret})
+  right = [
+    {"blocks": [honest], "preamble": "", "names": ["answer"]},
+    {**test, "names": ["answer"]},
+  ]
   with open("secret.txt"), ThreadPoolExecutor(4) as threads:
-    control = pool.run(
-      "tests",
-      [
-        {"blocks": [honest], "preamble": "", "names": ["answer"]},
-        {**test, "names": ["answer"]},
-      ],
-      9.0,
-    )
+    controls = [pool.run("tests", right, 60.0)]
     scores = dict(
       zip(programs, threads.map(score, programs.values()), strict=True)
     )
+    controls.append(pool.run("tests", right, 60.0))  # it goes on
   harm = [name for name, one in listeners.items() if was_reached(one)]
+  if held.value.decode() != secret:
+    harm.append("memory of the run was changed")
   if state() != before:
     harm.append(f"{before} became {state()}")
   pool.close()
@@ -164,7 +166,7 @@ def main(settings):
     time.sleep(0.05)
   if left_processes(mark.encode()):
     harm.append("processes are left")
-  is_right = json.loads(control.output) == ["passed", ""]
+  is_right = all(json.loads(c.output) == ["passed", ""] for c in controls)
   print(json.dumps({"scores": scores, "harm": harm, "control": is_right}))
 
 

@@ -1,0 +1,160 @@
+"""Two policies side by side: the rows of the report, and the printed table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlhf_jax import terminal
+from rlhf_jax.evaluation.report import SummaryRow
+
+TEXTS_PRINTED = 4
+
+
+def _accuracy_note(ceiling: float | None) -> str:
+  if ceiling is None:
+    return "Share of held-out comparisons ordered as people did."
+  return (
+    "Held-out comparisons of single raters; people's own ceiling here is "
+    f"{ceiling:.3f}."
+  )
+
+
+def summary_rows(
+  numbers: dict, method: str, start: str = "SFT"
+) -> list[SummaryRow]:
+  """Returns the table of a report, rows without a number left out.
+
+  Args:
+    numbers: of summary.json or evaluation.json.
+    method: what trained the policy, for people.
+    start: what it is compared with.
+  """
+  rows = _all_rows(numbers, method, start)
+  return [row for row in rows if row.after is not None]
+
+
+def _all_rows(numbers: dict, method: str, start: str) -> list[SummaryRow]:
+  get = numbers.get
+  judges = ("gold", "proxy", "verifier")
+  judge = next((x for x in judges if f"{x}_win_rate" in numbers), "gold")
+  return [
+    SummaryRow(
+      "Reward model score (proxy)",
+      get("proxy_before"),
+      get("proxy_after"),
+      get("proxy_standard_error"),
+      "The model that judges what the policy samples; in deviations of the "
+      f"{start} policy's answers; error of the paired difference.",
+    ),
+    SummaryRow(
+      "Held-out reward model (gold)",
+      get("gold_before"),
+      get("gold_after"),
+      get("gold_standard_error"),
+      f"A reward model trained on other sentences that {method} never saw; "
+      "same units, error of the paired difference.",
+      is_headline=True,
+    ),
+    SummaryRow(
+      f"Win rate against {start} ({judge})",
+      0.5,
+      get(f"{judge}_win_rate"),
+      get(f"{judge}_win_rate_standard_error"),
+      f"Share of held-out prompts on which the {judge} model prefers the "
+      f"{method} answer to the {start} answer; 0.5 is no difference.",
+      decimals=3,
+      is_headline=True,
+    ),
+    SummaryRow(
+      "Verifier score",
+      get("verifier_before"),
+      get("verifier_after"),
+      get("verifier_standard_error"),
+      "As the verifier, or the function, gives it; error of the paired "
+      "difference.",
+      decimals=3,
+      is_headline=True,
+    ),
+    SummaryRow(
+      "VADER sentiment",
+      get("vader_before"),
+      get("vader_after"),
+      get("vader_standard_error"),
+      "A lexicon that nobody trained here, from -1 to 1; error of the paired "
+      "difference.",
+    ),
+    SummaryRow(
+      f"KL to the {start} policy (nats)",
+      0.0,
+      get("kl_nats"),
+      get("kl_standard_error"),
+      f"Mean over answers of log {method} - log {start}, summed over tokens.",
+      is_headline=True,
+    ),
+    SummaryRow(
+      "Distinct bigrams",
+      get("distinct_2_before"),
+      get("distinct_2_after"),
+      None,
+      "Unique over all bigrams of the answers, equal sample counts; lower "
+      "means more alike.",
+      decimals=3,
+    ),
+    SummaryRow(
+      "Repeated trigrams",
+      get("repeated_3grams_before"),
+      get("repeated_3grams_after"),
+      None,
+      "Share of an answer's trigrams that it held before; up is an answer that "
+      "loops.",
+      decimals=3,
+    ),
+    SummaryRow(
+      "Answer length (tokens)",
+      get("length_before"),
+      get("length_after"),
+      None,
+      "Mean, the end token included.",
+      decimals=1,
+    ),
+    SummaryRow(
+      "Answers that end by themselves",
+      get("eos_share_before"),
+      get("eos_share_after"),
+      None,
+      "The others hit the length limit.",
+      decimals=3,
+    ),
+    SummaryRow(
+      "Reward model accuracy",
+      None,
+      get("reward_model_accuracy"),
+      None,
+      _accuracy_note(get("reward_model_accuracy_ceiling")),
+      decimals=3,
+      is_headline=True,
+    ),
+  ]
+
+
+def show(
+  rows: Sequence[SummaryRow], texts: Sequence[dict[str, str]] = ()
+) -> None:
+  """Prints the table, and a few answers below each other.
+
+  Args:
+    rows: of the table.
+    texts: rows of texts.jsonl.
+  """
+  cells = []
+  for row in rows:
+    numbers = [
+      "" if value is None else terminal.decimal(value, row.decimals)
+      for value in (row.before, row.after, row.standard_error)
+    ]
+    cells.append([row.name, *numbers])
+  print(terminal.format_table(["", "before", "after", "std. error"], cells))
+  for text in texts[:TEXTS_PRINTED]:
+    print(f"\n{text['prompt'].strip()} ...")
+    print(f"  before: {text['before'].strip()}")
+    print(f"  after:  {text['after'].strip()}")
