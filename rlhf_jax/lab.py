@@ -344,7 +344,7 @@ def evaluate(
         jax.random.fold_in(key, number),
         name=name,
         mesh=policy.mesh,
-        packed=packing.Config(),
+        packed=packing.Config(row_tokens=0),
       )
     scores = said.scores | {
       kind: np.asarray([scorer(text) for text in said.texts], np.float32)

@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import ops
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array
 
@@ -75,6 +76,26 @@ def pool(
     total = total - jnp.take_along_axis(before, start[..., None], axis=1)
   mean = total[..., :-1] / jnp.maximum(total[..., -1:], 1.0)
   return jnp.concatenate([mean, normed], axis=-1)
+
+
+def pool_last(hidden: Array, mask: Array, pooling: str) -> Array:
+  """Returns [B, F]: pooled features at the last 1 of mask [B, L]."""
+  last = ops.last_index(mask)[:, None, None]
+  features = pool(hidden, mask, pooling)
+  return jnp.take_along_axis(features, last, axis=1)[:, 0]
+
+
+def last_of(features: Array, mask: Array, place: Array) -> Array:
+  """Returns [B, F]: features of packed rows at the last 1 of mask.
+
+  Args:
+    features: [R, S, F].
+    mask: [B, L], 1 on at least one token of each example.
+    place: [B, L] int32, the cell of R * S that holds each token.
+  """
+  last = ops.last_index(mask)[:, None]
+  cell = jnp.take_along_axis(place, last, axis=1)[:, 0]
+  return features.reshape(-1, features.shape[-1])[cell]
 
 
 class ScalarHead(nn.Module):

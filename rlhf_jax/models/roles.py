@@ -369,21 +369,15 @@ def value_only(
   return values(role, merged, Rows.of(rollout), rollout.hidden.get("value"))
 
 
-def score_features(role: Role, stream_end: Array, mask: Array) -> Array:
-  """Returns [B, F]: pooled features at the last 1 of mask [B, L]."""
-  features = heads.pool(stream_end, mask, role.head.pooling)
-  last = ops.last_index(mask)[:, None, None]
-  return jnp.take_along_axis(features, last, axis=1)[:, 0]
-
-
 def score(
   role: Role,
   variables: dict,
   rows: Rows,
   score_mask: Array,
   hidden: Array | None = None,
+  place: Array | None = None,
 ) -> Array:
-  """Returns [B, K] scores of whole rows, read at the last 1 of score_mask.
+  """Returns [B, K] scores of examples, read at the last 1 of score_mask.
 
   Args:
     role: a reward role.
@@ -392,9 +386,14 @@ def score(
     score_mask: [B, L], the tokens that are judged; without the end token for
       a reward model that was trained without it.
     hidden: see `stream`.
+    place: [B, L] int32, the cell of packed rows that holds each token.
   """
-  x = stream(role, variables, rows, hidden)
-  features = score_features(role, x, score_mask)
+  x, kind = stream(role, variables, rows, hidden), role.head.pooling
+  if place is None:
+    features = heads.pool_last(x, score_mask, kind)
+  else:
+    pooled = heads.pool(x, rows.valid_mask, kind, rows.positions)
+    features = heads.last_of(pooled, score_mask, place)
   return heads.ScalarHead(role.head).apply(
     {"params": variables["head"]}, features
   )

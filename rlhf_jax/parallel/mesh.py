@@ -210,9 +210,13 @@ def current(mesh: Any) -> contextlib.AbstractContextManager:
   return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def row_ways() -> int:
-  """Returns how many parts the rows of a batch have on the `current` mesh."""
-  mesh = jax.sharding.get_abstract_mesh()
+def row_ways(mesh: Any = None) -> int:
+  """Returns how many parts the rows of a batch have on a mesh.
+
+  Args:
+    mesh: None for the `current` one.
+  """
+  mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
   return math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
 
 

@@ -100,12 +100,6 @@ class Settings(schema.Settings):
     """The verifier or function that judges, or None."""
     return actors.bound_judge(self.verifier, self.reward_fn)
 
-  @property
-  def row_targets(self) -> int:
-    """Response tokens of a judged row at most."""
-    packed = self.packing
-    return packed.targets if packed.row_tokens else self.generate.max_new_tokens
-
 
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
@@ -219,7 +213,9 @@ def wire(
     None,
     scorers,
     settings.generate.temperature,
-    settings.row_targets,
+    settings.packing.targets(
+      settings.batch_size, world.ways, settings.generate.max_new_tokens
+    ),
   )
   weights = judge.Weights(
     base=base.params if plan.shared else {},

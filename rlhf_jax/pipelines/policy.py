@@ -201,6 +201,7 @@ def _make_step(
     name=settings.judge_name,
     mesh=phase.mesh,
     packing=settings.packing,
+    unit=settings.parts * phase.world.ways,
     timer=timer,
     further=policy_step.further(settings),
   )
@@ -227,7 +228,8 @@ def _load_actors(
   settings: Settings, world: World, base: Base
 ) -> actors_lib.Actors:
   value = settings.value if settings.has_critic else None
-  return actors_lib.load(settings, base, world, settings.row_targets, value)
+  targets = settings.row_targets(world.ways)
+  return actors_lib.load(settings, base, world, targets, value)
 
 
 def phases(settings: Settings, world: World) -> list[Phase]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +106,7 @@ def answer(
     for batch in prompt_batches:
       samples = sampler(params, mesh_lib.spread_batch(mesh, batch), key)
       on_host: Samples = distributed.fetch(samples)
-      layout = packing.plan(on_host, packed) if packed.row_tokens else None
+      layout = _layout(on_host, packed, sampler, mesh)
       rollout, scores = judge_samples(weights, {}, samples, layout)
       if verifier is not None:
         found, _ = verifier(samples, batch.index)
@@ -137,6 +138,17 @@ def answer(
     lengths=joined["length"],
     ended=joined["ended"],
   )
+
+
+def _layout(
+  samples: Samples, packed: packing.Config, sampler: Sampler, mesh: Any
+) -> packing.Packing | None:
+  """Returns how answers share rows, None where each has its own."""
+  if packed.row_tokens == 0:
+    return None
+  new, ways = sampler.config.max_new_tokens, mesh_lib.row_ways(mesh)
+  shape = packing.shape_of(packed, *samples.tokens.shape, new, ways)
+  return None if shape is None else packing.plan(samples, shape)
 
 
 def summarise(

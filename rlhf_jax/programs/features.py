@@ -109,7 +109,7 @@ def make_features(
   def forward(params: PyTree, tokens: Array, mask: Array) -> Array:
     row = roles.Rows(tokens, mask, ops.positions_from_mask(mask))
     x = roles.frozen_streams(model, params, row, (role.stop,))
-    return roles.score_features(role, x[role.stop], mask)
+    return heads.pool_last(x[role.stop], mask, role.head.pooling)
 
   return forward
 

@@ -127,7 +127,8 @@ class Opened:
       ),
       name=settings.judge_name,
       mesh=mesh,
-      packing=packing.Config(),
+      packing=packing.Config(row_tokens=0),
+      unit=1,
       timer=metrics.Timer(),
     )
     return source, count

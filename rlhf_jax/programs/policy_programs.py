@@ -109,16 +109,14 @@ class _Wired:
     At worst every sample has its full length.
     """
     rows, length, new = self.shape
-    packed = self.settings.packing
-    if not packed.row_tokens:
+    unit = self.settings.parts * self.world.ways
+    found = packing.shape_of(self.settings.packing, rows, length, new, unit)
+    if found is None:
       return None, rows, length
-    in_a_row = min(packed.row_tokens // length, packed.targets // new)
-    count = -(-rows // max(in_a_row, 1))
-    count = -(-count // packed.row_multiple) * packed.row_multiple
     layout = abstract.packed_layout(
-      self.world.mesh, (rows, length), (count, packed.row_tokens)
+      self.world.mesh, (rows, length), (found.most, found.tokens)
     )
-    return layout, count, packed.row_tokens
+    return layout, found.most, found.tokens
 
   def sampling(self, sampler: Sampler) -> list[Program]:
     """Returns what samples answers, and the further ones of the method."""

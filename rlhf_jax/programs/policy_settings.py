@@ -153,11 +153,18 @@ class Settings(actors.Sampled):
     return self.schedule.batch_size * self.generate.num_samples
 
   @property
-  def row_targets(self) -> int:
-    """Response tokens that a row of a rollout holds at most."""
-    if self.packing.row_tokens:
-      return self.packing.targets
-    return self.generate.max_new_tokens
+  def parts(self) -> int:
+    """Pieces that the rows of a rollout are cut into."""
+    return self.epochs.minibatches * self.epochs.microbatches
+
+  def row_targets(self, ways: int) -> int:
+    """Returns how many response tokens a row of a rollout holds at most.
+
+    Args:
+      ways: parts that rows are split into over a mesh.
+    """
+    new = self.generate.max_new_tokens
+    return self.packing.targets(self.answers, self.parts * ways, new)
 
 
 def _imported(
@@ -203,8 +210,7 @@ def check_batches(settings: Settings, world: World) -> None:
       f"than kl_clip x {settings.answers} answers a step = {least:g}, or the "
       "coefficient could turn negative. Raise it."
     )
-  update = settings.epochs
-  parts = update.minibatches * update.microbatches
+  parts = settings.parts
   if settings.has_ptx and settings.ptx_batch_size % (parts * world.ways):
     raise FieldError(
       f"ptx_batch_size={settings.ptx_batch_size}: must be a multiple of "
@@ -218,10 +224,9 @@ def check_batches(settings: Settings, world: World) -> None:
 def _check_minibatches(settings: Settings, ways: int) -> None:
   """Checks that each microbatch of a rollout divides among the devices."""
   rows, what = settings.answers, "schedule.batch_size x generate.num_samples"
-  if settings.packing.row_tokens:
+  if settings.packing.row_multiple is not None:
     rows, what = settings.packing.row_multiple, "packing.row_multiple"
-  update = settings.epochs
-  parts = update.minibatches * update.microbatches
+  update, parts = settings.epochs, settings.parts
   if rows % (parts * ways):
     split = f" x {build.DEVICES.format(ways)}" if ways > 1 else ""
     raise FieldError(

@@ -135,7 +135,8 @@ class Judged:
 class Source:
   """An open source of judged samples.
 
-  packing: how the judge packs rows.
+  packing: how answers share rows.
+  unit: what the number of rows must be a multiple of.
   further: name -> how further answers to each prompt are sampled, where a
     method wants them.
   timer: takes the seconds of sampling ("rollout") and judging ("score").
@@ -149,6 +150,7 @@ class Source:
   name: str  # of the verifier
   mesh: jax.sharding.Mesh
   packing: packing.Config
+  unit: int
   timer: metrics.Timer
   further: dict[str, generate.Config] = dataclasses.field(default_factory=dict)
 
@@ -210,9 +212,14 @@ class Source:
 
   def layout(self, samples: Samples) -> packing.Packing | None:
     """Returns how samples are packed into rows, None where they are not."""
-    if not self.packing.row_tokens:
+    if self.packing.row_tokens == 0:
       return None
-    return packing.plan(distributed.fetch(samples), self.packing)
+    new = self.sampler.config.max_new_tokens
+    samples = distributed.fetch(samples)
+    shape = packing.shape_of(
+      self.packing, *samples.tokens.shape, new, self.unit
+    )
+    return None if shape is None else packing.plan(samples, shape)
 
 
 @functools.partial(jax.jit, static_argnames=("group_size", "drops_truncated"))

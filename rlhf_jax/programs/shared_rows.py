@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import ops
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.data import dataset, layout
-from rlhf_jax.models import heads, roles
+from rlhf_jax.models import roles
 from rlhf_jax.types import Array, PreferenceBatch, TokenBatch
 
 
@@ -81,19 +80,14 @@ def spread(x: Array, batch: PreferenceBatch) -> Array:
 
 def scores(role: roles.Role, variables: dict, batch: PreferenceBatch) -> Array:
   """Returns scores [B, K], read at the last token of each candidate."""
-  read = tokens_of(batch)
-  rows = roles.Rows.of(read)
-  if batch.packing is None:
-    found = roles.score(role, variables, rows, rows.valid_mask)[:, 0]
-    return found.reshape(batch.tokens.shape[:2])
-  x = roles.stream(role, variables, rows, None)
-  features = heads.pool(
-    x, rows.valid_mask, role.head.pooling, batch.packing.positions
+  length, place = batch.tokens.shape[-1], None
+  if batch.packing is not None:
+    place = batch.packing.place.reshape(-1, length)
+  found = roles.score(
+    role,
+    variables,
+    roles.Rows.of(tokens_of(batch)),
+    batch.valid_mask.reshape(-1, length),
+    place=place,
   )
-  last = jnp.max(
-    jnp.where(batch.valid_mask > 0, batch.packing.place, -1), axis=-1
-  )
-  features = features.reshape(-1, features.shape[-1])[last]
-  return heads.ScalarHead(role.head).apply(
-    {"params": variables["head"]}, features
-  )[..., 0]
+  return found[:, 0].reshape(batch.tokens.shape[:2])

@@ -74,7 +74,7 @@ class World:
   @property
   def ways(self) -> int:
     """The parts that the rows of a batch are split into."""
-    return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    return mesh_lib.row_ways(self.mesh)
 
   def base(self, model: Model) -> Base:
     """Returns the base model of a Model section."""

@@ -97,10 +97,6 @@ def make_plan(
   )
 
 
-def _as_it_is(x: Array) -> Array:
-  return x
-
-
 def judge(
   weights: Weights,
   value: PyTree,
@@ -115,22 +111,21 @@ def judge(
     weights: frozen arrays.
     value: merged variables of the critic, or {} without one.
     samples: [N, L].
-    packing: where their tokens stand when the decoder runs on packed rows;
-      what is returned is unpacked either way.
+    packing: where their tokens stand when all roles read packed rows; what is
+      returned is unpacked either way.
     plan: static part.
   """
   rows = roles.Rows.of(samples)
-  dense, targets = rows, samples.response_mask
-  spread = _as_it_is
+  targets, place, spread = samples.response_mask, None, lambda x: x
   if packing is not None:
-    dense = roles.Rows(
+    rows = roles.Rows(
       pack(samples.tokens, packing),
       pack(samples.valid_mask, packing),
       packing.positions,
       packing.segment_ids,
     )
     targets = pack(samples.response_mask, packing)
-    spread = functools.partial(unpack, packing=packing)
+    place, spread = packing.place, functools.partial(unpack, packing=packing)
   entrances = {
     "policy": plan.policy.entrance,
     **{name: scorer.role.entrance for name, scorer in plan.scorers},
@@ -140,35 +135,33 @@ def judge(
       entrances[name] = role.entrance
   taps = tuple(sorted({entrances[name] for name in plan.shared}))
   streams = (
-    roles.frozen_streams(plan.policy.model, weights.base, dense, taps)
+    roles.frozen_streams(plan.policy.model, weights.base, rows, taps)
     if taps
     else {}
   )
+  hidden = {name: streams[entrances[name]] for name in plan.shared}
   reference_logprobs = samples.behaviour_logprobs
   if plan.reference is not None:
     found, _ = roles.logprobs(
       plan.reference,
       weights.reference,
-      dense,
+      rows,
       targets,
-      hidden=streams[entrances["reference"]]
-      if "reference" in plan.shared
-      else None,
+      hidden=hidden.get("reference"),
       temperature=plan.temperature,
       targets=plan.row_targets,
     )
     reference_logprobs = spread(found)
-  unpacked = {layer: spread(stream) for layer, stream in streams.items()}
-  hidden = {name: unpacked[entrances[name]] for name in plan.shared}
   scores = {
     name: reward_model.score(
-      scorer, weights.scorers[name], samples, hidden.get(name)
+      scorer, weights.scorers[name], samples, hidden.get(name), rows, place
     )
     for name, scorer in plan.scorers
   }
   values = None
   if plan.value is not None:
     values = roles.values(plan.value, value, rows, hidden.get("value"))
+    values = spread(values)
     values = jax.numpy.where(samples.response_mask > 0, values, 0.0)
   no_score = jax.numpy.zeros(samples.tokens.shape[:1])  # a verifier's comes
   rollout = Rollout(
@@ -176,7 +169,11 @@ def judge(
     reference_logprobs=reference_logprobs,
     score=scores["reward"] if "reward" in scores else no_score,
     values=values,
-    hidden={k: v for k, v in hidden.items() if k in ("policy", "value")},
+    hidden={
+      name: spread(stream)
+      for name, stream in hidden.items()
+      if name in ("policy", "value")
+    },
   )
   return rollout, scores
 

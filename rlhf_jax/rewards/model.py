@@ -86,6 +86,8 @@ def score(
   weights: Weights,
   samples: Samples,
   hidden: Array | None = None,
+  rows: roles.Rows | None = None,
+  place: Array | None = None,
 ) -> Array:
   """Returns [N] scores in units of the reference policy's deviation.
 
@@ -94,13 +96,16 @@ def score(
     weights: arrays.
     samples: rows to judge.
     hidden: the stream that enters scorer.role.entrance, or None.
+    rows: what the decoder reads; None for the samples as they are.
+    place: where the tokens of the samples stand in packed rows, or None.
   """
   raw = roles.score(
     scorer.role,
     weights.variables,
-    roles.Rows.of(samples),
+    roles.Rows.of(samples) if rows is None else rows,
     judged_mask(scorer, samples),
     hidden,
+    place,
   )[:, 0]
   return (raw - weights.mean) / weights.std
 

@@ -30,7 +30,7 @@ def ragged_samples(seed: int = 0) -> Samples:
 
 def test_unpack_inverts_pack_and_padding_is_zero():
   samples = ragged_samples()
-  layout = packing.plan(samples, packing.Config(row_tokens=12, row_multiple=4))
+  layout = packing.plan(samples, packing.Shape(12, 12, 4, 4))
   x = jax.random.normal(jax.random.key(0), (N, L, 5))
   packed = packing.pack(x, layout)
   # Six samples of 4 tokens, three of 7: 7 + 4 three times, 4 + 4 + 4.
@@ -43,7 +43,7 @@ def test_unpack_inverts_pack_and_padding_is_zero():
 
 def test_segments_are_whole_samples_with_positions_from_zero():
   samples = ragged_samples()
-  layout = packing.plan(samples, packing.Config(row_tokens=20))
+  layout = packing.plan(samples, packing.Shape(20, 20, 8, 8))
   tokens = np.asarray(packing.pack(samples.tokens, layout))
   segments, positions = map(np.asarray, (layout.segment_ids, layout.positions))
   found = []
@@ -61,9 +61,9 @@ def test_segments_are_whole_samples_with_positions_from_zero():
 
 
 def test_rows_respect_both_capacities():
-  config = packing.Config(row_tokens=18, row_targets=7, row_multiple=1)
+  shape = packing.Shape(tokens=18, targets=7, most=9, multiple=1)
   samples = ragged_samples()
-  layout = packing.plan(samples, config)
+  layout = packing.plan(samples, shape)
   targets = np.asarray(packing.pack(samples.response_mask, layout)).sum(1)
   # Longest first, as (tokens, targets): (7, 4) (4, 1) (4, 2); (7, 5) (4, 1);
   # (7, 6); (4, 3) (4, 2); (4, 3). Tokens alone would fit four rows.
@@ -91,7 +91,7 @@ def test_ppo_loss_and_its_gradient_do_not_change_by_packing():
   samples = ragged_samples()
   rollout = _rollout(samples)
   config = ppo.Config(entropy_coefficient=0.1)
-  layout = packing.plan(samples, packing.Config(row_tokens=16))
+  layout = packing.plan(samples, packing.Shape(16, 16, 8, 8))
   packed = packing.pack_rollout(rollout, layout)
   weights = jax.random.normal(jax.random.key(2), (4,))
 
@@ -115,6 +115,6 @@ def test_ppo_loss_and_its_gradient_do_not_change_by_packing():
 
 def test_a_sample_longer_than_a_row_is_refused():
   with pytest.raises(ValueError, match="row_tokens=6"):
-    packing.plan(ragged_samples(), packing.Config(row_tokens=6))
+    packing.plan(ragged_samples(), packing.Shape(6, 6, 9, 1))
   with pytest.raises(ValueError, match="row_multiple=0"):
     packing.Config(row_multiple=0)

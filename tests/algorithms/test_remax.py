@@ -68,7 +68,7 @@ def test_greedy_scores_follow_the_rules_of_the_samples():
 def test_the_greedy_answers_are_gone_before_rows_are_packed():
   data = answers.with_further(answers.rollout(), greedy=[2.0, 5.0])
   data = remax.advantages(data, CONFIG)
-  layout = packing.plan(data, packing.Config(row_tokens=20))
+  layout = packing.plan(data, packing.Shape(20, 20, 8, 8))
   mask = jnp.asarray(answers.MASK)
   packed = packing.pack_rollout(data.replace(valid_mask=mask), layout)
   assert packed.further == {}

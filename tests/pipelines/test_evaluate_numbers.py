@@ -224,7 +224,7 @@ def test_the_columns_of_answers_by_hand():
     "key",
     name="after",
     mesh=mesh_lib.make_mesh(mesh_lib.Config(devices=1)),
-    packed=packing.Config(),
+    packed=packing.Config(row_tokens=0),
   )
   assert asked == [("params", [0, 1], "key"), ("params", [2, 3], "key")]
   assert found.prompts == ["f", "gh", "ij", "k"]

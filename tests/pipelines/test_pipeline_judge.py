@@ -21,7 +21,7 @@ def load(config):
   """Returns the actors of a configuration."""
   settings, world = tiny_runs.settings_of(config), tiny_runs.world_of(config)
   base = world.base(settings.model)
-  targets = settings.row_targets
+  targets = settings.row_targets(1)
   return actors.load(settings, base, world, targets, settings.value)
 
 
@@ -60,7 +60,7 @@ def test_a_shared_trunk_and_packed_rows_change_no_number(cast):
   expected, expected_scores = judged(found, samples, alone)
   assert expected.hidden == {}
   wide = dataclasses.replace(found.plan, row_targets=30)
-  layout = packing.plan(samples, packing.Config(row_tokens=30))
+  layout = packing.plan(samples, packing.Shape(30, 30, 8, 8))
   assert layout.cell.shape[0] < len(samples.tokens)
   for plan, where in ((found.plan, None), (wide, layout)):
     rollout, scores = judged(found, samples, plan, where)

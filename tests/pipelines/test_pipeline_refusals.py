@@ -25,7 +25,7 @@ def load(config):
   settings, world = tiny_runs.settings_of(config), tiny_runs.world_of(config)
   base = world.base(settings.model)
   return actors.load(
-    settings, base, world, settings.row_targets, settings.value
+    settings, base, world, settings.row_targets(1), settings.value
   )
 
 

@@ -219,7 +219,8 @@ def test_further_answers_are_sampled_and_judged_beside_the_samples():
     verifier=None,
     name="",
     mesh=None,
-    packing=packing.Config(),
+    packing=packing.Config(row_tokens=0),
+    unit=1,
     timer=metrics.Timer(),
     further={"greedy": greedy},
   )

@@ -258,7 +258,7 @@ def test_shared_trunk_and_packing_change_no_number(files, trained):
   value = trees.merge(cast.params["value"], cast.frozen["value"])
   alone = dataclasses.replace(cast.plan, shared=frozenset())
   wide = dataclasses.replace(cast.plan, row_targets=40)
-  layout = packing.plan(samples, packing.Config(row_tokens=40))
+  layout = packing.plan(samples, packing.Shape(40, 40, 8, 8))
   expected, scores = judge.judge(cast.weights, value, samples, plan=alone)
   for found, found_scores in (
     judge.judge(cast.weights, value, samples, plan=cast.plan),

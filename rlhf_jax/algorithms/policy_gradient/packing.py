@@ -5,8 +5,9 @@ Packing places them in R rows of S tokens, where attention stays inside a
 sample (segment ids) and positions restart. Losses that are sums over tokens
 do not change; only the number of rows does. Rows are placed on the host,
 first-fit decreasing, under two capacities: tokens, and response tokens (which
-bounds the logits of a row). R is rounded up to a multiple, so that few shapes
-ever compile.
+bounds the logits of a row). R is rounded up to a multiple, an eighth of the
+most rows there can be unless told otherwise, so that few shapes ever compile.
+It depends on the samples alone: a run that goes on has the same rows.
 """
 
 from __future__ import annotations
@@ -31,22 +32,101 @@ _OTHERWISE = frozenset(
 class Config:
   """Shape of packed rows."""
 
-  row_tokens: int = 0  # S, tokens of a row; 0 does not pack
+  row_tokens: int | None = (
+    None  # S, tokens of a row; None: those of two answers
+  )
+  # at their longest, of one where rows are few; 0 does not pack
   row_targets: int = 0  # response tokens of a row at most; 0: no bound
-  row_multiple: int = 8  # R, the number of rows, is a multiple of this (and so
-  # of minibatches)
+  row_multiple: int | None = (
+    None  # R, the number of rows, is a multiple of this
+  )
+  # (and so of minibatches); None: about an eighth of the most rows
 
   def __post_init__(self) -> None:
-    if self.row_tokens < 0 or self.row_targets < 0 or self.row_multiple < 1:
+    tokens = 0 if self.row_tokens is None else self.row_tokens
+    multiple = 1 if self.row_multiple is None else self.row_multiple
+    if tokens < 0 or self.row_targets < 0 or multiple < 1:
       raise ValueError(
         f"row_tokens={self.row_tokens}, row_targets={self.row_targets}, "
         f"row_multiple={self.row_multiple}: need >= 0, >= 0 and >= 1."
       )
+    if self.row_targets and not tokens:
+      raise ValueError(
+        f"row_targets={self.row_targets}: bounds rows whose size is given, and "
+        f"row_tokens={self.row_tokens}. Set row_tokens, or row_targets=0."
+      )
 
-  @property
-  def targets(self) -> int:
-    """Response tokens that a row may hold."""
+  def together(self, samples: int, unit: int) -> int:
+    """Returns how many answers at their longest share a row of usual size.
+
+    2 where an eighth of these rows is a multiple of unit, else 1; 0 where
+    each answer has a row because there are too few.
+
+    Args:
+      samples: N.
+      unit: what R must be a multiple of.
+    """
+    unit = unit if self.row_multiple is None else self.row_multiple
+    if samples // 2 >= 8 * unit:
+      return 2
+    return 1 if samples >= 4 * unit else 0
+
+  def targets(self, samples: int, unit: int, new: int) -> int:
+    """Returns how many response tokens a row holds, packed or not.
+
+    Args:
+      samples, unit: see `together`.
+      new: response tokens of a sample at most.
+    """
+    if self.row_tokens is None:
+      return max(self.together(samples, unit), 1) * new
+    if not self.row_tokens:
+      return new
     return self.row_targets if self.row_targets else self.row_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """Of packed rows: S, response tokens of a row, R at most, and its step."""
+
+  tokens: int
+  targets: int
+  most: int
+  multiple: int
+
+
+def shape_of(
+  config: Config, samples: int, length: int, new: int, unit: int = 1
+) -> Shape | None:
+  """Returns the shape of packed rows, None where each sample has its own.
+
+  Args:
+    config: as set.
+    samples: N.
+    length: tokens of a sample at most.
+    new: response tokens of a sample at most.
+    unit: what R must be a multiple of: parts of an update, ways of a mesh.
+  """
+  each = config.together(samples, unit)
+  tokens = each * length if config.row_tokens is None else config.row_tokens
+  if not tokens:
+    return None
+  targets = config.targets(samples, unit, new)
+  most = -(-samples // max(min(tokens // length, targets // new), 1))
+  multiple = config.row_multiple
+  if multiple is None:
+    multiple = -(-most // (8 * unit)) * unit
+  return Shape(tokens, targets, -(-most // multiple) * multiple, multiple)
+
+
+def describe(shape: Shape | None, samples: int, length: int) -> str:
+  """Returns in words how the samples of a rollout lie."""
+  if shape is None:
+    return f"{samples} answers, a row of {length} tokens each"
+  return (
+    f"{samples} answers share at most {shape.most} rows of {shape.tokens} "
+    f"tokens, in steps of {shape.multiple}"
+  )
 
 
 @flax.struct.dataclass
@@ -65,12 +145,12 @@ class Packing:
   positions: Array
 
 
-def plan(samples: Samples, config: Config) -> Packing:
+def plan(samples: Samples, shape: Shape) -> Packing:
   """Returns where every valid token of the samples goes, on the host.
 
   Args:
     samples: [N, L].
-    config: row_tokens > 0.
+    shape: of the rows.
 
   Raises:
     ValueError: a sample is longer than a row.
@@ -78,7 +158,7 @@ def plan(samples: Samples, config: Config) -> Packing:
   valid = np.asarray(samples.valid_mask) > 0
   response = np.asarray(samples.response_mask) > 0
   sizes = np.stack([valid.sum(1), response.sum(1)], axis=1)
-  capacity = np.asarray([config.row_tokens, config.targets])
+  capacity = np.asarray([shape.tokens, shape.targets])
   too_long = np.flatnonzero((sizes > capacity).any(1))
   if too_long.size:
     n = int(too_long[0])
@@ -88,8 +168,8 @@ def plan(samples: Samples, config: Config) -> Packing:
       "packing.row_tokens and packing.row_targets."
     )
   bins = ops.first_fit(sizes, capacity)
-  count = -(-len(bins) // config.row_multiple) * config.row_multiple
-  return jax.tree.map(jnp.asarray, fill(bins, valid, count, config.row_tokens))
+  count = -(-len(bins) // shape.multiple) * shape.multiple
+  return jax.tree.map(jnp.asarray, fill(bins, valid, count, shape.tokens))
 
 
 def fill(
