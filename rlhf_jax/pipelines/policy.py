@@ -97,7 +97,9 @@ class Step:
     """Returns the arrays and facts after a step, and its row of metrics."""
     keys = jax.random.split(jax.random.fold_in(self.key, step))
     is_pretraining = step < self.settings.value.pretrain_steps
-    judged, drawn = self._sample(arrays, keys[0], is_pretraining)
+    usual = facts.get("rows", 0)
+    judged, drawn = self._sample(arrays, keys[0], usual, is_pretraining)
+    facts = facts | {"rows": judged.rows}
     rollout, moments, row = self._prepare(arrays, judged)
     arrays, found = self._learn(arrays, rollout, keys[1], step)
     beta = arrays["beta"]
@@ -115,13 +117,13 @@ class Step:
     return arrays, watch(facts, row, step, self.settings.shaping), row
 
   def _sample(
-    self, arrays: PyTree, key: Array, is_pretraining: bool
+    self, arrays: PyTree, key: Array, usual: int, is_pretraining: bool
   ) -> tuple[rollouts.Judged, dict]:
     policy = arrays["train"].params
     value = arrays["critic"].params if is_pretraining else policy.get("value")
     frozen = self.actors.frozen.get("value", {})
     critic = trees.merge({} if value is None else value, frozen)
-    return self.draw(policy["policy"], critic, key)
+    return self.draw(policy["policy"], critic, key, usual)
 
   def _prepare(
     self, arrays: PyTree, judged: rollouts.Judged
@@ -270,6 +272,7 @@ def run(settings: Settings, world: World) -> dict:
     world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
   )
   actors_lib.say_reference(settings, "policy")
+  policy_programs.say_rows(settings, world.ways)
   arrays, facts = loop.run_steps(
     _make_step(settings, phase, sampler, actors, loader, text, writer),
     phase="policy",

@@ -101,12 +101,14 @@ def answer(
   prompts: list[str] = []
   texts: list[str] = []
   columns: dict[str, list] = {}
+  usual = 0
   total = sum(len(batch.tokens) for batch in prompt_batches)
   with terminal.Progress(f"evaluate {name}", total, unit="prompt") as progress:
     for batch in prompt_batches:
       samples = sampler(params, mesh_lib.spread_batch(mesh, batch), key)
       on_host: Samples = distributed.fetch(samples)
-      layout = _layout(on_host, packed, sampler, mesh)
+      layout = _layout(on_host, packed, sampler, mesh, usual)
+      usual = usual if layout is None else layout.cell.shape[0]
       rollout, scores = judge_samples(weights, {}, samples, layout)
       if verifier is not None:
         found, _ = verifier(samples, batch.index)
@@ -141,14 +143,18 @@ def answer(
 
 
 def _layout(
-  samples: Samples, packed: packing.Config, sampler: Sampler, mesh: Any
+  samples: Samples,
+  packed: packing.Config,
+  sampler: Sampler,
+  mesh: Any,
+  usual: int,
 ) -> packing.Packing | None:
   """Returns how answers share rows, None where each has its own."""
   if packed.row_tokens == 0:
     return None
   new, ways = sampler.config.max_new_tokens, mesh_lib.row_ways(mesh)
   shape = packing.shape_of(packed, *samples.tokens.shape, new, ways)
-  return None if shape is None else packing.plan(samples, shape)
+  return None if shape is None else packing.plan(samples, shape, usual)
 
 
 def summarise(

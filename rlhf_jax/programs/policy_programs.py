@@ -80,6 +80,24 @@ def wire(
   return phase, sampler
 
 
+def say_rows(settings: Settings, ways: int) -> None:
+  """Prints how the answers of a rollout lie.
+
+  Args:
+    settings: of the pipeline.
+    ways: parts that rows are split into over a mesh.
+  """
+  samples, new = settings.answers, settings.generate.max_new_tokens
+  shape = packing.shape_of(
+    settings.packing,
+    samples,
+    settings.prompts.max_length,
+    new,
+    settings.parts * ways,
+  )
+  print(f"policy: {packing.describe(shape, samples)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Wired:
   """What the programs after sampling share."""

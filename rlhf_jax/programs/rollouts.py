@@ -130,6 +130,11 @@ class Judged:
   further: dict[str, Rollout] = flax.struct.field(default_factory=dict)
   layout: packing.Packing | None = None
 
+  @property
+  def rows(self) -> int:
+    """The rows that the samples are packed into, 0 where they are not."""
+    return 0 if self.layout is None else self.layout.cell.shape[0]
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -158,9 +163,11 @@ class Source:
     """Returns the next prompts, on the mesh."""
     return mesh_lib.shard_batch(self.mesh, next(self.loader))
 
-  def batch(self, policy: PyTree, critic: PyTree, key: Array) -> Judged:
+  def batch(
+    self, policy: PyTree, critic: PyTree, key: Array, usual: int = 0
+  ) -> Judged:
     """Returns the judged samples of the next prompts; see `answer`."""
-    return self.answer(policy, critic, self.prompts(), key)
+    return self.answer(policy, critic, self.prompts(), key, usual=usual)
 
   def answer(
     self,
@@ -169,6 +176,7 @@ class Source:
     prompts: PromptBatch,
     key: Array,
     how: generate.Config | None = None,
+    usual: int = 0,
   ) -> Judged:
     """Returns the judged samples of prompts.
 
@@ -178,6 +186,7 @@ class Source:
       prompts: from `prompts`.
       key: random key of the samples.
       how: to sample; None for the settings of the run.
+      usual: rows of the batch before, see packing.plan.
     """
     with self.timer("rollout"):
       samples = jax.block_until_ready(self.sampler(policy, prompts, key, how))
@@ -186,7 +195,7 @@ class Source:
         for i, (name, other) in enumerate(self.further.items())
       }
     with self.timer("score"):
-      layout = self.layout(samples)
+      layout = self.layout(samples, usual)
       rollout, scores = self._judged(critic, samples, prompts, layout)
       others = {
         name: self._judged(critic, found, prompts)[0]
@@ -210,7 +219,7 @@ class Source:
     )
     return rollout, scores | found
 
-  def layout(self, samples: Samples) -> packing.Packing | None:
+  def layout(self, samples: Samples, usual: int) -> packing.Packing | None:
     """Returns how samples are packed into rows, None where they are not."""
     if self.packing.row_tokens == 0:
       return None
@@ -219,7 +228,7 @@ class Source:
     shape = packing.shape_of(
       self.packing, *samples.tokens.shape, new, self.unit
     )
-    return None if shape is None else packing.plan(samples, shape)
+    return None if shape is None else packing.plan(samples, shape, usual)
 
 
 @functools.partial(jax.jit, static_argnames=("group_size", "drops_truncated"))
@@ -276,6 +285,7 @@ def informative_batch(
   policy: PyTree,
   critic: PyTree,
   key: Array,
+  usual: int,
   *,
   group_size: int,
   rounds: int,
@@ -296,6 +306,7 @@ def informative_batch(
     source: of judged samples.
     policy, critic: see Source.batch.
     key: random key of the step; the first round uses it as it is.
+    usual: rows of the batch before, see packing.plan.
     group_size: answers to a prompt.
     rounds: batches of prompts at most; 1 takes the first as it is.
     drops_truncated: answers without an end leave the loss (shaping.missing_eos
@@ -305,7 +316,7 @@ def informative_batch(
   batch, is_good = None, None
   for number in range(rounds):
     step_key = key if number == 0 else jax.random.fold_in(key, number)
-    new = source.batch(policy, critic, step_key)
+    new = source.batch(policy, critic, step_key, usual)
     found, score = distributed.fetch(
       _informative(
         new.rollout, group_size=group_size, drops_truncated=drops_truncated
@@ -331,7 +342,7 @@ def informative_batch(
     if is_good.all():
       break
   if len(scores) > 1:
-    layout = source.layout(samples_of(batch.rollout))
+    layout = source.layout(samples_of(batch.rollout), usual)
     batch = batch.replace(layout=layout)
   return batch, {
     "group/accepted_share": accepted / drawn,
@@ -343,8 +354,8 @@ def informative_batch(
 
 def drawer(
   source: Source, rounds: int, group_size: int | None, drops_truncated: bool
-) -> Callable[[PyTree, PyTree, Array], tuple[Judged, dict[str, float]]]:
-  """Returns (policy, critic, key) -> a batch and metrics, as a method wants it.
+) -> Callable[[PyTree, PyTree, Array, int], tuple[Judged, dict[str, float]]]:
+  """Returns (policy, critic, key, usual) -> a batch and metrics.
 
   Args:
     source: of judged samples.

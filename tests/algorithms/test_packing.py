@@ -118,3 +118,67 @@ def test_a_sample_longer_than_a_row_is_refused():
     packing.plan(ragged_samples(), packing.Shape(6, 6, 9, 1))
   with pytest.raises(ValueError, match="row_multiple=0"):
     packing.Config(row_multiple=0)
+
+
+def _rollouts(count: int, rows: int, seed: int):
+  """Yields samples of random prompts and of answers that end at any token."""
+  rng = np.random.default_rng(seed)
+  for _ in range(count):
+    prompt = rng.integers(20, 65, rows)
+    answer = np.minimum(rng.geometric(1 / 27, rows), 64)
+    column = np.arange(128)
+    response = (column >= 64) & (column < 64 + answer[:, None])
+    valid = (column >= 64 - prompt[:, None]) & (column < 64) | response
+    yield Samples(
+      tokens=np.where(valid, 7, 0).astype(np.int32),
+      valid_mask=valid.astype(np.float32),
+      response_mask=response.astype(np.float32),
+      behaviour_logprobs=np.zeros((rows, 128), np.float32),
+      finish_reason=np.zeros(rows, np.int32),
+    )
+
+
+@pytest.mark.parametrize(("rows", "unit"), [(64, 4), (64, 8), (256, 8)])
+def test_random_lengths_compile_nothing_after_a_warm_up(rows, unit):
+  shape = packing.shape_of(packing.Config(), rows, 128, 64, unit)
+  total = jax.jit(lambda x, layout: jnp.sum(packing.pack(x, layout)))
+  usual, compiled, fill = 0, [], []
+  for samples in _rollouts(50, rows, seed=rows + unit):
+    layout = packing.plan(samples, shape, usual)
+    usual = layout.cell.shape[0]
+    assert usual % unit == 0 and usual <= shape.most
+    assert total(samples.valid_mask, layout) == np.sum(samples.valid_mask)
+    compiled.append(total._cache_size())
+    fill.append(np.mean(np.asarray(layout.segment_ids) > 0))
+  assert compiled[-1] == compiled[9] <= 2
+  assert np.mean(fill) > 0.72  # of rows of their own: 0.53
+
+
+def test_the_number_of_rows_follows_lengths_that_change():
+  shape = packing.Shape(tokens=20, targets=20, most=9, multiple=1)
+  needed = packing.plan(ragged_samples(), shape).cell.shape[0]
+  for usual, expected in (
+    (needed - 1, needed),  # not enough
+    (needed, needed),
+    (needed + 1, needed + 1),
+    (2 * needed, 2 * needed),
+    (2 * needed + 1, needed),  # more than twice too much
+  ):
+    found = packing.plan(ragged_samples(), shape, usual)
+    assert found.cell.shape[0] == expected, usual
+
+
+def test_rows_of_two_answers_of_one_or_of_their_own():
+  config, parts = packing.Config(), dict(length=30, new=10)
+  assert packing.shape_of(config, 64, **parts, unit=4) == packing.Shape(
+    tokens=60, targets=20, most=32, multiple=4
+  )
+  assert packing.shape_of(config, 64, **parts, unit=8) == packing.Shape(
+    tokens=30, targets=10, most=64, multiple=8
+  )
+  assert packing.shape_of(config, 64, **parts, unit=32) is None
+  assert config.targets(64, 32, 10) == 10
+  off = packing.Config(row_tokens=0)
+  assert packing.shape_of(off, 64, **parts, unit=1) is None
+  with pytest.raises(ValueError, match="row_targets=7"):
+    packing.Config(row_targets=7)

@@ -51,7 +51,7 @@ def crafted(monkeypatch):
   monkeypatch.setattr(
     judge.reward_model,
     "score",
-    lambda scorer, weights, samples, hidden: SCORES[weights],
+    lambda scorer, weights, samples, *_: SCORES[weights],
   )
 
 

@@ -6,8 +6,8 @@ sample (segment ids) and positions restart. Losses that are sums over tokens
 do not change; only the number of rows does. Rows are placed on the host,
 first-fit decreasing, under two capacities: tokens, and response tokens (which
 bounds the logits of a row). R is rounded up to a multiple, an eighth of the
-most rows there can be unless told otherwise, so that few shapes ever compile.
-It depends on the samples alone: a run that goes on has the same rows.
+most rows there can be unless told otherwise, and stays what it was while it is
+enough, so that few shapes ever compile.
 """
 
 from __future__ import annotations
@@ -119,13 +119,13 @@ def shape_of(
   return Shape(tokens, targets, -(-most // multiple) * multiple, multiple)
 
 
-def describe(shape: Shape | None, samples: int, length: int) -> str:
+def describe(shape: Shape | None, samples: int) -> str:
   """Returns in words how the samples of a rollout lie."""
   if shape is None:
-    return f"{samples} answers, a row of {length} tokens each"
+    return f"{samples} answers of a rollout, a row each"
   return (
-    f"{samples} answers share at most {shape.most} rows of {shape.tokens} "
-    f"tokens, in steps of {shape.multiple}"
+    f"{samples} answers of a rollout share {shape.multiple} to {shape.most} "
+    f"rows, in steps of {shape.multiple}"
   )
 
 
@@ -145,12 +145,14 @@ class Packing:
   positions: Array
 
 
-def plan(samples: Samples, shape: Shape) -> Packing:
+def plan(samples: Samples, shape: Shape, usual: int = 0) -> Packing:
   """Returns where every valid token of the samples goes, on the host.
 
   Args:
     samples: [N, L].
     shape: of the rows.
+    usual: R of the samples before these, kept where it is enough and no more
+      than twice too much: another number is another program.
 
   Raises:
     ValueError: a sample is longer than a row.
@@ -169,6 +171,7 @@ def plan(samples: Samples, shape: Shape) -> Packing:
     )
   bins = ops.first_fit(sizes, capacity)
   count = -(-len(bins) // shape.multiple) * shape.multiple
+  count = usual if count <= usual <= 2 * count else count
   return jax.tree.map(jnp.asarray, fill(bins, valid, count, shape.tokens))
 
 
