@@ -30,6 +30,7 @@ from rlhf_jax.types import TokenBatch
 MODES = ("auto", "batch", "all", "none")
 WORTH = 0.85  # tokens of packed rows among those of padded ones, at most
 TRIED = 64  # batches, drawn to see how many rows they need
+PORTION = 4096  # examples that are placed together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +80,7 @@ def _shared(
     unit: of the number of rows.
     length: tokens of a row.
   """
-  share = items[..., 1].sum() / items[..., 0].sum()
-  targets = batches.bucket_length(int(np.ceil(1.15 * share * length)))
-  targets = int(np.clip(targets, items[..., 1].max(), length))
+  targets = _targets(items, length)
   rng = np.random.default_rng(0)
   found = []
   for _ in range(TRIED):
@@ -147,6 +146,63 @@ def describe(
     f"{count} examples share {shape.counts[0]} rows of {shape.length} tokens, "
     f"{fill:.0%} filled (one a row: {padded:.0%})"
   )
+
+
+def whole(rows: Sequence[Row]) -> Shape:
+  """Returns the shape of rows that a data set shares in a pass over all of it.
+
+  They are as long as its longest example; the targets that one may hold, and
+  so its logits, are those of the mean row and some more.
+  """
+  alone, sizes = Shape.of(rows), sizes_of(rows)
+  return Shape(alone.length, _targets(sizes, alone.length), True)
+
+
+def _targets(sizes: np.ndarray, length: int) -> int:
+  """Returns the targets of a shared row, enough for any of sizes [..., 2]."""
+  share = sizes[..., 1].sum() / sizes[..., 0].sum()
+  targets = batches.bucket_length(int(np.ceil(1.15 * share * length)))
+  return int(np.clip(targets, sizes[..., 1].max(), length))
+
+
+def in_order(
+  rows: Sequence[Row], shape: Shape, size: int, pad_id: int
+) -> Iterator[tuple[list[list[int]], TokenBatch]]:
+  """Yields batches of `size` shared rows, and whose examples are in each row.
+
+  Args:
+    rows: every one of them is read once.
+    shape: of `whole`.
+    size: rows of a batch; the last batch has filler without loss.
+    pad_id: fills tokens.
+  """
+  capacity = np.asarray([shape.length, shape.targets])
+  bins: list[list[int]] = []
+  for start in range(0, len(rows), PORTION):
+    part = ops.first_fit(sizes_of(rows[start : start + PORTION]), capacity)
+    bins += [[start + n for n in members] for members in part]
+  for start in range(0, len(bins), size):
+    chosen = bins[start : start + size]
+    joined = [join([rows[n] for n in members]) for members in chosen]
+    yield (
+      chosen,
+      batches.collate_tokens(joined, shape.length, pad_id, rows=size),
+    )
+
+
+def by_example(
+  members: Sequence[Sequence[int]], batch: TokenBatch, values: np.ndarray
+) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields the number of each example and the values of its targets.
+
+  Args:
+    members, batch: of `in_order`.
+    values: [size, length], of the batch's tokens.
+  """
+  for row, numbers in enumerate(members):
+    for segment, number in enumerate(numbers, 1):
+      is_own = batch.segment_ids[row] == segment
+      yield number, values[row][is_own & (batch.loss_mask[row] > 0)]
 
 
 def by_length(

@@ -177,6 +177,7 @@ def add_reference(
     functools.partial(
       reference.compute,
       functools.partial(phase["reference"], *stage.parts),
+      shape=layout.whole([row for part in rows.values() for row in part]),
       batch_size=settings.schedule.batch_size,
       pad_id=phase.base.tokenizer.pad_id,
       mesh=phase.mesh,
@@ -215,10 +216,10 @@ def wire(
   steps = settings.schedule.steps or None
   refer = Program(
     name="reference",
-    function=pairs.make_reference(fixed.role, shape.targets),
+    function=pairs.make_reference(fixed.role),
     arguments=lambda flow: (
-      (*fixed.parts, abstract.token_batch(mesh, rows, shape.length, False)),
-      {},
+      (*fixed.parts, abstract.token_batch(mesh, rows, shape.length, True)),
+      {"targets": shape.targets},
     ),
     rows=rows,
     work=lambda: passes.forward(
@@ -293,21 +294,6 @@ def phases(settings: Settings, world: World) -> list[Phase]:
   return [phase]
 
 
-def _shared(
-  settings: Settings,
-  world: World,
-  train: dataset.Comparisons,
-  shape: layout.Shape,
-) -> layout.Shape:
-  """Returns the shape of the rows that an update reads, and says it."""
-  size, parts = settings.schedule.batch_size, settings.accumulation.microbatches
-  found = shape
-  if not settings.is_unpaired:  # KTO reads its two candidates apart
-    found = shared_rows.choose(train, size, world.ways, parts)
-  print(f"preference: {shared_rows.describe(train, size, found)}")
-  return found
-
-
 def run(settings: Settings, world: World) -> dict:
   """Trains a policy on preferences; returns the numbers of stage.json.
 
@@ -326,7 +312,14 @@ def run(settings: Settings, world: World) -> dict:
     schedule, len(train.pairs), "preference", {"optimizer": settings.optimizer}
   )
   shape = layout.Shape.of([*train.rows, *held.rows])
-  shared = _shared(settings, world, train, shape)
+  # KTO reads its two candidates apart.
+  shared = shared_rows.choose(
+    "preference",
+    train,
+    schedule.batch_size,
+    world.ways,
+    0 if settings.is_unpaired else settings.accumulation.microbatches,
+  )
   phase, stage, fixed = wire(settings, world, base, total, shape, shared)
   if settings.has_reference:
     actors.say_reference(settings, "preference")

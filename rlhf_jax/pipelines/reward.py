@@ -207,7 +207,15 @@ def run(settings: Settings, world: World) -> dict:
   phase = dataclasses.replace(phase, name=name)
   _, frozen = roles.split(phase.role, variables)
   pooled, held_pooled = _features(phase, variables["params"], train, held)
-  shape = _shared(settings, world, train, pooled is not None)
+  shape = layout.Shape.of(train.rows)
+  if pooled is None:  # else features of whole rows are there
+    shape = shared_rows.choose(
+      name,
+      train,
+      schedule.batch_size,
+      world.ways,
+      settings.loss.microbatches,
+    )
   collate = functools.partial(
     features.collate,
     data=train,
@@ -272,18 +280,6 @@ def run(settings: Settings, world: World) -> dict:
     merged_from=settings.init_from,
     **facts,
   )
-
-
-def _shared(
-  settings: Settings, world: World, train: dataset.Comparisons, is_head: bool
-) -> layout.Shape:
-  """Returns the shape of the rows that an update reads, and says it."""
-  if is_head:  # features of whole rows, computed already
-    return layout.Shape.of(train.rows)
-  size, parts = settings.schedule.batch_size, settings.loss.microbatches
-  shape = shared_rows.choose(train, size, world.ways, parts)
-  print(f"{world.workdir.name}: {shared_rows.describe(train, size, shape)}")
-  return shape
 
 
 def _features(

@@ -235,14 +235,14 @@ def _validate(
   dataset.report_dropped("sft, validation", source, len(rows), dropped)
   longest = max(len(r["tokens"]) for r in rows)
   pretrained.check_context(phase.base, longest, "validation")
-  forward = jax.jit(functools.partial(language_model.logprobs, role=phase.role))
-  total, count = 0.0, 0.0
-  lengths = [len(row["tokens"]) for row in rows]
-  for index, width in layout.by_length(lengths, size):
-    part = [rows[i] for i in index]
-    batch = batches.collate_tokens(
-      part, length=width, pad_id=tokenizer.pad_id, rows=size
+  shape = layout.whole(rows)
+  forward = jax.jit(
+    functools.partial(
+      language_model.logprobs, role=phase.role, targets=shape.targets
     )
+  )
+  total, count = 0.0, 0.0
+  for _, batch in layout.in_order(rows, shape, size, tokenizer.pad_id):
     logprobs, _ = forward(
       params, frozen, mesh_lib.spread_batch(phase.mesh, batch)
     )

@@ -73,20 +73,21 @@ def collate_of(
   return lambda numbers: shared_rows.placed(alone(numbers), shape)
 
 
-def make_reference(
-  role: roles.Role, targets: int
-) -> Callable[[PyTree, PyTree, TokenBatch], Array]:
-  """Returns the compiled (params, frozen, batch) -> log-probs [B, L].
+def make_reference(role: roles.Role) -> Callable[..., Array]:
+  """Returns the compiled (params, frozen, TokenBatch) -> log-probs [B, L].
+
+  Its static argument `targets` is how many targets a row has at most.
 
   Args:
     role: of the policy before training.
-    targets: most targets of a row.
   """
-  return jax.jit(
-    lambda params, frozen, batch: language_model.logprobs(
+
+  def forward(params: PyTree, frozen: PyTree, batch: TokenBatch, targets: int):
+    return language_model.logprobs(
       params, frozen, batch, role=role, targets=targets
     )[0]
-  )
+
+  return jax.jit(forward, static_argnames="targets")
 
 
 def make_update(

@@ -19,25 +19,25 @@ from rlhf_jax.types import Array, PreferenceBatch, TokenBatch
 
 
 def choose(
-  data: dataset.Comparisons, batch_size: int, ways: int, microbatches: int
+  phase: str,
+  data: dataset.Comparisons,
+  batch_size: int,
+  ways: int,
+  microbatches: int,
 ) -> layout.Shape:
-  """Returns how the candidates of a batch lie.
+  """Returns how the candidates of a batch lie, and says it.
 
   Args:
+    phase: name in the line.
     data: comparisons to train on.
     batch_size: comparisons of a batch.
     ways: parts that rows are split into over a mesh.
-    microbatches: of a batch; a batch that is split has a row a candidate.
+    microbatches: of a batch; only one that is not split (1) shares rows.
   """
   mode = "auto" if microbatches == 1 else "none"
-  return layout.choose(data.rows, batch_size, ways, mode, data.pairs)
-
-
-def describe(
-  data: dataset.Comparisons, batch_size: int, shape: layout.Shape
-) -> str:
-  """Returns the layout in words."""
-  return layout.describe(data.rows, batch_size, shape, data.pairs)
+  shape = layout.choose(data.rows, batch_size, ways, mode, data.pairs)
+  print(f"{phase}: {layout.describe(data.rows, batch_size, shape, data.pairs)}")
+  return shape
 
 
 def placed(batch: PreferenceBatch, shape: layout.Shape) -> PreferenceBatch:

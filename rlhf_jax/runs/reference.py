@@ -22,11 +22,11 @@ import jax
 import numpy as np
 
 from rlhf_jax import distributed, integrity, terminal
-from rlhf_jax.data import batches, layout
+from rlhf_jax.data import layout
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.runs import stages
-from rlhf_jax.types import Array, TokenBatch
+from rlhf_jax.types import Array
 
 FILE = "reference_logprobs.npz"
 Rows = list[dict[str, np.ndarray]]
@@ -69,9 +69,10 @@ def ingredients(
 
 
 def compute(
-  forward: Callable[[TokenBatch], Array],
+  forward: Callable[..., Array],
   rows: Rows,
   *,
+  shape: layout.Shape,
   batch_size: int,
   pad_id: int,
   mesh: jax.sharding.Mesh,
@@ -79,22 +80,23 @@ def compute(
   """Returns float32 log-probabilities of all targets, row after row.
 
   Args:
-    forward: compiled TokenBatch -> log-probabilities [B, L].
+    forward: compiled (TokenBatch, targets of a row) -> log-probs [B, L].
+    shape: of the rows that examples share, as layout.whole.
     rows: token rows.
     batch_size: rows of one forward pass.
     pad_id: fills tokens.
     mesh: where it runs.
   """
   found: list[np.ndarray] = [np.zeros(0)] * len(rows)
-  lengths, done = [len(row["tokens"]) for row in rows], 0
+  done = 0
   with terminal.Progress("reference", len(rows), unit="row") as progress:
-    for index, width in layout.by_length(lengths, batch_size):
-      part = [rows[i] for i in index]
-      batch = batches.collate_tokens(part, width, pad_id, rows=batch_size)
-      logprobs = distributed.fetch(forward(mesh_lib.spread_batch(mesh, batch)))
-      for n, i in enumerate(index):
-        found[i] = logprobs[n][batch.loss_mask[n] > 0]
-      done += len(part)
+    for members, batch in layout.in_order(rows, shape, batch_size, pad_id):
+      logprobs = distributed.fetch(
+        forward(mesh_lib.spread_batch(mesh, batch), targets=shape.targets)
+      )
+      for number, values in layout.by_example(members, batch, logprobs):
+        found[number] = values
+        done += 1
       progress.update(done)
   return np.concatenate(found).astype(np.float32)
 

@@ -160,3 +160,22 @@ def test_the_order_of_examples_does_not_depend_on_the_layout():
       for tokens, valid in zip(batch.tokens, batch.valid_mask, strict=True)
     )
     assert segments_of(next(shared)) == expected
+
+
+def test_a_pass_over_all_rows_reads_every_target_once():
+  rows = ragged(50)
+  shape = layout.whole(rows)
+  found, cells = {}, 0
+  for members, batch in layout.in_order(rows, shape, 4, pad_id=0):
+    assert batch.tokens.shape == (4, shape.length)
+    assert batch.loss_mask.sum(1).max() <= shape.targets
+    cells += batch.tokens.size
+    for number, values in layout.by_example(members, batch, batch.tokens):
+      assert number not in found
+      found[number] = values
+  assert sorted(found) == list(range(50))
+  for number, values in found.items():
+    kept = rows[number]["loss_mask"] > 0
+    np.testing.assert_array_equal(values, rows[number]["tokens"][kept])
+  padded = 52 * layout.Shape.of(rows).length
+  assert cells < 0.75 * padded

@@ -37,7 +37,7 @@ def base(files):
 
 def both(data, count=8):
   """Returns the first comparisons with a row a candidate, and with few rows."""
-  shape = shared_rows.choose(data, count, 1, 1)
+  shape = shared_rows.choose("dpo", data, count, 1, 1)
   assert shape.counts and shape.counts[0] < 2 * count
   alone = pairs.collate_of(data, PAD)(list(range(count)))
   shared = pairs.collate_of(data, PAD, shape)(list(range(count)))
