@@ -285,7 +285,7 @@ def informative_batch(
   policy: PyTree,
   critic: PyTree,
   key: Array,
-  usual: int,
+  usual: int = 0,
   *,
   group_size: int,
   rounds: int,

@@ -24,6 +24,9 @@ def state_of(params):
   return TrainState(zero, params, {}, zero)
 
 
+LAYOUT = types.SimpleNamespace(cell=np.zeros((6, 4)))  # six packed rows
+
+
 def judged():
   """Returns two judged answers, "b" and "b", to "a"."""
   mask = jnp.asarray([[0.0, 1.0], [0.0, 1.0]])
@@ -37,7 +40,7 @@ def judged():
     score=jnp.asarray([1.0, 2.0]),
   )
   scores = {"reward": rollout.score, "gold": jnp.asarray([3.0, 6.0])}
-  return rollouts.Judged(rollout, scores, {"greedy": "further"}, "layout")
+  return rollouts.Judged(rollout, scores, {"greedy": "further"}, LAYOUT)
 
 
 class Watched:
@@ -73,7 +76,8 @@ class Watched:
       ),
     )
 
-  def draw(self, params, critic, key):
+  def draw(self, params, critic, key, usual):
+    assert usual == 0 or usual == 6  # rows of the step before
     del key
     with self.step.timer("rollout"):
       self.critics.append((float(params["w"]), float(critic["w"])))
@@ -85,7 +89,7 @@ class Watched:
     return rollout.replace(score=rollout.score + 1.0), {"rollout/gap": KL}
 
   def prepare(self, rollout, moments, beta, layout, further):
-    assert (layout, further) == ("layout", {"greedy": "further"})
+    assert (layout, further) == (LAYOUT, {"greedy": "further"})
     self.prepared.append((float(beta), float(moments.count)))
     moments = moments.replace(count=moments.count + 2.0)
     row = {"rollout/kl_k1_sum": jnp.float32(KL)} | {

@@ -191,7 +191,9 @@ def test_what_a_round_starts_from_and_trains_on(
   )
   opened = types.SimpleNamespace(
     base="base",
-    world=types.SimpleNamespace(workdir=tmp_path, at=lambda folder: folder),
+    world=types.SimpleNamespace(
+      workdir=tmp_path, at=lambda folder: folder, ways=1
+    ),
     actors=types.SimpleNamespace(
       params={"policy": "begun"},
       plan=types.SimpleNamespace(policy="role"),
@@ -203,7 +205,7 @@ def test_what_a_round_starts_from_and_trains_on(
   settings = rejection.Settings(
     rounds=rejection_samples.Rounds(start=start, pool=is_pooled),
     generate=generate.Config(max_new_tokens=4),
-    schedule=Schedule(steps=11),
+    schedule=Schedule(batch_size=1, steps=11),
     seed=40,
   )
   assert rejection.train_round(settings, opened, "last", 3, {}) == "trained"

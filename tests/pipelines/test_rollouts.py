@@ -36,8 +36,8 @@ class Crafted:
   keys: list = dataclasses.field(default_factory=list)
   mesh = mesh_lib.make_mesh(mesh_lib.Config(devices=1))
 
-  def batch(self, policy, critic, key):
-    del policy, critic
+  def batch(self, policy, critic, key, usual):
+    del policy, critic, usual
     number = len(self.keys)
     self.keys.append(jax.random.key_data(key).tolist())
     score = self.scores[number].reshape(-1).astype(np.float32)
@@ -62,7 +62,7 @@ class Crafted:
     rollout = jax.tree.map(jnp.asarray, rollout)
     return rollouts.Judged(rollout, {"reward": jnp.asarray(score)})
 
-  def layout(self, samples):
+  def layout(self, samples, usual):
     del samples
 
 

@@ -220,6 +220,7 @@ def policy_config(files: Files, mode: str, start: Path, scorer: Path):
   config.prompts.update(source=files.prompts, format="prompt", max_length=24)
   config.generate.update(max_new_tokens=NEW_TOKENS, temperature=0.9)
   config.schedule.update(batch_size=8, steps=4, save_every=2, keep=20)
+  config.packing.row_tokens = 0  # the same rows on any mesh
   config.shaping.update(kl_horizon=80.0, halt_nats=1e6, warn_nats=1e5)
   config.algorithm.value_coefficient = 1.0
   # Not cut: shorter runs begin as longer ones do.
@@ -229,6 +230,7 @@ def policy_config(files: Files, mode: str, start: Path, scorer: Path):
   config.value_optimizer.learning_rate = 2e-2
   if mode == "lora":
     config.generate.num_samples = 4
+    config.packing.update(row_tokens=48, row_targets=24, row_multiple=16)
     config.schedule.update(asynchronous=True, keep_best="rollout/score_mean")
     config.value.update(mode="head", hidden_units=3, pretrain_steps=2)
   return config

@@ -123,16 +123,6 @@ FAULTS = (
       "tokens[n, : len(prompt)] = prompt",
     ),
     (
-      "packing: the first token of a segment is a target",
-      "    for mask in masks:\n      mask[0] = 0.0",
-      "    for mask in masks:\n      mask[0] *= 1.0",
-    ),
-    (
-      "packing: positions run on",
-      "[np.arange(count, dtype=np.int32) for count in counts]",
-      "[np.arange(sum(counts), dtype=np.int32)]",
-    ),
-    (
       "loader: hosts take every other row",
       "list(batch)[shard_index * rows : (shard_index + 1) * rows]",
       "list(batch)[shard_index::shard_count]",
@@ -289,6 +279,31 @@ FAULTS = (
       "batches: labels in the order of the data",
       "labels = data.labels[chosen]",
       "labels = data.labels[: len(chosen)]",
+    ),
+  ),
+  *of(
+    "data",
+    "data/layout.py",
+    "layout",
+    (
+      "packing: the first token of a segment is a target",
+      "  for mask in masks:\n    mask[0] = 0.0",
+      "  for mask in masks:\n    mask[0] *= 1.0",
+    ),
+    (
+      "packing: positions run on",
+      "[np.arange(count, dtype=np.int32) for count in counts]",
+      "[np.arange(sum(counts), dtype=np.int32)]",
+    ),
+    (
+      "packing: examples of one portion alone",
+      "bins += [[start + n for n in members] for members in part]",
+      "bins = [[start + n for n in members] for members in part[:-1]]",
+    ),
+    (
+      "packing: all tokens of a row are an example's",
+      "is_own & (batch.loss_mask[row] > 0)",
+      "batch.loss_mask[row] > 0",
     ),
   ),
   *of(

@@ -91,7 +91,8 @@ FAULTS = (
     "masks",
     f"{POLICY}/packing.py",
     "packing::segments_are_whole_samples_with_positions_from_zero"
-    " packing::rows_respect_both_capacities",
+    " packing::rows_respect_both_capacities"
+    " packing::the_number_of_rows_follows_lengths_that_change",
     (
       "packing: positions go on",
       "positions[row, span] = np.arange(columns.size)",
@@ -104,8 +105,18 @@ FAULTS = (
     ),
     (
       "packing: targets of a row have no bound",
-      "np.asarray([config.row_tokens, config.targets])",
-      "np.asarray([config.row_tokens, config.row_tokens])",
+      "np.asarray([shape.tokens, shape.targets])",
+      "np.asarray([shape.tokens, shape.tokens])",
+    ),
+    (
+      "packing: every rollout its own number of rows",
+      "count = usual if count <= usual <= 2 * count else count",
+      "count = count",
+    ),
+    (
+      "packing: the number of rows never falls",
+      "count = usual if count <= usual <= 2 * count else count",
+      "count = max(usual, count)",
     ),
   ),
   *of(

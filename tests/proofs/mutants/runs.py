@@ -294,8 +294,8 @@ FAULTS = (
     "judge_rows::a_rollout_is_what_each_role_says",
     (
       "judge: the reference without temperature",
-      "      else None,\n      temperature=plan.temperature,",
-      "      else None,\n      temperature=1.0,",
+      "      temperature=plan.temperature,",
+      "      temperature=1.0,",
     ),
     (
       "judge: values on prompts",
