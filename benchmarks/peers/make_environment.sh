@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# An environment with the peers of benchmarks/peers: make_environment.sh FOLDER
+set -euo pipefail
+python3 -m venv "$1"
+"$1/bin/pip" install -q torch transformers trl datasets accelerate
+"$1/bin/pip" freeze | grep -E '^(torch|transformers|trl|datasets|accelerate)=='
