@@ -77,14 +77,14 @@ def test_scores_and_gradients_do_not_change(data, base, pooling):
     np.testing.assert_allclose(trees.flatten(found)[path], x, atol=2e-5)
 
 
-def test_a_batch_that_is_split_has_a_row_a_candidate(data):
-  assert shared_rows.choose(data, 8, 1, 2) == layout.Shape.of(data.rows)
-  said = shared_rows.describe(data, 8, shared_rows.choose(data, 8, 1, 2))
-  assert said.startswith("16 rows of 40 tokens, 4")
+def test_a_batch_that_is_split_has_a_row_a_candidate(data, capsys):
+  shape = shared_rows.choose("dpo", data, 8, 1, 2)
+  assert shape == layout.Shape.of(data.rows)
+  assert capsys.readouterr().out.startswith("dpo: 16 rows of 40 tokens, 4")
 
 
 def test_rows_are_a_multiple_of_the_devices(data):
-  shape = shared_rows.choose(data, 8, 4, 1)
+  shape = shared_rows.choose("dpo", data, 8, 4, 1)
   assert all(count % 4 == 0 for count in shape.counts)
   longest = dataclasses.replace(data, pairs=np.zeros((60, 2), np.int32))
   batch = pairs.collate_of(longest, PAD, shape)(list(range(8)))

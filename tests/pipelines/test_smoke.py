@@ -15,6 +15,7 @@ def policy(files, start, scorer):
   config.schedule.update(batch_size=64, steps=0, epochs=3.0)
   config.generate.max_new_tokens = 18
   config.prompts.max_length = 40
+  config.packing.update(row_tokens=0, row_targets=0, row_multiple=None)
   return config
 
 
