@@ -55,7 +55,9 @@ def test_t05_whitening_gives_mean_0_and_variance_1():
   np.testing.assert_allclose(kept.mean(), 0.0, atol=1e-6)
   np.testing.assert_allclose(kept.var(), 1.0, rtol=1e-5)
   assert np.all(white[mask == 0] == 0)
-  scaled = np.asarray(ops.whiten(x, mask, shifts_mean=False))[mask > 0]
+  scaled = np.asarray(ops.whiten(x, mask, shifts_mean=False))
+  assert np.all(scaled[mask == 0] == 0)
+  scaled = scaled[mask > 0]
   np.testing.assert_allclose(scaled.mean(), x[mask > 0].mean(), rtol=1e-5)
   np.testing.assert_allclose(scaled.var(), 1.0, rtol=1e-5)
 

@@ -115,7 +115,7 @@ def test_dialogues_are_cut_at_a_turn_of_the_user(length, expected):
       encode.encode_demonstration(example, LETTERS, length, chat=True)
   else:
     row = encode.encode_demonstration(example, LETTERS, length, chat=True)
-    assert spell(row) == expected
+    assert spell(row) == expected and row["is_cut"] == (length < 17)
 
 
 def test_the_prompt_of_a_pair_is_cut_at_a_turn_of_the_user():

@@ -274,7 +274,9 @@ FAULTS = (
     "sampling",
     "decoding.py",
     "generate::trap_01_pad_equals_eos_and_the_sampled_eos_counts"
-    " generate::trap_06_sampler_logprobs_equal_the_trainers_at_temperature",
+    " generate::trap_06_sampler_logprobs_equal_the_trainers_at_temperature"
+    " generate::trap_38_rows_without_a_token_are_never_sampled"
+    " generate::a_stop_string_ends_an_answer",
     (
       "generate: one random number for all tokens",
       "jax.random.fold_in(key, state.step)",

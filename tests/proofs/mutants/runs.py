@@ -10,7 +10,9 @@ FAULTS = (
     " loop::a_checkpoint_of_another_model_is_refused"
     " loop::nothing_is_saved_while_updates_are_refused"
     " loop::the_third_refused_update_in_a_row_ends_the_run"
-    " loop::the_best_step_is_one_with_a_number",
+    " loop::the_best_step_is_one_with_a_number"
+    " loop::trap_45_a_run_that_ends_with_nan_is_not_finished"
+    " loop::every_pass_is_a_pass",
     (
       "loop: data start anew",
       'iterator.set_state(meta["iterators"][name])',
