@@ -1,4 +1,4 @@
-"""Masked statistics, log-probabilities, KL estimators: float32 throughout.
+"""Masked statistics, entropies, KL estimators: float32 throughout.
 
 Every function is pure, takes explicit masks and reduces over the whole array
 it is given, so under jit with sharded inputs the statistics are global.
@@ -6,7 +6,6 @@ it is given, so under jit with sharded inputs the statistics are global.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -171,148 +170,6 @@ def hide_rows(
   for start, end in rows:
     is_empty[start:end] = True
   return jnp.where(is_empty, jnp.asarray(value, logits.dtype), logits)
-
-
-def _scaled_logits(
-  hidden: Array,
-  unembedding: Array,
-  temperature: float,
-  soft_cap: float | None,
-  empty: tuple[tuple[int, int], ...],
-) -> tuple[Array, Array | float]:
-  """Returns float32 logits [M, V] and their slope in the raw ones."""
-  logits = jnp.matmul(hidden, unembedding, preferred_element_type=jnp.float32)
-  if soft_cap is None:
-    return hide_rows(logits / temperature, empty), 1.0 / temperature
-  squashed = jnp.tanh(logits / soft_cap)
-  slope = (1.0 - jnp.square(squashed)) / temperature
-  return hide_rows(soft_cap * squashed / temperature, empty), slope
-
-
-def _softmax_parts(logits: Array) -> tuple[Array, Array, Array, Array]:
-  """Returns exp(z - max), its sum, logsumexp(z) and the entropy."""
-  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-  weights = jnp.exp(logits - top)
-  total = jnp.sum(weights, axis=-1)
-  normaliser = top[:, 0] + jnp.log(total)
-  finite = jnp.where(jnp.isneginf(logits), 0.0, logits)  # its weight is 0
-  entropies = normaliser - jnp.sum(weights * finite, axis=-1) / total
-  return weights, total, normaliser, entropies
-
-
-def _chunk_logprobs(hidden, unembedding, tokens, temperature, soft_cap, empty):
-  logits, _ = _scaled_logits(hidden, unembedding, temperature, soft_cap, empty)
-  _, _, normaliser, entropies = _softmax_parts(logits)
-  picked = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-  return picked - normaliser, entropies
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _frozen_logprobs(hidden, unembedding, tokens, temperature, soft_cap, empty):
-  return _chunk_logprobs(
-    hidden, unembedding, tokens, temperature, soft_cap, empty
-  )
-
-
-def _frozen_forward(hidden, unembedding, tokens, temperature, soft_cap, empty):
-  """Computes d log p / d hidden = (e_token - p) W^T beside log p."""
-  logits, slope = _scaled_logits(
-    hidden, unembedding, temperature, soft_cap, empty
-  )
-  weights, total, normaliser, entropies = _softmax_parts(logits)
-  picked = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-  if soft_cap is None:
-    towards = jnp.take(unembedding, tokens, axis=1).T.astype(jnp.float32)
-    mean = jnp.matmul(
-      weights, unembedding.T, preferred_element_type=jnp.float32
-    )
-    jacobian = (towards - mean / total[:, None]) * slope
-  else:
-    one_hot = jax.nn.one_hot(tokens, logits.shape[-1])
-    inner = (one_hot - weights / total[:, None]) * slope
-    jacobian = jnp.matmul(
-      inner, unembedding.T, preferred_element_type=jnp.float32
-    )
-  return (picked - normaliser, entropies), jacobian.astype(hidden.dtype)
-
-
-def _frozen_backward(temperature, soft_cap, empty, jacobian, cotangents):
-  del temperature, soft_cap, empty
-  return jacobian * cotangents[0][:, None].astype(jacobian.dtype), None, None
-
-
-_frozen_logprobs.defvjp(_frozen_forward, _frozen_backward)
-
-
-def token_logprobs(
-  hidden: Array,
-  unembedding: Array,
-  tokens: Array,
-  *,
-  temperature: float = 1.0,
-  chunk: int = 512,
-  soft_cap: float | None = None,
-  empty_rows: tuple[tuple[int, int], ...] = (),
-  is_unembedding_frozen: bool = False,
-  ways: int = 1,
-) -> tuple[Array, Array]:
-  """Returns log-probabilities and entropies without a full logits array.
-
-  Rows go through the unembedding at most `chunk` at a time, and no [M, V]
-  array outlives its chunk (METHODS 20.2). With a trainable unembedding the
-  backward pass computes each chunk again. With a frozen one the gradient of
-  the log-probabilities in `hidden` is computed in the forward pass, which
-  saves one of three matrix products.
-
-  Args:
-    hidden: [M, D] states that predict `tokens`, compute dtype.
-    unembedding: [D, V].
-    tokens: [M] int32.
-    temperature: divides the logits, as when the tokens were sampled.
-    chunk: rows at a time, of each device.
-    soft_cap: c in c * tanh(logits / c), before the temperature; None for none.
-    empty_rows: (start, end) of columns of the unembedding that have no token;
-      they have probability 0, and the others share 1.
-    is_unembedding_frozen: no gradient reaches the unembedding, and NONE flows
-      through the entropies, which then are for monitoring only.
-    ways: devices that hold M / ways rows each, one after the other; a chunk
-      has rows of all of them. 1 where M does not divide.
-
-  Returns:
-    log-probabilities [M] <= 0 and entropies [M] in nats, float32.
-  """
-  total = hidden.shape[0]
-  ways = ways if total % ways == 0 else 1
-  rows = total // ways
-  chunks = -(-rows // chunk)
-  chunk = -(-rows // chunks)
-  padding = ((0, 0), (0, chunks * chunk - rows))
-
-  def cut(x: Array) -> Array:
-    """Returns [chunks, ways * chunk, ...] of x [M, ...]."""
-    rest = x.shape[1:]
-    x = x.reshape(ways, rows, *rest)
-    x = jnp.pad(x, padding + ((0, 0),) * len(rest))
-    x = x.reshape(ways, chunks, chunk, *rest).swapaxes(0, 1)
-    return x.reshape(chunks, ways * chunk, *rest)
-
-  def joined(x: Array) -> Array:
-    """Returns [M] of x [chunks, ways * chunk]."""
-    x = x.reshape(chunks, ways, chunk).swapaxes(0, 1)
-    return x.reshape(ways, chunks * chunk)[:, :rows].reshape(-1)
-
-  one_chunk = (
-    _frozen_logprobs
-    if is_unembedding_frozen
-    else jax.checkpoint(_chunk_logprobs, static_argnums=(3, 4, 5))
-  )
-  logprobs, entropies = jax.lax.map(
-    lambda pair: one_chunk(
-      pair[0], unembedding, pair[1], temperature, soft_cap, empty_rows
-    ),
-    (cut(hidden), cut(tokens)),
-  )
-  return joined(logprobs), joined(entropies)
 
 
 def positions_from_mask(valid_mask: Array) -> Array:

@@ -20,6 +20,7 @@ ORDER = (
     "config_tree",
     "data",
     "interrupt",
+    "likelihood",
     "metrics",
     "optimizer",
     "parallel",

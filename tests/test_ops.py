@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlhf_jax import ops
+from rlhf_jax import likelihood, ops
 from tests import plain
 
 RNG = np.random.default_rng(0)
@@ -174,8 +174,8 @@ def test_trap_21_chunked_equals_dense_in_value_and_gradient(soft_cap):
   weight = jnp.asarray(RNG.normal(size=(2, 13)), jnp.float32)
 
   def chunked(h, w):
-    logprobs, entropies = ops.token_logprobs(
-      h, w, tokens, temperature=0.6, chunk=5, soft_cap=soft_cap
+    logprobs, entropies = likelihood.token_logprobs(
+      h, w, tokens, temperature=0.6, chunk_bytes=5 * 37 * 4, soft_cap=soft_cap
     )
     return jnp.sum(weight[0] * logprobs + weight[1] * entropies), logprobs
 
@@ -206,12 +206,12 @@ def test_trap_38_columns_without_a_token_have_probability_0(
   wide = jnp.full((4, 13), 2.0).at[:, kept].set(small)
 
   def loss(hidden, unembedding, tokens, empty):
-    found, entropies = ops.token_logprobs(
+    found, entropies = likelihood.token_logprobs(
       hidden,
       unembedding,
       tokens,
       temperature=0.7,
-      chunk=3,
+      chunk_bytes=3 * 13 * 4,
       soft_cap=soft_cap,
       empty_rows=empty,
       is_unembedding_frozen=is_frozen,
@@ -237,8 +237,8 @@ def test_trap_38_columns_without_a_token_have_probability_0(
 def test_trap_21_logprobs_never_exceed_0():
   hidden = jnp.eye(7, dtype=jnp.float32) * 300.0
   tokens = jnp.arange(7)
-  logprobs, entropies = ops.token_logprobs(
-    hidden, jnp.eye(7, 11, dtype=jnp.float32), tokens, chunk=3
+  logprobs, entropies = likelihood.token_logprobs(
+    hidden, jnp.eye(7, 11, dtype=jnp.float32), tokens, chunk_bytes=132
   )
   assert np.all(np.asarray(logprobs) <= 0)
   assert np.all(np.abs(np.asarray(entropies)) < 1e-4)
@@ -250,7 +250,9 @@ def test_t01_trap_22_float32_logprobs_from_bf16_hidden_states():
   tokens = RNG.integers(0, 131_071, 11)
   truth = float64_logprobs(hidden.astype(np.float64) @ unembedding)
   picked = truth[np.arange(11), tokens]
-  logprobs, entropies = ops.token_logprobs(hidden, unembedding, tokens, chunk=4)
+  logprobs, entropies = likelihood.token_logprobs(
+    hidden, unembedding, tokens, chunk_bytes=4 * 4 * 131_071
+  )
   np.testing.assert_allclose(logprobs, picked, atol=2e-5)
   np.testing.assert_allclose(
     entropies, -(np.exp(truth) * truth).sum(-1), atol=1e-4
@@ -258,7 +260,9 @@ def test_t01_trap_22_float32_logprobs_from_bf16_hidden_states():
   low = [jnp.asarray(x, jnp.bfloat16) for x in (hidden, unembedding)]
   rounded = [np.asarray(x, np.float64) for x in low]
   truth = float64_logprobs(rounded[0] @ rounded[1])[np.arange(11), tokens]
-  found, _ = ops.token_logprobs(*low, tokens, chunk=4)
+  found, _ = likelihood.token_logprobs(
+    *low, tokens, chunk_bytes=4 * 4 * 131_071
+  )
   assert found.dtype == jnp.float32
   np.testing.assert_allclose(found, truth, atol=2e-4)
   naive = jax.nn.log_softmax(low[0] @ low[1])[np.arange(11), tokens]
@@ -291,12 +295,12 @@ def test_trap_21_frozen_unembedding_has_the_same_values_and_gradient(soft_cap):
   weight = jax.random.normal(keys[3], (rows,))
 
   def run(hidden, is_frozen):
-    logprobs, entropies = ops.token_logprobs(
+    logprobs, entropies = likelihood.token_logprobs(
       hidden,
       unembedding,
       tokens,
       temperature=0.7,
-      chunk=4,
+      chunk_bytes=4 * vocabulary * 4,
       soft_cap=soft_cap,
       is_unembedding_frozen=is_frozen,
     )
@@ -343,7 +347,7 @@ def test_the_entropy_with_a_token_that_is_never_sampled_is_finite():
   np.testing.assert_allclose(ops.entropy(logits), [np.log(2), 0.0], atol=1e-7)
   slope = jax.grad(lambda x: ops.entropy(x).sum())(logits)
   np.testing.assert_allclose(slope, np.zeros((2, 3)), atol=1e-7)
-  _, found = ops.token_logprobs(  # the same through the unembedding
+  _, found = likelihood.token_logprobs(  # the same through the unembedding
     jnp.ones((2, 1)), logits[:1], jnp.asarray([0, 1])
   )
   np.testing.assert_allclose(found, [np.log(2)] * 2, rtol=1e-6)

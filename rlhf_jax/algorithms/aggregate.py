@@ -137,3 +137,21 @@ def aggregate(
     lengths = sequence_lengths(mask, segment_ids)
     x = ops.neutral(x, mask) / jnp.maximum(lengths, 1.0)
   return ops.masked_mean(x, mask, denominator)
+
+
+def weights(
+  mask: Array,
+  mode: str,
+  denominator: Array,
+  *,
+  segment_ids: Array | None = None,
+) -> Array:
+  """Returns w [N, L] with `aggregate`(x) = sum(w x): what each token counts.
+
+  Args:
+    mask, mode, denominator, segment_ids: see `aggregate`.
+  """
+  shares = mask / jnp.maximum(denominator, 1.0)
+  if mode == "seq-mean-token-mean":
+    shares /= jnp.maximum(sequence_lengths(mask, segment_ids), 1.0)
+  return shares

@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from rlhf_jax import ops
@@ -105,7 +106,7 @@ def update(
   rng: Array,
   *,
   config: Config,
-  apply: Callable[..., tuple[Array, Array]],
+  apply: Callable[..., tuple[Array, Array, Array]],
   optimizer: Any,
 ) -> tuple[TrainState, Metrics]:
   """Takes one optimizer step on one batch.
@@ -125,8 +126,10 @@ def update(
     batch: [B, L].
     rng: unused.
     config: settings.
-    apply: (params, frozen, batch) -> (logprobs [B, L], entropies [B, L]),
-      float32, aligned by invariant 1.
+    apply: (params, frozen, batch, weights [B, L]) -> (sum of weights times
+      log-probabilities [], logprobs [B, L], entropies [B, L]), float32,
+      aligned by invariant 1. The gradient is that of the sum: its weights are
+      known in the forward pass, which can form it (rlhf_jax/likelihood.py).
     optimizer: an optax.GradientTransformation.
 
   Raises:
@@ -135,8 +138,16 @@ def update(
   del rng
 
   def contribution(params, microbatch, frozen, counts):
-    logprobs, entropies = apply(params, frozen, microbatch)
-    return loss(logprobs, entropies, microbatch, config, counts)
+    weights = aggregate.weights(
+      microbatch.loss_mask,
+      config.aggregation,
+      counts["loss"],
+      segment_ids=microbatch.segment_ids,
+    )
+    total, logprobs, entropies = apply(params, frozen, microbatch, weights)
+    logprobs, entropies = jax.lax.stop_gradient((logprobs, entropies))
+    _, metrics = loss(logprobs, entropies, microbatch, config, counts)
+    return -total, metrics
 
   grads, value, metrics = accumulate(
     contribution,

@@ -25,9 +25,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import ops
+from rlhf_jax import likelihood, ops
 from rlhf_jax.models import attention, heads, lora, transformer, trees
-from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.models import targets as targets_lib
 from rlhf_jax.schema import UserError, check_choice, check_least
 from rlhf_jax.types import Array, PyTree, Rollout
 
@@ -243,6 +243,22 @@ def stream(
   return x
 
 
+def targets_of(
+  role: Role,
+  variables: dict,
+  rows: Rows,
+  target_mask: Array,
+  *,
+  hidden: Array | None = None,
+  targets: int | None = None,
+) -> targets_lib.Targets:
+  """Returns the states that predict the rows' targets; see `logprobs`."""
+  x = stream(role, variables, rows, hidden)
+  return targets_lib.gather(
+    role.network, variables["params"], x, rows.tokens, target_mask, targets
+  )
+
+
 def logprobs(
   role: Role,
   variables: dict,
@@ -268,36 +284,20 @@ def logprobs(
     hidden: see `stream`.
     temperature: divides the logits, as in the sampler (METHODS N2).
     targets: at most how many targets a row has; None for L.
-    is_unembedding_frozen: see ops.token_logprobs; entropies have no gradient.
+    is_unembedding_frozen: see likelihood.py; entropies have no gradient.
   """
-  x = stream(role, variables, rows, hidden)
-  batch, length, width = x.shape
-  count = length if targets is None else min(targets, length)
-  # The columns of the targets come first, in order; the rest is filler.
-  columns = jnp.argsort(target_mask <= 0, axis=1, stable=True)[:, :count]
-  wanted = jnp.take_along_axis(rows.tokens, columns, axis=1)
-  source = jnp.maximum(columns - 1, 0)[..., None]
-  x = jnp.take_along_axis(x, source, axis=1)
-  weights = {"params": variables["params"]}
-  x = role.network.apply(weights, x, method="normed")
-  unembedding = role.network.apply(weights, method="unembedding")
-  log_p, entropy = ops.token_logprobs(
-    x.reshape(-1, width),
-    unembedding,
-    wanted.reshape(-1),
-    temperature=temperature,
-    empty_rows=role.model.empty_rows,
-    is_unembedding_frozen=is_unembedding_frozen,
-    ways=mesh_lib.row_ways(),
+  found = targets_of(
+    role, variables, rows, target_mask, hidden=hidden, targets=targets
   )
-  row = jnp.arange(batch)[:, None]
-
-  def spread(flat: Array) -> Array:
-    full = jnp.zeros((batch, length), jnp.float32)
-    full = full.at[row, columns].set(flat.reshape(batch, count))
-    return ops.neutral(full, target_mask)
-
-  return spread(log_p), spread(entropy)
+  log_p, entropy = likelihood.token_logprobs(
+    found.hidden,
+    found.unembedding,
+    found.tokens,
+    temperature=temperature,
+    is_unembedding_frozen=is_unembedding_frozen,
+    **found.how,
+  )
+  return found.spread(log_p), found.spread(entropy)
 
 
 def prefix_scores(

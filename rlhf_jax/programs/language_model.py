@@ -6,7 +6,9 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from rlhf_jax import likelihood
 from rlhf_jax.algorithms import sft
 from rlhf_jax.data import batches, layout
 from rlhf_jax.data.dataset import Row
@@ -47,6 +49,46 @@ def logprobs(
   )
 
 
+def weighted_logprobs(
+  params: PyTree,
+  frozen: PyTree,
+  batch: TokenBatch,
+  weights: Array,
+  *,
+  role: roles.Role,
+  targets: int | None = None,
+) -> tuple[Array, Array, Array]:
+  """Returns sum(weights * log-probabilities), and both [B, L] of `logprobs`.
+
+  The `apply` of SFT. Only the sum has a gradient, which the forward pass
+  forms.
+
+  Args:
+    params, frozen, batch, role, targets: see `logprobs`.
+    weights: [B, L]; what stands off the batch's loss_mask is not read.
+  """
+  if not roles.trains_unembedding(role):
+    log_p, entropies = logprobs(
+      params, frozen, batch, role=role, targets=targets
+    )
+    return jnp.sum(weights * log_p), log_p, entropies
+  found = roles.targets_of(
+    role,
+    trees.merge(params, frozen),
+    roles.Rows.of(batch),
+    batch.loss_mask,
+    targets=targets,
+  )
+  total, log_p, entropies = likelihood.weighted_logprobs(
+    found.hidden,
+    found.unembedding,
+    found.tokens,
+    found.of(weights),
+    **found.how,
+  )
+  return total, found.spread(log_p), found.spread(entropies)
+
+
 def make_update(
   role: roles.Role,
   loss: sft.Config,
@@ -67,7 +109,7 @@ def make_update(
   update = functools.partial(
     sft.update,
     config=loss,
-    apply=functools.partial(logprobs, role=role, targets=targets),
+    apply=functools.partial(weighted_logprobs, role=role, targets=targets),
     optimizer=transform,
   )
   return jax.jit(update, donate_argnums=0 if donates else ())

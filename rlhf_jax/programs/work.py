@@ -23,11 +23,11 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from rlhf_jax import likelihood
 from rlhf_jax.models import roles, transformer
 from rlhf_jax.programs.world import AnyMesh
 from rlhf_jax.rewards import judge
 
-LOGITS_CHUNK = 512  # rows, of ops.token_logprobs
 FLOAT = 4  # bytes: weights, gradients and moments are float32
 
 
@@ -136,6 +136,13 @@ class Passes:
   def _logits(self, model: transformer.Config, rows: float) -> float:
     return 3.0 * FLOAT * rows * model.vocab_size / self.mesh.shape["tensor"]
 
+  def _chunk(self, model: transformer.Config, rows: float) -> float:
+    """Returns bytes of one chunk of logits and what is computed from them."""
+    rows = min(
+      rows, likelihood.chunk_rows(likelihood.CHUNK_BYTES, model.vocab_size)
+    )
+    return self._logits(model, rows)
+
   def _gathered(self, model: transformer.Config) -> float:
     """Returns bytes of weights whole on a chip while a layer runs."""
     size = jnp.dtype(model.dtype).itemsize
@@ -175,7 +182,7 @@ class Passes:
       sent=self._gather(model, layers) + self._reduce(model, tokens, layers),
       temporaries=live
       + self._gathered(model)
-      + (self._logits(model, LOGITS_CHUNK) if logits else 0.0),
+      + (self._chunk(model, logits / self.ways) if logits else 0.0),
     )
 
   def policy_and_value(
@@ -268,7 +275,7 @@ class Passes:
       + 2.0 * live
       + gradients
       + gathered
-      + (self._logits(model, LOGITS_CHUNK) if logits else 0.0),
+      + (self._chunk(model, logits / parts / self.ways) if logits else 0.0),
     )
     if role.entrance and not is_lower_known:
       work += self._forward(role, role.entrance, rows, length, 0)

@@ -72,3 +72,17 @@ def test_nothing_counted_gives_0():
 def test_unusable_modes_are_refused(mode, tokens, message):
   with pytest.raises(ValueError, match=message):
     aggregate.check_mode("aggregation", mode, tokens)
+
+
+@pytest.mark.parametrize("mode", aggregate.MODES[:2])
+def test_weights_are_the_gradient_of_the_average(mode):
+  """Of packed rows, one of them without a counted token."""
+  mask = jnp.asarray([[0, 1, 1, 0, 1, 0], [0.0] * 6])
+  segments = jnp.asarray([[1, 1, 1, 2, 2, 0], [0] * 6])
+  of = {"segment_ids": segments}
+  count = aggregate.denominator(mask, mode, **of)
+  found = aggregate.weights(mask, mode, count, **of)
+  average = jax.grad(lambda x: aggregate.aggregate(x, mask, mode, count, **of))(
+    mask
+  )
+  np.testing.assert_allclose(found, average, rtol=1e-6)

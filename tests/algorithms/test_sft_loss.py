@@ -86,7 +86,10 @@ def run(batch, optimizer=None, frozen=None, apply=apply, jit=True, **settings):
   params = {"table": jnp.asarray(TABLE)}
   state = TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0))
   update = functools.partial(
-    sft.update, config=sft.Config(**settings), apply=apply, optimizer=optimizer
+    sft.update,
+    config=sft.Config(**settings),
+    apply=plain.weighted(apply),
+    optimizer=optimizer,
   )
   update = jax.jit(update) if jit else update
   return update(
@@ -163,12 +166,12 @@ def test_trap_27_poisoned_padding_stays_out():
 
 
 def test_trap_12_jit_sharded_and_plain_agree():
-  plain = run(padded(), jit=False)
+  expected = run(padded(), jit=False)
   mesh = Mesh(np.array(jax.devices()), ("data",))
   rows = NamedSharding(mesh, PartitionSpec("data"))
   sharded = jax.tree.map(lambda x: jax.device_put(x, rows), padded())
-  assert_same(plain, run(padded()))
-  assert_same(plain, run(sharded))
+  assert_same(expected, run(padded()))
+  assert_same(expected, run(sharded))
 
 
 def test_frozen_weights_reach_apply_and_do_not_move():

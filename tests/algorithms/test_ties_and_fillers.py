@@ -14,6 +14,7 @@ from rlhf_jax.algorithms.policy_gradient import registry as policy_registry
 from rlhf_jax.algorithms.policy_gradient import update as policy_update
 from rlhf_jax.algorithms.preference import dpo, kto, pairing, update
 from rlhf_jax.types import PreferenceBatch, Rollout, TokenBatch, TrainState
+from tests import plain
 
 
 def state_of(params):
@@ -32,7 +33,7 @@ def test_perplexity_is_of_tokens_whatever_the_loss_averages():
   step = functools.partial(
     sft.update,
     config=sft.Config(aggregation="seq-mean-token-mean"),
-    apply=apply,
+    apply=plain.weighted(apply),
     optimizer=optax.sgd(1.0),
   )
   start = state_of(jnp.float32(1.0))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import ops
+from rlhf_jax import likelihood, ops
 from rlhf_jax.models import attention, transformer, trees
 from rlhf_jax.models import cache as cache_lib
 from tests import plain
@@ -258,8 +258,8 @@ def test_trap_22_bfloat16_compute_keeps_float32_logprobs(config):
     x = module.embed(tokens, positions)
     x, _, _ = module.run_layers(x, positions, attention.causal_mask(mask))
     hidden = module.normed(x)[:, :-1].reshape(-1, config.width)
-    found, _ = ops.token_logprobs(
-      hidden, module.unembedding(), tokens[:, 1:].reshape(-1), chunk=4
+    found, _ = likelihood.token_logprobs(
+      hidden, module.unembedding(), tokens[:, 1:].reshape(-1), chunk_bytes=10**4
     )
     return hidden, found, module.unembed(x)
 

@@ -287,7 +287,7 @@ def raft(reward, log_ref, seed, rounds: int, is_blind: bool):
         batch,
         key,
         config=sft.Config(),
-        apply=apply,
+        apply=plain.weighted(apply),
         optimizer=optimizer,
       )[0], None
 

@@ -48,14 +48,18 @@ FAULTS = (
   ),
   *of(
     "masks",
-    "models/roles.py",
-    "roles::logprobs_equal_softmax_of_full_logits"
-    " roles::critic_values_are_the_reward_models_scores_of_prefixes",
+    "models/targets.py",
+    "roles::logprobs_equal_softmax_of_full_logits",
     (
       "log-probabilities: of the token that is read",
       "source = jnp.maximum(columns - 1, 0)",
       "source = jnp.maximum(columns, 0)",
     ),
+  ),
+  *of(
+    "masks",
+    "models/roles.py",
+    "roles::critic_values_are_the_reward_models_scores_of_prefixes",
     (
       "values: of the state after the token",
       "return jnp.pad(scores[:, :-1], ((0, 0), (1, 0)))",
