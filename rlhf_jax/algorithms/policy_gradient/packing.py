@@ -151,8 +151,8 @@ def plan(samples: Samples, shape: Shape, usual: int = 0) -> Packing:
   Args:
     samples: [N, L].
     shape: of the rows.
-    usual: R of the samples before these, kept where it is enough and no more
-      than twice too much: another number is another program.
+    usual: R of the samples before these, kept where it is enough and at most
+      half as much again: another number is another program.
 
   Raises:
     ValueError: a sample is longer than a row.
@@ -171,7 +171,7 @@ def plan(samples: Samples, shape: Shape, usual: int = 0) -> Packing:
     )
   bins = ops.first_fit(sizes, capacity)
   count = -(-len(bins) // shape.multiple) * shape.multiple
-  count = usual if count <= usual <= 2 * count else count
+  count = usual if count <= usual <= 1.5 * count else count
   return jax.tree.map(jnp.asarray, fill(bins, valid, count, shape.tokens))
 
 

@@ -114,12 +114,12 @@ FAULTS = (
     ),
     (
       "packing: every rollout its own number of rows",
-      "count = usual if count <= usual <= 2 * count else count",
+      "count = usual if count <= usual <= 1.5 * count else count",
       "count = count",
     ),
     (
       "packing: the number of rows never falls",
-      "count = usual if count <= usual <= 2 * count else count",
+      "count = usual if count <= usual <= 1.5 * count else count",
       "count = max(usual, count)",
     ),
   ),
