@@ -3,11 +3,12 @@
 Samples end at different lengths, so a rollout [N, L] is largely padding. A
 Packing places them in R rows of S tokens, where attention stays inside a
 sample (segment ids) and positions restart. Losses that are sums over tokens
-do not change; only the number of rows does. Rows are placed on the host,
-first-fit decreasing, under two capacities: tokens, and response tokens (which
-bounds the logits of a row). R is rounded up to a multiple, an eighth of the
-most rows there can be unless told otherwise, and stays what it was while it is
-enough, so that few shapes ever compile.
+do not change; only the number of rows does. Rows are placed on the host, under
+two capacities: tokens, and response tokens (which bounds the logits of a row).
+First-fit decreasing says how many are needed; samples are then spread evenly
+over them, so that minibatches of rows hold alike many. R is rounded up to a
+multiple, an eighth of the most rows there can be unless told otherwise, and
+stays what it was while it is enough, so that few shapes ever compile.
 """
 
 from __future__ import annotations
@@ -172,7 +173,34 @@ def plan(samples: Samples, shape: Shape, usual: int = 0) -> Packing:
   bins = ops.first_fit(sizes, capacity)
   count = -(-len(bins) // shape.multiple) * shape.multiple
   count = usual if count <= usual <= 1.5 * count else count
+  even = _spread_evenly(sizes, capacity, count)
+  bins = bins if even is None else even
   return jax.tree.map(jnp.asarray, fill(bins, valid, count, shape.tokens))
+
+
+def _spread_evenly(
+  sizes: np.ndarray, capacity: np.ndarray, rows: int
+) -> list[list[int]] | None:
+  """Returns the samples of each row, alike full; None where they do not fit.
+
+  The longest sample goes first, into the row with the fewest tokens that has
+  room for it (Graham 1969: the fullest has at most 4/3 of the least possible).
+
+  Args:
+    sizes: [N, 2] tokens and response tokens of each sample.
+    capacity: [2] of a row.
+    rows: R.
+  """
+  bins: list[list[int]] = [[] for _ in range(rows)]
+  load = np.zeros((rows, 2), sizes.dtype)
+  for n in np.argsort(-sizes[:, 0], kind="stable"):
+    has_room = (load + sizes[n] <= capacity).all(axis=1)
+    if not has_room.any():
+      return None
+    row = int(np.argmin(np.where(has_room, load[:, 0], capacity[0] + 1)))
+    bins[row].append(int(n))
+    load[row] += sizes[n]
+  return bins
 
 
 def fill(

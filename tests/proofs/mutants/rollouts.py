@@ -96,7 +96,8 @@ FAULTS = (
     f"{POLICY}/packing.py",
     "packing::segments_are_whole_samples_with_positions_from_zero"
     " packing::rows_respect_both_capacities"
-    " packing::the_number_of_rows_follows_lengths_that_change",
+    " packing::the_number_of_rows_follows_lengths_that_change"
+    " packing::samples_are_spread_evenly_over_the_rows",
     (
       "packing: positions go on",
       "positions[row, span] = np.arange(columns.size)",
@@ -111,6 +112,11 @@ FAULTS = (
       "packing: targets of a row have no bound",
       "np.asarray([shape.tokens, shape.targets])",
       "np.asarray([shape.tokens, shape.tokens])",
+    ),
+    (
+      "packing: samples into the fullest row",
+      "int(np.argmin(np.where(has_room, load[:, 0], capacity[0] + 1)))",
+      "int(np.argmax(np.where(has_room, load[:, 0], -1)))",
     ),
     (
       "packing: every rollout its own number of rows",
