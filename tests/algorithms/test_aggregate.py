@@ -1,5 +1,6 @@
 """The four averages, on rows and on packed rows."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
