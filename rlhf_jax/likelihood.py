@@ -33,7 +33,7 @@ from jax.custom_derivatives import SymbolicZero
 from rlhf_jax import ops
 from rlhf_jax.types import Array
 
-CHUNK_BYTES = 64 * 2**20  # of a chunk's float32 logits, on each device
+CHUNK_BYTES = 128 * 2**20  # of a chunk's float32 logits, on each device
 _FLOAT = 4  # bytes
 
 
