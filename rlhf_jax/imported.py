@@ -70,6 +70,26 @@ def load(path: str, field: str) -> Any:
     raise ValueError(f"{field}={path!r}: {error}") from error.__cause__
 
 
+def fingerprint(path: str) -> str:
+  """Returns a digest of the file that an import path names; "" of no file.
+
+  Modules that the file imports do not count.
+
+  Args:
+    path: that was loaded, or "".
+  """
+  file = path if path.endswith(".py") else path.rpartition(":")[0]
+  if not file:
+    return ""
+  if not file.endswith(".py"):
+    spec = importlib.util.find_spec(file)
+    file = "" if spec is None or spec.origin is None else spec.origin
+  place = Path(file).expanduser()
+  if not place.is_file():
+    return ""
+  return hashlib.sha256(place.read_bytes()).hexdigest()[:16]
+
+
 class _Refused(Exception):
   """What is wrong with an import path, and the remedy."""
 

@@ -128,7 +128,13 @@ def check_meta(meta: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     CheckpointError: naming the first field that differs or is missing.
   """
   for field, value in expected.items():
-    found = meta.get(field, "nothing" if value else value)  # "": none
+    if field not in meta and value:
+      raise CheckpointError(
+        f"{field}: the checkpoint does not say, and this run has {value!r}: a "
+        "version of this package wrote it that did not keep this. Finish the "
+        "run with that version, or start in an empty --workdir."
+      )
+    found = meta.get(field, value)  # "": none
     if found != value:
       raise CheckpointError(
         f"{field}: the checkpoint has {found!r}, this run has {value!r}. "

@@ -143,8 +143,10 @@ def test_check_meta_names_field_and_both_values():
     integrity.check_meta(meta, {"tokenizer_fingerprint": "bb"})
   for part in ("tokenizer_fingerprint", "'aa'", "'bb'", "Resume with the tok"):
     assert part in str(caught.value)
-  with pytest.raises(checkpoint.CheckpointError, match="model_fingerprint"):
+  of_before = "model_fingerprint: the checkpoint does not say.*with that vers"
+  with pytest.raises(checkpoint.CheckpointError, match=of_before):
     integrity.check_meta(meta, {"model_fingerprint": "cc"})
+  integrity.check_meta(meta, {"reward_fingerprint": ""})
 
 
 def test_restore_params_casts_and_leaves_the_directory_alone(tmp_path):

@@ -274,3 +274,15 @@ def test_a_call_that_cannot_be_made_is_refused(function, message):
 def test_a_function_without_a_signature_is_refused():
   with pytest.raises(ValueError, match="its parameters cannot be read .*a def"):
     check(min)
+
+
+def test_a_fingerprint_is_of_the_file_and_nothing_else(write):
+  path = write("judge.py", "def score(texts):\n  return [1.0 for _ in texts]\n")
+  first = imported.fingerprint(f"{path}:score")
+  assert len(first) == 16 and first == imported.fingerprint(f"{path}:other")
+  assert imported.fingerprint(str(path)) == first
+  write("judge.py", "def score(texts):\n  return [2.0 for _ in texts]\n")
+  assert imported.fingerprint(f"{path}:score") != first
+  module = imported.fingerprint("rlhf_jax.ops:whiten")
+  assert len(module) == 16 and module != first
+  assert imported.fingerprint("") == imported.fingerprint("sys:exit") == ""

@@ -281,12 +281,7 @@ def run(settings: Settings, world: World) -> dict:
     total_steps=total,
     arrays=phase.arrays,
     facts={"alarms": []},
-    identity=base.identity
-    | stages.origins(
-      init_from=settings.init_from,
-      reward=settings.reward,
-      reference=settings.reference,
-    ),
+    identity=base.identity | settings.origins(),
     iterators={"prompts": loader} | ({"ptx": text} if text else {}),
     show=(
       ("rollout/score_mean", "score"),

@@ -97,6 +97,16 @@ class Sampled(schema.Settings):
     """The verifier or function that judges; None where a reward model does."""
     return bound_judge(self.verifier, self.reward_fn)
 
+  def origins(self) -> dict[str, str]:
+    """Returns what a checkpoint must agree with about what a run builds on."""
+    folders = stages.origins(
+      init_from=self.init_from, reward=self.reward, reference=self.reference
+    )
+    if not self.reward_fn:
+      return folders
+    digest = imported.fingerprint(self.reward_fn)
+    return folders | {"reward_fn_fingerprint": digest}
+
   @property
   def judge_name(self) -> str:
     """What scores are called in samples.jsonl that no reward model gave."""

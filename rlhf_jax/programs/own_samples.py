@@ -96,11 +96,7 @@ class Opened:
   @property
   def identity(self) -> dict:
     """What a checkpoint of the run must agree with."""
-    return self.base.identity | stages.origins(
-      init_from=self.settings.init_from,
-      reward=self.settings.reward,
-      reference=self.settings.reference,
-    )
+    return self.base.identity | self.settings.origins()
 
   def source(self, batch_size: int) -> tuple[rollouts.Source, int]:
     """Returns an open source of judged samples, and the number of prompts.
