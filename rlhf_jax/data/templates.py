@@ -7,17 +7,12 @@ is started once, and again after a template has run into a limit.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import json
-import os
-import selectors
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.child_process import Child
 from rlhf_jax.schema import UserError
 
 WORKER = Path(__file__).with_name("template_process.py")
@@ -27,58 +22,7 @@ MEMORY_BYTES = 1 << 30  # of the whole process
 _LONGEST = 64 << 20  # bytes of a rendering and what is around it
 
 
-class _Process:
-  """One child process, an open resource."""
-
-  def __init__(self) -> None:
-    self.owner = os.getpid()
-    self.child = subprocess.Popen(
-      [sys.executable, "-P", str(WORKER), str(MEMORY_BYTES)],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-      start_new_session=True,  # Ctrl-C is the trainer's
-    )
-    self._selector = selectors.DefaultSelector()
-    self._selector.register(self.child.stdout, selectors.EVENT_READ)
-
-  def ask(self, request: dict[str, Any]) -> list[dict[str, str]] | None:
-    """Returns the replies, None where the process ended instead."""
-    try:
-      self.child.stdin.write(json.dumps(request).encode() + b"\n")
-      self.child.stdin.flush()
-    except BrokenPipeError:
-      return None
-    line = self._line()
-    return None if line is None else json.loads(line)
-
-  def _line(self) -> bytes | None:
-    """Returns the line that it writes, None if it ends or is late."""
-    parts: list[bytes] = []
-    size, ends = 0, time.monotonic() + WALL_SECONDS
-    while size < _LONGEST:
-      if not self._selector.select(max(ends - time.monotonic(), 0.0)):
-        return None
-      part = os.read(self.child.stdout.fileno(), 1 << 16)
-      if not part:
-        return None
-      parts.append(part)
-      size += len(part)
-      if part.endswith(b"\n"):
-        return b"".join(parts)
-    return None
-
-  def close(self) -> None:
-    """Ends the process, whatever it does."""
-    self._selector.close()
-    self.child.kill()
-    self.child.wait()
-    for stream in (self.child.stdin, self.child.stdout):
-      with contextlib.suppress(OSError):
-        stream.close()
-
-
-_kept: list[_Process] = []
+_kept: list[Child] = []
 _lock = threading.Lock()
 
 
@@ -135,13 +79,13 @@ def _complaint(
 
 def _asked(request: dict[str, Any]) -> list[dict[str, str]]:
   """Returns the replies of the process that is kept, or of a new one."""
-  if _kept and _kept[0].owner != os.getpid():  # of the process we came from
+  if _kept and not _kept[0].is_ours:
     _kept.clear()
   if not _kept:
-    _kept.append(_Process())
-  replies = _kept[0].ask(request)
-  if replies is not None:
-    return replies
+    _kept.append(Child(WORKER, MEMORY_BYTES, _LONGEST))
+  line = _kept[0].ask(request, WALL_SECONDS)
+  if line is not None:
+    return json.loads(line)
   _close()
   reply = {
     "error": f"it took more than {CPU_SECONDS} s of processor time, "
@@ -155,5 +99,5 @@ def _asked(request: dict[str, Any]) -> list[dict[str, str]]:
 def _close() -> None:
   while _kept:
     process = _kept.pop()
-    if process.owner == os.getpid():
+    if process.is_ours:
       process.close()

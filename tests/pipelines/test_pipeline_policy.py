@@ -11,7 +11,7 @@ from rlhf_jax import pipelines
 from rlhf_jax.algorithms.policy_gradient import shaping
 from rlhf_jax.interrupt import Stopped
 from rlhf_jax.models import roles, trees
-from rlhf_jax.pipelines import policy
+from rlhf_jax.pipelines import defaults, policy
 from rlhf_jax.programs import watch
 from rlhf_jax.runs import loop, stages
 from rlhf_jax.runs.checkpoint import CheckpointError
@@ -277,6 +277,22 @@ def test_another_reward_model_in_the_same_folder_is_noticed(
   (start / "stage.json").write_text(json.dumps(info))
   with pytest.raises(CheckpointError, match="reward_fingerprint"):
     pipelines.run(config, tmp_path / "run")
+
+
+def test_another_text_of_a_reward_function_is_noticed(files, tmp_path):
+  path = tmp_path / "judge.py"
+  config = defaults.policy("rloo")
+  config.model.source = files.model
+  config.prompts.update(source=files.prompts, format="prompt", max_length=24)
+  config.generate.update(max_new_tokens=tiny_runs.NEW_TOKENS, num_samples=2)
+  config.reward_fn = f"{path}:score"
+  found = []
+  for value in (1.0, 2.0):
+    path.write_text(f"def score(texts):\n  return [{value} for _ in texts]\n")
+    found.append(tiny_runs.settings_of(config).origins())
+  assert found[0].keys() == found[1].keys()
+  changed = [name for name in found[0] if found[0][name] != found[1][name]]
+  assert changed == ["reward_fn_fingerprint"]
 
 
 def row_of(**changes):
