@@ -29,6 +29,7 @@ from rlhf_jax import output
 # again", so that a launch script can tell "resume me" from a crash (1), a
 # usage error (2) or a kill (128 + signal).
 EXIT_INTERRUPTED = 75
+AGAIN_SECONDS = 0.05  # until a request is repeated that was dropped
 _LATE = ("Event loop is closed", "cannot schedule new futures after shutdown")
 
 
@@ -43,7 +44,7 @@ def prepare() -> None:
     if signal.getsignal(number) != signal.SIG_IGN:
       signal.signal(number, _terminate)
   output.prepare()
-  sys.unraisablehook = _without_late(sys.__unraisablehook__)
+  sys.unraisablehook = _asked_again(_without_late(sys.__unraisablehook__))
   threading.excepthook = _without_late(threading.__excepthook__)
 
 
@@ -54,9 +55,21 @@ def settle() -> None:
       signal.signal(number, signal.SIG_IGN)
 
 
+class _Ended(KeyboardInterrupt):
+  """A signal outside of a training loop.
+
+  Attributes:
+    number: of the signal.
+  """
+
+  def __init__(self, number: int) -> None:
+    self.number = number
+    super().__init__()
+
+
 def _terminate(number: int, frame: Any) -> None:
-  del number, frame
-  raise KeyboardInterrupt
+  del frame
+  raise _Ended(number)
 
 
 def _without_late(show: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -69,6 +82,28 @@ def _without_late(show: Callable[[Any], None]) -> Callable[[Any], None]:
   def hook(found: Any) -> None:
     if not (found.exc_type is RuntimeError and str(found.exc_value) in _LATE):
       show(found)
+
+  return hook
+
+
+def _asked_again(show: Callable[[Any], None]) -> Callable[[Any], None]:
+  """Returns a hook that repeats a request to end that Python dropped.
+
+  A signal may come while a finaliser or a callback of the garbage collector
+  runs (jax has one). What a handler raises there is printed and forgotten, so
+  the process would go on. It is asked again from a thread, a moment later: at
+  once would be inside the same callback.
+  """
+
+  def hook(found: Any) -> None:
+    if not issubclass(found.exc_type, KeyboardInterrupt):
+      show(found)
+      return
+    number = getattr(found.exc_value, "number", signal.SIGINT)
+    main = threading.main_thread().ident
+    again = threading.Timer(AGAIN_SECONDS, signal.pthread_kill, (main, number))
+    again.daemon = True
+    again.start()
 
   return hook
 

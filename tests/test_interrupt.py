@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import threading
+import time
 
 import pytest
 
@@ -118,3 +120,32 @@ def test_once_the_save_is_whole_nothing_changes_the_end():
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
+
+
+def test_a_signal_inside_a_finaliser_ends_the_process_all_the_same(
+  monkeypatch, capsys
+):
+  """Python drops what a handler raises there; the process must still end."""
+  numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+  before = {number: signal.getsignal(number) for number in numbers}
+
+  class Finalised:
+    def __del__(self):
+      send(signal.SIGTERM)
+      for _ in range(3):  # where Python looks for signals
+        pass
+
+  hook = interrupt._asked_again(sys.__unraisablehook__)
+  monkeypatch.setattr(sys, "unraisablehook", hook)
+  try:
+    for number in numbers:
+      signal.signal(number, interrupt._terminate)
+    finalised, began = Finalised(), time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+      del finalised
+      time.sleep(60.0)
+    assert time.monotonic() - began < 30.0  # the wait was cut short
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+  assert capsys.readouterr().err == ""
