@@ -147,6 +147,7 @@ def test_check_meta_names_field_and_both_values():
   with pytest.raises(checkpoint.CheckpointError, match=of_before):
     integrity.check_meta(meta, {"model_fingerprint": "cc"})
   integrity.check_meta(meta, {"reward_fingerprint": ""})
+  integrity.check_meta(meta, {"reward_fn_fingerprint": "dd"})  # of before
 
 
 def test_restore_params_casts_and_leaves_the_directory_alone(tmp_path):

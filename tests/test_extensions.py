@@ -77,7 +77,7 @@ def test_the_page_holds_the_parts_it_speaks_of():
   ]
 
 
-def test_a_reward_and_a_format_of_ones_own(files, config, tmp_path):
+def test_a_reward_and_a_format_of_ones_own(files, config, tmp_path, capsys):
   changed = config()
   changed.prompts.update(
     source=str(files.root / "asked.jsonl"),
@@ -90,6 +90,17 @@ def test_a_reward_and_a_format_of_ones_own(files, config, tmp_path):
   for sample in map(json.loads, texts):
     bonus = sample["score"] - float("cat" in sample["response"])
     assert abs(abs(bonus) - 0.1) < 1e-6
+  code = files.root / "my_reward.py"
+  before = code.read_text()
+  try:
+    code.write_text(before + "# other words\n")
+    changed.schedule.steps = 2
+    assert main.run(changed, tmp_path / "run") == 2
+  finally:
+    code.write_text(before)
+  said = capsys.readouterr().err
+  assert "reward_fn_fingerprint: the checkpoint has" in said
+  assert "Resume with the reward_fn that wrote the checkpoint" in said
 
 
 def test_an_objective_and_an_advantage_of_ones_own(files, config, tmp_path):

@@ -102,10 +102,12 @@ class Sampled(schema.Settings):
     folders = stages.origins(
       init_from=self.init_from, reward=self.reward, reference=self.reference
     )
-    if not self.reward_fn:
-      return folders
-    digest = imported.fingerprint(self.reward_fn)
-    return folders | {"reward_fn_fingerprint": digest}
+    code = {"reward_fn": self.reward_fn, "verifier": self.verifier.name}
+    return folders | {
+      f"{field}_fingerprint": imported.fingerprint(path)
+      for field, path in code.items()
+      if imported.is_path(path)
+    }
 
   @property
   def judge_name(self) -> str:
