@@ -236,7 +236,12 @@ def wire(
 
   def judged(flow: Flow) -> tuple[tuple, dict]:
     samples = abstract.samples_of(flow["after decoded"], world.mesh, rows)
-    return (weights, {}, samples, None), {}
+    shape = packing.shape_of(settings.packing, rows, length, new, world.ways)
+    layout = None
+    if shape is not None:  # at worst every answer has its full length
+      cells = shape.most, shape.tokens
+      layout = abstract.packed_layout(world.mesh, (rows, length), cells)
+    return (weights, {}, samples, layout), {}
 
   programs.append(
     Program(

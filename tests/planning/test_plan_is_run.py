@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax import generate, pipelines
+from rlhf_jax import decoding, pipelines
 from rlhf_jax.planning import compiled
 from rlhf_jax.programs.program import Program
 from rlhf_jax.rewards import judge
@@ -124,7 +124,8 @@ class Calls:
   def watch(self, patch):
     """Notes the calls of sampling, judging and of phases' programs."""
     for name in ("prefill", "decode"):
-      patch.setattr(generate, name, self.watched(name, getattr(generate, name)))
+      function = getattr(decoding, name)
+      patch.setattr(decoding, name, self.watched(name, function))
     make_judge, call = judge.make_judge, Program.__call__
 
     def watched_judge(plan):
