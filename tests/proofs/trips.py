@@ -9,7 +9,7 @@ file that it is in. A trip is the files, in the order of their first visit,
                  settings that hold it, on its way from main to the loss
   PPO gradient   whose functions run while the update is traced, on one device,
                  but for the network (models/) and what all of it stands on
-                 (types, ops); several devices add parallel/rules.py
+                 (types, ops, likelihood); several devices add parallel/rules.py
   jsonl line     whose functions are handed a word of it, or its token, between
                  the file and the batch of a step; the tokenizer is left out,
                  and what only looks at records and says what it sees
@@ -39,7 +39,14 @@ from rlhf_jax.terminal import format_table
 PACKAGE = Path(rlhf_jax.__file__).parent
 CLIP_RATIO = 0.17171
 BASIS = (
-  *("types.py", "ops.py", "metrics.py", "interrupt.py", "distributed.py"),
+  *(
+    "types.py",
+    "ops.py",
+    "likelihood.py",
+    "metrics.py",
+    "interrupt.py",
+    "distributed.py",
+  ),
   "strict_json.py",
 )
 WATCHERS = ("data/markup.py", "data/overlap.py")
