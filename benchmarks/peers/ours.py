@@ -87,10 +87,11 @@ def sample(folder: Path, steps: int, variant: str) -> None:
   from rlhf_jax import generate
   from rlhf_jax.data import batches, stops
   from rlhf_jax.models import pretrained
+  from rlhf_jax.parallel import mesh as mesh_lib
 
-  base = pretrained.load_base(
-    pretrained.Model(source=str(folder / "model")), None
-  )
+  mesh = mesh_lib.make_mesh(mesh_lib.Config(devices=1))
+  model = pretrained.Model(source=str(folder / "model"))
+  base = pretrained.load_base(model, mesh)
   lines = (folder / "prompts.jsonl").read_text().splitlines()
   ids = [base.tokenizer.encode(json.loads(line)["prompt"]) for line in lines]
   config = generate.Config(
