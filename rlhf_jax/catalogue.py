@@ -171,5 +171,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  output.prepare()
-  sys.exit(main(sys.argv))
+  output.run_command(main, sys.argv)

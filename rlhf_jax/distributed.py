@@ -56,7 +56,8 @@ def initialise(text: str) -> None:
       process; or "HOST:PORT,PROCESSES,INDEX".
 
   Raises:
-    ValueError: text of another form, or an index out of range.
+    UserError: text of another form, an index out of range, or a port where
+      another process listens already.
   """
   if text == "off" or (text == "auto" and not _is_cluster(os.environ)):
     return
@@ -75,6 +76,8 @@ def initialise(text: str) -> None:
       f"--distributed={text!r}: index {index} of {count} processes. Number "
       f"them 0 to {count - 1}."
     )
+  if index == 0:
+    _check_port(int(found["address"].rpartition(":")[2]))
   if "cpu" in str(jax.config.jax_platforms):
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
   seconds = _whole(os.environ, JOIN_SECONDS, 300)
@@ -90,6 +93,25 @@ def initialise(text: str) -> None:
   guard.lines = _connect(host, count, index, seconds)
   _LINES.extend(guard.lines)
   threading.Thread(target=_watch, args=(guard.lines,), daemon=True).start()
+
+
+def _check_port(port: int) -> None:
+  """Refuses a port at which another process listens.
+
+  gRPC would listen there beside it, and the system would hand the processes of
+  two runs to either.
+  """
+  with socket.socket() as probe:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of the last
+    # run, which may just have ended
+    try:
+      probe.bind(("", port))
+      probe.listen(1)
+    except (OSError, OverflowError) as error:
+      raise UserError(
+        f"--distributed: process 0 cannot listen at port {port} ({error}). "
+        "Another run may: give each run a port of its own."
+      ) from error
 
 
 def farewell() -> None:

@@ -358,5 +358,4 @@ def main(argv: list[str], also: Mapping[str, tuple[Any, str]] = {}) -> int:
 
 
 if __name__ == "__main__":
-  output.prepare()
-  sys.exit(main(sys.argv))
+  output.run_command(main, sys.argv)

@@ -250,5 +250,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  output.prepare()
-  sys.exit(main())
+  output.run_command(main)

@@ -25,10 +25,6 @@ from jax.experimental import multihost_utils
 
 from rlhf_jax import output
 
-# The exit status after a stop that saved: EX_TEMPFAIL of sysexits.h, "try
-# again", so that a launch script can tell "resume me" from a crash (1), a
-# usage error (2) or a kill (128 + signal).
-EXIT_INTERRUPTED = 75
 AGAIN_SECONDS = 0.05  # until a request is repeated that was dropped
 _LATE = ("Event loop is closed", "cannot schedule new futures after shutdown")
 

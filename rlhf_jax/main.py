@@ -129,7 +129,7 @@ def run(
     line = shlex.join(["python", "-m", "rlhf_jax.main", *sys.argv[1:]])
     what = str(stopped) if str(stopped) else "stopped between checkpoints"
     print(f"\n{what}. To go on, run the same command:\n  {line}")
-    return interrupt.EXIT_INTERRUPTED
+    return output.EXIT_INTERRUPTED
   except SystemExit as error:  # of code that the experiment names
     return command.fail(
       error,
@@ -162,9 +162,9 @@ def _leave_if_alone(code: int) -> None:
   """
   import jax
 
-  from rlhf_jax import distributed, interrupt
+  from rlhf_jax import distributed
 
-  if code in (0, interrupt.EXIT_INTERRUPTED):
+  if code in (0, output.EXIT_INTERRUPTED):
     distributed.farewell()
   elif jax.process_count() > 1:
     sys.stdout.flush()
@@ -253,5 +253,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  output.prepare()
-  sys.exit(main(sys.argv))
+  output.run_command(main, sys.argv)

@@ -9,8 +9,28 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TextIO
+
+# The exit status after a stop that a signal asked for: EX_TEMPFAIL of
+# sysexits.h, "try again", so that a launch script can tell "resume me" from a
+# crash (1), a usage error (2) or a kill (128 + signal).
+EXIT_INTERRUPTED = 75
+
+
+def run_command(main: Callable[..., int], *arguments: Any) -> NoReturn:
+  """Ends the process with the exit code that a command's `main` returns.
+
+  Ctrl-C before it handles signals itself, while jax is imported, ends it in
+  one line and with EXIT_INTERRUPTED; so does a signal between the two.
+  """
+  prepare()
+  try:
+    code = main(*arguments)
+  except KeyboardInterrupt:
+    print("\nstopped. The same command begins again.", file=sys.stderr)
+    code = EXIT_INTERRUPTED
+  sys.exit(code)
 
 
 def prepare() -> None:

@@ -118,6 +118,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  output.prepare()
   os.environ.update(ENVIRONMENT)
-  sys.exit(main(sys.argv))
+  output.run_command(main, sys.argv)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.distributed import EXIT_PEER_LOST
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 CHILD = """
@@ -53,12 +53,6 @@ def start(port, index, what):
   )
 
 
-def free_port():
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return probe.getsockname()[1]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 def test_who_is_alone_leaves_in_time(index):
@@ -79,6 +73,7 @@ def test_the_other_leaves_when_a_process_dies(victim):
       while process.stdout.readline() not in ("ready\n", ""):
         pass  # Gloo says who is connected
     processes[victim].kill()
+    assert processes[victim].wait() == -signal.SIGKILL
     _, error = processes[1 - victim].communicate(timeout=90)
   finally:
     for process in processes:
@@ -125,3 +120,23 @@ def test_each_row_is_computed_by_one_process_and_known_to_both():
     assert process.returncode == 0, error[-2000:]
     shown = [line for line in out.splitlines() if line.startswith("mine")]
     assert shown == ["mine [0 0 0 1 1] [0 1 2 3 4]", "mine [0] [0]"]
+
+
+@pytest.mark.slow
+def test_a_port_of_another_run_is_refused():
+  """gRPC would share it, and processes of two runs would meet."""
+  port = free_port()
+  processes = [start(port, index, "wait") for index in (0, 1)]
+  try:
+    for process in processes:
+      while process.stdout.readline() not in ("ready\n", ""):
+        pass
+    stranger = start(port, 0, "wait")
+    _, error = stranger.communicate(timeout=90)
+    assert stranger.returncode == 1  # main.py says it in one line
+    assert f"process 0 cannot listen at port {port}" in error
+    assert "give each run a port of its own" in error
+    assert [process.poll() for process in processes] == [None, None]
+  finally:
+    for process in processes:
+      process.kill()

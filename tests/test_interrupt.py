@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rlhf_jax import interrupt
+from rlhf_jax import interrupt, output
 
 
 def send(number: int) -> None:
@@ -82,7 +82,7 @@ def test_stopped_tells_step_and_signal():
   stopped = interrupt.Stopped(step=7, signal=signal.SIGTERM)
   assert (stopped.step, stopped.signal) == (7, 15)
   assert "after step 7" in str(stopped)
-  assert interrupt.EXIT_INTERRUPTED == 75
+  assert output.EXIT_INTERRUPTED == 75
 
 
 def test_what_nohup_ignores_stays_ignored():

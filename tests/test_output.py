@@ -58,3 +58,21 @@ def test_a_list_of_commands_may_be_cut_short():
     text=True,
   )
   assert done.stdout.startswith("rlhf_jax: ") and not done.stderr
+
+
+COMMAND = """
+import os, signal
+from rlhf_jax import output
+def main(number):
+  os.kill(os.getpid(), number)
+  return 3
+output.run_command(main, signal.SIGINT)
+"""
+
+
+def test_ctrl_c_before_a_command_handles_it_ends_in_one_line():
+  done = subprocess.run(
+    [sys.executable, "-c", COMMAND], capture_output=True, text=True
+  )
+  assert done.returncode == output.EXIT_INTERRUPTED == 75
+  assert done.stderr == "\nstopped. The same command begins again.\n"

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax import pipelines
-from rlhf_jax.interrupt import EXIT_INTERRUPTED, Stopped
+from rlhf_jax.interrupt import Stopped
+from rlhf_jax.output import EXIT_INTERRUPTED
 from rlhf_jax.runs import loop, stages
 from tests.pipelines import tiny_runs
 

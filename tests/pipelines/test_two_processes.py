@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,17 +10,12 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.distributed import EXIT_PEER_LOST
-from rlhf_jax.interrupt import EXIT_INTERRUPTED
+from rlhf_jax.output import EXIT_INTERRUPTED
 from tests.pipelines import tiny_runs
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 8
-
-
-def free_port():
-  with socket.socket() as found:
-    found.bind(("127.0.0.1", 0))
-    return found.getsockname()[1]
 
 
 class Run:

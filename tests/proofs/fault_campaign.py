@@ -17,12 +17,13 @@ import dataclasses
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from tests.ports import free_port
 
 STEPS, SAVE_EVERY = 10, 3  # rollouts of a run; a checkpoint after each third
 LONGEST_DELAY = {"start": 6.0, "save": 0.4}  # seconds after a phase begins
@@ -107,9 +108,7 @@ def start(
   experiment: Path, workdir: Path, hosts: int, faults: dict[int, str]
 ) -> list[subprocess.Popen]:
   """Starts the processes of a run; `faults` by process index."""
-  with socket.socket() as found:
-    found.bind(("127.0.0.1", 0))
-    port = found.getsockname()[1]
+  port = free_port()
   devices = 4 if hosts > 1 else 1
   mesh = ["devices=0", "data=2", "fsdp=2", "tensor=2"]
   mesh = mesh if hosts > 1 else ["devices=1"]
