@@ -301,6 +301,21 @@ FAULTS = (
       "bins = [[start + n for n in members] for members in part[:-1]]",
     ),
     (
+      "layout: no number of rows that is enough for any batch",
+      "{usual, most, batch_size * items.shape[1]}",
+      "{usual, most}",
+    ),
+    (
+      "layout: examples share rows where nothing is gained",
+      'return best if mode == "batch" or is_worth else padded',
+      "return best",
+    ),
+    (
+      "layout: the last example of a portion is lost",
+      "ops.first_fit(sizes_of(rows[start : start + PORTION]), capacity)",
+      "ops.first_fit(sizes_of(rows[start : start + PORTION])[:-1], capacity)",
+    ),
+    (
       "packing: all tokens of a row are an example's",
       "is_own & (batch.loss_mask[row] > 0)",
       "batch.loss_mask[row] > 0",

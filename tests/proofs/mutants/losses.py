@@ -255,4 +255,34 @@ FAULTS = (
       "backward * forward",
     ),
   ),
+  *of(
+    "losses",
+    "likelihood.py",
+    "likelihood",
+    (
+      "likelihood: weights do not reach the gradient",
+      "slopes = weights[:, None] * slopes * slope",
+      "slopes = slopes * slope",
+    ),
+    (
+      "likelihood: the entropy's own slope is left out",
+      "spread[:, None] * p * (finite + entropies[:, None])",
+      "spread[:, None] * p * finite",
+    ),
+    (
+      "likelihood: gradients of the last chunk alone",
+      "return total + part, found",
+      "return part, found",
+    ),
+    (
+      "likelihood: the slope of the cap is left out",
+      "_products(slopes * slope, hidden, unembedding, head.ways)",
+      "_products(slopes, hidden, unembedding, head.ways)",
+    ),
+    (
+      "likelihood: the mean is not normalised",
+      "jacobian = (towards - mean / total[:, None]) * slope",
+      "jacobian = (towards - mean) * slope",
+    ),
+  ),
 )

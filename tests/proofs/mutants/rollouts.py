@@ -326,6 +326,44 @@ FAULTS = (
   ),
   *of(
     "sampling",
+    "decoding.py",
+    "generate::compaction_changes_nothing"
+    " generate::a_cache_that_grows_changes_nothing"
+    " generate::samples_of_a_prompt_share_its_pass",
+    (
+      "generate: rows that are taken keep the places of others",
+      '        "row",\n        "stop",\n',
+      '        "stop",\n',
+    ),
+    (
+      "generate: the cache is not what the rows are",
+      "cache=take_rows(state.cache, rows)",
+      "cache=take_rows(state.cache, jnp.sort(rows)[::-1])",
+    ),
+    (
+      "generate: one token beyond the cache",
+      "slots - prompt_width + 1)",
+      "slots - prompt_width + 2)",
+    ),
+  ),
+  *of(
+    "sampling",
+    "generate.py",
+    "generate::compaction_changes_nothing"
+    " generate::a_cache_that_grows_changes_nothing",
+    (
+      "generate: rows that wait are written over",
+      "result[name][row] = value",
+      "result[name][: len(row)] = value",
+    ),
+    (
+      "generate: a cache that grows too late",
+      "if total - most + step - 1 >= slots:",
+      "if total - most + step - 2 >= slots:",
+    ),
+  ),
+  *of(
+    "sampling",
     "programs/rollouts.py",
     "rollouts::uninformative_groups_are_replaced_in_order_and_counted"
     " rollouts::truncated_answers_do_not_make_a_group_informative",
