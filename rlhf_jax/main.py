@@ -248,6 +248,7 @@ def main(argv: list[str]) -> int:
     is_smoke=values.smoke,
     given=command.given(argv),
   )
+  interrupt.settle()
   _leave_if_alone(code)
   return code
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO
@@ -28,6 +29,7 @@ def run_command(main: Callable[..., int], *arguments: Any) -> NoReturn:
   try:
     code = main(*arguments)
   except KeyboardInterrupt:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends already
     print("\nstopped. The same command begins again.", file=sys.stderr)
     code = EXIT_INTERRUPTED
   sys.exit(code)

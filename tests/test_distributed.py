@@ -12,12 +12,12 @@ from rlhf_jax.distributed import EXIT_PEER_LOST
 from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
-CHILD = """
+CHILD = r"""
 import os, sys, time
 import jax
 from rlhf_jax import distributed
 distributed.initialise(sys.argv[1])
-print("ready", flush=True)
+os.write(1, b"ready\n")
 if sys.argv[2] == "abort":
   os.abort()
 if sys.argv[2] == "share":
@@ -53,6 +53,14 @@ def start(port, index, what):
   )
 
 
+def wait_until_ready(process):
+  """Gloo says who is connected, and may do so in the middle of any line."""
+  line = process.stdout.readline()
+  while line and "ready" not in line:
+    line = process.stdout.readline()
+  assert line, process.stderr.read()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 def test_who_is_alone_leaves_in_time(index):
@@ -70,8 +78,7 @@ def test_the_other_leaves_when_a_process_dies(victim):
   processes = [start(port, index, "wait") for index in (0, 1)]
   try:
     for process in processes:
-      while process.stdout.readline() not in ("ready\n", ""):
-        pass  # Gloo says who is connected
+      wait_until_ready(process)
     processes[victim].kill()
     assert processes[victim].wait() == -signal.SIGKILL
     _, error = processes[1 - victim].communicate(timeout=90)
@@ -129,8 +136,7 @@ def test_a_port_of_another_run_is_refused():
   processes = [start(port, index, "wait") for index in (0, 1)]
   try:
     for process in processes:
-      while process.stdout.readline() not in ("ready\n", ""):
-        pass
+      wait_until_ready(process)
     stranger = start(port, 0, "wait")
     _, error = stranger.communicate(timeout=90)
     assert stranger.returncode == 1  # main.py says it in one line

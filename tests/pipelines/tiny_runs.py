@@ -210,6 +210,19 @@ def reward_config(files: Files, mode: str, start: Path | str, samples: Path):
   return config
 
 
+def dpo_config(files: Files, start: Path | str):
+  """DPO of all weights, for 20 steps."""
+  config = defaults.preference("dpo")
+  config.mesh.devices = 1
+  config.model.source = files.model
+  config.trainable.mode = "full"
+  config.data.update(source=files.comparisons, max_length=24)
+  config.init_from = str(start)
+  config.schedule.update(batch_size=8, steps=20, save_every=6)
+  config.optimizer.update(learning_rate=1e-2, schedule="constant")
+  return config
+
+
 def policy_config(files: Files, mode: str, start: Path, scorer: Path):
   """PPO in few steps; "lora": shared trunk, head critic; "full": all full."""
   config = defaults.policy()

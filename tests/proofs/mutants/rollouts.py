@@ -356,11 +356,6 @@ FAULTS = (
       "result[name][row] = value",
       "result[name][: len(row)] = value",
     ),
-    (
-      "generate: a cache that grows too late",
-      "if total - most + step - 1 >= slots:",
-      "if total - most + step - 2 >= slots:",
-    ),
   ),
   *of(
     "sampling",
