@@ -134,7 +134,8 @@ def llama_config(hf: dict[str, Any]) -> transformer.Config:
 def _rope(hf: dict[str, Any]) -> dict[str, Any]:
   """Returns what config.json says of rotary positions, in the newer form."""
   found: dict[str, Any] = {}
-  if hf.get("rope_theta") is not None:
+  is_newer = isinstance(hf.get("rope_parameters"), dict)
+  if "rope_theta" in hf and not (is_newer and hf["rope_theta"] is None):
     found["rope_theta"] = hf["rope_theta"]
   for field in ("rope_scaling", "rope_parameters"):
     given = hf.get(field)

@@ -92,6 +92,12 @@ def test_a_value_of_config_json_is_named(folder, field, value, words):
     huggingface.load(folder)
 
 
+def test_a_base_of_rotary_positions_that_is_null_is_no_base(folder):
+  config_with(folder, rope_parameters=None, rope_theta=None)
+  with pytest.raises(UserError, match="rope_theta=None: must be a positive"):
+    huggingface.load(folder)
+
+
 @pytest.mark.parametrize(
   ("change", "words"),
   [
