@@ -102,8 +102,9 @@ class Settings(schema.Settings):
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   build.check_needed(settings.data, "data")
-  for name in ("data", "heldout"):
-    unread.check(getattr(settings, name), name, unread.COMPARISONS)
+  rows = (settings.data, not settings.is_unpaired), (settings.heldout, False)
+  for name, (data, packs) in zip(("data", "heldout"), rows, strict=True):
+    unread.check(data, name, unread.COMPARISONS, packs=packs)
   build.check_pairs(settings)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
   _check_rows(settings, world)
@@ -177,7 +178,10 @@ def add_reference(
     functools.partial(
       reference.compute,
       functools.partial(phase["reference"], *stage.parts),
-      shape=layout.whole([row for part in rows.values() for row in part]),
+      shape=layout.whole(
+        [row for part in rows.values() for row in part],
+        shared_rows.prompts_of(settings.data, stage.role.model.attention),
+      ),
       batch_size=settings.schedule.batch_size,
       pad_id=phase.base.tokenizer.pad_id,
       mesh=phase.mesh,
@@ -319,6 +323,8 @@ def run(settings: Settings, world: World) -> dict:
     schedule.batch_size,
     world.ways,
     0 if settings.is_unpaired else settings.accumulation.microbatches,
+    prompts=settings.data.share_prompts,
+    attention=base.config.attention,
   )
   phase, stage, fixed = wire(settings, world, base, total, shape, shared)
   if settings.has_reference:

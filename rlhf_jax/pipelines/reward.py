@@ -78,8 +78,9 @@ class Settings(schema.Settings):
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   build.check_needed(settings.data, "data")
-  for name in ("data", "heldout"):
-    unread.check(getattr(settings, name), name, unread.COMPARISONS)
+  is_head = settings.trainable.mode == "head"  # reads features of rows
+  for name, packs in (("data", not is_head), ("heldout", False)):
+    unread.check(getattr(settings, name), name, unread.COMPARISONS, packs=packs)
   build.check_pairs(settings)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
   build.check_rows(
@@ -215,6 +216,8 @@ def run(settings: Settings, world: World) -> dict:
       schedule.batch_size,
       world.ways,
       settings.loss.microbatches,
+      prompts=settings.data.share_prompts,
+      attention=base.config.attention,
     )
   collate = functools.partial(
     features.collate,
