@@ -104,7 +104,9 @@ def _shared(
   }
   usual = min(costs, key=lambda n: (costs[n], -n))
   counts = tuple(sorted({usual, most, batch_size * items.shape[1]}))
-  return Shape(length, targets, True, counts, costs[usual], tokens / TRIED)
+  return Shape(
+    length, targets, True, counts, costs[usual], float(tokens) / TRIED
+  )
 
 
 def choose(

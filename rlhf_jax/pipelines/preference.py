@@ -102,9 +102,9 @@ class Settings(schema.Settings):
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   build.check_needed(settings.data, "data")
-  rows = (settings.data, not settings.is_unpaired), (settings.heldout, False)
-  for name, (data, packs) in zip(("data", "heldout"), rows, strict=True):
-    unread.check(data, name, unread.COMPARISONS, packs=packs)
+  use, packs = unread.COMPARISONS, not settings.is_unpaired
+  unread.check(settings.data, "data", use, packs=packs)
+  unread.check(settings.heldout, "heldout", use, packs=False)
   build.check_pairs(settings)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
   _check_rows(settings, world)

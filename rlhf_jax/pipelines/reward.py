@@ -78,9 +78,9 @@ class Settings(schema.Settings):
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   build.check_needed(settings.data, "data")
-  is_head = settings.trainable.mode == "head"  # reads features of rows
-  for name, packs in (("data", not is_head), ("heldout", False)):
-    unread.check(getattr(settings, name), name, unread.COMPARISONS, packs=packs)
+  use, packs = unread.COMPARISONS, settings.trainable.mode != "head"
+  unread.check(settings.data, "data", use, packs=packs)  # features: of rows
+  unread.check(settings.heldout, "heldout", use, packs=False)
   build.check_pairs(settings)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
   build.check_rows(
