@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rlhf_jax.data import batches
 from rlhf_jax.data.encode import Row
 
 
@@ -72,6 +73,17 @@ def group(
     found.append(Group((n,), 0))
     sizes.append(own)
   return found, np.asarray(sizes).reshape(-1, 2)
+
+
+def lengths(longest: int, most: int) -> list[int]:
+  """Returns the lengths that rows of groups may have, the shortest first.
+
+  Args:
+    longest: tokens of a row for the longest example, a length by itself.
+    most: tokens of the largest group.
+  """
+  most = max(longest, batches.bucket_length(most))
+  return sorted({longest, most, 2 * longest})
 
 
 def sizes(rows: Sequence[Row], pairs: np.ndarray, length: int) -> np.ndarray:

@@ -21,7 +21,7 @@ share stands once (branches.py).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from rlhf_jax.types import TokenBatch
 MODES = ("auto", "batch", "all", "none")
 PROMPTS = ("auto", "always", "never")  # whether candidates share one
 WORTH = 0.85  # tokens of packed rows among those of padded ones, at most
+LONGER = 0.95  # the same of longer rows, in which attention costs more
 TRIED = 64  # batches, drawn to see how many rows they need
 PORTION = 4096  # examples that are placed together
 
@@ -166,22 +167,20 @@ def _branched(
   most = branches.sizes(rows, pairs, pairs.size * padded.length)[..., 0].max()
   found = (
     _shared(branches.sizes(rows, pairs, length), batch_size, unit, length)
-    for length in _lengths(padded.length, int(most))
+    for length in branches.lengths(padded.length, int(most))
   )
-  best = min(found, key=_cost)
+  best = _shortest(found, _cost)
   targets = max(best.targets, padded.targets)
   return dataclasses.replace(best, targets=targets, has_branches=True)
 
 
-def _lengths(longest: int, most: int) -> list[int]:
-  """Returns the lengths that rows with branches may have.
-
-  Args:
-    longest: tokens of a row for the longest example, a length by itself.
-    most: tokens of the largest group of examples.
-  """
-  most = max(longest, batches.bucket_length(most))
-  return sorted({longest, most, 2 * longest})
+def _shortest(shapes: Iterable[Shape], cost: Callable[[Shape], float]) -> Shape:
+  """Returns the best of shapes, whose rows are longer and longer."""
+  best, *others = shapes
+  for shape in others:
+    if cost(shape) < LONGER * cost(best):
+      best = shape
+  return best
 
 
 def describe(
@@ -223,11 +222,11 @@ def whole(rows: Sequence[Row], prompts: str = "never") -> Shape:
     return best
   first, branched = rows[:PORTION], []
   _, joined = branches.group(first, (len(rows) * alone.length,) * 2)
-  for length in _lengths(alone.length, int(joined[:, 0].max())):
+  for length in branches.lengths(alone.length, int(joined[:, 0].max())):
     _, joined = branches.group(first, (length, length))
     targets = max(_targets(joined, length), alone.targets)
     branched.append(Shape(length, targets, True, has_branches=True))
-  chosen = min(branched, key=lambda shape: _cells(first, shape))
+  chosen = _shortest(branched, lambda shape: _cells(first, shape))
   is_worth = _cells(first, chosen) < WORTH * _cells(first, best)
   return chosen if prompts == "always" or is_worth else best
 

@@ -171,6 +171,13 @@ def add_reference(
     return ""
   rows = {name: part.rows for name, part in parts.items()}
   folder = settings.reference if settings.reference else settings.init_from
+  shape, size = shared_rows.whole(
+    [row for part in rows.values() for row in part],
+    settings.schedule.batch_size,
+    phase.world.ways,
+    prompts=settings.data.share_prompts,
+    attention=stage.role.model.attention,
+  )
   return reference.load_or_compute(
     phase.world.workdir,
     reference.ingredients(phase.base, folder, rows),
@@ -178,11 +185,8 @@ def add_reference(
     functools.partial(
       reference.compute,
       functools.partial(phase["reference"], *stage.parts),
-      shape=layout.whole(
-        [row for part in rows.values() for row in part],
-        shared_rows.prompts_of(settings.data, stage.role.model.attention),
-      ),
-      batch_size=settings.schedule.batch_size,
+      shape=shape,
+      batch_size=size,
       pad_id=phase.base.tokenizer.pad_id,
       mesh=phase.mesh,
     ),

@@ -59,15 +59,27 @@ def choose(
   return shape
 
 
-def prompts_of(data: dataset.Data, attention: str) -> str:
-  """Returns whether prompts stand once in a pass over all rows.
+def whole(
+  rows: list[dict[str, np.ndarray]],
+  batch_size: int,
+  ways: int,
+  *,
+  prompts: str,
+  attention: str,
+) -> tuple[layout.Shape, int]:
+  """Returns how candidates lie in a pass over all, and rows read at a time.
 
   Args:
-    data: the section.
-    attention: the model's kind.
+    rows: a candidate each.
+    batch_size: rows read at a time that are as long as the longest candidate;
+      of longer ones fewer, with as many cells.
+    ways: parts that rows are split into over a mesh.
+    prompts, attention: see `choose`.
   """
   is_able = attention in attention_lib.BRANCHING
-  return data.share_prompts if is_able else "never"
+  shape = layout.whole(rows, prompts if is_able else "never")
+  size = batch_size * layout.Shape.of(rows).length // shape.length
+  return shape, max(size // ways, 1) * ways
 
 
 def check_prompts(
