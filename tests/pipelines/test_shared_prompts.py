@@ -111,25 +111,25 @@ def test_every_token_is_there_and_prompts_once(data):
 
 
 def test_what_reads_what_by_hand():
-  """Two segments: a prompt of 2 with answers of 2 and 1, and one text of 2."""
-  segments = np.array([[1, 1, 1, 1, 1, 2, 2, 0]])
-  branches = np.array([[0, 0, 1, 1, 2, 1, 1, 0]])
-  positions = np.array([[0, 1, 2, 3, 2, 0, 1, 0]])
+  """Two segments: a text of 2, and a prompt of 2 with answers of 2 and 1."""
+  segments = np.array([[1, 1, 2, 2, 2, 2, 2, 0]])
+  branches = np.array([[1, 1, 0, 0, 1, 1, 2, 0]])
+  positions = np.array([[0, 1, 0, 1, 2, 3, 2, 0]])
   valid = (segments > 0).astype(np.float32)
   found = rows.Rows(segments, valid, positions, segments, branches)
   expected = [
     "10000000",
     "11000000",
-    "11100000",
-    "11110000",
-    "11001000",
-    "00000100",
-    "00000110",
+    "00100000",
+    "00110000",
+    "00111000",
+    "00111100",
+    "00110010",
     "00000000",
   ]
   mask = np.array([[c == "1" for c in line] for line in expected])
   np.testing.assert_array_equal(found.mask(MODEL)[0], mask)
-  np.testing.assert_array_equal(found.before()[0, :7], [0, 0, 1, 2, 1, 4, 5])
+  np.testing.assert_array_equal(found.before()[0, :7], [0, 0, 1, 2, 3, 4, 3])
   x = np.arange(1.0, 9.0)[None, :, None] ** np.array([1.0, -1.0])
   pooled = np.asarray(found.pooled(x, "mean_last"))[0]
   unit = heads.unit_rms(x)[0]
