@@ -182,6 +182,19 @@ def positions_from_mask(valid_mask: Array) -> Array:
   return jnp.cumsum(mask, axis=-1) - mask
 
 
+def run_starts(*ids: Array) -> Array:
+  """Returns [B, L] int32: the column where each run of equal ids starts.
+
+  Args:
+    *ids: [B, L] int32; a run ends where any of them changes.
+  """
+  columns = jnp.arange(ids[0].shape[1], dtype=jnp.int32)[None]
+  is_new = columns == 0
+  for x in ids:
+    is_new = is_new | (x != jnp.roll(x, 1, axis=1))
+  return jax.lax.cummax(jnp.where(is_new, columns, 0), axis=1)
+
+
 def last_index(mask: Array) -> Array:
   """Returns [N] int32: the index of the last 1 in each row of mask [N, L]."""
   length = mask.shape[-1]

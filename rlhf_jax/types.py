@@ -41,6 +41,8 @@ class TokenBatch:
   segment_ids: [B, L] int32, > 0 for packed examples, or None.
   positions: [B, L] int32 position of each token in its example, or None to
     derive it from valid_mask.
+  branch_ids: [B, L] int32 where examples of a segment begin alike: 0 on what
+    they share, which stands once, and k on what only the k-th has; or None.
   """
 
   tokens: Array
@@ -48,6 +50,7 @@ class TokenBatch:
   loss_mask: Array
   segment_ids: Array | None = None
   positions: Array | None = None
+  branch_ids: Array | None = None
 
 
 @flax.struct.dataclass

@@ -66,7 +66,7 @@ def collate_tokens(
 
   Args:
     examples: tokens and loss_mask [n]; packed ones also segment_ids and
-      positions.
+      positions, and branch_ids where they branch.
     length: tokens of a row; None for the longest, rounded up to 8.
     pad_id: fills tokens; any id of the vocabulary.
     rows: repeat the last example up to this many rows, without loss.
@@ -99,6 +99,9 @@ def collate_tokens(
     loss_mask=loss_mask,
     segment_ids=stack("segment_ids", np.int32) if is_packed else None,
     positions=stack("positions", np.int32) if is_packed else None,
+    branch_ids=stack("branch_ids", np.int32)
+    if "branch_ids" in filled[0]
+    else None,
   )
 
 

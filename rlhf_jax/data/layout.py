@@ -13,22 +13,27 @@ al. 2021, arXiv:2107.02027). A loss that is a sum over tokens does not change.
 
 Rows of "batch" have few shapes: as many rows as the examples of most batches
 need, as those of nearly all, and one for each example, which is always enough.
+
+Candidates of a comparison begin alike: where it is less to compute, what they
+share stands once (branches.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from rlhf_jax import ops
-from rlhf_jax.data import batches
+from rlhf_jax.data import batches, branches
 from rlhf_jax.data.encode import Row
 from rlhf_jax.types import TokenBatch
 
 MODES = ("auto", "batch", "all", "none")
+PROMPTS = ("auto", "always", "never")  # whether candidates share one
 WORTH = 0.85  # tokens of packed rows among those of padded ones, at most
+LONGER = 0.95  # the same of longer rows, in which attention costs more
 TRIED = 64  # batches, drawn to see how many rows they need
 PORTION = 4096  # examples that are placed together
 
@@ -42,7 +47,8 @@ class Shape:
   is_packed: whether several examples share a row.
   counts: rows of a batch whose examples share them, the usual number first,
     the last is enough for any; () where a batch has a row for each example.
-  mean_rows: of a batch whose examples share them.
+  mean_rows, mean_tokens: of a batch whose examples share them.
+  has_branches: whether what examples begin with stands once.
   """
 
   length: int
@@ -50,6 +56,8 @@ class Shape:
   is_packed: bool
   counts: tuple[int, ...] = ()
   mean_rows: float = 0.0
+  mean_tokens: float = 0.0
+  has_branches: bool = False
 
   @staticmethod
   def of(rows: Sequence[Row]) -> Shape:
@@ -75,17 +83,20 @@ def _shared(
   """Returns a shape of rows that batches share.
 
   Args:
-    items: [N, K, 2] tokens and targets of the K rows of each example.
+    items: [N, K, 2] tokens and targets of the K rows of each example; 0 where
+      it has fewer.
     batch_size: examples of a batch.
     unit: of the number of rows.
     length: tokens of a row.
   """
   targets = _targets(items, length)
   rng = np.random.default_rng(0)
-  found = []
+  found, tokens = [], 0
   for _ in range(TRIED):
     chosen = rng.choice(len(items), batch_size, replace=len(items) < batch_size)
     sizes = items[chosen].reshape(-1, 2)
+    sizes = sizes[sizes[:, 0] > 0]
+    tokens += sizes[:, 0].sum()
     found.append(len(ops.first_fit(sizes, np.asarray([length, targets]))))
   needed = -(-np.asarray(found) // unit) * unit
   most = int(needed.max())
@@ -94,7 +105,9 @@ def _shared(
   }
   usual = min(costs, key=lambda n: (costs[n], -n))
   counts = tuple(sorted({usual, most, batch_size * items.shape[1]}))
-  return Shape(length, targets, True, counts, costs[usual])
+  return Shape(
+    length, targets, True, counts, costs[usual], float(tokens) / TRIED
+  )
 
 
 def choose(
@@ -103,6 +116,7 @@ def choose(
   unit: int = 1,
   mode: str = "auto",
   pairs: np.ndarray | None = None,
+  prompts: str = "never",
 ) -> Shape:
   """Returns how batches of these rows lie.
 
@@ -112,6 +126,8 @@ def choose(
     unit: what the number of rows must be a multiple of.
     mode: "auto", "batch" or "none".
     pairs: [N, K] the rows of each example.
+    prompts: of PROMPTS; "auto" where it is less to compute, by as much as
+      sharing rows must be.
   """
   padded = Shape.of(rows)
   sizes = sizes_of(rows)
@@ -120,11 +136,51 @@ def choose(
     return padded
   best = min(
     (_shared(items, batch_size, unit, n * padded.length) for n in (1, 2)),
-    key=lambda shape: shape.mean_rows * shape.length,
+    key=_cost,
   )
-  alone = batch_size * items.shape[1] * padded.length
-  is_worth = best.mean_rows * best.length < WORTH * alone
-  return best if mode == "batch" or is_worth else padded
+  cost = batch_size * items.shape[1] * padded.length
+  if mode == "batch" or _cost(best) < WORTH * cost:
+    chosen, cost = best, _cost(best)
+  else:
+    chosen = padded
+  if prompts == "never" or pairs is None:
+    return chosen
+  branched = _branched(rows, pairs, batch_size, unit)
+  is_worth = prompts == "always" or _cost(branched) < WORTH * cost
+  return branched if is_worth else chosen
+
+
+def _cost(shape: Shape) -> float:
+  return shape.mean_rows * shape.length
+
+
+def _branched(
+  rows: Sequence[Row], pairs: np.ndarray, batch_size: int, unit: int
+) -> Shape:
+  """Returns the best shape of rows where candidates share what they begin with.
+
+  Args:
+    rows, batch_size, unit, pairs: see `choose`; some of the pairs tell.
+  """
+  padded, rng = Shape.of(rows), np.random.default_rng(0)
+  pairs = pairs[rng.permutation(len(pairs))[:PORTION]]
+  most = branches.sizes(rows, pairs, pairs.size * padded.length)[..., 0].max()
+  found = (
+    _shared(branches.sizes(rows, pairs, length), batch_size, unit, length)
+    for length in branches.lengths(padded.length, int(most))
+  )
+  best = _shortest(found, _cost)
+  targets = max(best.targets, padded.targets)
+  return dataclasses.replace(best, targets=targets, has_branches=True)
+
+
+def _shortest(shapes: Iterable[Shape], cost: Callable[[Shape], float]) -> Shape:
+  """Returns the best of shapes, whose rows are longer and longer."""
+  best, *others = shapes
+  for shape in others:
+    if cost(shape) < LONGER * cost(best):
+      best = shape
+  return best
 
 
 def describe(
@@ -141,21 +197,54 @@ def describe(
   padded = tokens / (count * Shape.of(rows).length)
   if not shape.counts:
     return f"{count} rows of {shape.length} tokens, {padded:.0%} filled"
-  fill = tokens / (shape.mean_rows * shape.length)
+  fill = shape.mean_tokens / _cost(shape)
+  once = ", each prompt once" if shape.has_branches else ""
   return (
     f"{count} examples share {shape.counts[0]} rows of {shape.length} tokens, "
-    f"{fill:.0%} filled (one a row: {padded:.0%})"
+    f"{fill:.0%} filled{once} (one a row: {padded:.0%})"
   )
 
 
-def whole(rows: Sequence[Row]) -> Shape:
+def whole(rows: Sequence[Row], prompts: str = "never") -> Shape:
   """Returns the shape of rows that a data set shares in a pass over all of it.
 
-  They are as long as its longest example; the targets that one may hold, and
-  so its logits, are those of the mean row and some more.
+  They are as long as its longest example, or longer where neighbours share what
+  they begin with; the targets that one may hold, and so its logits, are those
+  of the mean row and some more.
+
+  Args:
+    rows: of the data set.
+    prompts: see `choose`; the first rows tell whether it is less to compute.
   """
   alone, sizes = Shape.of(rows), sizes_of(rows)
-  return Shape(alone.length, _targets(sizes, alone.length), True)
+  best = Shape(alone.length, _targets(sizes, alone.length), True)
+  if prompts == "never":
+    return best
+  first, branched = rows[:PORTION], []
+  _, joined = branches.group(first, (len(rows) * alone.length,) * 2)
+  for length in branches.lengths(alone.length, int(joined[:, 0].max())):
+    _, joined = branches.group(first, (length, length))
+    targets = max(_targets(joined, length), alone.targets)
+    branched.append(Shape(length, targets, True, has_branches=True))
+  chosen = _shortest(branched, lambda shape: _cells(first, shape))
+  is_worth = _cells(first, chosen) < WORTH * _cells(first, best)
+  return chosen if prompts == "always" or is_worth else best
+
+
+def _cells(rows: Sequence[Row], shape: Shape) -> int:
+  """Returns the cells of the rows that examples need."""
+  return len(_placed(rows, shape)) * shape.length
+
+
+def _placed(rows: Sequence[Row], shape: Shape) -> list[list[branches.Group]]:
+  """Returns the segments of each row that examples share."""
+  capacity = np.asarray([shape.length, shape.targets])
+  if shape.has_branches:
+    groups, sizes = branches.group(rows, capacity)
+  else:
+    groups, sizes = branches.alone(len(rows)), sizes_of(rows)
+  bins = ops.first_fit(sizes, capacity)
+  return [[groups[n] for n in members] for members in bins]
 
 
 def _targets(sizes: np.ndarray, length: int) -> int:
@@ -167,8 +256,8 @@ def _targets(sizes: np.ndarray, length: int) -> int:
 
 def in_order(
   rows: Sequence[Row], shape: Shape, size: int, pad_id: int
-) -> Iterator[tuple[list[list[int]], TokenBatch]]:
-  """Yields batches of `size` shared rows, and whose examples are in each row.
+) -> Iterator[tuple[list[list[branches.Group]], TokenBatch]]:
+  """Yields batches of `size` shared rows, and the segments of each row.
 
   Args:
     rows: every one of them is read once.
@@ -176,14 +265,20 @@ def in_order(
     size: rows of a batch; the last batch has filler without loss.
     pad_id: fills tokens.
   """
-  capacity = np.asarray([shape.length, shape.targets])
-  bins: list[list[int]] = []
+  bins: list[list[branches.Group]] = []
   for start in range(0, len(rows), PORTION):
-    part = ops.first_fit(sizes_of(rows[start : start + PORTION]), capacity)
-    bins += [[start + n for n in members] for members in part]
+    part = _placed(rows[start : start + PORTION], shape)
+    bins += [[g.moved(start) for g in groups] for groups in part]
+
+  def segment(group: branches.Group) -> Row:
+    members = [rows[n] for n in group.members]
+    if shape.has_branches:
+      return branches.join(members, group.shared)
+    return members[0]
+
   for start in range(0, len(bins), size):
     chosen = bins[start : start + size]
-    joined = [join([rows[n] for n in members]) for members in chosen]
+    joined = [join([segment(group) for group in groups]) for groups in chosen]
     yield (
       chosen,
       batches.collate_tokens(joined, shape.length, pad_id, rows=size),
@@ -191,18 +286,23 @@ def in_order(
 
 
 def by_example(
-  members: Sequence[Sequence[int]], batch: TokenBatch, values: np.ndarray
+  chosen: Sequence[Sequence[branches.Group]],
+  batch: TokenBatch,
+  values: np.ndarray,
 ) -> Iterator[tuple[int, np.ndarray]]:
   """Yields the number of each example and the values of its targets.
 
   Args:
-    members, batch: of `in_order`.
+    chosen, batch: of `in_order`.
     values: [size, length], of the batch's tokens.
   """
-  for row, numbers in enumerate(members):
-    for segment, number in enumerate(numbers, 1):
-      is_own = batch.segment_ids[row] == segment
-      yield number, values[row][is_own & (batch.loss_mask[row] > 0)]
+  for row, groups in enumerate(chosen):
+    for segment, group in enumerate(groups, 1):
+      for branch, number in enumerate(group.members, 1):
+        is_own = batch.segment_ids[row] == segment
+        if batch.branch_ids is not None:
+          is_own &= np.isin(batch.branch_ids[row], (0, branch))
+        yield number, values[row][is_own & (batch.loss_mask[row] > 0)]
 
 
 def by_length(
@@ -228,12 +328,16 @@ def by_length(
 
 
 def join(members: Sequence[Row]) -> Row:
-  """Returns one row that holds examples, segments 1, 2, ... of it."""
+  """Returns one row that holds examples, segments 1, 2, ... of it.
+
+  Args:
+    members: examples, or what branches.join makes of some.
+  """
   masks = [member["loss_mask"].copy() for member in members]
   for mask in masks:
     mask[0] = 0.0
   counts = [len(mask) for mask in masks]
-  return {
+  row = {
     "tokens": np.concatenate([m["tokens"] for m in members]),
     "loss_mask": np.concatenate(masks),
     "segment_ids": np.repeat(
@@ -243,6 +347,10 @@ def join(members: Sequence[Row]) -> Row:
       [np.arange(count, dtype=np.int32) for count in counts]
     ),
   }
+  if "branch_ids" in members[0]:
+    for name in ("positions", "branch_ids"):
+      row[name] = np.concatenate([member[name] for member in members])
+  return row
 
 
 def pack_examples(

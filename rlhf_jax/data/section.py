@@ -28,6 +28,8 @@ class Data:
   end_token: bool = True  # responses end with the end-of-sequence token
   train_on_prompt: bool = False  # SFT only: the loss counts prompt tokens too
   pack: str = "auto"  # SFT only: how examples share rows, data/layout.py
+  share_prompts: str = "auto"  # comparisons only: whether the prompt of both
+  # answers stands in a row once; "always" or "never"
   split: str = ""  # which part of the records: a name in splits; "" for all
   splits: str = ""  # NAME:SIZE,...: parts drawn in this order, disjoint; such
   # as "test:700,A:1500,B:1500"
@@ -44,6 +46,7 @@ class Data:
       raise FieldError(f"max_length={self.max_length}: must be >= 2 tokens.")
     check_choice("ties", self.ties, ("drop", "soft"))
     check_choice("pack", self.pack, layout.MODES)
+    check_choice("share_prompts", self.share_prompts, layout.PROMPTS)
     if imported.is_path(self.format):
       formats.find(self.format)
     else:

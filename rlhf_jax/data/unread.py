@@ -23,8 +23,11 @@ _OF_RATED = ("min_words", "max_text_tokens", "split", "splits", "split_seed")
 _READ = {
   (DEMONSTRATIONS, True): ("prompt", "end_token", "train_on_prompt", "pack"),
   (DEMONSTRATIONS, False): ("chat", "train_on_prompt", "pack"),
-  (COMPARISONS, True): ("prompt", "end_token", "pairs", "ties"),
-  (COMPARISONS, False): ("chat", "end_token"),
+  (COMPARISONS, True): (
+    *("prompt", "end_token", "pairs", "ties"),
+    "share_prompts",
+  ),
+  (COMPARISONS, False): ("chat", "end_token", "share_prompts"),
   (PROMPTS, True): ("prompt", "prefix_tokens"),
   (PROMPTS, False): ("chat",),
 }
@@ -37,14 +40,14 @@ def check(data: Data, name: str, use: str, *, packs: bool = True) -> None:
     data: the section; one without a source is not looked at.
     name: of the section, for the message.
     use: DEMONSTRATIONS, COMPARISONS or PROMPTS.
-    packs: whether rows are packed where data.pack says so.
+    packs: whether rows are shared as data.pack and data.share_prompts say.
   """
   is_rated = data.format == "ratings" or data.source.startswith("asset:")
   if not data.source or (imported.is_path(data.format) and not is_rated):
     return  # a parser of one's own makes whatever it makes
   read = {*_ALWAYS, *_READ[use, is_rated], *(_OF_RATED if is_rated else ())}
   if not packs:
-    read.discard("pack")
+    read -= {"pack", "share_prompts"}
   if not data.split:  # all records: nothing is drawn
     read -= {"splits", "split_seed"}
   for field in dataclasses.fields(Data):

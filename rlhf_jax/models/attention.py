@@ -13,9 +13,10 @@ cudnn on GPU in bfloat16, else einsum. Whatever the kind, one token at a time
 scores are small and the blockwise programs have nothing to save.
 
 Splash knows no mask but causal order and segments, so it is given segments
-(padding is a segment of its own). It is not partitioned by the compiler: under
-several devices it runs in `jax.shard_map` over the mesh that is current
-(parallel/mesh.py), rows over "data" and "fsdp", heads over "tensor".
+(padding is a segment of its own) and no branches (data/branches.py). It is not
+partitioned by the compiler: under several devices it runs in `jax.shard_map`
+over the mesh that is current (parallel/mesh.py), rows over "data" and "fsdp",
+heads over "tensor".
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array
 
 KINDS = ("einsum", "splash", "cudnn")
+BRANCHING = ("einsum", "cudnn")  # read any mask, and so branches of a segment
 MASKED = -1e30  # finite, so that a fully masked row yields no NaN
 BLOCK = 128  # splash pads rows to a multiple of it
 MAX_BLOCK = 512
@@ -83,12 +85,18 @@ def resolve(kind: str, platform: str, dtype: str) -> str:
   return kind
 
 
-def causal_mask(valid_mask: Array, segment_ids: Array | None = None) -> Array:
+def causal_mask(
+  valid_mask: Array,
+  segment_ids: Array | None = None,
+  branch_ids: Array | None = None,
+) -> Array:
   """Returns [B, T, T] bool: token t may read token s.
 
   Args:
     valid_mask: [B, T], 0 on padding.
     segment_ids: [B, T] int32 for packed rows: only the same segment is read.
+    branch_ids: [B, T] int32 within segments: of them only branch 0, which all
+      share, and the same branch are read.
   """
   length = valid_mask.shape[-1]
   order = jnp.arange(length)
@@ -96,11 +104,17 @@ def causal_mask(valid_mask: Array, segment_ids: Array | None = None) -> Array:
   mask = mask & (valid_mask > 0)[:, None, :]
   if segment_ids is not None:
     mask = mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
+  if branch_ids is not None:
+    key = branch_ids[:, None, :]
+    mask = mask & ((key == 0) | (branch_ids[:, :, None] == key))
   return mask
 
 
 def make_mask(
-  kind: str, valid_mask: Array, segment_ids: Array | None = None
+  kind: str,
+  valid_mask: Array,
+  segment_ids: Array | None = None,
+  branch_ids: Array | None = None,
 ) -> Mask:
   """Returns the causal mask of whole rows in the form that a kind reads.
 
@@ -108,9 +122,18 @@ def make_mask(
     kind: one of KINDS.
     valid_mask: [B, T], 0 on padding.
     segment_ids: [B, T] int32 for packed rows.
+    branch_ids: [B, T] int32, see `causal_mask`.
+
+  Raises:
+    ValueError: branches, of a kind that knows segments only.
   """
+  if branch_ids is not None and kind not in BRANCHING:
+    raise ValueError(
+      f"branch_ids with attention={kind!r}: it reads whole segments. Lay the "
+      f"answers out apart, or use one of {BRANCHING}."
+    )
   if kind != "splash" or valid_mask.shape[-1] < BLOCK:
-    return causal_mask(valid_mask, segment_ids)
+    return causal_mask(valid_mask, segment_ids, branch_ids)
   ids = jnp.zeros(valid_mask.shape, jnp.int32)
   if segment_ids is not None:
     ids = segment_ids.astype(jnp.int32)

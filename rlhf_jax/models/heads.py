@@ -53,7 +53,11 @@ def unit_rms(x: Array) -> Array:
 
 
 def pool(
-  hidden: Array, mask: Array, pooling: str, positions: Array | None = None
+  hidden: Array,
+  mask: Array,
+  pooling: str,
+  positions: Array | None = None,
+  starts: tuple[Array, Array] | None = None,
 ) -> Array:
   """Returns float32 features [B, L, F] of every prefix of every row.
 
@@ -63,6 +67,9 @@ def pool(
     pooling: see the module docstring; F is D or 2 D.
     positions: [B, L] int32 of packed rows: the mean then starts at the token
       whose position is 0; None for one example a row.
+    starts: two [B, L] int32 of rows with branches, the columns where the
+      segment and the branch of each token start; the mean is over both what
+      the branches share and the token's own.
   """
   normed = unit_rms(hidden)
   if pooling == "last":
@@ -72,8 +79,17 @@ def pool(
   total = jnp.cumsum(counted, axis=1)
   if positions is not None:
     before = jnp.pad(total, ((0, 0), (1, 0), (0, 0)))
-    start = jnp.arange(mask.shape[1])[None, :] - positions
-    total = total - jnp.take_along_axis(before, start[..., None], axis=1)
+    columns = jnp.arange(mask.shape[1])[None, :]
+
+    def until(column: Array) -> Array:
+      return jnp.take_along_axis(before, column[..., None], axis=1)
+
+    if starts is None:
+      total = total - until(columns - positions)
+    else:
+      segment, branch = starts
+      shared = until(segment + positions - (columns - branch)) - until(segment)
+      total = total - until(branch) + shared
   mean = total[..., :-1] / jnp.maximum(total[..., -1:], 1.0)
   return jnp.concatenate([mean, normed], axis=-1)
 

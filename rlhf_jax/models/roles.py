@@ -25,9 +25,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import likelihood, ops
-from rlhf_jax.models import attention, heads, lora, transformer, trees
+from rlhf_jax import likelihood
+from rlhf_jax.models import heads, lora, transformer, trees
 from rlhf_jax.models import targets as targets_lib
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.schema import UserError, check_choice, check_least
 from rlhf_jax.types import Array, PyTree, Rollout
 
@@ -153,31 +154,6 @@ def sampling_params(role: Role, trainable: PyTree, frozen: PyTree) -> PyTree:
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
-  """The rows of tokens a forward pass reads, with derived positions."""
-
-  tokens: Array  # [B, L]
-  valid_mask: Array  # [B, L]
-  positions: Array  # [B, L]
-  segment_ids: Array | None = None
-
-  @staticmethod
-  def of(batch) -> Rows:
-    """Builds it from any of the structs of types.py."""
-    positions = getattr(batch, "positions", None)
-    if positions is None:
-      positions = ops.positions_from_mask(batch.valid_mask)
-    segments = getattr(batch, "segment_ids", None)
-    return Rows(batch.tokens, batch.valid_mask, positions, segments)
-
-  def mask(self, model: transformer.Config) -> attention.Mask:
-    """Returns the causal mask in the form that the model's attention reads."""
-    return attention.make_mask(
-      model.attention, self.valid_mask, self.segment_ids
-    )
-
-
 def trains_unembedding(role: Role) -> bool:
   """Says whether the (possibly tied) unembedding of a policy role trains."""
   name = "embedding/embedding" if role.model.tie_embeddings else "lm_head"
@@ -255,7 +231,13 @@ def targets_of(
   """Returns the states that predict the rows' targets; see `logprobs`."""
   x = stream(role, variables, rows, hidden)
   return targets_lib.gather(
-    role.network, variables["params"], x, rows.tokens, target_mask, targets
+    role.network,
+    variables["params"],
+    x,
+    rows.tokens,
+    target_mask,
+    targets,
+    rows.before(),
   )
 
 
@@ -305,8 +287,7 @@ def prefix_scores(
 ) -> Array:
   """Returns [B, L, K]: the head's score of every prefix, token t included."""
   x = stream(role, variables, rows, hidden)
-  positions = None if rows.segment_ids is None else rows.positions
-  features = heads.pool(x, rows.valid_mask, role.head.pooling, positions)
+  features = rows.pooled(x, role.head.pooling)
   return heads.ScalarHead(role.head).apply(
     {"params": variables["head"]}, features
   )
@@ -392,8 +373,7 @@ def score(
   if place is None:
     features = heads.pool_last(x, score_mask, kind)
   else:
-    pooled = heads.pool(x, rows.valid_mask, kind, rows.positions)
-    features = heads.last_of(pooled, score_mask, place)
+    features = heads.last_of(rows.pooled(x, kind), score_mask, place)
   return heads.ScalarHead(role.head).apply(
     {"params": variables["head"]}, features
   )

@@ -47,6 +47,7 @@ def gather(
   tokens: Array,
   mask: Array,
   count: int | None,
+  before: Array | None = None,
 ) -> Targets:
   """Returns the targets of rows.
 
@@ -57,13 +58,18 @@ def gather(
     tokens: [B, L].
     mask: [B, L], 1 on targets; never on the first token of a row.
     count: at most how many targets a row has; None for L.
+    before: [B, L] int32, the column whose state predicts each token; None for
+      the column before it.
   """
   length, width = x.shape[1:]
   count = length if count is None else min(count, length)
   columns = jnp.argsort(mask <= 0, axis=1, stable=True)[:, :count]
   wanted = jnp.take_along_axis(tokens, columns, axis=1)
-  source = jnp.maximum(columns - 1, 0)[..., None]
-  x = jnp.take_along_axis(x, source, axis=1)
+  if before is None:
+    source = jnp.maximum(columns - 1, 0)
+  else:
+    source = jnp.take_along_axis(before, columns, axis=1)
+  x = jnp.take_along_axis(x, source[..., None], axis=1)
   weights = {"params": params}
   x = network.apply(weights, x, method="normed")
   return Targets(

@@ -102,8 +102,9 @@ class Settings(schema.Settings):
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   build.check_needed(settings.data, "data")
-  for name in ("data", "heldout"):
-    unread.check(getattr(settings, name), name, unread.COMPARISONS)
+  use, packs = unread.COMPARISONS, not settings.is_unpaired
+  unread.check(settings.data, "data", use, packs=packs)
+  unread.check(settings.heldout, "heldout", use, packs=False)
   build.check_pairs(settings)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
   _check_rows(settings, world)
@@ -170,6 +171,13 @@ def add_reference(
     return ""
   rows = {name: part.rows for name, part in parts.items()}
   folder = settings.reference if settings.reference else settings.init_from
+  shape, size = shared_rows.whole(
+    [row for part in rows.values() for row in part],
+    settings.schedule.batch_size,
+    phase.world.ways,
+    prompts=settings.data.share_prompts,
+    attention=stage.role.model.attention,
+  )
   return reference.load_or_compute(
     phase.world.workdir,
     reference.ingredients(phase.base, folder, rows),
@@ -177,8 +185,8 @@ def add_reference(
     functools.partial(
       reference.compute,
       functools.partial(phase["reference"], *stage.parts),
-      shape=layout.whole([row for part in rows.values() for row in part]),
-      batch_size=settings.schedule.batch_size,
+      shape=shape,
+      batch_size=size,
       pad_id=phase.base.tokenizer.pad_id,
       mesh=phase.mesh,
     ),
@@ -319,6 +327,8 @@ def run(settings: Settings, world: World) -> dict:
     schedule.batch_size,
     world.ways,
     0 if settings.is_unpaired else settings.accumulation.microbatches,
+    prompts=settings.data.share_prompts,
+    attention=base.config.attention,
   )
   phase, stage, fixed = wire(settings, world, base, total, shape, shared)
   if settings.has_reference:

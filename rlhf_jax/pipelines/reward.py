@@ -78,8 +78,9 @@ class Settings(schema.Settings):
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   build.check_needed(settings.data, "data")
-  for name in ("data", "heldout"):
-    unread.check(getattr(settings, name), name, unread.COMPARISONS)
+  use, packs = unread.COMPARISONS, settings.trainable.mode != "head"
+  unread.check(settings.data, "data", use, packs=packs)  # features: of rows
+  unread.check(settings.heldout, "heldout", use, packs=False)
   build.check_pairs(settings)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
   build.check_rows(
@@ -215,6 +216,8 @@ def run(settings: Settings, world: World) -> dict:
       schedule.batch_size,
       world.ways,
       settings.loss.microbatches,
+      prompts=settings.data.share_prompts,
+      attention=base.config.attention,
     )
   collate = functools.partial(
     features.collate,

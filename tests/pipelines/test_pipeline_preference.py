@@ -35,6 +35,8 @@ def make_config(files, name, mode, start):
   )
   config.init_from = str(start)
   config.data.update(source=files.comparisons, max_length=24)
+  if name == "dpo":
+    config.data.share_prompts = "always"
   config.heldout_fraction = 0.25
   config.schedule.update(batch_size=8, steps=STEPS, save_every=10)
   config.optimizer.update(learning_rate=1e-2, schedule="constant")

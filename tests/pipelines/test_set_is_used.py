@@ -56,6 +56,7 @@ def files(tmp_path_factory):
       {"end_token": False},
       "data.end_token=False: nothing reads it for",
     ),
+    ("data", {"share_prompts": "never"}, "data.share_prompts='never': noth"),
     ("data", {"pairs": 9}, "data.pairs=9: nothing reads it for demonstrations"),
     ("data", {"ties": "soft"}, "data.ties='soft': nothing reads it"),
     ("data", {"splits": "a:2"}, "data.splits='a:2': nothing reads it"),
@@ -90,6 +91,20 @@ def test_settings_of_comparisons_that_nothing_reads(files, changes):
   with pytest.raises(
     UserError, match="^config.data.(pack='all'|train_on_prompt=True)"
   ):
+    checked(config)
+
+
+def test_prompts_stand_once_in_rows_of_comparisons_only(files):
+  config = defaults.reward()
+  config.mesh.devices = 1
+  config.model.source = files["model"]
+  config.schedule.update(batch_size=4, epochs=1.0)
+  config.data.update(source=files["pairs.jsonl"], share_prompts="always")
+  config.trainable.mode = "full"
+  checked(config)
+  config.trainable.mode, config.stop_layer = "head", 1
+  words = "^config.data.share_prompts='always': nothing reads it for comp"
+  with pytest.raises(UserError, match=words):
     checked(config)
 
 

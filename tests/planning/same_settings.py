@@ -69,6 +69,8 @@ def sft_config(files: tiny_runs.Files, mode: str):
 def reward_config(files: tiny_runs.Files, mode: str, start: Path | str):
   """A reward model, normalised on its training rows."""
   config = tiny_runs.reward_config(files, mode, start, "")
+  if mode != "head":
+    config.data.share_prompts = "never"  # a plan knows no prompts
   config.data.update(max_length=LENGTH, end_token=True)
   config.schedule.update(batch_size=8, steps=2, save_every=2)
   return config
@@ -78,6 +80,7 @@ def preference_config(files: tiny_runs.Files, name: str, start: Path):
   """A method on comparisons, with LoRA."""
   config = _lora(files, defaults.preference(name), start)
   config.data.update(source=files.comparisons, max_length=LENGTH)
+  config.data.share_prompts = "never"  # a plan knows no prompts
   config.heldout_fraction = 0.25
   return config
 

@@ -14,6 +14,7 @@ stays what it was while it is enough, so that few shapes ever compile.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -138,12 +139,15 @@ class Packing:
   place: [N, L] int32, which of the R * S cells holds this token, R * S for
     padding.
   segment_ids, positions: [R, S] int32 of the packed rows.
+  branch_ids: [R, S] int32 where samples that begin alike share what they begin
+    with (types.TokenBatch), or None. Of a shared token `cell` names one sample.
   """
 
   cell: Array
   place: Array
   segment_ids: Array
   positions: Array
+  branch_ids: Array | None = None
 
 
 def plan(samples: Samples, shape: Shape, usual: int = 0) -> Packing:
@@ -175,7 +179,8 @@ def plan(samples: Samples, shape: Shape, usual: int = 0) -> Packing:
   count = usual if count <= usual <= 1.5 * count else count
   even = _spread_evenly(sizes, capacity, count)
   bins = bins if even is None else even
-  return jax.tree.map(jnp.asarray, fill(bins, valid, count, shape.tokens))
+  alone = [[((n,), 0) for n in members] for members in bins]
+  return jax.tree.map(jnp.asarray, fill(alone, valid, count, shape.tokens))
 
 
 def _spread_evenly(
@@ -204,31 +209,45 @@ def _spread_evenly(
 
 
 def fill(
-  bins: list[list[int]], valid: np.ndarray, rows: int, width: int
+  bins: Sequence[Sequence[tuple[Sequence[int], int]]],
+  valid: np.ndarray,
+  rows: int,
+  width: int,
+  *,
+  has_branches: bool = False,
 ) -> Packing:
   """Returns where the tokens of samples go, on the host.
 
   Args:
-    bins: the samples of each row.
+    bins: of each row its segments: samples, and how many first tokens they
+      share, which stand once (data/branches.py).
     valid: [N, L] bool, which tokens there are.
     rows, width: R and S.
+    has_branches: whether samples may share tokens.
   """
   samples, length = valid.shape
   cell = np.full((rows, width), samples * length, np.int32)
   place = np.full((samples, length), rows * width, np.int32)
   segment_ids = np.zeros((rows, width), np.int32)
+  branch_ids = np.zeros((rows, width), np.int32)
   positions = np.zeros((rows, width), np.int32)
-  for row, members in enumerate(bins):
+  for row, segments in enumerate(bins):
     start = 0
-    for segment, n in enumerate(members, 1):
-      columns = np.flatnonzero(valid[n])
-      span = np.arange(start, start + columns.size)
-      cell[row, span] = n * length + columns
-      place[n, columns] = row * width + span
-      segment_ids[row, span] = segment
-      positions[row, span] = np.arange(columns.size)
-      start += columns.size
-  return Packing(cell, place, segment_ids, positions)
+    for segment, (members, shared) in enumerate(segments, 1):
+      end = start + shared
+      for branch, n in enumerate(members, 1):
+        columns = np.flatnonzero(valid[n])
+        span = np.arange(columns.size) + start
+        span[shared:] += end - start - shared
+        cell[row, span] = n * length + columns
+        place[n, columns] = row * width + span
+        segment_ids[row, span] = segment
+        branch_ids[row, span[shared:]] = branch
+        positions[row, span] = np.arange(columns.size)
+        end += columns.size - shared
+      start = end
+  branches = branch_ids if has_branches else None
+  return Packing(cell, place, segment_ids, positions, branches)
 
 
 def pack(x: Array, packing: Packing) -> Array:

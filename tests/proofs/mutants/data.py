@@ -297,8 +297,8 @@ FAULTS = (
     ),
     (
       "packing: examples of one portion alone",
-      "bins += [[start + n for n in members] for members in part]",
-      "bins = [[start + n for n in members] for members in part[:-1]]",
+      "bins += [[g.moved(start) for g in groups] for groups in part]",
+      "bins = [[g.moved(start) for g in groups] for groups in part[:-1]]",
     ),
     (
       "layout: no number of rows that is enough for any batch",

@@ -83,12 +83,47 @@ FAULTS = (
   ),
   *of(
     "masks",
+    "models/attention.py",
+    "shared_prompts::what_reads_what_by_hand",
+    (
+      "attention: answers behind one prompt read each other",
+      "(key == 0) | (branch_ids[:, :, None] == key)",
+      "(key == 0) | (branch_ids[:, :, None] >= key)",
+    ),
+  ),
+  *of(
+    "masks",
+    "models/rows.py",
+    "shared_prompts::what_reads_what_by_hand",
+    (
+      "branches: the first token is predicted by the answer before",
+      "jnp.where(is_first, shared, columns - 1)",
+      "jnp.where(is_first, columns - 1, columns - 1)",
+    ),
+    (
+      "branches: positions of the row",
+      "shared = segment + self.positions - 1",
+      "shared = self.positions - 1",
+    ),
+  ),
+  *of(
+    "masks",
+    "algorithms/policy_gradient/packing.py",
+    "shared_prompts::every_token_is_there_and_prompts_once",
+    (
+      "branches: the second answer stands on the first",
+      "span[shared:] += end - start - shared",
+      "span[shared:] += 0",
+    ),
+  ),
+  *of(
+    "masks",
     "models/heads.py",
     "roles::packed_rows_give_the_values_of_separate_rows",
     (
       "heads: the mean of a packed row runs on",
-      "total = total - jnp.take_along_axis(",
-      "total = total - 0.0 * jnp.take_along_axis(",
+      "total = total - until(columns - positions)",
+      "total = total - 0.0 * until(columns - positions)",
     ),
   ),
   *of(
