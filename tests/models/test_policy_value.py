@@ -9,18 +9,20 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from rlhf_jax import ops
 from rlhf_jax.algorithms import accumulate
-from rlhf_jax.algorithms.policy_gradient import packing, ppo
+from rlhf_jax.algorithms.policy_gradient import packing, ppo, update
 from rlhf_jax.models import heads, policy_value, roles, transformer, trees
-from rlhf_jax.types import FINISH_EOS, Rollout
+from rlhf_jax.programs import work
+from rlhf_jax.types import FINISH_EOS, Rollout, TrainState
 
 MODEL = transformer.Config(
   vocab_size=19,
   width=16,
-  n_layers=3,
+  n_layers=2,
   n_heads=4,
   n_kv_heads=2,
   head_dim=4,
@@ -217,3 +219,44 @@ def test_values_are_those_of_the_critic_that_the_judge_reads(expected):
   found, alone = (x * data.response_mask for x in values(data))
   assert float(jnp.std(found)) > 0.1
   np.testing.assert_allclose(found, alone, atol=1e-6)
+
+
+def flops(is_shared):
+  """Returns FLOPs of a compiled update of full weights."""
+  policy, value, params, frozen = cast("full")
+  apply = functools.partial(policy_value.shared_trunk, stops_gradient=False)
+  if not is_shared:
+    params["value"] = params["value"] | params["policy"]
+    apply = policy_value.policy_and_value
+    trains, rest = roles.split(value, params["value"])
+    params["value"], frozen = trains, frozen | {"value": rest}
+  optimizer = optax.sgd(1e-3)
+  zero = jnp.int32(0)
+  state = TrainState(zero, params, optimizer.init(params), zero)
+  run = functools.partial(
+    update.update,
+    algorithm=ppo,
+    algorithm_config=CONFIG,
+    config=update.Config(epochs=1, minibatches=1),
+    apply=functools.partial(
+      apply,
+      policy=policy,
+      value=value,
+      temperature=TEMPERATURE,
+      targets=NEW,
+      is_unembedding_frozen=False,
+    ),
+    optimizer=optimizer,
+  )
+  lowered = jax.jit(run).lower(state, frozen, rollout(), jax.random.key(0))
+  return lowered.compile().cost_analysis()["flops"]
+
+
+def test_an_update_costs_one_pass_through_one_trunk():
+  """By the compiler's count; the formula says what a second trunk adds."""
+  trunk = work.forward_flops(MODEL, N * L, MODEL.n_layers, 0)
+  trunk += MODEL.n_layers * work.attention_flops(MODEL, N, L, L)
+  logits = work.forward_flops(MODEL, 0, 0, N * NEW)
+  expected = (trunk + logits) / (2 * trunk + logits)
+  found = flops(True) / flops(False)
+  assert found < 1.05 * expected
