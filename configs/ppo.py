@@ -5,7 +5,9 @@ finished reward run (configs/sft.py, configs/reward.py).
 Method: InstructGPT's PPO with an adaptive KL (Ziegler et al. 2019); policy,
 critic, reference and reward model are four full models. Critic five times as
 fast as the policy. For one shared base set trainable.mode and value.mode to
-"lora" and model.lora_rank to 16.
+"lora" and model.lora_rank to 16. For a critic that is a head on the policy (one
+pass for both, about half the work of an update) set value.trunk="shared" and
+value.init="random".
 
   python -m rlhf_jax.main --config=configs/ppo.py \\
       --config.prompts.source=prompts.jsonl --config.init_from=runs/sft \\

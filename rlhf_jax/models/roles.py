@@ -30,7 +30,7 @@ from rlhf_jax.models import heads, lora, transformer, trees
 from rlhf_jax.models import targets as targets_lib
 from rlhf_jax.models.rows import Rows
 from rlhf_jax.schema import UserError, check_choice, check_least
-from rlhf_jax.types import Array, PyTree, Rollout
+from rlhf_jax.types import Array, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,6 +271,23 @@ def logprobs(
   found = targets_of(
     role, variables, rows, target_mask, hidden=hidden, targets=targets
   )
+  return logprobs_at(
+    found, temperature=temperature, is_unembedding_frozen=is_unembedding_frozen
+  )
+
+
+def logprobs_at(
+  found: targets_lib.Targets,
+  *,
+  temperature: float = 1.0,
+  is_unembedding_frozen: bool = False,
+) -> tuple[Array, Array]:
+  """Returns log-probabilities and entropies [B, L] of gathered targets.
+
+  Args:
+    found: from `targets_of`.
+    temperature, is_unembedding_frozen: see `logprobs`.
+  """
   log_p, entropy = likelihood.token_logprobs(
     found.hidden,
     found.unembedding,
@@ -299,55 +316,6 @@ def values(
   """Returns [B, L]: the value of the state BEFORE each token (invariant 1)."""
   scores = prefix_scores(role, variables, rows, hidden)[..., 0]
   return jnp.pad(scores[:, :-1], ((0, 0), (1, 0)))
-
-
-def policy_and_value(
-  params: PyTree,
-  frozen: PyTree,
-  rollout: Rollout,
-  *,
-  policy: Role,
-  value: Role | None,
-  temperature: float,
-  targets: int,
-  is_unembedding_frozen: bool,
-) -> tuple[Array, Array, Array | None]:
-  """Returns log-probabilities, entropies and values [N, L] of a rollout.
-
-  The `apply` of policy-gradient updates.
-
-  Args:
-    params: {"policy", "value"}, what trains.
-    frozen: what does not, under the same keys.
-    rollout: [N, L]; its `hidden` has the streams that enter frozen layers.
-    policy: role.
-    value: role of the critic; None without one, and for its values.
-    temperature: of the sampler.
-    targets: response tokens that a row has at most.
-    is_unembedding_frozen: the cheaper path without gradients of entropies.
-  """
-  log_p, entropies = logprobs(
-    policy,
-    trees.merge(params["policy"], frozen["policy"]),
-    Rows.of(rollout),
-    rollout.response_mask,
-    hidden=rollout.hidden.get("policy"),
-    temperature=temperature,
-    targets=targets,
-    is_unembedding_frozen=is_unembedding_frozen,
-  )
-  if value is None:
-    return log_p, entropies, None
-  critic = params["value"], frozen["value"]
-  return log_p, entropies, value_only(*critic, rollout, role=value)
-
-
-def value_only(
-  params: PyTree, frozen: PyTree, rollout: Rollout, *, role: Role
-) -> Array:
-  """Returns values [N, L]: the `apply` of value pre-training."""
-  merged = trees.merge(params, frozen)
-  return values(role, merged, Rows.of(rollout), rollout.hidden.get("value"))
 
 
 def score(

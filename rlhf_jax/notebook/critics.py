@@ -42,6 +42,11 @@ def start(policy: Any, critic: Any, seed: int) -> stages.Stage:
       f"critic={critic!r:.60}: must be a reward model, which it starts as, or "
       "critic.Value(init='random', mode='head')."
     )
+  if critic.is_shared:
+    raise UserError(
+      "critic: trunk='shared': the policy pipeline trains a critic on the "
+      "policy's trunk. Set trunk='own'."
+    )
   if critic.pretrain_steps:
     raise UserError(
       f"critic: pretrain_steps={critic.pretrain_steps}: the policy pipeline "

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from rlhf_jax import distributed, metrics, optimizer
 from rlhf_jax.algorithms import accumulate, best_of_n, bond
-from rlhf_jax.models import roles
+from rlhf_jax.models import policy_value, roles
 from rlhf_jax.programs import actors, build, own_samples, supervised, watch
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.program import Phase, Program, planned_steps
@@ -219,7 +219,7 @@ def make_update(
     functools.partial(
       update,
       apply=functools.partial(
-        roles.policy_and_value,
+        policy_value.policy_and_value,
         policy=plan.policy,
         value=plan.value,
         temperature=plan.temperature,

@@ -34,6 +34,7 @@ from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import actors as actors_lib
 from rlhf_jax.programs import (
   build,
+  critic,
   policy_programs,
   policy_settings,
   policy_step,
@@ -98,9 +99,12 @@ class Step:
     keys = jax.random.split(jax.random.fold_in(self.key, step))
     is_pretraining = step < self.settings.value.pretrain_steps
     usual = facts.get("rows", 0)
-    judged, drawn = self._sample(arrays, keys[0], usual, is_pretraining)
+    params = arrays["train"].params
+    if is_pretraining:
+      params = params | {"value": arrays["critic"].params}
+    judged, drawn = self._sample(params, keys[0], usual)
     facts = facts | {"rows": judged.rows}
-    rollout, moments, row = self._prepare(arrays, judged)
+    rollout, moments, row = self._prepare(params, arrays, judged)
     arrays, found = self._learn(arrays, rollout, keys[1], step)
     beta = arrays["beta"]
     if not is_pretraining:
@@ -117,23 +121,26 @@ class Step:
     return arrays, watch(facts, row, step, self.settings.shaping), row
 
   def _sample(
-    self, arrays: PyTree, key: Array, usual: int, is_pretraining: bool
+    self, params: PyTree, key: Array, usual: int
   ) -> tuple[rollouts.Judged, dict]:
-    policy = arrays["train"].params
-    value = arrays["critic"].params if is_pretraining else policy.get("value")
-    frozen = self.actors.frozen.get("value", {})
-    critic = trees.merge({} if value is None else value, frozen)
-    return self.draw(policy["policy"], critic, key, usual)
+    value: PyTree = {}
+    if "value" in params:
+      value = trees.merge(params["value"], self._beside_value(params))
+    return self.draw(params["policy"], value, key, usual)
+
+  def _beside_value(self, params: PyTree) -> PyTree:
+    """Returns what the critic reads and does not train alone."""
+    return critic.frozen_of(self.actors.plan, params, self.actors.frozen)
 
   def _prepare(
-    self, arrays: PyTree, judged: rollouts.Judged
+    self, params: PyTree, arrays: PyTree, judged: rollouts.Judged
   ) -> tuple[Rollout, shaping.Moments, dict]:
     """Returns the rollout with rewards and advantages, moments, metrics."""
     rollout, gap = judged.rollout, {}
     with self.timer("score"):
       if "recompute" in self.phase:
         rollout, gap = self.phase["recompute"](
-          arrays["train"].params, self.actors.frozen, rollout
+          params, self.actors.frozen, rollout
         )
       rollout, moments, row = jax.block_until_ready(
         self.phase["prepare"](
@@ -150,7 +157,10 @@ class Step:
     self, arrays: PyTree, rollout: Rollout, key: Array, step: int
   ) -> tuple[PyTree, dict]:
     pretrain = self.settings.value.pretrain_steps
-    extra = ()
+    extra, frozen = (), self.actors.frozen
+    if step < pretrain:
+      beside = self._beside_value(arrays["train"].params)
+      frozen = frozen | {"value": beside}
     with self.timer("update"):
       if self.text is not None and step >= pretrain:
         extra = (mesh_lib.shard_batch(self.phase.mesh, next(self.text)),)
@@ -158,7 +168,7 @@ class Step:
         policy_step.learn(
           self.phase,
           arrays,
-          self.actors.frozen,
+          frozen,
           rollout,
           key,
           extra,

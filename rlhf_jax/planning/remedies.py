@@ -121,7 +121,8 @@ def _candidates(
   if trains and stage.trainable.mode == "full":
     lora = {f"{prefix}trainable.mode": "lora"}
     lora[f"{prefix}model.lora_rank"] = LORA_RANK
-    if "value" in stage and stage.value.mode == "full":
+    has_critic = "value" in stage and stage.value.trunk == "own"
+    if has_critic and stage.value.mode == "full":
       lora[f"{prefix}value.mode"] = "lora"
     yield lora
   if rows >= 2 * ways:

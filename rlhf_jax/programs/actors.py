@@ -21,7 +21,12 @@ from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import build
-from rlhf_jax.programs.critic import Value, own_critic, starting_critic
+from rlhf_jax.programs.critic import (
+  Value,
+  own_critic,
+  shared_critic,
+  starting_critic,
+)
 from rlhf_jax.programs.pipeline import stage_field
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import functions, judge, texts, verifiers
@@ -290,9 +295,10 @@ def load(
   """
   policy = starting_policy(settings, base, world)
   reference = reference_policy(settings, base, world, policy)
-  mode = policy.role.trainable if value is None else value.mode
+  has_own_critic = value is not None and not value.is_shared
+  mode = value.mode if has_own_critic else policy.role.trainable
   guess = dataclasses.replace(policy.role, trainable=mode, head=heads.Config())
-  field = "trainable.mode" if value is None else "value.mode"
+  field = "value.mode" if has_own_critic else "trainable.mode"
   world.assume(stages.REWARD, guess, field)
   scorers, critic = {}, None
   folder = "" if settings.has_verifier else world.named(settings.reward)
@@ -304,7 +310,9 @@ def load(
     scorers[name] = reward_model.load(path, base, world)[:2]
   if value is not None:
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
-    if folder:
+    if value.is_shared:
+      critic = shared_critic(value, policy, key, world)
+    elif folder:
       critic = starting_critic(value, scorer, weights, base.config, key, world)
     else:
       critic = own_critic(value, policy, base, key, world)
@@ -333,7 +341,8 @@ def assemble(
   Args:
     base: the model under all of them.
     policy: before training.
-    critic: before training, or None without one.
+    critic: before training, or None without one; without "params" it is a head
+      on the policy.
     scorers: the reward model, named "reward" (absent with a verifier), and
       monitors.
     temperature: of sampling.

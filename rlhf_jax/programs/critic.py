@@ -1,4 +1,8 @@
-"""The critic before training: as the reward model, or at 0 on the policy."""
+"""The critic before training: as the reward model, or at 0 on the policy.
+
+It has weights of its own, or is a head on the policy's last hidden state
+(trunk="shared"): one forward and one backward pass then serve both.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import schema
-from rlhf_jax.models import heads, roles, transformer
+from rlhf_jax.models import heads, roles, transformer, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.programs.world import World
+from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import FieldError
@@ -27,6 +32,10 @@ class Value:
   first_layer: int = 0  # layers below are frozen, their output computed once
   hidden_units: int = 0  # residual MLP beside the head; 0: as the reward model
   pretrain_steps: int = 0  # rollouts on which only the critic learns
+  trunk: str = "own"  # "shared": a head on the policy's last hidden state, one
+  # pass serves both; with init="random"
+  stops_gradient: bool = False  # of a shared trunk: the value loss trains the
+  # head alone
 
   def __post_init__(self) -> None:
     if self.init not in ("reward", "random"):
@@ -39,6 +48,40 @@ class Value:
         f"pretrain_steps={self.pretrain_steps}, hidden_units="
         f"{self.hidden_units}: both must be >= 0."
       )
+    schema.check_choice("trunk", self.trunk, ("own", "shared"))
+    self._check_trunk()
+
+  def _check_trunk(self) -> None:
+    """Checks what is said of a critic with weights of its own, or without."""
+    if not self.is_shared:
+      if self.stops_gradient:
+        raise FieldError(
+          "stops_gradient=True: with trunk='own' the value loss does not reach "
+          "the policy. Set False, or trunk='shared'."
+        )
+      return
+    if self.init != "random":
+      raise FieldError(
+        f"init={self.init!r}: with trunk='shared' the critic is a head on the "
+        "policy and cannot start as the reward model. Set init='random' (its "
+        "values are 0 at first), or trunk='own'."
+      )
+    if self.mode != "full":
+      raise FieldError(
+        f"mode={self.mode!r}: with trunk='shared' the value loss trains what "
+        "trainable.mode says. Set mode='full'; for the head alone "
+        "stops_gradient=True."
+      )
+    if self.first_layer:
+      raise FieldError(
+        f"first_layer={self.first_layer}: with trunk='shared' "
+        "trainable.first_layer says it. Set 0."
+      )
+
+  @property
+  def is_shared(self) -> bool:
+    """Whether the critic is a head on the policy's last hidden state."""
+    return self.trunk == "shared"
 
 
 def critic_head(settings: Value, scorer: reward_model.Scorer) -> heads.Config:
@@ -123,6 +166,46 @@ def starting_critic(
   return stages.Stage(role, variables, {})
 
 
+def _head_at_0(config: heads.Config, width: int, key: jax.Array) -> PyTree:
+  """Returns a head whose values are 0."""
+  head = heads.init(config, width, key)
+  head["output"] = jax.tree.map(jnp.zeros_like, head["output"])
+  return head
+
+
+def shared_critic(
+  settings: Value, policy: stages.Stage, key: jax.Array, world: World
+) -> stages.Stage:
+  """Returns a head of value 0 for the policy's last hidden state.
+
+  Its variables are {"head"}; the rest is the policy, see `frozen_of`.
+
+  Args:
+    settings: the section `value`.
+    policy: before training.
+    key: of what is drawn.
+    world: where it lives.
+  """
+  head = heads.Config(hidden_units=settings.hidden_units)
+  role = dataclasses.replace(policy.role, head=head)
+  width = role.model.width
+  made = world.compute(lambda k: {"head": _head_at_0(head, width, k)}, key)
+  return stages.Stage(role, made, {})
+
+
+def frozen_of(plan: judge.Plan, params: PyTree, frozen: PyTree) -> PyTree:
+  """Returns what the critic reads and does not train alone, {} without one.
+
+  Args:
+    plan: of the judge.
+    params: {"policy", "value"?}, what trains.
+    frozen: what does not, under the same keys.
+  """
+  if plan.is_value_on_policy:
+    return trees.merge(params["policy"], frozen["policy"])
+  return frozen.get("value", {})
+
+
 def own_critic(
   settings: Value,
   policy: stages.Stage,
@@ -156,9 +239,7 @@ def own_critic(
     params = world.merged(policy)
 
   def make(key: jax.Array) -> PyTree:
-    head = heads.init(role.head, role.model.width, key)
-    head["output"] = jax.tree.map(jnp.zeros_like, head["output"])
-    made = {"head": head}
+    made = {"head": _head_at_0(role.head, role.model.width, key)}
     if role.trainable == "lora":
       made["lora"] = roles.fresh_lora(role, jax.random.fold_in(key, 1))
     return made

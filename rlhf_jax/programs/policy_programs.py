@@ -9,13 +9,14 @@ from rlhf_jax import generate
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.models import trees
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.programs import abstract
+from rlhf_jax.programs import abstract, critic
 from rlhf_jax.programs.actors import Actors
 from rlhf_jax.programs.policy_settings import Settings
 from rlhf_jax.programs.policy_step import (
   Functions,
   further,
   initial_arrays,
+  judge_plan,
   make_functions,
   make_transforms,
 )
@@ -115,6 +116,12 @@ class _Wired:
     """Rows of a rollout, tokens of a row, response tokens of a row."""
     return self.shape_of(self.settings.generate)
 
+  @property
+  def _beside_value(self) -> PyTree:
+    """What the critic reads and does not train alone."""
+    params = self.arrays["train"].params
+    return critic.frozen_of(self.actors.plan, params, self.actors.frozen)
+
   def shape_of(self, how: generate.Config) -> tuple[int, int, int]:
     """Returns the same of the answers that are sampled so."""
     new = how.max_new_tokens
@@ -170,8 +177,9 @@ class _Wired:
     def judged(flow: Flow) -> tuple[tuple, dict]:
       value: PyTree = {}
       if actors.plan.value is not None:
-        trained = self.arrays["train"].params["value"]
-        value = trees.merge(trained, actors.frozen["value"])
+        value = trees.merge(
+          self.arrays["train"].params["value"], self._beside_value
+        )
       samples = abstract.samples_of(flow[f"{label}decoded"], mesh, rows)
       return (actors.weights, value, samples, layout), {}
 
@@ -180,7 +188,9 @@ class _Wired:
       function=self.made.judge,
       arguments=judged,
       rows=rows,
-      work=lambda: Passes(mesh).judge(actors.plan, rows, length, new),
+      work=lambda: Passes(mesh).judge(
+        judge_plan(actors.plan), rows, length, new
+      ),
       result=f"{label}judged",
       calls=self.calls,
     )
@@ -256,7 +266,7 @@ class _Wired:
       arguments=lambda flow: (
         (
           arrays["critic"],
-          actors.frozen["value"],
+          self._beside_value,
           flow["prepared"][0],
           key(),
         ),
@@ -270,11 +280,17 @@ class _Wired:
     return [update, alone]
 
   def _role_work(self, name: str) -> Work:
-    """Returns what training a role on one rollout computes."""
+    """Returns what training a role on one rollout computes.
+
+    On a shared trunk the critic alone is a head.
+    """
     plan, epochs = self.actors.plan, self.settings.epochs
     _, rows, width = self.packed()
+    role = getattr(plan, name)
+    if name == "value" and plan.is_value_on_policy:
+      role = dataclasses.replace(role, trainable="head")
     return Passes(self.world.mesh).training(
-      getattr(plan, name),
+      role,
       abstract.bytes_of(self.arrays["train"].params[name]),
       rows,
       width,
@@ -288,7 +304,7 @@ class _Wired:
   def _update_work(self) -> Work:
     settings, plan = self.settings, self.actors.plan
     total = self._role_work("policy")
-    if plan.value is not None:
+    if plan.value is not None and not plan.is_value_on_policy:
       total += self._role_work("value")
     if settings.has_ptx:
       length, epochs = settings.ptx.row_length, settings.epochs

@@ -46,7 +46,7 @@ class Settings(actors.Sampled):
   )  # of the policy
   value_optimizer: optimizer.Config = optimizer.Config(
     learning_rate=5e-6
-  )  # of the critic
+  )  # of the critic; of its head where it shares the policy's trunk
   ptx: Data = Data()  # text mixed into the updates (PPO-ptx)
   ptx_batch_size: int = 32  # rows of that text in each rollout's updates
 
@@ -57,6 +57,11 @@ class Settings(actors.Sampled):
       raise FieldError(
         f"value.pretrain_steps={self.value.pretrain_steps}: "
         f"{self.algorithm.name!r} has no critic to train. Set 0."
+      )
+    if self.value.is_shared and not self.has_critic:
+      raise FieldError(
+        f"value.trunk={self.value.trunk!r}: {self.algorithm.name!r} has no "
+        "critic to share a trunk with. Set 'own'."
       )
     with schema.as_field("algorithm."):
       registry.check_run(

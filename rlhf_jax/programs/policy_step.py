@@ -30,7 +30,7 @@ from rlhf_jax.algorithms.policy_gradient import (
   value_pretraining,
 )
 from rlhf_jax.algorithms.policy_gradient import update as pg
-from rlhf_jax.models import roles
+from rlhf_jax.models import policy_value, roles
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import build, language_model, supervised
 from rlhf_jax.programs.policy_settings import Settings
@@ -92,6 +92,7 @@ def recompute(
   *,
   apply: Callable[..., tuple[Array, Array, Array | None]],
   weights: importance.Config,
+  has_values: bool = False,
 ) -> tuple[Rollout, Metrics]:
   """Returns the rollout with behaviour log-probs of the training program.
 
@@ -99,16 +100,50 @@ def recompute(
   than the trainer; the importance ratio and the KL would carry the difference
   (METHODS N3). rollout/sampler_gap: its mean size in nats a token. Up is bad.
   The samples stay the sampler's: `weights` makes up for that, where it is on.
+  With has_values the same pass gives the values: the critic shares its trunk.
   """
-  logprobs, _, _ = apply(params, frozen, rollout)
+  logprobs, _, values = apply(params, frozen, rollout)
   mask = rollout.response_mask
   gap = ops.masked_mean(jnp.abs(logprobs - rollout.behaviour_logprobs), mask)
   sampler_logprobs = rollout.behaviour_logprobs
   rollout = rollout.replace(
     behaviour_logprobs=jnp.where(mask > 0, logprobs, 0.0)
   )
+  if has_values:
+    rollout = rollout.replace(values=jnp.where(mask > 0, values, 0.0))
   rollout, found = importance.weigh(rollout, sampler_logprobs, weights)
   return rollout, found | {"rollout/sampler_gap": gap}
+
+
+def judge_plan(plan: judge.Plan) -> judge.Plan:
+  """Returns what the judge computes: no values where `recompute` gives them.
+
+  A critic on the policy's trunk then costs no pass of its own.
+
+  Args:
+    plan: of all roles.
+  """
+  if plan.is_value_on_policy and plan.policy.model.dtype != "float32":
+    return dataclasses.replace(plan, value=None)
+  return plan
+
+
+def make_apply(settings: Settings, plan: judge.Plan) -> Callable[..., Any]:
+  """Returns (params, frozen, rollout) -> log-probs, entropies, values."""
+  how = {
+    "policy": plan.policy,
+    "value": plan.value,
+    "temperature": plan.temperature,
+    "targets": plan.row_targets,
+    "is_unembedding_frozen": not roles.trains_unembedding(plan.policy)
+    and settings.method.entropy_coefficient == 0.0,
+  }
+  if not plan.is_value_on_policy:
+    return functools.partial(policy_value.policy_and_value, **how)
+  stops = settings.value.stops_gradient
+  return functools.partial(
+    policy_value.shared_trunk, **how, stops_gradient=stops
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,15 +177,7 @@ def make_functions(
   """
   donated = 0 if donates else ()
   constrain = functools.partial(mesh_lib.constrain_rows, mesh)
-  apply = functools.partial(
-    roles.policy_and_value,
-    policy=plan.policy,
-    value=plan.value,
-    temperature=plan.temperature,
-    targets=plan.row_targets,
-    is_unembedding_frozen=not roles.trains_unembedding(plan.policy)
-    and settings.method.entropy_coefficient == 0.0,
-  )
+  apply = make_apply(settings, plan)
   update = functools.partial(
     pg.update,
     algorithm=settings.algorithm.module,
@@ -169,15 +196,22 @@ def make_functions(
     value_update = functools.partial(
       value_pretraining.value_update,
       config=settings.epochs,
-      apply=functools.partial(roles.value_only, role=plan.value),
+      apply=functools.partial(
+        policy_value.value_only, role=plan.value, stream=plan.value_stream
+      ),
       optimizer=transforms["value"],
       constrain=constrain,
     )
     value_update = jax.jit(value_update, donate_argnums=donated)
-  again = functools.partial(recompute, apply=apply, weights=settings.importance)
+  again = functools.partial(
+    recompute,
+    apply=apply,
+    weights=settings.importance,
+    has_values=plan.is_value_on_policy,
+  )
   is_exact = plan.policy.model.dtype == "float32"
   return Functions(
-    judge=judge.make_judge(plan),
+    judge=judge.make_judge(judge_plan(plan)),
     prepare=jax.jit(functools.partial(prepare, settings=settings)),
     update=jax.jit(update, donate_argnums=donated),
     value_update=value_update,

@@ -190,9 +190,10 @@ class Passes:
   ) -> Work:
     """Returns a forward pass of policy and critic, if any, from entrances."""
     total = Work()
-    for name, role in (("policy", plan.policy), ("value", plan.value)):
-      if role is None:
-        continue
+    used = {"policy": plan.policy}
+    if plan.value is not None and not plan.is_value_on_policy:
+      used["value"] = plan.value
+    for name, role in used.items():
       below = role.entrance if name in plan.shared else 0
       total += self._forward(role, role.stop - below, rows, length, targets)
     return total
@@ -212,7 +213,8 @@ class Passes:
       trunk = dataclasses.replace(plan.policy, head=None)
       total += self._forward(trunk, max(taps), rows, length, 0)
     for name, role in used.items():
-      below = role.entrance if name in plan.shared else 0
+      stream = plan.value_stream if name == "value" else name
+      below = role.entrance if stream in plan.shared else 0
       total += self._forward(role, role.stop - below, rows, length, targets)
     return total
 

@@ -28,6 +28,7 @@ class Plan:
 
   reference: None where nothing asks for a KL; the rollout then has the
     policy's own log-probabilities in the place of the reference's.
+  value: critic, None without one.
   scorers: (name, Scorer) of the reward model, named "reward", and monitors.
   shared: names of roles whose entrance stream comes from the base model.
   """
@@ -39,6 +40,12 @@ class Plan:
   shared: frozenset[str]
   temperature: float
   row_targets: int  # response tokens of a (packed) row at most
+  is_value_on_policy: bool = False  # the critic is a head on the policy
+
+  @property
+  def value_stream(self) -> str:
+    """The role whose entrance stream the critic reads."""
+    return "policy" if self.is_value_on_policy else "value"
 
 
 @flax.struct.dataclass
@@ -75,8 +82,14 @@ def make_plan(
   temperature: float,
   row_targets: int,
 ) -> Plan:
-  """Returns the Plan of the given roles; their variables are only compared."""
-  used = {"policy": policy, "reference": reference, "value": value}
+  """Returns the Plan of the given roles; their variables are only compared.
+
+  A critic without "params" is a head on the policy's last hidden state.
+  """
+  on_policy = value is not None and "params" not in value.variables
+  used = {"policy": policy, "reference": reference}
+  if not on_policy:
+    used["value"] = value
   shared = {
     name
     for name, stage in used.items()
@@ -94,6 +107,7 @@ def make_plan(
     shared=frozenset(shared),
     temperature=temperature,
     row_targets=row_targets,
+    is_value_on_policy=on_policy,
   )
 
 
@@ -109,7 +123,8 @@ def judge(
 
   Args:
     weights: frozen arrays.
-    value: merged variables of the critic, or {} without one.
+    value: merged variables of the critic, with those of the policy that it is
+      a head on, or {} without one.
     samples: [N, L].
     packing: where their tokens stand when all roles read packed rows; what is
       returned is unpacked either way.
@@ -160,7 +175,9 @@ def judge(
   }
   values = None
   if plan.value is not None:
-    values = roles.values(plan.value, value, rows, hidden.get("value"))
+    values = roles.values(
+      plan.value, value, rows, hidden.get(plan.value_stream)
+    )
     values = spread(values)
     values = jax.numpy.where(samples.response_mask > 0, values, 0.0)
   no_score = jax.numpy.zeros(samples.tokens.shape[:1])  # a verifier's comes

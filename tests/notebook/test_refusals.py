@@ -88,6 +88,11 @@ WRONG_LEARNERS = {
     {"critic": critic.Value()},
     r"critic.Value\(init='random'",
   ),
+  "critic on the policy": (
+    (ppo, ppo.Config(), ADAM),
+    {"critic": critic.Value(init="random", trunk="shared")},
+    "trunk='shared': the policy pipeline",
+  ),
   "kl twice": (
     (grpo, GRPO, ADAM),
     {"shaping": shaping.Config()},

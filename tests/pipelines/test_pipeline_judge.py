@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.algorithms.policy_gradient import packing
-from rlhf_jax.models import roles, trees
+from rlhf_jax.models import policy_value, trees
 from rlhf_jax.programs import actors
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import model as reward_model
@@ -89,7 +89,7 @@ def test_the_update_reads_the_kept_stream_as_it_reads_tokens(cast):
   )
   apply = jax.jit(
     functools.partial(
-      roles.policy_and_value,
+      policy_value.policy_and_value,
       policy=found.plan.policy,
       value=found.plan.value,
       temperature=found.plan.temperature,

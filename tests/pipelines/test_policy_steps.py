@@ -63,7 +63,8 @@ class Watched:
       settings=self.settings,
       phase=Phase(programs),
       actors=types.SimpleNamespace(
-        frozen={"policy": {"base": 1.0}, "value": {"base": 2.0}}
+        frozen={"policy": {"base": 1.0}, "value": {"base": 2.0}},
+        plan=types.SimpleNamespace(is_value_on_policy=False),
       ),
       draw=self.draw,
       text=text,

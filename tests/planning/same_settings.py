@@ -108,6 +108,13 @@ def policy_config(
   return config
 
 
+def shared_trunk_config(files: tiny_runs.Files, start: Path, scorer: Path):
+  """PPO with LoRA whose critic is a head on the policy."""
+  config = policy_config(files, "lora", start, scorer)
+  config.value.update(trunk="shared", init="random", mode="full")
+  return config
+
+
 def sampled_config(
   files: tiny_runs.Files, pipeline: str, start: Path, scorer: Path, **sections
 ):
@@ -200,6 +207,7 @@ def experiments(files: tiny_runs.Files, made: dict[str, Path]) -> dict:
     "orpo": lambda: preference_config(files, "orpo", lora),
     "ppo lora": lambda: policy_config(files, "lora", lora, head),
     "ppo full": lambda: policy_config(files, "full", full, whole),
+    "ppo shared trunk": lambda: shared_trunk_config(files, lora, head),
     "grpo": lambda: policy_config(files, "lora", lora, "", "grpo"),
     "remax": lambda: policy_config(files, "lora", lora, head, "remax"),
     "rejection": lambda: sampled_config(

@@ -22,6 +22,7 @@ NAMES = (
   "orpo",
   "ppo lora",
   "ppo full",
+  "ppo shared trunk",
   "grpo",
   "remax",
   "rejection",

@@ -223,6 +223,20 @@ def test_ppo_beside_a_verifier_is_planned_with_a_critic(mode):
   assert reads < line_of(with_reward, "judge").weights  # no reward model
 
 
+def test_a_shared_trunk_is_planned_as_one_network():
+  """Half the weights to train; the judge still reads a rollout for values."""
+  config = policy_config("full")
+  config.verifier.name, config.value.init = "exact", "random"
+  own = report.make(config, EIGHT, compiles=False)
+  config.value.trunk = "shared"
+  shared = report.make(config, EIGHT, compiles=False)
+  update, other = line_of(shared, "update"), line_of(own, "update")
+  assert update.optimizer == pytest.approx(other.optimizer / 2, rel=0.1)
+  assert 0.5 < update.flops / other.flops < 0.7
+  judges = [line_of(found, "judge").flops for found in (shared, own)]
+  assert judges[0] == judges[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "method, programs",

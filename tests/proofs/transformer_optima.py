@@ -25,6 +25,7 @@ r (1 - 1/G). It must miss the tilt. With k1 in the reward GRPO meets it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 import time
@@ -45,7 +46,7 @@ from rlhf_jax.algorithms.policy_gradient import (
   update,
 )
 from rlhf_jax.algorithms.preference import dpo
-from rlhf_jax.models import transformer
+from rlhf_jax.models import heads, policy_value, roles, transformer
 from rlhf_jax.types import PreferenceBatch, Rollout, TrainState
 from tests import plain
 from tests.proofs import preference_optima
@@ -69,6 +70,10 @@ MODEL = transformer.Config(
   tie_embeddings=False,
 )
 NETWORK = transformer.Transformer(MODEL)
+POLICY = roles.Role(
+  dataclasses.replace(MODEL, empty_rows=((WORDS, WORDS + PROMPTS),))
+)
+CRITIC = dataclasses.replace(POLICY, head=heads.Config())
 SEQUENCES = np.stack(np.indices((PROMPTS, WORDS, WORDS)), axis=-1)
 SEQUENCES = (SEQUENCES + [WORDS, 0, 0]).reshape(-1, 3)
 SHAPING = shaping.Config(clip=None)
@@ -77,16 +82,21 @@ PAIRS = 500_000  # for each prompt
 
 
 class Method(NamedTuple):
-  """A policy-gradient method; in_loss says where its KL is."""
+  """A policy-gradient method; in_loss says where its KL is.
+
+  shares_trunk: the critic is a head on the policy, not a table.
+  """
 
   module: ModuleType
   config: Any
   in_loss: bool = False
+  shares_trunk: bool = False
 
 
 NO_LOSS = {"kl_loss": "none", "kl_loss_coefficient": 0.0}
 METHODS = {
   "ppo": Method(ppo, ppo.Config()),
+  "ppo, shared trunk": Method(ppo, ppo.Config(), shares_trunk=True),
   "rloo": Method(rloo, rloo.Config(group_size=4)),
   "grpo, k1 in reward": Method(
     grpo, grpo.Config(group_size=8, scale_rewards="none", **NO_LOSS)
@@ -122,11 +132,43 @@ def score(seed: int) -> np.ndarray:
   return np.random.default_rng(seed).normal(size=(PROMPTS, ANSWERS))
 
 
+def enumerated() -> Rollout:
+  """Returns all answers as rows of a rollout."""
+  mask = jnp.tile(jnp.array([[0.0, 1.0, 1.0]]), (len(SEQUENCES), 1))
+  return Rollout(
+    tokens=jnp.asarray(SEQUENCES),
+    valid_mask=jnp.ones_like(mask),
+    response_mask=mask,
+    behaviour_logprobs=mask,
+    finish_reason=jnp.zeros(len(mask), jnp.int32),
+    reference_logprobs=mask,
+    score=mask[:, 0],
+  )
+
+
+def apply_shared(params, row):
+  """Returns rows of the package's own pass through a shared trunk."""
+  logprobs, entropies, values = policy_value.shared_trunk(
+    params,
+    {"policy": {}},
+    enumerated(),
+    policy=POLICY,
+    value=CRITIC,
+    temperature=1.0,
+    targets=2,
+    is_unembedding_frozen=False,
+    stops_gradient=False,
+  )
+  return logprobs[row], entropies[row], values[row]
+
+
 def apply(params, frozen, rollout: Rollout):
-  """Looks rows up among the enumerated ones; the critic is a table."""
+  """Looks rows up among the enumerated ones; the critic is a table or head."""
   del frozen
   prompt, first = rollout.tokens[:, 0] - WORDS, rollout.tokens[:, 1]
   row = (prompt * WORDS + first) * WORDS + rollout.tokens[:, 2]
+  if "head" in params.get("value", {}):
+    return apply_shared(params, row)
   logprobs = jnp.pad(token_logprobs(params["policy"])[row], ((0, 0), (1, 0)))
   values = None
   if "value" in params:
@@ -172,7 +214,10 @@ def train(method: Method, reward, sign, seed, steps: int):
   optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
   params = {"policy": start(seed)}
   reference = token_logprobs(params["policy"])
-  if method.module is ppo:
+  if method.shares_trunk:
+    head = heads.init(CRITIC.head, MODEL.width, jax.random.key(seed))
+    params["value"] = {"head": jax.tree.map(jnp.zeros_like, head)}
+  elif method.module is ppo:
     table = jnp.zeros((PROMPTS, WORDS))
     params["value"] = {"prompt": table[:, 0], "word": table}
   state = TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0))

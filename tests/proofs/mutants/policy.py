@@ -27,6 +27,22 @@ FAULTS = (
   ),
   *of(
     "losses",
+    "models/policy_value.py",
+    "policy_value::one_backward_pass_is_the_sum_of_two_gradients"
+    " policy_value::a_stopped_gradient_of_the_values_trains_the_head_alone",
+    (
+      "shared trunk: the values train the head alone",
+      "jax.lax.stop_gradient(x) if stops_gradient else x",
+      "jax.lax.stop_gradient(x)",
+    ),
+    (
+      "shared trunk: the values always train the trunk",
+      "jax.lax.stop_gradient(x) if stops_gradient else x",
+      "x",
+    ),
+  ),
+  *of(
+    "losses",
     f"{POLICY}/objectives.py",
     "ppo::loss_against_a_loop"
     " surrogate::t03_trap_08_at_ratio_1_all_objectives_are_the_policy"

@@ -353,8 +353,8 @@ FAULTS = (
     "policy_steps::the_critic_trains_first_and_samples_are_valued_by_it",
     (
       "policy: the critic in training is not read",
-      'arrays["critic"].params if is_pretraining else',
-      'arrays["train"].params["value"] if is_pretraining else',
+      'params | {"value": arrays["critic"].params}',
+      'params | {"value": params["value"]}',
     ),
   ),
   *of(
