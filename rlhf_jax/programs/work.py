@@ -193,7 +193,7 @@ class Passes:
     for name, role in (("policy", plan.policy), ("value", plan.value)):
       if role is None:
         continue
-      below = role.entrance if name in plan.shared else 0
+      below = role.entrance if name in plan.known else 0
       total += self._forward(role, role.stop - below, rows, length, targets)
     return total
 
@@ -206,13 +206,14 @@ class Passes:
       if role is not None:
         used[name] = role
     tapped = used | {"policy": plan.policy}
-    taps = [tapped[name].entrance for name in plan.shared]
     total = Work()
-    if taps:
-      trunk = dataclasses.replace(plan.policy, head=None)
-      total += self._forward(trunk, max(taps), rows, length, 0)
+    for names in (plan.shared, plan.own):
+      taps = [tapped[name].entrance for name in names]
+      if taps:
+        trunk = dataclasses.replace(plan.policy, head=None)
+        total += self._forward(trunk, max(taps), rows, length, 0)
     for name, role in used.items():
-      below = role.entrance if name in plan.shared else 0
+      below = role.entrance if name in plan.known else 0
       total += self._forward(role, role.stop - below, rows, length, targets)
     return total
 
