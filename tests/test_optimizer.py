@@ -115,6 +115,19 @@ def test_clip_leaves_small_gradients_alone():
   assert moved[2] < 0.02 * moved[0]
 
 
+@pytest.mark.parametrize("norm", [1e-3, 2.0, 1e3])
+def test_clip_is_that_of_optax(norm):
+  grads = gradients(0)
+  found, _ = optimizer.clip_by_global_norm(norm).update(grads, ())
+  expected, _ = optax.clip_by_global_norm(norm).update(grads, ())
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-7), found, expected
+  )
+  zero = jax.tree.map(jnp.zeros_like, grads)
+  found, _ = optimizer.clip_by_global_norm(norm).update(zero, ())
+  jax.tree.map(np.testing.assert_array_equal, found, zero)
+
+
 def test_constant_schedule_with_warm_up():
   rate = optimizer.schedule(
     optimizer.Config(

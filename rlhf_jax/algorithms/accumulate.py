@@ -140,6 +140,31 @@ def global_norm(tree: PyTree) -> Array:
   return jnp.sqrt(sum(squares, jnp.float32(0.0)))
 
 
+def _guarded(
+  state: TrainState, grads: PyTree, optimizer: Any, applied: Array
+) -> TrainState:
+  """Returns the state after a step that is taken, or as it was.
+
+  A branch, and no choice between two trees: the moments are then written
+  where they lie, while a choice keeps the old ones for the new weights, which
+  are computed from them.
+  """
+
+  def step(state: TrainState) -> TrainState:
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = jax.tree.map(
+      lambda p, u: (p + u).astype(p.dtype), state.params, updates
+    )
+    return state.replace(
+      step=state.step + 1,
+      params=params,
+      opt_state=opt_state,
+      skipped=jnp.zeros_like(state.skipped),
+    )
+
+  return jax.lax.cond(applied, step, lambda state: state, state)
+
+
 def apply_gradients(
   state: TrainState, grads: PyTree, optimizer: Any, is_finite: Array
 ) -> tuple[TrainState, StepReport]:
@@ -157,20 +182,9 @@ def apply_gradients(
   """
   gradient_norm = global_norm(grads)
   applied = jnp.logical_and(is_finite, jnp.isfinite(gradient_norm))
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = jax.tree.map(
-    lambda p, u: (p + u).astype(p.dtype), state.params, updates
-  )
-
-  def choose(new: Array, old: Array) -> Array:
-    return jnp.where(applied, new, old)
-
-  state = TrainState(
-    step=state.step + applied.astype(state.step.dtype),
-    params=jax.tree.map(choose, params, state.params),
-    opt_state=jax.tree.map(choose, opt_state, state.opt_state),
-    skipped=choose(jnp.zeros_like(state.skipped), state.skipped + 1),
-  )
+  state = _guarded(state, grads, optimizer, applied)
+  refused = 1 - applied.astype(state.skipped.dtype)
+  state = state.replace(skipped=state.skipped + refused)
   return state, StepReport(gradient_norm=gradient_norm, applied=applied)
 
 
@@ -201,20 +215,13 @@ def take_step(
     tokens: [] response tokens of the minibatch; 0 passes it over.
     norm_name: area/name of the norm's metric.
   """
-
-  def step(state: TrainState) -> tuple[TrainState, Metrics]:
-    state, report = apply_gradients(state, grads, optimizer, jnp.isfinite(loss))
-    return state, {
-      norm_name: report.gradient_norm,
-      "executed": jnp.ones((), bool),
-      "applied": report.applied,
-    }
-
-  def pass_over(state: TrainState) -> tuple[TrainState, Metrics]:
-    return state, {
-      norm_name: jnp.zeros(()),
-      "executed": jnp.zeros((), bool),
-      "applied": jnp.zeros((), bool),
-    }
-
-  return jax.lax.cond(tokens > 0, step, pass_over, state)
+  executed = jnp.asarray(tokens > 0)
+  norm = global_norm(grads)
+  is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+  state = _guarded(state, grads, optimizer, executed & is_finite)
+  refused = (executed & ~is_finite).astype(state.skipped.dtype)
+  return state.replace(skipped=state.skipped + refused), {
+    norm_name: jnp.where(executed, norm, 0.0),
+    "executed": executed,
+    "applied": executed & is_finite,
+  }

@@ -43,7 +43,7 @@ class Dense(nn.Module):
     elif self.has_variable("lora", "lora_a"):
       a = whole("lora_a", self.get_variable("lora", "lora_a"))
       b = whole("lora_b", self.get_variable("lora", "lora_b"))
-      y = y + self.lora_scale * jnp.matmul(jnp.matmul(x, a), b)
+      y = y + jnp.matmul(self.lora_scale * jnp.matmul(x, a), b)
     return y.reshape(*leading, self.features)
 
   def _whole(self, name: str, weight: Array, leading: tuple[int, ...]) -> Array:

@@ -353,6 +353,9 @@ def assemble(
   plan = judge.make_plan(
     base, policy, reference, critic, scorers, temperature, row_targets
   )
+  plan, own = judge.with_own_trunk(
+    plan, {"policy": policy, "reference": reference, "value": critic}
+  )
   policy_params, policy_frozen = roles.split(policy.role, policy.variables)
   params, frozen = {"policy": policy_params}, {"policy": policy_frozen}
   if critic is not None:
@@ -365,6 +368,7 @@ def assemble(
       base=base.params if plan.shared else {},
       reference=reference.variables,
       scorers={name: weights for name, (_, weights) in scorers.items()},
+      own=own,
     ),
     params=params,
     frozen=frozen,

@@ -298,7 +298,7 @@ class _Wired:
       parts=epochs.minibatches * epochs.microbatches,
       steps=epochs.minibatches,
       repeats=epochs.epochs,
-      is_lower_known=name in plan.shared,
+      is_lower_known=name in plan.known,
     )
 
   def _update_work(self) -> Work:

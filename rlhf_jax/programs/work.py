@@ -194,7 +194,7 @@ class Passes:
     if plan.value is not None and not plan.is_value_on_policy:
       used["value"] = plan.value
     for name, role in used.items():
-      below = role.entrance if name in plan.shared else 0
+      below = role.entrance if name in plan.known else 0
       total += self._forward(role, role.stop - below, rows, length, targets)
     return total
 
@@ -207,14 +207,15 @@ class Passes:
       if role is not None:
         used[name] = role
     tapped = used | {"policy": plan.policy}
-    taps = [tapped[name].entrance for name in plan.shared]
     total = Work()
-    if taps:
-      trunk = dataclasses.replace(plan.policy, head=None)
-      total += self._forward(trunk, max(taps), rows, length, 0)
+    for names in (plan.shared, plan.own):
+      taps = [tapped[name].entrance for name in names]
+      if taps:
+        trunk = dataclasses.replace(plan.policy, head=None)
+        total += self._forward(trunk, max(taps), rows, length, 0)
     for name, role in used.items():
       stream = plan.value_stream if name == "value" else name
-      below = role.entrance if stream in plan.shared else 0
+      below = role.entrance if stream in plan.known else 0
       total += self._forward(role, role.stop - below, rows, length, targets)
     return total
 

@@ -2,8 +2,8 @@
 
 Reference log-probabilities, values, rewards, monitors and the frozen hidden
 states, in one jitted pass. Roles whose lower layers are the base model's share
-one forward pass over those layers; a role with weights of its own there runs
-its own.
+one forward pass over those layers, and so do roles that stand on the lower
+layers of a policy which are not the base's; any other role runs its own.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class Plan:
   value: critic, None without one.
   scorers: (name, Scorer) of the reward model, named "reward", and monitors.
   shared: names of roles whose entrance stream comes from the base model.
+  own: names of those whose stream comes from the policy's weights, where they
+    are others below its entrance: after whole fine-tuning, for example.
   """
 
   policy: roles.Role
@@ -40,6 +42,7 @@ class Plan:
   shared: frozenset[str]
   temperature: float
   row_targets: int  # response tokens of a (packed) row at most
+  own: frozenset[str] = frozenset()
   is_value_on_policy: bool = False  # the critic is a head on the policy
 
   @property
@@ -47,23 +50,39 @@ class Plan:
     """The role whose entrance stream the critic reads."""
     return "policy" if self.is_value_on_policy else "value"
 
+  @property
+  def known(self) -> frozenset[str]:
+    """Names of roles whose entrance stream is computed once."""
+    return self.shared | self.own
+
 
 @flax.struct.dataclass
 class Weights:
-  """The frozen arrays: base parameters, reference, reward models by name."""
+  """The frozen arrays: base parameters, reference, reward models by name.
+
+  own: of the policy, below its entrance, where plan.own names someone.
+  """
 
   base: PyTree
   reference: PyTree
   scorers: dict[str, reward_model.Weights]
+  own: PyTree = flax.struct.field(default_factory=dict)
 
 
-def reads_base(role: roles.Role, variables: PyTree, base: Base) -> bool:
-  """Says whether the layers below a role's entrance are the base's own."""
+def _below(entrance: int) -> set[str]:
+  """Returns the names of what computes the stream into a layer."""
+  return {"embedding", *(f"layer_{i}" for i in range(entrance))}
+
+
+def reads(role: roles.Role, variables: PyTree, theirs: PyTree) -> bool:
+  """Says whether the layers below a role's entrance are those of `theirs`."""
   if role.entrance == 0 or role.model.scan_layers:
     return False
-  lower = {"embedding", *(f"layer_{i}" for i in range(role.entrance))}
+  lower = _below(role.entrance)
   adapted = set(variables.get("lora", {}))
-  ours, theirs = variables["params"], base.params
+  ours = variables["params"]
+  if not lower <= set(theirs):
+    return False
   return not (lower & adapted) and all(
     a is b
     for name in lower
@@ -93,11 +112,11 @@ def make_plan(
   shared = {
     name
     for name, stage in used.items()
-    if stage is not None and reads_base(stage.role, stage.variables, base)
+    if stage is not None and reads(stage.role, stage.variables, base.params)
   } | {
     name
     for name, (scorer, weights) in scorers.items()
-    if reads_base(scorer.role, weights.variables, base)
+    if reads(scorer.role, weights.variables, base.params)
   }
   return Plan(
     policy=policy.role,
@@ -109,6 +128,38 @@ def make_plan(
     row_targets=row_targets,
     is_value_on_policy=on_policy,
   )
+
+
+def with_own_trunk(
+  plan: Plan, used: dict[str, stages.Stage | None]
+) -> tuple[Plan, PyTree]:
+  """Returns the Plan whose policy has lower layers of its own, and these.
+
+  Their stream is computed once for the policy in all epochs of a rollout, and
+  for others that stand on the same arrays. Nothing changes where the policy
+  reads the base or trains from layer 0.
+
+  Args:
+    plan: see `make_plan`.
+    used: "policy", "reference" and "value", before training.
+  """
+  policy = used["policy"]
+  params = policy.variables["params"]
+  if "policy" in plan.shared or not reads(
+    policy.role, policy.variables, params
+  ):
+    return plan, {}
+  lower = _below(policy.role.entrance) | {"position_embedding"}
+  kept = {name: tree for name, tree in params.items() if name in lower}
+  own = frozenset(
+    name
+    for name, stage in used.items()
+    if stage is not None
+    and "params" in stage.variables  # no head on the policy
+    and name not in plan.shared
+    and reads(stage.role, stage.variables, kept)
+  )
+  return dataclasses.replace(plan, own=own), kept
 
 
 def judge(
@@ -148,13 +199,12 @@ def judge(
   for name, role in (("reference", plan.reference), ("value", plan.value)):
     if role is not None:
       entrances[name] = role.entrance
-  taps = tuple(sorted({entrances[name] for name in plan.shared}))
-  streams = (
-    roles.frozen_streams(plan.policy.model, weights.base, rows, taps)
-    if taps
-    else {}
-  )
-  hidden = {name: streams[entrances[name]] for name in plan.shared}
+  hidden = {}
+  for trunk, names in ((weights.base, plan.shared), (weights.own, plan.own)):
+    if names:
+      taps = tuple(sorted({entrances[name] for name in names}))
+      found = roles.frozen_streams(plan.policy.model, trunk, rows, taps)
+      hidden |= {name: found[entrances[name]] for name in names}
   reference_logprobs = samples.behaviour_logprobs
   if plan.reference is not None:
     found, _ = roles.logprobs(

@@ -8,6 +8,7 @@ import pytest
 
 from rlhf_jax import ops
 from rlhf_jax.algorithms import accumulate
+from rlhf_jax.optimizer import Config, make_optimizer
 from rlhf_jax.types import TrainState
 
 RNG = np.random.default_rng(1)
@@ -67,6 +68,25 @@ def test_leading_axes_must_agree():
     accumulate.row_count({"x": jnp.zeros((4, 2)), "score": jnp.zeros(3)})
 
 
+def test_microbatches_hold_no_second_tree_of_gradients():
+  """Each is added to the sum, which is what is returned, as it is formed."""
+  params = {name: jnp.zeros((64, 64)) for name in "abcd"}
+
+  def loss(params, x):
+    for weight in params.values():
+      x = jnp.tanh(x @ weight)
+    return jnp.sum(x), {}
+
+  @jax.jit
+  def sums(params, x):
+    grads, _, _ = accumulate.accumulate(loss, params, x, 4)
+    return grads
+
+  memory = sums.lower(params, jnp.ones((8, 64))).compile().memory_analysis()
+  tree = 4 * sum(x.size for x in params.values())
+  assert memory.temp_size_in_bytes < 0.5 * tree
+
+
 def fresh_state(optimizer):
   return TrainState(
     step=jnp.int32(5),
@@ -102,6 +122,36 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(where):
       np.testing.assert_array_equal, getattr(state, name), getattr(before, name)
     )
   assert (state.skipped, report.applied) == (2, False)
+
+
+@pytest.mark.parametrize("is_in_scan", [False, True])
+def test_a_guarded_step_writes_moments_and_weights_where_they_lie(is_in_scan):
+  """No copy of old moments, of clipped gradients, or of weights refused."""
+  optimizer = make_optimizer(Config(learning_rate=0.1, clip_norm=1.0))
+  params = {name: jnp.zeros((64, 64)) for name in "abcd"}
+  state = TrainState(
+    step=jnp.int32(0),
+    params=params,
+    opt_state=optimizer.init(params),
+    skipped=jnp.int32(0),
+  )
+
+  def alone(state, grads):
+    return accumulate.apply_gradients(state, grads, optimizer, jnp.bool_(True))
+
+  def scanned(state, grads):
+    def step(state, tokens):
+      return accumulate.take_step(
+        state, grads, jnp.float32(0.0), optimizer, tokens, "area/norm"
+      )
+
+    return jax.lax.scan(step, state, jnp.ones(3))
+
+  step = jax.jit(scanned if is_in_scan else alone, donate_argnums=0)
+  memory = step.lower(state, params).compile().memory_analysis()
+  tree = 4 * sum(x.size for x in params.values())
+  assert memory.alias_size_in_bytes > 3 * tree
+  assert memory.temp_size_in_bytes < 0.1 * tree
 
 
 def test_a_step_without_tokens_is_passed_over():

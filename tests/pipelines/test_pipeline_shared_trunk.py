@@ -117,16 +117,17 @@ def test_t16_trap_12_split_weights(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("start", ["sft_lora", "sft_full"])
 def test_factors_of_lora_train_under_both_losses(
-  files, sft_lora, reward_head, run_policy, records
+  files, start, request, reward_head, run_policy, records
 ):
   """Frozen layers below, a stream computed once, one device and eight."""
-  runs = []
+  runs, stage = [], request.getfixturevalue(start)
   for devices in (1, 8):
-    config = tiny_runs.policy_config(files, "lora", sft_lora, reward_head)
+    config = tiny_runs.policy_config(files, "lora", stage, reward_head)
     config.mesh.update(devices=devices, data=devices)
     shared(config).value.hidden_units = 3
-    folder = files.root / f"policy_shared_lora_{devices}"
+    folder = files.root / f"policy_shared_{start}_{devices}"
     run_policy(config, folder)
     runs.append(folder)
   record = records[runs[0].name]

@@ -27,8 +27,8 @@ FAULTS = (
     ),
     (
       "clip: after Adam",
-      "chain.insert(0, optax.clip_by_global_norm(config.clip_norm))",
-      "chain.insert(1, optax.clip_by_global_norm(config.clip_norm))",
+      "chain.insert(0, clip_by_global_norm(config.clip_norm))",
+      "chain.insert(1, clip_by_global_norm(config.clip_norm))",
     ),
     (
       "decay: of norms that a scan stacked",
