@@ -63,6 +63,7 @@ def test_a_list_of_commands_may_be_cut_short():
 COMMAND = """
 import os, signal
 from rlhf_jax import output
+signal.signal(signal.SIGINT, signal.default_int_handler)  # if born to ignore it
 def main(number):
   os.kill(os.getpid(), number)
   return 3

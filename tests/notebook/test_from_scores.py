@@ -116,6 +116,7 @@ def test_a_step_is_the_update_function(policy, grpo_run):
     )
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(model, grpo_run):
   mesh = mesh_lib.Config(data=2, fsdp=2, tensor=2)
   policy = lab.load(model, lora_rank=2, mesh=mesh)

@@ -308,6 +308,7 @@ def test_two_steps_of_one_run_are_compared(files, policy_lora, reward_head):
     tiny_runs.checked(config)
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_of_the_step_that_was_named(
   files, policy_lora, reward_head
 ):

@@ -224,6 +224,7 @@ def test_it_stands_where_an_sft_run_does(files, sft_full, dpo_full):
     pipelines.run(tiny_runs.sft_config(files, "full"), dpo_full)
 
 
+@pytest.mark.slow
 def test_a_second_round_keeps_what_the_first_was_merged_on(files, sft_full):
   """LoRA on a merged SFT run, then on with the same factors."""
   folders = files.root / "round_1", files.root / "round_2"

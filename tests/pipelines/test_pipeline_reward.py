@@ -18,7 +18,11 @@ from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 
-STAGES = ["reward_head", "reward_lora", "reward_full"]
+STAGES = [
+  "reward_head",
+  pytest.param("reward_lora", marks=pytest.mark.slow),
+  "reward_full",
+]
 
 
 def loaded(files, folder, mode):

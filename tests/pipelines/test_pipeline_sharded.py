@@ -8,6 +8,7 @@ from rlhf_jax.runs import loop
 from tests.pipelines import tiny_runs
 
 
+@pytest.mark.slow
 def test_t16_trap_12_split_batches_and_a_stop_between(
   files, sft_lora, reward_head, policy_lora, run_policy, records, monkeypatch
 ):

@@ -79,6 +79,7 @@ def test_a_head_trains_alone_and_then_with_the_policy(
   )
 
 
+@pytest.mark.slow
 def test_t20_trap_23_stopped_in_both_parts(
   files, finished, sft_full, reward_full, monkeypatch
 ):

@@ -337,6 +337,7 @@ def test_a_full_disk_ends_with_2(files, tmp_path):
   assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_costs_nothing(files, tmp_path, terminal):
   """Nobody reads its output; SIGHUP saves; Ctrl-C after that is nothing."""
   workdir = tmp_path / "run"
@@ -367,6 +368,7 @@ def _wait_for(is_there):
     time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_ends_with_75(files, tmp_path):
   workdir, cache = tmp_path / "run", tmp_path / "cache"
   file = _experiment(

@@ -13,6 +13,7 @@ from tests.proofs import (
   fuzz_cases,
   mutation_campaign,
   second_starts,
+  signal_campaign,
 )
 
 
@@ -43,6 +44,12 @@ def test_planted_faults_are_noticed():
 def test_trap_44_second_starts_at_random_moments_change_nothing(capsys):
   second_starts.campaign(3)
   assert "3 second starts in" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_t20_trap_23_signals_at_random_moments_lose_nothing(tmp_path):
+  tally = signal_campaign.campaign(2, 0, tmp_path, ("sft", "reward"))
+  assert sum(tally.values()) >= 4
 
 
 @pytest.mark.slow

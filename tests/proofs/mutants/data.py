@@ -307,13 +307,13 @@ FAULTS = (
     ),
     (
       "layout: examples share rows where nothing is gained",
-      'return best if mode == "batch" or is_worth else padded',
-      "return best",
+      'if mode == "batch" or _cost(best) < WORTH * cost:',
+      "if True:",
     ),
     (
       "layout: the last example of a portion is lost",
-      "ops.first_fit(sizes_of(rows[start : start + PORTION]), capacity)",
-      "ops.first_fit(sizes_of(rows[start : start + PORTION])[:-1], capacity)",
+      "part = _placed(rows[start : start + PORTION], shape)",
+      "part = _placed(rows[start : start + PORTION][:-1], shape)",
     ),
     (
       "packing: all tokens of a row are an example's",
