@@ -23,6 +23,7 @@ def test_the_first_steps_are_left_out():
     "cpu": (12.0 - 7.0) / 2,
     "wall": (8.0 - 5.0) / 2,
     "first": 3.0,
+    "whole": 12.0,
     "peak": 10.0,
     "loss": 2.0,
   }
@@ -30,13 +31,16 @@ def test_the_first_steps_are_left_out():
 
 def test_ratios_are_of_medians_and_above_one_where_we_are_faster():
   def side(cpu):
-    run = {"wall": 1.0, "first": 1.0, "peak": 1.0, "loss": 1.0}
+    same = dict.fromkeys(("wall", "first", "peak", "loss"), 1.0)
+    run = same | {"whole": 5.0 * cpu[0]}
     return peers.medians([run | {"cpu": c} for c in cpu])
 
   ours_, theirs = side([1.0, 2.0, 3.0]), side([5.0, 9.0, 4.0])
   assert (ours_["cpu"], ours_["spread"], theirs["cpu"]) == (2.0, 1.0, 5.0)
   rows = peers.table({"ours a": ours_, "theirs b": theirs}, ["ours a"])
-  assert "| ours a | 2.000 | 100% |" in rows and "| 2.50 | 1.00 |" in rows
+  assert (
+    "| ours a | 2.000 | 100% |" in rows and "| 2.50 | 1.00 | 5.00 |" in rows
+  )
 
 
 def test_a_clock_counts_all_threads_and_forward():

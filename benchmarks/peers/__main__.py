@@ -3,12 +3,18 @@
     bash benchmarks/peers/make_environment.sh peers_env
     python -m benchmarks.peers sft --peer=peers_env/bin/python
 
-Comparisons: generate, sft, reward, dpo, grpo. Each side runs in a process of
-its own, ours and theirs by turns; the first steps, which compile and load, are
-left out. Printed are medians over the runs of the mean CPU seconds of a step
-(all threads) and of its wall time, their ranges, the time to the first step,
-peak memory, and the ratio peer / ours: above 1 means that we are faster. Both
-sides compute in float32. Nothing else should run on the machine.
+Comparisons: generate, sft, reward, dpo, dpo_epoch, grpo, ppo. Each side runs in
+a process of its own, ours and theirs by turns; the first steps, which compile
+and load, are left out. Printed are medians over the runs of the mean CPU seconds
+of a step (all threads) and of its wall time, their ranges, the time to the first
+step, CPU seconds of the whole process, peak memory, and the ratio peer / ours:
+above 1 means that we are faster. Both sides compute in float32. Nothing else
+should run on the machine.
+
+A step of ours in dpo leaves the reference out, which was computed before, as
+that of "precomputed" does; "usual" computes it in every step. dpo_epoch is one
+pass over the records: its whole processes are what to compare. ppo needs a TRL
+that still has it: make_environment.sh FOLDER 1.12.
 """
 
 import argparse
@@ -29,8 +35,10 @@ COMPARISONS = {
   "generate": (6, 2, ("defaults", "plain"), ("float32", "bfloat16")),
   "sft": (24, 8, ("defaults", "plain"), ("padded", "packed")),
   "reward": (18, 6, ("defaults",), ("padded",)),
-  "dpo": (16, 4, ("defaults",), ("usual",)),
+  "dpo": (16, 4, ("defaults",), ("precomputed", "usual")),
+  "dpo_epoch": (60, 4, ("defaults",), ("precomputed", "usual")),
   "grpo": (10, 4, ("defaults", "plain"), ("usual",)),
+  "ppo": (8, 3, ("defaults", "plain", "shared_trunk"), ("usual",)),
 }
 
 
@@ -48,6 +56,7 @@ def summary(found: dict, skipped: int) -> dict[str, float]:
     "cpu": (end_cpu - cpu) / count,
     "wall": (end_wall - wall) / count,
     "first": steps[0][0],
+    "whole": end_cpu,
     "peak": found["peak_mib"],
     "loss": found["losses"][0] if found["losses"] else float("nan"),
   }
@@ -69,14 +78,15 @@ def table(sides: dict[str, dict[str, float]], ours: list[str]) -> str:
   """
   base = sides[ours[0]]
   lines = [
-    "| side | CPU s a step | spread | wall s | first step s | peak MiB | "
-    "first loss | CPU / ours | wall / ours |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "| side | CPU s a step | spread | wall s | first step s | whole CPU s | "
+    "peak MiB | first loss | CPU / ours | wall / ours | whole / ours |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
   ]
   lines += [
     f"| {name} | {row['cpu']:.3f} | {row['spread']:.0%} | {row['wall']:.3f} | "
-    f"{row['first']:.1f} | {row['peak']:,.0f} | {row['loss']:.4f} | "
-    f"{row['cpu'] / base['cpu']:.2f} | {row['wall'] / base['wall']:.2f} |"
+    f"{row['first']:.1f} | {row['whole']:.1f} | {row['peak']:,.0f} | "
+    f"{row['loss']:.4f} | {row['cpu'] / base['cpu']:.2f} | "
+    f"{row['wall'] / base['wall']:.2f} | {row['whole'] / base['whole']:.2f} |"
     for name, row in sides.items()
   ]
   return "\n".join(lines)
@@ -113,6 +123,11 @@ def compare(name: str, peer: str, repeats: int, steps: int) -> dict:
   with tempfile.TemporaryDirectory() as temporary:
     folder = Path(temporary) / "files"
     files.write(folder)
+    if name == "ppo":  # the reward model of our side
+      stage, times = str(folder / "reward"), str(Path(temporary) / "none")
+      run(
+        sys.executable, "ours", ["reward", str(folder), stage, times, "", "1"]
+      )
     for number in range(repeats):
       for side, variant, python in sides:
         output = Path(temporary) / "times.json"

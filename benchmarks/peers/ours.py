@@ -21,7 +21,8 @@ def experiment(name: str, folder: Path, steps: int, variant: str) -> Any:
     name: of the comparison.
     folder: of files.write.
     steps: of training.
-    variant: "defaults", or "plain": an example a row, all rows to the end.
+    variant: "defaults"; "plain": an example a row, all rows to the end; of PPO
+      "shared_trunk": the critic is a head on the policy.
   """
   from rlhf_jax.pipelines import defaults
 
@@ -29,7 +30,9 @@ def experiment(name: str, folder: Path, steps: int, variant: str) -> Any:
     "sft": "demonstrations",
     "reward": "comparisons",
     "dpo": "comparisons",
+    "dpo_epoch": "comparisons",
     "grpo": "prompts",
+    "ppo": "prompts",
   }
   source = str(folder / f"{records[name]}.jsonl")
   is_plain = variant == "plain"
@@ -37,27 +40,32 @@ def experiment(name: str, folder: Path, steps: int, variant: str) -> Any:
     config = defaults.sft()
     config.data.update(source=source, format="demonstration", max_length=256)
     config.data.pack = "none" if is_plain else "auto"
-  elif name in ("reward", "dpo"):
+  elif name in ("reward", "dpo", "dpo_epoch"):
     config = defaults.of("reward" if name == "reward" else "preference")
     config.data.update(source=source, format="comparison", max_length=256)
     config.heldout_fraction = 0.05
   else:
-    config = defaults.policy("grpo")
+    config = defaults.policy(name)
     config.prompts.update(
       source=source, format="prompt", max_length=PROMPT + NEW
     )
     config.generate.update(
       max_new_tokens=NEW,
-      num_samples=GROUP,
+      num_samples=GROUP if name == "grpo" else 1,
       stop_tokens=tuple(files.words()[: files.STOPS]),
     )
-    config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
-    config.reward_fn = f"{Path(__file__).with_name('judge.py')}:spread"
+    if name == "grpo":
+      config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
+      config.reward_fn = f"{Path(__file__).with_name('judge.py')}:spread"
+    else:
+      config.reward = str(folder / "reward")
+    if variant == "shared_trunk":
+      config.value.update(trunk="shared", init="random")
     if is_plain:
       config.generate.compact = False
       config.packing.row_tokens = 0
   config.model.source = str(folder / "model")
-  rows = ANSWERS // GROUP if name == "grpo" else BATCH
+  rows = {"grpo": ANSWERS // GROUP, "ppo": ANSWERS}.get(name, BATCH)
   config.schedule.update(batch_size=rows, steps=steps, save_every=10**6)
   return config
 

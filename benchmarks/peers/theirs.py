@@ -149,6 +149,53 @@ def dpo(folder, steps, variant):
   ).train()
 
 
+dpo_epoch = dpo
+
+
+def ppo(folder, steps, variant):
+  """TRL's PPOTrainer with the epochs and minibatches that are ours."""
+  import datasets
+  import transformers
+  from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+  del variant
+  model, tokenizer = load(folder, "float32")
+  tokenizer.padding_side = "left"
+  scalar = transformers.AutoModelForSequenceClassification.from_pretrained
+  reward_model, value_model = (
+    scalar(str(folder / "model"), num_labels=1) for _ in range(2)
+  )
+  prompts = [row["prompt"] for row in records(folder, "prompts")]
+  arguments = common(folder, steps, "float32")
+  arguments |= {"max_steps": -1, "per_device_train_batch_size": ANSWERS}
+  trainer = PPOTrainer(
+    args=PPOConfig(
+      **arguments,
+      total_episodes=steps * ANSWERS,
+      num_ppo_epochs=2,
+      num_mini_batches=2,
+      learning_rate=1e-6,
+      response_length=NEW,
+      temperature=1.0,
+      local_rollout_forward_batch_size=ANSWERS,
+      num_sample_generations=0,
+    ),
+    processing_class=tokenizer,
+    model=model,
+    ref_model=load(folder, "float32")[0],
+    reward_model=reward_model,
+    value_model=value_model,
+    train_dataset=datasets.Dataset.from_list(
+      [{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in prompts]
+    ),
+    callbacks=[ticking()],
+  )
+  ends = tokenizer.convert_tokens_to_ids(files.words()[: files.STOPS])
+  model.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
+  model.generation_config.pad_token_id = tokenizer.pad_token_id
+  trainer.train()
+
+
 def grpo(folder, steps, variant):
   """TRL's GRPOTrainer, its reference as in the method's default here."""
   import trl
