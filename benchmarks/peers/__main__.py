@@ -5,11 +5,11 @@
 
 Comparisons: generate, sft, reward, dpo, dpo_epoch, grpo, ppo. Each side runs in
 a process of its own, ours and theirs by turns; the first steps, which compile
-and load, are left out. Printed are medians over the runs of the mean CPU seconds
-of a step (all threads) and of its wall time, their ranges, the time to the first
-step, CPU seconds of the whole process, peak memory, and the ratio peer / ours:
-above 1 means that we are faster. Both sides compute in float32. Nothing else
-should run on the machine.
+and load, are left out. Printed are medians over the runs of the mean CPU
+seconds of a step (all threads) and of its wall time, their ranges, the time to
+the first step, CPU seconds of the whole process, peak memory, and the ratio
+peer / ours: above 1 means that we are faster. Both sides compute in float32.
+Nothing else should run on the machine.
 
 A step of ours in dpo leaves the reference out, which was computed before, as
 that of "precomputed" does; "usual" computes it in every step. dpo_epoch is one
