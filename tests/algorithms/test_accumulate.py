@@ -126,7 +126,10 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(where):
 
 @pytest.mark.parametrize("is_in_scan", [False, True])
 def test_a_guarded_step_writes_moments_and_weights_where_they_lie(is_in_scan):
-  """No copy of old moments, of clipped gradients, or of weights refused."""
+  """No copy of old moments, of clipped gradients, or of weights refused.
+
+  Compilers before jax 0.10.2 keep one tree, of the four that the scan once took.
+  """
   optimizer = make_optimizer(Config(learning_rate=0.1, clip_norm=1.0))
   params = {name: jnp.zeros((64, 64)) for name in "abcd"}
   state = TrainState(
@@ -151,7 +154,8 @@ def test_a_guarded_step_writes_moments_and_weights_where_they_lie(is_in_scan):
   memory = step.lower(state, params).compile().memory_analysis()
   tree = 4 * sum(x.size for x in params.values())
   assert memory.alias_size_in_bytes > 3 * tree
-  assert memory.temp_size_in_bytes < 0.1 * tree
+  kept = 0.1 if jax.__version_info__ >= (0, 10, 2) else 1.1
+  assert memory.temp_size_in_bytes < kept * tree
 
 
 def test_a_step_without_tokens_is_passed_over():
