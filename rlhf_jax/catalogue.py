@@ -78,7 +78,7 @@ def tables() -> list[Table]:
       title="model families",
       field="model_type of a Hugging Face folder, config.model.source",
       rows={
-        name: _result(read) for name, (_, read) in families.FAMILIES.items()
+        name: _result(family.read) for name, family in families.FAMILIES.items()
       },
     ),
     Table(

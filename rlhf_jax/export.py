@@ -77,7 +77,8 @@ def export(
       "that config.json describes; a reward model has a head of its own. Use "
       "it from its stage: lab.load(FOLDER)."
     )
-  huggingface.check_expressible(policy.base.config)
+  original = _entries(policy.base)
+  huggingface.entries(policy.base.config, original)  # refuses before any work
   path = new_folder(folder)
   weights = World(policy.mesh, Path()).merged(policy.stage)
   huggingface.save(
@@ -85,12 +86,19 @@ def export(
     policy.base.config,
     weights,
     dtype=dtype,
+    original=original,
     further=_token_ids(policy.base),
   )
   write_tokenizer(policy.base, path)
   card = model_card(policy, run, dtype)
   (path / "README.md").write_text(card, encoding="utf-8")
   return path
+
+
+def _entries(base: Base) -> dict[str, Any] | None:
+  """Returns config.json of the folder that a base comes from; None of none."""
+  source = locate(base.source)
+  return huggingface.read_entries(source) if source.is_dir() else None
 
 
 def _token_ids(base: Base) -> dict[str, int | list[int]]:

@@ -172,6 +172,11 @@ def hide_rows(
   return jnp.where(is_empty, jnp.asarray(value, logits.dtype), logits)
 
 
+def soft_cap(x: Array, cap: float | None) -> Array:
+  """Returns c tanh(x / c), x itself for a cap of None (Gemma 2)."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 def positions_from_mask(valid_mask: Array) -> Array:
   """Returns int32 positions that padding on either side does not shift.
 

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from rlhf_jax import ops
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array
 
@@ -141,7 +142,12 @@ def make_mask(
 
 
 def attend(
-  kind: str, query: Array, key: Array, value: Array, mask: Mask
+  kind: str,
+  query: Array,
+  key: Array,
+  value: Array,
+  mask: Mask,
+  cap: float | None = None,
 ) -> Array:
   """Returns [B, H, T, d], every query's mixture of the values it may read.
 
@@ -150,22 +156,25 @@ def attend(
     query: [B, H, T, d].
     key, value: [B, K, S, d], H a multiple of K.
     mask: [B, T, S] bool; Segments, where S = T, mean splash.
+    cap: c in c tanh(score / c), of "einsum" only; None for none.
   """
   if isinstance(mask, Segments):
     return splash(query, key, value, mask.ids)
   if kind == "cudnn" and query.shape[2] > 1:
     return cudnn(query, key, value, mask)
-  return einsum(query, key, value, mask)
+  return einsum(query, key, value, mask, cap)
 
 
-def einsum(query: Array, key: Array, value: Array, mask: Array) -> Array:
+def einsum(
+  query: Array, key: Array, value: Array, mask: Array, cap: float | None = None
+) -> Array:
   """The plain program; scores and softmax in float32."""
   batch, heads, length, width = query.shape
   grouped = query.reshape(batch, key.shape[1], -1, length, width)
   scores = jnp.einsum(
     "bkgtd,bksd->bkgts", grouped, key, preferred_element_type=jnp.float32
   )
-  scores = scores * width**-0.5
+  scores = ops.soft_cap(scores * width**-0.5, cap)
   scores = jnp.where(mask[:, None, None], scores, MASKED)
   weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
   mixed = jnp.einsum("bkgts,bksd->bkgtd", weights, value)

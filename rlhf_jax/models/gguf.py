@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp) -> config and parameters, dequantised to float32.
 
 GGUF stores the rotary halves of q and k interleaved; they are put back into
-the two-halves layout that `layers.rotate` uses.
+the two-halves layout that `rotary.rotate` uses.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.data import gguf_files
-from rlhf_jax.models import families, transformer, trees
+from rlhf_jax.models import config_fields, families, transformer, trees
+from rlhf_jax.models.family_names import LLAMA_GGUF
 from rlhf_jax.models.stored import check_finite
 from rlhf_jax.schema import UserError
 
@@ -49,11 +50,13 @@ def _llama(reader: Any, path: Any) -> transformer.Config:
     return _metadata(reader, path, f"llama.{key}", default)
 
   def size(key: str, default: int | None = None) -> int:
-    return families.whole({f"llama.{key}": get(key, default)}, f"llama.{key}")
+    return config_fields.whole(
+      {f"llama.{key}": get(key, default)}, f"llama.{key}"
+    )
 
   def number(key: str, default: float | None = None) -> float:
     found = {f"llama.{key}": get(key, default)}
-    return families.positive(found, f"llama.{key}", 0.0)
+    return config_fields.positive(found, f"llama.{key}", 0.0)
 
   width, heads = size("embedding_length"), size("attention.head_count")
   names = {tensor.name for tensor in reader.tensors}
@@ -125,14 +128,15 @@ def load(path: str | Path) -> tuple[transformer.Config, dict]:
   config = _config(reader, path)
   tensors = {tensor.name: tensor for tensor in reader.tensors}
   flat: dict[str, np.ndarray] = {}
-  table = families.names_of_layers(families.LLAMA_GGUF_NAMES, config)
-  unread = sorted(set(tensors) - {theirs for theirs, _ in table.values()})
+  table = families.names_of_layers(LLAMA_GGUF, config)
+  unread = sorted(set(tensors) - {found.name for found in table.values()})
   if unread:
     raise UserError(
       f"{path}: {len(unread)} tensors have no place in the llama family, the "
       f"first is {unread[0]!r}. Extend rlhf_jax/models/families.py."
     )
-  for ours, (theirs, transposed) in table.items():
+  for ours, found in table.items():
+    theirs = found.name
     if theirs not in tensors:
       raise UserError(
         f"{path}: no tensor {theirs!r}; the file is damaged or of another "
@@ -152,6 +156,8 @@ def load(path: str | Path) -> tuple[transformer.Config, dict]:
     heads = turned.get(ours.split("/")[-2], 0)
     if heads and weight.shape == (heads * config.head_dim, config.width):
       weight = _halves(weight, heads)
-    flat[ours] = np.ascontiguousarray(weight.T) if transposed else weight
+    flat[ours] = weight
+    if found.is_transposed:
+      flat[ours] = np.ascontiguousarray(weight.T)
   families.check_shapes(flat, config, str(path))
   return config, trees.unflatten(flat)

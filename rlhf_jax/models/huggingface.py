@@ -1,14 +1,16 @@
 """Hugging Face folders (config.json, safetensors) <-> config and parameters.
 
-One name table a family (models/families.py) serves both directions: `load`
+One name table a family (models/family_names.py) serves both directions: `load`
 reads a folder, `save` writes one. Weights
 stay in their files until a device asks for its piece (models/stored.py).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import numpy as np
 
 from rlhf_jax import strict_json
 from rlhf_jax.models import families, transformer, trees
+from rlhf_jax.models.config_fields import COPY
+from rlhf_jax.models.family_names import Stored
 from rlhf_jax.models.stored import StoredWeight
 from rlhf_jax.schema import UserError, absence, check_choice
 
@@ -33,7 +37,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if (path.parent / "adapter_config.json").exists():
       remedy = "This is an adapter (LoRA): merge it into its base model first."
     raise FileNotFoundError(f"{path}: {absence(path)}. {remedy}")
-  return strict_json.read_object(path, f"{DAMAGED} {families.COPY}")
+  return strict_json.read_object(path, f"{DAMAGED} {COPY}")
 
 
 def read_config(folder: str | Path) -> tuple[str, transformer.Config]:
@@ -51,10 +55,10 @@ def read_config(folder: str | Path) -> tuple[str, transformer.Config]:
     raise UserError(
       f"{path}: model_type={family!r:.60} is not one of "
       f"{sorted(families.FAMILIES)}. "
-      f"{families.COPY if family is None else remedy}"
+      f"{COPY if family is None else remedy}"
     )
   try:
-    return family, families.FAMILIES[family][1](hf)
+    return family, families.FAMILIES[family].config(family, hf)
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
 
@@ -112,13 +116,13 @@ def _indexed(index: Path) -> dict[str, Path]:
   if not isinstance(weight_map, dict) or not weight_map:
     raise UserError(
       f"{index}: 'weight_map' is {str(weight_map)[:60]}, not an object of "
-      f"tensors and files. {families.COPY}"
+      f"tensors and files. {COPY}"
     )
   for name, file in weight_map.items():
     if not isinstance(file, str) or Path(file).name != file or file == "..":
       raise UserError(
         f"{index}: {name!r} is in {str(file)[:60]!r}; must be the name of a "
-        f"file in the same folder. {families.COPY}"
+        f"file in the same folder. {COPY}"
       )
   return {name: index.parent / file for name, file in weight_map.items()}
 
@@ -141,9 +145,17 @@ def _check_tensors(files: dict[str, Path], opened: dict[Path, Any]) -> None:
       )
 
 
-def _check_tied(files: dict[str, Path], opened: dict[Path, Any]) -> None:
-  """Raises UserError for an output head that is not the embedding it ties."""
-  head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+def _check_tied(
+  files: dict[str, Path], opened: dict[Path, Any], names: tuple[str, str]
+) -> None:
+  """Raises UserError for an output head that is not the embedding it ties.
+
+  Args:
+    files: tensor -> its file.
+    opened: file -> itself, open.
+    names: of the head and of the embedding.
+  """
+  head, embedding = names
   if head not in files:
     return
   parts = [opened[files[name]].get_slice(name) for name in (head, embedding)]
@@ -172,52 +184,83 @@ def load(folder: str | Path) -> tuple[transformer.Config, dict]:
   import ml_dtypes  # noqa: F401  (lets numpy read bfloat16 tensors)
 
   folder = Path(folder)
-  family, config = read_config(folder)
+  name, config = read_config(folder)
   files = _files_of_tensors(folder)
-  table = families.names_of_layers(families.FAMILIES[family][0], config)
-  missing = [theirs for theirs, _ in table.values() if theirs not in files]
+  family = families.FAMILIES[name]
+  table = _table(family, config, files)
+  missing = [found.name for found in table.values() if found.name not in files]
   if missing:
     raise UserError(
       f"{folder}: {len(missing)} tensors are missing, the first is "
       f"{missing[0]!r}. The weights do not belong to this config.json."
     )
-  unread = set(files) - {theirs for theirs, _ in table.values()}
-  unread = sorted(name for name in unread if not _is_derived(name, config))
-  if unread:
-    remedy = "Extend rlhf_jax/models/families.py."
-    layers = [re.match(r"model\.layers\.(\d+)\.", name) for name in unread]
-    if all(found and int(found[1]) >= config.n_layers for found in layers):
-      remedy = (
-        f"config.json says num_hidden_layers={config.n_layers}: the weights do "
-        "not belong to it."
-      )
-    raise UserError(
-      f"{folder}: {len(unread)} tensors have no place in the {family} family, "
-      f"the first is {unread[0]!r}. {remedy}"
-    )
+  _check_unread(folder, name, table, files, config)
   opened = {file: _open(file) for file in set(files.values())}
   _check_tensors(
-    {theirs: files[theirs] for theirs, _ in table.values()}, opened
+    {found.name: files[found.name] for found in table.values()}, opened
   )
   if config.tie_embeddings:
-    _check_tied(files, opened)
+    embedding = table["embedding/embedding"].name
+    _check_tied(files, opened, (family.names["lm_head/kernel"].name, embedding))
   flat = {
     ours: StoredWeight(
-      opened[files[theirs]],
-      theirs,
-      is_transposed=transposed,
-      path=str(files[theirs]),
+      opened[files[found.name]],
+      found.name,
+      is_transposed=found.is_transposed,
+      path=str(files[found.name]),
+      part=found.part,
     )
-    for ours, (theirs, transposed) in table.items()
+    for ours, found in table.items()
   }
   families.check_shapes(flat, config, str(folder))
   return config, trees.unflatten(flat)
 
 
-def _is_derived(name: str, config: transformer.Config) -> bool:
-  """Returns whether a tensor repeats what the config or another one says."""
-  is_tied_head = name == "lm_head.weight" and config.tie_embeddings
-  return is_tied_head or name.endswith("rotary_emb.inv_freq")
+def _table(
+  family: families.Family,
+  config: transformer.Config,
+  files: Collection[str],
+) -> dict[str, Stored]:
+  """Returns path -> where it is, by names with or without the prefix."""
+  table = families.names_of_layers(family.names, config)
+  if any(name.startswith(family.prefix) for name in files):
+    return table
+  return {
+    path: dataclasses.replace(
+      found, name=found.name.removeprefix(family.prefix)
+    )
+    for path, found in table.items()
+  }
+
+
+def _check_unread(
+  folder: Path,
+  name: str,
+  table: dict[str, Stored],
+  files: Collection[str],
+  config: transformer.Config,
+) -> None:
+  """Raises UserError for tensors that no weight of ours is."""
+  family = families.FAMILIES[name]
+  head = family.names["lm_head/kernel"].name if config.tie_embeddings else None
+  unread = sorted(
+    tensor
+    for tensor in set(files) - {found.name for found in table.values()}
+    if tensor != head and not tensor.endswith(family.ignored)
+  )
+  if not unread:
+    return
+  remedy = "Extend rlhf_jax/models/family_names.py."
+  layers = [re.search(r"(?:layers|h)\.(\d+)\.", tensor) for tensor in unread]
+  if all(found and int(found[1]) >= config.n_layers for found in layers):
+    remedy = (
+      f"config.json says num_hidden_layers={config.n_layers}: the weights do "
+      "not belong to it."
+    )
+  raise UserError(
+    f"{folder}: {len(unread)} tensors have no place in the {name} family, "
+    f"the first is {unread[0]!r}. {remedy}"
+  )
 
 
 def _leaf(flat: dict, path: str, config: transformer.Config) -> np.ndarray:
@@ -229,7 +272,8 @@ def _leaf(flat: dict, path: str, config: transformer.Config) -> np.ndarray:
   return np.asarray(flat[path], np.float32)
 
 
-def _hf_config(config: transformer.Config, dtype: str) -> dict:
+def _hf_config(config: transformer.Config) -> dict:
+  """Returns config.json of a model of the llama family that has none."""
   return {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -245,19 +289,62 @@ def _hf_config(config: transformer.Config, dtype: str) -> dict:
     "max_position_embeddings": config.max_length,
     "tie_word_embeddings": config.tie_embeddings,
     "hidden_act": "silu",
-    "torch_dtype": dtype,
   }
 
 
-def check_expressible(config: transformer.Config) -> None:
-  """Raises UserError for an architecture that `save` cannot write."""
-  shape = (config.norm, config.positions, config.gated_mlp, config.activation)
-  if shape != ("rms", "rope", True, "silu") or config.attention_bias:
+_OF_A_RUN = {  # fields of a Config that no file says, and their defaults
+  field.name: field.default
+  for field in dataclasses.fields(transformer.Config)
+  if field.name
+  in (
+    "empty_rows",
+    "dtype",
+    "attention",
+    "scan_layers",
+    "remat",
+    "lora_rank",
+    "lora_scale",
+    "lora_first_layer",
+  )
+}
+
+
+def entries(
+  config: transformer.Config, original: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+  """Returns the entries of config.json that mean an architecture.
+
+  Args:
+    config: of the weights.
+    original: of the folder that they come from, kept as it is; None for a
+      model that comes from none, which only the llama family can write.
+
+  Raises:
+    UserError: they would mean another architecture.
+  """
+  found = dict(original) if original is not None else _hf_config(config)
+  plain = dataclasses.replace(config, **_OF_A_RUN)
+  name = found.get("model_type")
+  again = families.FAMILIES[name].config(name, found)
+  differing = [
+    field.name
+    for field in dataclasses.fields(plain)
+    if getattr(plain, field.name) != getattr(again, field.name)
+  ]
+  if differing:
+    field = differing[0]
     raise UserError(
-      f"norm, positions, gated_mlp, activation = {shape}, attention_bias = "
-      f"{config.attention_bias}: only the llama family (rms, rope, gated "
-      "silu, no bias) can be exported. Train a model of that family."
+      f"{field}={getattr(plain, field)!r}: only the llama family can be "
+      "exported without a config.json of before, and it has "
+      f"{getattr(again, field)!r}. Start from a Hugging Face folder of the "
+      f"{config.family} family, or train a model of the llama family."
     )
+  return found
+
+
+def read_entries(folder: str | Path) -> dict[str, Any]:
+  """Returns the entries of a folder's config.json."""
+  return _read_json(Path(folder) / "config.json")
 
 
 def save(
@@ -266,36 +353,59 @@ def save(
   params: dict,
   *,
   dtype: str = "float32",
+  original: Mapping[str, Any] | None = None,
   further: dict[str, Any] | None = None,
 ) -> None:
   """Writes config.json and model.safetensors that transformers can read.
 
   Args:
     folder: created when absent.
-    config: a llama-shaped config (rms norm, rotary positions, gated silu).
+    config: architecture.
     params: the tree under "params", LoRA factors already merged; layers
       stacked when config.scan_layers.
     dtype: of the tensors, one of DTYPES.
+    original: see `entries`.
     further: entries of config.json beside the architecture's.
 
   Raises:
-    ValueError: for an architecture that the llama family cannot express.
+    UserError: an architecture that config.json would not mean.
   """
   import ml_dtypes
   from safetensors.numpy import save_file
 
-  check_expressible(config)
+  said = entries(config, original)
   check_choice("dtype", dtype, DTYPES)
   stored = np.dtype(getattr(ml_dtypes, dtype, dtype))
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   flat = trees.flatten(params)
-  tensors = {}
-  table = families.names_of_layers(families.LLAMA_NAMES, config)
-  for ours, (theirs, transposed) in table.items():
-    weight = _leaf(flat, ours, config).astype(stored)
-    tensors[theirs] = np.ascontiguousarray(weight.T if transposed else weight)
+  names = families.FAMILIES[config.family].names
+  table = families.names_of_layers(names, config)
+  tensors: dict[str, np.ndarray] = {}
+  for name in dict.fromkeys(found.name for found in table.values()):
+    parts = {ours: x for ours, x in table.items() if x.name == name}
+    weights = {ours: _leaf(flat, ours, config).astype(stored) for ours in parts}
+    whole = _joined(parts, weights)
+    turned = next(iter(parts.values())).is_transposed
+    tensors[name] = np.ascontiguousarray(whole.T if turned else whole)
   save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-  entries = _hf_config(config, dtype) | ({} if further is None else further)
-  text = json.dumps(entries, indent=2)
+  said.pop("dtype", None)
+  said |= {"torch_dtype": dtype} | ({} if further is None else further)
+  text = json.dumps(said, indent=2)
   (folder / "config.json").write_text(text + "\n")
+
+
+def _joined(
+  parts: Mapping[str, Stored], weights: Mapping[str, np.ndarray]
+) -> np.ndarray:
+  """Returns a stored tensor, [in, out], of the weights that it holds."""
+  first = next(iter(weights.values()))
+  if next(iter(parts.values())).part is None:
+    return first
+  outputs = sum(weight.shape[-1] for weight in weights.values())
+  whole = np.empty((*first.shape[:-1], outputs), first.dtype)
+  for ours, weight in weights.items():
+    part = parts[ours].part
+    for mine, theirs in part.pieces(0, part.size):
+      whole[..., theirs] = weight[..., mine]
+  return whole

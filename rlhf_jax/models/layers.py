@@ -1,4 +1,4 @@
-"""What a decoder is put together from: linear maps, norms, rotary positions."""
+"""What a decoder is put together from: linear maps and norms."""
 
 from __future__ import annotations
 
@@ -59,10 +59,12 @@ class Norm(nn.Module):
 
   kind: str
   epsilon: float
+  offset: float = 0.0  # added to the gain
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    init = nn.initializers.constant(1.0 - self.offset)
+    scale = self.param("scale", init, (x.shape[-1],)) + self.offset
     y = x.astype(jnp.float32)
     if self.kind == "layer":
       y = y - jnp.mean(y, axis=-1, keepdims=True)
@@ -74,24 +76,3 @@ class Norm(nn.Module):
       bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
       y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
     return y.astype(x.dtype)
-
-
-def rotate(x: Array, positions: Array, theta: float) -> Array:
-  """Returns x with rotary position embedding (Su et al. 2021).
-
-  Args:
-    x: [B, heads, T, d]; the two halves of d are the rotated pairs (the layout
-      of Hugging Face checkpoints).
-    positions: [B, T] int32.
-  """
-  half = x.shape[-1] // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = (
-    positions.astype(jnp.float32)[:, None, :, None]
-    * frequency[None, None, None, :]
-  )
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(
-    x.dtype
-  )

@@ -35,17 +35,29 @@ def check_finite(weight: np.ndarray, name: str, path: str) -> None:
 
 
 class StoredWeight:
-  """One tensor of an open safetensors file, transposed if asked for."""
+  """One tensor of an open safetensors file, transposed if asked for.
+
+  With a family_names.Part it is some of the outputs, which are our last axis.
+  """
 
   dtype = np.dtype(np.float32)
 
   def __init__(
-    self, file: Any, name: str, *, is_transposed: bool, path: str = "weights"
+    self,
+    file: Any,
+    name: str,
+    *,
+    is_transposed: bool,
+    path: str = "weights",
+    part: Any = None,
   ) -> None:
     self._file, self._name, self._path = file, name, path
-    self._is_transposed = is_transposed
+    self._is_transposed, self._part = is_transposed, part
     stored = tuple(file.get_slice(name).get_shape())
     self.shape = stored[::-1] if is_transposed else stored
+    if part is not None:
+      self._check_part()
+      self.shape = (*self.shape[:-1], part.size)
 
   @property
   def ndim(self) -> int:
@@ -59,11 +71,31 @@ class StoredWeight:
     """Returns a piece; index: one slice an axis, steps of one."""
     if index is Ellipsis or self.ndim == 0:
       index = (slice(None),) * self.ndim
+    if self._part is None:
+      return self._read(tuple(index))
+    first, end, _ = index[-1].indices(self.shape[-1])
+    parts = [
+      self._read((*index[:-1], stored))
+      for _, stored in self._part.pieces(first, end)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+  def _read(self, index: tuple[slice, ...]) -> np.ndarray:
     stored = index[::-1] if self._is_transposed else index
     piece = np.asarray(self._file.get_slice(self._name)[stored])
     piece = piece.astype(np.float32)
     check_finite(piece, self._name, self._path)
     return np.ascontiguousarray(piece.T) if self._is_transposed else piece
+
+  def _check_part(self) -> None:
+    part, outputs = self._part, self.shape[-1]
+    last = part.start + (part.blocks - 1) * part.stride + part.block
+    if last > outputs:
+      raise UserError(
+        f"{self._path}: tensor {self._name!r} has {outputs} outputs where the "
+        f"config gives at least {last}. The weights do not belong to this "
+        "config."
+      )
 
   def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
     whole = self[...]

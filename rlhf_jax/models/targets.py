@@ -79,6 +79,7 @@ def gather(
     columns=columns,
     mask=mask,
     how={
+      "soft_cap": network.config.logit_cap,
       "empty_rows": network.config.empty_rows,
       "ways": mesh_lib.row_ways(),
     },

@@ -1,8 +1,9 @@
 """One decoder-only transformer; every model family is a setting of its config.
 
-Pre-norm residual blocks with grouped-query attention, as in Llama (Touvron et
-al. 2023, arXiv:2302.13971); settings turn it into its relatives (learned
-positions, layer norm, biases, a plain MLP). The module is split where RLHF
+Residual blocks with grouped-query attention, as in Llama (Touvron et al. 2023,
+arXiv:2302.13971); settings turn it into its relatives: learned positions,
+layer norm, norms behind or around attention and MLP, biases, a plain MLP, soft
+caps. How positions turn is in rotary.py. The module is split where RLHF
 needs it split: `embed`, `run_layers` from any layer to any other, `unembed`.
 So frozen lower layers run once per rollout, a reward head reads a middle
 layer, and the sampler keeps a cache, all through the same code.
@@ -11,8 +12,8 @@ Axes: B batch, L = T tokens, S cache slots, D width, H heads, K key heads,
 G = H / K, d head width. Heads before tokens in the cache ([B, K, S, d]): on
 CPU this order is several times faster than [B, S, K, d].
 
-Left out: mixture of experts, sliding windows, dropout (RLHF needs the same
-numbers in every forward pass, so there is none).
+Left out: mixture of experts, sliding windows (a context is at most the window),
+dropout (RLHF needs the same numbers in every forward pass, so there is none).
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from rlhf_jax import ops
-from rlhf_jax.models import attention
+from rlhf_jax.models import attention, rotary
 from rlhf_jax.models.cache import LayerCache
-from rlhf_jax.models.layers import Dense, Norm, rotate
+from rlhf_jax.models.layers import Dense, Norm
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
 from rlhf_jax.schema import UserError
@@ -52,13 +53,29 @@ class Config:
   mlp_width: int
   norm: str = "rms"  # "rms" or "layer" (with bias)
   norm_epsilon: float = 1e-5
+  norm_offset: float = 0.0  # added to every gain of a norm (Gemma: 1)
+  norm_place: str = "before"  # attention and MLP, "after" or "around" them
+  is_parallel: bool = False  # attention and MLP read the same stream
   positions: str = "rope"  # "rope" or "learned"
   rope_theta: float = 10_000.0
+  rotary_dim: int | None = None  # numbers of a head that turn; None for all
+  rope_scaling: rotary.Scaling = rotary.Scaling()
+  still_layers: tuple[int, ...] = ()  # whose heads do not turn
+  local_layers: tuple[int, ...] = ()  # with a theta of their own
+  local_rope_theta: float | None = None
   max_length: int = 2048  # tokens of context
   activation: str = "silu"
   gated_mlp: bool = True
   attention_bias: bool = False  # on q, k, v
+  output_bias: bool = False  # on the way out of attention
+  mlp_bias: bool = False
+  qk_norm: str = "none"  # of queries and keys: each "head", or the "projection"
+  query_scale: float | None = None  # of scores; None for head_dim**-0.5
+  attention_cap: float | None = None  # c in c tanh(score / c)
+  logit_cap: float | None = None  # the same of logits
+  embedding_scale: float = 1.0  # of what enters layer 0
   tie_embeddings: bool = True
+  family: str = "llama"  # whose names the weights have in files
   # --- how it runs ---
   empty_rows: tuple[tuple[int, int], ...] = ()  # (start, end) of rows of the
   # embedding that have no token: never sampled, and of probability 0
@@ -73,6 +90,8 @@ class Config:
   def __post_init__(self) -> None:
     choices = {
       "norm": ("rms", "layer"),
+      "norm_place": ("before", "after", "around"),
+      "qk_norm": ("none", "head", "projection"),
       "positions": ("rope", "learned"),
       "activation": tuple(ACTIVATIONS),
       "dtype": ("float32", "bfloat16"),
@@ -88,10 +107,17 @@ class Config:
         f"n_heads={self.n_heads} is not a multiple of n_kv_heads="
         f"{self.n_kv_heads}: every key head serves the same number of queries."
       )
-    if self.positions == "rope" and self.head_dim % 2:
+    if self.positions == "rope" and self.rotary_size % 2:
+      name = "head_dim" if self.rotary_dim is None else "rotary_dim"
       raise UserError(
-        f"head_dim={self.head_dim}: rotary positions turn pairs of numbers, so "
-        "it must be even."
+        f"{name}={self.rotary_size}: rotary positions turn pairs of numbers, "
+        "so it must be even."
+      )
+    if self.attention_cap is not None and self.attention != "einsum":
+      raise UserError(
+        f"attention={self.attention!r} with attention_cap="
+        f"{self.attention_cap}: scores are capped by the plain program only. "
+        "Set attention='einsum'."
       )
     if self.scan_layers and 0 < self.lora_first_layer:
       raise UserError(
@@ -99,6 +125,15 @@ class Config:
         "layers share one program. Set lora_first_layer=0 or "
         "scan_layers=False."
       )
+
+  @property
+  def rotary_size(self) -> int:
+    """Numbers of a head that turn."""
+    return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+
+def _norm(config: Config, name: str) -> Norm:
+  return Norm(config.norm, config.norm_epsilon, config.norm_offset, name=name)
 
 
 class Attention(nn.Module):
@@ -111,7 +146,8 @@ class Attention(nn.Module):
   def __call__(
     self,
     x: Array,
-    positions: Array,
+    turns: rotary.Turns | None,
+    kind: int | Array,
     mask: attention.Mask,
     cache: LayerCache | None,
     slot: Array | None,
@@ -121,23 +157,32 @@ class Attention(nn.Module):
       Dense, dtype=c.dtype, lora_rank=self.lora_rank, lora_scale=c.lora_scale
     )
 
-    def heads(name: str, n: int) -> Array:
+    def heads(name: str, n: int, norm: str = "") -> Array:
       y = dense(n * c.head_dim, use_bias=c.attention_bias, name=name)(x)
-      return y.reshape(*y.shape[:2], n, c.head_dim).swapaxes(1, 2)
+      if norm and c.qk_norm == "projection":
+        y = _norm(c, norm)(y)
+      y = y.reshape(*y.shape[:2], n, c.head_dim)
+      if norm and c.qk_norm == "head":
+        y = _norm(c, norm)(y)
+      return y.swapaxes(1, 2)
 
-    query = heads("q_proj", c.n_heads)
-    key = heads("k_proj", c.n_kv_heads)
+    query = heads("q_proj", c.n_heads, "q_norm")
+    key = heads("k_proj", c.n_kv_heads, "k_norm")
     value = heads("v_proj", c.n_kv_heads)
-    if c.positions == "rope":
-      query = rotate(query, positions, c.rope_theta)
-      key = rotate(key, positions, c.rope_theta)
+    if turns is not None:
+      angles = turns.of(kind)
+      query, key = rotary.rotate(query, *angles), rotary.rotate(key, *angles)
+    if c.query_scale is not None:
+      query = query * jnp.asarray(c.query_scale * c.head_dim**0.5, query.dtype)
     if cache is not None:
       cache = cache.write(key, value, slot)
       if not isinstance(mask, attention.Segments):  # which are of whole rows
         key, value = cache.key, cache.value
-    mixed = attention.attend(c.attention, query, key, value, mask)
+    mixed = attention.attend(
+      c.attention, query, key, value, mask, c.attention_cap
+    )
     mixed = mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1)
-    return dense(c.width, name="o_proj")(mixed), cache
+    return dense(c.width, use_bias=c.output_bias, name="o_proj")(mixed), cache
 
 
 class Mlp(nn.Module):
@@ -150,7 +195,11 @@ class Mlp(nn.Module):
   def __call__(self, x: Array) -> Array:
     c = self.config
     dense = functools.partial(
-      Dense, dtype=c.dtype, lora_rank=self.lora_rank, lora_scale=c.lora_scale
+      Dense,
+      use_bias=c.mlp_bias,
+      dtype=c.dtype,
+      lora_rank=self.lora_rank,
+      lora_scale=c.lora_scale,
     )
     activate = ACTIVATIONS[c.activation]
     up = dense(c.mlp_width, name="up_proj")(x)
@@ -162,20 +211,33 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """x + attention(norm x), then x + mlp(norm x)."""
+  """x + attention(norm x), then x + mlp(norm x); norms as the config says."""
 
   config: Config
   lora_rank: int = 0
 
   @nn.compact
-  def __call__(self, x, positions, mask, cache=None, slot=None):
+  def __call__(self, x, turns, kind, mask, cache=None, slot=None):
     c = self.config
-    norm = functools.partial(Norm, c.norm, c.norm_epsilon)
+
+    def before(name: str, x: Array) -> Array:
+      return x if c.norm_place == "after" else _norm(c, f"{name}_norm")(x)
+
+    def after(name: str, x: Array) -> Array:
+      if c.norm_place == "before":
+        return x
+      return _norm(c, f"{name}_post_norm")(x)
+
     mixed, cache = Attention(c, self.lora_rank, name="attention")(
-      norm(name="attention_norm")(x), positions, mask, cache, slot
+      before("attention", x), turns, kind, mask, cache, slot
     )
-    x = mesh_lib.constrain_stream(x + mixed)
-    x = x + Mlp(c, self.lora_rank, name="mlp")(norm(name="mlp_norm")(x))
+    mixed = after("attention", mixed)
+    if not c.is_parallel:
+      x = mesh_lib.constrain_stream(x + mixed)
+    y = Mlp(c, self.lora_rank, name="mlp")(before("mlp", x))
+    x = x + after("mlp", y)
+    if c.is_parallel:
+      x = x + mixed
     return mesh_lib.constrain_stream(x), cache
 
 
@@ -201,7 +263,7 @@ class Transformer(nn.Module):
         block,
         variable_axes={"params": 0, "lora": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
+        in_axes=(nn.broadcast, 0, nn.broadcast, 0, nn.broadcast),
         length=c.n_layers,
       )(c, c.lora_rank)
     else:
@@ -209,7 +271,7 @@ class Transformer(nn.Module):
         block(c, c.lora_rank if i >= c.lora_first_layer else 0)
         for i in range(c.n_layers)
       ]
-    self.final_norm = Norm(c.norm, c.norm_epsilon)
+    self.final_norm = Norm(c.norm, c.norm_epsilon, c.norm_offset)
     if not c.tie_embeddings:
       self.lm_head = Dense(c.vocab_size, dtype="float32")
 
@@ -221,7 +283,10 @@ class Transformer(nn.Module):
     x = jnp.take(table, tokens, axis=0)
     if self.config.positions == "learned":
       x = x + self.position_embedding(positions)
-    return mesh_lib.constrain_stream(x.astype(self.config.dtype))
+    x = x.astype(self.config.dtype)
+    if self.config.embedding_scale != 1.0:
+      x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+    return mesh_lib.constrain_stream(x)
 
   def run_layers(
     self,
@@ -254,6 +319,10 @@ class Transformer(nn.Module):
     c = self.config
     stop = c.n_layers if stop is None else stop
     tapped: dict[int, Array] = {}
+    turns, kinds = None, (0,) * c.n_layers
+    if c.positions == "rope":
+      turns = rotary.turns(c, positions)
+      _, kinds = rotary.tables(c)
     if c.scan_layers:
       if (start, stop) != (0, c.n_layers) or set(taps) - {stop}:
         raise UserError(
@@ -261,14 +330,16 @@ class Transformer(nn.Module):
           "layers run as a whole. Set scan_layers=False to train or read a "
           "part of the layers."
         )
-      x, cache = self.layers(x, positions, mask, cache, slot)
+      x, cache = self.layers(x, turns, jnp.asarray(kinds), mask, cache, slot)
       return x, {layer: x for layer in taps}, cache
     written = None if cache is None else list(cache)
     for i in range(start, stop):
       if i in taps:
         tapped[i] = x
       layer_cache = None if cache is None else cache[i]
-      x, layer_cache = self.layer[i](x, positions, mask, layer_cache, slot)
+      x, layer_cache = self.layer[i](
+        x, turns, kinds[i], mask, layer_cache, slot
+      )
       if written is not None:
         written[i] = layer_cache
     if stop in taps:
@@ -300,11 +371,12 @@ class Transformer(nn.Module):
     x = self.normed(x).astype(self.config.dtype)
     if self.is_initializing() and not self.config.tie_embeddings:
       self.lm_head(x)  # creates the kernel
-    return jnp.matmul(
+    logits = jnp.matmul(
       x,
       self.unembedding(is_whole=x.ndim > 2),
       preferred_element_type=jnp.float32,
     )
+    return ops.soft_cap(logits, self.config.logit_cap)
 
   def __call__(
     self, tokens: Array, valid_mask: Array, positions: Array | None = None

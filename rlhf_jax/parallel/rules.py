@@ -57,7 +57,8 @@ RULES: tuple[tuple[str, tuple], ...] = (
   (f"{ROW}/lora_a", ("tensor", None)),  # [in, r]
   (f"{ROW}/lora_b", (None, "fsdp")),  # [r, D]
   # [D]
-  ("(attention|mlp|final)_norm/(scale|bias)", (None,)),
+  ("(attention|mlp|final)_(post_)?norm/(scale|bias)", (None,)),
+  ("attention/[qk]_norm/(scale|bias)", (None,)),
   # scalar heads: [F, units], [F, K], [K]
   (r"\w*head/(output|hidden|residual)/kernel", (None, None)),
   (r"\w*head/(output|hidden|residual)/bias", (None,)),
