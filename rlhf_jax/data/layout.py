@@ -36,6 +36,7 @@ WORTH = 0.85  # tokens of packed rows among those of padded ones, at most
 LONGER = 0.95  # the same of longer rows, in which attention costs more
 TRIED = 64  # batches, drawn to see how many rows they need
 PORTION = 4096  # examples that are placed together
+ROOM = 128  # tokens of a row of short examples that begin alike, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +210,9 @@ def whole(rows: Sequence[Row], prompts: str = "never") -> Shape:
   """Returns the shape of rows that a data set shares in a pass over all of it.
 
   They are as long as its longest example, or longer where neighbours share what
-  they begin with; the targets that one may hold, and so its logits, are those
-  of the mean row and some more.
+  they begin with: twice that or ROOM at most, as attention costs the square,
+  and all examples of a data set may begin alike. The targets that one may hold,
+  and so its logits, are those of the mean row and some more.
 
   Args:
     rows: of the data set.
@@ -221,7 +223,8 @@ def whole(rows: Sequence[Row], prompts: str = "never") -> Shape:
   if prompts == "never":
     return best
   first, branched = rows[:PORTION], []
-  _, joined = branches.group(first, (len(rows) * alone.length,) * 2)
+  most = max(2 * alone.length, ROOM)
+  _, joined = branches.group(first, (most, most))
   for length in branches.lengths(alone.length, int(joined[:, 0].max())):
     _, joined = branches.group(first, (length, length))
     targets = max(_targets(joined, length), alone.targets)

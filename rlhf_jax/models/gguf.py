@@ -1,11 +1,13 @@
 """GGUF files (llama.cpp) -> config and parameters, dequantised to float32.
 
 GGUF stores the rotary halves of q and k interleaved; they are put back into
-the two-halves layout that `rotary.rotate` uses.
+the two-halves layout that `rotary.rotate` uses. A weight is dequantised when
+it is read, so that the model is never there twice.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +115,54 @@ def _halves(weight: np.ndarray, heads: int) -> np.ndarray:
   return pairs.swapaxes(1, 2).reshape(out, width)
 
 
+class QuantisedWeight:
+  """One tensor of an open GGUF file, read as in stored.py."""
+
+  dtype = np.dtype(np.float32)
+
+  def __init__(
+    self, tensor: Any, path: Any, *, is_transposed: bool, heads: int = 0
+  ) -> None:
+    self._tensor, self._path = tensor, path
+    self._is_transposed, self._heads = is_transposed, heads
+    stored = tuple(int(size) for size in reversed(tensor.shape))
+    self.shape = stored[::-1] if is_transposed else stored
+
+  @property
+  def ndim(self) -> int:
+    return len(self.shape)
+
+  @property
+  def size(self) -> int:
+    return math.prod(self.shape)
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    """Returns a piece of what is dequantised whole."""
+    import gguf
+
+    tensor = self._tensor
+    try:
+      weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    except (ValueError, NotImplementedError) as error:
+      raise UserError(
+        f"{self._path}: tensor {tensor.name!r} of type "
+        f"{tensor.tensor_type.name} cannot be read ({error}). Fetch the file "
+        "again, or one of another type."
+      ) from error
+    weight = np.asarray(weight, np.float32)
+    check_finite(weight, tensor.name, str(self._path))
+    if self._heads:
+      weight = _halves(weight, self._heads)
+    weight = weight.T if self._is_transposed else weight
+    return np.ascontiguousarray(weight[index])
+
+  def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+    whole = self[...]
+    return whole if dtype is None else whole.astype(dtype)
+
+
 def load(path: str | Path) -> tuple[transformer.Config, dict]:
-  """Returns (config, parameter tree of float32 numpy arrays) of a GGUF file.
+  """Returns (config, parameter tree of QuantisedWeight) of a GGUF file.
 
   Raises:
     ValueError: for another architecture, or a tensor that is missing,
@@ -122,12 +170,10 @@ def load(path: str | Path) -> tuple[transformer.Config, dict]:
       positions).
     FileNotFoundError: when there is no such file.
   """
-  import gguf
-
   reader = gguf_files.open_file(path)
   config = _config(reader, path)
   tensors = {tensor.name: tensor for tensor in reader.tensors}
-  flat: dict[str, np.ndarray] = {}
+  flat: dict[str, QuantisedWeight] = {}
   table = families.names_of_layers(LLAMA_GGUF, config)
   unread = sorted(set(tensors) - {found.name for found in table.values()})
   if unread:
@@ -142,22 +188,12 @@ def load(path: str | Path) -> tuple[transformer.Config, dict]:
         f"{path}: no tensor {theirs!r}; the file is damaged or of another "
         "architecture. Fetch it again."
       )
-    tensor = tensors[theirs]
-    try:
-      weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-    except (ValueError, NotImplementedError) as error:
-      raise UserError(
-        f"{path}: tensor {theirs!r} of type {tensor.tensor_type.name} cannot "
-        f"be read ({error}). Fetch the file again, or one of another type."
-      ) from error
-    weight = np.asarray(weight, np.float32)
-    check_finite(weight, theirs, str(path))
     turned = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}
-    heads = turned.get(ours.split("/")[-2], 0)
-    if heads and weight.shape == (heads * config.head_dim, config.width):
-      weight = _halves(weight, heads)
-    flat[ours] = weight
-    if found.is_transposed:
-      flat[ours] = np.ascontiguousarray(weight.T)
+    flat[ours] = QuantisedWeight(
+      tensors[theirs],
+      path,
+      is_transposed=found.is_transposed,
+      heads=turned.get(ours.split("/")[-2], 0),
+    )
   families.check_shapes(flat, config, str(path))
   return config, trees.unflatten(flat)

@@ -88,9 +88,11 @@ class Base:
     }
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
   """Returns the base model on the mesh; a second call returns the same.
+
+  Two sections that differ in how the model runs share its weights.
 
   Raises:
     UserError: nothing there that could be a model, or its parts do not belong
@@ -99,7 +101,7 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
   path = locate(model.source)
   print(f"reading the model {model.source}", flush=True)
   tokenizer = read_tokenizer(model, path)
-  read_config, params = read_weights(path)
+  read_config, params, fingerprint = _placed(path, model.scan_layers, mesh)
   config = as_run(read_config, model, mesh.devices.flat[0].platform)
   if tokenizer.vocab_size > config.vocab_size:
     raise FieldError(
@@ -108,19 +110,33 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
       "belong together. Set model.tokenizer to the model's own."
     )
   rows = empty_rows(tokenizer, config.vocab_size)
-  config = dataclasses.replace(config, empty_rows=rows)
-  if config.scan_layers:
-    params = stack_layers(params, config.n_layers)
-  tree = {"params": params}
-  params = mesh_lib.place(tree, rules.sharding_tree(mesh, tree))["params"]
   return Base(
-    config=config,
+    config=dataclasses.replace(config, empty_rows=rows),
     params=params,
     tokenizer=tokenizer,
-    fingerprint=integrity.fingerprint_params(params),
+    fingerprint=fingerprint,
     source=model.source,
     tokenizer_source=model.tokenizer,
   )
+
+
+@functools.lru_cache(maxsize=2)
+def _placed(
+  path: Path, scans: bool, mesh: jax.sharding.Mesh
+) -> tuple[transformer.Config, PyTree, str]:
+  """Returns the architecture, the weights on the mesh and their fingerprint.
+
+  Args:
+    path: of the model.
+    scans: whether layers are stacked.
+    mesh: where.
+  """
+  config, params = read_weights(path)
+  if scans:
+    params = stack_layers(params, config.n_layers)
+  tree = {"params": params}
+  params = mesh_lib.place(tree, rules.sharding_tree(mesh, tree))["params"]
+  return config, params, integrity.fingerprint_params(params)
 
 
 def stack_layers(params: PyTree, n_layers: int) -> PyTree:
@@ -273,9 +289,8 @@ def as_run(
   )
 
 
-@functools.lru_cache(maxsize=2)
 def read_weights(path: Path) -> tuple[transformer.Config, PyTree]:
-  """Returns the architecture and the float32 weights at a path.
+  """Returns the architecture and the weights at a path, read when placed.
 
   Raises:
     UserError, ValueError, FileNotFoundError: damaged, incomplete, or of an

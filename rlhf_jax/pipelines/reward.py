@@ -207,7 +207,10 @@ def run(settings: Settings, world: World) -> dict:
   phase, variables, used = wire(settings, world, base, total, width)
   phase = dataclasses.replace(phase, name=name)
   _, frozen = roles.split(phase.role, variables)
-  pooled, held_pooled = _features(phase, variables["params"], train, held)
+  pooled = _features(phase, variables["params"], train.rows)
+  held_pooled = pooled
+  if held.rows is not train.rows:
+    held_pooled = _features(phase, variables["params"], held.rows)
   shape = layout.Shape.of(train.rows)
   if pooled is None:  # else features of whole rows are there
     shape = shared_rows.choose(
@@ -254,6 +257,10 @@ def run(settings: Settings, world: World) -> dict:
     batch_size=schedule.batch_size,
     mesh=world.mesh,
   )
+
+  def of_rows(rows: list[dict[str, np.ndarray]]) -> np.ndarray:
+    return scores(rows, _features(phase, variables["params"], rows))
+
   facts = {
     "steps": total,
     "comparisons": len(train.pairs),
@@ -265,6 +272,7 @@ def run(settings: Settings, world: World) -> dict:
       phase.role,
       trees.merge(params, frozen),
       functools.partial(scores, train.rows, pooled),
+      None if pooled is None else of_rows,
     ),
   }
   facts["guards"] = diagnostics.guard(
@@ -286,18 +294,12 @@ def run(settings: Settings, world: World) -> dict:
 
 
 def _features(
-  phase: Phase,
-  trunk: PyTree,
-  train: dataset.Comparisons,
-  held: dataset.Comparisons,
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-  """Returns features of both sets of rows, None where the trunk trains."""
+  phase: Phase, trunk: PyTree, rows: list[dict[str, np.ndarray]]
+) -> np.ndarray | None:
+  """Returns features of rows, None where the trunk trains."""
   if phase.role.trainable != "head":
-    return None, None
-  pooled = features.row_features(phase, trunk, train.rows)
-  if held.rows is train.rows:
-    return pooled, pooled
-  return pooled, features.row_features(phase, trunk, held.rows)
+    return None
+  return features.row_features(phase, trunk, rows)
 
 
 def _diagnose(
@@ -360,8 +362,17 @@ def _normalise(
   role: roles.Role,
   variables: PyTree,
   training_scores: Callable[[], np.ndarray],
+  row_scores: Callable[[list], np.ndarray] | None = None,
 ) -> dict:
-  """Returns mean and deviation of raw scores on reference samples."""
+  """Returns mean and deviation of raw scores on reference samples.
+
+  Args:
+    settings: of the pipeline.
+    role: of the reward model.
+    variables: merged.
+    training_scores: returns those of the training rows.
+    row_scores: of token rows, where features of a frozen trunk are read.
+  """
   if not settings.reference_samples:
     scores, source, digest = training_scores(), "training rows", None
   else:
@@ -369,9 +380,13 @@ def _normalise(
     samples = _read_samples(path)
     print(f"scores of {len(samples.tokens)} reference samples, to normalise")
     scorer = reward_model.Scorer(role, settings.data.end_token)
-    weights = reward_model.Weights(variables, np.float32(0.0), np.float32(1.0))
-    score = reward_model.make_score(scorer)
-    scores = distributed.fetch(score(weights, samples))
+    if row_scores is not None:
+      scores = row_scores(reward_model.judged_rows(scorer, samples))
+    else:
+      zero, one = np.float32(0.0), np.float32(1.0)
+      weights = reward_model.Weights(variables, zero, one)
+      score = reward_model.make_score(scorer)
+      scores = distributed.fetch(score(weights, samples))
     source = "samples of the SFT policy"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
   finite.check_facts(f"normalised on {source}", {"score": scores.tolist()})

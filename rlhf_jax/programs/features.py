@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import distributed, ops, terminal
+from rlhf_jax import distributed, terminal
 from rlhf_jax.algorithms import reward
-from rlhf_jax.data import batches, dataset, layout, overlap
+from rlhf_jax.data import batches, branches, dataset, layout, overlap
 from rlhf_jax.models import heads, roles, transformer, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -25,7 +26,7 @@ from rlhf_jax.programs.program import Phase, Program
 from rlhf_jax.programs.work import Passes
 from rlhf_jax.programs.world import World
 from rlhf_jax.schema import FieldError
-from rlhf_jax.types import Array, PreferenceBatch, PyTree
+from rlhf_jax.types import Array, PreferenceBatch, PyTree, TokenBatch
 
 FEATURE_ROWS = 64  # rows in one forward pass of a frozen trunk
 
@@ -95,10 +96,13 @@ def make_scores(role: roles.Role) -> Callable[..., Array]:
   return jax.jit(functools.partial(apply, role=role))
 
 
+@functools.lru_cache(maxsize=16)
 def make_features(
   model: transformer.Config, role: roles.Role
 ) -> Callable[..., Array]:
-  """Returns the compiled (params, tokens, mask [B, L]) -> features [B, F].
+  """Returns the compiled (params, TokenBatch, cells [K]) -> features [K, F].
+
+  Cells are the last tokens of examples, of B * L.
 
   Args:
     model: architecture of the frozen trunk.
@@ -106,10 +110,11 @@ def make_features(
   """
 
   @jax.jit
-  def forward(params: PyTree, tokens: Array, mask: Array) -> Array:
-    row = roles.Rows(tokens, mask, ops.positions_from_mask(mask))
-    x = roles.frozen_streams(model, params, row, (role.stop,))
-    return heads.pool_last(x[role.stop], mask, role.head.pooling)
+  def forward(params: PyTree, batch: TokenBatch, cells: Array) -> Array:
+    rows = roles.Rows.of(batch)
+    x = roles.frozen_streams(model, params, rows, (role.stop,))[role.stop]
+    found = rows.pooled(x, role.head.pooling)
+    return found.reshape(-1, found.shape[-1])[cells]
 
   return forward
 
@@ -135,7 +140,8 @@ def program(
   def arguments(flow: dict) -> tuple[tuple, dict]:
     del flow
     text = abstract.token_batch(world.mesh, FEATURE_ROWS, length, False)
-    return (params, text.tokens, text.valid_mask), {}
+    cells = abstract.spread(world.mesh, (FEATURE_ROWS,), jnp.int32)
+    return (params, text, cells), {}
 
   return Program(
     name="features",
@@ -148,9 +154,9 @@ def program(
 
 
 def row_features(phase: Phase, trunk: PyTree, rows: list[dict]) -> np.ndarray:
-  """Returns [U, F] pooled features of a frozen trunk, one pass for each row.
+  """Returns [U, F] pooled features of a frozen trunk, one pass over all rows.
 
-  Rows are batched by length, so that little padding is computed.
+  They share rows, and what neighbours begin with stands once.
 
   Args:
     phase: with a program "features".
@@ -158,21 +164,49 @@ def row_features(phase: Phase, trunk: PyTree, rows: list[dict]) -> np.ndarray:
     rows: token rows.
   """
   pad, forward = phase.base.tokenizer.pad_id, phase["features"]
-  lengths, done = [len(row["tokens"]) for row in rows], 0
-  result: np.ndarray | None = None
+  shape, size = shared_rows.whole(
+    rows,
+    FEATURE_ROWS,
+    phase.world.ways,
+    prompts="auto",
+    attention=phase.base.config.attention,
+  )
+  shape = dataclasses.replace(shape, targets=shape.length)  # no logits
+  parts = [
+    (batch, *_last_cells(chosen, batch))
+    for chosen, batch in layout.in_order(rows, shape, size, pad)
+  ]
+  most = max(len(numbers) for _, numbers, _ in parts)
+  result, done = np.zeros((0, 0), np.float32), 0
   with terminal.Progress("features", len(rows), unit="row") as progress:
-    for index, width in layout.by_length(lengths, FEATURE_ROWS):
-      part = [rows[i] for i in index]
-      part += part[-1:] * (FEATURE_ROWS - len(part))
-      batch = batches.collate_tokens(part, length=width, pad_id=pad)
-      batch = mesh_lib.spread_batch(phase.mesh, batch)
-      found = distributed.fetch(forward(trunk, batch.tokens, batch.valid_mask))
-      if result is None:
+    for batch, numbers, cells in parts:
+      read = np.pad(cells, (0, most - len(cells)))
+      batch, read = mesh_lib.spread_batch(phase.mesh, (batch, read))
+      found = distributed.fetch(forward(trunk, batch, read))
+      if not done:
         result = np.zeros((len(rows), found.shape[1]), np.float32)
-      result[index] = found[: len(index)]
-      done += len(index)
+      result[numbers] = found[: len(numbers)]
+      done += len(numbers)
       progress.update(done)
   return result
+
+
+def _last_cells(
+  chosen: list[list[branches.Group]], batch: TokenBatch
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the numbers of the examples of a batch, and their last cells.
+
+  Args:
+    chosen, batch: of layout.in_order.
+  """
+  cells = np.arange(batch.tokens.size, dtype=np.int32)
+  cells = cells.reshape(batch.tokens.shape)
+  everywhere = batch.replace(loss_mask=batch.valid_mask)
+  found = list(layout.by_example(chosen, everywhere, cells))
+  return (
+    np.asarray([number for number, _ in found]),
+    np.asarray([own[-1] for _, own in found], np.int32),
+  )
 
 
 def collate(

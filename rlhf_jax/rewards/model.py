@@ -16,6 +16,7 @@ from pathlib import Path
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlhf_jax import ops
 from rlhf_jax.models import roles, trees
@@ -79,6 +80,17 @@ def judged_mask(scorer: Scorer, samples: Samples) -> Array:
     samples.finish_reason == FINISH_EOS
   )[:, None]
   return jnp.where(is_end, 0.0, samples.valid_mask)
+
+
+def judged_rows(
+  scorer: Scorer, samples: Samples
+) -> list[dict[str, np.ndarray]]:
+  """Returns a token row of each sample, of what the reward model reads."""
+  mask = np.asarray(judged_mask(scorer, samples)) > 0
+  return [
+    {"tokens": tokens[kept], "loss_mask": np.ones(kept.sum(), np.float32)}
+    for tokens, kept in zip(np.asarray(samples.tokens), mask, strict=True)
+  ]
 
 
 def score(

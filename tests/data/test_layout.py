@@ -179,3 +179,18 @@ def test_a_pass_over_all_rows_reads_every_target_once():
     np.testing.assert_array_equal(values, rows[number]["tokens"][kept])
   padded = 52 * layout.Shape.of(rows).length
   assert cells < 0.75 * padded
+
+
+def test_examples_that_all_begin_alike_do_not_make_one_row():
+  """As where each starts with one token or template: attention is square."""
+  rng = np.random.default_rng(0)
+  rows = []
+  for n in range(60):
+    tokens = np.concatenate([[1, 2, 3], rng.integers(9, 99, 5 + n % 8)])
+    rows.append({"tokens": tokens, "loss_mask": np.ones(len(tokens))})
+  shape = layout.whole(rows, "auto")
+  assert (shape.length, shape.has_branches) == (layout.ROOM, True)
+  long = [
+    {key: np.tile(value, 12) for key, value in row.items()} for row in rows
+  ]
+  assert layout.whole(long, "always").length <= 2 * layout.Shape.of(long).length

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import struct
+import types
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models import gguf, huggingface, pretrained
 from rlhf_jax.models.pretrained import Model
+from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.schema import FieldError, UserError
 from tests.models import test_gguf
 from tests.tiny import tiny_tokenizer_json
@@ -269,7 +271,7 @@ def test_nan_in_a_gguf_file(tmp_path):
   tensors["output_norm.weight"] = tensors["output_norm.weight"] * np.nan
   path = test_gguf.write(tmp_path / "tiny.gguf", "tiny_llama", tensors)
   with pytest.raises(UserError, match="'output_norm.weight' holds NaN"):
-    gguf.load(path)
+    jax.tree.map(np.asarray, gguf.load(path))
 
 
 def test_a_tokenizer_that_is_a_pipe(tmp_path):
@@ -306,3 +308,24 @@ def test_folders_that_hold_no_weights(folder):
   (folder / "config.json").rename(folder / "adapter_config.json")
   with pytest.raises(FileNotFoundError, match="an adapter .LoRA.: merge it"):
     huggingface.load(folder)
+
+
+def test_two_sections_of_one_model_share_its_weights(folder, monkeypatch):
+  """A stage with factors beside one without, as in the quickstart."""
+  reads, real = [], pretrained.read_weights
+  monkeypatch.setattr(
+    pretrained, "read_weights", lambda path: reads.append(path) or real(path)
+  )
+  tokenizer = types.SimpleNamespace(vocab_size=8)
+  monkeypatch.setattr(pretrained, "read_tokenizer", lambda *_: tokenizer)
+  monkeypatch.setattr(pretrained, "empty_rows", lambda *_: ())
+  mesh = mesh_lib.make_mesh(mesh_lib.Config(devices=1))
+  plain, lora = (
+    pretrained.load_base(Model(source=str(folder), lora_rank=rank), mesh)
+    for rank in (0, 4)
+  )
+  assert (plain.config.lora_rank, lora.config.lora_rank) == (0, 4)
+  assert plain.fingerprint == lora.fingerprint
+  leaves = map(jax.tree.leaves, (plain.params, lora.params))
+  assert all(one is other for one, other in zip(*leaves, strict=True))
+  assert len(reads) == 1

@@ -22,14 +22,14 @@ from tests.letters import Letters
 BASE = types.SimpleNamespace(
   tokenizer=Letters(),
   source="letters",
-  config=types.SimpleNamespace(max_length=64),
+  config=types.SimpleNamespace(max_length=64, attention="einsum"),
 )
 
 
 class Crafted(dict):
   """A phase on one device; its programs by name."""
 
-  base, role = BASE, "role"
+  base, role, world = BASE, "role", types.SimpleNamespace(ways=1)
 
   @functools.cached_property
   def mesh(self):
@@ -197,16 +197,22 @@ def test_every_row_has_its_own_reference(tmp_path):
 
 
 def test_features_stand_where_their_rows_do():
-  """Rows of falling length: they are computed in the order of lengths."""
-  rows = [row(*([n] * (80 - n))) for n in range(70)]
+  """Rows of falling length, then some that share what they begin with."""
+  rows = [row(*([n] * (80 - n))) for n in range(9)]
+  rows += [row(*([99] * 60), n) for n in range(30)]
+  read = []
 
-  def forward(trunk, tokens, mask):
+  def forward(trunk, batch, cells):
     assert trunk == "trunk"
-    return np.stack([np.asarray(tokens)[:, 0], np.sum(mask, axis=1)], axis=1)
+    read.append(batch)
+    last = np.asarray(cells)
+    found = (batch.tokens, batch.positions)
+    return np.stack([np.asarray(x).reshape(-1)[last] for x in found], axis=1)
 
   found = features.row_features(Crafted(features=forward), "trunk", rows)
-  np.testing.assert_array_equal(found[:, 0], np.arange(70))
-  np.testing.assert_array_equal(found[:, 1], 80 - np.arange(70))
+  np.testing.assert_array_equal(found[:, 0], [*range(9), *range(30)])
+  np.testing.assert_array_equal(found[:, 1], [*range(79, 70, -1), *[60] * 30])
+  assert sum(len(set(row.tolist())) > 2 for row in read[0].branch_ids) > 0
 
 
 def test_pairs_across_a_split_are_on_neither_side(capsys):
