@@ -35,9 +35,10 @@ class Config:
   stop_tokens: tuple = ()  # texts of tokens that end an answer, beside those of
   # the model's files and its chat template
   stop_strings: tuple = ()  # texts that end an answer, whatever their tokens
-  compact: bool | None = None  # shrink the batch as rows finish, which wants
-  # all rows on one device; None: where they are
+  compact: bool | None = None  # shrink the batch as rows finish; None: yes
   batch_size: int | None = None  # rows decoded together; None for all
+  refill: bool | None = None  # put the next prompts where rows have finished,
+  # where batch_size leaves some waiting; None: TODO
 
   def __post_init__(self) -> None:
     if self.max_new_tokens < 1 or self.num_samples < 1:

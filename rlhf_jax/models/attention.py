@@ -140,6 +140,11 @@ def make_mask(
   return Segments(jnp.where(valid_mask > 0, ids, -1))
 
 
+def is_of_rows(mask: Mask, length: int) -> bool:
+  """Says whether `length` tokens read themselves, not a longer cache."""
+  return isinstance(mask, Segments) or mask.shape[-1] == length
+
+
 def attend(
   kind: str, query: Array, key: Array, value: Array, mask: Mask
 ) -> Array:

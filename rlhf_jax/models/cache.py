@@ -1,7 +1,13 @@
-"""The key-value cache: one entry a layer, all rows written at one slot."""
+"""The key-value cache: one entry a layer, its slots a ring that rows share.
+
+All rows are written at one slot; where a row stands in its own tokens is not
+seen here. Position is turned into keys before they are written, so a row may
+begin at any slot and go on at slot 0 after the last.
+"""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -53,10 +59,21 @@ def _row_axis(cache: Any) -> int:
   return 1 if isinstance(cache, LayerCache) else 0
 
 
+def _slot_axis(cache: Any) -> int:
+  """Returns where slots are: behind rows and heads."""
+  return _row_axis(cache) + 2
+
+
 def take_rows(cache: Any, rows: Array) -> Any:
   """Returns the cache of the given rows [M] int32 (compaction)."""
   axis = _row_axis(cache)
   return jax.tree.map(lambda x: jnp.take(x, rows, axis=axis), cache)
+
+
+def put_rows(cache: Any, new: Any, rows: Array) -> Any:
+  """Returns the cache with the rows of `new` at places `rows` [M] int32."""
+  at = (slice(None),) * _row_axis(cache) + (rows,)
+  return jax.tree.map(lambda x, y: x.at[at].set(y), cache, new)
 
 
 def cache_slots(cache: Any) -> int:
@@ -65,14 +82,11 @@ def cache_slots(cache: Any) -> int:
   return one.key.shape[-2]
 
 
-def grow_cache(cache: Any, slots: int) -> Any:
-  """Returns the cache with room for `slots` tokens, the new ones empty."""
-
-  def grow(x: Array) -> Array:
-    more = slots - x.shape[-2]
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, more), (0, 0)])
-
-  return jax.tree.map(grow, cache)
+def take_slots(cache: Any, slots: Array) -> Any:
+  """Returns the cache whose slot s is slot slots[s] of this one."""
+  axis = _slot_axis(cache)
+  take = functools.partial(jnp.take, indices=slots, axis=axis, mode="clip")
+  return jax.tree.map(take, cache)
 
 
 def repeat_rows(x: Array, times: int, axis: int = 0) -> Array:

@@ -133,7 +133,7 @@ class Attention(nn.Module):
       key = rotate(key, positions, c.rope_theta)
     if cache is not None:
       cache = cache.write(key, value, slot)
-      if not isinstance(mask, attention.Segments):  # which are of whole rows
+      if not attention.is_of_rows(mask, key.shape[2]):
         key, value = cache.key, cache.value
     mixed = attention.attend(c.attention, query, key, value, mask)
     mixed = mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1)
@@ -241,7 +241,8 @@ class Transformer(nn.Module):
       x: [B, T, D], the stream that enters layer `start`.
       positions: [B, T] int32.
       mask: from attention.make_mask; or [B, T, S] bool with a cache of S
-        slots (segments: T new rows in an empty cache, read by themselves).
+        slots. With a cache, a mask of the T new tokens alone means that it is
+        empty: they are written and read by themselves.
       start, stop: layer range; stop None means all.
       taps: layers whose INCOMING stream is returned as well.
       cache: one LayerCache a layer (all layers), or None.
