@@ -103,6 +103,8 @@ def generate(
   if times < config.num_samples:
     copy = functools.partial(jnp.repeat, repeats=config.num_samples, axis=0)
     prompts = jax.tree.map(copy, prompts)
+  is_known = _is_known(params)
+  is_refilled = is_known if config.refill is None else config.refill
   work = _Work(
     params=params,
     prompts=prompts,
@@ -110,14 +112,11 @@ def generate(
     size=size,
     times=times,
     pad_id=pad_id,
-    is_compact=_is_compact(params, config),
+    is_compact=is_known if config.compact is None else config.compact,
     how=dict(model=model, config=config, eos_ids=eos_ids, stops=stops),
   )
-  if size < rows and config.refill:
-    answers = _refilled(work)
-  else:
-    answers = _by_turns(work)
-  return slots.samples(answers, most=config.max_new_tokens)
+  sample = _refilled if is_refilled and size < rows else _by_turns
+  return slots.samples(sample(work), most=config.max_new_tokens)
 
 
 def rows_of_prompt(size: int, num_samples: int, ways: int) -> int:
@@ -162,14 +161,12 @@ def smaller(rows: int, ways: int) -> list[int]:
   return [n for n in found if n >= LEAST_ROWS]
 
 
-def _is_compact(params: PyTree, config: Config) -> bool:
-  """Says whether finished rows are taken out.
+def _is_known(params: PyTree) -> bool:
+  """Says whether rows can leave and come without moving between devices.
 
-  By default always, but for arrays on several devices of which no `current`
-  mesh (parallel/mesh.py) says whose rows are whose.
+  They can where a `current` mesh (parallel/mesh.py) says whose rows are whose,
+  or all are on one device.
   """
-  if config.compact is not None:
-    return config.compact
   sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
   is_one = sharding is None or len(sharding.device_set) == 1
   return is_one or mesh_lib.is_split()

@@ -38,13 +38,18 @@ class Config:
   compact: bool | None = None  # shrink the batch as rows finish; None: yes
   batch_size: int | None = None  # rows decoded together; None for all
   refill: bool | None = None  # put the next prompts where rows have finished,
-  # where batch_size leaves some waiting; None: TODO
+  # where batch_size leaves some waiting; None: yes
 
   def __post_init__(self) -> None:
     if self.max_new_tokens < 1 or self.num_samples < 1:
       raise UserError(
         f"max_new_tokens={self.max_new_tokens}, num_samples="
         f"{self.num_samples}: both must be >= 1."
+      )
+    if self.refill and self.batch_size is None:
+      raise UserError(
+        "refill=True with batch_size=None: all rows are decoded together, so "
+        "no prompt waits. Set batch_size, or refill=None."
       )
     if not 0 <= self.min_new_tokens <= self.max_new_tokens:
       raise UserError(

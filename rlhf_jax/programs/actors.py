@@ -158,10 +158,10 @@ def check_sampled(settings: Sampled, world: World) -> None:
     )
   build.check_needed(settings.prompts, "prompts")
   unread.check(settings.prompts, "prompts", unread.PROMPTS)
-  check_sampling(settings.generate, world.mesh.size)
+  check_sampling(settings.generate)
 
 
-def check_sampling(settings: generate.Config, devices: int) -> None:
+def check_sampling(settings: generate.Config) -> None:
   """Raises FieldError for sampling that breaks the importance ratio."""
   if settings.top_k or settings.top_p < 1.0:
     raise FieldError(
@@ -179,11 +179,6 @@ def check_sampling(settings: generate.Config, devices: int) -> None:
     raise FieldError(
       "generate.temperature=0.0: greedy samples carry no policy gradient. Set "
       "a temperature > 0."
-    )
-  if settings.compact and devices > 1:
-    raise FieldError(
-      f"generate.compact=True on {devices} devices: rows would have to move "
-      "between them. Set generate.compact=False."
     )
 
 

@@ -14,7 +14,7 @@ from rlhf_jax import distributed, generate, terminal
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.evaluation import diversity, lexicon, win_rate
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs.program import Sampler
+from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import texts as texts_lib
 from rlhf_jax.rewards.texts import sample_texts

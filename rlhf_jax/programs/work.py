@@ -323,7 +323,7 @@ class Passes:
     role = roles.Role(model=dataclasses.replace(model, lora_rank=0))
     work = self._forward(role, model.n_layers, rows, width, 1)
     tensor = self.mesh.shape["tensor"]
-    live = layer_bytes(model, rows / self.ways, width, width + new, tensor)
+    live = layer_bytes(model, rows / self.ways, width, width, tensor)
     cache = self.cache_bytes(model, rows * times, width + new)
     return dataclasses.replace(
       work,
