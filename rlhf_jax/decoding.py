@@ -113,7 +113,7 @@ def prefill(
   variables = {"params": params}
   positions = ops.positions_from_mask(prompts.valid_mask)
   x = net.apply(variables, prompts.tokens, positions, method="embed")
-  cache = make_cache(model, rows, width + room)
+  cache = make_cache(model, rows, width + room, config.cache_dtype)
   mask = attention.make_mask(model.attention, prompts.valid_mask)
   x, _, cache = net.apply(
     variables, x, positions, mask, cache=cache, slot=0, method="run_layers"

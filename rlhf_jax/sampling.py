@@ -37,6 +37,8 @@ class Config:
   stop_strings: tuple = ()  # texts that end an answer, whatever their tokens
   compact: bool | None = None  # shrink the batch as rows finish; None: yes
   batch_size: int | None = None  # rows decoded together; None for all
+  cache_dtype: str | None = None  # of keys and values: "int8", a quarter of the
+  # bytes of float32 and half of bfloat16; None: what the model computes in
   refill: bool | None = None  # put the next prompts where rows have finished,
   # where batch_size leaves some waiting; None: yes
 
@@ -45,6 +47,11 @@ class Config:
       raise UserError(
         f"max_new_tokens={self.max_new_tokens}, num_samples="
         f"{self.num_samples}: both must be >= 1."
+      )
+    if self.cache_dtype not in (None, "int8"):
+      raise UserError(
+        f"cache_dtype={self.cache_dtype!r}: must be 'int8', or None for what "
+        "the model computes in."
       )
     if self.refill and self.batch_size is None:
       raise UserError(

@@ -131,11 +131,13 @@ class Attention(nn.Module):
     if c.positions == "rope":
       query = rotate(query, positions, c.rope_theta)
       key = rotate(key, positions, c.rope_theta)
+    scales = ()
     if cache is not None:
       cache = cache.write(key, value, slot)
       if not attention.is_of_rows(mask, key.shape[2]):
         key, value = cache.key, cache.value
-    mixed = attention.attend(c.attention, query, key, value, mask)
+        scales = (cache.key_scale, cache.value_scale)
+    mixed = attention.attend(c.attention, query, key, value, mask, *scales)
     mixed = mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1)
     return dense(c.width, name="o_proj")(mixed), cache
 

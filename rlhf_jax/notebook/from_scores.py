@@ -154,6 +154,7 @@ class FromScores(Learner):
         "**vars(samples), how=generate.Config(...))."
       )
     actors.check_sampling(how)
+    actors.check_cache(how, self.start.role.model.dtype)
     group = getattr(self.method.config, "group_size", None)
     if group is not None and group != how.num_samples:
       raise UserError(

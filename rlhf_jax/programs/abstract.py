@@ -6,6 +6,7 @@ or the split of rows over the mesh, gives it. world.py has models and stages.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from rlhf_jax import slots
 from rlhf_jax.algorithms.policy_gradient.packing import Packing
+from rlhf_jax.models import cache as cache_lib
 from rlhf_jax.models import roles
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
@@ -58,7 +60,8 @@ def guessed(mesh: AnyMesh, shapes: PyTree, rows: int) -> PyTree:
 
   def one(path: tuple, leaf: Any) -> Any:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    if name.endswith(("key", "value")) and len(leaf.shape) >= 4:
+    is_cache = name.endswith(("key", "value")) and len(leaf.shape) >= 4
+    if is_cache or name.endswith(("/key_scale", "/value_scale")):
       sharding = rules.sharding_tree(mesh, {name.split("/")[-1]: leaf})
       return jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=next(iter(sharding.values()))
@@ -107,11 +110,13 @@ def samples_of(state: slots.State, mesh: AnyMesh, rows: int) -> Samples:
 
 def with_slots(state: slots.State, size: int) -> slots.State:
   """Returns a batch in flight whose cache has so many slots."""
+  take = functools.partial(cache_lib.take_slots, slots=jnp.arange(size))
   cache = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-      (*x.shape[:-2], size, x.shape[-1]), x.dtype, sharding=x.sharding
+    lambda old, new: jax.ShapeDtypeStruct(
+      new.shape, new.dtype, sharding=old.sharding
     ),
     state.cache,
+    jax.eval_shape(take, state.cache),
   )
   return state.replace(cache=cache)
 

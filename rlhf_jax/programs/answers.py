@@ -47,6 +47,11 @@ def check_sampling(how: generate.Config) -> None:
       "greedy or truncated ones have none to the reference. Set a "
       "temperature > 0, top_k=0 and top_p=1.0."
     )
+  if how.cache_dtype is not None:
+    raise FieldError(
+      f"generate.cache_dtype={how.cache_dtype!r}: the KL would carry what the "
+      "cache rounds. Set None."
+    )
   if how.num_samples > 1:
     raise FieldError(
       f"generate.num_samples={how.num_samples}: answers to one prompt are "

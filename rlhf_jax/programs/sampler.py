@@ -241,7 +241,7 @@ class _Plan:
         dict(self.statics, pad_id=pad, room=room),
       ),
       rows=rows,
-      work=lambda: work(self.width, room, self.shared),
+      work=lambda: work(self.width, room, self.shared, self.config.cache_dtype),
       result=f"{self.label}{name}ed",
       calls=self.times(rows, of),
     )
@@ -252,7 +252,10 @@ class _Plan:
     while 2 * room < most:
       room *= 2
     cache = functools.partial(
-      Passes(self.mesh).cache_bytes, self.sampler.role.model, self.rows
+      Passes(self.mesh).cache_bytes,
+      self.sampler.role.model,
+      self.rows,
+      dtype=self.config.cache_dtype,
     )
     return Program(
       name=f"{self.label}grow",
@@ -272,7 +275,9 @@ class _Plan:
 
   def decode(self, full: int) -> Program:
     """Returns the loop over tokens, in the longest cache."""
-    model, new = self.sampler.role.model, self.config.max_new_tokens
+    model, config = self.sampler.role.model, self.config
+    new = config.max_new_tokens
+    work = functools.partial(Passes(self.mesh).decode, model, self.rows)
     return Program(
       name=f"{self.label}decode",
       function=decoding.decode,
@@ -285,7 +290,7 @@ class _Plan:
         self.statics,
       ),
       rows=self.rows,
-      work=lambda: Passes(self.mesh).decode(model, self.rows, self.width, new),
+      work=lambda: work(self.width, new, config.cache_dtype),
       result=f"{self.label}decoded",
       donates=1,
       trips=new - 1,
