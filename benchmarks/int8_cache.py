@@ -18,6 +18,7 @@ import numpy as np
 
 from rlhf_jax import generate
 from rlhf_jax.models import cache, pretrained, roles, transformer
+from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.types import PromptBatch
 
 PROMPTS, WIDTH, NEW = 16, 16, 32
@@ -38,8 +39,9 @@ def model_of(source: str) -> tuple[transformer.Config, dict]:
     params = transformer.init(RANDOM, jax.random.key(0))["params"]
     params["embedding"]["embedding"] *= 20.0  # else all tokens are alike
     return RANDOM, params
-  base = pretrained.load(pretrained.Model(source=source))
-  return base.config, jax.tree.map(jnp.asarray, base.params)
+  one = mesh_lib.make_mesh(mesh_lib.Config(data=1, fsdp=1, devices=1))
+  base = pretrained.load_base(pretrained.Model(source=source), one)
+  return base.config, base.params
 
 
 def main() -> None:
