@@ -197,13 +197,13 @@ def measure(config: Any, folder: Path) -> dict[str, dict[str, float]]:
     return passes["prefill"](*args, **how)
 
   def decode(params: Any, state: Any, *rest: Any, **how: Any) -> Any:
-    rows, before = state.tokens.shape[0], int(state.step)
+    rows, before = state.row.shape[0], int(state.slot)
     counter.count("decode", passes["decode"], (params, state, *rest), how)
-    alive = float(np.sum(state.response))
+    sampled = int(np.sum(state.answers.step))
     state = passes["decode"](params, state, *rest, **how)
     row = counter.rows["decode"]
-    row["cells"] += rows * (int(state.step) - before)
-    row["tokens"] += float(np.sum(state.response)) - alive
+    row["cells"] += rows * (int(state.slot) - before)
+    row["tokens"] += int(np.sum(state.answers.step)) - sampled
     return state
 
   Program.__call__ = counted

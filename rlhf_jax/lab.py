@@ -64,7 +64,7 @@ from rlhf_jax.notebook.models import (
 )
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import actors, answers, build
-from rlhf_jax.programs.program import Sampler
+from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import model as reward_scores

@@ -35,15 +35,28 @@ class Config:
   stop_tokens: tuple = ()  # texts of tokens that end an answer, beside those of
   # the model's files and its chat template
   stop_strings: tuple = ()  # texts that end an answer, whatever their tokens
-  compact: bool | None = None  # shrink the batch as rows finish, which wants
-  # all rows on one device; None: where they are
+  compact: bool | None = None  # shrink the batch as rows finish; None: yes
   batch_size: int | None = None  # rows decoded together; None for all
+  cache_dtype: str | None = None  # of keys and values: "int8", a quarter of the
+  # bytes of float32 and half of bfloat16; None: what the model computes in
+  refill: bool | None = None  # put the next prompts where rows have finished,
+  # where batch_size leaves some waiting; None: yes
 
   def __post_init__(self) -> None:
     if self.max_new_tokens < 1 or self.num_samples < 1:
       raise UserError(
         f"max_new_tokens={self.max_new_tokens}, num_samples="
         f"{self.num_samples}: both must be >= 1."
+      )
+    if self.cache_dtype not in (None, "int8"):
+      raise UserError(
+        f"cache_dtype={self.cache_dtype!r}: must be 'int8', or None for what "
+        "the model computes in."
+      )
+    if self.refill and self.batch_size is None:
+      raise UserError(
+        "refill=True with batch_size=None: all rows are decoded together, so "
+        "no prompt waits. Set batch_size, or refill=None."
       )
     if not 0 <= self.min_new_tokens <= self.max_new_tokens:
       raise UserError(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import decoding, generate, ops, sampling
+from rlhf_jax import decoding, generate, ops, sampling, slots
 from rlhf_jax.data import stops
 from rlhf_jax.models import roles, transformer
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, PromptBatch
@@ -177,12 +177,12 @@ def test_a_cache_that_grows_changes_nothing(params, monkeypatch, scans):
   )
   monkeypatch.setattr(generate, "FIRST_ROOM", 2)
   grown = []
-  real = decoding.grow
+  real = slots.grow
   monkeypatch.setattr(
-    decoding, "grow", lambda *a, **k: grown.append(k) or real(*a, **k)
+    slots, "grow", lambda *a, **k: grown.append(k) or real(*a, **k)
   )
   assert_same(run(params, prompt_batch(), model=model), plain)
-  assert grown == [{"slots": 8}, {"slots": 11}]
+  assert grown == [{"size": 8}, {"size": 11}]
 
 
 @pytest.mark.parametrize("compact", [False, True])
@@ -193,31 +193,15 @@ def test_samples_of_a_prompt_share_its_pass(params, monkeypatch, compact):
   seen = []
   real = decoding.prefill
 
-  def prefill(params, prompts, keys, **how):
+  def prefill(params, prompts, keys, first, **how):
     seen.append((prompts.tokens.shape[0], keys.shape[0]))
-    return real(params, prompts, keys, **how)
+    return real(params, prompts, keys, first, **how)
 
   monkeypatch.setattr(decoding, "prefill", prefill)
   assert_same(run(params, prompts, settings), alone)
   split = dataclasses.replace(settings, batch_size=12)
   assert_same(run(params, prompts, split), alone)
   assert seen == [(8, 24), (4, 12), (4, 12)]
-
-
-def test_compaction_is_the_default_on_one_device_only(params, monkeypatch):
-  taken = []
-  real = decoding.take
-  monkeypatch.setattr(decoding, "take", lambda *a: taken.append(1) or real(*a))
-  ends = (2, EOS, 7, 11)
-  run(params, prompt_batch(), eos=ends)
-  assert taken
-  taken.clear()
-  mesh = jax.make_mesh(
-    (8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
-  )
-  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  run(*jax.device_put((params, prompt_batch()), whole), eos=ends)
-  assert not taken
 
 
 def test_batch_split_and_padding_change_nothing(params):

@@ -28,6 +28,7 @@ ORDER = (
   ),
   ("distributed", "integrity", "sampling", "describe", "command"),
   ("models",),
+  ("slots",),
   ("decoding",),
   ("generate", "runs"),
   ("rewards", "evaluation"),

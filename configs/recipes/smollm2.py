@@ -1,8 +1,7 @@
 """The quickstart on TPU: SmolLM2-135M, movie reviews, all stages.
 
-What configs/quickstart.py trains on two CPU cores, in bfloat16 and without
-compaction (rows cannot move between chips), with 16 packed rows of
-demonstrations a step so that 16 chips have one each. Every chip holds the
+What configs/quickstart.py trains on two CPU cores, in bfloat16 and with 16
+packed rows of demonstrations a step so that 16 chips have one each. Every chip holds the
 whole model and takes its part of the batch.
 
   python -m rlhf_jax.main --config=configs/recipes/smollm2.py --workdir=DIR
@@ -46,7 +45,5 @@ def get_config() -> ConfigDict:
   config.facts.config = "configs/recipes/smollm2.py"
   for stage in ("sft", "reward", "gold", "policy", "evaluation"):
     config[stage].model.dtype = "bfloat16"
-  for stage in ("sft", "policy", "evaluation"):
-    config[stage].generate.compact = False
   config.sft.schedule.batch_size = 16
   return config

@@ -141,12 +141,19 @@ def make_mask(
   return Segments(jnp.where(valid_mask > 0, ids, -1))
 
 
+def is_of_rows(mask: Mask, length: int) -> bool:
+  """Says whether `length` tokens read themselves, not a longer cache."""
+  return isinstance(mask, Segments) or mask.shape[-1] == length
+
+
 def attend(
   kind: str,
   query: Array,
   key: Array,
   value: Array,
   mask: Mask,
+  key_scale: Array | None = None,
+  value_scale: Array | None = None,
   cap: float | None = None,
 ) -> Array:
   """Returns [B, H, T, d], every query's mixture of the values it may read.
@@ -156,27 +163,47 @@ def attend(
     query: [B, H, T, d].
     key, value: [B, K, S, d], H a multiple of K.
     mask: [B, T, S] bool; Segments, where S = T, mean splash.
+    key_scale, value_scale: [B, K, S] float32 of an int8 cache, or None.
     cap: c in c tanh(score / c), of "einsum" only; None for none.
   """
   if isinstance(mask, Segments):
     return splash(query, key, value, mask.ids)
-  if kind == "cudnn" and query.shape[2] > 1:
+  if kind == "cudnn" and query.shape[2] > 1 and key_scale is None:
     return cudnn(query, key, value, mask)
-  return einsum(query, key, value, mask, cap)
+  return einsum(query, key, value, mask, key_scale, value_scale, cap)
 
 
 def einsum(
-  query: Array, key: Array, value: Array, mask: Array, cap: float | None = None
+  query: Array,
+  key: Array,
+  value: Array,
+  mask: Array,
+  key_scale: Array | None = None,
+  value_scale: Array | None = None,
+  cap: float | None = None,
 ) -> Array:
-  """The plain program; scores and softmax in float32."""
+  """The plain program; scores and softmax in float32.
+
+  The scales of an int8 cache multiply scores and weights, of which there are
+  fewer numbers than of keys and values.
+  """
   batch, heads, length, width = query.shape
   grouped = query.reshape(batch, key.shape[1], -1, length, width)
   scores = jnp.einsum(
-    "bkgtd,bksd->bkgts", grouped, key, preferred_element_type=jnp.float32
+    "bkgtd,bksd->bkgts",
+    grouped,
+    key.astype(query.dtype),
+    preferred_element_type=jnp.float32,
   )
-  scores = ops.soft_cap(scores * width**-0.5, cap)
+  scores = scores * width**-0.5
+  if key_scale is not None:
+    scores = scores * key_scale[:, :, None, None, :]
+  scores = ops.soft_cap(scores, cap)
   scores = jnp.where(mask[:, None, None], scores, MASKED)
-  weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+  weights = jax.nn.softmax(scores, axis=-1)
+  if value_scale is not None:
+    weights = weights * value_scale[:, :, None, None, :]
+  weights, value = weights.astype(query.dtype), value.astype(query.dtype)
   mixed = jnp.einsum("bkgts,bksd->bkgtd", weights, value)
   return mixed.reshape(batch, heads, length, width)
 

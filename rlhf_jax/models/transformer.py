@@ -174,12 +174,14 @@ class Attention(nn.Module):
       query, key = rotary.rotate(query, *angles), rotary.rotate(key, *angles)
     if c.query_scale is not None:
       query = query * jnp.asarray(c.query_scale * c.head_dim**0.5, query.dtype)
+    scales = (None, None)
     if cache is not None:
       cache = cache.write(key, value, slot)
-      if not isinstance(mask, attention.Segments):  # which are of whole rows
+      if not attention.is_of_rows(mask, key.shape[2]):
         key, value = cache.key, cache.value
+        scales = (cache.key_scale, cache.value_scale)
     mixed = attention.attend(
-      c.attention, query, key, value, mask, c.attention_cap
+      c.attention, query, key, value, mask, *scales, c.attention_cap
     )
     mixed = mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1)
     return dense(c.width, use_bias=c.output_bias, name="o_proj")(mixed), cache
@@ -306,7 +308,8 @@ class Transformer(nn.Module):
       x: [B, T, D], the stream that enters layer `start`.
       positions: [B, T] int32.
       mask: from attention.make_mask; or [B, T, S] bool with a cache of S
-        slots (segments: T new rows in an empty cache, read by themselves).
+        slots. With a cache, a mask of the T new tokens alone means that it is
+        empty: they are written and read by themselves.
       start, stop: layer range; stop None means all.
       taps: layers whose INCOMING stream is returned as well.
       cache: one LayerCache a layer (all layers), or None.

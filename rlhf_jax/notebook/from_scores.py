@@ -153,7 +153,8 @@ class FromScores(Learner):
         "were drawn. Take those of policy.sample, or lab.Sampled("
         "**vars(samples), how=generate.Config(...))."
       )
-    actors.check_sampling(how, self.start.mesh.size)
+    actors.check_sampling(how)
+    actors.check_cache(how, self.start.role.model.dtype)
     group = getattr(self.method.config, "group_size", None)
     if group is not None and group != how.num_samples:
       raise UserError(

@@ -26,7 +26,7 @@ from rlhf_jax.notebook.learner import Carried
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
 from rlhf_jax.programs import build, features, rollouts
-from rlhf_jax.programs.program import Sampler
+from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import model as reward_scores
 from rlhf_jax.rewards.texts import sample_texts
@@ -161,11 +161,6 @@ class Policy(Trained):
       UserError: a field that is not known, or prompts that do not fit.
     """
     config = made(generate.Config, how)
-    if config.compact and self.mesh.size > 1:
-      raise UserError(
-        f"compact=True on {self.mesh.size} devices: rows would have to move "
-        "between them. Leave it out."
-      )
     sampler = Sampler(self.role, self.frozen, self.base, config)
     batch = prompt_batch(self, prompts, config, width)
     with mesh_lib.current(self.mesh):

@@ -64,6 +64,7 @@ RULES: tuple[tuple[str, tuple], ...] = (
   (r"\w*head/(output|hidden|residual)/bias", (None,)),
   # KV cache [B, heads, S, d], by layer or stacked
   ("(key|value)", (BATCH_AXES, "tensor?", None, None)),
+  ("(key|value)_scale", (BATCH_AXES, "tensor?", None)),  # of int8
 )
 _COMPILED = tuple((re.compile(f"(^|.*/){p}$"), axes) for p, axes in RULES)
 

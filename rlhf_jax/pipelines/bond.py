@@ -289,7 +289,7 @@ def once(settings: Settings) -> Any:
 
 def phases(settings: Settings, world: World) -> list[Phase]:
   """Returns the phase that a plan knows without data."""
-  actors.check_sampling(settings.generate, world.mesh.size)
+  actors.check_sampling(settings.generate)
   build.check_rows(world, settings.schedule.batch_size)
   opened = own_samples.Opened.of(settings, world, world.base(settings.model))
   phase = wire(settings, opened, planned_steps(settings.schedule))

@@ -38,9 +38,9 @@ from rlhf_jax.programs.program import (
   Flow,
   Phase,
   Program,
-  Sampler,
   prompt_width,
 )
+from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.work import Passes
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import judge, texts

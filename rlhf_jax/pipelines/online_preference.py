@@ -302,7 +302,7 @@ def wire(settings: Settings, opened: own_samples.Opened, total: int) -> Phase:
 
 def phases(settings: Settings, world: World) -> list[Phase]:
   """Returns the phase that a plan knows without data."""
-  actors.check_sampling(settings.generate, world.mesh.size)
+  actors.check_sampling(settings.generate)
   _check_rows(settings, world)
   opened = own_samples.Opened.of(settings, world, world.base(settings.model))
   phase = wire(settings, opened, planned_steps(settings.schedule))

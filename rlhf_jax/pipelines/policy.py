@@ -42,7 +42,8 @@ from rlhf_jax.programs import (
 )
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.policy_settings import Settings
-from rlhf_jax.programs.program import Phase, Sampler, planned_steps
+from rlhf_jax.programs.program import Phase, planned_steps
+from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.watch import shown, text_metrics, watch
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import texts as texts_lib

@@ -212,7 +212,7 @@ def phases(settings: Settings, world: World) -> list[Phase]:
 
   Its step is that of fine-tuning; sampling comes before the round's steps.
   """
-  actors.check_sampling(settings.generate, world.mesh.size)
+  actors.check_sampling(settings.generate)
   _check_rows(settings, world)
   opened = own_samples.Opened.of(settings, world, world.base(settings.model))
   length = batches.bucket_length(opened.length)

@@ -23,7 +23,8 @@ from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import build, language_model
 from rlhf_jax.programs.pipeline import Pipeline
-from rlhf_jax.programs.program import Phase, Sampler, planned_steps
+from rlhf_jax.programs.program import Phase, planned_steps
+from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import texts
 from rlhf_jax.runs import stages

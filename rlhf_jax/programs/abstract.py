@@ -6,14 +6,16 @@ or the split of rows over the mesh, gives it. world.py has models and stages.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import decoding
+from rlhf_jax import slots
 from rlhf_jax.algorithms.policy_gradient.packing import Packing
+from rlhf_jax.models import cache as cache_lib
 from rlhf_jax.models import roles
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
@@ -58,7 +60,8 @@ def guessed(mesh: AnyMesh, shapes: PyTree, rows: int) -> PyTree:
 
   def one(path: tuple, leaf: Any) -> Any:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    if name.endswith(("key", "value")) and len(leaf.shape) >= 4:
+    is_cache = name.endswith(("key", "value")) and len(leaf.shape) >= 4
+    if is_cache or name.endswith(("/key_scale", "/value_scale")):
       sharding = rules.sharding_tree(mesh, {name.split("/")[-1]: leaf})
       return jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=next(iter(sharding.values()))
@@ -83,7 +86,7 @@ def keys(mesh: AnyMesh, rows: int) -> Any:
   return spread(mesh, shapes.shape, shapes.dtype)
 
 
-def samples_of(state: decoding.State, mesh: AnyMesh, rows: int) -> Samples:
+def samples_of(state: slots.State, mesh: AnyMesh, rows: int) -> Samples:
   """Returns the samples of a finished decode.
 
   Args:
@@ -91,21 +94,31 @@ def samples_of(state: decoding.State, mesh: AnyMesh, rows: int) -> Samples:
     mesh: where.
     rows: of all parts together.
   """
-  if state.tokens.shape[0] != rows:
-    state = jax.tree.map(
-      lambda x: spread(mesh, (rows, *x.shape[1:]), x.dtype),
-      state.replace(cache=None, step=None),
-    )
-  reason = jax.ShapeDtypeStruct(
-    state.done.shape, jnp.int32, sharding=state.done.sharding
-  )
+  shape = (rows, state.answers.tokens.shape[1])
+
+  def row(dtype: Any) -> jax.ShapeDtypeStruct:
+    return spread(mesh, shape, dtype)
+
   return Samples(
-    tokens=state.tokens,
-    valid_mask=state.valid,
-    response_mask=state.response,
-    behaviour_logprobs=state.logprobs,
-    finish_reason=reason,
+    tokens=row(jnp.int32),
+    valid_mask=row(jnp.float32),
+    response_mask=row(jnp.float32),
+    behaviour_logprobs=row(jnp.float32),
+    finish_reason=spread(mesh, (rows,), jnp.int32),
   )
+
+
+def with_slots(state: slots.State, size: int) -> slots.State:
+  """Returns a batch in flight whose cache has so many slots."""
+  take = functools.partial(cache_lib.take_slots, slots=jnp.arange(size))
+  cache = jax.tree.map(
+    lambda old, new: jax.ShapeDtypeStruct(
+      new.shape, new.dtype, sharding=old.sharding
+    ),
+    state.cache,
+    jax.eval_shape(take, state.cache),
+  )
+  return state.replace(cache=cache)
 
 
 def token_batch(

@@ -157,10 +157,25 @@ def check_sampled(settings: Sampled, world: World) -> None:
     )
   build.check_needed(settings.prompts, "prompts")
   unread.check(settings.prompts, "prompts", unread.PROMPTS)
-  check_sampling(settings.generate, world.mesh.size)
+  check_sampling(settings.generate)
+  check_cache(settings.generate, settings.model.dtype)
 
 
-def check_sampling(settings: generate.Config, devices: int) -> None:
+def check_cache(settings: generate.Config, dtype: str) -> None:
+  """Raises FieldError for a cache that rounds where nothing else does.
+
+  Below float32 log-probabilities of the sampler are computed again.
+  """
+  if settings.cache_dtype is not None and dtype == "float32":
+    raise FieldError(
+      f"generate.cache_dtype={settings.cache_dtype!r} with model.dtype="
+      "'float32': the sampler's log-probabilities would not be the trainer's. "
+      "Set model.dtype='bfloat16', where they are computed again, or "
+      "cache_dtype=None."
+    )
+
+
+def check_sampling(settings: generate.Config) -> None:
   """Raises FieldError for sampling that breaks the importance ratio."""
   if settings.top_k or settings.top_p < 1.0:
     raise FieldError(
@@ -178,11 +193,6 @@ def check_sampling(settings: generate.Config, devices: int) -> None:
     raise FieldError(
       "generate.temperature=0.0: greedy samples carry no policy gradient. Set "
       "a temperature > 0."
-    )
-  if settings.compact and devices > 1:
-    raise FieldError(
-      f"generate.compact=True on {devices} devices: rows would have to move "
-      "between them. Set generate.compact=False."
     )
 
 

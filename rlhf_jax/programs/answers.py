@@ -14,7 +14,7 @@ from rlhf_jax import distributed, generate, terminal
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.evaluation import diversity, lexicon, win_rate
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs.program import Sampler
+from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import texts as texts_lib
 from rlhf_jax.rewards.texts import sample_texts
@@ -46,6 +46,11 @@ def check_sampling(how: generate.Config) -> None:
       f"top_p={how.top_p}: the KL compares full distributions, and "
       "greedy or truncated ones have none to the reference. Set a "
       "temperature > 0, top_k=0 and top_p=1.0."
+    )
+  if how.cache_dtype is not None:
+    raise FieldError(
+      f"generate.cache_dtype={how.cache_dtype!r}: the KL would carry what the "
+      "cache rounds. Set None."
     )
   if how.num_samples > 1:
     raise FieldError(

@@ -28,9 +28,9 @@ from rlhf_jax.programs.program import (
   Flow,
   Phase,
   Program,
-  Sampler,
   prompt_width,
 )
+from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.work import Passes, Work
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import judge, texts
@@ -40,7 +40,7 @@ from rlhf_jax.types import FINISH_LENGTH, Array, PyTree, Rollout
 
 
 def check_answers(settings: actors_lib.Sampled, least: int) -> None:
-  """Raises FieldError for fewer answers to a prompt than are compared.
+  """Raises FieldError for answers that cannot be compared as they should be.
 
   Args:
     settings: of the pipeline.
@@ -50,6 +50,12 @@ def check_answers(settings: actors_lib.Sampled, least: int) -> None:
     raise FieldError(
       f"generate.num_samples={settings.generate.num_samples}: answers to "
       f"one prompt are compared. Set >= {least}."
+    )
+  if settings.generate.cache_dtype is not None:
+    raise FieldError(
+      f"generate.cache_dtype={settings.generate.cache_dtype!r}: the KL is told "
+      "from the sampler's log-probabilities and would carry what the cache "
+      "rounds. Set None."
     )
 
 

@@ -24,10 +24,10 @@ from rlhf_jax.programs.program import (
   Flow,
   Phase,
   Program,
-  Sampler,
   known_steps,
   prompt_width,
 )
+from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.work import Passes, Work
 from rlhf_jax.programs.world import World
 from rlhf_jax.types import PyTree

@@ -229,7 +229,7 @@ def check_batches(settings: Settings, world: World) -> None:
       f"epochs.minibatches x epochs.microbatches = {parts}, times "
       f"{build.DEVICES.format(world.ways)}."
     )
-  actors.check_sampling(settings.generate, world.mesh.size)
+  actors.check_sampling(settings.generate)
   build.check_portions(rows, settings.generate, field)
 
 

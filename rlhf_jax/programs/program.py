@@ -9,23 +9,18 @@ in a run.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from rlhf_jax import decoding, generate
-from rlhf_jax.data import stops, streams
+from rlhf_jax import generate
+from rlhf_jax.data import streams
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import roles, transformer
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.programs import abstract
-from rlhf_jax.programs.work import Passes, Work
-from rlhf_jax.programs.world import AnyMesh, World, whole_weights
+from rlhf_jax.programs.work import Work
+from rlhf_jax.programs.world import AnyMesh, World
 from rlhf_jax.runs.loop import Schedule
-from rlhf_jax.types import Array, PyTree, Samples, TrainState
+from rlhf_jax.types import PyTree, TrainState
 
 MANY = 2**31  # stands for a length that only the data can tell
 Flow = dict[str, PyTree]  # results of the programs before, by name
@@ -158,144 +153,3 @@ def prompt_width(prompts: Data, sampling: generate.Config, base: Base) -> int:
   before = streams.text_prompt(prompts.prompt, base.tokenizer)
   text = len(before) + prompts.prefix_tokens
   return min(room, text)
-
-
-@functools.lru_cache(maxsize=16)
-def make_merge(role: roles.Role) -> Callable[[PyTree, PyTree], PyTree]:
-  """Returns the compiled (trainable, frozen) -> what the sampler reads."""
-  return jax.jit(functools.partial(roles.sampling_params, role))
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampler:
-  """Samples a policy: factors merged, prompts run, tokens drawn.
-
-  role: the policy's.
-  frozen: what does not train of it.
-  base: whose tokenizer.
-  config: how to sample.
-  """
-
-  role: roles.Role
-  frozen: PyTree
-  base: Base
-  config: generate.Config
-
-  @property
-  def merge(self) -> Callable[[PyTree, PyTree], PyTree]:
-    """See `make_merge`."""
-    return make_merge(self.role)
-
-  @functools.cached_property
-  def _end(self) -> dict[str, Any]:
-    """What ends an answer; strings only where there are any."""
-    tokenizer, config = self.base.tokenizer, self.config
-    how = {"eos_ids": stops.end_ids(tokenizer, config.stop_tokens)}
-    if config.stop_strings:
-      rows = self.role.model.vocab_size
-      how["stops"] = stops.string_table(tokenizer, config.stop_strings, rows)
-    return how
-
-  def __call__(
-    self,
-    params: PyTree,
-    prompts: Any,
-    key: Array,
-    how: generate.Config | None = None,
-  ) -> Samples:
-    """Returns samples.
-
-    Args:
-      params: trainable tree of the policy.
-      prompts: PromptBatch.
-      key: random key of this step.
-      how: to sample; None for the usual way.
-    """
-    return generate.generate(
-      self.merge(params, self.frozen),
-      prompts,
-      key,
-      model=self.role.model,
-      config=self.config if how is None else how,
-      pad_id=self.base.tokenizer.pad_id,
-      **self._end,
-    )
-
-  def programs(
-    self,
-    mesh: AnyMesh,
-    params: PyTree,
-    prompts: Data,
-    count: int,
-    label: str = "",
-    calls: float | None = None,
-  ) -> list[Program]:
-    """Returns what a call runs, as programs of a plan.
-
-    Args:
-      mesh: where.
-      params: the policy's trained tree, as it is in the train state.
-      prompts: their Data section.
-      count: prompts at a time.
-      label: before the names of programs and results.
-      calls: how often so many prompts are sampled in a run.
-    """
-    config, model = self.config, self.role.model
-    everything = count * config.num_samples
-    rows = everything
-    if config.batch_size is not None:
-      rows = min(rows, config.batch_size)
-    # Samples of a prompt share its pass where they are decoded together.
-    shared = 1 if rows % config.num_samples else config.num_samples
-    parts = None if calls is None else calls * everything / rows
-    new = config.max_new_tokens
-    width = prompt_width(prompts, config, self.base)
-    passes, pad = Passes(mesh), self.base.tokenizer.pad_id
-    statics = dict(model=model, config=config, **self._end)
-    planned = functools.partial(Program, rows=rows, calls=parts)
-
-    @functools.cache
-    def weights() -> PyTree:
-      return whole_weights(params, self.frozen)
-
-    merge = Program(
-      name=f"{label}merge",
-      function=self.merge,
-      arguments=lambda flow: ((params, self.frozen), {}),
-      rows=rows,
-      work=lambda: Work(traffic=2.0 * abstract.bytes_of(weights())),
-      known=weights,
-      calls=calls,
-    )
-    prefill = planned(
-      name=f"{label}prefill",
-      function=decoding.prefill,
-      arguments=lambda flow: (
-        (
-          weights(),
-          abstract.prompt_batch(mesh, rows // shared, width),
-          abstract.keys(mesh, rows),
-        ),
-        dict(statics, pad_id=pad),
-      ),
-      work=lambda: passes.prefill(model, rows // shared, width, new, shared),
-      result=f"{label}prefilled",
-    )
-    decode = planned(
-      name=f"{label}decode",
-      function=decoding.decode,
-      arguments=lambda flow: (
-        (
-          weights(),
-          flow[f"{label}prefilled"],
-          abstract.number(mesh, jnp.int32),
-        ),
-        statics,
-      ),
-      work=lambda: passes.decode(model, rows, width, new),
-      result=f"{label}decoded",
-      donates=1,
-      trips=new - 1,
-    )
-    has_factors = self.role.trainable == "lora"
-    return [*([merge] if has_factors else []), prefill, decode]

@@ -37,7 +37,7 @@ from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import build
 from rlhf_jax.programs.actors import Actors
-from rlhf_jax.programs.program import Sampler
+from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.rewards import texts
 from rlhf_jax.types import (
   FINISH_LENGTH,

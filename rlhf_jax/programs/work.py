@@ -24,6 +24,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from rlhf_jax import likelihood
+from rlhf_jax.models import cache as cache_lib
 from rlhf_jax.models import roles, transformer
 from rlhf_jax.programs.world import AnyMesh
 from rlhf_jax.rewards import judge
@@ -294,13 +295,16 @@ class Passes:
     return trainable_bytes * (self.mesh.shape["fsdp"] - 1)
 
   def cache_bytes(
-    self, model: transformer.Config, rows: int, slots: int
+    self,
+    model: transformer.Config,
+    rows: int,
+    slots: int,
+    dtype: str | None = None,
   ) -> float:
-    """Returns bytes of keys and values on one chip."""
+    """Returns bytes of keys and values on one chip, see cache.make_cache."""
     tensor = self.mesh.shape["tensor"]
     split = tensor if model.n_kv_heads % tensor == 0 else 1
-    size = jnp.dtype(model.dtype).itemsize
-    row = 2 * model.n_layers * model.n_kv_heads * slots * model.head_dim * size
+    row = slots * cache_lib.token_bytes(model, dtype)
     return rows / self.ways * row / split
 
   def prefill(
@@ -310,6 +314,7 @@ class Passes:
     width: int,
     new: int,
     times: int = 1,
+    dtype: str | None = None,
   ) -> Work:
     """Returns the pass over the prompts that fills the cache.
 
@@ -319,12 +324,13 @@ class Passes:
       width: tokens of a prompt.
       new: tokens to be sampled: the cache has slots for them.
       times: rows of the cache for each row that runs.
+      dtype: of the cache, see cache.make_cache.
     """
     role = roles.Role(model=dataclasses.replace(model, lora_rank=0))
     work = self._forward(role, model.n_layers, rows, width, 1)
     tensor = self.mesh.shape["tensor"]
-    live = layer_bytes(model, rows / self.ways, width, width + new, tensor)
-    cache = self.cache_bytes(model, rows * times, width + new)
+    live = layer_bytes(model, rows / self.ways, width, width, tensor)
+    cache = self.cache_bytes(model, rows * times, width + new, dtype)
     return dataclasses.replace(
       work,
       temporaries=live
@@ -334,7 +340,12 @@ class Passes:
     )
 
   def decode(
-    self, model: transformer.Config, rows: int, width: int, new: int
+    self,
+    model: transformer.Config,
+    rows: int,
+    width: int,
+    new: int,
+    dtype: str | None = None,
   ) -> Work:
     """Returns all steps of one token a row; see `prefill`.
 
@@ -342,7 +353,7 @@ class Passes:
     """
     slots, tensor = width + new, self.mesh.shape["tensor"]
     steps, layers = max(new - 1, 0), model.n_layers
-    cache = self.cache_bytes(model, rows, slots)
+    cache = self.cache_bytes(model, rows, slots, dtype)
     size = jnp.dtype(model.dtype).itemsize
     whole = self.weights(model, layers)
     live = layer_bytes(model, rows / self.ways, 1, slots, tensor)

@@ -58,7 +58,7 @@ def test_all_sections_parse(path, files, sft_lora, reward_head, tmp_path):
       config.reward = str(reward_head)
   if config.pipeline == "evaluate":
     config.prompts.source, config.policy = files.prompts, str(sft_lora)
-  for stage in (config, *config.values()):  # compact sampling wants one device
+  for stage in (config, *config.values()):
     if isinstance(stage, ConfigDict) and "mesh" in stage:
       stage.mesh.devices = 1
   checked(config)

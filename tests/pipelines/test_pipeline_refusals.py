@@ -35,7 +35,6 @@ def load(config):
     ({"generate.top_p": 0.9}, "top_p=0.9: truncated sampling"),
     ({"generate.top_k": 5}, "top_k=5.*truncated sampling"),
     ({"generate.temperature": 0.0}, "temperature=0.0: greedy"),
-    ({"generate.compact": True, "mesh.devices": 8}, "on 8 devices"),
     ({"reward": ""}, "config.reward is empty"),
     ({"reward": "nowhere"}, "wanted a finished reward run"),
     ({"init_from": "nowhere"}, "wanted a finished policy run"),

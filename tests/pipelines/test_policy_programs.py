@@ -16,7 +16,7 @@ from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models import roles, transformer
 from rlhf_jax.pipelines import defaults
 from rlhf_jax.programs import policy_step, rollouts
-from rlhf_jax.programs.program import Sampler
+from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.types import FINISH_EOS, Rollout
 from tests import tiny
 from tests.pipelines import tiny_runs

@@ -324,24 +324,24 @@ FAULTS = (
     " generate::a_stop_string_ends_an_answer",
     (
       "generate: one random number for all tokens",
-      "jax.random.fold_in(key, state.step)",
+      "jax.random.fold_in(key, step)",
       "jax.random.fold_in(key, 0)",
       "generate::each_token_has_a_random_number_of_its_own",
     ),
     (
       "generate: finished rows go on",
-      "new = jnp.where(state.done, old, new.astype(array.dtype))",
-      "new = jnp.where(False, old, new.astype(array.dtype))",
+      "(columns == column[:, None]) & alive[:, None]",
+      "columns == column[:, None]",
     ),
     (
       "generate: the end token does not count",
-      "response=put(state.response, alive)",
-      "response=put(state.response, alive * (1.0 - is_end))",
+      "step=answers.step + alive,",
+      "step=answers.step + (alive & ~is_end),",
     ),
     (
       "generate: positions count padding",
-      "positions = (state.length + state.step - 1)[:, None]",
-      "positions = (0 * state.length + slot)[:, None]",
+      "positions = (used - 1)[:, None]",
+      "positions = (0 * used + slot)[:, None]",
     ),
     (
       "generate: rows without a token are sampled",
@@ -354,42 +354,55 @@ FAULTS = (
       "is_end = is_end | ((found < 0) & is_late)",
     ),
     (
-      "generate: all ended by themselves",
-      "finish_reason=jnp.where(state.done, FINISH_EOS, FINISH_LENGTH)",
-      "finish_reason=jnp.where(state.done, FINISH_EOS, FINISH_EOS)",
-    ),
-  ),
-  *of(
-    "sampling",
-    "decoding.py",
-    "generate::compaction_changes_nothing"
-    " generate::a_cache_that_grows_changes_nothing"
-    " generate::samples_of_a_prompt_share_its_pass",
-    (
-      "generate: rows that are taken keep the places of others",
-      '        "row",\n        "stop",\n',
-      '        "stop",\n',
-    ),
-    (
-      "generate: the cache is not what the rows are",
-      "cache=take_rows(state.cache, rows)",
-      "cache=take_rows(state.cache, jnp.sort(rows)[::-1])",
+      "generate: a row reads what another left in the ring",
+      "age[None, :] < used[:, None]",
+      "age[None, :] <= used[:, None]",
+      "slots::waiting_prompts_take_the_place_of_done_rows",
     ),
     (
       "generate: one token beyond the cache",
-      "slots - prompt_width + 1)",
-      "slots - prompt_width + 2)",
+      "(state.need <= size)",
+      "(state.need <= size + 1)",
+      "generate::a_cache_that_grows_changes_nothing",
     ),
   ),
   *of(
     "sampling",
-    "generate.py",
+    "slots.py",
     "generate::compaction_changes_nothing"
-    " generate::a_cache_that_grows_changes_nothing",
+    " generate::a_cache_that_grows_changes_nothing"
+    " slots::waiting_prompts_take_the_place_of_done_rows"
+    " slots::a_ring_that_has_gone_round_grows",
+    (
+      "generate: all ended by themselves",
+      "finish_reason=jnp.where(answers.done, FINISH_EOS, FINISH_LENGTH)",
+      "finish_reason=jnp.where(answers.done, FINISH_EOS, FINISH_EOS)",
+      "generate::trap_01_pad_equals_eos_and_the_sampled_eos_counts",
+    ),
+    (
+      "generate: the cache is not what the rows are",
+      "cache_lib.take_rows(state.cache, rows)",
+      "cache_lib.take_rows(state.cache, jnp.sort(rows)[::-1])",
+    ),
     (
       "generate: rows that wait are written over",
-      "result[name][row] = value",
-      "result[name][: len(row)] = value",
+      "x.at[state.row].set(new)",
+      "x.at[: len(state.row)].set(new)",
+    ),
+    (
+      "generate: new rows take the place of some that go on",
+      "at = jnp.argsort(alive, stable=True)",
+      "at = jnp.argsort(~alive, stable=True)",
+    ),
+    (
+      "generate: prompts do not end where their rows go on",
+      "(jnp.arange(slots) - slot + width) % slots",
+      "jnp.arange(slots)",
+    ),
+    (
+      "generate: a ring that grows is not turned",
+      "source = (state.slot + jnp.arange(size)) % before",
+      "source = jnp.arange(size) % before",
     ),
   ),
   *of(
