@@ -138,6 +138,8 @@ class Rollout:
   segment_ids, positions: [N, L] int32 when several samples share a row
     (packing), else None. All other fields are then packed alike, except the
     per-sample ones, which stay [samples].
+  branch_ids: [N, L] int32 where samples of a segment share their prompt, as in
+    TokenBatch, or None.
   """
 
   tokens: Array
@@ -156,6 +158,14 @@ class Rollout:
   hidden: dict[str, Array] = flax.struct.field(default_factory=dict)
   segment_ids: Array | None = None
   positions: Array | None = None
+  branch_ids: Array | None = None
+
+  @property
+  def sequence_ids(self) -> Array | None:
+    """[N, L] int32 of packed rows: equal and adjacent within an answer."""
+    if self.branch_ids is None:
+      return self.segment_ids
+    return self.segment_ids * self.tokens.shape[1] + self.branch_ids
 
 
 @flax.struct.dataclass
@@ -171,7 +181,8 @@ class PolicyRows:
   mask: [N, L] float32, 1 on response tokens.
   tokens: [] float32, the sum of mask over the whole minibatch, of which these
     rows may be a part: what a mean over tokens divides by.
-  segment_ids: [N, L] int32 of packed rows, or None.
+  segment_ids: [N, L] int32 of packed rows, equal and adjacent within an
+    answer, or None.
   """
 
   logprobs: Array

@@ -83,7 +83,13 @@ def shared_trunk(
   rows, mask = Rows.of(rollout), rollout.response_mask
   x = roles.stream(policy, variables, rows, rollout.hidden.get("policy"))
   found = targets_lib.gather(
-    policy.network, variables["params"], x, rows.tokens, mask, targets
+    policy.network,
+    variables["params"],
+    x,
+    rows.tokens,
+    mask,
+    targets,
+    rows.before(),
   )
   log_p, entropies = roles.logprobs_at(
     found, temperature=temperature, is_unembedding_frozen=is_unembedding_frozen

@@ -315,6 +315,9 @@ def values(
 ) -> Array:
   """Returns [B, L]: the value of the state BEFORE each token (invariant 1)."""
   scores = prefix_scores(role, variables, rows, hidden)[..., 0]
+  before = rows.before()
+  if before is not None:
+    return jnp.take_along_axis(scores, before, axis=1)
   return jnp.pad(scores[:, :-1], ((0, 0), (1, 0)))
 
 

@@ -216,6 +216,9 @@ def _make_step(
     packing=settings.packing,
     unit=settings.parts * phase.world.ways,
     timer=timer,
+    groups=settings.groups(
+      phase.world.ways, actors.plan.policy.model.attention
+    ),
     further=policy_step.further(settings),
   )
   return Step(
@@ -241,7 +244,7 @@ def _load_actors(
   settings: Settings, world: World, base: Base
 ) -> actors_lib.Actors:
   value = settings.value if settings.has_critic else None
-  targets = settings.row_targets(world.ways)
+  targets = settings.row_targets(world.ways, base.config.attention)
   return actors_lib.load(settings, base, world, targets, value)
 
 
@@ -283,7 +286,7 @@ def run(settings: Settings, world: World) -> dict:
     world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
   )
   actors_lib.say_reference(settings, "policy")
-  policy_programs.say_rows(settings, world.ways)
+  policy_programs.say_rows(settings, world.ways, base.config.attention)
   arrays, facts = loop.run_steps(
     _make_step(settings, phase, sampler, actors, loader, text, writer),
     phase="policy",

@@ -211,7 +211,11 @@ def _itemsize(dtype: Any) -> int:
 
 
 def packed_layout(
-  mesh: AnyMesh, samples: tuple[int, int], packed: tuple[int, int]
+  mesh: AnyMesh,
+  samples: tuple[int, int],
+  packed: tuple[int, int],
+  *,
+  has_branches: bool = False,
 ) -> Packing:
   """Returns an abstract layout of samples in packed rows.
 
@@ -219,10 +223,12 @@ def packed_layout(
     mesh: where.
     samples: [N, L].
     packed: rows and tokens of a row.
+    has_branches: whether samples share tokens.
   """
   return Packing(
     cell=spread(mesh, packed, jnp.int32),
     place=spread(mesh, samples, jnp.int32),
     segment_ids=spread(mesh, packed, jnp.int32),
     positions=spread(mesh, packed, jnp.int32),
+    branch_ids=spread(mesh, packed, jnp.int32) if has_branches else None,
   )

@@ -7,6 +7,7 @@ import functools
 
 from rlhf_jax import generate
 from rlhf_jax.algorithms.policy_gradient import packing
+from rlhf_jax.models import attention as attention_lib
 from rlhf_jax.models import trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.programs import abstract, critic
@@ -81,12 +82,13 @@ def wire(
   return phase, sampler
 
 
-def say_rows(settings: Settings, ways: int) -> None:
+def say_rows(settings: Settings, ways: int, attention: str) -> None:
   """Prints how the answers of a rollout lie.
 
   Args:
     settings: of the pipeline.
     ways: parts that rows are split into over a mesh.
+    attention: the model's kind.
   """
   samples, new = settings.answers, settings.generate.max_new_tokens
   shape = packing.shape_of(
@@ -95,8 +97,14 @@ def say_rows(settings: Settings, ways: int) -> None:
     settings.prompts.max_length,
     new,
     settings.parts * ways,
+    settings.groups(ways, attention),
   )
-  print(f"policy: {packing.describe(shape, samples)}")
+  note = ""
+  is_able = attention in attention_lib.BRANCHING
+  if settings.generate.num_samples > 1 and shape is not None and not is_able:
+    note = f"; prompts stand once an answer, as attention={attention!r} reads "
+    note += "segments"
+  print(f"policy: {packing.describe(shape, samples)}{note}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +143,18 @@ class _Wired:
     """
     rows, length, new = self.shape
     unit = self.settings.parts * self.world.ways
-    found = packing.shape_of(self.settings.packing, rows, length, new, unit)
+    attention = self.actors.plan.policy.model.attention
+    groups = self.settings.groups(self.world.ways, attention)
+    found = packing.shape_of(
+      self.settings.packing, rows, length, new, unit, groups
+    )
     if found is None:
       return None, rows, length
     layout = abstract.packed_layout(
-      self.world.mesh, (rows, length), (found.most, found.tokens)
+      self.world.mesh,
+      (rows, length),
+      (found.most, found.tokens),
+      has_branches=found.group > 1,
     )
     return layout, found.most, found.tokens
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhf_jax import imported, optimizer, schema
 from rlhf_jax.algorithms.policy_gradient import (
+  groups_in_rows,
   importance,
   objectives,
   packing,
@@ -18,6 +19,7 @@ from rlhf_jax.algorithms.policy_gradient import (
 )
 from rlhf_jax.data import unread
 from rlhf_jax.data.dataset import Data
+from rlhf_jax.models import attention as attention_lib
 from rlhf_jax.programs import actors, build, critic
 from rlhf_jax.programs.world import World
 from rlhf_jax.schema import FieldError
@@ -40,7 +42,8 @@ class Settings(actors.Sampled):
   advantage_fn: str = ""  # import path of (rollout, config) -> rollout
   importance: importance.Config = importance.Config()  # trainer over sampler
   epochs: update.Config = update.Config()
-  packing: packing.Config = packing.Config()  # several samples in a row
+  packing: packing.GroupConfig = packing.GroupConfig()  # several samples in a
+  # row
   policy_optimizer: optimizer.Config = optimizer.Config(
     learning_rate=1e-6
   )  # of the policy
@@ -169,14 +172,47 @@ class Settings(actors.Sampled):
     """Pieces that the rows of a rollout are cut into."""
     return self.epochs.minibatches * self.epochs.microbatches
 
-  def row_targets(self, ways: int) -> int:
+  def row_targets(self, ways: int, attention: str) -> int:
     """Returns how many response tokens a row of a rollout holds at most.
 
     Args:
       ways: parts that rows are split into over a mesh.
+      attention: the model's kind.
     """
-    new = self.generate.max_new_tokens
-    return self.packing.targets(self.answers, self.parts * ways, new)
+    new, unit = self.generate.max_new_tokens, self.parts * ways
+    groups = self.groups(ways, attention)
+    return self.packing.targets(self.answers, unit, new, groups)
+
+  def groups(self, ways: int, attention: str) -> groups_in_rows.Groups:
+    """Returns which answers share their prompt in packed rows.
+
+    Args:
+      ways: parts that rows are split into over a mesh.
+      attention: the model's kind.
+
+    Raises:
+      FieldError: they always should, and cannot.
+    """
+    mode, count = self.packing.share_prompts, self.generate.num_samples
+    new, why = self.generate.max_new_tokens, ""
+    groups = groups_in_rows.Groups(count, self.prompts.max_length - new)
+    unit = self.parts * ways
+    if count == 1:
+      why = "generate.num_samples=1, so each prompt has one answer"
+    elif self.packing.row_tokens == 0:
+      why = "packing.row_tokens=0 gives each answer a row"
+    elif attention not in attention_lib.BRANCHING:
+      why = f"model.attention={attention!r} reads whole segments"
+    elif not self.packing.shares(self.answers, unit, new, groups):
+      why = f"{self.answers} answers are too few, so each has a row"
+    if why and mode == "always":
+      raise FieldError(
+        f"packing.share_prompts='always': {why}. Leave it at 'auto', or set "
+        "'never'."
+      )
+    if why or mode == "never":
+      return groups_in_rows.ALONE
+    return groups
 
 
 def _imported(

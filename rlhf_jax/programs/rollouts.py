@@ -30,7 +30,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import distributed, generate, metrics
-from rlhf_jax.algorithms.policy_gradient import groups, packing, returns
+from rlhf_jax.algorithms.policy_gradient import (
+  groups,
+  groups_in_rows,
+  packing,
+  returns,
+)
 from rlhf_jax.data import batches, dataset, overlap
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models.pretrained import Base
@@ -141,6 +146,7 @@ class Source:
   """An open source of judged samples.
 
   packing: how answers share rows.
+  groups: which of them share a prompt there.
   unit: what the number of rows must be a multiple of.
   further: name -> how further answers to each prompt are sampled, where a
     method wants them.
@@ -157,6 +163,7 @@ class Source:
   packing: packing.Config
   unit: int
   timer: metrics.Timer
+  groups: groups_in_rows.Groups = groups_in_rows.ALONE
   further: dict[str, generate.Config] = dataclasses.field(default_factory=dict)
 
   def prompts(self) -> PromptBatch:
@@ -226,7 +233,7 @@ class Source:
     new = self.sampler.config.max_new_tokens
     samples = distributed.fetch(samples)
     shape = packing.shape_of(
-      self.packing, *samples.tokens.shape, new, self.unit
+      self.packing, *samples.tokens.shape, new, self.unit, self.groups
     )
     return None if shape is None else packing.plan(samples, shape, usual)
 

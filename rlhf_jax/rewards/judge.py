@@ -189,6 +189,7 @@ def judge(
       pack(samples.valid_mask, packing),
       packing.positions,
       packing.segment_ids,
+      packing.branch_ids,
     )
     targets = pack(samples.response_mask, packing)
     place, spread = packing.place, functools.partial(unpack, packing=packing)

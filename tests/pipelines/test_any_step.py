@@ -91,7 +91,7 @@ def load_actors(config):
   settings, world = tiny_runs.settings_of(config), tiny_runs.world_of(config)
   base = world.base(settings.model)
   return actors.load(
-    settings, base, world, settings.row_targets(1), settings.value
+    settings, base, world, settings.row_targets(1, "einsum"), settings.value
   )
 
 

@@ -21,7 +21,7 @@ def load(config):
   """Returns the actors of a configuration."""
   settings, world = tiny_runs.settings_of(config), tiny_runs.world_of(config)
   base = world.base(settings.model)
-  targets = settings.row_targets(1)
+  targets = settings.row_targets(1, "einsum")
   return actors.load(settings, base, world, targets, settings.value)
 
 

@@ -25,7 +25,7 @@ def load(config):
   settings, world = tiny_runs.settings_of(config), tiny_runs.world_of(config)
   base = world.base(settings.model)
   return actors.load(
-    settings, base, world, settings.row_targets(1), settings.value
+    settings, base, world, settings.row_targets(1, "einsum"), settings.value
   )
 
 
@@ -46,6 +46,18 @@ def load(config):
     ),
     ({"value.init": "sft"}, "must be 'reward'"),
     ({"prompts.max_length": 7}, "leaves no room"),
+    (
+      {"packing.share_prompts": "always", "generate.num_samples": 1},
+      "share_prompts='always': generate.num_samples=1",
+    ),
+    (
+      {
+        "packing.share_prompts": "always",
+        "packing.row_tokens": 0,
+        "packing.row_targets": 0,
+      },
+      "share_prompts='always': packing.row_tokens=0",
+    ),
   ],
 )
 def test_settings_that_cannot_work(config, tmp_path, changes, words):

@@ -233,7 +233,7 @@ def evaluate(
       reference_logprobs=jax.lax.stop_gradient(reference),
       mask=mask,
       tokens=tokens,
-      segment_ids=rollout.segment_ids,
+      segment_ids=rollout.sequence_ids,
     )
   losses = function(log_ratio, advantages, config, **extra)
   if isinstance(losses, tuple):

@@ -7,8 +7,10 @@ do not change; only the number of rows does. Rows are placed on the host, under
 two capacities: tokens, and response tokens (which bounds the logits of a row).
 First-fit decreasing says how many are needed; samples are then spread evenly
 over them, so that minibatches of rows hold alike many. R is rounded up to a
-multiple, an eighth of the most rows there can be unless told otherwise, and
-stays what it was while it is enough, so that few shapes ever compile.
+multiple, a sixteenth of the most rows there can be unless told otherwise, with
+room to spare for longer answers than those met; it stays what it was while it
+is enough, so that few shapes ever compile. Answers to one prompt may share it
+(groups_in_rows.py).
 """
 
 from __future__ import annotations
@@ -22,12 +24,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import ops
+from rlhf_jax.algorithms.policy_gradient import groups_in_rows
 from rlhf_jax.types import Array, Rollout, Samples
 
 # Fields of a rollout that are not one array [N, L, ...] to be packed.
 _OTHERWISE = frozenset(
-  "score finish_reason further hidden segment_ids positions".split()
+  "score finish_reason further hidden segment_ids positions branch_ids".split()
 )
+
+
+SHARING = ("auto", "always", "never")
+SPARE = 1.0  # deviations; Shape.spare where nobody set the number of rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Config:
   row_multiple: int | None = (
     None  # R, the number of rows, is a multiple of this
   )
-  # (and so of minibatches); None: about an eighth of the most rows
+  # (and so of minibatches); None: about a sixteenth of the most rows
 
   def __post_init__(self) -> None:
     tokens = 0 if self.row_tokens is None else self.row_tokens
@@ -58,47 +65,102 @@ class Config:
         f"row_tokens={self.row_tokens}. Set row_tokens, or row_targets=0."
       )
 
-  def together(self, samples: int, unit: int) -> int:
+  def together(
+    self,
+    samples: int,
+    unit: int,
+    new: int,
+    groups: groups_in_rows.Groups = groups_in_rows.ALONE,
+  ) -> int:
     """Returns how many answers at their longest share a row of usual size.
 
     2 where an eighth of these rows is a multiple of unit, else 1; 0 where
-    each answer has a row because there are too few.
+    each answer has a row because there are too few. See Groups for those that
+    share a prompt.
 
     Args:
       samples: N.
       unit: what R must be a multiple of.
+      new: response tokens of a sample at most.
+      groups: of answers that share a prompt.
     """
     unit = unit if self.row_multiple is None else self.row_multiple
+    if groups.answers > 1:
+      return groups.together(samples, unit, new)
     if samples // 2 >= 8 * unit:
       return 2
     return 1 if samples >= 4 * unit else 0
 
-  def targets(self, samples: int, unit: int, new: int) -> int:
+  def shares(
+    self,
+    samples: int,
+    unit: int,
+    new: int,
+    groups: groups_in_rows.Groups = groups_in_rows.ALONE,
+  ) -> bool:
+    """Says whether answers share rows; see `together`."""
+    if self.row_tokens is None:
+      return self.together(samples, unit, new, groups) > 0
+    return self.row_tokens > 0
+
+  def targets(
+    self,
+    samples: int,
+    unit: int,
+    new: int,
+    groups: groups_in_rows.Groups = groups_in_rows.ALONE,
+  ) -> int:
     """Returns how many response tokens a row holds, packed or not.
 
     Args:
-      samples, unit: see `together`.
-      new: response tokens of a sample at most.
+      samples, unit, new, groups: see `together`.
     """
     if self.row_tokens is None:
-      return max(self.together(samples, unit), 1) * new
+      return max(self.together(samples, unit, new, groups), 1) * new
     if not self.row_tokens:
       return new
     return self.row_targets if self.row_targets else self.row_tokens
 
 
 @dataclasses.dataclass(frozen=True)
+class GroupConfig(Config):
+  """Shape of packed rows of answers, several to a prompt."""
+
+  share_prompts: str = "auto"  # whether the prompt of several answers stands
+  # in a row once: auto where attention can, always, or never
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.share_prompts not in SHARING:
+      raise ValueError(
+        f"share_prompts={self.share_prompts!r}: must be one of {SHARING}."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class Shape:
-  """Of packed rows: S, response tokens of a row, R at most, and its step."""
+  """Of packed rows: S, response tokens of a row, R at most, and its step.
+
+  group: answers that share their prompt, 1 for none.
+  spare: deviations of the tokens of a rollout that there is room for beyond
+    those that are met, so that the next ones find it too.
+  """
 
   tokens: int
   targets: int
   most: int
   multiple: int
+  group: int = 1
+  spare: float = 0.0
 
 
 def shape_of(
-  config: Config, samples: int, length: int, new: int, unit: int = 1
+  config: Config,
+  samples: int,
+  length: int,
+  new: int,
+  unit: int = 1,
+  groups: groups_in_rows.Groups = groups_in_rows.ALONE,
 ) -> Shape | None:
   """Returns the shape of packed rows, None where each sample has its own.
 
@@ -108,26 +170,37 @@ def shape_of(
     length: tokens of a sample at most.
     new: response tokens of a sample at most.
     unit: what R must be a multiple of: parts of an update, ways of a mesh.
+    groups: of answers that share a prompt.
   """
-  each = config.together(samples, unit)
-  tokens = each * length if config.row_tokens is None else config.row_tokens
+  each = config.together(samples, unit, new, groups)
+  tokens, group = config.row_tokens, groups.answers
+  if tokens is None:
+    tokens = each * length if group == 1 else each and length + (each - 1) * new
   if not tokens:
     return None
-  targets = config.targets(samples, unit, new)
-  most = -(-samples // max(min(tokens // length, targets // new), 1))
-  multiple = config.row_multiple
+  targets = config.targets(samples, unit, new, groups)
+  each = tokens // length if group == 1 else (tokens - length) // new + 1
+  each = max(min(each, targets // new), 1)
+  most = -(-samples // each)
+  if group > 1:
+    most = samples // group * -(-group // each)
+  multiple, spare = config.row_multiple, 0.0
   if multiple is None:
-    multiple = -(-most // (8 * unit)) * unit
-  return Shape(tokens, targets, -(-most // multiple) * multiple, multiple)
+    multiple, spare = -(-most // (16 * unit)) * unit, SPARE
+  most = -(-most // multiple) * multiple
+  return Shape(tokens, targets, most, multiple, group, spare)
 
 
 def describe(shape: Shape | None, samples: int) -> str:
   """Returns in words how the samples of a rollout lie."""
   if shape is None:
     return f"{samples} answers of a rollout, a row each"
+  shared = ""
+  if shape.group > 1:
+    shared = f"; {shape.group} to a prompt share that too"
   return (
     f"{samples} answers of a rollout share {shape.multiple} to {shape.most} "
-    f"rows, in steps of {shape.multiple}"
+    f"rows, in steps of {shape.multiple}{shared}"
   )
 
 
@@ -174,13 +247,56 @@ def plan(samples: Samples, shape: Shape, usual: int = 0) -> Packing:
       f"more than row_tokens={capacity[0]} or row_targets={capacity[1]}. Raise "
       "packing.row_tokens and packing.row_targets."
     )
+  if shape.group > 1:
+    return _plan_groups(samples, shape, usual, capacity)
   bins = ops.first_fit(sizes, capacity)
   count = -(-len(bins) // shape.multiple) * shape.multiple
-  count = usual if count <= usual <= 1.5 * count else count
+  count = _kept(count, usual, sizes, capacity, shape)
   even = _spread_evenly(sizes, capacity, count)
   bins = bins if even is None else even
   alone = [[((n,), 0) for n in members] for members in bins]
   return jax.tree.map(jnp.asarray, fill(alone, valid, count, shape.tokens))
+
+
+def _plan_groups(
+  samples: Samples, shape: Shape, usual: int, capacity: np.ndarray
+) -> Packing:
+  """Returns `plan` where answers share their prompt."""
+  valid = np.asarray(samples.valid_mask) > 0
+  response = np.asarray(samples.response_mask) > 0
+  groups = groups_in_rows.measure(
+    np.asarray(samples.tokens), valid, response, shape.group
+  )
+  counts = range(shape.multiple, shape.most + 1, shape.multiple)
+  bins, count = groups_in_rows.place(groups, capacity, counts)
+  answers = groups.answers.sum(1)
+  sizes = np.stack([groups.prompts + answers, answers], axis=1)
+  more = _kept(count, usual, sizes, capacity, shape)
+  if more > count:
+    even, count = groups_in_rows.spread(groups, capacity, more), more
+    bins = bins if even is None else even
+  layout = fill(bins, valid, count, shape.tokens, has_branches=True)
+  return jax.tree.map(jnp.asarray, layout)
+
+
+def _kept(
+  count: int, usual: int, sizes: np.ndarray, capacity: np.ndarray, shape: Shape
+) -> int:
+  """Returns R: the usual one, or one with room to spare.
+
+  Args:
+    count: that is needed.
+    usual: see `plan`.
+    sizes: [N, 2] of samples or groups, which are taken as independent.
+    capacity: [2] of a row.
+    shape: of the rows.
+  """
+  if count <= usual <= 1.5 * count:
+    return usual
+  spare = shape.spare * np.sqrt(len(sizes)) * sizes.std(axis=0)
+  roomy = int(np.max(np.ceil((sizes.sum(axis=0) + spare) / capacity)))
+  roomy = -(-roomy // shape.multiple) * shape.multiple
+  return max(count, min(roomy, shape.most))
 
 
 def _spread_evenly(
@@ -278,4 +394,5 @@ def pack_rollout(rollout: Rollout, packing: Packing) -> Rollout:
     hidden={k: pack(v, packing) for k, v in rollout.hidden.items()},
     segment_ids=packing.segment_ids,
     positions=packing.positions,
+    branch_ids=packing.branch_ids,
   )

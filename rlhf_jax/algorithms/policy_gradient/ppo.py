@@ -163,7 +163,7 @@ def denominators(rollout: Rollout, config: Config) -> Metrics:
       rollout.response_mask,
       config.aggregation,
       constant_tokens=config.aggregation_tokens,
-      segment_ids=rollout.segment_ids,
+      segment_ids=rollout.sequence_ids,
     ),
     "tokens": jnp.sum(rollout.response_mask),
   }
@@ -261,7 +261,7 @@ def loss(
       mask,
       config.aggregation,
       denominators["policy"],
-      segment_ids=rollout.segment_ids,
+      segment_ids=rollout.sequence_ids,
     )
 
   function = objectives.ppo

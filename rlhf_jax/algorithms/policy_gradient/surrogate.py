@@ -198,7 +198,7 @@ def loss(
       mask,
       config.aggregation,
       denominators["policy"],
-      segment_ids=rollout.segment_ids,
+      segment_ids=rollout.sequence_ids,
     )
 
   function = OBJECTIVES[config.objective]
