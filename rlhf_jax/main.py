@@ -27,6 +27,7 @@ import io
 import os
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Collection
 from pathlib import Path
@@ -34,6 +35,7 @@ from typing import Any
 
 from absl import flags, logging
 
+import rlhf_jax
 from rlhf_jax import command, output
 from rlhf_jax.schema import UserError
 
@@ -102,11 +104,12 @@ def run(
   """
   import jax
 
-  from rlhf_jax import distributed, interrupt, pipelines
+  from rlhf_jax import distributed, interrupt, pipelines, startup
   from rlhf_jax.pipelines import closing, smoke
   from rlhf_jax.pipelines import workdir as workdir_lib
   from rlhf_jax.runs import lock, loop
 
+  startup.begin(imports_seconds=time.perf_counter() - rlhf_jax.BEGUN)
   workdir = Path(workdir).expanduser()
   try:
     if is_smoke:

@@ -107,6 +107,13 @@ class Progress:
     if now - self._printed_at >= self._period:
       self._print(now)
 
+  def note(self, text: str) -> None:
+    """Prints a line of its own, "" none, beside the one that is rewritten."""
+    if text:
+      clear = "\r\x1b[K" if self._is_terminal else ""
+      self._stream.write(f"{clear}{self._phase}: {text}\n")
+      self._stream.flush()
+
   def close(self) -> None:
     """Prints the last state, and ends the line."""
     if self._line and self._line != self._printed:

@@ -3,6 +3,7 @@
 In an SVG each colour of PALETTE becomes a CSS variable, so that the page can
 be light or dark; text stays text, in the page's own font and size; and nothing
 refers to another file. Figures are made without pyplot, which keeps state.
+matplotlib is imported where something is drawn, for it takes long.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ import io
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
 # name -> (light, dark). Light colours must differ: the SVG is searched for
 # them, and each becomes var(--name).
@@ -85,6 +85,8 @@ def new_figure(
   inches: tuple[float, float], rows: int = 1, columns: int = 1
 ) -> tuple[Figure, np.ndarray]:
   """Returns a figure and its axes [rows, columns]; call within `styled`."""
+  from matplotlib.figure import Figure
+
   figure = Figure(figsize=inches, dpi=DOTS_PER_INCH, layout="constrained")
   figure.patch.set_alpha(0.0)
   if rows * columns > 1:
@@ -95,9 +97,15 @@ def new_figure(
   return figure, axes
 
 
-def styled() -> AbstractContextManager[None]:
-  """Returns a context in which matplotlib draws in this module's style."""
-  return matplotlib.rc_context(STYLE)
+def styled(more: dict[str, Any] | None = None) -> AbstractContextManager[None]:
+  """Returns a context in which matplotlib draws in this module's style.
+
+  Args:
+    more: settings of matplotlib beside that.
+  """
+  import matplotlib
+
+  return matplotlib.rc_context(STYLE | (more if more is not None else {}))
 
 
 _PROLOGUE = re.compile(
@@ -122,8 +130,9 @@ def inline_svg(
     content: its second argument.
     key: different for every figure of a page; makes its element ids unique.
   """
-  with styled():
-    matplotlib.rcParams["svg.hashsalt"] = key
+  from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+  with styled({"svg.hashsalt": key}):
     figure, axes = new_figure(SMALL_INCHES)
     draw(axes[0, 0], content)
     stream = io.StringIO()
@@ -140,6 +149,8 @@ def inline_svg(
 
 def png_bytes(figure: Figure, dots_per_inch: int) -> bytes:
   """Returns the figure as an opaque PNG."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+
   figure.patch.set_facecolor("white")
   figure.patch.set_alpha(1.0)
   figure.set_dpi(dots_per_inch)

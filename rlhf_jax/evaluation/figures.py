@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from rlhf_jax import terminal
 from rlhf_jax.evaluation.canvas import LIGHT
 from rlhf_jax.evaluation.win_rate import wilson_interval
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
 
 MAX_POINTS = 200  # longer curves are averaged in blocks, and say so
 MINUS = "\N{MINUS SIGN}"

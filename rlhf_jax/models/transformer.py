@@ -22,6 +22,7 @@ import dataclasses
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from rlhf_jax import ops
@@ -243,6 +244,24 @@ class Block(nn.Module):
     return mesh_lib.constrain_stream(x), cache
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_block(config: Config, lora_rank: int, variables: dict, *arguments):
+  """Returns what a Block returns.
+
+  Layers of one shape are traced, differentiated and lowered once for all, in
+  whatever program they stand; compilers put their bodies back in place.
+
+  Args:
+    config, lora_rank: of the Block.
+    variables: of this layer.
+    *arguments: of its call.
+  """
+  run = Block(config, lora_rank, parent=None).apply
+  if config.remat:
+    run = jax.checkpoint(run)
+  return run(variables, *arguments)
+
+
 class Transformer(nn.Module):
   """The decoder. Parameters: embedding, layer_i (or layers), final_norm."""
 
@@ -257,12 +276,9 @@ class Transformer(nn.Module):
       self.position_embedding = nn.Embed(
         c.max_length, c.width, embedding_init=nn.initializers.normal(0.02)
       )
-    block = Block
-    if c.remat:
-      block = nn.remat(Block, prevent_cse=not c.scan_layers)
     if c.scan_layers:
       self.layers = nn.scan(
-        block,
+        nn.remat(Block, prevent_cse=False) if c.remat else Block,
         variable_axes={"params": 0, "lora": 0},
         split_rngs={"params": True},
         in_axes=(nn.broadcast, 0, nn.broadcast, 0, nn.broadcast),
@@ -270,7 +286,7 @@ class Transformer(nn.Module):
       )(c, c.lora_rank)
     else:
       self.layer = [
-        block(c, c.lora_rank if i >= c.lora_first_layer else 0)
+        Block(c, c.lora_rank if i >= c.lora_first_layer else 0)
         for i in range(c.n_layers)
       ]
     self.final_norm = Norm(c.norm, c.norm_epsilon, c.norm_offset)
@@ -340,9 +356,10 @@ class Transformer(nn.Module):
       if i in taps:
         tapped[i] = x
       layer_cache = None if cache is None else cache[i]
-      x, layer_cache = self.layer[i](
-        x, turns, kinds[i], mask, layer_cache, slot
-      )
+      run = self.layer[i]
+      if not self.is_initializing():
+        run = functools.partial(_run_block, c, run.lora_rank, run.variables)
+      x, layer_cache = run(x, turns, kinds[i], mask, layer_cache, slot)
       if written is not None:
         written[i] = layer_cache
     if stop in taps:

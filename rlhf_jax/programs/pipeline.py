@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import config_tree, schema
+from rlhf_jax import config_tree, schema, startup
 from rlhf_jax.data import dataset
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import pretrained
@@ -151,6 +151,7 @@ class Job:
 
   def run(self, world: World) -> dict:
     """Runs it; returns what the pipeline returns."""
+    startup.begin()
     with schema.located(self.prefix), mesh_lib.current(world.mesh):
       return self.pipeline.run(self.settings, world)
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import distributed, integrity, metrics, terminal
+from rlhf_jax import distributed, integrity, metrics, startup, terminal
 from rlhf_jax.interrupt import Interrupt, Stopped
 from rlhf_jax.runs import checkpoint, finite, stages
 from rlhf_jax.runs.finite import NonFiniteError
@@ -137,23 +137,6 @@ class Schedule:
     return f"{self.epochs:g} epochs of"
 
 
-class CompileCounter:
-  """Counts XLA compilations; a run that compiles after warm-up is a bug."""
-
-  EVENT = "/jax/core/compile/backend_compile_duration"
-
-  def __init__(self) -> None:
-    self.count = 0
-    jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-  def _listen(self, event: str, duration: float, **_: Any) -> None:
-    del duration
-    self.count += event == self.EVENT
-
-
-_COMPILES = CompileCounter()
-
-
 def run_steps(
   one_step: OneStep,
   *,
@@ -235,10 +218,12 @@ def run_steps(
       )
 
     with terminal.Progress(phase, total_steps, initial=step) as progress:
+      startup.loaded()
       while step < total_steps and not facts.get("halt"):
         arrays, facts, row = one_step(step, arrays, facts)
         step += 1
         row = {k: float(v) for k, v in jax.device_get(row).items()}
+        progress.note(startup.first_step())
         refused = max(
           _refused_in_a_row(arrays), int(row.get("sys/skipped_updates", 0.0))
         )
@@ -285,7 +270,7 @@ def system_metrics() -> dict[str, float]:
   """Returns compilations so far and peak host memory in GiB (up is bad)."""
   peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return {
-    "sys/compiles": float(_COMPILES.count),
+    "sys/compiles": float(startup.COMPILES.count),
     "sys/memory_peak_gib": peak_kib / 2**20,
   }
 

@@ -201,6 +201,39 @@ def test_scanned_and_recomputed_equals_unrolled_with_gradients():
   )
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_layers_are_traced_once_and_compile_as_written_out(remat, monkeypatch):
+  config = dataclasses.replace(ROPE, remat=remat, n_layers=2)
+  tokens, variables = tokens_of((2, 5)), weights(config)
+  shared, traced = transformer._run_block, []
+
+  def rotate(*args):
+    traced.append(args)
+    return rotated(*args)
+
+  def written_out(*args):
+    return shared.__wrapped__(*args)
+
+  def compiled():
+    traced.clear()
+
+    def loss(given):
+      logits = Transformer(config).apply(given, tokens, np.ones((2, 5)))
+      return jnp.sum(logits**2)
+
+    program = jax.jit(jax.value_and_grad(loss)).lower(variables).compile()
+    return len(traced), program.cost_analysis()["flops"], program(variables)
+
+  rotated = transformer.rotate
+  monkeypatch.setattr(transformer, "rotate", rotate)
+  once = compiled()
+  monkeypatch.setattr(transformer, "_run_block", written_out)
+  every = compiled()
+  assert once[0] == 2 and every[0] >= 2 * config.n_layers  # queries and keys
+  assert once[1] == every[1]
+  jax.tree.map(np.testing.assert_array_equal, once[2], every[2])
+
+
 def test_scan_init_has_the_shapes_of_the_stack():
   config = dataclasses.replace(ROPE, lora_rank=2)
   scanned = dataclasses.replace(config, scan_layers=True)

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import optax
 
+from rlhf_jax import startup
 from rlhf_jax.algorithms.policy_gradient import (
   grpo,
 )
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.runs import loop
 from tests.pipelines import tiny_runs
 
 PROMPTS = [" the cat", " a", " sat on", " is"]
@@ -64,7 +64,7 @@ class Run:
     return self
 
 
-COUNTER = loop.CompileCounter()
+COUNTER = startup.COMPILES
 
 
 def on_samples(policy, learn, steps, **how):

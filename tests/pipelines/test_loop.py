@@ -1,5 +1,6 @@
 """The loop of every stage, on a step that only counts."""
 
+import re
 import signal
 import types
 
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import metrics
+from rlhf_jax import metrics, startup
 from rlhf_jax.runs import checkpoint, finite, loop
 from rlhf_jax.schema import FieldError, UserError
 from rlhf_jax.types import TrainState
@@ -201,6 +202,17 @@ def test_only_every_so_many_rows_are_logged(tmp_path):
   rows = metrics.read_metrics(tmp_path / "metrics.jsonl")
   assert [row["step"] for row in rows] == [2, 4, 5]
   assert rows[0]["sys/compiles"] >= 0
+
+
+def test_a_stage_says_once_how_long_its_start_took(tmp_path, capsys):
+  startup.begin()
+  run(tmp_path / "first", [0.5] * 3)
+  run(tmp_path / "second", [0.5] * 3)  # another loop of the same stage
+  told = capsys.readouterr().err
+  (line,) = [x for x in told.splitlines() if "first step after" in x]
+  assert re.fullmatch(r"\w+: first step after .* programs, .*", line)
+  for folder in ("first", "second"):  # no metric: equal runs have equal ones
+    assert "loading" not in (tmp_path / folder / "metrics.jsonl").read_text()
 
 
 def test_every_pass_is_a_pass():

@@ -1,0 +1,104 @@
+"""What is counted and said of a run's start."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax import startup
+from tests import compile_cache
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+LATER = ("matplotlib", "tensorboardX", "sympy", "torch", "pandas", "scipy")
+TRACED = "/jax/core/compile/jaxpr_trace_duration"
+
+
+def add_one(x):
+  return x + 1
+
+
+@pytest.fixture
+def stage(monkeypatch):
+  """No stage is under way, and the clock says what the test wants."""
+  now = [0.0]
+  monkeypatch.setattr(startup, "_open", None)
+  monkeypatch.setattr(startup.time, "perf_counter", lambda: now[0])
+  return now
+
+
+def compile_anew(size):
+  """Compiles a program of its own; returns what was added to COMPILES."""
+  before = startup.COMPILES.count
+  jax.clear_caches()
+  jax.jit(add_one)(np.zeros(size, np.float32))
+  return startup.COMPILES.programs[before:]
+
+
+def test_programs_are_counted_by_name_when_they_compile_and_not_after():
+  function = jax.jit(add_one)
+  before = startup.COMPILES.count
+  for _ in range(3):
+    function(np.zeros(3, np.float32))
+  (program,) = startup.COMPILES.programs[before:]
+  assert "add_one" in program.name and program.seconds > 0
+  function(np.zeros(4, np.float32))
+  assert startup.COMPILES.count == before + 2
+
+
+def test_programs_that_were_kept_are_told_from_new_ones(tmp_path, monkeypatch):
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  with compile_cache.kept(tmp_path):
+    found = [compile_anew(5)[0].is_kept for _ in range(2)]
+    found.append(compile_anew(6)[0].is_kept)
+  assert found == [False, True, False]
+
+
+def test_seconds_inside_others_count_once():
+  counted = startup.Compiles()
+  counted._add(TRACED, 2.0, 3.0)
+  counted._add(TRACED, 4.0, 5.0)
+  assert counted.seconds == 2.0
+  counted._add(TRACED, 1.0, 6.0)  # around both
+  counted._add(COMPILED, 6.0, 7.5, fun_name="jit(f)")
+  counted._add("/jax/elsewhere", 8.0, 9.0)
+  assert counted.seconds == 6.5
+  assert counted.programs == [startup.Compiled("jit(f)", 1.5, False)]
+
+
+def test_the_line_says_what_took_how_long(stage, monkeypatch):
+  counted = startup.Compiles()
+  monkeypatch.setattr(startup, "COMPILES", counted)
+  stage[0] = 10.0
+  startup.begin(imports_seconds=2.0)
+  startup.begin()  # a stage inside it
+  counted._add(COMPILED, 0.0, 1.0)
+  stage[0] = 14.0
+  startup.loaded()
+  counted._note("/jax/compilation_cache/cache_hits")
+  counted._add(COMPILED, 1.0, 3.0)
+  stage[0] = 16.5
+  assert startup.first_step() == (
+    "first step after 8.5 s: imports 2.0, loading 3.0, compiling 3.0 "
+    "(2 programs, 1 of them kept), the step 0.5"
+  )
+  assert startup.first_step() == ""
+  startup.loaded()  # the loop of a second round
+  startup.begin()
+  startup.loaded()
+  stage[0] = 17.0
+  assert startup.first_step() == (
+    "first step after 0.5 s: loading 0.0, compiling 0.0 (0 programs, 0 of "
+    "them kept), the step 0.5"
+  )
+
+
+def test_pipelines_import_nothing_that_only_a_report_needs():
+  code = "import sys, rlhf_jax.main, rlhf_jax.pipelines; print(*sys.modules)"
+  found = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  loaded = {name.partition(".")[0] for name in found.stdout.split()}
+  assert {"jax", "rlhf_jax"} <= loaded
+  assert not loaded & set(LATER)
