@@ -7,6 +7,11 @@ Programs are compiled for each slice (libtpu is needed, a TPU is not) and the
 collectives are read from their HLO. Where bytes a chip stay flat the step
 time does too, as far as the interconnect decides it. With --analytic the
 numbers are estimates by formula.
+
+MFU is what the model needs (3 forward passes; recomputation is not counted)
+over the time at peak rates: if the interconnect hides behind compute, if it
+does not, and if besides each collective has the links of one dimension of the
+torus only, which is so for a line of chips. Nothing ran: an upper bound.
 """
 
 from __future__ import annotations
@@ -24,7 +29,8 @@ from rlhf_jax import plan  # noqa: E402  (after the path is set)
 MIB = 2**20
 HEAD = (
   "| slice | data x fsdp x tensor | peak GiB | TFLOP | sent MiB | of it "
-  "| compute ms | ICI ms |\n|---|---|---|---|---|---|---|---|"
+  "| asynchronous | compute ms | ICI ms | MFU |\n"
+  "|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -67,8 +73,23 @@ def row(arguments: argparse.Namespace, name: str) -> str:
   return (
     f"| {name} | {mesh} | {line.peak / 2**30:.2f} | "
     f"{line.flops / 1e12:.2f} | {sum(line.sent.values()) / MIB:.0f} | {kinds} "
-    f"| {line.compute * 1e3:.0f} | {line.network * 1e3:.0f} |"
+    f"| {line.asynchronous:.0f} of {sum(line.calls.values()):.0f} calls, "
+    f"{line.hidden / MIB:.0f} MiB "
+    f"| {line.compute * 1e3:.0f} | {line.network * 1e3:.0f} "
+    f"| {utilisation(line, slice_)} |"
   )
+
+
+def utilisation(line: Any, slice_: Any) -> str:
+  """Returns MFU in percent: all hidden, nothing, nothing and fewer links."""
+  needed = line.compute * 3 / 4  # one pass of four is recomputation (remat)
+  alone = line.network * slice_.chip.dimensions
+  times = (
+    max(line.compute, line.network),
+    line.compute + line.network,
+    line.compute + alone,
+  )
+  return " / ".join(f"{100 * needed / time:.0f}" for time in times)
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ class Dense(nn.Module):
     init = nn.initializers.normal(width**-0.5)
     kernel = self.param("kernel", init, (width, self.features))
     whole = functools.partial(self._whole, leading=leading)
-    y = jnp.matmul(x, whole("kernel", kernel))
+    y = self._product(x, kernel, leading)
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,))
       y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
@@ -45,6 +45,16 @@ class Dense(nn.Module):
       b = whole("lora_b", self.get_variable("lora", "lora_b"))
       y = y + jnp.matmul(self.lora_scale * jnp.matmul(x, a), b)
     return y.reshape(*leading, self.features)
+
+  def _product(
+    self, x: Array, kernel: Array, leading: tuple[int, ...]
+  ) -> Array:
+    """Returns x W; for single tokens the weight stays as it is."""
+    kernel = kernel.astype(self.dtype)
+    if leading[-1] == 1 or not mesh_lib.is_split():
+      return jnp.matmul(x, kernel)
+    path = "/".join((*self.path, "kernel"))
+    return rules.matmul(path, x, kernel, rows=leading[0])
 
   def _whole(self, name: str, weight: Array, leading: tuple[int, ...]) -> Array:
     """Returns a weight in the compute dtype, gathered but for single tokens."""

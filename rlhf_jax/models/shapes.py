@@ -4,9 +4,9 @@
 reads them: there is nothing to train from.
 
 Sources of the dimensions: Llama 3 (Grattafiori et al. 2024, arXiv:2407.21783,
-table 3, and the config.json of the release); Gemma (Gemma Team 2024,
-arXiv:2403.08295, table 1); SmolLM2 (Allal et al. 2025, arXiv:2502.02737, and
-the config.json of SmolLM2-135M-Instruct).
+table 3, and the config.json of the releases, of Llama 3.2 too); Gemma (Gemma
+Team 2024, arXiv:2403.08295, table 1); SmolLM2 (Allal et al. 2025,
+arXiv:2502.02737, and the config.json of SmolLM2-135M-Instruct).
 
 "Gemma-shaped" is meant literally: the sizes are Gemma's, but its scaled
 embeddings and (1 + gain) norms are not implemented. They move no byte and no
@@ -30,6 +30,17 @@ SHAPES: dict[str, Config] = {
     head_dim=64,
     mlp_width=1536,
     rope_theta=100_000.0,
+    max_length=8192,
+  ),
+  "llama32_1b": Config(  # 1.24 billion
+    vocab_size=128_256,
+    width=2048,
+    n_layers=16,
+    n_heads=32,
+    n_kv_heads=8,
+    head_dim=64,
+    mlp_width=8192,
+    rope_theta=500_000.0,
     max_length=8192,
   ),
   "gemma_2b": Config(  # 2.51 billion

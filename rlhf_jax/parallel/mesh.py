@@ -11,13 +11,14 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rlhf_jax.parallel import overlap, torus
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array, PyTree
 
@@ -53,6 +54,7 @@ def all_devices() -> list[jax.Device]:
   Raises:
     UserError: none of the platform that JAX_PLATFORMS names.
   """
+  overlap.set_options()
   try:
     return jax.devices()
   except (RuntimeError, AssertionError) as error:
@@ -201,13 +203,18 @@ def constrain_rows(mesh: Mesh, tree: PyTree) -> PyTree:
   return jax.tree.map(one, tree)
 
 
-def current(mesh: Any) -> contextlib.AbstractContextManager:
-  """Returns the context in which models that are traced know the mesh.
+@contextlib.contextmanager
+def current(mesh: Any) -> Iterator[None]:
+  """Makes the context in which models that are traced know the mesh.
 
   Args:
     mesh: a mesh or an abstract one.
   """
-  return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+  with (
+    jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+    torus.using(mesh),
+  ):
+    yield
 
 
 def row_ways(mesh: Any = None) -> int:

@@ -21,9 +21,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlhf_jax.parallel.mesh import BATCH_AXES, constrain
+from rlhf_jax.parallel import torus
+from rlhf_jax.parallel.mesh import BATCH_AXES, constrain, row_ways
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array, PyTree
 
@@ -127,16 +129,44 @@ def gather(path: str, weight: Array, *, is_table: bool = False) -> Array:
       cannot bring their gradients into the owned parts by an all-to-all.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  owned = []
-  axes = _axes_for(path, tuple(weight.shape))
-  for size, entry in zip(weight.shape, axes, strict=True):
-    name, _ = _unmarked(entry)
-    is_split = name is not None and size % mesh.shape[name] == 0
-    owned.append(name if is_split else None)
+  owned = _owned(path, weight)
   whole = [None if name == "fsdp" else name for name in owned]
-  if is_table and mesh.size != mesh.shape["fsdp"]:
-    owned = whole
-  return _gather(weight, PartitionSpec(*whole), PartitionSpec(*owned))
+  keeps_whole = is_table and mesh.size != mesh.shape["fsdp"]
+  return _gather(
+    weight,
+    PartitionSpec(*owned),
+    PartitionSpec(*whole),
+    PartitionSpec(*(whole if keeps_whole else owned)),
+  )
+
+
+def matmul(path: str, x: Array, weight: Array, rows: int) -> Array:
+  """Returns x W, inside jit, the weight gathered for it as by `gather`.
+
+  On slices where "fsdp" runs through several dimensions of the torus both the
+  gathering and the gradient's sum go by stages (torus.py).
+
+  Args:
+    path: names joined by "/", as in the table.
+    x: [M, in], M a multiple of `rows`.
+    weight: [in, out], cast to the dtype it is used in.
+    rows: of the batch, what the mesh splits.
+  """
+  stages, owned = torus.stages(), tuple(_owned(path, weight))
+  if not stages or "fsdp" not in owned or rows % row_ways():
+    return jnp.matmul(x, gather(path, weight))
+  return torus.matmul(x, weight, owned, stages)
+
+
+def _owned(path: str, weight: Array) -> list[str | None]:
+  """Returns the mesh axis that splits each dimension of a weight."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = _axes_for(path, tuple(weight.shape))
+  names = [_unmarked(entry)[0] for entry in axes]
+  return [
+    name if name is not None and size % mesh.shape[name] == 0 else None
+    for size, name in zip(weight.shape, names, strict=True)
+  ]
 
 
 def gather_tree(tree: PyTree, dtype: str) -> PyTree:
@@ -162,23 +192,38 @@ def gather_tree(tree: PyTree, dtype: str) -> PyTree:
   return jax.tree_util.tree_map_with_path(one, tree)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(weight: Array, whole: PartitionSpec, owned: PartitionSpec) -> Array:
-  del owned
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(
+  weight: Array,
+  owned: PartitionSpec,
+  whole: PartitionSpec,
+  summed: PartitionSpec,
+) -> Array:
+  """Returns the weight split as `whole`, its gradient split as `summed`."""
+  del summed
+  if torus.stages() and "fsdp" in owned:
+    return torus.gather(weight, owned, torus.stages())
   return constrain(weight, whole)
 
 
 def _gather_forward(
-  weight: Array, whole: PartitionSpec, owned: PartitionSpec
+  weight: Array,
+  owned: PartitionSpec,
+  whole: PartitionSpec,
+  summed: PartitionSpec,
 ) -> tuple[Array, None]:
-  return _gather(weight, whole, owned), None
+  return _gather(weight, owned, whole, summed), None
 
 
 def _gather_backward(
-  whole: PartitionSpec, owned: PartitionSpec, _: None, gradient: Array
+  owned: PartitionSpec,
+  whole: PartitionSpec,
+  summed: PartitionSpec,
+  _: None,
+  gradient: Array,
 ) -> tuple[Array]:
-  del whole
-  return (constrain(gradient, owned),)
+  del owned, whole
+  return (constrain(gradient, summed),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

@@ -10,6 +10,11 @@ Bytes sent by one device, for ring algorithms on a group of n devices:
   reduce-scatter   result (n - 1)            all-to-all    result (n - 1) / n
   all-reduce       2 result (n - 1) / n
 
+A collective is asynchronous where it has a start and a done, between which
+the device may compute. On TPU both are fusions, and so is what computes in
+between and moves the collective on; each of them names the collective, which
+is counted at its start.
+
 Multiply-adds of dots and convolutions count as two FLOPs. Custom kernels are
 not seen.
 """
@@ -48,6 +53,8 @@ _IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
 _CONTRACTING = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _NAMES = re.compile(r"%([\w.\-]+)")
+_START, _DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
+_CARRIES_ON = "async_collective_fusion"
 
 
 @dataclasses.dataclass
@@ -55,6 +62,8 @@ class Counts:
   """Of one program on one device.
 
   calls, sent: kind of collective -> how often, and bytes sent.
+  asynchronous, hidden: of them, how often and bytes, those with a start and a
+    done.
   flops: of dots and convolutions.
   loops: lengths assumed for loops whose length the text does not give.
   """
@@ -65,6 +74,8 @@ class Counts:
   sent: dict[str, float] = dataclasses.field(
     default_factory=lambda: defaultdict(float)
   )
+  asynchronous: float = 0.0
+  hidden: float = 0.0
   flops: float = 0.0
   loops: int = 0
 
@@ -89,9 +100,15 @@ def count(text: str, devices: int, trips: int = 1) -> Counts:
   totals, found = defaultdict(float), Counts()
   _visit(entry, 1.0, computations, totals, found, trips)
   for name, times in totals.items():
-    types = {i.name: i.type for i in computations[name]}
-    for instruction in computations[name]:
-      _add(found, instruction, types, times, devices)
+    body = computations[name]
+    types = {i.name: i.type for i in body}
+    is_start = any(_START in i.rest for i in body)
+    goes_on = name.startswith(_CARRIES_ON) or any(_DONE in i.rest for i in body)
+    for instruction in body:
+      if instruction.opcode.removesuffix("-start") not in KINDS:
+        _add_flops(found, instruction, types, times)
+      elif is_start or not goes_on:
+        _add_sent(found, instruction, times, devices, is_start=is_start)
   return found
 
 
@@ -199,21 +216,35 @@ def _size(dtype: str) -> int:
   return max(1, bits // 8)
 
 
-def _add(
+def _add_sent(
+  found: Counts,
+  instruction: _Instruction,
+  times: float,
+  devices: int,
+  *,
+  is_start: bool,
+) -> None:
+  """Adds one collective that runs so many times."""
+  kind = instruction.opcode.removesuffix("-start")
+  size = _group_size(instruction.rest, devices, kind)
+  if size == 1:
+    return
+  sent = times * _sent(instruction, kind, size)
+  found.calls[kind] += times
+  found.sent[kind] += sent
+  if is_start or instruction.opcode.endswith("-start"):
+    found.asynchronous += times
+    found.hidden += sent
+
+
+def _add_flops(
   found: Counts,
   instruction: _Instruction,
   types: dict[str, str],
   times: float,
-  devices: int,
 ) -> None:
   """Adds one instruction that runs so many times."""
-  kind = instruction.opcode.removesuffix("-start")
-  if kind in KINDS:
-    size = _group_size(instruction.rest, devices, kind)
-    if size > 1:
-      found.calls[kind] += times
-      found.sent[kind] += times * _sent(instruction, kind, size)
-  elif kind in ("dot", "convolution"):
+  if instruction.opcode in ("dot", "convolution"):
     found.flops += times * _flops(instruction, types)
 
 

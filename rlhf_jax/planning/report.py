@@ -37,6 +37,8 @@ class Line:
     and without what it drops.
   idle: resident, but not read by this program.
   sent: kind of collective -> bytes; "estimate" where nothing was compiled.
+  calls: kind -> how many; asynchronous, hidden: of them all, and of the bytes,
+    what has a start and a done, between which the device may compute.
   flops: counted from the model, spread evenly over the devices.
   hlo_flops: of the compiled program's matrix products, or None.
   compute, traffic, network: seconds at the peak rates.
@@ -59,6 +61,8 @@ class Line:
   hlo_flops: float | None
   sent: dict[str, float]
   calls: dict[str, float]
+  asynchronous: float
+  hidden: float
   compute: float
   traffic: float
   network: float
@@ -278,6 +282,8 @@ def _line(
     hlo_flops=None if counts is None else counts.flops,
     sent=sent,
     calls=calls,
+    asynchronous=0.0 if counts is None else counts.asynchronous,
+    hidden=0.0 if counts is None else counts.hidden,
     compute=flops * share / chip.flops,
     traffic=work.traffic * share / chip.bandwidth,
     network=sum(sent.values()) * share / chip.ici,

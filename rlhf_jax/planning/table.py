@@ -121,6 +121,12 @@ def _sent(line: Line) -> str:
   ]
   if not kinds:
     return ""
+  count = sum(line.calls.values())
+  if count:
+    kinds.append(
+      f"{line.asynchronous:.0f} of {count:.0f} calls asynchronous "
+      f"({line.hidden / _MIB:.0f} MiB)"
+    )
   return textwrap.fill(
     f"sends {', '.join(kinds)}",
     width=80,

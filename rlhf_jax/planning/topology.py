@@ -28,6 +28,8 @@ from typing import Any
 
 import jax
 
+from rlhf_jax.parallel import overlap
+
 GIB = 2**30
 
 
@@ -152,6 +154,7 @@ def compile_devices(topology: Topology) -> list[Any]:
     return devices[: topology.devices]
   from jax.experimental import topologies
 
+  overlap.set_options()
   # libtpu takes a host to have 2 x 2 chips unless it is told otherwise.
   bounds = {"chips_per_host_bounds": [1, 1, 1]} if topology.chips == 1 else {}
   try:

@@ -56,6 +56,48 @@ def test_counts_by_hand():
   assert found.sent["all-reduce"] == 3 * 2 * (16 * 32 * 4) / 2
   assert found.flops == 3 * 2 * 16 * 32 * 64 + 2 * 2 * 7 * 11
   assert found.loops == 0
+  assert (found.asynchronous, found.hidden) == (1, 16 * 8 * 2 * 3 / 4)
+
+
+# What the TPU compiler makes of one all-gather beside a matrix product.
+FUSED = """HloModule jit_f
+
+%started (p: bf16[4,8]) -> (bf16[4,8], bf16[16,8], u32[]) {
+  %g.1 = bf16[16,8]{1,0} all-gather(%p), replica_groups=[1,4]<=[4]
+  ROOT %k.1 = (bf16[4,8], bf16[16,8], u32[]) custom-call(%g.1), \
+custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.1 (p: bf16[4,8]) -> (f32[2,7], u32[]) {
+  %u = f32[2,11]{1,0} parameter(1)
+  %v = f32[11,7]{1,0} parameter(2)
+  %c = f32[2,7]{1,0} convolution(%u, %v), dim_labels=bf_io->bf
+  %g.2 = bf16[16,8]{1,0} all-gather(%p), replica_groups=[1,4]<=[4]
+  ROOT %t = (f32[2,7], u32[]) tuple(%c, %g.2)
+}
+
+%ended (p: bf16[4,8]) -> bf16[16,8] {
+  %g.3 = bf16[16,8]{1,0} all-gather(%p), replica_groups=[1,4]<=[4]
+  ROOT %k.2 = bf16[16,8]{1,0} custom-call(%p, %g.3), \
+custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (p: bf16[4,8]) -> bf16[16,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  %s = (bf16[4,8], bf16[16,8], u32[]) fusion(%p), kind=kCustom, calls=%started
+  %m = (f32[2,7], u32[]) fusion(%s), calls=%async_collective_fusion.1
+  %l = bf16[16,8]{1,0} all-gather(%p), replica_groups=[1,4]<=[4]
+  ROOT %e = bf16[16,8]{1,0} fusion(%s, %m), kind=kCustom, calls=%ended
+}
+"""
+
+
+def test_a_fused_asynchronous_collective_counts_once():
+  found = hlo.count(FUSED, devices=4)
+  one = 16 * 8 * 2 * 3 / 4
+  assert (found.calls["all-gather"], found.sent["all-gather"]) == (2, 2 * one)
+  assert (found.asynchronous, found.hidden) == (1, one)
+  assert found.flops == 2 * 2 * 7 * 11
 
 
 def test_a_batched_product_in_the_form_of_a_convolution():

@@ -68,6 +68,7 @@ def test_a_policy_compiles_as_it_is_estimated():
   assert line_of(found, "decode").unknown_loops == 1
   text = table.render(found)
   assert "COMPILED" in text and "data=2 x fsdp=2 x tensor=2" in text
+  assert "calls asynchronous" in " ".join(text.split())
   assert json.loads(json.dumps(table.as_json(found)))["fits"]
 
 

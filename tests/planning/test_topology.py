@@ -49,6 +49,7 @@ def test_a_device_has_its_part_of_the_chip():
   ("name", "billions"),
   [
     ("smollm2_135m", 0.1345),
+    ("llama32_1b", 1.2358),
     ("gemma_2b", 2.506),
     ("llama3_8b", 8.030),
     ("llama3_70b", 70.55),
