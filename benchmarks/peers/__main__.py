@@ -13,13 +13,14 @@ Each side runs in a process of its own, ours and theirs by turns; the first
 steps, which compile and load, are left out. Printed are medians over the runs
 of the mean CPU seconds of a step (all threads) and of its wall time, their
 range, the time to the first step (nothing compiled is kept from before), CPU
-seconds of the whole process, peak memory, and the ratio peer / ours: above 1 means that we are faster. Both sides
-compute in float32 (but for the variant bfloat16). "mark" is a number that is
-the same on both sides where the work is: the loss of the first step (sft,
-reward), the log-probability of its preferred answers (dpo), or the tokens that
-a step samples, which are random. --output holds everything after each run;
-what fails is named, and the rest goes on. Nothing else should run on the
-machine. --shape=tiny --steps=2 --repeats=1 tries all commands.
+seconds of the whole process, peak memory, and the ratio peer / ours: above 1
+means that we are faster. Both sides compute in float32 (but for the variant
+bfloat16). "mark" is a number that is the same on both sides where the work is:
+the loss of the first step (sft, reward), the log-probability of its preferred
+answers (dpo), or the tokens that a step samples, which are random. --output
+holds everything after each run; what fails is named, and the rest goes on.
+Nothing else should run on the machine. --shape=tiny --steps=2 --repeats=1 tries
+all commands.
 
 What is not the same:
 - dpo: a step of ours leaves the reference out, which was computed before, as

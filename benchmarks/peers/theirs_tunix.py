@@ -255,16 +255,34 @@ def grpo(folder, steps, variant):
   CLOCK.tick(sampled[-1])
 
 
-def judged_ppo(folder, steps, variant):
-  """Tunix's PPOLearner, two updates of policy and critic a rollout."""
-  from flax import nnx
-  from tunix.rl.ppo import ppo_learner
+def critic_of(folder):
+  """Returns the Llama with a head of one number.
 
-  del variant
+  Tunix 0.1.7 gives critics segments, which its Llama does not take; a mask says
+  the same.
+  """
+  from flax import nnx
+  from tunix.models.llama3 import model
+
+  class Critic(model.Llama3):
+    def __call__(self, *args, segment_ids=None, **how):
+      del segment_ids
+      return super().__call__(*args, **how)
+
   critic = load(folder)
+  critic.__class__ = Critic
   width = critic.config.embed_dim
   critic.config = dataclasses.replace(critic.config, weight_tying=False)
   critic.lm_head = nnx.Linear(width, 1, use_bias=False, rngs=nnx.Rngs(0))
+  return critic
+
+
+def judged_ppo(folder, steps, variant):
+  """Tunix's PPOLearner, two updates of policy and critic a rollout."""
+  from tunix.rl.ppo import ppo_learner
+
+  del variant
+  critic = critic_of(folder)
   found, data, sampled = cluster(folder, steps, 2, ANSWERS, critic)
   ppo_learner.PPOLearner(
     rl_cluster=found,
