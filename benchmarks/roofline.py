@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -369,15 +369,16 @@ def vocabularies(size: Size) -> list[str]:
   return lines
 
 
-def report(size: Size) -> str:
-  """Measures everything; returns three tables."""
+def report(size: Size) -> Iterator[str]:
+  """Measures; yields the limits, then each table when it is done."""
   flops, read = limits(size)
-  first = (
+  yield (
     f"a float32 product: {flops / 1e9:.0f} GFLOP/s; a read: "
     f"{read / 1e9:.1f} GB/s; jax {jax.__version__}"
   )
-  parts = [[first], shares(size, flops, read), growth(size), vocabularies(size)]
-  return "\n\n".join("\n".join(lines) for lines in parts)
+  yield "\n".join(shares(size, flops, read))
+  yield "\n".join(growth(size))
+  yield "\n".join(vocabularies(size))
 
 
 def main() -> int:
@@ -388,7 +389,8 @@ def main() -> int:
   parser.add_argument("--tiny", action="store_true", help="try the command")
   asked = parser.parse_args()
   jax.config.update("jax_threefry_partitionable", True)
-  print(report(TINY if asked.tiny else Size()))
+  for part in report(TINY if asked.tiny else Size()):
+    print(f"{part}\n", flush=True)
   return 0
 
 

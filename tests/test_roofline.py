@@ -27,7 +27,7 @@ def test_the_loss_needs_no_logits_of_all_states():
 
 @pytest.mark.slow
 def test_the_command_measures_each_program_and_what_grows():
-  text = roofline.report(roofline.TINY)
+  text = "\n".join(roofline.report(roofline.TINY))
   programs = "SFT update,PPO prefill,PPO decode,PPO judge,PPO update"
   for name in programs.split(","):
     assert f"| {name} |" in text
