@@ -1,8 +1,15 @@
 #!/usr/bin/env bash
-# An environment with the peers of benchmarks/peers:
-#   make_environment.sh FOLDER [VERSION OF TRL]
-# PPO needs TRL 1.12, the last one that has it.
+# An environment with a peer of benchmarks/peers:
+#   make_environment.sh trl FOLDER [VERSION]     PPO needs 1.12, the last with it
+#   make_environment.sh tunix FOLDER [VERSION]
 set -euo pipefail
-python3 -m venv "$1"
-"$1/bin/pip" install -q torch transformers "trl${2:+==$2}" datasets accelerate
-"$1/bin/pip" freeze | grep -E '^(torch|transformers|trl|datasets|accelerate)=='
+version=${3:+==$3}
+case ${1:-} in
+  trl) packages=(torch transformers "trl$version" datasets accelerate) ;;
+  tunix) packages=("google-tunix$version" transformers) ;;
+  *) echo "usage: make_environment.sh trl|tunix FOLDER [VERSION]" >&2; exit 2 ;;
+esac
+python3 -m venv "$2"
+"$2/bin/pip" install -q "${packages[@]}"
+"$2/bin/pip" freeze |
+  grep -E '^(torch|transformers|trl|datasets|accelerate|google-tunix|jax|flax)=='

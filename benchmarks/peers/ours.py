@@ -6,12 +6,56 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import files
-from benchmarks.peers.clock import Clock
+from benchmarks.peers.clock import ANSWERS, BATCH, GROUP, MAX_LENGTH, NEW, Clock
 
 CLOCK = Clock()  # before anything is imported
 
-BATCH = 16
-ANSWERS, GROUP, PROMPT, NEW = 64, 4, 48, 64
+RECORDS = {
+  "sft": "demonstrations",
+  "reward": "comparisons",
+  "dpo": "comparisons",
+  "dpo_epoch": "comparisons",
+  "grpo": "prompts",
+  "ppo": "prompts",
+  "judged_ppo": "prompts",
+}
+# comparison -> the metric that is a mark, and what it is multiplied with
+MARKS = {
+  "sft": ("sft/loss", 1.0),
+  "reward": ("reward_model/loss", 1.0),
+  "dpo": ("preference/logprob_chosen", 1.0),
+  "dpo_epoch": ("preference/logprob_chosen", 1.0),
+  "grpo": ("rollout/length_mean", ANSWERS),
+  "ppo": ("rollout/length_mean", ANSWERS),
+  "judged_ppo": ("rollout/length_mean", ANSWERS),
+}
+
+
+def policy(name: str, folder: Path, is_plain: bool) -> Any:
+  """Returns the configuration of a policy gradient; see `experiment`."""
+  from rlhf_jax.pipelines import defaults
+
+  config = defaults.policy("grpo" if name == "grpo" else "ppo")
+  config.prompts.update(format="prompt", max_length=files.PROMPT + 8 + NEW)
+  config.generate.update(
+    max_new_tokens=NEW,
+    num_samples=GROUP if name == "grpo" else 1,
+    stop_tokens=tuple(files.stop_words(folder)),
+  )
+  judge = f"{Path(__file__).with_name('judge.py')}:spread"
+  if name == "grpo":  # one update a rollout, as published
+    config.epochs.update(epochs=1, minibatches=1)
+    config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
+    config.reward_fn = judge
+  elif name == "ppo":
+    config.reward = str(folder / "reward")
+  else:  # Tunix updates once in an epoch, on everything
+    config.epochs.update(epochs=2, minibatches=1)
+    config.reward_fn, config.value.init = judge, "random"
+  if is_plain:
+    config.generate.compact = False
+    config.packing.row_tokens = 0
+  return config
 
 
 def experiment(name: str, folder: Path, steps: int, variant: str) -> Any:
@@ -26,59 +70,58 @@ def experiment(name: str, folder: Path, steps: int, variant: str) -> Any:
   """
   from rlhf_jax.pipelines import defaults
 
-  records = {
-    "sft": "demonstrations",
-    "reward": "comparisons",
-    "dpo": "comparisons",
-    "dpo_epoch": "comparisons",
-    "grpo": "prompts",
-    "ppo": "prompts",
-  }
-  source = str(folder / f"{records[name]}.jsonl")
+  source = str(folder / f"{RECORDS[name]}.jsonl")
   is_plain = variant == "plain"
   if name == "sft":
     config = defaults.sft()
-    config.data.update(source=source, format="demonstration", max_length=256)
+    config.data.update(format="demonstration", max_length=MAX_LENGTH)
     config.data.pack = "none" if is_plain else "auto"
   elif name in ("reward", "dpo", "dpo_epoch"):
     config = defaults.of("reward" if name == "reward" else "preference")
-    config.data.update(source=source, format="comparison", max_length=256)
-    config.heldout_fraction = 0.05
+    config.data.update(format="comparison", max_length=MAX_LENGTH)
+    config.heldout.update(
+      source=str(folder / "heldout.jsonl"),
+      format="comparison",
+      max_length=MAX_LENGTH,
+    )
   else:
-    config = defaults.policy(name)
-    config.prompts.update(
-      source=source, format="prompt", max_length=PROMPT + NEW
-    )
-    config.generate.update(
-      max_new_tokens=NEW,
-      num_samples=GROUP if name == "grpo" else 1,
-      stop_tokens=tuple(files.words()[: files.STOPS]),
-    )
-    if name == "grpo":
-      config.shaping.update(kl_coefficient=0.0, kl_controller="fixed")
-      config.reward_fn = f"{Path(__file__).with_name('judge.py')}:spread"
-    else:
-      config.reward = str(folder / "reward")
-    if variant == "shared_trunk":
-      config.value.update(trunk="shared", init="random")
-    if is_plain:
-      config.generate.compact = False
-      config.packing.row_tokens = 0
+    config = policy(name, folder, is_plain)
+  (config.prompts if "prompts" in config else config.data).source = source
+  if variant == "shared_trunk":
+    config.value.update(trunk="shared", init="random")
   config.model.source = str(folder / "model")
-  rows = {"grpo": ANSWERS // GROUP, "ppo": ANSWERS}.get(name, BATCH)
+  rows = ANSWERS if name.endswith("ppo") else BATCH
   config.schedule.update(batch_size=rows, steps=steps, save_every=10**6)
   return config
 
 
-def train(config: Any, workdir: Path) -> None:
+def fix_what_is_random() -> None:
+  """Keeps the order of the records, and gives heads the peer's weights."""
+  import grain
+  import numpy as np
+
+  from rlhf_jax.models import heads
+
+  grain.MapDataset.shuffle = lambda self, *_, **__: self
+
+  def init(config, width, key):
+    del config, key
+    kernel = files.score_weights(width)[:, None]
+    return {"output": {"kernel": kernel, "bias": np.zeros(1, np.float32)}}
+
+  heads.init = init
+
+
+def train(name: str, config: Any, workdir: Path) -> None:
   """Runs a pipeline; every row of metrics is a tick of the clock."""
   from rlhf_jax import metrics, pipelines
 
   write = metrics.MetricsWriter.write
+  metric, times = MARKS[name]
 
   def noted(self, step, row, phase=""):
-    losses = [row[key] for key in row if key.endswith("/loss")]
-    CLOCK.tick(losses[0] if losses else None)
+    if metric in row:
+      CLOCK.tick(float(row[metric]) * times)
     return write(self, step, row, phase)
 
   metrics.MetricsWriter.write = noted
@@ -87,8 +130,6 @@ def train(config: Any, workdir: Path) -> None:
 
 def sample(folder: Path, steps: int, variant: str) -> None:
   """Samples ANSWERS answers `steps` times."""
-  import json
-
   import jax
   import numpy as np
 
@@ -100,24 +141,25 @@ def sample(folder: Path, steps: int, variant: str) -> None:
   mesh = mesh_lib.make_mesh(mesh_lib.Config(devices=1))
   model = pretrained.Model(source=str(folder / "model"))
   base = pretrained.load_base(model, mesh)
-  lines = (folder / "prompts.jsonl").read_text().splitlines()
-  ids = [base.tokenizer.encode(json.loads(line)["prompt"]) for line in lines]
+  prompts = [row["prompt"] for row in files.read(folder, "prompts")]
+  ids = [base.tokenizer.encode(prompt) for prompt in prompts]
   config = generate.Config(
     max_new_tokens=NEW,
-    stop_tokens=tuple(files.words()[: files.STOPS]),
+    stop_tokens=tuple(files.stop_words(folder)),
     compact=False if variant == "plain" else None,
   )
+  ends = stops.end_ids(base.tokenizer, config.stop_tokens)
+  pad = base.tokenizer.pad_id
   for step in range(steps):
     part = ids[step * ANSWERS : (step + 1) * ANSWERS]
-    prompts = batches.collate_prompts(part, base.tokenizer.pad_id, 40)
     found = generate.generate(
       base.params,
-      prompts,
+      batches.collate_prompts(part, pad, files.PROMPT),
       jax.random.key(step),
       model=base.config,
       config=config,
-      eos_ids=stops.end_ids(base.tokenizer, config.stop_tokens),
-      pad_id=base.tokenizer.pad_id,
+      eos_ids=ends,
+      pad_id=pad,
     )
     CLOCK.tick(float(np.sum(found.response_mask)))
 
@@ -129,15 +171,16 @@ def main() -> None:
     parser.add_argument(name)
   parser.add_argument("steps", type=int)
   asked = parser.parse_args()
-  folder = Path(asked.folder)
+  name, folder = asked.comparison, Path(asked.folder)
   from rlhf_jax.main import set_up_jax
 
   set_up_jax()
-  if asked.comparison == "generate":
+  if name == "generate":
     sample(folder, asked.steps, asked.variant)
   else:
-    config = experiment(asked.comparison, folder, asked.steps, asked.variant)
-    train(config, Path(asked.workdir))
+    fix_what_is_random()
+    config = experiment(name, folder, asked.steps, asked.variant)
+    train(name, config, Path(asked.workdir))
   versions = {"jax": importlib.metadata.version("jax")}
   CLOCK.write(asked.output, versions=versions)
 

@@ -1,78 +1,94 @@
 """The peer's side of a comparison, run by the peer's Python: see __main__.py.
 
-transformers' generate, and the trainers of TRL, in float32 on the CPU.
+transformers' generate, and the trainers of TRL, in float32 on the CPU. They
+read the records in the order of the file, but PPO's shuffles its prompts.
 """
 
 import argparse
 import importlib.metadata
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from benchmarks.peers import files, judge
-from benchmarks.peers.clock import Clock
+from benchmarks.peers.clock import ANSWERS, BATCH, GROUP, MAX_LENGTH, NEW, Clock
 
 CLOCK = Clock()  # before anything is imported
 
-BATCH = 16
 PACKED = 4  # rows of 256 tokens, which hold as many examples as BATCH rows
-ANSWERS, GROUP, NEW = 64, 4, 64
 
 
 def records(folder, name):
   """Returns a datasets.Dataset of a file of records."""
   import datasets
 
-  lines = (folder / f"{name}.jsonl").read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
-  if name == "demonstrations":
-    rows = [
-      {"prompt": row["prompt"], "completion": " " + row["response"]}
-      for row in rows
-    ]
-  if name == "comparisons":
-    rows = [
-      {"prompt": row["prompt"]}
-      | {key: " " + row[key] for key in ("chosen", "rejected")}
-      for row in rows
-    ]
+  rows = files.read(folder, name)
+  for row in rows:
+    if "response" in row:
+      row["completion"] = row.pop("response")
+    row |= {  # a space where the answer begins, as words have none
+      key: " " + row[key]
+      for key in ("completion", "chosen", "rejected")
+      if key in row
+    }
   return datasets.Dataset.from_list(rows)
 
 
-def ticking():
-  """Returns a callback of transformers that ticks after each step."""
+def ticking(mark=None, sampled=None):
+  """Returns a callback of transformers that ticks after each step.
+
+  Args:
+    mark: which of the logged numbers is a mark.
+    sampled: list that `count_tokens` fills; its last number is the mark.
+  """
   import transformers
 
   class Ticking(transformers.TrainerCallback):
     def on_step_end(self, *_, **__):
-      CLOCK.tick()
+      CLOCK.tick(sampled[-1] if sampled else None)
 
     def on_log(self, args, state, control, logs=None, **_):
-      if logs and "loss" in logs:
-        CLOCK.losses.append(float(logs["loss"]))
+      if logs and mark in logs:
+        CLOCK.marks.append(float(logs[mark]))
 
   return Ticking()
 
 
-def common(folder, steps, dtype):
+def count_tokens(model, pad):
+  """Returns a list to which each call of model.generate adds its tokens."""
+  found, call = [], model.generate
+
+  def counted(*args, **how):
+    output = call(*args, **how)
+    tokens = getattr(output, "sequences", output)
+    inputs = how.get("input_ids", args[0] if args else None)
+    answers = tokens[:, inputs.shape[1] :]
+    found.append(float((answers != pad).sum()))
+    return output
+
+  model.generate = counted
+  return found
+
+
+def common(folder, steps, rows=BATCH):
   """Returns the arguments that every trainer of TRL takes."""
   return dict(
     output_dir=str(folder / "trl"),
     max_steps=steps,
-    per_device_train_batch_size=BATCH,
+    per_device_train_batch_size=rows,
+    train_sampling_strategy="sequential",
     logging_steps=1,
     report_to="none",
     save_strategy="no",
     use_cpu=True,
-    bf16=dtype == "bfloat16",
+    bf16=False,
     gradient_checkpointing=False,
     disable_tqdm=True,
   )
 
 
-def load(folder, dtype):
+def load(folder, dtype="float32"):
   """Returns the model and its tokenizer."""
   import torch
   import transformers
@@ -84,19 +100,39 @@ def load(folder, dtype):
   return model, tokenizer
 
 
+def scorer(folder, tokenizer):
+  """Returns a model with a head of one number, whose weights ours has too."""
+  import torch
+  import transformers
+
+  kind = transformers.AutoModelForSequenceClassification
+  model = kind.from_pretrained(
+    str(folder / "model"), num_labels=1, dtype=torch.float32
+  )
+  model.config.pad_token_id = tokenizer.pad_token_id
+  weights = files.score_weights(model.config.hidden_size)
+  with torch.no_grad():
+    model.score.weight.copy_(torch.from_numpy(weights)[None])
+  return model
+
+
+def ends(folder, tokenizer):
+  """Returns the tokens that end an answer."""
+  stops = tokenizer.convert_tokens_to_ids(files.stop_words(folder))
+  return [tokenizer.eos_token_id, *stops]
+
+
 def sft(folder, steps, variant):
   """TRL's SFTTrainer, an example a row or packed."""
   import trl
 
-  model, tokenizer = load(folder, "float32")
-  shared = common(folder, steps, "float32")
-  if variant == "packed":
-    shared["per_device_train_batch_size"] = PACKED
+  model, tokenizer = load(folder)
+  is_packed = variant == "packed"
   arguments = trl.SFTConfig(
-    **shared,
+    **common(folder, steps, PACKED if is_packed else BATCH),
     learning_rate=2e-5,
-    max_length=256,
-    packing=variant == "packed",  # rows of 256, as many tokens as in BATCH
+    max_length=MAX_LENGTH,
+    packing=is_packed,  # rows of 256, as many tokens as in BATCH
     completion_only_loss=True,
   )
   trl.SFTTrainer(
@@ -104,29 +140,24 @@ def sft(folder, steps, variant):
     args=arguments,
     train_dataset=records(folder, "demonstrations"),
     processing_class=tokenizer,
-    callbacks=[ticking()],
+    callbacks=[ticking("loss")],
   ).train()
 
 
 def reward(folder, steps, variant):
   """TRL's RewardTrainer."""
-  import transformers
   import trl
 
   del variant
-  _, tokenizer = load(folder, "float32")
-  model = transformers.AutoModelForSequenceClassification.from_pretrained(
-    str(folder / "model"), num_labels=1
-  )
-  model.config.pad_token_id = tokenizer.pad_token_id
+  _, tokenizer = load(folder)
   trl.RewardTrainer(
-    model=model,
+    model=scorer(folder, tokenizer),
     args=trl.RewardConfig(
-      **common(folder, steps, "float32"), learning_rate=1e-5, max_length=256
+      **common(folder, steps), learning_rate=1e-5, max_length=MAX_LENGTH
     ),
     train_dataset=records(folder, "comparisons"),
     processing_class=tokenizer,
-    callbacks=[ticking()],
+    callbacks=[ticking("loss")],
   ).train()
 
 
@@ -134,18 +165,18 @@ def dpo(folder, steps, variant):
   """TRL's DPOTrainer; variant "precomputed" asks the reference once."""
   import trl
 
-  model, tokenizer = load(folder, "float32")
+  model, tokenizer = load(folder)
   trl.DPOTrainer(
     model=model,
     args=trl.DPOConfig(
-      **common(folder, steps, "float32"),
+      **common(folder, steps),
       learning_rate=1e-6,
-      max_length=256,
+      max_length=MAX_LENGTH,
       precompute_ref_log_probs=variant == "precomputed",
     ),
     train_dataset=records(folder, "comparisons"),
     processing_class=tokenizer,
-    callbacks=[ticking()],
+    callbacks=[ticking("logps/chosen")],
   ).train()
 
 
@@ -155,22 +186,16 @@ dpo_epoch = dpo
 def ppo(folder, steps, variant):
   """TRL's PPOTrainer with the epochs and minibatches that are ours."""
   import datasets
-  import transformers
   from trl.experimental.ppo import PPOConfig, PPOTrainer
 
   del variant
-  model, tokenizer = load(folder, "float32")
+  model, tokenizer = load(folder)
   tokenizer.padding_side = "left"
-  scalar = transformers.AutoModelForSequenceClassification.from_pretrained
-  reward_model, value_model = (
-    scalar(str(folder / "model"), num_labels=1) for _ in range(2)
-  )
-  prompts = [row["prompt"] for row in records(folder, "prompts")]
-  arguments = common(folder, steps, "float32")
-  arguments |= {"max_steps": -1, "per_device_train_batch_size": ANSWERS}
+  prompts = [row["prompt"] for row in files.read(folder, "prompts")]
+  sampled = count_tokens(model, tokenizer.pad_token_id)
   trainer = PPOTrainer(
     args=PPOConfig(
-      **arguments,
+      **common(folder, -1, ANSWERS),
       total_episodes=steps * ANSWERS,
       num_ppo_epochs=2,
       num_mini_batches=2,
@@ -182,16 +207,16 @@ def ppo(folder, steps, variant):
     ),
     processing_class=tokenizer,
     model=model,
-    ref_model=load(folder, "float32")[0],
-    reward_model=reward_model,
-    value_model=value_model,
+    ref_model=load(folder)[0],
+    reward_model=scorer(folder, tokenizer),
+    value_model=scorer(folder, tokenizer),
     train_dataset=datasets.Dataset.from_list(
       [{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in prompts]
     ),
-    callbacks=[ticking()],
+    callbacks=[ticking(sampled=sampled)],
   )
-  ends = tokenizer.convert_tokens_to_ids(files.words()[: files.STOPS])
-  model.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
+  # The trainer itself knows one token that ends an answer, or none.
+  model.generation_config.eos_token_id = ends(folder, tokenizer)
   model.generation_config.pad_token_id = tokenizer.pad_token_id
   trainer.train()
 
@@ -201,11 +226,8 @@ def grpo(folder, steps, variant):
   import trl
 
   del variant
-  model, tokenizer = load(folder, "float32")
-  ends = tokenizer.convert_tokens_to_ids(files.words()[: files.STOPS])
-  arguments = common(folder, steps, "float32")
-  arguments["per_device_train_batch_size"] = ANSWERS
-  model.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
+  model, tokenizer = load(folder)
+  sampled = count_tokens(model, tokenizer.pad_token_id)
 
   def rewards(completions, **_):
     return judge.spread(completions)
@@ -213,19 +235,18 @@ def grpo(folder, steps, variant):
   trl.GRPOTrainer(
     model=model,
     args=trl.GRPOConfig(
-      **arguments,
+      **common(folder, steps, ANSWERS),
       learning_rate=1e-6,
       num_generations=GROUP,
       max_completion_length=NEW,
       beta=0.04,
-      generation_kwargs={
-        "eos_token_id": [tokenizer.eos_token_id, *ends],
-      },
+      shuffle_dataset=False,
+      generation_kwargs={"eos_token_id": ends(folder, tokenizer)},
     ),
     reward_funcs=rewards,
     train_dataset=records(folder, "prompts"),
     processing_class=tokenizer,
-    callbacks=[ticking()],
+    callbacks=[ticking(sampled=sampled)],
   ).train()
 
 
@@ -233,29 +254,27 @@ def generate(folder, steps, variant):
   """transformers' generate, of ANSWERS prompts a step."""
   import torch
 
-  dtype = "bfloat16" if variant == "bfloat16" else "float32"
-  model, tokenizer = load(folder, dtype)
+  model, tokenizer = load(folder, variant)
   tokenizer.padding_side = "left"
-  prompts = [row["prompt"] for row in records(folder, "prompts")]
-  ends = tokenizer.convert_tokens_to_ids(files.words()[: files.STOPS])
+  prompts = [row["prompt"] for row in files.read(folder, "prompts")]
+  sampled = count_tokens(model, tokenizer.pad_token_id)
   torch.manual_seed(0)
   for step in range(steps):
     part = prompts[step * ANSWERS : (step + 1) * ANSWERS]
     inputs = tokenizer(
-      part, return_tensors="pt", padding="max_length", max_length=40
+      part, return_tensors="pt", padding="max_length", max_length=files.PROMPT
     )
     with torch.no_grad():
-      found = model.generate(
+      model.generate(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
         do_sample=True,
         top_k=0,
         max_new_tokens=NEW,
-        eos_token_id=[tokenizer.eos_token_id, *ends],
+        eos_token_id=ends(folder, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
       )
-    answers = found[:, 40:]
-    CLOCK.tick(float((answers != tokenizer.pad_token_id).sum()))
+    CLOCK.tick(sampled[-1])
 
 
 def main():
