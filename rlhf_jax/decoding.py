@@ -114,7 +114,7 @@ def prefill(
   positions = ops.positions_from_mask(prompts.valid_mask)
   x = net.apply(variables, prompts.tokens, positions, method="embed")
   cache = make_cache(model, rows, width + room, config.cache_dtype)
-  mask = attention.make_mask(model.attention, prompts.valid_mask)
+  mask = attention.make_masks(model, prompts.valid_mask, positions)
   x, _, cache = net.apply(
     variables, x, positions, mask, cache=cache, slot=0, method="run_layers"
   )
@@ -180,12 +180,13 @@ def decode(
     used = answers.length + answers.step
     positions = (used - 1)[:, None]
     x = net.apply(variables, token, positions, method="embed")
-    age = (slot - jnp.arange(size)) % size
+    age = ((slot - jnp.arange(size)) % size)[None, None, :]
+    is_own = age < used[:, None, None]
     x, _, cache = net.apply(
       variables,
       x,
       positions,
-      (age[None, :] < used[:, None])[:, None, :],
+      attention.with_window(model, is_own, age),
       cache=state.cache,
       slot=slot,
       method="run_layers",

@@ -23,6 +23,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -47,12 +49,22 @@ class Segments:
   """A mask as segments: t reads s where s <= t and both ids are equal.
 
   ids: [B, T] int32; -1 on padding.
+  window: tokens back that t reads, its own included; None for all.
   """
 
   ids: Array
+  window: int | None = flax.struct.field(pytree_node=False, default=None)
 
 
 Mask = Array | Segments  # [B, T, S] bool, or segments
+
+
+@flax.struct.dataclass
+class Masks:
+  """Of a model some of whose layers read a window only."""
+
+  full: Mask
+  near: Mask
 
 
 def resolve(kind: str, platform: str, dtype: str) -> str:
@@ -141,8 +153,67 @@ def make_mask(
   return Segments(jnp.where(valid_mask > 0, ids, -1))
 
 
-def is_of_rows(mask: Mask, length: int) -> bool:
+def make_masks(
+  config: Any,
+  valid_mask: Array,
+  positions: Array,
+  segment_ids: Array | None = None,
+  branch_ids: Array | None = None,
+) -> Mask | Masks:
+  """Returns what the layers of a model read in whole rows.
+
+  Args:
+    config: transformer.Config.
+    valid_mask, segment_ids, branch_ids: see `make_mask`.
+    positions: [B, T] int32, of each token in its own text.
+  """
+  full = make_mask(config.attention, valid_mask, segment_ids, branch_ids)
+  if isinstance(full, Segments) and config.local_layers:
+    return Masks(full, full.replace(window=config.window))
+  distance = positions[:, :, None] - positions[:, None, :]
+  return with_window(config, full, distance)
+
+
+def with_window(config: Any, full: Array, distance: Array) -> Array | Masks:
+  """Returns a mask, and that of local layers where they read less.
+
+  Args:
+    config: transformer.Config.
+    full: [B, T, S] bool.
+    distance: [B, T, S], how many tokens back a key is.
+  """
+  size = full.shape[-1]
+  if not config.local_layers or config.window is None or size <= config.window:
+    return full
+  return Masks(full, full & (distance < config.window))
+
+
+def of_layer(
+  mask: Mask | Masks,
+  is_local: bool | Array,
+  attend: Callable[[Mask], Array],
+) -> Array:
+  """Returns what a layer attends to.
+
+  Args:
+    mask: of the model.
+    is_local: whether the layer reads a window; an array in a scan over layers.
+    attend: of one mask.
+  """
+  if not isinstance(mask, Masks):
+    return attend(mask)
+  if isinstance(is_local, bool):
+    return attend(mask.near if is_local else mask.full)
+  if isinstance(mask.full, Segments):
+    return jax.lax.cond(
+      is_local, lambda: attend(mask.near), lambda: attend(mask.full)
+    )
+  return attend(jnp.where(is_local, mask.near, mask.full))
+
+
+def is_of_rows(mask: Mask | Masks, length: int) -> bool:
   """Says whether `length` tokens read themselves, not a longer cache."""
+  mask = mask.full if isinstance(mask, Masks) else mask
   return isinstance(mask, Segments) or mask.shape[-1] == length
 
 
@@ -164,10 +235,10 @@ def attend(
     key, value: [B, K, S, d], H a multiple of K.
     mask: [B, T, S] bool; Segments, where S = T, mean splash.
     key_scale, value_scale: [B, K, S] float32 of an int8 cache, or None.
-    cap: c in c tanh(score / c), of "einsum" only; None for none.
+    cap: c in c tanh(score / c), but of "cudnn"; None for none.
   """
   if isinstance(mask, Segments):
-    return splash(query, key, value, mask.ids)
+    return splash(query, key, value, mask.ids, window=mask.window, cap=cap)
   if kind == "cudnn" and query.shape[2] > 1 and key_scale is None:
     return cudnn(query, key, value, mask)
   return einsum(query, key, value, mask, key_scale, value_scale, cap)
@@ -230,6 +301,8 @@ def splash(
   value: Array,
   ids: Array,
   *,
+  window: int | None = None,
+  cap: float | None = None,
   is_interpreted: bool = False,
 ) -> Array:
   """Blockwise causal attention within segments (Pallas, TPU).
@@ -238,6 +311,8 @@ def splash(
     query: [B, H, T, d].
     key, value: [B, K, T, d].
     ids: [B, T] int32, segments.
+    window: tokens back that are read, its own included; None for all.
+    cap: see `attend`.
     is_interpreted: run the kernel's program step by step, on any platform; for
       tests.
 
@@ -250,7 +325,9 @@ def splash(
   query = (query * width**-0.5).astype(query.dtype)
   arrays = [jnp.pad(x, rows) for x in (query, key, value)]
   ids = jnp.pad(ids, ((0, 0), (0, pad)), constant_values=-1)
-  run = functools.partial(_splash_rows, is_interpreted=is_interpreted)
+  run = functools.partial(
+    _splash_rows, window=window, cap=cap, is_interpreted=is_interpreted
+  )
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty and mesh.size > 1:
     run, arrays = _on_mesh(run, mesh, arrays)
@@ -258,7 +335,14 @@ def splash(
 
 
 def _splash_rows(
-  query: Array, key: Array, value: Array, ids: Array, *, is_interpreted: bool
+  query: Array,
+  key: Array,
+  value: Array,
+  ids: Array,
+  *,
+  window: int | None,
+  cap: float | None,
+  is_interpreted: bool,
 ) -> Array:
   """Runs the kernel over the rows of one device."""
   from jax.experimental.pallas.ops.tpu.splash_attention import (
@@ -278,9 +362,13 @@ def _splash_rows(
     block_q_dq=block,
     block_kv_dq=block,
   )
+  mask = masks.CausalMask((length, length))
+  if window is not None:
+    mask = masks.LocalMask((length, length), (window - 1, 0), 0)
   run = kernel.make_splash_mha(
-    masks.MultiHeadMask([masks.CausalMask((length, length))] * heads),
+    masks.MultiHeadMask([mask] * heads),
     block_sizes=sizes,
+    attn_logits_soft_cap=cap,
     head_shards=1,
     q_seq_shards=1,
     interpret=is_interpreted,

@@ -62,15 +62,24 @@ def _sizes(fields: Fields) -> dict[str, Any]:
   }
 
 
-def _within(found: dict[str, Any], window: Any) -> dict[str, Any]:
-  """Returns the entries with a context of at most a window of attention."""
-  if window is None:
+def _windows(
+  found: dict[str, Any], window: Any, kinds: list[str]
+) -> dict[str, Any]:
+  """Returns the entries with the windows of local layers.
+
+  Args:
+    found: of the entries so far.
+    window: tokens that such a layer reads, or None.
+    kinds: of all layers.
+  """
+  local = tuple(i for i, kind in enumerate(kinds) if kind == LOCAL)
+  if not local or window is None:
     return found
   if type(window) is not int or window < 1:
     raise UserError(
       f"sliding_window={window!r:.60}: must be a whole number from 1. {COPY}"
     )
-  return found | {"max_length": min(found["max_length"], window)}
+  return found | {"local_layers": local, "window": window}
 
 
 def _layer_types(fields: Fields, layers: int, usual: list[str]) -> list[str]:
@@ -137,7 +146,8 @@ def llama(fields: Fields) -> Config:
 def mistral(fields: Fields) -> Config:
   """Mistral 7B and its dense successors (arXiv:2310.06825)."""
   found = _llama_like(fields)
-  return Config(**_within(found, fields.get("sliding_window", 4096)))
+  kinds = [LOCAL] * found["n_layers"]
+  return Config(**_windows(found, fields.get("sliding_window", 4096), kinds))
 
 
 def _qwen(fields: Fields, **more: Any) -> Config:
@@ -148,7 +158,7 @@ def _qwen(fields: Fields, **more: Any) -> Config:
   if fields.flag("use_sliding_window", False) and window is not None:
     usual = [LOCAL if i >= first else FULL for i in range(found["n_layers"])]
   kinds = _layer_types(fields, found["n_layers"], usual)
-  return Config(**_within(found, window if LOCAL in kinds else None))
+  return Config(**_windows(found, window, kinds))
 
 
 def qwen2(fields: Fields) -> Config:
@@ -188,8 +198,7 @@ def smollm3(fields: Fields) -> Config:
   is_local = fields.flag("use_sliding_window", False) and window is not None
   usual = [LOCAL if is_local and i in still else FULL for i in range(layers)]
   kinds = _layer_types(fields, layers, usual)
-  found = _within(found, window if LOCAL in kinds else None)
-  return Config(**found, still_layers=still)
+  return Config(**_windows(found, window, kinds), still_layers=still)
 
 
 def _gemma_like(fields: Fields, activation: str, **more: Any) -> dict[str, Any]:
@@ -245,7 +254,7 @@ def gemma2(fields: Fields) -> Config:
   kinds = _layer_types(fields, layers, usual)
   window = fields.get("sliding_window", 4096)
   fields.get("cache_implementation")
-  return Config(**_within(found, window if LOCAL in kinds else None))
+  return Config(**_windows(found, window, kinds))
 
 
 def gemma3(fields: Fields) -> Config:
@@ -266,9 +275,7 @@ def gemma3(fields: Fields) -> Config:
   usual = [LOCAL if (i + 1) % every else FULL for i in range(layers)]
   kinds = _layer_types(fields, layers, usual)
   found |= family_rope.two_thetas(fields, found["head_dim"])
-  local = tuple(i for i, kind in enumerate(kinds) if kind == LOCAL)
-  window = fields.get("sliding_window", 4096)
-  return Config(**_within(found, window if local else None), local_layers=local)
+  return Config(**_windows(found, fields.get("sliding_window", 4096), kinds))
 
 
 def olmo2(fields: Fields) -> Config:
@@ -288,7 +295,8 @@ def olmo2(fields: Fields) -> Config:
 def phi3(fields: Fields) -> Config:
   """Phi 3 and 4, dense (arXiv:2404.14219)."""
   found = _llama_like(fields, share=1.0)
-  return Config(**_within(found, fields.get("sliding_window")))
+  kinds = [LOCAL] * found["n_layers"]
+  return Config(**_windows(found, fields.get("sliding_window"), kinds))
 
 
 def gpt2(fields: Fields) -> Config:

@@ -278,6 +278,14 @@ def as_run(
     kind = attention.resolve(model.attention, platform, model.dtype)
   except ValueError as error:
     raise FieldError(f"model.{error}") from error
+  if kind == "cudnn" and config.attention_cap is not None:
+    if model.attention != "auto":
+      raise FieldError(
+        f"model.attention='cudnn': {model.source} caps its scores at "
+        f"{config.attention_cap}, which cuDNN's kernel does not. Set 'auto'."
+      )
+    print(f"attention: the plain program, as {model.source} caps its scores")
+    kind = "einsum"
   return dataclasses.replace(
     config,
     dtype=model.dtype,

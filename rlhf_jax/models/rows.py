@@ -34,10 +34,14 @@ class Rows:
     branches = getattr(batch, "branch_ids", None)
     return Rows(batch.tokens, batch.valid_mask, positions, segments, branches)
 
-  def mask(self, model: transformer.Config) -> attention.Mask:
+  def mask(self, model: transformer.Config) -> attention.Mask | attention.Masks:
     """Returns the causal mask in the form that the model's attention reads."""
-    return attention.make_mask(
-      model.attention, self.valid_mask, self.segment_ids, self.branch_ids
+    return attention.make_masks(
+      model,
+      self.valid_mask,
+      self.positions,
+      self.segment_ids,
+      self.branch_ids,
     )
 
   def before(self) -> Array | None:

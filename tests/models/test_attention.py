@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import attention, transformer
+from rlhf_jax.models import attention, pretrained, transformer
+from rlhf_jax.models.pretrained import Model
 from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.schema import FieldError
 
 B, H, K, T, D = 4, 4, 2, 130, 8
 
@@ -87,6 +89,21 @@ def test_splash_is_the_plain_one_values_and_gradients():
   )
 
 
+@pytest.mark.parametrize(("window", "cap"), [(40, None), (None, 0.5)])
+def test_splash_with_a_window_or_a_cap_is_the_plain_one(window, cap):
+  query, key, value, valid, segments = inputs()
+  mask = attention.causal_mask(valid, segments)
+  if window is not None:
+    order = jnp.arange(valid.shape[1])
+    mask = mask & (order[:, None] - order[None, :] < window)[None]
+  expected = functools.partial(attention.einsum, mask=mask, cap=cap)
+  found = functools.partial(splash(valid, segments), window=window, cap=cap)
+  compare(
+    both(found, query, key, value, valid),
+    both(expected, query, key, value, valid),
+  )
+
+
 @pytest.mark.parametrize("sizes", [(2, 1, 4), (1, 2, 2)])
 def test_splash_on_a_mesh_is_the_plain_one(sizes):
   """Tensor 4 over 2 key heads: each device needs its own copy of a head."""
@@ -113,7 +130,8 @@ def test_segments_only_where_splash_has_something_to_save():
 
 
 @pytest.mark.slow
-def test_a_transformer_with_splash_is_the_plain_one(monkeypatch):
+@pytest.mark.parametrize("scans", [False, True])
+def test_a_transformer_with_splash_is_the_plain_one(scans, monkeypatch):
   monkeypatch.setattr(
     attention,
     "splash",
@@ -121,8 +139,10 @@ def test_a_transformer_with_splash_is_the_plain_one(monkeypatch):
   )
   config = transformer.Config(
     vocab_size=11, width=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8,
-    mlp_width=24, attention="splash",
+    mlp_width=24, attention="splash", local_layers=(1,), window=20,
+    attention_cap=2.0,
   )  # fmt: skip
+  config = dataclasses.replace(config, scan_layers=scans)
   variables = transformer.init(config, jax.random.key(0))
   tokens = jax.random.randint(jax.random.key(1), (2, 131), 0, 11)
   valid = jnp.ones((2, 131)).at[0, :5].set(0)
@@ -179,3 +199,17 @@ def test_cudnn_is_the_plain_one_within_bfloat16():
     jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
   ):
     np.testing.assert_allclose(np.asarray(a, np.float32), b, atol=5e-2)
+
+
+def test_scores_that_are_capped_do_not_go_to_cudnn(capsys):
+  capped = transformer.Config(
+    vocab_size=11, width=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8,
+    mlp_width=24, attention_cap=2.0,
+  )  # fmt: skip
+  model = Model(source="gemma", dtype="bfloat16")
+  found = pretrained.as_run(capped, model, "gpu")
+  assert found.attention == "einsum"
+  assert "gemma caps its scores" in capsys.readouterr().out
+  asked = dataclasses.replace(model, attention="cudnn")
+  with pytest.raises(FieldError, match="model.attention='cudnn': gemma caps"):
+    pretrained.as_run(capped, asked, "gpu")

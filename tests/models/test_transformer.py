@@ -346,7 +346,12 @@ def test_lora_equals_adding_s_a_b_to_the_kernels():
   assert np.abs(found - base).max() > 0.1
 
 
-@KINDS
+WINDOW = dataclasses.replace(ROPE, local_layers=(0, 2), window=3)
+
+
+@pytest.mark.parametrize(
+  "config", [ROPE, LEARNED, WINDOW], ids=["rope", "gpt", "window"]
+)
 def test_t14_packed_rows_equal_separate_rows(config):
   lengths, padding = (4, 1, 5), 2
   tokens = tokens_of((1, sum(lengths) + padding))
@@ -356,7 +361,7 @@ def test_t14_packed_rows_equal_separate_rows(config):
 
   def packed(module):
     x = module.embed(tokens, positions)
-    readable = attention.causal_mask(mask, segments)
+    readable = attention.make_masks(config, mask, positions, segments)
     x, _, _ = module.run_layers(x, positions, readable)
     return module.unembed(x)
 
@@ -369,6 +374,26 @@ def test_t14_packed_rows_equal_separate_rows(config):
   np.testing.assert_allclose(
     found[:-padding], alone[alone_mask > 0], rtol=0, atol=1e-5
   )
+
+
+def test_a_window_counts_tokens_of_a_text_and_not_columns():
+  """Behind a shared prompt the second branch begins far from it."""
+  segments = np.ones((1, 6), np.int32)
+  branches = np.array([[0, 0, 1, 1, 2, 2]])
+  positions = np.array([[0, 1, 2, 3, 2, 3]])
+  masks = attention.make_masks(
+    WINDOW, np.ones((1, 6)), positions, segments, branches
+  )
+  expected = [
+    [1, 0, 0, 0, 0, 0],
+    [1, 1, 0, 0, 0, 0],
+    [1, 1, 1, 0, 0, 0],
+    [0, 1, 1, 1, 0, 0],
+    [1, 1, 0, 0, 1, 0],
+    [0, 1, 0, 0, 1, 1],
+  ]
+  np.testing.assert_array_equal(masks.near[0], np.array(expected, bool))
+  assert masks.full[0, 3, 0] and masks.full[0, 5, 0]
 
 
 def test_causal_mask_by_hand():

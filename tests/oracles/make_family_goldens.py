@@ -106,20 +106,29 @@ MODELS = {
     "mistral",
     BASE
     | {
-      "sliding_window": 40,
+      "sliding_window": 9,
       "head_dim": 12,
       "rope_parameters": {"rope_type": "default", "rope_theta": 900.0},
     },
   ),
   "smollm3": ("smollm3", BASE | {"num_hidden_layers": 4}),
-  "qwen2": ("qwen2", BASE | {"rope_parameters": YARN}),
+  "qwen2": (
+    "qwen2",
+    BASE
+    | {
+      "rope_parameters": YARN,
+      "use_sliding_window": True,
+      "sliding_window": 9,
+      "max_window_layers": 1,
+    },
+  ),
   "qwen3": ("qwen3", BASE | {"head_dim": 12}),
   "gemma": ("gemma", GEMMA),
   "gemma2": (
     "gemma2",
     GEMMA
     | {
-      "sliding_window": 32,
+      "sliding_window": 7,
       "query_pre_attn_scalar": 20,
       "attn_logit_softcapping": 2.0,
       "final_logit_softcapping": 5.0,
@@ -130,7 +139,7 @@ MODELS = {
     GEMMA
     | {
       "num_hidden_layers": 4,
-      "sliding_window": 32,
+      "sliding_window": 7,
       "query_pre_attn_scalar": 20,
       "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
       "rope_parameters": {
@@ -144,7 +153,7 @@ MODELS = {
     },
   ),
   "olmo2": ("olmo2", BASE),
-  "phi3": ("phi3", BASE),
+  "phi3": ("phi3", BASE | {"sliding_window": 9}),
   "phi3_long": (
     "phi3",
     BASE
