@@ -97,6 +97,17 @@ def test_what_rounds_to_zero_has_no_sign():
   assert terminal.short(-0.0) == "0" and terminal.short(-0.0, sign=True) == "+0"
 
 
+def test_the_speed_of_sampling_is_written_out():
+  assert terminal.short(12345.6) == "12,346"
+  assert terminal.short(math.nan) == "nan"
+  assert terminal.short(-1000.2, sign=True) == "-1,000"
+  assert [terminal.short(x) for x in (999.4, 27.25, 3e6)] == [
+    "999",
+    "27.2",
+    "3e+06",
+  ]
+
+
 def test_format_table_aligns():
   table = terminal.format_table(
     ["method", "score", "n"], [["ppo", 0.123456, 10], ["best-of-n", -2.0, 5]]

@@ -179,7 +179,11 @@ class Step:
       )
 
   def _describe(self, step: int, judged: rollouts.Judged) -> dict:
-    """Returns metrics of texts, times and monitors; writes some samples."""
+    """Returns metrics of texts, times and monitors; writes some samples.
+
+    rollout/tokens_per_second: sampled tokens of the batch over the time of all
+      its sampling, prompts and groups that were thrown away included.
+    """
     row = {
       f"eval/{name}": float(jnp.mean(judged.scores[name]))
       for name in self.monitors
@@ -302,6 +306,7 @@ def run(settings: Settings, world: World) -> dict:
       *((f"eval/{name}", name) for name in settings.monitors),
       ("rollout/kl_k1_sum", "kl"),
       ("rollout/length_mean", "length"),
+      ("rollout/tokens_per_second", "tokens/s"),
     ),
   )
   writer.close()

@@ -191,7 +191,7 @@ def test_trap_37_the_sampler_stops_at_every_end_token(tmp_path):
   base = types.SimpleNamespace(tokenizer=load_tokenizer(folder))
   role = types.SimpleNamespace(model=types.SimpleNamespace(vocab_size=350))
   how = generate.Config(stop_tokens=("<|im_start|>",), stop_strings=("cat",))
-  ends = Sampler(role, {}, base, how)._end
+  ends = Sampler(role, {}, base, how).end
   assert ends["eos_ids"] == (0, 9, 2, 1)
   assert ends["stops"].shape == (4, 350)
 
