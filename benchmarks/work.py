@@ -10,7 +10,9 @@ tokens that are read, and FLOPs and bytes of the compiled program. What grows
 beyond benchmarks/work.json fails: a slow default cannot come back unseen.
 
 The model is tiny and random, so counts are those of layouts and programs, not
-of a real model. Records and answers depend on the seed alone.
+of a real model. Records and answers depend on the seed alone. "all" is a whole
+run: how many programs XLA was asked for; "quickstart" is configs/quickstart.py
+with this model, five stages one after the other.
 """
 
 import argparse
@@ -26,7 +28,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from rlhf_jax import decoding, pipelines
+from rlhf_jax import decoding, experiment_file, pipelines, startup
 from rlhf_jax.algorithms.policy_gradient.packing import Packing
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models import huggingface, transformer
@@ -35,18 +37,25 @@ from rlhf_jax.programs.program import Program
 from rlhf_jax.types import PreferenceBatch, PromptBatch, Rollout, TokenBatch
 
 STORED = Path(__file__).with_name("work.json")
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.py"
 WORDS = [f"w{n}" for n in range(240)]
 STOPS = tuple(WORDS[:8])  # end a sampled answer: 24 tokens or so in the mean
 # How much of a count may be more than what is stored. Compilers count FLOPs
 # and bytes in their own way, and that way changes.
 ALLOWED = {"shapes": 1.0, "cells": 1.02, "flops": 1.1, "bytes": 1.3}
+ALLOWED["compiles"] = 1.0
 BETTER = 0.9  # below this share of what is stored, it should be stored anew
 
 
-def make_files(folder: Path, seed: int = 0) -> dict[str, str]:
+def make_files(folder: Path, seed: int = 0, **sizes: int) -> dict[str, str]:
   """Writes a model and records; returns their paths by name.
 
   Answers are of 1 to 90 words, 18 in the mean; prompts of 2 to 24.
+
+  Args:
+    folder: is made.
+    seed: of weights and records.
+    **sizes: of the model, others than the usual.
   """
   rng = np.random.default_rng(seed)
   vocabulary = {word: n for n, word in enumerate(["<end>", *WORDS])}
@@ -60,15 +69,13 @@ def make_files(folder: Path, seed: int = 0) -> dict[str, str]:
   backend.save(str(model / "tokenizer.json"))
   entries = {"eos_token": "<end>"}
   (model / "tokenizer_config.json").write_text(json.dumps(entries))
+  usual = dict(width=32, n_layers=2, head_dim=8, mlp_width=64)
   config = transformer.Config(
     vocab_size=load_tokenizer(model).vocab_size,
-    width=32,
-    n_layers=2,
     n_heads=4,
     n_kv_heads=2,
-    head_dim=8,
-    mlp_width=64,
     max_length=256,
+    **(usual | sizes),
   )
   params = transformer.init(config, jax.random.key(seed))["params"]
   huggingface.save(model, config, jax.tree.map(np.array, params))
@@ -85,6 +92,13 @@ def make_files(folder: Path, seed: int = 0) -> dict[str, str]:
     "demonstrations": [row | {"response": answer()} for row in prompts],
     "comparisons": [
       row | {"chosen": answer(), "rejected": answer()} for row in prompts
+    ],
+    "ratings": [
+      {
+        "text": text(int(rng.integers(8, 16))),
+        "ratings": rng.integers(-4, 5, 5).tolist(),
+      }
+      for _ in range(240)
     ],
   }
   paths = {"model": str(model)}
@@ -123,7 +137,39 @@ def experiments(files: dict[str, str]) -> dict[str, Any]:
     config.schedule.update(batch_size=32, steps=4, save_every=4)
   reward.heldout_fraction = dpo.heldout_fraction = 0.1
   grpo.schedule.batch_size = 16
+  found["quickstart"] = quickstart(files)
   return found
+
+
+def quickstart(files: dict[str, str]) -> Any:
+  """Returns configs/quickstart.py, short, on the model and records of `files`.
+
+  Ratings of random words teach nothing: what must not be is allowed.
+  """
+  config = experiment_file.load(str(QUICKSTART))
+  ratings = {"source": files["ratings"], "prompt": WORDS[-1]}
+  ratings["splits"] = "test:60,A:90,B:90"
+  for name in ("sft", "reward", "gold", "policy", "evaluation"):
+    stage = config[name]
+    stage.model.source, stage.mesh.devices = files["model"], 1
+    for section in ("data", "heldout", "prompts", "sample_prompts"):
+      if section in stage and stage[section].source:
+        stage[section].update(ratings)
+        if stage[section].pairs:
+          stage[section].update(pairs=1024)
+    if "schedule" in stage:
+      stage.schedule.update(steps=4, save_every=4)
+    if "trainable" in stage and stage.trainable.mode == "lora":
+      stage.trainable.first_layer = 1
+    if "stop_layer" in stage:
+      stage.stop_layer = 1
+    if "lexicon" in stage:
+      stage.lexicon = False
+  config.sft.samples = config.evaluation.count = 32
+  config.sft.generate.batch_size = config.evaluation.batch_size = 16
+  config.policy.schedule.batch_size = 16
+  config.policy.force = True
+  return config
 
 
 def read_rows(arguments: Any) -> tuple[int, float]:
@@ -150,15 +196,18 @@ class Counter:
   def __init__(self) -> None:
     self.rows: dict[str, dict] = defaultdict(lambda: defaultdict(float))
     self._costs: dict[str, dict] = defaultdict(dict)
+    self.own_compiles = 0  # to know what a program costs
 
   def count(self, name: str, function: Any, args: tuple, how: dict) -> None:
     """Adds one call of a jitted function."""
+    before = startup.COMPILES.count
     leaves, tree = jax.tree.flatten((args, how))
     shapes = [getattr(x, "shape", x) for x in leaves]
     key = str((tree, shapes))
     if key not in self._costs[name]:
       cost = function.lower(*args, **how).compile().cost_analysis()
       self._costs[name][key] = cost
+    self.own_compiles += startup.COMPILES.count - before
     cost, row = self._costs[name][key], self.rows[name]
     cells, tokens = read_rows((args, how))
     row["calls"] += 1
@@ -184,7 +233,12 @@ class Counter:
 
 
 def measure(config: Any, folder: Path) -> dict[str, dict[str, float]]:
-  """Runs an experiment; returns the counts of its programs."""
+  """Runs an experiment; returns the counts of its programs.
+
+  Nothing that was compiled before counts as there.
+  """
+  jax.clear_caches()
+  before = startup.COMPILES.count
   counter, call = Counter(), Program.__call__
   passes = {"prefill": decoding.prefill, "decode": decoding.decode}
 
@@ -213,7 +267,8 @@ def measure(config: Any, folder: Path) -> dict[str, dict[str, float]]:
   finally:
     Program.__call__ = call
     decoding.prefill, decoding.decode = passes["prefill"], passes["decode"]
-  return counter.found()
+  compiles = startup.COMPILES.count - before - counter.own_compiles
+  return counter.found() | {"all": {"compiles": compiles}}
 
 
 def worse(found: dict, stored: dict) -> list[str]:
@@ -233,7 +288,7 @@ def worse(found: dict, stored: dict) -> list[str]:
       lines += [
         f"{name} {program}: {what} {new[what]:,} > {old[what]:,} stored"
         for what, allowed in ALLOWED.items()
-        if new[what] > allowed * old[what]
+        if what in old and new[what] > allowed * old[what]
       ]
   return lines
 
@@ -244,8 +299,8 @@ def better(found: dict, stored: dict) -> list[str]:
     f"{name} {program}: {what} {row[what]:,} < {stored[name][program][what]:,}"
     for name, programs in found.items()
     for program, row in programs.items()
-    for what in ("cells", "flops")
-    if program in stored.get(name, {})
+    for what in ("cells", "flops", "compiles")
+    if what in stored.get(name, {}).get(program, {})
     and row[what] < BETTER * stored[name][program][what]
   ]
 
@@ -262,7 +317,13 @@ def table(found: dict) -> str:
       f"{row['cells']:,} | {row['fill']:.2f} | {row['flops'] / 1e6:,.0f} | "
       f"{row['bytes'] / 1e6:,.0f} |"
       for program, row in programs.items()
+      if program != "all"
     ]
+  lines += ["", "| experiment | programs compiled |", "|---|---|"]
+  lines += [
+    f"| {name} | {programs['all']['compiles']} |"
+    for name, programs in found.items()
+  ]
   return "\n".join(lines)
 
 

@@ -39,6 +39,7 @@ FIRST_ROOM = 64  # new tokens that the cache has room for at first
 LEAST_ROWS = 8  # of a batch that is worth a program of its own
 
 
+@functools.partial(jax.jit, static_argnames="num_samples")
 def sample_keys(key: Array, index: Array, num_samples: int) -> Array:
   """Returns [N] keys, folded from (key, prompt index, sample index).
 

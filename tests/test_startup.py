@@ -1,7 +1,9 @@
 """What is counted and said of a run's start."""
 
+import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -102,3 +104,16 @@ def test_pipelines_import_nothing_that_only_a_report_needs():
   loaded = {name.partition(".")[0] for name in found.stdout.split()}
   assert {"jax", "rlhf_jax"} <= loaded
   assert not loaded & set(LATER)
+
+
+def test_the_table_of_starts_counts_programs_and_those_kept():
+  path = Path(__file__).parent.parent / "benchmarks" / "startup.py"
+  spec = importlib.util.spec_from_file_location("start_table", path)
+  table = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(table)
+  found = {"first line": 0.1, "whole": 9.04, "first": 4.25, "told": "a: b 1.0"}
+  found["programs"] = [["jit(f)", 0.5, True], ["jit(g)", 0.2, False]]
+  expected = "| sft | warm | 0.1 | 4.2 | 9.0 | 2 | 1 | b 1.0 |"
+  assert table.row("sft", "warm", found) == expected
+  found.update(first=None, told="")  # an evaluation has no steps
+  assert table.row("sft", "warm", found).endswith("| - | 9.0 | 2 | 1 |  |")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_jax import metrics, pipelines
+
 FILE = Path(__file__).parent.parent / "benchmarks" / "work.py"
 ROW = {"calls": 4, "shapes": 1, "cells": 1000, "fill": 0.9}
 ROW |= {"flops": 5000, "bytes": 700}
@@ -60,9 +62,27 @@ def test_a_program_that_reads_padded_rows_is_noticed(work, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "ppo", "grpo"])
+@pytest.mark.parametrize(
+  "name", ["sft", "reward", "dpo", "ppo", "grpo", "quickstart"]
+)
 def test_defaults_do_no_more_work_than_is_stored(work, name, tmp_path):
   config = work.experiments(work.make_files(tmp_path / "files"))[name]
   found = {name: work.measure(config, tmp_path / "run")}
   stored = {name: json.loads(work.STORED.read_text())[name]}
   assert work.worse(found, stored) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_trap_47_random_lengths_compile_nothing_after_a_warm_up(
+  work, name, tmp_path
+):
+  """Sampling, judging and learning: XLA is asked for no program any more."""
+  config = work.experiments(work.make_files(tmp_path / "files"))[name]
+  config.schedule.update(steps=62, save_every=62)
+  pipelines.run(config, tmp_path / "run")
+  rows = metrics.read_metrics(tmp_path / "run" / "metrics.jsonl")
+  compiles = [row["sys/compiles"] for row in rows]
+  lengths = {row["rollout/length_mean"] for row in rows}
+  assert len(rows) == 62 and len(lengths) > 40
+  assert 0 < compiles[0] <= compiles[11] == compiles[-1], compiles

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs.pipeline import Job
@@ -26,7 +26,7 @@ EFFICIENCY = 0.5
 def matmul_rate() -> float:
   """Returns FLOP/s of a float32 matrix product on the default device."""
   size = 1024
-  x = jnp.ones((size, size), jnp.float32)
+  x = jax.device_put(np.ones((size, size), np.float32))
   product = jax.jit(lambda a: a @ a)
   product(x).block_until_ready()
   begun, count = time.perf_counter(), 0

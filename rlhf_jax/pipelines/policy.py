@@ -97,7 +97,7 @@ class Step:
     self, step: int, arrays: PyTree, facts: dict
   ) -> tuple[PyTree, dict, dict]:
     """Returns the arrays and facts after a step, and its row of metrics."""
-    keys = jax.random.split(jax.random.fold_in(self.key, step))
+    keys = _step_keys(self.key, step)
     is_pretraining = step < self.settings.value.pretrain_steps
     usual = facts.get("rows", 0)
     params = arrays["train"].params
@@ -197,6 +197,13 @@ class Step:
     texts = shown(self.tokenizer, samples, judged.scores)
     self.writer.write_samples(step + 1, texts, "policy")
     return row
+
+
+@jax.jit
+def _step_keys(key: Array, step: Array) -> tuple[Array, Array]:
+  """Returns the keys of a step: of its samples, and of its updates."""
+  sampling, learning = jax.random.split(jax.random.fold_in(key, step))
+  return sampling, learning
 
 
 def _make_step(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import distributed, generate, terminal
@@ -121,15 +120,15 @@ def answer(
       found = sample_texts(sampler.base.tokenizer, on_host)
       prompts += [prompt for prompt, _ in found]
       texts += [text for _, text in found]
-      kl = jnp.sum(
-        rollout.behaviour_logprobs - rollout.reference_logprobs, axis=1
+      scores, *logprobs = distributed.fetch(
+        (scores, rollout.behaviour_logprobs, rollout.reference_logprobs)
       )
       rows = {f"score/{k}": v for k, v in scores.items()} | {
-        "kl": kl,
-        "length": jnp.sum(samples.response_mask, axis=1),
-        "ended": samples.finish_reason == FINISH_EOS,
+        "kl": np.sum(np.subtract(*logprobs), axis=1),
+        "length": np.sum(on_host.response_mask, axis=1),
+        "ended": on_host.finish_reason == FINISH_EOS,
       }
-      for column, values in distributed.fetch(rows).items():
+      for column, values in rows.items():
         columns.setdefault(column, []).append(values)
       progress.update(len(texts))
   joined = {name: np.concatenate(parts) for name, parts in columns.items()}

@@ -124,8 +124,8 @@ class World:
     return jnp.float32(value)
 
   def compute(self, make: Callable[..., PyTree], *args: PyTree) -> PyTree:
-    """Returns make(*args), small new arrays: heads, factors."""
-    return make(*args)
+    """Returns make(*args), small new arrays: heads, factors; one program."""
+    return jax.jit(make)(*args)
 
   def state(self, make: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """Returns make(*args), a train state, each array made where it lives."""

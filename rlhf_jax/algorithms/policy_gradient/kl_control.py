@@ -8,6 +8,9 @@ shaping.py, where beta enters the reward.
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.policy_gradient.shaping import Config
@@ -44,10 +47,15 @@ def update_kl_coefficient(
       "one step could make the KL coefficient negative. Set kl_horizon > "
       f"{batch_size * config.kl_clip}."
     )
+  return _moved(kl_coefficient, sequence_kl, gain, config)
+
+
+@functools.partial(jax.jit, static_argnames=("gain", "config"))
+def _moved(beta: Array, sequence_kl: Array, gain: float, config: Config):
   error = jnp.clip(
     sequence_kl / config.kl_target - 1.0, -config.kl_clip, config.kl_clip
   )
-  return kl_coefficient * (1.0 + gain * error)
+  return beta * (1.0 + gain * error)
 
 
 def check_kl(
