@@ -1,7 +1,8 @@
 """The two passes of sampling: over the prompts, and token by token.
 
 State is a batch in flight. A row that has ended stays, and changes no more,
-until generate.py takes it out.
+until generate.py takes it out. A token is drawn and read in the same step, so
+whoever wants the streams that entered some layers finds them complete.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class State:
   row: Array  # [n] int32, which sample this is; repeated on filler rows
   stop: Array  # [n] int32, state of the automaton of stop strings
   step: Array  # [] int32, tokens sampled so far
+  last: Array  # [n, D] stream that left the last layer at the newest token
+  # Layer -> [N, L, D] stream that entered it, of all rows, also those that have
+  # been taken out; what stands off the valid tokens means nothing.
+  streams: dict[int, Array]
 
 
 def _allowed(
@@ -108,7 +113,7 @@ def _draw(
 
 
 @functools.partial(
-  jax.jit, static_argnames=("model", "config", "eos_ids", "pad_id", "room")
+  jax.jit, static_argnames=("model", "config", "pad_id", "room", "taps")
 )
 def prefill(
   params: PyTree,
@@ -117,19 +122,18 @@ def prefill(
   *,
   model: transformer.Config,
   config: Config,
-  eos_ids: tuple[int, ...],
   pad_id: int,
-  stops: Array | None = None,
   room: int | None = None,
+  taps: tuple[int, ...] = (),
 ) -> State:
-  """Runs the prompts and samples the first token of every row.
+  """Runs the prompts; nothing is sampled yet.
 
   Rows of one prompt share its pass: keys [n] are a multiple of the prompts.
-  The cache has room for `room` new tokens, None for all.
+  The cache has room for `room` new tokens, None for all. The streams that
+  enter the layers `taps` are kept, here and in `decode`.
   """
   rows, width = prompts.tokens.shape
   room = config.max_new_tokens if room is None else room
-  pad = ((0, 0), (0, config.max_new_tokens))
   net = transformer.Transformer(model)
   variables = {"params": params}
   positions = ops.positions_from_mask(prompts.valid_mask)
@@ -138,20 +142,30 @@ def prefill(
   mask = attention.make_mask(model.attention, prompts.valid_mask)
   if not isinstance(mask, attention.Segments):
     mask = jnp.pad(mask, ((0, 0), (0, 0), (0, room)))
-  x, _, cache = net.apply(
-    variables, x, positions, mask, cache=cache, slot=0, method="run_layers"
+  x, streams, cache = net.apply(
+    variables,
+    x,
+    positions,
+    mask,
+    cache=cache,
+    slot=0,
+    taps=taps,
+    method="run_layers",
   )
-  logits = net.apply(variables, x[:, -1], method="unembed")
   count, times = keys.shape[0], keys.shape[0] // rows
-  prompts, logits = (
-    jax.tree.map(lambda x: repeat_rows(x, times), tree)
-    for tree in (prompts, logits)
+  prompts, last, streams = jax.tree.map(
+    lambda x: repeat_rows(x, times), (prompts, x[:, -1], streams)
   )
+
+  def longer(x: Array, filler: int = 0) -> Array:
+    pad = [(0, 0), (0, config.max_new_tokens), (0, 0)][: x.ndim]
+    return jnp.pad(x, pad, constant_values=filler)
+
   zeros = jnp.zeros((count, width + config.max_new_tokens), jnp.float32)
-  state = State(
+  return State(
     cache=repeat_cache(cache, times),
-    tokens=jnp.pad(prompts.tokens, pad, constant_values=pad_id),
-    valid=jnp.pad(prompts.valid_mask, pad),
+    tokens=longer(prompts.tokens, pad_id),
+    valid=longer(prompts.valid_mask),
     logprobs=zeros,
     response=zeros,
     keys=keys,
@@ -160,9 +174,9 @@ def prefill(
     row=jnp.arange(count, dtype=jnp.int32),
     stop=jnp.zeros((count,), jnp.int32),
     step=jnp.int32(0),
+    last=last,
+    streams=jax.tree.map(longer, streams),
   )
-  how = dict(model=model, config=config, eos_ids=eos_ids)
-  return _draw(state, logits, jnp.int32(width), stops, **how)
 
 
 @functools.partial(
@@ -185,32 +199,44 @@ def decode(
   variables = {"params": rules.gather_tree(params, model.dtype)}
   prompt_width = state.tokens.shape[1] - config.max_new_tokens
   slots = cache_slots(state.cache)
-  last = min(config.max_new_tokens, slots - prompt_width + 1)
+  last = min(config.max_new_tokens, slots - prompt_width)
 
   def unfinished(state: State) -> Array:
     alive = jnp.sum(jnp.logical_not(state.done))
     return (alive > stop_at) & (state.step < last)
 
   def one_token(state: State) -> State:
-    slot = prompt_width + state.step - 1  # the column sampled last
+    slot = prompt_width + state.step
+    positions = (state.length + state.step)[:, None]
+    logits = net.apply(variables, state.last, method="unembed")
+    how = dict(model=model, config=config, eos_ids=eos_ids)
+    state = _draw(state, logits, slot, stops, **how)
     token = jax.lax.dynamic_slice_in_dim(state.tokens, slot, 1, axis=1)
-    positions = (state.length + state.step - 1)[:, None]
     x = net.apply(variables, token, positions, method="embed")
-    x, _, cache = net.apply(
+    x, found, cache = net.apply(
       variables,
       x,
       positions,
       (state.valid[:, :slots] > 0)[:, None, :],
       cache=state.cache,
       slot=slot,
+      taps=tuple(state.streams),
       method="run_layers",
     )
-    logits = net.apply(variables, x[:, 0], method="unembed")
-    state = state.replace(cache=cache)
-    how = dict(model=model, config=config, eos_ids=eos_ids)
-    return _draw(state, logits, slot + 1, stops, **how)
+    streams = {
+      layer: _put_stream(state.streams[layer], new, state.row, slot)
+      for layer, new in found.items()
+    }
+    return state.replace(cache=cache, last=x[:, 0], streams=streams)
 
   return jax.lax.while_loop(unfinished, one_token, state)
+
+
+def _put_stream(whole: Array, new: Array, row: Array, column: Array) -> Array:
+  """Returns [N, L, D] with new [n, 1, D] at a column of some of its rows."""
+  if len(new) == len(whole):  # no row has been taken out
+    return jax.lax.dynamic_update_slice_in_dim(whole, new, column, axis=1)
+  return whole.at[row, column].set(new[:, 0])
 
 
 @functools.partial(jax.jit, static_argnames="slots")
@@ -221,7 +247,7 @@ def grow(state: State, *, slots: int) -> State:
 
 @jax.jit
 def take(state: State, rows: Array) -> State:
-  """Returns the state of the given rows."""
+  """Returns the state of the given rows; streams stay whole."""
 
   def one(x: Array) -> Array:
     return x[rows]  # jnp.take fills beyond the end, which keys cannot (0.7.2)
@@ -240,6 +266,7 @@ def take(state: State, rows: Array) -> State:
         "done",
         "row",
         "stop",
+        "last",
       )
     },
   )

@@ -12,6 +12,9 @@ chunk ends when enough rows are done, the finished rows are taken out and the
 rest goes on in a smaller batch: the work follows the mean length and not the
 longest. The cache grows with the answers. Samples of one prompt share its pass.
 
+The streams that enter some layers can be had beside the samples: what judges
+them reads the frozen lower layers so, and does not run them again.
+
 How one token is drawn from logits is in sampling.py.
 """
 
@@ -50,6 +53,13 @@ def sample_keys(key: Array, index: Array, num_samples: int) -> Array:
 
 
 def generate(
+  params: PyTree, prompts: PromptBatch, key: Array, **how
+) -> Samples:
+  """Samples `num_samples` responses to every prompt; see `with_streams`."""
+  return with_streams(params, prompts, key, **how)[0]
+
+
+def with_streams(
   params: PyTree,
   prompts: PromptBatch,
   key: Array,
@@ -59,8 +69,9 @@ def generate(
   eos_ids: tuple[int, ...],
   pad_id: int,
   stops: Array | None = None,
-) -> Samples:
-  """Samples `num_samples` responses to every prompt.
+  taps: tuple[int, ...] = (),
+) -> tuple[Samples, dict[int, Array]]:
+  """Samples `num_samples` responses to every prompt, and keeps streams.
 
   Args:
     params: the complete parameter tree of `model` (LoRA factors merged).
@@ -72,9 +83,12 @@ def generate(
     pad_id: fills columns after the end; may equal an end token.
     stops: [S, V] int32 of data/stops.py, where strings end a response too; the
       token that completes one belongs to it.
+    taps: layers; see below.
 
   Returns:
-    Samples of N = B * num_samples rows, [N, P + max_new_tokens].
+    Samples of N = B * num_samples rows, [N, P + max_new_tokens], and {layer:
+    [N, P + max_new_tokens, D] the stream that entered it} of `taps`, which off
+    the valid tokens means nothing.
 
   Raises:
     ValueError: when prompt and response do not fit the model's context.
@@ -110,7 +124,7 @@ def generate(
         piece,
         keys[start : start + size],
         how=dict(model=model, config=config, eos_ids=eos_ids, stops=stops),
-        pad_id=pad_id,
+        begin=dict(model=model, config=config, pad_id=pad_id, taps=taps),
       )
     )
   if len(parts) == 1:
@@ -126,19 +140,22 @@ def _is_compact(params: PyTree, config: Config) -> bool:
   return sharding is None or len(sharding.device_set) == 1
 
 
-def _generate_batch(params, prompts, keys, *, how, pad_id) -> Samples:
+def _generate_batch(
+  params, prompts, keys, *, how, begin
+) -> tuple[Samples, dict[int, Array]]:
   config = how["config"]
   if _is_compact(params, config):
     room = min(config.max_new_tokens, FIRST_ROOM)
-    state = decoding.prefill(
-      params, prompts, keys, pad_id=pad_id, room=room, **how
-    )
+    state = decoding.prefill(params, prompts, keys, room=room, **begin)
     return _decode_compacting(params, state, how)
-  state = decoding.prefill(params, prompts, keys, pad_id=pad_id, **how)
-  return decoding.samples(decoding.decode(params, state, jnp.int32(0), **how))
+  state = decoding.prefill(params, prompts, keys, **begin)
+  state = decoding.decode(params, state, jnp.int32(0), **how)
+  return decoding.samples(state), state.streams
 
 
-def _decode_compacting(params: PyTree, state: decoding.State, how) -> Samples:
+def _decode_compacting(
+  params: PyTree, state: decoding.State, how
+) -> tuple[Samples, dict[int, Array]]:
   """Decodes in chunks: fewer rows as they finish, a cache that grows.
 
   The batch is halved down to an eighth; the cache starts with FIRST_ROOM new
@@ -165,10 +182,11 @@ def _decode_compacting(params: PyTree, state: decoding.State, how) -> Samples:
       filler = np.flatnonzero(done)[: size - len(alive)]
       state = decoding.take(state, jnp.asarray(np.concatenate([alive, filler])))
     slots = cache_lib.cache_slots(state.cache)
-    if total - most + step - 1 >= slots:
+    if total - most + step >= slots:
       room = min(2 * (slots - (total - most)), most)
       state = decoding.grow(state, slots=total - most + room)
-  return Samples(**{name: jnp.asarray(value) for name, value in result.items()})
+  found = {name: jnp.asarray(value) for name, value in result.items()}
+  return Samples(**found), state.streams
 
 
 def _put(result: dict[str, np.ndarray], state: decoding.State) -> None:

@@ -94,7 +94,7 @@ def samples_of(state: decoding.State, mesh: AnyMesh, rows: int) -> Samples:
   if state.tokens.shape[0] != rows:
     state = jax.tree.map(
       lambda x: spread(mesh, (rows, *x.shape[1:]), x.dtype),
-      state.replace(cache=None, step=None),
+      state.replace(cache=None, step=None, streams={}),
     )
   reason = jax.ShapeDtypeStruct(
     state.done.shape, jnp.int32, sharding=state.done.sharding
@@ -106,6 +106,16 @@ def samples_of(state: decoding.State, mesh: AnyMesh, rows: int) -> Samples:
     behaviour_logprobs=state.logprobs,
     finish_reason=reason,
   )
+
+
+def streams_of(
+  state: decoding.State, mesh: AnyMesh, rows: int
+) -> dict[int, Any]:
+  """Returns the streams that a finished decode kept; see `samples_of`."""
+  return {
+    layer: spread(mesh, (rows, *x.shape[1:]), x.dtype)
+    for layer, x in state.streams.items()
+  }
 
 
 def token_batch(

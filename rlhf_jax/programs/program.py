@@ -174,12 +174,14 @@ class Sampler:
   frozen: what does not train of it.
   base: whose tokenizer.
   config: how to sample.
+  taps: layers whose incoming streams are kept, see judge.Plan.taps.
   """
 
   role: roles.Role
   frozen: PyTree
   base: Base
   config: generate.Config
+  taps: tuple[int, ...] = ()
 
   @property
   def merge(self) -> Callable[[PyTree, PyTree], PyTree]:
@@ -203,7 +205,18 @@ class Sampler:
     key: Array,
     how: generate.Config | None = None,
   ) -> Samples:
-    """Returns samples.
+    """Returns samples alone; see `with_streams`."""
+    alone = dataclasses.replace(self, taps=())
+    return alone.with_streams(params, prompts, key, how)[0]
+
+  def with_streams(
+    self,
+    params: PyTree,
+    prompts: Any,
+    key: Array,
+    how: generate.Config | None = None,
+  ) -> tuple[Samples, dict[int, Array]]:
+    """Returns samples, and the streams of `taps`.
 
     Args:
       params: trainable tree of the policy.
@@ -211,13 +224,14 @@ class Sampler:
       key: random key of this step.
       how: to sample; None for the usual way.
     """
-    return generate.generate(
+    return generate.with_streams(
       self.merge(params, self.frozen),
       prompts,
       key,
       model=self.role.model,
       config=self.config if how is None else how,
       pad_id=self.base.tokenizer.pad_id,
+      taps=self.taps,
       **self._end,
     )
 
@@ -251,7 +265,7 @@ class Sampler:
     new = config.max_new_tokens
     width = prompt_width(prompts, config, self.base)
     passes, pad = Passes(mesh), self.base.tokenizer.pad_id
-    statics = dict(model=model, config=config, **self._end)
+    statics = dict(model=model, config=config)
     planned = functools.partial(Program, rows=rows, calls=parts)
 
     @functools.cache
@@ -276,7 +290,7 @@ class Sampler:
           abstract.prompt_batch(mesh, rows // shared, width),
           abstract.keys(mesh, rows),
         ),
-        dict(statics, pad_id=pad),
+        dict(statics, pad_id=pad, taps=self.taps),
       ),
       work=lambda: passes.prefill(model, rows // shared, width, new, shared),
       result=f"{label}prefilled",
@@ -290,7 +304,7 @@ class Sampler:
           flow[f"{label}prefilled"],
           abstract.number(mesh, jnp.int32),
         ),
-        statics,
+        dict(statics, **self._end),
       ),
       work=lambda: passes.decode(model, rows, width, new),
       result=f"{label}decoded",
