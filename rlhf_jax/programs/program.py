@@ -13,13 +13,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from rlhf_jax import decoding, generate
 from rlhf_jax.data import stops, streams
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.models import roles, transformer
+from rlhf_jax.models import lora, roles, transformer, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.programs import abstract
 from rlhf_jax.programs.work import Passes, Work
@@ -160,12 +159,6 @@ def prompt_width(prompts: Data, sampling: generate.Config, base: Base) -> int:
   return min(room, text)
 
 
-@functools.lru_cache(maxsize=16)
-def make_merge(role: roles.Role) -> Callable[[PyTree, PyTree], PyTree]:
-  """Returns the compiled (trainable, frozen) -> what the sampler reads."""
-  return jax.jit(functools.partial(roles.sampling_params, role))
-
-
 @dataclasses.dataclass(frozen=True)
 class Sampler:
   """Samples a policy: factors merged, prompts run, tokens drawn.
@@ -182,11 +175,6 @@ class Sampler:
   base: Base
   config: generate.Config
   taps: tuple[int, ...] = ()
-
-  @property
-  def merge(self) -> Callable[[PyTree, PyTree], PyTree]:
-    """See `make_merge`."""
-    return make_merge(self.role)
 
   @functools.cached_property
   def _end(self) -> dict[str, Any]:
@@ -225,7 +213,7 @@ class Sampler:
       how: to sample; None for the usual way.
     """
     return generate.with_streams(
-      self.merge(params, self.frozen),
+      roles.sampling_params(self.role, params, self.frozen),
       prompts,
       key,
       model=self.role.model,
@@ -272,13 +260,18 @@ class Sampler:
     def weights() -> PyTree:
       return whole_weights(params, self.frozen)
 
+    def merging(flow: Flow) -> tuple[tuple, dict]:
+      variables = trees.merge(params, self.frozen)
+      kernels = lora.adapted(variables["params"], variables["lora"])
+      return (kernels, variables["lora"]), {"scale": model.lora_scale}
+
     merge = Program(
       name=f"{label}merge",
-      function=self.merge,
-      arguments=lambda flow: ((params, self.frozen), {}),
+      function=lora.merged_kernels,
+      arguments=merging,
       rows=rows,
-      work=lambda: Work(traffic=2.0 * abstract.bytes_of(weights())),
-      known=weights,
+      work=lambda: Work(traffic=2.0 * abstract.bytes_of(merging({})[0][0])),
+      known=lambda: lora.adapted(weights(), trees.merge(params, {})["lora"]),
       calls=calls,
     )
     prefill = planned(
