@@ -34,7 +34,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from rlhf_jax import command, output
+from rlhf_jax import allocator, command, output
 from rlhf_jax.schema import UserError
 
 OPTIONS = {
@@ -222,6 +222,7 @@ def main(argv: list[str]) -> int:
 
     return explain.main(argv, OPTIONS)
   _say_first(argv)
+  allocator.keep_blocks()
   values = command.parse(argv, OPTIONS, __doc__, needs_workdir=True)
   from rlhf_jax import interrupt
 
