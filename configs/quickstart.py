@@ -104,7 +104,6 @@ def policy() -> ConfigDict:
     entropy_coefficient=0.03,  # against falling for a few fine words
   )
   config.epochs.update(epochs=1, minibatches=4)
-  config.packing.row_tokens = 0  # an answer a row, as in the README's table
   config.policy_optimizer.update(
     learning_rate=7.5e-4,
     beta2=0.98,

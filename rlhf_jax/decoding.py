@@ -1,6 +1,8 @@
 """The two passes of sampling: over the prompts, and token by token.
 
-What a batch in flight is, and how its rows leave and come, is in slots.py.
+What a batch in flight is, and how its rows leave and come, is in slots.py. A
+token is drawn and read in the same step, so whoever wants the streams that
+entered some layers finds them complete.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def _draw(
 
 
 @functools.partial(
-  jax.jit, static_argnames=("model", "config", "eos_ids", "pad_id", "room")
+  jax.jit, static_argnames=("model", "config", "pad_id", "room", "taps")
 )
 def prefill(
   params: PyTree,
@@ -88,12 +90,11 @@ def prefill(
   *,
   model: transformer.Config,
   config: Config,
-  eos_ids: tuple[int, ...],
   pad_id: int,
-  stops: Array | None = None,
   room: int | None = None,
+  taps: tuple[int, ...] = (),
 ) -> State:
-  """Runs the prompts and samples the first token of every row.
+  """Runs the prompts; nothing is sampled yet.
 
   Rows of one prompt share its pass: keys [n] are a multiple of the prompts.
 
@@ -102,27 +103,33 @@ def prefill(
     prompts: [n / times, P].
     keys: [n].
     first: [] int32, which sample of its shard the first row is.
-    model, config, eos_ids, pad_id, stops: see generate.generate.
+    model, config, pad_id: see generate.generate.
     room: slots of the cache for new tokens; None for all.
+    taps: layers whose incoming streams are kept, here and in `decode`.
   """
   rows, width = prompts.tokens.shape
   count, times = keys.shape[0], keys.shape[0] // rows
   room = config.max_new_tokens if room is None else room
-  pad = ((0, 0), (0, config.max_new_tokens))
   net = transformer.Transformer(model)
   variables = {"params": params}
   positions = ops.positions_from_mask(prompts.valid_mask)
   x = net.apply(variables, prompts.tokens, positions, method="embed")
   cache = make_cache(model, rows, width + room, config.cache_dtype)
   mask = attention.make_masks(model, prompts.valid_mask, positions)
-  x, _, cache = net.apply(
-    variables, x, positions, mask, cache=cache, slot=0, method="run_layers"
+  x, streams, cache = net.apply(
+    variables,
+    x,
+    positions,
+    mask,
+    cache=cache,
+    slot=0,
+    taps=taps,
+    method="run_layers",
   )
-  logits = net.apply(variables, x[:, -1], method="unembed")
-  prompts, logits = (
-    jax.tree.map(lambda x: repeat_rows(x, times), tree)
-    for tree in (prompts, logits)
+  prompts, last, streams = jax.tree.map(
+    lambda x: repeat_rows(x, times), (prompts, x[:, -1], streams)
   )
+  pad = ((0, 0), (0, config.max_new_tokens))
   tokens = jnp.pad(prompts.tokens, pad, constant_values=pad_id)
   zeros = jnp.zeros((count,), jnp.int32)
   state = State(
@@ -133,7 +140,9 @@ def prefill(
       length=jnp.sum(prompts.valid_mask > 0, axis=1).astype(jnp.int32),
       step=zeros,
       done=jnp.zeros((count,), bool),
+      streams=jax.tree.map(lambda x: jnp.pad(x, (*pad, (0, 0))), streams),
     ),
+    last=last,
     keys=keys,
     row=first
     + jnp.arange(count, dtype=jnp.int32) % (count // slots.ways(count)),
@@ -142,8 +151,7 @@ def prefill(
     alive=jnp.int32(count),
     need=jnp.int32(width),
   )
-  how = dict(model=model, config=config, eos_ids=eos_ids)
-  return slots.settle(_draw(state, logits, stops, **how))
+  return slots.settle(slots.count(state, config.max_new_tokens))
 
 
 @functools.partial(
@@ -174,26 +182,57 @@ def decode(
     return (state.alive > stop_at) & (state.need <= size)
 
   def one_token(state: State) -> State:
+    was_alive = slots.alive_rows(state.answers, config.max_new_tokens)
+    logits = net.apply(variables, state.last, method="unembed")
+    how = dict(model=model, config=config, eos_ids=eos_ids)
+    state = _draw(state, logits, stops, **how)
     answers, slot = state.answers, state.slot % size
-    last = (width + answers.step - 1)[:, None]  # the column sampled last
-    token = jnp.take_along_axis(answers.tokens, last, axis=1)
+    column = width + answers.step - 1  # that was sampled last
+    token = jnp.take_along_axis(answers.tokens, column[:, None], axis=1)
     used = answers.length + answers.step
     positions = (used - 1)[:, None]
     x = net.apply(variables, token, positions, method="embed")
     age = ((slot - jnp.arange(size)) % size)[None, None, :]
     is_own = age < used[:, None, None]
-    x, _, cache = net.apply(
+    x, found, cache = net.apply(
       variables,
       x,
       positions,
       attention.with_window(model, is_own, age),
       cache=state.cache,
       slot=slot,
+      taps=tuple(answers.streams),
       method="run_layers",
     )
-    logits = net.apply(variables, x[:, 0], method="unembed")
-    state = state.replace(cache=cache, slot=state.slot + 1)
-    how = dict(model=model, config=config, eos_ids=eos_ids)
-    return _draw(state, logits, stops, **how)
+    streams = {
+      layer: _put_stream(answers.streams[layer], new, column, was_alive)
+      for layer, new in found.items()
+    }
+    return state.replace(
+      cache=cache,
+      slot=state.slot + 1,
+      last=x[:, 0],
+      answers=answers.replace(streams=streams),
+    )
 
   return jax.lax.while_loop(unfinished, one_token, state)
+
+
+def _put_stream(
+  streams: Array, new: Array, column: Array, is_new: Array
+) -> Array:
+  """Returns streams [n, L, D] with new [n, 1, D] in a column of each row.
+
+  Args:
+    streams: of the rows.
+    new: that entered the layer.
+    column: [n] int32.
+    is_new: [n] bool; other rows keep what they have.
+  """
+
+  def put(row: Array, new: Array, column: Array, is_new: Array) -> Array:
+    old = jax.lax.dynamic_slice_in_dim(row, column, 1)
+    new = jnp.where(is_new, new.astype(row.dtype), old)
+    return jax.lax.dynamic_update_slice_in_dim(row, new, column, axis=0)
+
+  return jax.vmap(put)(streams, new, column, is_new)

@@ -14,6 +14,9 @@ prompts wait (`batch_size`), `refill` puts the next ones in their place instead.
 On a mesh each shard does so with its own rows. The cache grows with the
 answers. Samples of one prompt share its pass.
 
+The streams that enter some layers can be had beside the samples: what judges
+them reads the frozen lower layers so, and does not run them again.
+
 How one token is drawn from logits is in sampling.py, what happens to the rows
 of a batch in slots.py.
 """
@@ -56,6 +59,13 @@ def sample_keys(key: Array, index: Array, num_samples: int) -> Array:
 
 
 def generate(
+  params: PyTree, prompts: PromptBatch, key: Array, **how
+) -> Samples:
+  """Samples `num_samples` responses to every prompt; see `with_streams`."""
+  return with_streams(params, prompts, key, **how)[0]
+
+
+def with_streams(
   params: PyTree,
   prompts: PromptBatch,
   key: Array,
@@ -65,8 +75,9 @@ def generate(
   eos_ids: tuple[int, ...],
   pad_id: int,
   stops: Array | None = None,
-) -> Samples:
-  """Samples `num_samples` responses to every prompt.
+  taps: tuple[int, ...] = (),
+) -> tuple[Samples, dict[int, Array]]:
+  """Samples `num_samples` responses to every prompt, and keeps streams.
 
   Args:
     params: the complete parameter tree of `model` (LoRA factors merged).
@@ -78,9 +89,12 @@ def generate(
     pad_id: fills columns after the end; may equal an end token.
     stops: [S, V] int32 of data/stops.py, where strings end a response too; the
       token that completes one belongs to it.
+    taps: layers; see below.
 
   Returns:
-    Samples of N = B * num_samples rows, [N, P + max_new_tokens].
+    Samples of N = B * num_samples rows, [N, P + max_new_tokens], and {layer:
+    [N, P + max_new_tokens, D] the stream that entered it} of `taps`, which off
+    the valid tokens means nothing.
 
   Raises:
     ValueError: when prompt and response do not fit the model's context.
@@ -112,12 +126,14 @@ def generate(
     keys=keys,
     size=size,
     times=times,
-    pad_id=pad_id,
+    begin=dict(model=model, config=config, pad_id=pad_id, taps=taps),
     is_compact=is_known if config.compact is None else config.compact,
     how=dict(model=model, config=config, eos_ids=eos_ids, stops=stops),
   )
   sample = _refilled if is_refilled and size < rows else _by_turns
-  return slots.samples(sample(work), most=config.max_new_tokens)
+  answers = sample(work)
+  samples = slots.samples(answers, most=config.max_new_tokens)
+  return samples, answers.streams
 
 
 def rows_of_prompt(size: int, num_samples: int, ways: int) -> int:
@@ -182,7 +198,7 @@ class _Work:
   keys: [N].
   size: rows decoded together, a divisor of N.
   times: rows that share the pass of a prompt.
-  pad_id, how: arguments of the passes.
+  begin, how: further arguments of the passes over prompts and over tokens.
   is_compact: finished rows are taken out, and the cache grows.
   """
 
@@ -191,7 +207,7 @@ class _Work:
   keys: Array
   size: int
   times: int
-  pad_id: int
+  begin: dict[str, Any]
   is_compact: bool
   how: dict[str, Any]
 
@@ -211,7 +227,7 @@ class _Work:
     return self.how["config"].max_new_tokens
 
   def start(self, first: int, size: int, room: int) -> slots.State:
-    """Returns samples with their first token.
+    """Returns samples whose prompts are read.
 
     Args:
       first: of each shard's samples.
@@ -224,13 +240,7 @@ class _Work:
         prompts, keys, at, size=size, times=self.times
       )
     return decoding.prefill(
-      self.params,
-      prompts,
-      keys,
-      at,
-      pad_id=self.pad_id,
-      room=room,
-      **self.how,
+      self.params, prompts, keys, at, room=room, **self.begin
     )
 
   def decode(self, state: slots.State, stop_at: int) -> tuple[slots.State, int]:

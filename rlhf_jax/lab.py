@@ -333,7 +333,10 @@ def evaluate(
   for number, (name, policy) in enumerate(
     (("before", before), ("after", after))
   ):
-    sampler = Sampler(policy.role, policy.frozen, policy.base, config)
+    role = "policy" if name == "after" else "reference"
+    sampler = Sampler(
+      policy.role, policy.frozen, policy.base, config, plan.taps(role)
+    )
     with mesh_lib.current(policy.mesh):
       said = answers.answer(
         sampler,

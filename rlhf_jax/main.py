@@ -36,7 +36,7 @@ from typing import Any
 from absl import flags, logging
 
 import rlhf_jax
-from rlhf_jax import command, output
+from rlhf_jax import allocator, command, output
 from rlhf_jax.schema import UserError
 
 OPTIONS = {
@@ -225,6 +225,7 @@ def main(argv: list[str]) -> int:
 
     return explain.main(argv, OPTIONS)
   _say_first(argv)
+  allocator.keep_blocks()
   values = command.parse(argv, OPTIONS, __doc__, needs_workdir=True)
   from rlhf_jax import interrupt
 

@@ -47,6 +47,7 @@ class Answers:
   length: [n] tokens of the prompt, the position of the first new token.
   step: [n] tokens sampled.
   done: [n] bool, sampled its end.
+  streams: layer -> [n, L, D] that entered it; means nothing off valid tokens.
   """
 
   tokens: Array
@@ -54,6 +55,7 @@ class Answers:
   length: Array
   step: Array
   done: Array
+  streams: dict[int, Array]
 
 
 @flax.struct.dataclass
@@ -62,6 +64,7 @@ class State:
 
   cache: of S slots.
   answers: of its rows.
+  last: [n, D] stream that left the last layer at the newest token.
   keys: [n] random keys.
   row: [n] int32, which sample of its shard this is.
   stop: [n] int32, state of the automaton of stop strings.
@@ -72,6 +75,7 @@ class State:
 
   cache: PyTree
   answers: Answers
+  last: Array
   keys: Array
   row: Array
   stop: Array
@@ -99,7 +103,7 @@ def fullest(alive: Array) -> Array:
 def count(state: State, most: int) -> State:
   """Returns the state with `alive` and `need` of its rows now."""
   alive = alive_rows(state.answers, most)
-  used = state.answers.length + state.answers.step
+  used = state.answers.length + state.answers.step + 1  # after the next one
   return state.replace(
     alive=fullest(alive).astype(jnp.int32),
     need=jnp.max(jnp.where(alive, used, 0)).astype(jnp.int32),

@@ -204,6 +204,36 @@ def test_samples_of_a_prompt_share_its_pass(params, monkeypatch, compact):
   assert seen == [(8, 24), (4, 12), (4, 12)]
 
 
+@pytest.mark.parametrize("compact", [False, True])
+def test_streams_of_the_sampler_are_those_of_the_judge(
+  params, monkeypatch, compact
+):
+  """On all valid tokens, the last one too, whatever rows were taken out."""
+  monkeypatch.setattr(generate, "FIRST_ROOM", 2)
+  settings = dataclasses.replace(
+    SETTINGS, num_samples=2, compact=compact, batch_size=24
+  )
+  samples, streams = generate.with_streams(
+    params,
+    prompt_batch(),
+    jax.random.key(3),
+    model=MODEL,
+    config=settings,
+    eos_ids=(2, EOS, 7, 11),
+    pad_id=EOS,
+    taps=(1, 2),
+  )
+  assert len(set(np.sum(np.asarray(samples.response_mask), 1))) > 3
+  rows = roles.Rows.of(samples)
+  expected = roles.frozen_streams(MODEL, params, rows, (1, 2))
+  valid = np.asarray(samples.valid_mask) > 0
+  assert sorted(streams) == [1, 2]
+  for layer, stream in streams.items():
+    np.testing.assert_allclose(
+      np.asarray(stream)[valid], np.asarray(expected[layer])[valid], atol=2e-5
+    )
+
+
 def test_batch_split_and_padding_change_nothing(params):
   plain = run(params, prompt_batch())
   split = run(

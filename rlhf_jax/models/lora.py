@@ -7,6 +7,8 @@ merges them once, because it reads the weights many times between updates.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -17,12 +19,30 @@ from rlhf_jax.types import Array
 def merge(params: dict, lora: dict, scale: float) -> dict:
   """Returns a parameter tree with s A B added to every adapted kernel.
 
+  Call it outside of jit, which would copy all that is passed on.
+
   Args:
     params: the base tree; leaves without factors are passed on, not copied.
     lora: the factor tree, possibly empty.
     scale: s, config.lora_scale.
   """
+  if not lora:
+    return params
+  made = merged_kernels(adapted(params, lora), lora, scale=scale)
+  return trees.unflatten(trees.flatten(params) | trees.flatten(made))
+
+
+def adapted(params: dict, lora: dict) -> dict:
+  """Returns the kernels of a parameter tree that have factors."""
   flat = trees.flatten(params)
+  stems = [path.rpartition("/")[0] for path in trees.flatten(lora)]
+  return trees.unflatten({f"{x}/kernel": flat[f"{x}/kernel"] for x in stems})
+
+
+@functools.partial(jax.jit, static_argnames="scale")
+def merged_kernels(kernels: dict, lora: dict, *, scale: float) -> dict:
+  """Returns kernels with s A B added; see `adapted` and `merge`."""
+  flat = trees.flatten(kernels)
   factors = trees.flatten(lora)
   for path, a in factors.items():
     if not path.endswith("/lora_a"):

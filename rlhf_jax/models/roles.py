@@ -161,7 +161,11 @@ def trains_unembedding(role: Role) -> bool:
 
 
 def frozen_streams(
-  model: transformer.Config, params: PyTree, rows: Rows, taps: tuple[int, ...]
+  model: transformer.Config,
+  params: PyTree,
+  rows: Rows,
+  taps: tuple[int, ...],
+  known: dict[int, Array] | None = None,
 ) -> dict[int, Array]:
   """Returns {layer: [B, L, D] stream entering it}, one pass for all taps.
 
@@ -171,20 +175,32 @@ def frozen_streams(
       the first adapted layer do not depend on them).
     rows: tokens.
     taps: layers to tap, at least one.
+    known: {layer: [B, L, D]} of streams that are there already: layers below
+      the highest one that all other taps need do not run.
   """
+  known = {} if known is None else known
+  wanted = set(taps) - set(known)
+  found = {layer: known[layer] for layer in taps if layer in known}
+  if not wanted:
+    return found
   net = transformer.Transformer(model)
   variables = {"params": params}
-  x = net.apply(variables, rows.tokens, rows.positions, method="embed")
+  start = max((n for n in known if n <= min(wanted)), default=0)
+  if start in known:
+    x = known[start]
+  else:
+    x = net.apply(variables, rows.tokens, rows.positions, method="embed")
   _, tapped, _ = net.apply(
     variables,
     x,
     rows.positions,
     rows.mask(model),
-    stop=max(taps),
-    taps=tuple(sorted(set(taps))),
+    start=start,
+    stop=max(wanted),
+    taps=tuple(sorted(wanted)),
     method="run_layers",
   )
-  return tapped
+  return found | tapped
 
 
 def stream(

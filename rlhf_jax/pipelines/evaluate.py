@@ -227,35 +227,47 @@ def wire(
   )
   samplers, programs = {}, []
   calls, rows = settings.count / settings.batch_size, settings.batch_size
-  for name in POLICIES:
-    params, frozen = policies[name].parts
-    sampler = Sampler(policies[name].role, frozen, base, settings.generate)
-    samplers[name] = (sampler, params)
-    programs += sampler.programs(
-      world.mesh, params, settings.prompts, rows, f"{name} ", calls
-    )
   new = settings.generate.max_new_tokens
   length = prompt_width(settings.prompts, settings.generate, base) + new
 
-  def judged(flow: Flow) -> tuple[tuple, dict]:
-    samples = abstract.samples_of(flow["after decoded"], world.mesh, rows)
+  def judged(flow: Flow, name: str) -> tuple[tuple, dict]:
+    drawn = flow[f"{name} decoded"], world.mesh, rows
     shape = packing.shape_of(settings.packing, rows, length, new, world.ways)
     layout = None
     if shape is not None:  # at worst every answer has its full length
       cells = shape.most, shape.tokens
       layout = abstract.packed_layout(world.mesh, (rows, length), cells)
-    return (weights, {}, samples, layout), {}
+    samples, streams = abstract.samples_of(*drawn), abstract.streams_of(*drawn)
+    return (weights, {}, samples, layout, streams), {}
 
-  programs.append(
-    Program(
-      name="judge",
-      function=judge.make_judge(plan),
-      arguments=judged,
-      rows=rows,
-      work=lambda: Passes(world.mesh).judge(plan, rows, length, new),
-      calls=len(POLICIES) * calls,
-    )
+  # Of the policy before training, which the KL is to, no KL is wanted.
+  alone = dataclasses.replace(
+    plan, reference=None, shared=plan.shared - {"reference"}
   )
+  used = ("reference", alone), ("policy", plan)
+  for name, (kind, judge_plan) in zip(POLICIES, used, strict=True):
+    params, frozen = policies[name].parts
+    taps = plan.taps(kind)
+    sampler = Sampler(
+      policies[name].role, frozen, base, settings.generate, taps
+    )
+    samplers[name] = (sampler, params)
+    programs += sampler.programs(
+      world.mesh, params, settings.prompts, rows, f"{name} ", calls
+    )
+    work = functools.partial(
+      Passes(world.mesh).judge, judge_plan, rows, length, new, taps
+    )
+    programs.append(
+      Program(
+        name=f"{name} judge",
+        function=judge.make_judge(judge_plan),
+        arguments=functools.partial(judged, name=name),
+        rows=rows,
+        work=work,
+        calls=calls,
+      )
+    )
   phase = Phase(
     name="evaluation",
     world=world,
@@ -320,7 +332,7 @@ def run(settings: Settings, world: World) -> dict:
     answers[name] = answer(
       sampler,
       params,
-      phase["judge"],
+      phase[f"{name} judge"],
       weights,
       prompt_batches,
       jax.random.fold_in(jax.random.key(settings.seed), number),

@@ -121,6 +121,14 @@ def with_slots(state: slots.State, size: int) -> slots.State:
   return state.replace(cache=cache)
 
 
+def streams_of(state: slots.State, mesh: AnyMesh, rows: int) -> dict[int, Any]:
+  """Returns the streams that a finished decode kept; see `samples_of`."""
+  return {
+    layer: spread(mesh, (rows, *x.shape[1:]), x.dtype)
+    for layer, x in state.answers.streams.items()
+  }
+
+
 def token_batch(
   mesh: AnyMesh, rows: int, length: int, is_packed: bool
 ) -> TokenBatch:

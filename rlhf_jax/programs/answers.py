@@ -93,7 +93,8 @@ def answer(
   Args:
     sampler: of the policy.
     params: its trainable tree.
-    judge_samples: from judge.make_judge; its reference is what the KL is to.
+    judge_samples: from judge.make_judge; its reference is what the KL is to,
+      and without one the KL is 0.
     weights: of the judge.
     prompt_batches: on the host.
     key: of the samples.
@@ -109,11 +110,12 @@ def answer(
   total = sum(len(batch.tokens) for batch in prompt_batches)
   with terminal.Progress(f"evaluate {name}", total, unit="prompt") as progress:
     for batch in prompt_batches:
-      samples = sampler(params, mesh_lib.spread_batch(mesh, batch), key)
+      placed = mesh_lib.spread_batch(mesh, batch)
+      samples, streams = sampler.with_streams(params, placed, key)
       on_host: Samples = distributed.fetch(samples)
       layout = _layout(on_host, packed, sampler, mesh, usual)
       usual = usual if layout is None else layout.cell.shape[0]
-      rollout, scores = judge_samples(weights, {}, samples, layout)
+      rollout, scores = judge_samples(weights, {}, samples, layout, streams)
       if verifier is not None:
         found, _ = verifier(samples, batch.index)
         scores = scores | {"verifier": found}

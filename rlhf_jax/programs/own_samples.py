@@ -78,8 +78,8 @@ class Opened:
     """
     sampling = settings.generate
     actors = actors_lib.load(settings, base, world, sampling.max_new_tokens)
-    frozen = actors.frozen["policy"]
-    sampler = Sampler(actors.plan.policy, frozen, base, sampling)
+    plan, frozen = actors.plan, actors.frozen["policy"]
+    sampler = Sampler(plan.policy, frozen, base, sampling, plan.taps())
     return Opened(settings, world, base, actors, sampler)
 
   @property
@@ -157,8 +157,12 @@ class Opened:
     sampler = dataclasses.replace(self.sampler, config=sampling)
 
     def judged(flow: Flow) -> tuple[tuple, dict]:
-      samples = abstract.samples_of(flow[f"{label}decoded"], mesh, rows)
-      return (self.actors.weights, {}, samples, None), {}
+      drawn = flow[f"{label}decoded"], mesh, rows
+      samples, streams = (
+        abstract.samples_of(*drawn),
+        abstract.streams_of(*drawn),
+      )
+      return (self.actors.weights, {}, samples, None, streams), {}
 
     return [
       *sampler.programs(
@@ -170,7 +174,7 @@ class Opened:
         arguments=judged,
         rows=rows,
         work=lambda: Passes(mesh).judge(
-          plan, rows, self.length, sampling.max_new_tokens
+          plan, rows, self.length, sampling.max_new_tokens, plan.taps()
         ),
         result=f"{label}judged",
         calls=calls,

@@ -58,7 +58,11 @@ def wire(
   )
   made = make_functions(settings, actors.plan, transforms, world.mesh)
   sampler = Sampler(
-    actors.plan.policy, actors.frozen["policy"], base, settings.generate
+    actors.plan.policy,
+    actors.frozen["policy"],
+    base,
+    settings.generate,
+    actors.plan.taps(),
   )
   calls = known_steps(settings.schedule)
   if calls is not None:
@@ -195,8 +199,12 @@ class _Wired:
         value = trees.merge(
           self.arrays["train"].params["value"], self._beside_value
         )
-      samples = abstract.samples_of(flow[f"{label}decoded"], mesh, rows)
-      return (actors.weights, value, samples, layout), {}
+      drawn = flow[f"{label}decoded"], mesh, rows
+      samples, streams = (
+        abstract.samples_of(*drawn),
+        abstract.streams_of(*drawn),
+      )
+      return (actors.weights, value, samples, layout, streams), {}
 
     return Program(
       name=f"{label}judge",
@@ -204,7 +212,7 @@ class _Wired:
       arguments=judged,
       rows=rows,
       work=lambda: Passes(mesh).judge(
-        judge_plan(actors.plan), rows, length, new
+        judge_plan(actors.plan), rows, length, new, actors.plan.taps()
       ),
       result=f"{label}judged",
       calls=self.calls,

@@ -196,17 +196,20 @@ class Source:
       usual: rows of the batch before, see packing.plan.
     """
     with self.timer("rollout"):
-      samples = jax.block_until_ready(self.sampler(policy, prompts, key, how))
+      drawn = self.sampler.with_streams(policy, prompts, key, how)
+      samples, streams = jax.block_until_ready(drawn)
       further = {
-        name: self.sampler(policy, prompts, jax.random.fold_in(key, i), other)
+        name: self.sampler.with_streams(
+          policy, prompts, jax.random.fold_in(key, i), other
+        )
         for i, (name, other) in enumerate(self.further.items())
       }
     with self.timer("score"):
       layout = self.layout(samples, usual)
-      rollout, scores = self._judged(critic, samples, prompts, layout)
+      rollout, scores = self._judged(critic, samples, prompts, layout, streams)
       others = {
-        name: self._judged(critic, found, prompts)[0]
-        for name, found in further.items()
+        name: self._judged(critic, found, prompts, None, kept)[0]
+        for name, (found, kept) in further.items()
       }
     return Judged(rollout, scores, others, layout)
 
@@ -215,10 +218,13 @@ class Source:
     critic: PyTree,
     samples: Samples,
     prompts: PromptBatch,
-    layout: packing.Packing | None = None,
+    layout: packing.Packing | None,
+    streams: dict[int, Array],
   ) -> tuple[Rollout, dict[str, Array]]:
     """Returns samples with their scores, and all scores by name."""
-    rollout, scores = self.judge(self.actors.weights, critic, samples, layout)
+    rollout, scores = self.judge(
+      self.actors.weights, critic, samples, layout, streams
+    )
     if self.verifier is None:
       return rollout, scores
     rollout, found = judge_texts(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 from rlhf_jax import decoding, generate, slots
 from rlhf_jax.data import stops
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.models import roles
+from rlhf_jax.models import lora, roles, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import abstract
@@ -26,12 +25,6 @@ from rlhf_jax.programs.program import Flow, Program, prompt_width
 from rlhf_jax.programs.work import Passes, Work
 from rlhf_jax.programs.world import AnyMesh, whole_weights
 from rlhf_jax.types import Array, PyTree, Samples
-
-
-@functools.lru_cache(maxsize=16)
-def make_merge(role: roles.Role) -> Callable[[PyTree, PyTree], PyTree]:
-  """Returns the compiled (trainable, frozen) -> what the sampler reads."""
-  return jax.jit(functools.partial(roles.sampling_params, role))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +35,14 @@ class Sampler:
   frozen: what does not train of it.
   base: whose tokenizer.
   config: how to sample.
+  taps: layers whose incoming streams are kept, see judge.Plan.taps.
   """
 
   role: roles.Role
   frozen: PyTree
   base: Base
   config: generate.Config
-
-  @property
-  def merge(self) -> Callable[[PyTree, PyTree], PyTree]:
-    """See `make_merge`."""
-    return make_merge(self.role)
+  taps: tuple[int, ...] = ()
 
   @functools.cached_property
   def end(self) -> dict[str, Any]:
@@ -71,7 +61,18 @@ class Sampler:
     key: Array,
     how: generate.Config | None = None,
   ) -> Samples:
-    """Returns samples.
+    """Returns samples alone; see `with_streams`."""
+    alone = dataclasses.replace(self, taps=())
+    return alone.with_streams(params, prompts, key, how)[0]
+
+  def with_streams(
+    self,
+    params: PyTree,
+    prompts: Any,
+    key: Array,
+    how: generate.Config | None = None,
+  ) -> tuple[Samples, dict[int, Array]]:
+    """Returns samples, and the streams of `taps`.
 
     Args:
       params: trainable tree of the policy.
@@ -79,13 +80,14 @@ class Sampler:
       key: random key of this step.
       how: to sample; None for the usual way.
     """
-    return generate.generate(
-      self.merge(params, self.frozen),
+    return generate.with_streams(
+      roles.sampling_params(self.role, params, self.frozen),
       prompts,
       key,
       model=self.role.model,
       config=self.config if how is None else how,
       pad_id=self.base.tokenizer.pad_id,
+      taps=self.taps,
       **self.end,
     )
 
@@ -178,8 +180,7 @@ class _Plan:
   @property
   def statics(self) -> dict[str, Any]:
     """What passes are told beside arrays."""
-    end = self.sampler.end
-    return dict(model=self.sampler.role.model, config=self.config, **end)
+    return dict(model=self.sampler.role.model, config=self.config)
 
   def times(self, rows: int, of: int) -> float | None:
     """Returns how often `rows` rows out of `of` are taken in a run."""
@@ -206,13 +207,19 @@ class _Plan:
 
   def merge(self) -> Program:
     """Returns what adds factors to weights."""
+    variables = trees.merge(self.params, self.sampler.frozen)
+    kernels = lora.adapted(variables["params"], variables["lora"])
+    scale = self.sampler.role.model.lora_scale
     return Program(
       name=f"{self.label}merge",
-      function=self.sampler.merge,
-      arguments=lambda flow: ((self.params, self.sampler.frozen), {}),
+      function=lora.merged_kernels,
+      arguments=lambda flow: (
+        (kernels, variables["lora"]),
+        {"scale": scale},
+      ),
       rows=self.rows,
-      work=lambda: Work(traffic=2.0 * abstract.bytes_of(self.weights)),
-      known=lambda: self.weights,
+      work=lambda: Work(traffic=2.0 * abstract.bytes_of(kernels)),
+      known=lambda: lora.adapted(self.weights, variables["lora"]),
       calls=self.calls,
     )
 
@@ -238,7 +245,7 @@ class _Plan:
           abstract.keys(self.mesh, rows),
           abstract.number(self.mesh, jnp.int32),
         ),
-        dict(self.statics, pad_id=pad, room=room),
+        dict(self.statics, pad_id=pad, room=room, taps=self.sampler.taps),
       ),
       rows=rows,
       work=lambda: work(self.width, room, self.shared, self.config.cache_dtype),
@@ -287,13 +294,13 @@ class _Plan:
           abstract.with_slots(flow[f"{self.label}prefilled"], full),
           abstract.number(self.mesh, jnp.int32),
         ),
-        self.statics,
+        dict(self.statics, **self.sampler.end),
       ),
       rows=self.rows,
       work=lambda: work(self.width, new, config.cache_dtype),
       result=f"{self.label}decoded",
       donates=1,
-      trips=new - 1,
+      trips=new,
       calls=self.times(self.rows, self.samples),
     )
 

@@ -200,9 +200,20 @@ class Passes:
     return total
 
   def judge(
-    self, plan: judge.Plan, rows: int, length: int, targets: int
+    self,
+    plan: judge.Plan,
+    rows: int,
+    length: int,
+    targets: int,
+    kept: tuple[int, ...] = (),
   ) -> Work:
-    """Returns the score stage; shared lower layers run once."""
+    """Returns the score stage; shared lower layers run once.
+
+    Args:
+      plan: of the judge.
+      rows, length, targets: see `forward`.
+      kept: layers whose incoming stream the sampler kept.
+    """
     used = {name: scorer.role for name, scorer in plan.scorers}
     for name, role in (("reference", plan.reference), ("value", plan.value)):
       if role is not None:
@@ -210,10 +221,12 @@ class Passes:
     tapped = used | {"policy": plan.policy}
     total = Work()
     for names in (plan.shared, plan.own):
-      taps = [tapped[name].entrance for name in names]
+      below = kept if "policy" in names else ()
+      taps = {tapped[name].entrance for name in names} - set(below)
       if taps:
+        start = max((n for n in below if n <= min(taps)), default=0)
         trunk = dataclasses.replace(plan.policy, head=None)
-        total += self._forward(trunk, max(taps), rows, length, 0)
+        total += self._forward(trunk, max(taps) - start, rows, length, 0)
     for name, role in used.items():
       stream = plan.value_stream if name == "value" else name
       below = role.entrance if stream in plan.known else 0
@@ -352,7 +365,7 @@ class Passes:
     Weights are cast to the compute dtype once, before the loop.
     """
     slots, tensor = width + new, self.mesh.shape["tensor"]
-    steps, layers = max(new - 1, 0), model.n_layers
+    steps, layers = new, model.n_layers
     cache = self.cache_bytes(model, rows, slots, dtype)
     size = jnp.dtype(model.dtype).itemsize
     whole = self.weights(model, layers)

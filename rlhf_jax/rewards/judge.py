@@ -4,6 +4,7 @@ Reference log-probabilities, values, rewards, monitors and the frozen hidden
 states, in one jitted pass. Roles whose lower layers are the base model's share
 one forward pass over those layers, and so do roles that stand on the lower
 layers of a policy which are not the base's; any other role runs its own.
+The sampler has been through these layers: what it kept is not computed again.
 """
 
 from __future__ import annotations
@@ -54,6 +55,30 @@ class Plan:
   def known(self) -> frozenset[str]:
     """Names of roles whose entrance stream is computed once."""
     return self.shared | self.own
+
+  def entrance(self, name: str) -> int:
+    """Returns the layer whose incoming stream a role starts from."""
+    used = {"policy": self.policy, "reference": self.reference}
+    used |= {scorer: found.role for scorer, found in self.scorers}
+    return (used | {"value": self.value})[name].entrance
+
+  def taps(self, sampled: str = "policy") -> tuple[int, ...]:
+    """Returns the layers whose streams a sampler should keep for the judge.
+
+    Those that it runs with the weights that the judge would. None below
+    float32, where decoding rounds otherwise than training does, and only the
+    latter's streams should meet the layers that train (METHODS N3).
+
+    Args:
+      sampled: the role that samples, "policy" or "reference".
+    """
+    if sampled not in self.known or self.policy.model.dtype != "float32":
+      return ()
+    names = self.shared if sampled in self.shared else self.own
+    if "policy" not in names:
+      return ()
+    found = {self.entrance(name) for name in names}
+    return tuple(sorted(x for x in found if x <= self.entrance(sampled)))
 
 
 @flax.struct.dataclass
@@ -167,6 +192,7 @@ def judge(
   value: PyTree,
   samples: Samples,
   packing: Packing | None = None,
+  streams: dict[int, Array] | None = None,
   *,
   plan: Plan,
 ) -> tuple[Rollout, dict[str, Array]]:
@@ -179,10 +205,12 @@ def judge(
     samples: [N, L].
     packing: where their tokens stand when all roles read packed rows; what is
       returned is unpacked either way.
+    streams: {layer: [N, L, D]} that the sampler kept, see Plan.taps.
     plan: static part.
   """
   rows = roles.Rows.of(samples)
   targets, place, spread = samples.response_mask, None, lambda x: x
+  streams = {} if streams is None else streams
   if packing is not None:
     rows = roles.Rows(
       pack(samples.tokens, packing),
@@ -193,19 +221,14 @@ def judge(
     )
     targets = pack(samples.response_mask, packing)
     place, spread = packing.place, functools.partial(unpack, packing=packing)
-  entrances = {
-    "policy": plan.policy.entrance,
-    **{name: scorer.role.entrance for name, scorer in plan.scorers},
-  }
-  for name, role in (("reference", plan.reference), ("value", plan.value)):
-    if role is not None:
-      entrances[name] = role.entrance
+    streams = {layer: pack(x, packing) for layer, x in streams.items()}
   hidden = {}
   for trunk, names in ((weights.base, plan.shared), (weights.own, plan.own)):
     if names:
-      taps = tuple(sorted({entrances[name] for name in names}))
-      found = roles.frozen_streams(plan.policy.model, trunk, rows, taps)
-      hidden |= {name: found[entrances[name]] for name in names}
+      taps = tuple(sorted({plan.entrance(name) for name in names}))
+      known = streams if "policy" in names else {}
+      found = roles.frozen_streams(plan.policy.model, trunk, rows, taps, known)
+      hidden |= {name: found[plan.entrance(name)] for name in names}
   reference_logprobs = samples.behaviour_logprobs
   if plan.reference is not None:
     found, _ = roles.logprobs(

@@ -101,6 +101,10 @@ def test_merged_factors_equal_factors_applied_inside_the_block(base, rows):
   np.testing.assert_allclose(inside, outside, atol=5e-6)
   plain, _ = roles.logprobs(roles.Role(MODEL), {"params": base}, rows, mask)
   assert np.abs(np.asarray(plain - inside)).max() > 1e-2
+  before, after = trees.flatten(base), trees.flatten(merged)
+  copied = {path for path, leaf in after.items() if leaf is not before[path]}
+  stems = {path.rpartition("/")[0] for path in trees.flatten(factors)}
+  assert copied == {f"{stem}/kernel" for stem in stems}  # no weight twice
 
 
 def test_t17_fresh_factors_leave_the_reference_exactly(base, rows):

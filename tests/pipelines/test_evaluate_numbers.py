@@ -186,11 +186,11 @@ def test_the_columns_of_answers_by_hand():
 
     base = types.SimpleNamespace(tokenizer=Letters())
 
-    def __call__(self, params, prompts, key):
+    def with_streams(self, params, prompts, key):
       number = len(asked)
       asked.append((params, prompts.index.tolist(), key))
       mask = np.pad(np.float32(masks[number]), ((0, 0), (2, 0)))
-      return Samples(
+      samples = Samples(
         tokens=np.concatenate([prompts.tokens, said[number]], axis=1),
         valid_mask=np.pad(np.asarray(prompts.valid_mask), ((0, 0), (0, 2)))
         + mask,
@@ -198,9 +198,11 @@ def test_the_columns_of_answers_by_hand():
         behaviour_logprobs=-1.0 * mask,
         finish_reason=np.asarray(ends[number]),
       )
+      return samples, {1: "stream"}
 
-  def judged(weights, critic, samples, layout):
+  def judged(weights, critic, samples, layout, streams):
     assert (weights, critic, layout) == ("weights", {}, None)
+    assert streams == {1: "stream"}
     first = 2.0 * (len(asked) - 1)
     rollout = Rollout(
       **vars(samples),
@@ -293,18 +295,19 @@ def drawn(words, prompts, key, *, config, pad_id, **settings):
   mask = np.float32(np.arange(new) < rng.integers(1, new + 1, (rows, 1)))
   tokens = np.where(mask > 0, rng.choice(words, mask.shape), pad_id)
   wide = np.pad(mask, ((0, 0), (prompts.tokens.shape[1], 0)))
-  return Samples(
+  samples = Samples(
     tokens=np.concatenate([prompts.tokens, tokens], axis=1),
     valid_mask=wide + np.pad(prompts.valid_mask, ((0, 0), (0, new))),
     response_mask=wide,
     behaviour_logprobs=np.float32(-wide * rng.random(wide.shape)),
     finish_reason=rng.integers(0, 2, rows),
   )
+  return samples, {}
 
 
-def scored(weights, critic, samples, layout):
+def scored(weights, critic, samples, layout, streams):
   """Returns what no model judged: lengths and first words are the scores."""
-  del weights, critic, layout
+  del weights, critic, layout, streams
   lengths = np.sum(samples.response_mask, axis=1)
   rollout = Rollout(
     **vars(samples),
@@ -337,7 +340,7 @@ def whole(files, tmp_path_factory):
     return record.answers[name]
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(generate, "generate", watched_sample)
+    patch.setattr(generate, "with_streams", watched_sample)
     patch.setattr(evaluate, "answer", watched_answer)
     patch.setattr(evaluate.judge, "make_judge", lambda plan: scored)
     record.facts = pipelines.run(config, folder / "evaluation")

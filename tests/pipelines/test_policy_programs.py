@@ -1,5 +1,6 @@
 """What a step of policy training is made of, by hand and without a model."""
 
+import dataclasses
 import types
 
 import jax
@@ -166,7 +167,9 @@ def test_a_sampler_samples_as_it_is_told(monkeypatch):
   )
   asked = []
   monkeypatch.setattr(
-    generate, "generate", lambda *a, **settings: asked.append((a, settings))
+    generate,
+    "with_streams",
+    lambda *a, **settings: asked.append((a, settings)) or ("samples", {}),
   )
   tokenizer = types.SimpleNamespace(eos_id=5, pad_id=6)
   usual, other = generate.Config(num_samples=2), generate.Config(num_samples=1)
@@ -174,14 +177,17 @@ def test_a_sampler_samples_as_it_is_told(monkeypatch):
     roles.Role(model), {}, types.SimpleNamespace(tokenizer=tokenizer), usual
   )
   params = {"params": {"w": jnp.ones(2)}}
+  tapping = dataclasses.replace(sampler, taps=(3,))
   sampler(params, "prompts", "key")
-  sampler(params, "prompts", "key", other)
+  assert tapping(params, "prompts", "key", other) == "samples"
+  tapping.with_streams(params, "prompts", "key", other)
   for (found, *rest), settings in asked:
     np.testing.assert_array_equal(found["w"], np.ones(2))
     assert rest == ["prompts", "key"]
     assert settings["model"] == model
     assert (settings["eos_ids"], settings["pad_id"]) == ((5,), 6)
-  assert [settings["config"] for _, settings in asked] == [usual, other]
+  assert [how["config"] for _, how in asked] == [usual, other, other]
+  assert [how["taps"] for _, how in asked] == [(), (), (3,)]
 
 
 def test_trap_37_the_sampler_stops_at_every_end_token(tmp_path):
@@ -204,16 +210,18 @@ def test_further_answers_are_sampled_and_judged_beside_the_samples():
   def sampler(policy, prompts, key, how):
     assert (policy, prompts) == ("policy", "prompts")
     asked.append((tuple(np.asarray(jax.random.key_data(key)).tolist()), how))
-    return "usual" if how is None else "greedy"
+    name = "usual" if how is None else "greedy"
+    return name, {2: f"{name} streams"}
 
-  def judge(weights, critic, samples, layout):
+  def judge(weights, critic, samples, layout, streams):
     assert (weights, critic) == ("weights", "critic")
+    assert streams == {2: f"{samples} streams"}
     judged.append((samples, layout))
     return f"{samples} rollout", {"reward": f"{samples} scores"}
 
   source = rollouts.Source(
     loader=None,
-    sampler=sampler,
+    sampler=types.SimpleNamespace(with_streams=sampler),
     judge=judge,
     actors=types.SimpleNamespace(weights="weights"),
     verifier=None,

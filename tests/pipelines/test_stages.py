@@ -259,10 +259,17 @@ def test_shared_trunk_and_packing_change_no_number(files, trained):
   alone = dataclasses.replace(cast.plan, shared=frozenset())
   wide = dataclasses.replace(cast.plan, row_targets=40)
   layout = packing.plan(samples, packing.Shape(40, 40, 8, 8))
+  streams = roles.frozen_streams(
+    cast.plan.policy.model, base.params, roles.Rows.of(samples), (1, 2)
+  )
+  assert cast.plan.taps() == cast.plan.taps("reference") == (1, 2)
+  lower = {1: streams[1]}  # the others are computed from there
   expected, scores = judge.judge(cast.weights, value, samples, plan=alone)
   for found, found_scores in (
     judge.judge(cast.weights, value, samples, plan=cast.plan),
     judge.judge(cast.weights, value, samples, layout, plan=wide),
+    judge.judge(cast.weights, value, samples, None, lower, plan=cast.plan),
+    judge.judge(cast.weights, value, samples, layout, streams, plan=wide),
   ):
     np.testing.assert_allclose(
       found.reference_logprobs, expected.reference_logprobs, atol=2e-5

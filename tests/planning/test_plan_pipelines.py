@@ -102,9 +102,8 @@ OTHERS = {
   "evaluate": (
     evaluate_config,
     [
-      *("before prefill", "before decode"),
-      *("after prefill", "after decode"),
-      "judge",
+      *("before prefill", "before decode", "before judge"),
+      *("after prefill", "after decode", "after judge"),
     ],
   ),
   "bond": (
@@ -184,9 +183,8 @@ def test_the_whole_quickstart_is_planned_without_its_assets(monkeypatch):
     "gold": ["features", "update"],
     "policy": [*sampling, "judge", "recompute", "prepare", "update"],
     "evaluation": [
-      *(f"before {name}" for name in sampling),
-      *(f"after {name}" for name in sampling),
-      "judge",
+      *(f"before {name}" for name in SAMPLING),
+      *(f"after {name}" for name in SAMPLING),
     ],
   }
   slice_ = topology.parse("v5e:2x4")

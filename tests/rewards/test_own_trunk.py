@@ -79,8 +79,20 @@ def test_the_lower_layers_of_a_tuned_policy_run_once():
       getattr(rollout, name), getattr(expected, name), atol=2e-6
     )
   assert (sorted(rollout.hidden), expected.hidden) == (["policy", "value"], {})
-  flops = [hlo.count(c.as_text(), 1, 1).flops for c in (once, each)]
+  assert found.plan.taps() == (2,)
+  streams = roles.frozen_streams(
+    MODEL, found.weights.own, roles.Rows.of(SAMPLES), (2,)
+  )
+  sampled = judge.make_judge(found.plan)
+  asked = found.weights, value, SAMPLES, None, streams
+  given = sampled.lower(*asked).compile()
+  np.testing.assert_allclose(
+    given(*asked)[0].values, expected.values, atol=2e-6
+  )
+  programs = (once, each, given)
+  flops = [hlo.count(c.as_text(), 1, 1).flops for c in programs]
   assert flops[0] < 0.75 * flops[1]  # 2 + 1 + 1 layers, not 3 + 3
+  assert flops[2] < 0.6 * flops[0]  # 1 + 1
   variables = trees.merge(found.params["policy"], found.frozen["policy"])
   from_stream, from_tokens = (
     roles.logprobs(
@@ -95,7 +107,16 @@ def test_the_lower_layers_of_a_tuned_policy_run_once():
   np.testing.assert_allclose(from_stream, from_tokens, atol=2e-6)
 
 
+def test_below_float32_the_judge_reads_no_stream_of_the_sampler():
+  plan = cast(2).plan
+  policy = dataclasses.replace(
+    plan.policy, model=dataclasses.replace(MODEL, dtype="bfloat16")
+  )
+  assert dataclasses.replace(plan, policy=policy).taps() == ()
+
+
 def test_a_policy_that_trains_from_the_bottom_has_no_trunk():
   found = cast(0)
+  assert found.plan.taps() == ()
   assert found.plan.known == frozenset()
   assert found.weights.own == {}
