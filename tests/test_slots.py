@@ -15,6 +15,7 @@ from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
 from tests.test_generate import EOS, MODEL, SETTINGS, prompt_batch, run
 
+SLOW = pytest.mark.slow
 ENDS = (2, EOS, 7, 11, 13, 17)
 
 
@@ -67,7 +68,7 @@ def stacked(params):
   return rest | {"layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
 
 
-@pytest.mark.parametrize("size", [8, 16])
+@pytest.mark.parametrize("size", [8, pytest.param(16, marks=SLOW)])
 def test_waiting_prompts_take_the_place_of_done_rows(
   params, plain, calls, size
 ):
@@ -88,16 +89,21 @@ def test_a_ring_that_has_gone_round_grows(params, plain, calls, monkeypatch):
   assert "refill" in names_of(calls)[first:]
 
 
-def test_refilled_samples_of_a_prompt_share_its_pass(params, calls):
+@pytest.mark.parametrize(
+  ("size", "times"),  # units of 4, 4 and of 1, which share nothing
+  [(8, 6), pytest.param(16, 4, marks=SLOW), pytest.param(2, 30, marks=SLOW)],
+)
+def test_refilled_samples_of_a_prompt_share_its_pass(
+  params, calls, size, times
+):
   settings = dataclasses.replace(SETTINGS, num_samples=4)
   prompts = prompt_batch(8)
   together = run(
     params, prompts, dataclasses.replace(settings, compact=False), eos=ENDS
   )
-  for size in (16, 8, 2):  # units of 4, 4 and of 1, which share nothing
-    split = dataclasses.replace(settings, batch_size=size, refill=True)
-    assert_same(run(params, prompts, split, eos=ENDS), together)
-  assert names_of(calls).count("refill") == 4 + 6 + 30
+  split = dataclasses.replace(settings, batch_size=size, refill=True)
+  assert_same(run(params, prompts, split, eos=ENDS), together)
+  assert names_of(calls).count("refill") == times
 
 
 @pytest.mark.parametrize("slot", [3, 6, 7, 9])
@@ -127,14 +133,26 @@ def on_mesh(params, prompts, **axes):
 @pytest.mark.parametrize(
   ("axes", "changes", "expected"),
   [
-    ({"data": 2, "fsdp": 2, "tensor": 2}, {}, {"shrink"}),
-    ({"fsdp": 4, "tensor": 2}, {"batch_size": 16}, {"shrink"}),
+    pytest.param(
+      {"data": 2, "fsdp": 2, "tensor": 2}, {}, {"shrink"}, marks=SLOW
+    ),
+    pytest.param(
+      {"fsdp": 4, "tensor": 2},
+      {"batch_size": 16, "refill": False},
+      {"shrink"},
+      marks=SLOW,
+    ),
     (
       {"data": 2, "tensor": 4},  # more than there are key heads
       {"batch_size": 16, "refill": True},
       {"refill", "shrink"},
     ),
-    ({"data": 4, "fsdp": 2}, {"batch_size": 8, "refill": True}, {"refill"}),
+    pytest.param(
+      {"data": 4, "fsdp": 2},
+      {"batch_size": 8, "refill": True},
+      {"refill"},
+      marks=SLOW,
+    ),
   ],
 )
 def test_each_shard_of_a_mesh_does_so_with_its_own_rows(
@@ -151,7 +169,7 @@ def test_each_shard_of_a_mesh_does_so_with_its_own_rows(
     assert leaf.sharding.is_equivalent_to(whole, leaf.ndim)
 
 
-@pytest.mark.parametrize("is_current", [False, True])
+@pytest.mark.parametrize("is_current", [False, pytest.param(True, marks=SLOW)])
 def test_rows_leave_by_default_where_it_is_known_whose_they_are(
   params, calls, is_current
 ):
