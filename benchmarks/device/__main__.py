@@ -43,6 +43,7 @@ PARTS = {
   "flags": 90,
   "quickstart": 120,
 }
+SHARES = ("decode", "train", "flags")  # of what "limits" measures
 TOTAL = 450
 QUICKSTART = "--config=configs/quickstart.py"
 
@@ -174,6 +175,8 @@ def main() -> int:
   unknown = set(names) - set(PARTS)
   if unknown:
     parser.error(f"--only={asked.only}: parts are {', '.join(PARTS)}.")
+  if set(names) & set(SHARES) and "limits" not in names:
+    names.insert(0, "limits")
   folder = Path(asked.out).resolve()
   folder.mkdir(parents=True, exist_ok=True)
   results: dict = {"environment": {}, "is_tiny": asked.tiny, "parts": {}}

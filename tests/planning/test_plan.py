@@ -72,6 +72,23 @@ def test_a_policy_compiles_as_it_is_estimated():
   assert json.loads(json.dumps(table.as_json(found)))["fits"]
 
 
+@pytest.mark.slow
+def test_decoding_gathers_each_weight_once_and_none_per_token():
+  """Seven matrices of the scanned layers, the embedding and the unembedding."""
+  config = policy_config("full")
+  config.mesh.update(data=1, fsdp=8, tensor=1)
+  (phase,) = report.phases(config, topology.compile_devices(EIGHT))
+  flow: dict = {}
+  for program in phase.programs[:2]:
+    found, result = compiled.measure(
+      phase, program, flow, compiles=program.name == "decode"
+    )
+    flow[program.result] = result
+  assert program.name == "decode" and program.trips > 1
+  assert found.counts.loops == 1  # which counts as often as it has trips
+  assert found.counts.calls == {"all-gather": 7 + 2}
+
+
 def test_full_roles_hold_what_a_run_holds():
   """Base, start and reward model; policy and critic; moments of the two."""
   config = policy_config("full")
