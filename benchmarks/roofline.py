@@ -354,7 +354,7 @@ class Loss:
 def vocabularies(size: Size) -> list[str]:
   """Returns a markdown table: the loss as the vocabulary grows."""
   lines = [
-    "| vocabulary | logits MiB | MiB, loss | MiB, forward | loss s | ratio | V |",
+    "| vocabulary | logits MiB | loss MiB | forward MiB | loss s | ratio | V |",
     "|---|---|---|---|---|---|---|",
   ]
   first, width = None, files.SHAPES[size.shape].width
