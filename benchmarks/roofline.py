@@ -16,9 +16,9 @@ and a step of SFT as batch, answers and layers grow, and the loss as the
 vocabulary grows, as ratios to the first line. Times are the least of a few
 calls, compilation excluded. Nothing else should run on the machine.
 
-The loss reads states and unembedding and gives the gradients of both. Its
-"temporary MiB" are the compiler's, less the gradient of the unembedding, which
-is a result; "logits MiB" is what a float32 array of all logits would take.
+The loss reads states and unembedding and gives the gradients of both. MiB are
+the compiler's temporary ones, of the loss less the gradient of the unembedding,
+which is a result; "logits MiB" is what all logits would take in float32.
 """
 
 import argparse
@@ -48,7 +48,7 @@ from rlhf_jax.programs.work import Passes, Work
 from rlhf_jax.types import PromptBatch, TokenBatch
 
 MIB = 2**20
-REPEATS = 3
+REPEATS = 2  # calls after the one that compiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +124,6 @@ def write_records(folder: Path, size: Size) -> None:
   ]
   lines = "".join(json.dumps(row) + "\n" for row in rows)
   (folder / "rows.jsonl").write_text(lines)
-  judge = "def spread(texts):\n  return [len(set(t.split())) for t in texts]\n"
-  (folder / "judge.py").write_text(judge)
 
 
 def experiments(folder: Path, size: Size) -> dict[str, Any]:
@@ -143,7 +141,7 @@ def experiments(folder: Path, size: Size) -> dict[str, Any]:
   )
   # A row that ends early stays, so the formula counts what is computed.
   ppo.generate.update(max_new_tokens=size.new, compact=False)
-  ppo.reward_fn = f"{folder / 'judge.py'}:spread"
+  ppo.reward_fn = f"{Path(files.__file__).with_name('judge.py')}:spread"
   ppo.value.init, ppo.packing.row_tokens = "random", 0
   for config, rows in ((sft, size.batch), (ppo, size.answers)):
     config.model.source = str(folder / "model")
@@ -292,18 +290,23 @@ def growth(size: Size) -> list[str]:
     "| grows | to | rollout s | ratio | SFT step s | ratio |",
     "|---|---|---|---|---|---|",
   ]
-  base = dict(rows=size.batch, prompt=size.prompt, new=size.new)
+  base = dict(rows=size.batch // 2, prompt=size.prompt, new=size.new)
+
+  @functools.cache
+  def spent(layers: int, **how: int) -> tuple[float, float]:
+    model = model_of(size, layers)
+    return rollout_seconds(model, **how), step_seconds(model, **how)
+
+  first = spent(1, **base)
   for what in ("rows", "new", "layers"):
-    first = None
     for factor in size.factors:
-      model = model_of(size, factor if what == "layers" else 1)
+      layers = factor if what == "layers" else 1
       how = base | ({what: factor * base[what]} if what in base else {})
-      spent = rollout_seconds(model, **how), step_seconds(model, **how)
-      first = first if first else spent
-      value = model.n_layers if what == "layers" else how[what]
+      value = how.get(what, model_of(size, layers).n_layers)
+      found = spent(layers, **how)
       lines.append(
-        f"| {what} | {value} | {spent[0]:.3f} | {spent[0] / first[0]:.2f} | "
-        f"{spent[1]:.3f} | {spent[1] / first[1]:.2f} |"
+        f"| {what} | {value} | {found[0]:.3f} | {found[0] / first[0]:.2f} | "
+        f"{found[1]:.3f} | {found[1] / first[1]:.2f} |"
       )
   return lines
 
@@ -351,8 +354,7 @@ class Loss:
 def vocabularies(size: Size) -> list[str]:
   """Returns a markdown table: the loss as the vocabulary grows."""
   lines = [
-    "| vocabulary | logits MiB | temporary MiB, loss and gradients | "
-    "log-probabilities alone | loss s | ratio | of V |",
+    "| vocabulary | logits MiB | loss MiB | forward MiB | loss s | ratio | V |",
     "|---|---|---|---|---|---|---|",
   ]
   first, width = None, files.SHAPES[size.shape].width

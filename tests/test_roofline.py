@@ -31,6 +31,6 @@ def test_the_command_measures_each_program_and_what_grows():
   programs = "SFT update,PPO prefill,PPO decode,PPO judge,PPO update"
   for name in programs.split(","):
     assert f"| {name} |" in text
-  for name in ("| rows | 8 |", "| new | 16 |", "| layers | 4 |", "| 1,024 |"):
+  for name in ("| rows | 4 |", "| new | 16 |", "| layers | 4 |", "| 1,024 |"):
     assert name in text
   assert "GFLOP/s; a read: " in text
