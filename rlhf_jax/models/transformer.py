@@ -115,28 +115,31 @@ class Attention(nn.Module):
     mask: attention.Mask,
     cache: LayerCache | None,
     slot: Array | None,
+    asking: tuple[Array, Array] | None = None,
   ) -> tuple[Array, LayerCache | None]:
+    """Returns the mixture for x, or for `asking`: some of x, and positions."""
     c = self.config
+    asked, asked_at = (x, positions) if asking is None else asking
     dense = functools.partial(
       Dense, dtype=c.dtype, lora_rank=self.lora_rank, lora_scale=c.lora_scale
     )
 
-    def heads(name: str, n: int) -> Array:
+    def heads(name: str, n: int, x: Array) -> Array:
       y = dense(n * c.head_dim, use_bias=c.attention_bias, name=name)(x)
       return y.reshape(*y.shape[:2], n, c.head_dim).swapaxes(1, 2)
 
-    query = heads("q_proj", c.n_heads)
-    key = heads("k_proj", c.n_kv_heads)
-    value = heads("v_proj", c.n_kv_heads)
+    query = heads("q_proj", c.n_heads, asked)
+    key = heads("k_proj", c.n_kv_heads, x)
+    value = heads("v_proj", c.n_kv_heads, x)
     if c.positions == "rope":
-      query = rotate(query, positions, c.rope_theta)
+      query = rotate(query, asked_at, c.rope_theta)
       key = rotate(key, positions, c.rope_theta)
     if cache is not None:
       cache = cache.write(key, value, slot)
       if not isinstance(mask, attention.Segments):  # which are of whole rows
         key, value = cache.key, cache.value
     mixed = attention.attend(c.attention, query, key, value, mask)
-    mixed = mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1)
+    mixed = mixed.swapaxes(1, 2).reshape(*asked.shape[:2], -1)
     return dense(c.width, name="o_proj")(mixed), cache
 
 
@@ -168,11 +171,19 @@ class Block(nn.Module):
   lora_rank: int = 0
 
   @nn.compact
-  def __call__(self, x, positions, mask, cache=None, slot=None):
+  def __call__(self, x, positions, mask, cache=None, slot=None, reads=None):
+    """Returns the stream, at columns `reads` [B, C] or everywhere."""
     c = self.config
     norm = functools.partial(Norm, c.norm, c.norm_epsilon)
+    attention_norm, asking = norm(name="attention_norm"), None
+    normed = attention_norm(x)
+    if reads is not None:
+      x = ops.take_columns(x, reads)
+      where = jnp.take_along_axis(positions, reads, axis=1)
+      asking = attention_norm(x), where
+      mask = ops.take_columns(mask, reads)
     mixed, cache = Attention(c, self.lora_rank, name="attention")(
-      norm(name="attention_norm")(x), positions, mask, cache, slot
+      normed, positions, mask, cache, slot, asking
     )
     x = mesh_lib.constrain_stream(x + mixed)
     x = x + Mlp(c, self.lora_rank, name="mlp")(norm(name="mlp_norm")(x))
@@ -234,6 +245,7 @@ class Transformer(nn.Module):
     taps: tuple[int, ...] = (),
     cache: list[LayerCache] | None = None,
     slot: Array | None = None,
+    reads: Array | None = None,
   ) -> tuple[Array, dict[int, Array], list[LayerCache] | None]:
     """Runs layers start..stop - 1 over the residual stream.
 
@@ -246,10 +258,13 @@ class Transformer(nn.Module):
       taps: layers whose INCOMING stream is returned as well.
       cache: one LayerCache a layer (all layers), or None.
       slot: [] int32, where the cache is written.
+      reads: [B, C] int32, the columns whose last stream is wanted, or None.
+        Layer stop - 1 then computes keys and values of all columns and the
+        rest of these alone, where layers are apart and attention is plain.
 
     Returns:
-      The stream that leaves layer stop - 1, {layer: stream entering it}, and
-      the written cache.
+      The stream [B, T or C, D] that leaves layer stop - 1, {layer: stream
+      entering it}, and the written cache.
     """
     c = self.config
     stop = c.n_layers if stop is None else stop
@@ -262,17 +277,25 @@ class Transformer(nn.Module):
           "part of the layers."
         )
       x, cache = self.layers(x, positions, mask, cache, slot)
-      return x, {layer: x for layer in taps}, cache
+      tapped = {layer: x for layer in taps}
+      return x if reads is None else ops.take_columns(x, reads), tapped, cache
     written = None if cache is None else list(cache)
+    is_part = reads is not None and reads.shape[1] < x.shape[1]
+    is_part &= c.attention == "einsum" and start < stop and stop not in taps
     for i in range(start, stop):
       if i in taps:
         tapped[i] = x
       layer_cache = None if cache is None else cache[i]
-      x, layer_cache = self.layer[i](x, positions, mask, layer_cache, slot)
+      asked = reads if is_part and i == stop - 1 else None
+      x, layer_cache = self.layer[i](
+        x, positions, mask, layer_cache, slot, asked
+      )
       if written is not None:
         written[i] = layer_cache
     if stop in taps:
       tapped[stop] = x
+    if reads is not None and not is_part:
+      x = ops.take_columns(x, reads)
     return x, tapped, written
 
   def normed(self, x: Array) -> Array:
