@@ -187,6 +187,11 @@ def positions_from_mask(valid_mask: Array) -> Array:
   return jnp.cumsum(mask, axis=-1) - mask
 
 
+def take_columns(x: Array, columns: Array) -> Array:
+  """Returns [B, C, D] of x [B, L, D] at columns [B, C] of each row."""
+  return jnp.take_along_axis(x, columns[..., None], axis=1)
+
+
 def run_starts(*ids: Array) -> Array:
   """Returns [B, L] int32: the column where each run of equal ids starts.
 

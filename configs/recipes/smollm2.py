@@ -1,8 +1,8 @@
 """The quickstart on TPU: SmolLM2-135M, movie reviews, all stages.
 
 What configs/quickstart.py trains on two CPU cores, in bfloat16 and with 16
-packed rows of demonstrations a step so that 16 chips have one each. Every chip holds the
-whole model and takes its part of the batch.
+packed rows of demonstrations a step so that 16 chips have one each. Every chip
+holds the whole model and takes its part of the batch.
 
   python -m rlhf_jax.main --config=configs/recipes/smollm2.py --workdir=DIR
   python -m rlhf_jax.plan --config=configs/recipes/smollm2.py \\

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import ops
 from rlhf_jax.models import attention, rotary
 from rlhf_jax.models.architecture import Config
 from rlhf_jax.models.cache import LayerCache
@@ -64,13 +66,16 @@ class Attention(nn.Module):
     mask: attention.Mask | attention.Masks,
     cache: LayerCache | None,
     slot: Array | None,
+    asking: tuple[Array, rotary.Turns | None] | None = None,
   ) -> tuple[Array, LayerCache | None]:
+    """Returns the mixture for x, or for `asking`: some of x, and its turns."""
     c = self.config
+    asked, asked_turns = (x, turns) if asking is None else asking
     dense = functools.partial(
       Dense, dtype=c.dtype, lora_rank=self.lora_rank, lora_scale=c.lora_scale
     )
 
-    def heads(name: str, n: int, norm: str = "") -> Array:
+    def heads(name: str, n: int, x: Array, norm: str = "") -> Array:
       y = dense(n * c.head_dim, use_bias=c.attention_bias, name=name)(x)
       if norm and c.qk_norm == "projection":
         y = _norm(c, norm)(y)
@@ -79,12 +84,12 @@ class Attention(nn.Module):
         y = _norm(c, norm)(y)
       return y.swapaxes(1, 2)
 
-    query = heads("q_proj", c.n_heads, "q_norm")
-    key = heads("k_proj", c.n_kv_heads, "k_norm")
-    value = heads("v_proj", c.n_kv_heads)
+    query = heads("q_proj", c.n_heads, asked, "q_norm")
+    key = heads("k_proj", c.n_kv_heads, x, "k_norm")
+    value = heads("v_proj", c.n_kv_heads, x)
     if turns is not None:
-      angles = turns.of(kind.turns)
-      query, key = rotary.rotate(query, *angles), rotary.rotate(key, *angles)
+      query = rotary.rotate(query, *asked_turns.of(kind.turns))
+      key = rotary.rotate(key, *turns.of(kind.turns))
     if c.query_scale is not None:
       query = query * jnp.asarray(c.query_scale * c.head_dim**0.5, query.dtype)
     scales = (None, None)
@@ -100,7 +105,7 @@ class Attention(nn.Module):
         c.attention, query, key, value, mask, *scales, c.attention_cap
       ),
     )
-    mixed = mixed.swapaxes(1, 2).reshape(*x.shape[:2], -1)
+    mixed = mixed.swapaxes(1, 2).reshape(*asked.shape[:2], -1)
     return dense(c.width, use_bias=c.output_bias, name="o_proj")(mixed), cache
 
 
@@ -136,24 +141,33 @@ class Block(nn.Module):
   lora_rank: int = 0
 
   @nn.compact
-  def __call__(self, x, turns, kind, mask, cache=None, slot=None):
+  def __call__(self, x, turns, kind, mask, cache=None, slot=None, reads=None):
+    """Returns the stream, at columns `reads` [B, C] or everywhere."""
     c = self.config
 
-    def before(name: str, x: Array) -> Array:
-      return x if c.norm_place == "after" else _norm(c, f"{name}_norm")(x)
+    def before(name: str) -> Callable[[Array], Array]:
+      return (
+        (lambda x: x) if c.norm_place == "after" else _norm(c, f"{name}_norm")
+      )
 
     def after(name: str, x: Array) -> Array:
       if c.norm_place == "before":
         return x
       return _norm(c, f"{name}_post_norm")(x)
 
+    norm, asking = before("attention"), None
+    normed = norm(x)
+    if reads is not None:
+      x = ops.take_columns(x, reads)
+      asking = norm(x), None if turns is None else turns.take(reads)
+      mask = jax.tree.map(lambda m: ops.take_columns(m, reads), mask)
     mixed, cache = Attention(c, self.lora_rank, name="attention")(
-      before("attention", x), turns, kind, mask, cache, slot
+      normed, turns, kind, mask, cache, slot, asking
     )
     mixed = after("attention", mixed)
     if not c.is_parallel:
       x = mesh_lib.constrain_stream(x + mixed)
-    y = Mlp(c, self.lora_rank, name="mlp")(before("mlp", x))
+    y = Mlp(c, self.lora_rank, name="mlp")(before("mlp")(x))
     x = x + after("mlp", y)
     if c.is_parallel:
       x = x + mixed

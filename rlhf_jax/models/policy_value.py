@@ -12,6 +12,7 @@ import dataclasses
 
 import jax
 
+from rlhf_jax import ops
 from rlhf_jax.models import roles, trees
 from rlhf_jax.models import targets as targets_lib
 from rlhf_jax.models.roles import Role, Rows
@@ -56,7 +57,8 @@ def policy_and_value(
   if value is None:
     return log_p, entropies, None
   critic = params["value"], frozen["value"]
-  return log_p, entropies, value_only(*critic, rollout, role=value)
+  values = value_only(*critic, rollout, role=value, targets=targets)
+  return log_p, entropies, values
 
 
 def shared_trunk(
@@ -81,22 +83,22 @@ def shared_trunk(
   """
   variables = trees.merge(params["policy"], frozen["policy"])
   rows, mask = Rows.of(rollout), rollout.response_mask
-  x = roles.stream(policy, variables, rows, rollout.hidden.get("policy"))
+  columns = targets_lib.Columns.of(mask, targets, rows.before())
+  reads = columns.sources if value.head.pooling == "last" else None
+  x = roles.stream(policy, variables, rows, rollout.hidden.get("policy"), reads)
+  read = ops.take_columns(x, columns.sources) if reads is None else x
   found = targets_lib.gather(
-    policy.network,
-    variables["params"],
-    x,
-    rows.tokens,
-    mask,
-    targets,
-    rows.before(),
+    policy.network, variables["params"], read, rows.tokens, columns
   )
   log_p, entropies = roles.logprobs_at(
     found, temperature=temperature, is_unembedding_frozen=is_unembedding_frozen
   )
-  at_the_end = dataclasses.replace(value, trainable="head")
   x = jax.lax.stop_gradient(x) if stops_gradient else x
-  return log_p, entropies, roles.values(at_the_end, params["value"], rows, x)
+  head = params["value"]
+  if reads is not None:
+    return log_p, entropies, roles.values_at(value, head, x, columns)
+  at_the_end = dataclasses.replace(value, trainable="head")
+  return log_p, entropies, roles.values(at_the_end, head, rows, x)
 
 
 def value_only(
@@ -106,8 +108,11 @@ def value_only(
   *,
   role: Role,
   stream: str = "value",
+  targets: int | None = None,
 ) -> Array:
   """Returns values [N, L]: the `apply` of value pre-training.
+
+  They are those of response tokens; elsewhere they may be anything.
 
   Args:
     params: of the critic, what trains.
@@ -115,8 +120,14 @@ def value_only(
     rollout: as above.
     role: of the critic.
     stream: whose entry of rollout.hidden the critic reads.
+    targets: response tokens that a row has at most; None for L.
   """
   merged = trees.merge(params, frozen)
   return roles.values(
-    role, merged, Rows.of(rollout), rollout.hidden.get(stream)
+    role,
+    merged,
+    Rows.of(rollout),
+    rollout.hidden.get(stream),
+    rollout.response_mask,
+    targets,
   )

@@ -25,7 +25,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import likelihood
+from rlhf_jax import likelihood, ops
 from rlhf_jax.models import heads, lora, transformer, trees
 from rlhf_jax.models import targets as targets_lib
 from rlhf_jax.models.rows import Rows
@@ -204,7 +204,11 @@ def frozen_streams(
 
 
 def stream(
-  role: Role, variables: dict, rows: Rows, hidden: Array | None
+  role: Role,
+  variables: dict,
+  rows: Rows,
+  hidden: Array | None,
+  reads: Array | None = None,
 ) -> Array:
   """Returns the residual stream [B, L, D] at the end of the role's trunk.
 
@@ -214,6 +218,7 @@ def stream(
     rows: tokens.
     hidden: [B, L, D] the stream that enters layer role.entrance, or None to
       compute it from the tokens.
+    reads: [B, C] int32, the columns that are wanted: [B, C, D] of them.
   """
   weights = {k: v for k, v in variables.items() if k in ("params", "lora")}
   start = role.entrance
@@ -222,7 +227,7 @@ def stream(
     start = 0
     x = role.network.apply(weights, rows.tokens, rows.positions, method="embed")
   if start == role.stop:
-    return x
+    return x if reads is None else ops.take_columns(x, reads)
   x, _, _ = role.network.apply(
     weights,
     x,
@@ -230,6 +235,7 @@ def stream(
     rows.mask(role.model),
     start=start,
     stop=role.stop,
+    reads=reads,
     method="run_layers",
   )
   return x
@@ -245,15 +251,10 @@ def targets_of(
   targets: int | None = None,
 ) -> targets_lib.Targets:
   """Returns the states that predict the rows' targets; see `logprobs`."""
-  x = stream(role, variables, rows, hidden)
+  columns = targets_lib.Columns.of(target_mask, targets, rows.before())
+  x = stream(role, variables, rows, hidden, columns.sources)
   return targets_lib.gather(
-    role.network,
-    variables["params"],
-    x,
-    rows.tokens,
-    target_mask,
-    targets,
-    rows.before(),
+    role.network, variables["params"], x, rows.tokens, columns
   )
 
 
@@ -327,14 +328,49 @@ def prefix_scores(
 
 
 def values(
-  role: Role, variables: dict, rows: Rows, hidden: Array | None = None
+  role: Role,
+  variables: dict,
+  rows: Rows,
+  hidden: Array | None = None,
+  mask: Array | None = None,
+  targets: int | None = None,
 ) -> Array:
-  """Returns [B, L]: the value of the state BEFORE each token (invariant 1)."""
+  """Returns [B, L]: the value of the state BEFORE each token (invariant 1).
+
+  Args:
+    role: of a critic.
+    variables: merged trees.
+    rows: tokens.
+    hidden: see `stream`.
+    mask: [B, L], 1 where a value is wanted, never on the first token of a row:
+      elsewhere it may be anything. None for everywhere.
+    targets: at most how many a row has; None for L.
+  """
+  if mask is not None and role.head.pooling == "last":
+    columns = targets_lib.Columns.of(mask, targets, rows.before())
+    x = stream(role, variables, rows, hidden, columns.sources)
+    return values_at(role, variables, x, columns)
   scores = prefix_scores(role, variables, rows, hidden)[..., 0]
   before = rows.before()
   if before is not None:
     return jnp.take_along_axis(scores, before, axis=1)
   return jnp.pad(scores[:, :-1], ((0, 0), (1, 0)))
+
+
+def values_at(
+  role: Role, variables: dict, x: Array, columns: targets_lib.Columns
+) -> Array:
+  """Returns `values` where columns.mask is 1, else 0, for pooling "last".
+
+  Args:
+    role, variables: see `values`.
+    x: [B, C, D] the stream at columns.sources.
+    columns: of the tokens that are valued.
+  """
+  scores = heads.ScalarHead(role.head).apply(
+    {"params": variables["head"]}, heads.unit_rms(x)
+  )
+  return columns.spread(scores[..., 0])
 
 
 def score(

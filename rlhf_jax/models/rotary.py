@@ -53,6 +53,14 @@ class Turns:
   cos: Array
   sin: Array
 
+  def take(self, columns: Array) -> Turns:
+    """Returns those of some columns [B, C] int32."""
+    at = columns[None, :, None, :, None]
+    return Turns(
+      jnp.take_along_axis(self.cos, at, axis=3),
+      jnp.take_along_axis(self.sin, at, axis=3),
+    )
+
   def of(self, kind: int | Array) -> tuple[Array, Array]:
     """Returns both of one of the K kinds of layers."""
     if self.cos.shape[0] == 1:

@@ -17,27 +17,57 @@ from rlhf_jax.types import Array, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
+class Columns:
+  """Where the targets of rows stand, and what predicts them."""
+
+  targets: Array  # [B, C] of the rows
+  sources: Array  # [B, C], the columns whose states predict them
+  mask: Array  # [B, L]
+
+  @staticmethod
+  def of(mask: Array, count: int | None, before: Array | None) -> Columns:
+    """Finds them.
+
+    Args:
+      mask: [B, L], 1 on targets; never on the first token of a row.
+      count: at most how many targets a row has; None for L.
+      before: [B, L] int32, the column whose state predicts each token; None
+        for the column before it.
+    """
+    count = mask.shape[1] if count is None else min(count, mask.shape[1])
+    targets = jnp.argsort(mask <= 0, axis=1, stable=True)[:, :count]
+    if before is None:
+      sources = jnp.maximum(targets - 1, 0)
+    else:
+      sources = jnp.take_along_axis(before, targets, axis=1)
+    return Columns(targets, sources, mask)
+
+  def spread(self, flat: Array) -> Array:
+    """Returns [B, L] float32 of [B * C], 0 where no target is."""
+    row = jnp.arange(len(self.targets))[:, None]
+    full = jnp.zeros(self.mask.shape, jnp.float32)
+    full = full.at[row, self.targets].set(flat.reshape(self.targets.shape))
+    return ops.neutral(full, self.mask)
+
+
+@dataclasses.dataclass(frozen=True)
 class Targets:
   """What `likelihood.token_logprobs` reads, and the way back to rows."""
 
   hidden: Array  # [B * C, D], normed
   unembedding: Array  # [D, V]
   tokens: Array  # [B * C] int32
-  columns: Array  # [B, C] of the rows
-  mask: Array  # [B, L]
+  columns: Columns
   how: dict  # keywords of likelihood.token_logprobs
 
   def of(self, x: Array) -> Array:
     """Returns [B * C] of x [B, L], 0 where no target is."""
-    x = ops.neutral(x, self.mask)
-    return jnp.take_along_axis(x, self.columns, axis=1).reshape(-1)
+    x = ops.neutral(x, self.columns.mask)
+    return jnp.take_along_axis(x, self.columns.targets, axis=1).reshape(-1)
 
   def spread(self, flat: Array) -> Array:
     """Returns [B, L] float32 of [B * C], 0 where no target is."""
-    row = jnp.arange(len(self.columns))[:, None]
-    full = jnp.zeros(self.mask.shape, jnp.float32)
-    full = full.at[row, self.columns].set(flat.reshape(self.columns.shape))
-    return ops.neutral(full, self.mask)
+    return self.columns.spread(flat)
 
 
 def gather(
@@ -45,39 +75,25 @@ def gather(
   params: PyTree,
   x: Array,
   tokens: Array,
-  mask: Array,
-  count: int | None,
-  before: Array | None = None,
+  columns: Columns,
 ) -> Targets:
   """Returns the targets of rows.
 
   Args:
     network: the Linen module.
     params: its base parameters.
-    x: [B, L, D] the stream that left the last layer.
+    x: [B, C, D] the stream that left the last layer, at columns.sources.
     tokens: [B, L].
-    mask: [B, L], 1 on targets; never on the first token of a row.
-    count: at most how many targets a row has; None for L.
-    before: [B, L] int32, the column whose state predicts each token; None for
-      the column before it.
+    columns: of the targets.
   """
-  length, width = x.shape[1:]
-  count = length if count is None else min(count, length)
-  columns = jnp.argsort(mask <= 0, axis=1, stable=True)[:, :count]
-  wanted = jnp.take_along_axis(tokens, columns, axis=1)
-  if before is None:
-    source = jnp.maximum(columns - 1, 0)
-  else:
-    source = jnp.take_along_axis(before, columns, axis=1)
-  x = jnp.take_along_axis(x, source[..., None], axis=1)
+  wanted = jnp.take_along_axis(tokens, columns.targets, axis=1)
   weights = {"params": params}
   x = network.apply(weights, x, method="normed")
   return Targets(
-    hidden=x.reshape(-1, width),
+    hidden=x.reshape(-1, x.shape[-1]),
     unembedding=network.apply(weights, method="unembedding"),
     tokens=wanted.reshape(-1),
     columns=columns,
-    mask=mask,
     how={
       "soft_cap": network.config.logit_cap,
       "empty_rows": network.config.empty_rows,

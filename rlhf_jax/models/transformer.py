@@ -91,6 +91,7 @@ class Transformer(nn.Module):
     taps: tuple[int, ...] = (),
     cache: list[LayerCache] | None = None,
     slot: Array | None = None,
+    reads: Array | None = None,
   ) -> tuple[Array, dict[int, Array], list[LayerCache] | None]:
     """Runs layers start..stop - 1 over the residual stream.
 
@@ -104,10 +105,13 @@ class Transformer(nn.Module):
       taps: layers whose INCOMING stream is returned as well.
       cache: one LayerCache a layer (all layers), or None.
       slot: [] int32, where the cache is written.
+      reads: [B, C] int32, the columns whose last stream is wanted, or None.
+        Layer stop - 1 then computes keys and values of all columns and the
+        rest of these alone, where layers are apart and attention is plain.
 
     Returns:
-      The stream that leaves layer stop - 1, {layer: stream entering it}, and
-      the written cache.
+      The stream [B, T or C, D] that leaves layer stop - 1, {layer: stream
+      entering it}, and the written cache.
     """
     c = self.config
     stop = c.n_layers if stop is None else stop
@@ -124,13 +128,17 @@ class Transformer(nn.Module):
         )
       stacked = Kind(*(jnp.asarray(x) for x in zip(*of_layers, strict=True)))
       x, cache = self.layers(x, turns, stacked, mask, cache, slot)
-      return x, {layer: x for layer in taps}, cache
+      tapped = {layer: x for layer in taps}
+      return x if reads is None else ops.take_columns(x, reads), tapped, cache
     written = None if cache is None else list(cache)
+    is_part = reads is not None and reads.shape[1] < x.shape[1]
+    is_part &= c.attention == "einsum" and start < stop and stop not in taps
     for i in range(start, stop):
       if i in taps:
         tapped[i] = x
       layer_cache = None if cache is None else cache[i]
-      block, more = self.layer[i], (mask, layer_cache, slot)
+      asked = reads if is_part and i == stop - 1 else None
+      block, more = self.layer[i], (mask, layer_cache, slot, asked)
       run = functools.partial(block, x, turns, of_layers[i])
       if not self.is_initializing():
         run = functools.partial(
@@ -147,6 +155,8 @@ class Transformer(nn.Module):
         written[i] = layer_cache
     if stop in taps:
       tapped[stop] = x
+    if reads is not None and not is_part:
+      x = ops.take_columns(x, reads)
     return x, tapped, written
 
   def normed(self, x: Array) -> Array:

@@ -141,7 +141,7 @@ class Step:
     with self.timer("score"):
       if "recompute" in self.phase:
         rollout, gap = self.phase["recompute"](
-          params, self.actors.frozen, rollout
+          params, self.actors.frozen, rollout, judged.layout
         )
       rollout, moments, row = jax.block_until_ready(
         self.phase["prepare"](

@@ -12,6 +12,7 @@ from rlhf_jax.models import trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.programs import abstract, critic
 from rlhf_jax.programs.actors import Actors
+from rlhf_jax.programs.layer_work import reads_last
 from rlhf_jax.programs.policy_settings import Settings
 from rlhf_jax.programs.policy_step import (
   Functions,
@@ -226,7 +227,8 @@ class _Wired:
 
     def recomputed(flow: Flow) -> tuple[tuple, dict]:
       rollout, _ = flow["judged"]
-      return (arrays["train"].params, actors.frozen, rollout), {}
+      layout, _, _ = self.packed()
+      return (arrays["train"].params, actors.frozen, rollout, layout), {}
 
     def prepared(flow: Flow) -> tuple[tuple, dict]:
       rollout, _ = flow.get("recomputed", flow["judged"])
@@ -239,7 +241,9 @@ class _Wired:
       name="recompute",
       function=self.made.recompute,
       arguments=recomputed,
-      work=lambda: passes.policy_and_value(actors.plan, rows, length, new),
+      work=lambda: passes.policy_and_value(
+        actors.plan, *self.packed()[1:], actors.plan.row_targets
+      ),
       result="recomputed",
     )
     prepare_ = make(
@@ -322,6 +326,7 @@ class _Wired:
       steps=epochs.minibatches,
       repeats=epochs.epochs,
       is_lower_known=name in plan.known,
+      is_critic=name == "value" and reads_last(role),
     )
 
   def _update_work(self) -> Work:

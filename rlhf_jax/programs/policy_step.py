@@ -89,6 +89,7 @@ def recompute(
   params: PyTree,
   frozen: PyTree,
   rollout: Rollout,
+  layout: packing.Packing | None = None,
   *,
   apply: Callable[..., tuple[Array, Array, Array | None]],
   weights: importance.Config,
@@ -101,8 +102,14 @@ def recompute(
   (METHODS N3). rollout/sampler_gap: its mean size in nats a token. Up is bad.
   The samples stay the sampler's: `weights` makes up for that, where it is on.
   With has_values the same pass gives the values: the critic shares its trunk.
+  It reads packed rows where there is a layout; the rollout stays as it is.
   """
-  logprobs, _, values = apply(params, frozen, rollout)
+  rows, spread = rollout, lambda x: x
+  if layout is not None:
+    rows = packing.pack_rollout(rollout, layout)
+    spread = functools.partial(packing.unpack, packing=layout)
+  logprobs, _, values = apply(params, frozen, rows)
+  logprobs = spread(logprobs)
   mask = rollout.response_mask
   gap = ops.masked_mean(jnp.abs(logprobs - rollout.behaviour_logprobs), mask)
   sampler_logprobs = rollout.behaviour_logprobs
@@ -110,7 +117,7 @@ def recompute(
     behaviour_logprobs=jnp.where(mask > 0, logprobs, 0.0)
   )
   if has_values:
-    rollout = rollout.replace(values=jnp.where(mask > 0, values, 0.0))
+    rollout = rollout.replace(values=jnp.where(mask > 0, spread(values), 0.0))
   rollout, found = importance.weigh(rollout, sampler_logprobs, weights)
   return rollout, found | {"rollout/sampler_gap": gap}
 
@@ -197,7 +204,10 @@ def make_functions(
       value_pretraining.value_update,
       config=settings.epochs,
       apply=functools.partial(
-        policy_value.value_only, role=plan.value, stream=plan.value_stream
+        policy_value.value_only,
+        role=plan.value,
+        stream=plan.value_stream,
+        targets=plan.row_targets,
       ),
       optimizer=transforms["value"],
       constrain=constrain,

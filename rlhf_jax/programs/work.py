@@ -26,10 +26,17 @@ import jax.numpy as jnp
 from rlhf_jax import likelihood
 from rlhf_jax.models import cache as cache_lib
 from rlhf_jax.models import roles, transformer
+from rlhf_jax.programs.layer_work import (
+  FLOAT,
+  attention_flops,
+  forward_flops,
+  layer_bytes,
+  layer_weights,
+  reads_last,
+  unread_flops,
+)
 from rlhf_jax.programs.world import AnyMesh
 from rlhf_jax.rewards import judge
-
-FLOAT = 4  # bytes: weights, gradients and moments are float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,54 +58,6 @@ class Work:
       temporaries=max(self.temporaries, other.temporaries),
       cache=max(self.cache, other.cache),
     )
-
-
-def layer_weights(model: transformer.Config) -> int:
-  """Returns the number of matrix weights of one layer."""
-  attention = (
-    model.width * model.head_dim * 2 * (model.n_heads + model.n_kv_heads)
-  )
-  return attention + model.width * model.mlp_width * (
-    3 if model.gated_mlp else 2
-  )
-
-
-def forward_flops(
-  model: transformer.Config, tokens: float, layers: int, logits: float
-) -> float:
-  """Returns FLOPs of `layers` layers on `tokens` and of `logits` rows."""
-  return 2.0 * (
-    tokens * layers * layer_weights(model)
-    + logits * model.width * model.vocab_size
-  )
-
-
-def attention_flops(
-  model: transformer.Config, rows: float, queries: float, keys: float
-) -> float:
-  """Returns FLOPs of one layer's scores and weighted sum."""
-  return 4.0 * rows * queries * keys * model.n_heads * model.head_dim
-
-
-def layer_bytes(
-  model: transformer.Config, rows: float, queries: int, keys: int, tensor: int
-) -> float:
-  """Returns the bytes of every array that one layer makes, on one chip.
-
-  Args:
-    model: architecture.
-    rows: on this chip.
-    queries, keys: tokens.
-    tensor: ways that heads and feed-forward width are split.
-  """
-  size = jnp.dtype(model.dtype).itemsize
-  heads = (2 * model.n_heads + 2 * model.n_kv_heads) * model.head_dim
-  inner = (3 if model.gated_mlp else 2) * model.mlp_width
-  tokens = rows * queries * size
-  is_blockwise = model.attention != "einsum" and queries > 1
-  scores = rows * model.n_heads * queries * keys * (FLOAT + size)
-  scores = 0.0 if is_blockwise else scores
-  return tokens * (4 * model.width + (heads + inner) / tensor) + scores / tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,17 +127,26 @@ class Passes:
     return total
 
   def _forward(
-    self, role: roles.Role, layers: int, rows: int, length: int, targets: int
+    self,
+    role: roles.Role,
+    layers: int,
+    rows: int,
+    length: int,
+    targets: int,
+    *,
+    is_critic: bool = False,
   ) -> Work:
     model = role.model
     tokens = rows * length
     logits = rows * targets if role.head is None else 0
+    reads = targets if logits or is_critic else length
     live = layer_bytes(
       model, rows / self.ways, length, length, self.mesh.shape["tensor"]
     )
     return Work(
       flops=forward_flops(model, tokens, layers, logits)
-      + layers * attention_flops(model, rows, length, length),
+      + layers * attention_flops(model, rows, length, length)
+      - (unread_flops(model, rows, length, reads) if layers else 0.0),
       traffic=FLOAT * self.weights(model, layers) + 2.0 * layers * live,
       sent=self._gather(model, layers) + self._reduce(model, tokens, layers),
       temporaries=live
@@ -196,7 +164,14 @@ class Passes:
       used["value"] = plan.value
     for name, role in used.items():
       below = role.entrance if name in plan.known else 0
-      total += self._forward(role, role.stop - below, rows, length, targets)
+      total += self._forward(
+        role,
+        role.stop - below,
+        rows,
+        length,
+        targets,
+        is_critic=name == "value" and reads_last(role),
+      )
     return total
 
   def judge(
@@ -230,7 +205,14 @@ class Passes:
     for name, role in used.items():
       stream = plan.value_stream if name == "value" else name
       below = role.entrance if stream in plan.known else 0
-      total += self._forward(role, role.stop - below, rows, length, targets)
+      total += self._forward(
+        role,
+        role.stop - below,
+        rows,
+        length,
+        targets,
+        is_critic=name == "value" and reads_last(role),
+      )
     return total
 
   def training(
@@ -245,6 +227,7 @@ class Passes:
     steps: int = 1,
     repeats: int = 1,
     is_lower_known: bool = False,
+    is_critic: bool = False,
   ) -> Work:
     """Returns forward and backward passes and the optimizer's steps.
 
@@ -258,12 +241,14 @@ class Passes:
       steps: optimizer steps among them.
       repeats: how often all of it is done.
       is_lower_known: the stream into the first trained layer is an input.
+      is_critic: of a role with a head, whether it is read at targets only.
     """
     model, tensor = role.model, self.mesh.shape["tensor"]
     layers = role.stop - role.entrance
     again = 1.0 if model.remat else 0.0
     passes = (3.0 if role.trainable == "full" else 2.0) + again
     logits = rows * targets if role.head is None else 0
+    reads = targets if logits or is_critic else length
     tokens = rows * length
     live = gathered = 0.0  # of a head on features
     if layers:
@@ -280,6 +265,7 @@ class Passes:
       * (
         forward_flops(model, tokens, layers, logits)
         + layers * attention_flops(model, rows, length, length)
+        - (unread_flops(model, rows, length, reads) if layers else 0.0)
       ),
       traffic=parts * passes * FLOAT * self.weights(model, layers)
       + steps * 7.0 * trainable_bytes

@@ -250,7 +250,12 @@ def judge(
   values = None
   if plan.value is not None:
     values = roles.values(
-      plan.value, value, rows, hidden.get(plan.value_stream)
+      plan.value,
+      value,
+      rows,
+      hidden.get(plan.value_stream),
+      targets,
+      plan.row_targets,
     )
     values = spread(values)
     values = jax.numpy.where(samples.response_mask > 0, values, 0.0)

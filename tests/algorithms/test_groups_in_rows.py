@@ -108,12 +108,15 @@ def test_answers_to_several_prompts_are_no_group():
 
 def test_room_for_answers_as_long_as_the_prompt():
   """Two answers at least, more to a long prompt, fewer where rows are few."""
-  assert shape_of(64, 4) == packing.Shape(32, 20, 128, 8, 4, 1.0)
-  assert shape_of(64, 8, prompt=35) == packing.Shape(75, 40, 128, 8, 8, 1.0)
-  assert shape_of(64, 2, prompt=35) == packing.Shape(55, 20, 64, 4, 2, 1.0)
-  assert shape_of(2, 4) == packing.Shape(22, 10, 8, 1, 4, 1.0)
+  long = dict(new=300)
+  assert shape_of(64, 4, **long) == packing.Shape(612, 600, 128, 8, 4)
+  found = shape_of(64, 8, prompt=1000, **long)
+  assert found == packing.Shape(2200, 1200, 128, 8, 8)
+  assert shape_of(64, 4, new=80) == packing.Shape(252, 240, 128, 8, 4)
+  assert shape_of(64, 2) == packing.Shape(32, 20, 64, 4, 2)
+  assert shape_of(2, 4) == packing.Shape(22, 10, 8, 1, 4)
   assert shape_of(2, 4, unit=4) is None
-  assert "8 to 128 rows, in steps of 8; 4 to a prompt share that too" in (
+  assert "4 to 64 rows, in steps of 4; 4 to a prompt share that too" in (
     packing.describe(shape_of(64, 4), 256)
   )
   with pytest.raises(ValueError, match="share_prompts='yes'"):

@@ -177,7 +177,7 @@ def test_random_lengths_compile_once_or_twice(rows, unit):
     compiled.append(total._cache_size())
     fill.append(np.mean(np.asarray(layout.segment_ids) > 0))
   assert compiled[-1] <= 2
-  assert np.mean(fill) > 0.74  # of rows of their own: 0.53
+  assert np.mean(fill) > 0.72  # of rows of their own: 0.53
 
 
 def test_the_number_of_rows_follows_lengths_that_change():
@@ -194,22 +194,13 @@ def test_the_number_of_rows_follows_lengths_that_change():
     assert found.cell.shape[0] == expected, usual
 
 
-def test_there_is_room_for_a_deviation_more_tokens():
-  """9 samples of 4 or 7 tokens, 45 in all: sqrt(9) 1.41 is 4.2 more."""
-  usual, most = dict(tokens=12, targets=12, most=9), ragged_samples()
-  for spare, rows in ((0.0, 4), (1.0, 5)):
-    shape = packing.Shape(**usual, multiple=1, spare=spare)
-    assert packing.plan(most, shape).cell.shape[0] == rows
-    assert packing.plan(most, shape, 5).cell.shape[0] == 5
-
-
 def test_rows_of_two_answers_of_one_or_of_their_own():
   config, parts = packing.Config(), dict(length=30, new=10)
   assert packing.shape_of(config, 64, **parts, unit=4) == packing.Shape(
-    tokens=60, targets=20, most=32, multiple=4, spare=1.0
+    tokens=60, targets=20, most=32, multiple=4
   )
   assert packing.shape_of(config, 64, **parts, unit=8) == packing.Shape(
-    tokens=30, targets=10, most=64, multiple=8, spare=1.0
+    tokens=30, targets=10, most=64, multiple=8
   )
   assert packing.shape_of(config, 64, **parts, unit=32) is None
   assert config.targets(64, 32, 10) == 10

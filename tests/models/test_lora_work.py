@@ -69,7 +69,12 @@ def theory(role):
   logits = 2 * ROWS * TARGETS * model.width * model.vocab_size
   forward = depth * (matrices + attention) + trained * factors
   backward = trained * (matrices + 2 * (attention + factors)) - entering
-  return forward + backward + 2 * logits
+  # The last layer has no queries and no MLP of columns that are not read.
+  left = ROWS * (LENGTH - TARGETS)
+  unread = 2 * 2 * left * (work.layer_weights(model) - 2 * width * keys)
+  unread += 3 * work.attention_flops(model, ROWS, LENGTH - TARGETS, LENGTH)
+  unread += 3 * 2 * left * RANK * (2 * (width + heads) + 3 * (width + inner))
+  return forward + backward - unread + 2 * logits
 
 
 def flops(role):

@@ -85,7 +85,7 @@ class Watched:
     assert critic["base"] == 2.0
     return judged(), {"group/rounds": 1.0}
 
-  def recompute(self, params, frozen, rollout):
+  def recompute(self, params, frozen, rollout, layout):
     assert frozen == self.step.actors.frozen
     return rollout.replace(score=rollout.score + 1.0), {"rollout/gap": KL}
 

@@ -46,7 +46,7 @@ def crafted(monkeypatch):
 
   monkeypatch.setattr(roles, "logprobs", logprobs)
   monkeypatch.setattr(
-    roles, "values", lambda role, value, rows, hidden: 1.0 * rows.tokens
+    roles, "values", lambda role, value, rows, *_: 1.0 * rows.tokens
   )
   monkeypatch.setattr(
     judge.reward_model,

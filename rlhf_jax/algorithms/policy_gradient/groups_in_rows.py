@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+SHORT = 256  # tokens of a row whose attention costs little
+
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
@@ -37,16 +39,17 @@ class Groups:
   def together(self, samples: int, unit: int, new: int) -> int:
     """Returns how many answers at their longest a row has room for.
 
-    So many that they are about as long as the prompt, two at least; fewer
-    where an eighth of these rows is no multiple of unit, 0 where each answer
-    has a row.
+    So many that they are about as long as the prompt, or that the row has at
+    most SHORT tokens; two at least. Fewer where an eighth of these rows is no
+    multiple of unit, 0 where each answer has a row.
 
     Args:
       samples: N.
       unit: what R must be a multiple of.
       new: tokens of an answer at most.
     """
-    wanted = min(self.answers, max(2, -(-self.prompt // new)))
+    most = max(2, -(-self.prompt // new), (SHORT - self.prompt) // new)
+    wanted = min(self.answers, most)
     prompts = samples // self.answers
     for each in range(wanted, 1, -1):
       if prompts * -(-self.answers // each) >= 8 * unit:

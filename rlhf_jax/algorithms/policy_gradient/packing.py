@@ -7,10 +7,9 @@ do not change; only the number of rows does. Rows are placed on the host, under
 two capacities: tokens, and response tokens (which bounds the logits of a row).
 First-fit decreasing says how many are needed; samples are then spread evenly
 over them, so that minibatches of rows hold alike many. R is rounded up to a
-multiple, a sixteenth of the most rows there can be unless told otherwise, with
-room to spare for longer answers than those met; it stays what it was while it
-is enough, so that few shapes ever compile. Answers to one prompt may share it
-(groups_in_rows.py).
+multiple, a sixteenth of the most rows there can be unless told otherwise, and
+stays what it was while it is enough, so that few shapes ever compile. Answers
+to one prompt may share it (groups_in_rows.py).
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ _OTHERWISE = frozenset(
 
 
 SHARING = ("auto", "always", "never")
-SPARE = 1.0  # deviations; Shape.spare where nobody set the number of rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +140,6 @@ class Shape:
   """Of packed rows: S, response tokens of a row, R at most, and its step.
 
   group: answers that share their prompt, 1 for none.
-  spare: deviations of the tokens of a rollout that there is room for beyond
-    those that are met, so that the next ones find it too.
   """
 
   tokens: int
@@ -151,7 +147,6 @@ class Shape:
   most: int
   multiple: int
   group: int = 1
-  spare: float = 0.0
 
 
 def shape_of(
@@ -184,11 +179,11 @@ def shape_of(
   most = -(-samples // each)
   if group > 1:
     most = samples // group * -(-group // each)
-  multiple, spare = config.row_multiple, 0.0
+  multiple = config.row_multiple
   if multiple is None:
-    multiple, spare = -(-most // (16 * unit)) * unit, SPARE
+    multiple = -(-most // (16 * unit)) * unit
   most = -(-most // multiple) * multiple
-  return Shape(tokens, targets, most, multiple, group, spare)
+  return Shape(tokens, targets, most, multiple, group)
 
 
 def describe(shape: Shape | None, samples: int) -> str:
@@ -251,7 +246,7 @@ def plan(samples: Samples, shape: Shape, usual: int = 0) -> Packing:
     return _plan_groups(samples, shape, usual, capacity)
   bins = ops.first_fit(sizes, capacity)
   count = -(-len(bins) // shape.multiple) * shape.multiple
-  count = _kept(count, usual, sizes, capacity, shape)
+  count = usual if count <= usual <= 1.5 * count else count
   even = _spread_evenly(sizes, capacity, count)
   bins = bins if even is None else even
   alone = [[((n,), 0) for n in members] for members in bins]
@@ -269,34 +264,11 @@ def _plan_groups(
   )
   counts = range(shape.multiple, shape.most + 1, shape.multiple)
   bins, count = groups_in_rows.place(groups, capacity, counts)
-  answers = groups.answers.sum(1)
-  sizes = np.stack([groups.prompts + answers, answers], axis=1)
-  more = _kept(count, usual, sizes, capacity, shape)
-  if more > count:
-    even, count = groups_in_rows.spread(groups, capacity, more), more
+  if count < usual <= 1.5 * count:
+    even, count = groups_in_rows.spread(groups, capacity, usual), usual
     bins = bins if even is None else even
   layout = fill(bins, valid, count, shape.tokens, has_branches=True)
   return jax.tree.map(jnp.asarray, layout)
-
-
-def _kept(
-  count: int, usual: int, sizes: np.ndarray, capacity: np.ndarray, shape: Shape
-) -> int:
-  """Returns R: the usual one, or one with room to spare.
-
-  Args:
-    count: that is needed.
-    usual: see `plan`.
-    sizes: [N, 2] of samples or groups, which are taken as independent.
-    capacity: [2] of a row.
-    shape: of the rows.
-  """
-  if count <= usual <= 1.5 * count:
-    return usual
-  spare = shape.spare * np.sqrt(len(sizes)) * sizes.std(axis=0)
-  roomy = int(np.max(np.ceil((sizes.sum(axis=0) + spare) / capacity)))
-  roomy = -(-roomy // shape.multiple) * shape.multiple
-  return max(count, min(roomy, shape.most))
 
 
 def _spread_evenly(
