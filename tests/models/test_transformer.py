@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import likelihood, ops
-from rlhf_jax.models import attention, transformer, trees
+from rlhf_jax.models import attention, rotary, transformer, trees
 from rlhf_jax.models import cache as cache_lib
 from tests import plain
 
@@ -205,7 +205,7 @@ def test_scanned_and_recomputed_equals_unrolled_with_gradients():
 def test_layers_are_traced_once_and_compile_as_written_out(remat, monkeypatch):
   config = dataclasses.replace(ROPE, remat=remat, n_layers=2)
   tokens, variables = tokens_of((2, 5)), weights(config)
-  shared, traced = transformer._run_block, []
+  shared, traced = transformer.run_block, []
 
   def rotate(*args):
     traced.append(args)
@@ -224,10 +224,10 @@ def test_layers_are_traced_once_and_compile_as_written_out(remat, monkeypatch):
     program = jax.jit(jax.value_and_grad(loss)).lower(variables).compile()
     return len(traced), program.cost_analysis()["flops"], program(variables)
 
-  rotated = transformer.rotate
-  monkeypatch.setattr(transformer, "rotate", rotate)
+  rotated = rotary.rotate
+  monkeypatch.setattr(rotary, "rotate", rotate)
   once = compiled()
-  monkeypatch.setattr(transformer, "_run_block", written_out)
+  monkeypatch.setattr(transformer, "run_block", written_out)
   every = compiled()
   assert once[0] == 2 and every[0] >= 2 * config.n_layers  # queries and keys
   assert once[1] == every[1]
