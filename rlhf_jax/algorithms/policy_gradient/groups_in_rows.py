@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-
 SHORT = 256  # tokens of a row whose attention costs little
 
 
