@@ -79,12 +79,12 @@ def test_all_leaves_out_what_has_no_peer_and_says_so(capsys):
 
 def test_sides_that_do_other_work_are_named():
   sides = {"ours a": {"mark": 6.2}, "theirs padded": {"mark": 6.2001}}
-  assert peers.unlike(sides, False) == []
+  assert peers.unlike(sides) == []
   sides |= {"theirs b": {"mark": 6.3}, "theirs packed": {"mark": 7.0}}
-  assert peers.unlike(sides, False) == [
+  assert peers.unlike(sides) == [
     "theirs b: mark 6.3 is not 6.2: not the same work"
   ]
-  assert peers.unlike(sides, True) == []
+  assert peers.unlike(sides, 4) == []
 
 
 def side(tmp_path, monkeypatch, fails):
