@@ -340,7 +340,7 @@ FAULTS = (
     ),
     (
       "generate: positions count padding",
-      "positions = (state.length + state.step - 1)[:, None]",
+      "positions = (state.length + state.step)[:, None]",
       "positions = (0 * state.length + slot)[:, None]",
     ),
     (
@@ -377,8 +377,8 @@ FAULTS = (
     ),
     (
       "generate: one token beyond the cache",
+      "slots - prompt_width)",
       "slots - prompt_width + 1)",
-      "slots - prompt_width + 2)",
     ),
   ),
   *of(
