@@ -271,9 +271,9 @@ FAULTS = (
       "np.random.default_rng(0).permutation(groups)[:count]",
     ),
     (
-      "features: in the order of lengths",
-      "result[index] = found[: len(index)]",
-      "result[start : start + len(index)] = found[: len(index)]",
+      "features: in the order of batches",
+      "result[numbers] = found[: len(numbers)]",
+      "result[done : done + len(numbers)] = found[: len(numbers)]",
     ),
     (
       "batches: labels in the order of the data",

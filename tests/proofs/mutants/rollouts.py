@@ -355,8 +355,8 @@ FAULTS = (
     ),
     (
       "generate: a row reads what another left in the ring",
-      "age[None, :] < used[:, None]",
-      "age[None, :] <= used[:, None]",
+      "age < used[:, None, None]",
+      "age <= used[:, None, None]",
       "slots::waiting_prompts_take_the_place_of_done_rows",
     ),
     (
