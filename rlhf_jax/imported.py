@@ -90,6 +90,20 @@ def fingerprint(path: str) -> str:
   return hashlib.sha256(place.read_bytes()).hexdigest()[:16]
 
 
+def fingerprints(**paths: str) -> dict[str, str]:
+  """Returns what a checkpoint must agree with about code of a user's own.
+
+  Args:
+    paths: field -> an import path that was loaded; names of built-ins and ""
+      have no digest of their own.
+  """
+  return {
+    f"{field}_fingerprint": fingerprint(path)
+    for field, path in paths.items()
+    if is_path(path)
+  }
+
+
 class _Refused(Exception):
   """What is wrong with an import path, and the remedy."""
 

@@ -27,7 +27,10 @@ from rlhf_jax.types import Array, PyTree
 MANIFEST = "manifest.json"
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of folders of Orbax
 # What checkpoints of before do not hold, and are not asked.
-_SINCE = ("reward_fn_fingerprint", "verifier_fingerprint")
+_SINCE = re.compile(
+  r"(reward_fn|verifier|verifier_part_\d+|algorithm|objective_fn|advantage_fn)"
+  "_fingerprint"
+)
 _SHOWN = 5  # differing arrays named in an error
 _NO_SPACE = re.compile(
   "No space left on device|Disk quota exceeded|File too large"
@@ -130,7 +133,7 @@ def check_meta(meta: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     CheckpointError: naming the first field that differs or is missing.
   """
   for field, value in expected.items():
-    if field in _SINCE and field not in meta:
+    if field not in meta and _SINCE.fullmatch(field):
       continue
     if field not in meta and value:
       raise CheckpointError(

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax import imported, main, pipelines
+from rlhf_jax import imported, integrity, main, pipelines
 from rlhf_jax.algorithms.policy_gradient import objectives, registry
 from rlhf_jax.data import formats
 from rlhf_jax.models import families
-from rlhf_jax.pipelines import defaults
+from rlhf_jax.pipelines import defaults, evaluate
 from rlhf_jax.rewards import verifiers
 from rlhf_jax.runs import stages
-from rlhf_jax.schema import UserError
+from rlhf_jax.schema import FieldError, UserError
 from tests.pipelines import tiny_runs
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
@@ -77,7 +77,7 @@ def test_the_page_holds_the_parts_it_speaks_of():
   ]
 
 
-def test_a_reward_and_a_format_of_ones_own(files, config, tmp_path, capsys):
+def test_a_reward_and_a_format_of_ones_own(files, config, tmp_path):
   changed = config()
   changed.prompts.update(
     source=str(files.root / "asked.jsonl"),
@@ -90,17 +90,62 @@ def test_a_reward_and_a_format_of_ones_own(files, config, tmp_path, capsys):
   for sample in map(json.loads, texts):
     bonus = sample["score"] - float("cat" in sample["response"])
     assert abs(abs(bonus) - 0.1) < 1e-6
-  code = files.root / "my_reward.py"
-  before = code.read_text()
+
+
+OWN = {
+  "reward_fn": "my_reward.py",
+  "objective_fn": "my_objective.py",
+  "advantage_fn": "my_advantage.py",
+  "algorithm": "my_method.py",
+  "verifier_part_1": "my_reward.py",
+}
+
+
+@pytest.mark.parametrize("field", OWN)
+def test_code_that_changed_is_named_when_a_run_goes_on(field, files, config):
+  changed = config("rloo")
+  code = files.root / OWN[field]
+  path = f"{code}:score"
+  if field == "algorithm":
+    changed = config(str(code))
+  elif field == "objective_fn":
+    changed.objective_fn = f"{code}:soft_clip"
+  elif field == "advantage_fn":
+    changed.advantage_fn = f"{code}:centred"
+  elif field == "verifier_part_1":
+    changed.reward_fn = ""
+    changed.verifier.name = "sum"
+    exact = {"verifier": "exact", "weight": 0.5, "reference": "word"}
+    changed.verifier.settings = {
+      "parts": (exact, {"verifier": path, "weight": 1.0})
+    }
+  read = pipelines.read(changed, files.root).settings.origins
+  meta, before = read(), code.read_text()
+  integrity.check_meta(meta, read())
   try:
     code.write_text(before + "# other words\n")
-    changed.schedule.steps = 2
-    assert main.run(changed, tmp_path / "run") == 2
+    with pytest.raises(integrity.CheckpointError) as caught:
+      integrity.check_meta(meta, read())
   finally:
     code.write_text(before)
-  said = capsys.readouterr().err
-  assert "reward_fn_fingerprint: the checkpoint has" in said
-  assert "Resume with the reward_fn that wrote the checkpoint" in said
+  assert str(caught.value).startswith(f"{field}_fingerprint: the checkpoint")
+  assert f"Resume with the {field} that wrote" in str(caught.value)
+  del meta[f"{field}_fingerprint"]  # a checkpoint of before
+  integrity.check_meta(meta, read())
+
+
+def test_an_evaluation_by_code_that_changed_is_refused(tmp_path):
+  code = tmp_path / "judge.py"
+  code.write_text("def score(texts):\n  return [0.0 for _ in texts]\n")
+  settings = evaluate.Settings(reward_fn=f"{code}:score")
+  done = {evaluate.ORIGINS: evaluate._origins(settings)}
+  (tmp_path / evaluate.RESULT_FILE).write_text(json.dumps(done))
+  evaluate.check_result(settings, tmp_path)
+  code.write_text(code.read_text() + "# other words\n")
+  with pytest.raises(
+    FieldError, match="^reward_fn_fingerprint: it has changed"
+  ):
+    evaluate.check_result(settings, tmp_path)
 
 
 def test_an_objective_and_an_advantage_of_ones_own(files, config, tmp_path):

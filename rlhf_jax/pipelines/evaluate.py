@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 
-from rlhf_jax import distributed, generate, schema, strict_json
+from rlhf_jax import distributed, generate, imported, schema, strict_json
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.data import batches, dataset, overlap, unread
 from rlhf_jax.data.dataset import Data
@@ -128,9 +128,11 @@ def read_result(folder: Path) -> dict[str, float]:
 
 
 def _origins(settings: Settings) -> dict[str, str]:
-  """Returns the fingerprint of the run in each field, "" for none."""
+  """Returns the fingerprints of runs, "" for none, and of code that judges."""
   folders = {name: getattr(settings, name) for name in _RUNS}
-  return {n: stages.stage_fingerprint(path) for n, path in folders.items()}
+  runs = {n: stages.stage_fingerprint(path) for n, path in folders.items()}
+  code = {"reward_fn": settings.reward_fn} | settings.verifier.code()
+  return runs | imported.fingerprints(**code)
 
 
 def check_result(settings: Settings, folder: Path) -> None:
@@ -148,9 +150,10 @@ def check_result(settings: Settings, folder: Path) -> None:
     return
   for name, digest in _origins(settings).items():
     if before.get(name, digest) != digest:
+      said = f"{name}={getattr(settings, name)!r}" if name in _RUNS else name
       raise FieldError(
-        f"{name}={getattr(settings, name)!r}: what is there was trained after "
-        f"{folder / RESULT_FILE} was written. Delete that file to evaluate it "
+        f"{said}: it has changed since {folder / RESULT_FILE} was written. "
+        "Delete that file to evaluate it "
         "again, or choose another --workdir."
       )
 

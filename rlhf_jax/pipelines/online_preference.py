@@ -93,6 +93,9 @@ class Settings(actors.Sampled):
         "the policy itself the reference, from its start on. Set one of them."
       )
 
+  def code(self) -> dict[str, str]:
+    return super().code() | {"algorithm": self.algorithm.name}
+
   @property
   def has_moving_reference(self) -> bool:
     """Whether the reference follows the policy."""

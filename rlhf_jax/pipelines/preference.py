@@ -18,7 +18,7 @@ import functools
 
 import numpy as np
 
-from rlhf_jax import optimizer, schema
+from rlhf_jax import imported, optimizer, schema
 from rlhf_jax.algorithms.preference import registry
 from rlhf_jax.algorithms.preference import update as preference
 from rlhf_jax.data import dataset, judged, layout, unread
@@ -359,6 +359,7 @@ def run(settings: Settings, world: World) -> dict:
     total_steps=total,
     identity=base.identity
     | stages.origins(init_from=settings.init_from)
+    | imported.fingerprints(algorithm=algorithm.name)
     | {"algorithm": algorithm.name, "reference_fingerprint": digest},
     show=(
       ("preference/loss", "loss"),

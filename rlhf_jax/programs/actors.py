@@ -107,12 +107,11 @@ class Sampled(schema.Settings):
     folders = stages.origins(
       init_from=self.init_from, reward=self.reward, reference=self.reference
     )
-    code = {"reward_fn": self.reward_fn, "verifier": self.verifier.name}
-    return folders | {
-      f"{field}_fingerprint": imported.fingerprint(path)
-      for field, path in code.items()
-      if imported.is_path(path)
-    }
+    return folders | imported.fingerprints(**self.code())
+
+  def code(self) -> dict[str, str]:
+    """Returns field -> what may be the import path of a user's own code."""
+    return {"reward_fn": self.reward_fn} | self.verifier.code()
 
   @property
   def judge_name(self) -> str:

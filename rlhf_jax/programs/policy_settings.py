@@ -90,6 +90,13 @@ class Settings(actors.Sampled):
       )
     unread.check(self.ptx, "ptx", unread.DEMONSTRATIONS, packs=False)
 
+  def code(self) -> dict[str, str]:
+    return super().code() | {
+      "algorithm": self.algorithm.name,
+      "objective_fn": self.objective_fn,
+      "advantage_fn": self.advantage_fn,
+    }
+
   @functools.cached_property
   def method(self) -> Any:
     """The method's Config; a group is all the answers to one prompt.

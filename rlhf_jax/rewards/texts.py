@@ -41,6 +41,16 @@ class Verifier:
   def __post_init__(self) -> None:
     self.bound()
 
+  def code(self) -> dict[str, str]:
+    """Returns field -> what may be an import path: its name, a sum's parts."""
+    parts = self.settings.get("parts", ()) if self.name == "sum" else ()
+    names = [
+      part["verifier"] if isinstance(part, dict) else part.verifier
+      for part in parts
+    ]
+    numbered = {f"verifier_part_{i}": name for i, name in enumerate(names)}
+    return {"verifier": self.name} | numbered
+
   def bound(self) -> Bound | None:
     """Returns verifiers.bind_parts of the section, None without a verifier.
 

@@ -128,7 +128,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(where):
 def test_a_guarded_step_writes_moments_and_weights_where_they_lie(is_in_scan):
   """No copy of old moments, of clipped gradients, or of weights refused.
 
-  Compilers before jax 0.10.2 keep one tree, of the four that the scan once took.
+  Compilers before jax 0.10.2 keep one tree; the scan once took four.
   """
   optimizer = make_optimizer(Config(learning_rate=0.1, clip_norm=1.0))
   params = {name: jnp.zeros((64, 64)) for name in "abcd"}

@@ -416,7 +416,7 @@ def test_a_result_is_of_the_runs_as_they_were(whole, field):
   before = path.read_text()
   path.write_text(json.dumps(json.loads(before) | {"steps": 12345}))
   try:
-    with pytest.raises(UserError, match=f"^config.{field}=.*trained after"):
+    with pytest.raises(UserError, match=f"^config.{field}=.*has changed since"):
       pipelines.run(config, folder)
   finally:
     path.write_text(before)
