@@ -5,10 +5,11 @@
 
 Each experiment of benchmarks/work.py runs twice in a process of its own, with a
 random Llama of 10 million parameters: cold, with an empty folder of compiled
-programs, and warm. Printed are seconds up to the end of the first step, what the run itself says of them, and programs: asked for, and
-kept from the cold run. "evaluate" takes the stages of "quickstart". Python's
-own bytecode is kept between both, as after an installation. Seconds mean
-something only where nothing else runs.
+programs, and warm. Printed are seconds up to the end of the first step, what
+the run itself says of them, and programs: asked for, and kept from the cold
+run. "evaluate" takes the stages of "quickstart". Python's own bytecode is kept
+between both, as after an installation. Seconds mean something only where
+nothing else runs.
 """
 
 import argparse
