@@ -5,11 +5,11 @@
 
 Each experiment of benchmarks/work.py runs twice in a process of its own, with a
 random Llama of 10 million parameters: cold, with an empty folder of compiled
-programs, and warm. Printed are seconds, up to the first line and to the end of
-the first step, what the run itself says of them, and programs: asked for, and
-kept from the cold run. "evaluate" takes the stages of "quickstart". Python's
-own bytecode is kept between both, as after an installation. Seconds mean
-something only where nothing else runs.
+programs, and warm. Printed are seconds up to the end of the first step, what
+the run itself says of them, and programs: asked for, and kept from the cold
+run. "evaluate" takes the stages of "quickstart". Python's own bytecode is kept
+between both, as after an installation. Seconds mean something only where
+nothing else runs.
 """
 
 import argparse
@@ -95,14 +95,12 @@ def run(name: str, folder: Path, workdir: Path, cache: Path) -> dict:
     stderr=subprocess.STDOUT,
     text=True,
   )
-  lines = [process.stdout.readline()]
-  first_line = time.time() - begun
-  lines += list(process.stdout)
-  if process.wait():
-    sys.exit(f"{name}: exit code {process.returncode}\n{''.join(lines)}")
+  told, _ = process.communicate()
+  if process.returncode:
+    sys.exit(f"{name}: exit code {process.returncode}\n{told}")
   whole = time.time() - begun
   found = json.loads((folder / "found.json").read_text())
-  return found | {"first line": first_line, "whole": whole}
+  return found | {"whole": whole}
 
 
 def row(name: str, how: str, found: dict) -> str:
@@ -111,8 +109,8 @@ def row(name: str, how: str, found: dict) -> str:
   first = "-" if found["first"] is None else f"{found['first']:.1f}"
   told = found["told"].partition(": ")[2]
   return (
-    f"| {name} | {how} | {found['first line']:.1f} | {first} | "
-    f"{found['whole']:.1f} | {len(found['programs'])} | {kept} | {told} |"
+    f"| {name} | {how} | {first} | {found['whole']:.1f} | "
+    f"{len(found['programs'])} | {kept} | {told} |"
   )
 
 
@@ -130,8 +128,8 @@ def main() -> int:
   import work
 
   print(
-    "| run | cache | first line s | first step s | whole s | programs | kept"
-    " | seconds up to the first step |\n|---|---|---|---|---|---|---|---|"
+    "| run | cache | first step s | whole s | programs | kept"
+    " | seconds up to the first step |\n|---|---|---|---|---|---|---|"
   )
   with tempfile.TemporaryDirectory() as temporary:
     folder = Path(temporary)
