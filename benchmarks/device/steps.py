@@ -53,10 +53,8 @@ def sizes(platform: str, *, is_tiny: bool) -> Sizes:
       mlp_width=64,
       **how,
     )
-    models = {"tiny": small, "tiny_2": dataclasses.replace(small, n_layers=3)}
-    return Sizes(
-      {"small": small, **models}, dtype, (64,), 2**16, (2,), 8, 8, 2, 32, 2
-    )
+    models = {"small": small}
+    return Sizes(models, dtype, (64,), 2**16, (2,), 8, 8, 2, 32, 2)
   names = {"small": "smollm2_135m", "1b": "llama32_1b"}
   models = {
     name: dataclasses.replace(shapes.named(shape), **how)
