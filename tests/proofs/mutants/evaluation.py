@@ -72,23 +72,23 @@ FAULTS = (
     ),
     (
       "answers: the mean KL of tokens",
-      "kl = jnp.sum(\n",
-      "kl = jnp.mean(\n",
+      "np.sum(np.subtract(*logprobs), axis=1)",
+      "np.mean(np.subtract(*logprobs), axis=1)",
     ),
     (
       "answers: the KL turned round",
-      "rollout.behaviour_logprobs - rollout.reference_logprobs, axis=1",
-      "rollout.reference_logprobs - rollout.behaviour_logprobs, axis=1",
+      "(scores, rollout.behaviour_logprobs, rollout.reference_logprobs)",
+      "(scores, rollout.reference_logprobs, rollout.behaviour_logprobs)",
     ),
     (
       "answers: lengths with the prompt",
-      '"length": jnp.sum(samples.response_mask, axis=1)',
-      '"length": jnp.sum(samples.valid_mask, axis=1)',
+      '"length": np.sum(on_host.response_mask, axis=1)',
+      '"length": np.sum(on_host.valid_mask, axis=1)',
     ),
     (
       "answers: ended are those that did not",
-      '"ended": samples.finish_reason == FINISH_EOS',
-      '"ended": samples.finish_reason != FINISH_EOS',
+      '"ended": on_host.finish_reason == FINISH_EOS',
+      '"ended": on_host.finish_reason != FINISH_EOS',
     ),
   ),
   *of(

@@ -52,8 +52,8 @@ FAULTS = (
     "roles::logprobs_equal_softmax_of_full_logits",
     (
       "log-probabilities: of the token that is read",
-      "source = jnp.maximum(columns - 1, 0)",
-      "source = jnp.maximum(columns, 0)",
+      "sources = jnp.maximum(targets - 1, 0)",
+      "sources = jnp.maximum(targets, 0)",
     ),
   ),
   *of(
@@ -201,8 +201,8 @@ FAULTS = (
     ),
     (
       "controller: the wrong way",
-      "kl_coefficient * (1.0 + gain * error)",
-      "kl_coefficient * (1.0 - gain * error)",
+      "beta * (1.0 + gain * error)",
+      "beta * (1.0 - gain * error)",
     ),
     (
       "controller: no bound on the error",

@@ -84,8 +84,8 @@ FAULTS = (
     ),
     (
       "gather: gradients stay whole",
-      "return (constrain(gradient, owned),)",
-      "return (gradient,) if owned else (gradient,)",
+      "return (constrain(gradient, summed),)",
+      "return (gradient,) if summed else (gradient,)",
     ),
   ),
   *of(
