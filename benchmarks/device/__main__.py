@@ -108,7 +108,10 @@ def run_quickstart(seconds: float, tiny: bool) -> dict:
       from benchmarks import work
 
       files = work.make_files(Path(folder) / "files")
-      command += ["--config=configs/sft.py", "--config.data.format=auto"]
+      command += [
+        "--config=configs/sft.py",
+        "--config.data.format=demonstration",
+      ]
       command += [f"--config.model.source={files['model']}"]
       command += [f"--config.data.source={files['demonstrations']}"]
     else:
