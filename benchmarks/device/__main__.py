@@ -113,6 +113,7 @@ def run_quickstart(seconds: float, tiny: bool) -> dict:
         "--config.data.format=demonstration",
       ]
       command += [f"--config.model.source={files['model']}"]
+      command += ["--config.data.chat=False"]
       command += [f"--config.data.source={files['demonstrations']}"]
     else:
       command += [QUICKSTART]
