@@ -108,8 +108,12 @@ def run_quickstart(seconds: float, tiny: bool) -> dict:
       from benchmarks import work
 
       files = work.make_files(Path(folder) / "files")
-      command += ["--config=configs/sft.py", "--config.data.format=auto"]
+      command += [
+        "--config=configs/sft.py",
+        "--config.data.format=demonstration",
+      ]
       command += [f"--config.model.source={files['model']}"]
+      command += ["--config.data.chat=False"]
       command += [f"--config.data.source={files['demonstrations']}"]
     else:
       command += [QUICKSTART]
