@@ -81,20 +81,28 @@ class Stage:
       imports_seconds: that the process took before; 0 in later stages.
     """
     self._imports_seconds = imports_seconds
-    self._marks = [self._now()]
+    self._begun = self._now()
+    self._loaded: tuple[float, float, int] | None = None
 
   @staticmethod
   def _now() -> tuple[float, float, int]:
     """Returns seconds, those of them that compiled, and programs."""
     return time.perf_counter(), COMPILES.seconds, COMPILES.count
 
-  def mark(self) -> None:
-    """Notes that loading, or the first step, is done."""
-    self._marks.append(self._now())
+  @property
+  def is_loaded(self) -> bool:
+    """Whether its first step has begun."""
+    return self._loaded is not None
+
+  def load(self) -> None:
+    """Notes that loading is done and the first step begins."""
+    if self._loaded is None:
+      self._loaded = self._now()
 
   def describe(self) -> str:
-    """Returns what took how long up to the first step, for people."""
-    begin, loaded, end = self._marks
+    """Returns what took how long up to the first step, now, for people."""
+    begin, end = self._begun, self._now()
+    loaded = end if self._loaded is None else self._loaded
     step_compiling = end[1] - loaded[1]
     parts = {
       "imports": self._imports_seconds,
@@ -115,20 +123,20 @@ class Stage:
 
 
 def begin(imports_seconds: float = 0.0) -> None:
-  """Begins a stage, unless one is under way that has no step yet.
+  """Begins a stage, unless one is under way that is still loading.
 
   Args:
-    imports_seconds: see Stage.
+    imports_seconds: see Stage; of the first stage of a process.
   """
   global _open
-  if _open is None:
+  if _open is None or _open.is_loaded or imports_seconds:
     _open = Stage(imports_seconds)
 
 
 def loaded() -> None:
   """Notes that the first step begins, if it is the stage's first."""
   if _open is not None:
-    _open.mark()
+    _open.load()
 
 
 def first_step() -> str:
@@ -136,6 +144,5 @@ def first_step() -> str:
   global _open
   if _open is None:
     return ""
-  _open.mark()
   done, _open = _open, None
   return done.describe()

@@ -55,6 +55,7 @@ def params():
   return found
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_near_and_rows_may_leave_and_come(
   params, monkeypatch
 ):

@@ -117,3 +117,16 @@ def test_the_table_of_starts_counts_programs_and_those_kept():
   assert table.row("sft", "warm", found) == expected
   found.update(first=None, told="")  # an evaluation has no steps
   assert table.row("sft", "warm", found).endswith("| - | 9.0 | 2 | 1 |  |")
+
+
+def test_a_stage_that_ended_before_its_first_step_disturbs_no_other():
+  startup.begin(imports_seconds=100.0)
+  startup.loaded()  # and then it is refused, or diverges
+  startup.begin()
+  startup.begin()  # of the first stage of a whole job
+  startup.loaded()
+  startup.loaded()
+  assert "imports" not in startup.first_step()
+  assert startup.first_step() == ""
+  startup.begin()
+  assert startup.first_step().startswith("first step after")

@@ -51,6 +51,7 @@ def test_much_less_should_be_stored(work):
   assert work.better(stored, stored) == []
 
 
+@pytest.mark.slow
 def test_a_program_that_reads_padded_rows_is_noticed(work, tmp_path):
   """The guard sees what it is for: SFT with an example a row."""
   config = work.experiments(work.make_files(tmp_path / "files"))["sft"]

@@ -88,7 +88,14 @@ def test_kto_needs_both_kinds_of_answers_to_train_on(files, sft_lora):
     preference.load_data(settings, base)
 
 
-@pytest.mark.parametrize("stage", ["dpo_full", "kto_lora", "orpo_full"])
+@pytest.mark.parametrize(
+  "stage",
+  [
+    pytest.param("dpo_full", marks=pytest.mark.slow),
+    "kto_lora",
+    pytest.param("orpo_full", marks=pytest.mark.slow),
+  ],
+)
 def test_the_planted_word_is_learned(stage, request):
   folder = request.getfixturevalue(stage)
   info = stages.read_stage(folder)

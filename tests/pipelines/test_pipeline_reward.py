@@ -132,7 +132,9 @@ def test_trap_31_a_head_run_saves_the_head_alone(reward_head):
   ]
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize(
+  "mode", [pytest.param("lora", marks=pytest.mark.slow), "full"]
+)
 def test_trap_31_frozen_parts_of_a_reward_model_are_the_sft_models(
   files, mode, request
 ):

@@ -103,6 +103,7 @@ def test_a_finished_run_with_other_settings(files, finished, capsys):
   assert (finished / "config.json").read_text() == record
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_to_more_steps(files, tmp_path, capsys):
   """From its last step, as a run that was asked for them at the start.
 

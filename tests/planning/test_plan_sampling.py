@@ -16,6 +16,7 @@ def lines_of(compiles=False, **how):
   return {line.program: line for line in found.lines}
 
 
+@pytest.mark.slow
 def test_prompts_that_wait_are_planned():
   usual = lines_of()
   assert not {"next prefill", "refill", "grow"} & set(usual)

@@ -8,6 +8,7 @@ import pytest
 from tests.proofs import selection as proof
 
 
+@pytest.mark.slow
 def test_a12_bond_reaches_best_of_four():
   row = proof.bond_row("exact", 0.03, (0,))
   assert row.holds, row

@@ -9,6 +9,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rlhf_jax.models import heads, roles, transformer, trees
 from rlhf_jax.planning import hlo
@@ -60,6 +61,7 @@ def cast(first_layer):
   return actors.assemble(base, policy, critic, {}, 1.0, 3)
 
 
+@pytest.mark.slow
 def test_the_lower_layers_of_a_tuned_policy_run_once():
   found = cast(2)
   value = trees.merge(found.params["value"], found.frozen["value"])
