@@ -335,9 +335,12 @@ def main() -> int:
   asked = parser.parse_args()
   jax.config.update("jax_threefry_partitionable", True)
   with tempfile.TemporaryDirectory() as folder:
-    made = experiments(make_files(Path(folder)))
-    names = asked.only.split(",") if asked.only else list(made)
-    found = {name: measure(made[name], Path(folder) / name) for name in names}
+    every = list(experiments(make_files(Path(folder) / "names")))
+    names = asked.only.split(",") if asked.only else every
+    found = {}
+    for name in names:  # with a model of its own, which is loaded anew
+      made = experiments(make_files(Path(folder) / f"{name} files"))
+      found[name] = measure(made[name], Path(folder) / name)
   print(table(found))
   stored = json.loads(STORED.read_text()) if STORED.exists() else {}
   if asked.write:
