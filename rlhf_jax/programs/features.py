@@ -139,7 +139,7 @@ def program(
 
   def arguments(flow: dict) -> tuple[tuple, dict]:
     del flow
-    text = abstract.token_batch(world.mesh, FEATURE_ROWS, length, False)
+    text = abstract.token_batch(world.mesh, FEATURE_ROWS, length, True)
     cells = abstract.spread(world.mesh, (FEATURE_ROWS,), jnp.int32)
     return (params, text, cells), {}
 
