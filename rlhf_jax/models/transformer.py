@@ -107,7 +107,9 @@ class Transformer(nn.Module):
       slot: [] int32, where the cache is written.
       reads: [B, C] int32, the columns whose last stream is wanted, or None.
         Layer stop - 1 then computes keys and values of all columns and the
-        rest of these alone, where layers are apart and attention is plain.
+        rest of these alone, where layers are apart, attention is plain and
+        numbers are float32. Below that a forward pass and one with gradients
+        would round otherwise, and the first ratio of an update not be 1.
 
     Returns:
       The stream [B, T or C, D] that leaves layer stop - 1, {layer: stream
@@ -132,7 +134,8 @@ class Transformer(nn.Module):
       return x if reads is None else ops.take_columns(x, reads), tapped, cache
     written = None if cache is None else list(cache)
     is_part = reads is not None and reads.shape[1] < x.shape[1]
-    is_part &= c.attention == "einsum" and start < stop and stop not in taps
+    is_part &= c.attention == "einsum" and c.dtype == "float32"
+    is_part &= start < stop and stop not in taps
     for i in range(start, stop):
       if i in taps:
         tapped[i] = x

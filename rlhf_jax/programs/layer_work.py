@@ -47,7 +47,8 @@ def unread_flops(
     length: tokens of a row.
     reads: of them, those whose state is read.
   """
-  if model.scan_layers or model.attention != "einsum" or reads >= length:
+  is_plain = model.attention == "einsum" and model.dtype == "float32"
+  if model.scan_layers or not is_plain or reads >= length:
     return 0.0
   keys = 2 * model.width * model.head_dim * model.n_kv_heads
   left = rows * (length - reads)

@@ -178,7 +178,7 @@ def test_the_whole_quickstart_is_planned_without_its_assets(monkeypatch):
   }
   sampling = ["merge", "prefill", "decode"]
   assert found == {
-    "sft": ["update", *sampling],
+    "sft": ["update", *sampling, "next prefill", "refill"],
     "reward": ["features", "update"],
     "gold": ["features", "update"],
     "policy": [*sampling, "judge", "recompute", "prepare", "update"],
