@@ -176,8 +176,8 @@ def watched(
     def run(*args: Any, **how: Any) -> Any:
       shape = size.answers, size.prompt, size.new
       works[name] = getattr(one, name)(how["model"], *shape)
-      statics = {k: how.pop(k) for k in ("model", "config", "eos_ids", "stops")}
-      statics |= {k: how.pop(k) for k in ("pad_id", "room") if k in how}
+      names = ("model", "config", "eos_ids", "stops", "pad_id", "room", "taps")
+      statics = {k: how.pop(k) for k in names if k in how}
       bound = functools.partial(function, **statics)
       return timed(name, bound, *args, **how)
 
