@@ -6,7 +6,7 @@ nobody asked for: an entry that changes the numbers is read or refused.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rlhf_jax.schema import UserError
@@ -110,19 +110,12 @@ class Fields:
       )
     return choices[value]
 
-  def check_all_seen(self, harmless: Collection[str] = ()) -> None:
-    """Raises UserError for an entry that might matter and nobody asked for.
-
-    Args:
-      harmless: of this family, beside HARMLESS; a null is never asked for.
-    """
+  def check_all_seen(self) -> None:
+    """Raises UserError for an entry that might matter and nobody asked for."""
     unread = sorted(
       field
       for field, value in self.values.items()
-      if field not in self.seen
-      and field not in HARMLESS
-      and field not in harmless
-      and value is not None
+      if field not in self.seen and field not in HARMLESS and value is not None
     )
     if unread:
       raise UserError(

@@ -7,7 +7,6 @@ it is read, so that the model is never there twice.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from rlhf_jax.data import gguf_files
 from rlhf_jax.models import config_fields, families, transformer, trees
 from rlhf_jax.models.family_names import LLAMA_GGUF
-from rlhf_jax.models.stored import check_finite
+from rlhf_jax.models.stored import Unread, check_finite
 from rlhf_jax.schema import UserError
 
 
@@ -115,10 +114,8 @@ def _halves(weight: np.ndarray, heads: int) -> np.ndarray:
   return pairs.swapaxes(1, 2).reshape(out, width)
 
 
-class QuantisedWeight:
+class QuantisedWeight(Unread):
   """One tensor of an open GGUF file, read as in stored.py."""
-
-  dtype = np.dtype(np.float32)
 
   def __init__(
     self, tensor: Any, path: Any, *, is_transposed: bool, heads: int = 0
@@ -127,14 +124,6 @@ class QuantisedWeight:
     self._is_transposed, self._heads = is_transposed, heads
     stored = tuple(int(size) for size in reversed(tensor.shape))
     self.shape = stored[::-1] if is_transposed else stored
-
-  @property
-  def ndim(self) -> int:
-    return len(self.shape)
-
-  @property
-  def size(self) -> int:
-    return math.prod(self.shape)
 
   def __getitem__(self, index: Any) -> np.ndarray:
     """Returns a piece of what is dequantised whole."""
@@ -155,10 +144,6 @@ class QuantisedWeight:
       weight = _halves(weight, self._heads)
     weight = weight.T if self._is_transposed else weight
     return np.ascontiguousarray(weight[index])
-
-  def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-    whole = self[...]
-    return whole if dtype is None else whole.astype(dtype)
 
 
 def load(path: str | Path) -> tuple[transformer.Config, dict]:

@@ -34,13 +34,34 @@ def check_finite(weight: np.ndarray, name: str, path: str) -> None:
   )
 
 
-class StoredWeight:
+class Unread:
+  """A float32 array that is read when it is indexed; shape: of the whole."""
+
+  dtype = np.dtype(np.float32)
+  shape: tuple[int, ...]
+
+  @property
+  def ndim(self) -> int:
+    return len(self.shape)
+
+  @property
+  def size(self) -> int:
+    return math.prod(self.shape)
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    """Returns a piece; index: one slice an axis, steps of one, or Ellipsis."""
+    raise NotImplementedError
+
+  def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+    whole = self[...]
+    return whole if dtype is None else whole.astype(dtype)
+
+
+class StoredWeight(Unread):
   """One tensor of an open safetensors file, transposed if asked for.
 
   With a family_names.Part it is some of the outputs, which are our last axis.
   """
-
-  dtype = np.dtype(np.float32)
 
   def __init__(
     self,
@@ -58,14 +79,6 @@ class StoredWeight:
     if part is not None:
       self._check_part()
       self.shape = (*self.shape[:-1], part.size)
-
-  @property
-  def ndim(self) -> int:
-    return len(self.shape)
-
-  @property
-  def size(self) -> int:
-    return math.prod(self.shape)
 
   def __getitem__(self, index: Any) -> np.ndarray:
     """Returns a piece; index: one slice an axis, steps of one."""
@@ -97,27 +110,13 @@ class StoredWeight:
         "config."
       )
 
-  def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-    whole = self[...]
-    return whole if dtype is None else whole.astype(dtype)
 
-
-class StackedWeight:
+class StackedWeight(Unread):
   """The same weight of all layers, stacked along a new first axis."""
-
-  dtype = np.dtype(np.float32)
 
   def __init__(self, layers: Sequence[Any]) -> None:
     self._layers = layers
     self.shape = (len(layers), *layers[0].shape)
-
-  @property
-  def ndim(self) -> int:
-    return len(self.shape)
-
-  @property
-  def size(self) -> int:
-    return math.prod(self.shape)
 
   def __getitem__(self, index: Any) -> np.ndarray:
     """Returns a piece; index: one slice an axis, steps of one."""
@@ -125,7 +124,3 @@ class StackedWeight:
       index = (slice(None),) * self.ndim
     layers = self._layers[index[0]]
     return np.stack([layer[tuple(index[1:])] for layer in layers])
-
-  def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-    whole = self[...]
-    return whole if dtype is None else whole.astype(dtype)
