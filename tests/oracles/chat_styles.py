@@ -148,7 +148,7 @@ STYLES = {
 }
 
 
-def _merges(letters) -> list[tuple[str, str]]:
+def merges(letters) -> list[tuple[str, str]]:
   """Returns merges that build each of WORDS, alone and behind a space."""
   found = {}
   for word in WORDS:
@@ -159,7 +159,7 @@ def _merges(letters) -> list[tuple[str, str]]:
   return list(found)
 
 
-def _byte_letters(text: str) -> str:
+def byte_letters(text: str) -> str:
   printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
   others = iter(range(256, 512))
   table = [chr(b if b in printable else next(others)) for b in range(256)]
@@ -167,16 +167,16 @@ def _byte_letters(text: str) -> str:
 
 
 def _byte_level(style: Style, split: str | None) -> tokenizers.Tokenizer:
-  merges = _merges(_byte_letters)
+  pairs = merges(byte_letters)
   tokens = [
-    *map(_byte_letters, map(chr, range(128))),
+    *map(byte_letters, map(chr, range(128))),
     *sorted(pre_tokenizers.ByteLevel.alphabet()),
-    *(a + b for a, b in merges),
+    *(a + b for a, b in pairs),
   ]
   vocabulary = {t: i for i, t in enumerate(dict.fromkeys(tokens))}
   backend = tokenizers.Tokenizer(
     models.BPE(
-      vocab=vocabulary, merges=merges, ignore_merges=style.kind == "llama3"
+      vocab=vocabulary, merges=pairs, ignore_merges=style.kind == "llama3"
     )
   )
   steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -194,7 +194,7 @@ def _byte_level(style: Style, split: str | None) -> tokenizers.Tokenizer:
 
 def _spm(style: Style) -> tokenizers.Tokenizer:
   """Returns a tokenizer that writes spaces as "▁", with bytes to fall back."""
-  merges = _merges(lambda text: text.replace(" ", "▁"))
+  pairs = merges(lambda text: text.replace(" ", "▁"))
   tokens = [
     "<unk>",
     *(t for t in ("<s>", "</s>") if t in (*style.special, *style.added)),
@@ -202,12 +202,12 @@ def _spm(style: Style) -> tokenizers.Tokenizer:
     "▁",
     *map(chr, range(33, 127)),
     *("\n",) * (style.kind == "gemma"),
-    *(a + b for a, b in merges),
+    *(a + b for a, b in pairs),
   ]
   backend = tokenizers.Tokenizer(
     models.BPE(
       vocab={t: i for i, t in enumerate(dict.fromkeys(tokens))},
-      merges=merges,
+      merges=pairs,
       unk_token="<unk>",
       byte_fallback=True,
       fuse_unk=True,

@@ -4,7 +4,8 @@
 
 with transformers 5.24.0 and torch in the environment. For each style, each
 conversation that its template takes, and each mode: the text, its ids, and for
-templates with {% generation %} the mask of the assistant's tokens.
+templates with {% generation %} the mask of the assistant's tokens. For each
+style the ids of plain texts too.
 """
 
 import datetime
@@ -16,6 +17,7 @@ from pathlib import Path
 from tests.oracles import chat_styles, conversations
 
 OUTPUT = Path(__file__).with_name("chat.json.gz")
+PLAIN = "plain"  # key of the ids of plain texts, with what begins them
 
 
 class _Day(datetime.datetime):
@@ -63,6 +65,9 @@ def main() -> None:
         if conversation.needs <= style.takes | ({"marked"} & _marked(style))
         for mode in conversation.modes()
       }
+      goldens[name][PLAIN] = [
+        tokenizer(text)["input_ids"] for text in conversations.QUESTIONS
+      ]
     print(name, len(goldens[name]))
   text = json.dumps(goldens, ensure_ascii=False, sort_keys=True)
   OUTPUT.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
