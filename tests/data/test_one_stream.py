@@ -166,6 +166,13 @@ def test_the_model_section_names_template_and_end_of_prompts(tmp_path):
     pretrained.read_tokenizer(Model(chat_template="gone"), folder)
   with pytest.raises(ValueError, match="prompt_end"):
     Model(prompt_end="nowhere")
+  file.write_text("{{ strftime_now('%Y') }}{{ messages[0].content }}")
+  model = Model(chat_template=str(file), template_day="1999-12-31")
+  tokenizer = pretrained.read_tokenizer(model, folder)
+  prompt = streams.prompt([{"role": "user", "content": "hi"}], tokenizer)
+  assert tokenizer.decode(prompt) == "1999hi"
+  with pytest.raises(ValueError, match="template_day='today'"):
+    Model(template_day="today")
 
 
 def test_an_earlier_answer_behind_another_text_is_context(load):
