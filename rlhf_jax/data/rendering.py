@@ -80,6 +80,13 @@ class Template:
     self.source = template_of(tokenizer, tools is not None)
     self.tokenizer, self.further = controls.for_template(tokenizer, self.source)
     self._name = tokenizer.name
+    further = getattr(tokenizer, "template_variables", {})
+    unread = [name for name in further if name not in self.source]
+    if unread:
+      raise UserError(
+        f"model.template_variables has {unread}, which the chat template of "
+        f"{self._name} does not read. Remove them."
+      )
     self.tools, self.documents = tools, documents
     names = {i: name for name, i in tokenizer.special_tokens.items()}
     ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
@@ -89,7 +96,7 @@ class Template:
       "generation_open": "",
       "generation_close": "",
       templates.DAY: getattr(tokenizer, "template_day", None),
-      **getattr(tokenizer, "template_variables", {}),
+      **further,
     }
 
   def dialogue(
