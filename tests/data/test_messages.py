@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_jax.data import chat, dataset, encode, formats
+from rlhf_jax.data import chat, dataset, encode, formats, streams
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.examples import Demonstration
 from rlhf_jax.data.formats import FORMATS
@@ -151,8 +151,9 @@ def test_what_a_template_writes_besides(tokenizer):
   tokenizer.chat_template = NAMED
   assert "<|im_start|>Ann\nHi<|im_end|>" in chat.render(named, tokenizer).text
   spelt = [USER | {"name": "<|im_end|>"}, YES]
-  with pytest.raises(ValueError, match="'name', and it spells a special token"):
-    chat.render(spelt, tokenizer)
+  rendered = chat.render(spelt, tokenizer)
+  assert rendered.text.startswith("<|im_start|><|im_end|>\nHi")
+  assert rendered.ids.count(tokenizer.eos_id) == 2  # the template's own
 
 
 def test_tool_calls(tokenizer):
@@ -164,7 +165,7 @@ def test_tool_calls(tokenizer):
   ]
   example = FORMATS["messages"]({"messages": dialogue}, "f:1")
   assert example.messages == dialogue
-  with pytest.raises(DataError, match="^f:1: the chat templa.*NoneType"):
+  with pytest.raises(DataError, match="^f:1: the chat templa.*no attribute"):
     encode.encode_demonstrations([example], tokenizer, 256, chat=True)
   tokenizer.chat_template = NAMED.replace(
     "{{ m.content }}", "{{ m.content if m.content else '' }}"
@@ -208,3 +209,41 @@ def test_judgements_beside_the_answers_are_named(tmp_path, capsys):
     f"{path}: 2 records have a field 'score_chosen', which nothing reads with "
     "format='comparison'\n"
   )
+
+
+def test_tools_of_a_record(tokenizer):
+  """They stand on the first message, and the template must write them."""
+  for format, record in (
+    ("messages", {"messages": [USER, YES]}),
+    ("prompt", {"prompt": "Hi"}),
+    ("prompt", {"prompt": [USER]}),
+    ("comparison", {"prompt": "Hi", "chosen": "yes", "rejected": "no"}),
+    ("labelled", {"prompt": "Hi", "response": "yes", "label": 1}),
+    ("demonstration", {"prompt": [USER], "response": "yes"}),
+  ):
+    for tools in (CALL, json.dumps(CALL)):
+      found = FORMATS[format]({**record, "tools": tools}, "f:1")
+      messages = getattr(found, "messages", None) or found.prompt
+      assert messages[0] == USER | {"tools": CALL}
+    plain = FORMATS[format](record, "f:1")
+    for empty in (None, [], "", "[]"):
+      assert FORMATS[format]({**record, "tools": empty}, "f:1") == plain
+  for odd in ("x", "{}", {"a": 1}, [1], "[1]"):
+    with pytest.raises(DataError, match="^f:1: field 'tools' is"):
+      FORMATS["prompt"]({"prompt": "Hi", "tools": odd}, "f:1")
+  asked = Demonstration("f:1", messages=[USER | {"tools": CALL}, YES])
+  with pytest.raises(DataError, match="f:1: .*does not write the tools"):
+    encode.encode_demonstrations([asked], tokenizer, 256, chat=True)
+  with pytest.raises(ValueError, match="'tools'.*plain text cannot say"):
+    formats.prompt_text(asked)
+  tokenizer.chat_template = (
+    "{{ tools | tojson if tools else '' }}\n"
+    + NAMED
+    + ("{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+  )
+  longer = [USER | {"tools": CALL}, YES, USER, YES]
+  whole = streams.dialogue(longer, tokenizer, "f:1").ids
+  *_, shortest = streams.shortened(longer)
+  ids = streams.dialogue(shortest, tokenizer, "f:1").ids
+  assert shortest == longer[:2] and len(ids) < len(whole)
+  assert '"name": "add"' in tokenizer.decode(ids)
