@@ -23,6 +23,7 @@ from rlhf_jax.models import (
   attention,
   gguf,
   heads,
+  hub,
   huggingface,
   roles,
   shapes,
@@ -46,7 +47,8 @@ from rlhf_jax.types import PyTree
 class Model:
   """Which decoder, and how it runs."""
 
-  source: str = ""  # asset:NAME, a .gguf file, or a Hugging Face folder
+  source: str = ""  # asset:NAME, a .gguf file, a Hugging Face folder, or a
+  # name of the hub: org/name[@revision]
   tokenizer: str = ""  # file or folder; "" reads the model's own
   chat_template: str = ""  # a Jinja file; "" for the tokenizer's own template
   prompt_end: str = "template"  # where prompts of dialogues end: as the
@@ -98,8 +100,8 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
     UserError: nothing there that could be a model, or its parts do not belong
       together.
   """
-  path = locate(model.source)
-  print(f"reading the model {model.source}", flush=True)
+  path, source = locate(model.source), pinned_source(model.source)
+  print(f"reading the model {source}", flush=True)
   tokenizer = read_tokenizer(model, path)
   read_config, params, fingerprint = _placed(path, model.scan_layers, mesh)
   config = as_run(read_config, model, mesh.devices.flat[0].platform)
@@ -115,7 +117,7 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
     params=params,
     tokenizer=tokenizer,
     fingerprint=fingerprint,
-    source=model.source,
+    source=source,
     tokenizer_source=model.tokenizer,
   )
 
@@ -213,12 +215,16 @@ def check_source(source: str, name: str = "model") -> None:
     assets.check_name(source, field)
     return
   check_local(source, field)
+  if hub.parse(source) is not None:
+    hub.pin(source, field)
+    return
   path = Path(os.path.expanduser(source))
   if not os.path.isfile(path) and not os.path.isdir(path):
     what = absence(path).replace("no such file", "no such file or folder")
     raise FieldError(
       f"{field}={source!r}: {what}. Give a .gguf file, a folder with "
-      "config.json and *.safetensors, or asset:NAME."
+      "config.json and *.safetensors, asset:NAME, or org/name@revision of a "
+      "model of the Hugging Face hub."
     )
   if path.is_file() and path.suffix != ".gguf":
     raise FieldError(
@@ -227,16 +233,22 @@ def check_source(source: str, name: str = "model") -> None:
     )
 
 
+def pinned_source(source: str) -> str:
+  """Returns a source that means the same model tomorrow: see hub.pin."""
+  return source if hub.parse(source) is None else hub.pin(source)
+
+
 def locate(source: str) -> Path:
-  """Returns the file or folder of a model, fetched when it is an asset.
+  """Returns the file or folder of a model, fetched when it is elsewhere.
 
   Raises:
-    UserError: nothing there that could be a model.
-    AssetError: cannot be fetched.
+    UserError: nothing there that could be a model, or it cannot be fetched.
   """
   check_source(source)
   if source.startswith("asset:"):
     return assets.fetch(source.removeprefix("asset:"))
+  if hub.parse(source) is not None:
+    return hub.fetch(source)
   return Path(os.path.expanduser(source))
 
 
@@ -255,7 +267,10 @@ def read_architecture(source: str) -> transformer.Config:
   known = shapes.OF_ASSET.get(source.removeprefix("asset:"))
   if source.startswith("asset:") and known is not None:
     return shapes.named(known)
-  path = locate(source)
+  if hub.parse(source) is not None:
+    path = hub.fetch(source, needs_weights=False)
+  else:
+    path = locate(source)
   if path.is_dir():
     return huggingface.read_config(path)[1]
   return gguf.read_config(path)
