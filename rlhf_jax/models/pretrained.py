@@ -16,6 +16,7 @@ from rlhf_jax.data import assets, chat
 from rlhf_jax.data.tokenizers import (
   Tokenizer,
   empty_rows,
+  end_ids,
   load_tokenizer,
   read_ends,
 )
@@ -110,6 +111,13 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
       f"model.tokenizer: {tokenizer.name} has {tokenizer.vocab_size} "
       f"tokens and the model {model.source} {config.vocab_size}: they do not "
       "belong together. Set model.tokenizer to the model's own."
+    )
+  beyond = [i for i in end_ids(tokenizer) if i >= config.vocab_size]
+  if beyond:
+    raise FieldError(
+      f"model.source={source!r}: its files name the end token {beyond[0]}, and "
+      f"the model has {config.vocab_size} rows: generation_config.json or "
+      "config.json is of another model. Correct eos_token_id there."
     )
   rows = empty_rows(tokenizer, config.vocab_size)
   return Base(
