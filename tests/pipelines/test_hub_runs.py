@@ -1,4 +1,4 @@
-"""A run of a model of the hub: it goes on with the commit that it began with."""
+"""A run of a model of the hub goes on with the commit that it began with."""
 
 import json
 import shutil
