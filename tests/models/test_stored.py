@@ -16,7 +16,7 @@ from rlhf_jax.parallel import rules
 WHOLE = np.arange(24 * 16, dtype=np.float32).reshape(24, 16) / 7
 
 
-@pytest.fixture(params=[np.float32, ml_dtypes.bfloat16])
+@pytest.fixture(params=[np.float32, np.float16, ml_dtypes.bfloat16])
 def file(request, tmp_path):
   path = tmp_path / "model.safetensors"
   tensors = {f"layer.{i}": (WHOLE + i).astype(request.param) for i in range(3)}
