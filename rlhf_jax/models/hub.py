@@ -10,9 +10,11 @@ Left out: GGUF files and adapters on the hub; fetch them and give their path.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,18 +197,15 @@ def _cached_commit(name: Name) -> str | None:
   return Path(path).parent.name if isinstance(path, str) else None
 
 
-class _in_field:
+@contextlib.contextmanager
+def _in_field(source: str, field: str) -> Iterator[None]:
   """Puts a field and its value before what is said inside."""
-
-  def __init__(self, source: str, field: str) -> None:
-    self._place = f"{field}={source!r}"
-
-  def __enter__(self) -> None:
-    pass
-
-  def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-    if isinstance(error, UserError) and not isinstance(error, FieldError):
-      raise FieldError(f"{self._place}: {error}") from error
+  try:
+    yield
+  except FieldError:
+    raise
+  except UserError as error:
+    raise FieldError(f"{field}={source!r}: {error}") from error
 
 
 def fetch(

@@ -53,7 +53,7 @@ def load(folder):
   return pretrained.load_base(Model(source=str(folder)), mesh)
 
 
-def test_extra_rows_are_never_sampled_and_all_ends_end(folder):
+def test_trap_38_extra_rows_are_never_sampled_and_all_ends_end(folder):
   base = load(folder)
   size = base.tokenizer.vocab_size
   assert base.config.vocab_size - size == EXTRA
