@@ -29,6 +29,7 @@ FURTHER = (  # read where a model has them
   "special_tokens_map.json",
   "added_tokens.json",
   "chat_template.jinja",
+  "additional_chat_templates/tool_use.jinja",
   "tokenizer.model",
   "vocab.json",
   "merges.txt",
