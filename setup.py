@@ -9,6 +9,7 @@ import setuptools
 
 TFDS = ["tensorflow-datasets>=4.9.10"]
 MATH = ["sympy>=1.12"]
+HUB = ["huggingface_hub>=0.36.2"]
 
 setuptools.setup(
   name="rlhf_jax",
@@ -42,9 +43,17 @@ setuptools.setup(
   ],
   extras_require={
     "cuda": ["jax[cuda12]>=0.7.2"],
+    "hub": HUB,
     "math": MATH,
     "tfds": TFDS,
     "tpu": ["jax[tpu]>=0.7.2", "gcsfs>=2024.2"],
-    "test": ["pytest>=8.0", "pytest-xdist>=3.8", "ruff>=0.6", *MATH, *TFDS],
+    "test": [
+      "pytest>=8.0",
+      "pytest-xdist>=3.8",
+      "ruff>=0.6",
+      *HUB,
+      *MATH,
+      *TFDS,
+    ],
   },
 )

@@ -105,7 +105,7 @@ def run(
   import jax
 
   from rlhf_jax import distributed, interrupt, pipelines, startup
-  from rlhf_jax.pipelines import closing, smoke
+  from rlhf_jax.pipelines import closing, pinned, smoke
   from rlhf_jax.pipelines import workdir as workdir_lib
   from rlhf_jax.runs import lock, loop
 
@@ -114,6 +114,8 @@ def run(
   try:
     if is_smoke:
       smoke.shorten(config, workdir, given)
+    pipelines.read(config, workdir)  # mistakes first, without a network
+    commits = pinned.pin(config, workdir / workdir_lib.CONFIG_FILE)
     job = pipelines.read(config, workdir)
     world = job.open(workdir)
     job.check(world)
@@ -121,7 +123,7 @@ def run(
     with lock.held(workdir):
       changes = workdir_lib.prepare(config, job, workdir)
       with (
-        workdir_lib.recorded(workdir, workdir_lib.describe(config)),
+        workdir_lib.recorded(workdir, workdir_lib.describe(config, commits)),
         workdir_lib.explained(changes),
       ):
         job.run(world)

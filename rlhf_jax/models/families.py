@@ -129,7 +129,8 @@ def check_shapes(
   plain = dataclasses.replace(config, scan_layers=False, lora_rank=0)
   for path, shape in _shapes(plain).items():
     if tuple(flat[path].shape) != shape:
+      place = getattr(flat[path], "place", source)
       raise UserError(
-        f"{source}: {path} has shape {flat[path].shape} where the config "
+        f"{place}: {path} has shape {flat[path].shape} where the config "
         f"gives {shape}. The weights do not belong to this config."
       )

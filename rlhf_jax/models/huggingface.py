@@ -10,34 +10,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlhf_jax import strict_json
-from rlhf_jax.models import families, transformer, trees
+from rlhf_jax.models import families, float8, tensor_files, transformer, trees
 from rlhf_jax.models.config_fields import COPY
 from rlhf_jax.models.family_names import Stored
 from rlhf_jax.models.stored import StoredWeight
-from rlhf_jax.schema import UserError, absence, check_choice
+from rlhf_jax.models.tensor_files import KINDS, Tensor, read_json
+from rlhf_jax.schema import UserError, check_choice
 
 DTYPES = ("float32", "bfloat16")  # of tensors that are written
-STORED = ("F64", "F32", "F16", "BF16")  # of tensors that are read
-INDEX = "model.safetensors.index.json"
-DAMAGED = "So a file of the model is damaged."
-POINTER = b"version https://git-lfs"  # how one begins
 _ROWS = 4096  # of an embedding that are compared at once
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-  if not path.is_file():
-    remedy = "A Hugging Face model folder holds config.json and *.safetensors."
-    if (path.parent / "adapter_config.json").exists():
-      remedy = "This is an adapter (LoRA): merge it into its base model first."
-    raise FileNotFoundError(f"{path}: {absence(path)}. {remedy}")
-  return strict_json.read_object(path, f"{DAMAGED} {COPY}")
+_HEAD = "lm_head.weight"
+# How the names of a text model begin inside another model.
+_INSIDE = re.compile(r"^(model\.|)language_model\.")
 
 
 def read_config(folder: str | Path) -> tuple[str, transformer.Config]:
@@ -48,7 +38,7 @@ def read_config(folder: str | Path) -> tuple[str, transformer.Config]:
     ValueError: for a family that is not implemented.
   """
   path = Path(folder) / "config.json"
-  hf = _read_json(path)
+  hf = read_json(path)
   family = hf.get("model_type")
   if not isinstance(family, str) or family not in families.FAMILIES:
     remedy = "Add it to rlhf_jax/models/families.py."
@@ -58,119 +48,59 @@ def read_config(folder: str | Path) -> tuple[str, transformer.Config]:
       f"{COPY if family is None else remedy}"
     )
   try:
+    if float8.read(hf) is not None:
+      del hf["quantization_config"]
     return family, families.FAMILIES[family].config(family, hf)
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
 
 
-def _open(path: Path) -> Any:
-  """Returns an open safetensors file.
-
-  Raises:
-    UserError: it is damaged, or another kind of file.
-    FileNotFoundError: no file is there.
-  """
-  from safetensors import SafetensorError, safe_open
-
-  if not path.is_file():
-    raise FileNotFoundError(
-      f"{path}: {absence(path)}. Copy or download the model again."
-    )
-  with path.open("rb") as file:
-    if file.read(len(POINTER)) == POINTER:
+def _check_kinds(tensors: Iterable[Tensor]) -> None:
+  """Raises UserError for a tensor that is not of numbers that are read."""
+  for tensor in tensors:
+    if tensor.kind not in KINDS:
       raise UserError(
-        f"{path}: a pointer of Git LFS stands in place of the file. Fetch it "
-        "with `git lfs pull`."
-      )
-  try:
-    return safe_open(path, framework="np")
-  except (SafetensorError, ValueError, OSError) as error:
-    raise UserError(
-      f"{path}: a file of the model is damaged ({error}). Copy or download the "
-      "model again."
-    ) from error
-
-
-def _files_of_tensors(folder: Path) -> dict[str, Path]:
-  """Returns {tensor name: file} for one file or an indexed set of files."""
-  index, path = folder / INDEX, folder / "model.safetensors"
-  if index.exists():
-    files = _indexed(index)
-    if path.exists() and set(files.values()) != {path}:
-      raise UserError(
-        f"{folder}: holds both {path.name} and {INDEX}, which names other "
-        "files: two models, or one of them is old. Move one of the two away."
-      )
-    return files
-  if not path.is_file():
-    raise FileNotFoundError(
-      f"{path}: {absence(path)}, and no {INDEX} beside it. Save the model in "
-      "the safetensors format."
-    )
-  return dict.fromkeys(_open(path).keys(), path)
-
-
-def _indexed(index: Path) -> dict[str, Path]:
-  """Returns {tensor name: file} of an index; all files in its folder."""
-  weight_map = _read_json(index).get("weight_map")
-  if not isinstance(weight_map, dict) or not weight_map:
-    raise UserError(
-      f"{index}: 'weight_map' is {str(weight_map)[:60]}, not an object of "
-      f"tensors and files. {COPY}"
-    )
-  for name, file in weight_map.items():
-    if not isinstance(file, str) or Path(file).name != file or file == "..":
-      raise UserError(
-        f"{index}: {name!r} is in {str(file)[:60]!r}; must be the name of a "
-        f"file in the same folder. {COPY}"
-      )
-  return {name: index.parent / file for name, file in weight_map.items()}
-
-
-def _check_tensors(files: dict[str, Path], opened: dict[Path, Any]) -> None:
-  """Raises UserError for a tensor that is not there, or not of numbers."""
-  known = {path: set(file.keys()) for path, file in opened.items()}
-  for name, path in files.items():
-    if name not in known[path]:
-      raise UserError(
-        f"{path}: no tensor {name!r}, which {INDEX} looks for there. Copy or "
-        "download the model again."
-      )
-    kind = opened[path].get_slice(name).get_dtype()
-    if kind not in STORED:
-      raise UserError(
-        f"{path}: tensor {name!r} is {kind}; {', '.join(STORED)} are read. "
-        "Convert the model to one of them: quantised weights are not "
+        f"{tensor.place} is {tensor.kind}; {', '.join(KINDS)} are read. "
+        "Convert the model to one of them: other quantised weights are not "
         "implemented."
       )
 
 
-def _check_tied(
-  files: dict[str, Path], opened: dict[Path, Any], names: tuple[str, str]
-) -> None:
-  """Raises UserError for an output head that is not the embedding it ties.
-
-  Args:
-    files: tensor -> its file.
-    opened: file -> itself, open.
-    names: of the head and of the embedding.
-  """
-  head, embedding = names
-  if head not in files:
-    return
-  parts = [opened[files[name]].get_slice(name) for name in (head, embedding)]
-  shapes = [part.get_shape() for part in parts]
-  rows = shapes[0][0] if shapes[0] else 0
-  is_same = shapes[0] == shapes[1] and all(
-    np.array_equal(*(part[start : min(start + _ROWS, rows)] for part in parts))
+def _check_tied(head: Tensor, embedding: Tensor) -> None:
+  """Raises UserError for an output head that is not the embedding it ties."""
+  rows = head.shape[0] if head.shape else 0
+  is_same = head.shape == embedding.shape and all(
+    np.array_equal(*(x.rows(start, end) for x in (head, embedding)))
     for start in range(0, rows, _ROWS)
+    for end in [min(start + _ROWS, rows)]
   )
   if not is_same:
     raise UserError(
-      f"{files[head]}: {head!r} differs from {embedding!r}, and config.json "
-      "says that they are one (tie_word_embeddings). Set it to false there, or "
-      "take the head out of the file."
+      f"{head.file.path}: {head.name!r} differs from {embedding.name!r}, and "
+      "config.json says that they are one (tie_word_embeddings). Set it to "
+      "false there, or take the head out of the file."
     )
+
+
+def _text_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+  """Returns the tensors by the names that a text model has when it is alone.
+
+  Raises:
+    UserError: the text model is a part of another one, of images say.
+  """
+  inside = [name for name in tensors if _INSIDE.match(name)]
+  if not inside:
+    return dict(tensors)
+  named = {_INSIDE.sub(r"\1", name): x for name, x in tensors.items()}
+  others = [x for name, x in named.items() if name == x.name != _HEAD]
+  if others or len(named) < len(tensors):
+    place = others[0].place if others else next(iter(tensors.values())).place
+    raise UserError(
+      f"{place} stands beside {inside[0]!r}: the language model is a part of "
+      "another one, of images say, which is not implemented. Take a folder of "
+      "the text model alone."
+    )
+  return named
 
 
 def load(folder: str | Path) -> tuple[transformer.Config, dict]:
@@ -181,34 +111,31 @@ def load(folder: str | Path) -> tuple[transformer.Config, dict]:
     ValueError: for an unknown family, or missing, misshapen or unknown
       tensors (a weight left out would silently be another model).
   """
-  import ml_dtypes  # noqa: F401  (lets numpy read bfloat16 tensors)
-
   folder = Path(folder)
   name, config = read_config(folder)
-  files = _files_of_tensors(folder)
+  how = float8.read(read_json(folder / "config.json"))
+  tensors = _text_model(tensor_files.of_folder(folder))
   family = families.FAMILIES[name]
-  table = _table(family, config, files)
-  missing = [found.name for found in table.values() if found.name not in files]
+  table = _table(family, config, tensors)
+  missing = [
+    found.name for found in table.values() if found.name not in tensors
+  ]
   if missing:
     raise UserError(
-      f"{folder}: {len(missing)} tensors are missing, the first is "
+      f"{_source(folder)}: {len(missing)} tensors are missing, the first is "
       f"{missing[0]!r}. The weights do not belong to this config.json."
     )
-  _check_unread(folder, name, table, files, config)
-  opened = {file: _open(file) for file in set(files.values())}
-  _check_tensors(
-    {found.name: files[found.name] for found in table.values()}, opened
-  )
-  if config.tie_embeddings:
-    embedding = table["embedding/embedding"].name
-    _check_tied(files, opened, (family.names["lm_head/kernel"].name, embedding))
+  _check_unread(name, table, tensors, config, how)
+  _check_kinds(tensors[found.name] for found in table.values())
+  head = family.names["lm_head/kernel"].name
+  if config.tie_embeddings and head in tensors:
+    _check_tied(tensors[head], tensors[table["embedding/embedding"].name])
   flat = {
     ours: StoredWeight(
-      opened[files[found.name]],
-      found.name,
+      tensors[found.name],
       is_transposed=found.is_transposed,
-      path=str(files[found.name]),
       part=found.part,
+      scale=float8.scale_of(tensors, found.name, how),
     )
     for ours, found in table.items()
   }
@@ -216,14 +143,20 @@ def load(folder: str | Path) -> tuple[transformer.Config, dict]:
   return config, trees.unflatten(flat)
 
 
+def _source(folder: Path) -> Path:
+  """Returns the file that says which tensors a folder has."""
+  index = folder / tensor_files.INDEX
+  return index if index.exists() else folder / tensor_files.WEIGHTS
+
+
 def _table(
   family: families.Family,
   config: transformer.Config,
-  files: Collection[str],
+  names: Collection[str],
 ) -> dict[str, Stored]:
   """Returns path -> where it is, by names with or without the prefix."""
   table = families.names_of_layers(family.names, config)
-  if any(name.startswith(family.prefix) for name in files):
+  if any(name.startswith(family.prefix) for name in names):
     return table
   return {
     path: dataclasses.replace(
@@ -234,19 +167,23 @@ def _table(
 
 
 def _check_unread(
-  folder: Path,
   name: str,
-  table: dict[str, Stored],
-  files: Collection[str],
+  table: Mapping[str, Stored],
+  tensors: Mapping[str, Tensor],
   config: transformer.Config,
+  how: float8.Float8 | None,
 ) -> None:
   """Raises UserError for tensors that no weight of ours is."""
   family = families.FAMILIES[name]
-  head = family.names["lm_head/kernel"].name if config.tie_embeddings else None
+  read = {found.name for found in table.values()}
+  read |= {scale for name in read for scale in float8.scale_names(name)}
+  if config.tie_embeddings:
+    read.add(family.names["lm_head/kernel"].name)
+  rounds = () if how is None else float8.UNUSED
   unread = sorted(
     tensor
-    for tensor in set(files) - {found.name for found in table.values()}
-    if tensor != head and not tensor.endswith(family.ignored)
+    for tensor in set(tensors) - read
+    if not tensor.endswith((*family.ignored, *rounds))
   )
   if not unread:
     return
@@ -258,8 +195,8 @@ def _check_unread(
       "not belong to it."
     )
   raise UserError(
-    f"{folder}: {len(unread)} tensors have no place in the {name} family, "
-    f"the first is {unread[0]!r}. {remedy}"
+    f"{tensors[unread[0]].file.path}: {len(unread)} tensors have no place in "
+    f"the {name} family, the first is {unread[0]!r}. {remedy}"
   )
 
 
@@ -343,8 +280,10 @@ def entries(
 
 
 def read_entries(folder: str | Path) -> dict[str, Any]:
-  """Returns the entries of a folder's config.json."""
-  return _read_json(Path(folder) / "config.json")
+  """Returns the entries of a folder's config.json, of weights as read here."""
+  found = read_json(Path(folder) / "config.json")
+  found.pop("quantization_config", None)  # `load` has multiplied its scales
+  return found
 
 
 def save(

@@ -14,11 +14,17 @@ from safetensors import SafetensorError
 from rlhf_jax import integrity, strict_json
 from rlhf_jax.data import assets, chat, templates
 from rlhf_jax.data.token_files import read_ends
-from rlhf_jax.data.tokenizers import Tokenizer, empty_rows, load_tokenizer
+from rlhf_jax.data.tokenizers import (
+  Tokenizer,
+  empty_rows,
+  end_ids,
+  load_tokenizer,
+)
 from rlhf_jax.models import (
   attention,
   gguf,
   heads,
+  hub,
   huggingface,
   roles,
   shapes,
@@ -42,7 +48,8 @@ from rlhf_jax.types import PyTree
 class Model:
   """Which decoder, and how it runs."""
 
-  source: str = ""  # asset:NAME, a .gguf file, or a Hugging Face folder
+  source: str = ""  # asset:NAME, a .gguf file, a Hugging Face folder, or a
+  # name of the hub: org/name[@revision]
   tokenizer: str = ""  # file or folder; "" reads the model's own
   chat_template: str = ""  # a Jinja file; "" for the tokenizer's own template
   template_day: str = ""  # YYYY-MM-DD that strftime_now of a chat template
@@ -100,8 +107,8 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
     UserError: nothing there that could be a model, or its parts do not belong
       together.
   """
-  path = locate(model.source)
-  print(f"reading the model {model.source}", flush=True)
+  path, source = locate(model.source), pinned_source(model.source)
+  print(f"reading the model {source}", flush=True)
   tokenizer = read_tokenizer(model, path)
   read_config, params, fingerprint = _placed(path, model.scan_layers, mesh)
   config = as_run(read_config, model, mesh.devices.flat[0].platform)
@@ -111,13 +118,20 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
       f"tokens and the model {model.source} {config.vocab_size}: they do not "
       "belong together. Set model.tokenizer to the model's own."
     )
+  beyond = [i for i in end_ids(tokenizer) if i >= config.vocab_size]
+  if beyond:
+    raise FieldError(
+      f"model.source={source!r}: its files name the end token {beyond[0]}, and "
+      f"the model has {config.vocab_size} rows: generation_config.json or "
+      "config.json is of another model. Correct eos_token_id there."
+    )
   rows = empty_rows(tokenizer, config.vocab_size)
   return Base(
     config=dataclasses.replace(config, empty_rows=rows),
     params=params,
     tokenizer=tokenizer,
     fingerprint=fingerprint,
-    source=model.source,
+    source=source,
     tokenizer_source=model.tokenizer,
   )
 
@@ -215,12 +229,16 @@ def check_source(source: str, name: str = "model") -> None:
     assets.check_name(source, field)
     return
   check_local(source, field)
+  if hub.parse(source) is not None:
+    hub.pin(source, field)
+    return
   path = Path(os.path.expanduser(source))
   if not os.path.isfile(path) and not os.path.isdir(path):
     what = absence(path).replace("no such file", "no such file or folder")
     raise FieldError(
       f"{field}={source!r}: {what}. Give a .gguf file, a folder with "
-      "config.json and *.safetensors, or asset:NAME."
+      "config.json and *.safetensors, asset:NAME, or org/name@revision of a "
+      "model of the Hugging Face hub."
     )
   if path.is_file() and path.suffix != ".gguf":
     raise FieldError(
@@ -229,16 +247,22 @@ def check_source(source: str, name: str = "model") -> None:
     )
 
 
+def pinned_source(source: str) -> str:
+  """Returns a source that means the same model tomorrow: see hub.pin."""
+  return source if hub.parse(source) is None else hub.pin(source)
+
+
 def locate(source: str) -> Path:
-  """Returns the file or folder of a model, fetched when it is an asset.
+  """Returns the file or folder of a model, fetched when it is elsewhere.
 
   Raises:
-    UserError: nothing there that could be a model.
-    AssetError: cannot be fetched.
+    UserError: nothing there that could be a model, or it cannot be fetched.
   """
   check_source(source)
   if source.startswith("asset:"):
     return assets.fetch(source.removeprefix("asset:"))
+  if hub.parse(source) is not None:
+    return hub.fetch(source)
   return Path(os.path.expanduser(source))
 
 
@@ -257,7 +281,10 @@ def read_architecture(source: str) -> transformer.Config:
   known = shapes.OF_ASSET.get(source.removeprefix("asset:"))
   if source.startswith("asset:") and known is not None:
     return shapes.named(known)
-  path = locate(source)
+  if hub.parse(source) is not None:
+    path = hub.fetch(source, needs_weights=False)
+  else:
+    path = locate(source)
   if path.is_dir():
     return huggingface.read_config(path)[1]
   return gguf.read_config(path)

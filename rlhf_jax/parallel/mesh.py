@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -24,6 +26,7 @@ from rlhf_jax.types import Array, PyTree
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+LARGE_BYTES = 2**28  # of a stack of layers that is not sent as a whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,22 +265,58 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
   """Returns host arrays, the same on every process, as global arrays.
 
   Each device is sent its own piece only. Leaves that are not in memory but
-  can be read piece by piece, `leaf[index]`, are read so, each piece once.
+  can be read piece by piece, `leaf[index]`, are read so, each piece once, and
+  the next leaf when the devices have this one. Large stacks of such `layers`
+  are sent layer by layer.
   """
 
   def put(leaf: Any, sharding: NamedSharding) -> Array:
-    is_in_memory = isinstance(leaf, np.ndarray | np.generic | jax.Array)
-    if is_in_memory and jax.process_count() == 1:
+    if not isinstance(leaf, np.ndarray | np.generic | jax.Array):
+      size = leaf.dtype.itemsize * math.prod(leaf.shape)
+      is_split = any(sharding.spec[:1])
+      if hasattr(leaf, "layers") and size > LARGE_BYTES and not is_split:
+        return _place_layers(leaf.layers, leaf.shape, sharding)
+      return jax.block_until_ready(_place_pieces(leaf, sharding))
+    if jax.process_count() == 1:
       return jax.device_put(leaf, sharding)
-    leaf = np.asarray(leaf) if is_in_memory else leaf
-    pieces: dict[tuple, np.ndarray] = {}
-
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-      name = tuple((part.start, part.stop) for part in index)
-      if name not in pieces:
-        pieces[name] = leaf[index]
-      return pieces[name]
-
-    return jax.make_array_from_callback(leaf.shape, sharding, read)
+    return _place_pieces(np.asarray(leaf), sharding)
 
   return jax.tree.map(put, tree, shardings)
+
+
+def _place_pieces(leaf: Any, sharding: NamedSharding) -> Array:
+  """Returns the global array of a leaf that is read by `leaf[index]`."""
+  pieces: dict[tuple, np.ndarray] = {}
+
+  def read(index: tuple[slice, ...]) -> np.ndarray:
+    name = tuple((part.start, part.stop) for part in index)
+    if name not in pieces:
+      pieces[name] = leaf[index]
+    return pieces[name]
+
+  return jax.make_array_from_callback(leaf.shape, sharding, read)
+
+
+def _place_layers(
+  layers: Sequence[Any], shape: tuple[int, ...], sharding: NamedSharding
+) -> Array:
+  """Returns the global array [layers, ...] of leaves that are read one by one.
+
+  Args:
+    layers: of one shape and dtype.
+    shape: of all of them.
+    sharding: of the whole, which does not split the layers.
+  """
+  alone = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+  make = functools.partial(jnp.zeros, shape, layers[0].dtype)
+  whole = jax.jit(make, out_shardings=sharding)()
+  put = jax.jit(
+    lambda whole, layer, i: jax.lax.dynamic_update_index_in_dim(
+      whole, layer, i, 0
+    ),
+    donate_argnums=0,
+    out_shardings=sharding,
+  )
+  for i, layer in enumerate(layers):
+    whole = jax.block_until_ready(put(whole, _place_pieces(layer, alone), i))
+  return whole

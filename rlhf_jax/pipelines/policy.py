@@ -26,7 +26,7 @@ import numpy as np
 
 from rlhf_jax import distributed, metrics
 from rlhf_jax.algorithms.policy_gradient import kl_control, shaping
-from rlhf_jax.data import batches, dataset
+from rlhf_jax.data import batches, dataset, stops
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.models import pretrained, trees
 from rlhf_jax.models.pretrained import Base
@@ -44,11 +44,11 @@ from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.policy_settings import Settings
 from rlhf_jax.programs.program import Phase, planned_steps
 from rlhf_jax.programs.sampler import Sampler
-from rlhf_jax.programs.watch import shown, text_metrics, watch
+from rlhf_jax.programs.watch import shown, text_metrics, unended, watch
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import texts as texts_lib
 from rlhf_jax.runs import loop, stages
-from rlhf_jax.types import Array, PyTree, Rollout
+from rlhf_jax.types import Array, PyTree, Rollout, Samples
 
 
 def ptx_loader(settings: Settings, world: World, base: Base) -> Any:
@@ -118,8 +118,12 @@ class Step:
     arrays = arrays | {"moments": moments, "beta": beta}
     row = jax.device_get(row | drawn | found)
     row = {name: float(value) for name, value in row.items()}
-    row |= self._describe(step, judged)
-    return arrays, watch(facts, row, step, self.settings.shaping), row
+    samples = distributed.fetch(rollouts.samples_of(judged.rollout))
+    row |= self._describe(step, judged, samples)
+    ends = stops.end_ids(self.tokenizer, self.settings.generate.stop_tokens)
+    remedy = functools.partial(unended, self.tokenizer, samples, ends)
+    shape = self.settings.shaping
+    return arrays, watch(facts, row, step, shape, remedy), row
 
   def _sample(
     self, params: PyTree, key: Array, usual: int
@@ -178,7 +182,9 @@ class Step:
         )
       )
 
-  def _describe(self, step: int, judged: rollouts.Judged) -> dict:
+  def _describe(
+    self, step: int, judged: rollouts.Judged, samples: Samples
+  ) -> dict:
     """Returns metrics of texts, times and monitors; writes some samples.
 
     rollout/tokens_per_second: sampled tokens of the batch over the time of all
@@ -190,7 +196,6 @@ class Step:
     }
     row |= texts_lib.component_means(judged.scores)
     row |= self.timer.pop()
-    samples = distributed.fetch(rollouts.samples_of(judged.rollout))
     row |= text_metrics(self.tokenizer, samples)
     sampled = float(np.sum(samples.response_mask))
     row["rollout/tokens_per_second"] = sampled / row["time/rollout_seconds"]

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,16 @@ CONFIG_FILE = "config.json"
 _FREE_TEXT = ("title", "facts", "caveats")  # of a report; may change later
 
 
-def describe(config: Any) -> str:
-  """Returns config.json: every value, the command, code and packages."""
+def describe(config: Any, pinned: Mapping[str, str]) -> str:
+  """Returns config.json: every value, the command, code and packages.
+
+  Args:
+    config: the experiment.
+    pinned: models of the hub as they were named -> with their commit.
+  """
   record = {
     "config": config.to_dict(),
+    "pinned": dict(pinned),
     "command": provenance.command(),
     "is_smoke": provenance.is_smoke(),
     "code": rlhf_jax.__version__,

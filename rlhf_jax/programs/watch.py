@@ -9,8 +9,10 @@ drops); evaluate.py measures those after the run.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +21,7 @@ from rlhf_jax import distributed
 from rlhf_jax.algorithms.policy_gradient import kl_control, shaping
 from rlhf_jax.evaluation import diversity
 from rlhf_jax.rewards import texts as texts_lib
-from rlhf_jax.types import Samples
+from rlhf_jax.types import FINISH_LENGTH, Samples
 
 SAMPLES_SHOWN = 4  # rows of samples.jsonl a step
 KL_WINDOW = 20  # steps in which the KL should not double
@@ -68,6 +70,40 @@ def text_metrics(tokenizer: Any, samples: Samples) -> dict[str, float]:
   return {name: x for name, x in found.items() if not math.isnan(x)}
 
 
+def unended(tokenizer: Any, samples: Samples, ends: Sequence[int]) -> str:
+  """Returns what to do about answers that were cut at the limit of tokens.
+
+  Where most of them go on behind one control token, that is what the model ends
+  its turns with, and a larger limit would not help.
+
+  Args:
+    tokenizer: of the policy.
+    samples: of a rollout, on the host.
+    ends: ids of the tokens that end an answer.
+  """
+  control = {i: text for text, i in tokenizer.special_tokens.items()}
+  names = ", ".join(repr(control.get(i, i)) for i in ends)
+  first, cut = collections.Counter(), 0
+  for tokens, mask, reason in zip(
+    samples.tokens, samples.response_mask, samples.finish_reason, strict=True
+  ):
+    answer = [int(i) for i in tokens[mask > 0]]
+    if reason == FINISH_LENGTH and answer:
+      cut += 1
+      first.update([i for i in answer if i in control and i not in ends][:1])
+  found, count = next(iter(first.most_common(1)), (None, 0))
+  if 2 * count > cut:
+    return (
+      f"{count} of {cut} that were cut go on behind {control[found]!r}, and "
+      f"only {names} end an answer. Add it to generate.stop_tokens if the "
+      "model ends its turns so."
+    )
+  return (
+    f"only {names} end an answer. Add another to generate.stop_tokens if the "
+    "model has one, raise generate.max_new_tokens, or set shaping.missing_eos."
+  )
+
+
 def negative_kl(kl: float) -> str:
   """Returns the sentence of an alarm about a mean k1 that no KL can have."""
   return (
@@ -76,7 +112,13 @@ def negative_kl(kl: float) -> str:
   )
 
 
-def alarms(row: dict, past: dict, step: int, settings: shaping.Config):
+def alarms(
+  row: dict,
+  past: dict,
+  step: int,
+  settings: shaping.Config,
+  remedy: Callable[[], str],
+) -> Iterator[tuple[str, str]]:
   """Yields (kind, sentence) about a rollout that looks wrong (METHODS 19).
 
   Args:
@@ -84,6 +126,7 @@ def alarms(row: dict, past: dict, step: int, settings: shaping.Config):
     past: what `watch` remembers of the rollouts before.
     step: rollouts before this one.
     settings: limits of the KL.
+    remedy: gives what to do about answers without an end; see `unended`.
   """
   first, kls = past["first"], past["recent_kl"]
   kl = row["rollout/kl_k1_sum"]
@@ -113,11 +156,11 @@ def alarms(row: dict, past: dict, step: int, settings: shaping.Config):
       "trainer compute different log-probabilities. This is a bug; do not "
       "trust the run.",
     )
-  if row["rollout/eos_share"] < 0.5:
+  if row["rollout/eos_share"] < 0.5 and "eos" not in past["alarm_kinds"]:
     yield (
       "eos",
       f"only {row['rollout/eos_share']:.0%} of responses end by themselves: "
-      "raise generate.max_new_tokens or set shaping.missing_eos.",
+      f"{remedy()}",
     )
   if row["rollout/entropy"] < 0.1 * first["rollout/entropy"]:
     yield (
@@ -133,13 +176,25 @@ def alarms(row: dict, past: dict, step: int, settings: shaping.Config):
     )
 
 
-def watch(facts: dict, row: dict, step: int, shape: shaping.Config) -> dict:
-  """Returns facts with new alarms, and "halt" when the KL is out of hand."""
+def watch(
+  facts: dict,
+  row: dict,
+  step: int,
+  shape: shaping.Config,
+  remedy: Callable[[], str],
+) -> dict:
+  """Returns facts with new alarms, and "halt" when the KL is out of hand.
+
+  Args:
+    facts: of the run, with "alarms".
+    row, step, remedy: see `alarms`.
+    shape: limits of the KL.
+  """
   facts = dict(facts)
   facts.setdefault("first", {"rollout/entropy": row["rollout/entropy"]})
   facts.setdefault("recent_kl", [])
   facts.setdefault("alarm_kinds", [])
-  for kind, sentence in alarms(row, facts, step, shape):
+  for kind, sentence in alarms(row, facts, step, shape, remedy):
     if kind not in facts["alarm_kinds"]:
       facts["alarm_kinds"] = [*facts["alarm_kinds"], kind]
       facts["alarms"] = [*facts["alarms"], [step + 1, sentence]]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from rlhf_jax.programs import watch
 from rlhf_jax.runs import loop, stages
 from rlhf_jax.runs.checkpoint import CheckpointError
 from rlhf_jax.schema import UserError
+from rlhf_jax.types import Samples
 from tests.pipelines import tiny_runs
 
 PRETRAIN = 2  # steps of the LoRA run that train the critic alone
@@ -322,11 +324,11 @@ def row_of(**changes):
 )
 def test_trap_16_each_alarm_rings_once(changes, sentence, capsys):
   shape = shaping.Config()
-  facts = watch.watch({"alarms": []}, row_of(), 59, shape)
+  facts = watch.watch({"alarms": []}, row_of(), 59, shape, str)
   assert facts["alarms"] == []
   for step in (60, 61, 62):
     changes = {k: v * (1 + step / 1e4) for k, v in changes.items()}
-    facts = watch.watch(facts, row_of(**changes), step, shape)
+    facts = watch.watch(facts, row_of(**changes), step, shape, str)
   ((step, said),) = facts["alarms"]
   assert step == 61 and sentence[:12] in said
   assert capsys.readouterr().out.count("warning") == 1
@@ -336,8 +338,38 @@ def test_a_kl_that_doubles_in_20_steps_is_told():
   shape, facts = shaping.Config(), {"alarms": []}
   for step in range(20):
     facts = watch.watch(
-      facts, row_of(rollout__kl_k1_sum=5 + step / 10), step, shape
+      facts, row_of(rollout__kl_k1_sum=5 + step / 10), step, shape, str
     )
   assert facts["alarms"] == []
-  facts = watch.watch(facts, row_of(rollout__kl_k1_sum=12.0), 20, shape)
+  facts = watch.watch(facts, row_of(rollout__kl_k1_sum=12.0), 20, shape, str)
   assert "went from 5.0 to 12.0 nats" in facts["alarms"][0][1]
+
+
+def cut_samples(answers, ends):
+  """Returns samples whose prompt is one token; ends: whether each has one."""
+  length = max(map(len, answers))
+  rows = [[9, *answer, *[0] * (length - len(answer))] for answer in answers]
+  mask = [[0, *[1] * len(a), *[0] * (length - len(a))] for a in answers]
+  mask = np.asarray(mask, np.float32)
+  return Samples(
+    tokens=np.asarray(rows),
+    valid_mask=mask,
+    response_mask=mask,
+    behaviour_logprobs=mask,
+    finish_reason=np.asarray([0 if is_ended else 1 for is_ended in ends]),
+  )
+
+
+def test_an_alarm_names_the_token_that_ends_nothing():
+  """Llama 3 lists: the model ends its turns with 8, the settings with 6."""
+  special = {"<|end_of_text|>": 6, "<|start|>": 7, "<|eot_id|>": 8}
+  tokenizer = SimpleNamespace(special_tokens=special)
+  answers = [[1, 8, 7, 2], [1, 2, 8, 7], [3, 6], [1, 2, 3, 4]]
+  samples = cut_samples(answers, [False, False, True, False])
+  said = watch.unended(tokenizer, samples, [6])
+  assert "2 of 3 that were cut go on behind '<|eot_id|>'" in said
+  assert "only '<|end_of_text|>' end" in said and "stop_tokens" in said
+  quiet = cut_samples([[1, 2], [3, 4]], [False, False])
+  said = watch.unended(tokenizer, quiet, [6, 8])
+  assert "only '<|end_of_text|>', '<|eot_id|>' end an answer" in said
+  assert "max_new_tokens" in said

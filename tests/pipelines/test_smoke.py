@@ -84,7 +84,7 @@ def test_a_trial_and_a_whole_run_share_no_folder(
 ):
   config = tiny_runs.sft_config(files, "lora")
   (tmp_path / "stage.json").write_text((sft_lora / "stage.json").read_text())
-  record = json.loads(workdir.describe(config))
+  record = json.loads(workdir.describe(config, {}))
   assert record["is_smoke"] is False
   record["is_smoke"] = True
   (tmp_path / "config.json").write_text(json.dumps(record))
