@@ -13,7 +13,7 @@ import pytest
 from rlhf_jax import pipelines
 from rlhf_jax.models import trees
 from rlhf_jax.pipelines import summary
-from rlhf_jax.programs import actors
+from rlhf_jax.programs import starts
 from rlhf_jax.runs import stages
 from tests.pipelines import tiny_runs
 from tests.pipelines.test_pipeline_resume import (
@@ -114,7 +114,7 @@ def test_it_is_a_start(files, policy_lora):
   config = tiny_runs.policy_config(files, "lora", old, "")
   settings, world = tiny_runs.settings_of(config), tiny_runs.world_of(config)
   base = tiny_runs.load_base(config)
-  stage = actors.starting_policy(settings, base, world)
+  stage = starts.starting_policy(settings, base, world)
   saved = tiny_runs.saved_arrays(old)
   flat = trees.flatten({"lora": stage.variables["lora"]})
   assert flat
@@ -122,7 +122,7 @@ def test_it_is_a_start(files, policy_lora):
     np.testing.assert_array_equal(leaf, saved[f"train/params/policy/{path}"])
   config.trainable.update(mode="full", first_layer=0)
   config.model.lora_rank = 0
-  whole = actors.starting_policy(
+  whole = starts.starting_policy(
     tiny_runs.settings_of(config), tiny_runs.load_base(config), world
   )
   assert whole.info["merged_from"] == str(old)
