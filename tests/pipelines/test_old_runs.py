@@ -1,7 +1,8 @@
 """Runs that were started before stage.json said where the policy is.
 
-It had no `trained` (the place of the trained tree in a checkpoint) and no
-`best` (which score is the best one); nothing else is different there.
+It had no `trained` (the place of the trained tree in a checkpoint), no `best`
+(which score is the best one) and no `role.lora_targets` (which maps have
+factors: all of them did); nothing else is different there.
 """
 
 import json
@@ -30,6 +31,7 @@ def make_old(folder, name):
   info = stages.read_stage(old)
   assert "best" in info
   info = {key: value for key, value in info.items() if key not in NEW}
+  del info["role"]["lora_targets"]
   (old / stages.STAGE_FILE).write_text(json.dumps(info, indent=2) + "\n")
   return old
 
