@@ -67,6 +67,7 @@ class Adapter:
   """What a folder says: of factors as Config has it, and the factors.
 
   first_layer: the lowest with factors.
+  dropout: that it was trained with; nothing here drops anything.
   factors: flat, {"layer_0/attention/q_proj/lora_a": [in, r], ...}.
   """
 
@@ -74,6 +75,7 @@ class Adapter:
   scale: float
   targets: tuple[str, ...]
   first_layer: int
+  dropout: float
   factors: Mapping[str, Any]
 
   @property
@@ -176,6 +178,11 @@ def policy(
       f"on {base.source!r}, whose shapes fit. Nothing else says that they are "
       "one."
     )
+  if adapter.dropout:
+    print(
+      f"{folder}: lora_dropout={adapter.dropout:g} is not applied: every "
+      "forward pass has to give one probability to one token."
+    )
   return role, {"params": base.params} | placed(adapter.tree)
 
 
@@ -219,7 +226,8 @@ def read(folder: str | Path, config: transformer.Config) -> Adapter:
   if config.scan_layers:
     found = _stacked(found, config.n_layers)
   scale = _scale(said, said["r"], said["lora_alpha"])
-  return Adapter(said["r"], scale, targets, first, found)
+  dropout = float(said.get("lora_dropout") or 0.0)
+  return Adapter(said["r"], scale, targets, first, dropout, found)
 
 
 def _scale(said: Mapping[str, Any], rank: int, alpha: float) -> float:

@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 
-from rlhf_jax.models import roles
+from rlhf_jax.models import lora, roles
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.programs import build
+from rlhf_jax.programs import build, features
 from rlhf_jax.programs.world import World
 from rlhf_jax.runs import stages
-from rlhf_jax.schema import FieldError
+from rlhf_jax.schema import FieldError, as_field
 from rlhf_jax.types import PyTree
 
 
@@ -37,9 +37,8 @@ def starting_policy(
     key: of fresh factors; None for that of the seed.
   """
   key = jax.random.key(settings.seed) if key is None else key
-  goes_on = settings.trainable.mode == "lora" and not base.config.lora_rank
-  if goes_on:
-    return _going_on(settings, base, world)
+  if goes_on(settings, base):
+    return going_on(settings, base, world)
   role = build.make_role(base, settings.trainable)
   world.assume(stages.POLICY, role, "trainable.mode")
   folder = world.named(settings.init_from)
@@ -81,7 +80,12 @@ def untrained_policy(
   return stages.Stage(role, variables, info)
 
 
-def _going_on(settings: Any, base: Base, world: World) -> stages.Stage:
+def goes_on(settings: Any, base: Base) -> bool:
+  """Says whether the factors of init_from train on, whatever they are."""
+  return settings.trainable.mode == "lora" and not base.config.lora_rank
+
+
+def going_on(settings: Any, base: Base, world: World) -> stages.Stage:
   """Returns a start whose factors train on, whatever they are.
 
   Raises:
@@ -168,3 +172,41 @@ def say_reference(settings: Any, phase: str) -> None:
   info = stages.need_stage(folder, stages.POLICY)
   which = "" if settings.reference else ", the start"
   print(f"{phase}: the reference is {folder}{which} ({info['pipeline']} run)")
+
+
+def starting_reward(
+  settings: Any, base: Base, world: World
+) -> tuple[roles.Role, PyTree, str]:
+  """Returns the reward role, its variables, and "merged_from" of stage.json.
+
+  From the SFT model if one is named: merged, or with model.lora_rank=0 its
+  factors train on, beside the same base.
+
+  Args:
+    settings: with init_from, trainable, stop_layer, head and seed.
+    base: the model underneath.
+    world: where it lives.
+  """
+  stop = settings.stop_layer if settings.stop_layer else None
+  if goes_on(settings, base):
+    start = going_on(settings, base, world)
+    with as_field():
+      role = dataclasses.replace(
+        start.role, stop_layer=stop, head=settings.head
+      )
+    factors = lora.chosen(
+      start.variables["lora"], role.model.lora_targets, role.stop
+    )
+    head = features.fresh(
+      dataclasses.replace(role, trainable="head"), settings.seed, world
+    )
+    variables = start.variables | {"lora": factors} | head
+    return role, variables, start.info["merged_from"]
+  role = build.make_role(
+    base, settings.trainable, stop_layer=stop, head=settings.head
+  )
+  plain = roles.Role(dataclasses.replace(base.config, lora_rank=0))
+  world.assume(stages.POLICY, plain)
+  params = stages.start_params(settings.init_from, base, world)
+  variables = {"params": params} | features.fresh(role, settings.seed, world)
+  return role, variables, settings.init_from

@@ -245,7 +245,7 @@ class Planned(World):
     path, _ = stages.place(folder)
     if os.path.normpath(path) in self.left:
       return self.left[os.path.normpath(path)]
-    if adapters.is_adapter(path):
+    if adapters.is_adapter(path) or kind not in self.assumed:
       return stages.need_stage(folder, kind)
     found = self.assumed[kind]
     mode = found["role"]["trainable"]

@@ -317,3 +317,65 @@ def test_what_is_said_of_factors_is_read_or_refused(files):
 def test_a_model_folder_that_is_an_adapter_names_the_way(adapter):
   with pytest.raises(FileNotFoundError, match="this folder in init_from"):
     pretrained.read_weights(adapter[0])
+
+
+def test_a_reward_model_goes_on_with_factors_beside_the_same_base(
+  files, sft_lora
+):
+  """Not merged: PPO then holds one base for all roles."""
+  config = tiny_runs.reward_config(files, "lora", sft_lora, "")
+  config.model.lora_rank = 0
+  settings, world = tiny_runs.settings_of(config), tiny_runs.world_of(config)
+  base = world.base(settings.model)
+  role, variables, merged = starts.starting_reward(settings, base, world)
+  assert not merged and role.head is not None and role.first_layer == 1
+  kernels = trees.flatten(variables["params"])
+  for path, leaf in trees.flatten(base.params).items():
+    assert kernels[path] is leaf
+  start = stages.load(sft_lora, stages.POLICY, base, world).variables
+  tiny_runs.assert_equal_arrays(
+    trees.flatten(variables["lora"]), trees.flatten(start["lora"])
+  )
+  config.model.lora_rank = 2
+  settings = tiny_runs.settings_of(config)
+  base = world.base(settings.model)
+  _, variables, merged = starts.starting_reward(settings, base, world)
+  assert merged == str(sft_lora)
+  kernel = "layer_1/mlp/up_proj/kernel"
+  assert trees.flatten(variables["params"])[kernel] is not kernels[kernel]
+
+
+@pytest.mark.slow
+def test_four_roles_of_one_folder_hold_one_base(files, adapter, tmp_path):
+  """Policy, reference, reward model and critic, all begun from an adapter."""
+  folder, factors = adapter
+  config = tiny_runs.reward_config(files, "lora", folder, "")
+  config.model.lora_rank = 0
+  config.schedule.update(steps=12, save_every=6)
+  info = pipelines.run(config, tmp_path / "reward")
+  assert (tmp_path / "reward" / info["init_from"]).resolve() == folder
+  assert info["role"]["lora_rank"] == RANK and not info["merged_from"]
+  config = policy_config(
+    files, init_from=str(folder), reward=str(tmp_path / "reward"), force=True
+  )
+  config.verifier.name = ""
+  config.verifier.settings = {}
+  config.value.update(mode="lora", first_layer=1)
+  base, found = load_actors(config)
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(base.params))
+  own = sum(leaf.nbytes for leaf in factors.values())
+  heads = 3 * 4 * (16 + 1)  # of the reward model and the critic, and change
+  held = bytes_held(base.params, found.params, found.frozen, found.weights)
+  # The critic starts with the reward model's factors, the same arrays.
+  assert size + 2 * own < held < size + 2 * own + 2 * heads
+  result = pipelines.run(config_of_one_step(config), tmp_path / "policy")
+  assert result["steps"] == 1
+  saved = tiny_runs.saved_arrays(tmp_path / "policy")
+  trained = {p for p in saved if p.startswith("train/params/")}
+  assert trained and all("/lora_" in p or "/head/" in p for p in trained)
+
+
+def config_of_one_step(config):
+  config.schedule.update(batch_size=8, steps=1)
+  config.epochs.update(epochs=1, minibatches=1)
+  return config
