@@ -89,13 +89,13 @@ def _complaint(info: dict[str, Any]) -> str:
   found = found or _wrong(info, FURTHER, "")
   found = found or _wrong(info["role"], ROLE, "role.", is_needed=True)
   found = found or _wrong(info["role"], FURTHER_ROLE, "role.")
-  targets = info["role"].get("lora_targets", [])
-  if not found and not all(isinstance(name, str) for name in targets):
-    found = f"'role.lora_targets' is {targets!r:.60}"
   if "asked" in info:
     found = found or _wrong(info["asked"], ASKED, "asked.")
   if found:
     return found
+  targets = info["role"].get("lora_targets", [])
+  if not all(isinstance(name, str) for name in targets):
+    return f"'role.lora_targets' is {targets!r:.60}"
   head = info["role"]["head"]
   if head is not None:
     unknown = set(head) - {
