@@ -178,7 +178,7 @@ def test_the_policy_stage_leaves_a_policy(name, whole_run):
   with pytest.raises(
     UserError,
     match=rf"^config\.policy\.pipeline='{name}': must be one of sft, "
-    "preference, policy, rejection, online_preference, bond, or the import path",
+    "preference, policy, rejection, online_preference, bond, or the import",
   ):
     pipelines.read(config)
 
