@@ -311,4 +311,5 @@ PIPELINE = Pipeline(
   check=check,
   leaves=stages.POLICY,
   describe=lambda settings: f"{settings.schedule.describe()} demonstrations",
+  label=lambda settings: "SFT",
 )
