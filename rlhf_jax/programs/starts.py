@@ -82,7 +82,8 @@ def untrained_policy(
 
 def goes_on(settings: Any, base: Base) -> bool:
   """Says whether the factors of init_from train on, whatever they are."""
-  return settings.trainable.mode == "lora" and not base.config.lora_rank
+  is_free = settings.trainable.mode == "lora" and not base.config.lora_rank
+  return is_free and bool(settings.init_from)
 
 
 def going_on(settings: Any, base: Base, world: World) -> stages.Stage:
