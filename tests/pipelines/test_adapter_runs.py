@@ -379,3 +379,18 @@ def config_of_one_step(config):
   config.schedule.update(batch_size=8, steps=1)
   config.epochs.update(epochs=1, minibatches=1)
   return config
+
+
+@pytest.mark.slow
+def test_a_folder_is_evaluated_against_its_base(files, adapter, tmp_path):
+  config = defaults.evaluate()
+  config.mesh.devices = 1
+  config.model.source = files.model
+  config.policy = str(adapter[0])
+  config.verifier.name = "pattern"
+  config.verifier.settings.update(pattern=".*cat.*")
+  config.prompts.update(source=files.prompts, format="prompt", max_length=24)
+  config.generate.max_new_tokens = 4
+  config.update(count=8, batch_size=8)
+  result = pipelines.run(config, tmp_path / "evaluation")
+  assert 0.01 < result["kl_nats"] < 20.0
