@@ -45,6 +45,7 @@ from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.algorithms.policy_gradient import registry as policy_methods
 from rlhf_jax.algorithms.preference import registry as preference_methods
 from rlhf_jax.imported import nearest
+from rlhf_jax.models.lora_targets import ALL
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Trainable, split
 from rlhf_jax.notebook.from_scores import from_scores
@@ -63,7 +64,7 @@ from rlhf_jax.notebook.models import (
   prompt_batch,
 )
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import actors, answers, build
+from rlhf_jax.programs import answers, build, starts
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import judge
@@ -78,7 +79,7 @@ _PAIRED = ("reward", "gold")  # scores that answers.summarise compares
 
 @dataclasses.dataclass(frozen=True)
 class _Start:
-  """What actors.starting_policy reads of settings."""
+  """What starts.starting_policy reads of settings."""
 
   init_from: str
   trainable: Trainable
@@ -118,11 +119,12 @@ def load(
     "source": info["model_source"],
     "lora_rank": role["lora_rank"],
     "lora_scale": role["lora_scale"],
+    "lora_targets": ",".join(role.get("lora_targets", ())) or ALL,
     "tokenizer": info.get("tokenizer_source", ""),
     "scan_layers": info.get("scan_layers", False),
   }
   if trainable == "full":  # factors of the stage are merged into its weights
-    known |= {"lora_rank": 0, "lora_scale": 1.0}
+    known |= {"lora_rank": 0, "lora_scale": 1.0, "lora_targets": ALL}
   settings = made(Model, known | model)
   start = str(Path(source).expanduser().absolute())
   if stages.kind_of(info) == stages.REWARD:
@@ -157,7 +159,7 @@ def _load_policy(
   build.check_trainable(settings, section)
   world = World.open(mesh, Path())
   base = world.base(settings)
-  stage = actors.starting_policy(_Start(start, section, seed), base, world)
+  stage = starts.starting_policy(_Start(start, section, seed), base, world)
   merged_from = str(stage.info.get("merged_from", ""))
   params, frozen = stage.parts
   if trainable == "lora":

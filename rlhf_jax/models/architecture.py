@@ -57,6 +57,8 @@ class Config:
   lora_rank: int = 0  # factors created by init; 0 for none
   lora_scale: float = 1.0  # multiplies A B
   lora_first_layer: int = 0  # layers below carry no factors
+  lora_targets: tuple[str, ...] = ()  # maps that carry some, "mlp/up_proj" or
+  # "layer_3/mlp/up_proj"; () for all
 
   def __post_init__(self) -> None:
     choices = {
@@ -88,6 +90,14 @@ class Config:
       raise UserError(
         f"attention='cudnn' with attention_cap={self.attention_cap}: cuDNN's "
         "kernel caps no scores. Set attention='einsum'."
+      )
+    if self.scan_layers and any(
+      name.startswith("layer_") for name in self.lora_targets
+    ):
+      raise UserError(
+        f"lora_targets={','.join(self.lora_targets)} with scan_layers: scanned "
+        "layers share one program, so all have factors at the same places. "
+        "Choose the same in all, or set scan_layers=False."
       )
     if self.scan_layers and 0 < self.lora_first_layer:
       raise UserError(

@@ -86,9 +86,7 @@ def names_of_layers(
     table: of family_names.py.
     config: tied weights and biases that it lacks are left out.
   """
-  there = set(
-    _shapes(dataclasses.replace(config, scan_layers=False, lora_rank=0))
-  )
+  there = set(shapes(config))
   names = {}
   for path, stored in table.items():
     for i in range(config.n_layers if "{i}" in path else 1):
@@ -105,6 +103,13 @@ def names_of_layers(
       "rlhf_jax/models/family_names.py."
     )
   return names
+
+
+def shapes(config: transformer.Config) -> dict[str, tuple[int, ...]]:
+  """Returns {path in our tree: shape}, layers unrolled."""
+  return _shapes(
+    dataclasses.replace(config, scan_layers=False, lora_rank=0, lora_targets=())
+  )
 
 
 @functools.lru_cache(maxsize=16)
@@ -126,8 +131,7 @@ def check_shapes(
     config: layers unrolled, as read from `source`.
     source: file or folder, for the message.
   """
-  plain = dataclasses.replace(config, scan_layers=False, lora_rank=0)
-  for path, shape in _shapes(plain).items():
+  for path, shape in shapes(config).items():
     if tuple(flat[path].shape) != shape:
       place = getattr(flat[path], "place", source)
       raise UserError(

@@ -241,6 +241,7 @@ _OF_A_RUN = {  # fields of a Config that no file says, and their defaults
     "remat",
     "lora_rank",
     "lora_scale",
+    "lora_targets",
     "lora_first_layer",
   )
 }

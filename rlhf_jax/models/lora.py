@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.models import trees
+from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array
 
 
@@ -54,6 +55,42 @@ def merged_kernels(kernels: dict, lora: dict, *, scale: float) -> dict:
       a, b, precision=jax.lax.Precision.HIGHEST
     )
   return trees.unflatten(flat)
+
+
+def scale_of(alpha: float, rank: int, is_rank_stabilised: bool) -> float:
+  """Returns s of W + s A B.
+
+  alpha / r as in Hu et al. 2021, or alpha / sqrt(r), with which the size of
+  what is learned does not fall as the rank grows (rsLoRA, Kalajdzievski 2023,
+  arXiv:2312.03732).
+  """
+  return alpha / (rank**0.5 if is_rank_stabilised else rank)
+
+
+def chosen(factors: dict, targets: tuple[str, ...], stop: int) -> dict:
+  """Returns the part of a factor tree that a role has.
+
+  Args:
+    factors: of all linear maps from the first layer up.
+    targets: Config.lora_targets.
+    stop: layers from it on are left out.
+  """
+  kept = {}
+  for path, leaf in trees.flatten(factors).items():
+    layer, _, kind = path.rpartition("/")[0].partition("/")
+    number = layer.removeprefix("layer_")  # "layers": all, scanned
+    is_in = not number.isdigit() or int(number) < stop
+    if is_in and (
+      not targets or kind in targets or f"{layer}/{kind}" in targets
+    ):
+      kept[path] = leaf
+  if not kept:
+    raise UserError(
+      f"lora_targets={','.join(targets)}: none of these maps is in the layers "
+      f"that train ({', '.join(factors)}; stop_layer={stop}). Change the "
+      "layers or the targets."
+    )
+  return trees.unflatten(kept)
 
 
 def init(abstract_lora: dict, key: Array) -> dict:

@@ -26,6 +26,7 @@ from rlhf_jax.models import (
   heads,
   hub,
   huggingface,
+  lora_targets,
   roles,
   shapes,
   stored,
@@ -37,6 +38,7 @@ from rlhf_jax.schema import (
   FieldError,
   UserError,
   absence,
+  as_field,
   check_choice,
   check_least,
   check_local,
@@ -62,11 +64,19 @@ class Model:
   attention: str = "auto"  # program of models/attention.py; "auto": by platform
   scan_layers: bool = False  # one compiled block for all layers: deep models
   remat: bool = False  # recompute blocks in the backward pass: less memory
-  lora_rank: int = 0  # of the factors that mode "lora" trains; 0: none
+  lora_rank: int = 0  # of the factors that mode "lora" trains; 0: none, or
+  # those of init_from
   lora_scale: float = 1.0  # s of W + s A B, before the product of the factors
+  lora_alpha: float | None = None  # in place of lora_scale: s = alpha / rank
+  lora_is_rank_stabilised: bool = False  # rsLoRA (Kalajdzievski 2023,
+  # arXiv:2312.03732): s = alpha / sqrt(rank)
+  lora_targets: str = lora_targets.ALL  # which linear maps have factors: names
+  # with commas between (q_proj,v_proj), or a regular expression
+  lora_dropout: float = 0.0  # must be 0: every forward pass gives one number
 
   def __post_init__(self) -> None:
     check_least(self, lora_rank=0)
+    lora_targets.check_settings(self)
     check_choice("prompt_end", self.prompt_end, chat.PROMPT_ENDS)
     templates.check_day(self.template_day)
     templates.variables(self.template_variables)
@@ -315,15 +325,15 @@ def as_run(
       )
     print(f"attention: the plain program, as {model.source} caps its scores")
     kind = "einsum"
-  return dataclasses.replace(
+  config = dataclasses.replace(
     config,
     dtype=model.dtype,
     attention=kind,
     scan_layers=model.scan_layers,
     remat=model.remat,
-    lora_rank=model.lora_rank,
-    lora_scale=model.lora_scale,
   )
+  with as_field("model."):
+    return lora_targets.adapted(config, model)
 
 
 def read_weights(path: Path) -> tuple[transformer.Config, PyTree]:

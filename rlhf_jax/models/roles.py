@@ -135,13 +135,7 @@ def fresh_lora(role: Role, key: Array) -> dict:
   """Returns LoRA factors for the layers from first_layer to stop, B = 0."""
   config = dataclasses.replace(role.model, lora_first_layer=role.first_layer)
   shapes = jax.eval_shape(lambda k: transformer.init(config, k), key)["lora"]
-  kept = {
-    name: tree
-    for name, tree in shapes.items()
-    if not name.startswith("layer_")
-    or int(name.removeprefix("layer_")) < role.stop
-  }
-  return lora.init(kept, key)
+  return lora.init(lora.chosen(shapes, config.lora_targets, role.stop), key)
 
 
 def sampling_params(role: Role, trainable: PyTree, frozen: PyTree) -> PyTree:

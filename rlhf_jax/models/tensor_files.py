@@ -159,7 +159,10 @@ def read_json(path: Path) -> dict[str, Any]:
   if not path.is_file():
     remedy = "A Hugging Face model folder holds config.json and *.safetensors."
     if (path.parent / "adapter_config.json").exists():
-      remedy = "This is an adapter (LoRA): merge it into its base model first."
+      remedy = (
+        "This is an adapter (LoRA): name its base model here, and this folder "
+        "in init_from."
+      )
     raise FileNotFoundError(f"{path}: {absence(path)}. {remedy}")
   return strict_json.read_object(path, f"{DAMAGED} {COPY}")
 

@@ -39,6 +39,7 @@ from rlhf_jax.programs import (
   policy_settings,
   policy_step,
   rollouts,
+  starts,
 )
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.policy_settings import Settings
@@ -301,7 +302,7 @@ def run(settings: Settings, world: World) -> dict:
   writer = metrics.MetricsWriter(
     world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
   )
-  actors_lib.say_reference(settings, "policy")
+  starts.say_reference(settings, "policy")
   policy_programs.say_rows(settings, world.ways, base.config.attention)
   arrays, facts = loop.run_steps(
     _make_step(settings, phase, sampler, actors, loader, text, writer),

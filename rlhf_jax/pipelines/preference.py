@@ -29,11 +29,11 @@ from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import (
   abstract,
-  actors,
   build,
   features,
   pairs,
   shared_rows,
+  starts,
   supervised,
 )
 from rlhf_jax.programs.pipeline import Pipeline, stage_field
@@ -72,7 +72,7 @@ class Settings(schema.Settings):
 
   def __post_init__(self) -> None:
     schema.check_seed(self.seed)
-    build.check_trainable(self.model, self.trainable)
+    build.check_trainable(self.model, self.trainable, start=self.init_from)
     build.check_fraction(self)
     if self.reference and not self.has_reference:
       raise FieldError(
@@ -211,9 +211,9 @@ def wire(
     shape: of the rows, a candidate each.
     shared: of the rows that an update reads, where that is another one.
   """
-  stage = actors.starting_policy(settings, base, world)
+  stage = starts.starting_policy(settings, base, world)
   role, (params, frozen) = stage.role, stage.parts
-  fixed = actors.reference_policy(settings, base, world, stage)
+  fixed = starts.reference_policy(settings, base, world, stage)
   transform = build.make_optimizer(settings.optimizer, total)
   state = supervised.train_state(world, params, transform)
   rows, mesh, passes = (
@@ -332,7 +332,7 @@ def run(settings: Settings, world: World) -> dict:
   )
   phase, stage, fixed = wire(settings, world, base, total, shape, shared)
   if settings.has_reference:
-    actors.say_reference(settings, "preference")
+    starts.say_reference(settings, "preference")
   digest = add_reference(
     settings, phase, fixed, {"train": train, "heldout": held}
   )

@@ -30,6 +30,7 @@ from rlhf_jax.programs import (
   build,
   features,
   shared_rows,
+  starts,
   supervised,
 )
 from rlhf_jax.programs.pipeline import Pipeline, stage_field
@@ -71,7 +72,9 @@ class Settings(schema.Settings):
   def __post_init__(self) -> None:
     schema.check_seed(self.seed)
     schema.check_least(self, stop_layer=0)
-    build.check_trainable(self.model, self.trainable, has_head=True)
+    build.check_trainable(
+      self.model, self.trainable, has_head=True, start=self.init_from
+    )
     build.check_fraction(self)
 
 
@@ -97,26 +100,11 @@ def check_labels(
       reward.check_labels(data.labels, loss)
 
 
-def start_variables(
-  settings: Settings, world: World, base: Base
-) -> tuple[roles.Role, PyTree]:
-  """Returns the reward role and its variables, from the SFT model if named."""
-  role = build.make_role(
-    base,
-    settings.trainable,
-    stop_layer=settings.stop_layer if settings.stop_layer else None,
-    head=settings.head,
-  )
-  plain = roles.Role(dataclasses.replace(base.config, lora_rank=0))
-  world.assume(stages.POLICY, plain)
-  params = stages.start_params(settings.init_from, base, world)
-  return role, {"params": params} | features.fresh(role, settings.seed, world)
-
-
 def wire(
   settings: Settings, world: World, base: Base, total: int, length: int
-) -> tuple[Phase, PyTree, PyTree]:
-  """Returns the phase, the weights it starts from, and what does not train.
+) -> tuple[Phase, PyTree, PyTree, str]:
+  """Returns the phase, the weights it starts from, what of them an update
+  reads and does not train, and "merged_from".
 
   Args:
     settings: of the pipeline.
@@ -125,7 +113,7 @@ def wire(
     total: optimizer steps.
     length: tokens of a row.
   """
-  role, variables = start_variables(settings, world, base)
+  role, variables, merged_from = starts.starting_reward(settings, base, world)
   params, frozen = roles.split(role, variables)
   transform = build.make_optimizer(settings.optimizer, total)
   state = supervised.train_state(world, params, transform)
@@ -172,7 +160,7 @@ def wire(
     step=("update",),
     role=role,
   )
-  return phase, variables, used
+  return phase, variables, used, merged_from
 
 
 def phases(settings: Settings, world: World) -> list[Phase]:
@@ -182,8 +170,9 @@ def phases(settings: Settings, world: World) -> list[Phase]:
   )
   base = world.base(settings.model)
   total = planned_steps(settings.schedule)
-  phase, _, _ = wire(settings, world, base, total, settings.data.row_length)
-  world.leave(world.workdir, phase.role, settings.init_from)
+  length = settings.data.row_length
+  phase, _, _, merged_from = wire(settings, world, base, total, length)
+  world.leave(world.workdir, phase.role, merged_from)
   return [phase]
 
 
@@ -204,7 +193,9 @@ def run(settings: Settings, world: World) -> dict:
     schedule, len(train.pairs), name, {"optimizer": settings.optimizer}
   )
   width = batches.bucket_length(max(len(r["tokens"]) for r in train.rows))
-  phase, variables, used = wire(settings, world, base, total, width)
+  phase, variables, used, merged_from = wire(
+    settings, world, base, total, width
+  )
   phase = dataclasses.replace(phase, name=name)
   _, frozen = roles.split(phase.role, variables)
   pooled = _features(phase, variables["params"], train.rows)
@@ -288,7 +279,8 @@ def run(settings: Settings, world: World) -> dict:
     phase.role,
     best=schedule.best_of,
     asked=schedule.asked,
-    merged_from=settings.init_from,
+    init_from=settings.init_from,
+    merged_from=merged_from,
     **facts,
   )
 

@@ -17,12 +17,12 @@ from rlhf_jax import distributed, generate, metrics, optimizer, schema
 from rlhf_jax.algorithms import sft
 from rlhf_jax.data import batches, dataset, layout, overlap, unread
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.models import pretrained, roles
+from rlhf_jax.models import pretrained
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import build, language_model
-from rlhf_jax.programs.pipeline import Pipeline
+from rlhf_jax.programs import build, language_model, starts
+from rlhf_jax.programs.pipeline import Pipeline, stage_field
 from rlhf_jax.programs.program import Phase, planned_steps
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.world import World
@@ -39,6 +39,9 @@ class Settings(schema.Settings):
   seed: int = 0  # where all random numbers of the run start
   model: Model = Model()
   trainable: Trainable = Trainable()
+  init_from: str = stage_field(
+    stages.POLICY
+  )  # folder of the finished policy run it starts from; "": the model itself
   data: Data = Data()  # demonstrations to train on
   validation: Data = Data()  # demonstrations for the loss at the end
   loss: sft.Config = sft.Config()  # the cross-entropy, and how a batch is cut
@@ -54,7 +57,7 @@ class Settings(schema.Settings):
   def __post_init__(self) -> None:
     schema.check_seed(self.seed)
     schema.check_least(self, samples=0)
-    build.check_trainable(self.model, self.trainable)
+    build.check_trainable(self.model, self.trainable, start=self.init_from)
     if self.samples:
       build.check_room(self.sample_prompts, self.generate, "sample_prompts")
 
@@ -87,8 +90,8 @@ def wire(
   base: Base,
   total: int,
   shape: layout.Shape,
-) -> tuple[Phase, PyTree, Sampler]:
-  """Returns the phase, what does not train, and what samples the policy.
+) -> tuple[Phase, PyTree, Sampler, str]:
+  """Returns the phase, what does not train, what samples, and "merged_from".
 
   Args:
     settings: of the pipeline.
@@ -97,14 +100,13 @@ def wire(
     total: optimizer steps.
     shape: of the rows.
   """
-  role = build.make_role(base, settings.trainable)
-  variables = {"params": base.params}
-  if role.trainable == "lora":
-    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
-    variables |= world.compute(
-      lambda k: {"lora": roles.fresh_lora(role, k)}, key
-    )
-  params, frozen = roles.split(role, variables)
+  key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+  if settings.init_from:
+    start = starts.starting_policy(settings, base, world, key)
+  else:
+    role = build.make_role(base, settings.trainable)
+    start = starts.untrained_policy(role, base.params, world, key)
+  role, (params, frozen) = start.role, start.parts
   state, update = language_model.wire(
     world,
     role,
@@ -131,12 +133,12 @@ def wire(
     world=world,
     base=base,
     arrays={"train": state},
-    frozen=(base.params, frozen),
+    frozen=(base.params, start.variables if settings.init_from else frozen),
     programs=tuple(programs),
     step=("update",),
     role=role,
   )
-  return phase, frozen, sampler
+  return phase, frozen, sampler, str(start.info.get("merged_from", ""))
 
 
 def phases(settings: Settings, world: World) -> list[Phase]:
@@ -148,8 +150,8 @@ def phases(settings: Settings, world: World) -> list[Phase]:
   length = settings.data.row_length
   shape = layout.Shape(length, length, settings.data.pack == "all")
   total = planned_steps(settings.schedule)
-  phase, _, _ = wire(settings, world, base, total, shape)
-  world.leave(world.workdir, phase.role, "")
+  phase, _, _, merged_from = wire(settings, world, base, total, shape)
+  world.leave(world.workdir, phase.role, merged_from)
   return [phase]
 
 
@@ -199,7 +201,12 @@ def run(settings: Settings, world: World) -> dict:
     settings.schedule, len(rows), "sft", {"optimizer": settings.optimizer}
   )
   shape = _shape(settings, world, rows)
-  phase, frozen, sampler = wire(settings, world, base, total, shape)
+  phase, frozen, sampler, merged_from = wire(
+    settings, world, base, total, shape
+  )
+  identity = base.identity
+  if settings.init_from:
+    identity |= stages.origins(init_from=settings.init_from)
   params = language_model.fit(
     phase,
     rows,
@@ -208,7 +215,7 @@ def run(settings: Settings, world: World) -> dict:
     schedule=settings.schedule,
     total_steps=total,
     seed=settings.seed,
-    identity=base.identity,
+    identity=identity,
   )
   facts = {"steps": total, "examples": examples}
   if settings.validation.source:
@@ -222,6 +229,8 @@ def run(settings: Settings, world: World) -> dict:
     phase.role,
     best=settings.schedule.best_of,
     asked=settings.schedule.asked,
+    init_from=settings.init_from,
+    merged_from=merged_from,
     **facts,
   )
 
@@ -302,4 +311,5 @@ PIPELINE = Pipeline(
   check=check,
   leaves=stages.POLICY,
   describe=lambda settings: f"{settings.schedule.describe()} demonstrations",
+  label=lambda settings: "SFT",
 )

@@ -20,7 +20,7 @@ from rlhf_jax.models import heads, roles
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import build
+from rlhf_jax.programs import build, starts
 from rlhf_jax.programs.critic import (
   Value,
   own_critic,
@@ -77,7 +77,10 @@ class Sampled(schema.Settings):
   def __post_init__(self) -> None:
     schema.check_seed(self.seed)
     build.check_trainable(
-      self.model, self.trainable, has_lora_critic=self.has_lora_critic
+      self.model,
+      self.trainable,
+      has_lora_critic=self.has_lora_critic,
+      start=self.init_from,
     )
     build.check_room(self.prompts, self.generate)
     named = {
@@ -196,70 +199,6 @@ def check_sampling(settings: generate.Config) -> None:
     )
 
 
-def starting_policy(settings: Any, base: Base, world: World) -> stages.Stage:
-  """Returns the policy before training, with the role it trains in.
-
-  A LoRA run on a LoRA start goes on with its factors; otherwise the start is
-  merged into whole weights first.
-
-  Args:
-    settings: with init_from, trainable and seed.
-    base: the model underneath.
-    world: where it lives.
-  """
-  role = build.make_role(base, settings.trainable)
-  world.assume(stages.POLICY, role, "trainable.mode")
-  folder, key = world.named(settings.init_from), jax.random.key(settings.seed)
-  variables, info = {"params": base.params}, {}
-  if folder:
-    start = stages.load(folder, stages.POLICY, base, world)
-    if start.role == role:
-      merged = stages.merged_folder(folder, start.info)
-      return stages.Stage(role, start.variables, {"merged_from": str(merged)})
-    variables = {"params": world.merged(start)}
-    info = {"merged_from": settings.init_from}
-  if role.trainable == "lora":
-    variables |= world.compute(
-      lambda k: {"lora": roles.fresh_lora(role, k)}, key
-    )
-  return stages.Stage(role, variables, info)
-
-
-def reference_policy(
-  settings: Any, base: Base, world: World, start: stages.Stage
-) -> stages.Stage:
-  """Returns the policy that the KL is measured to, frozen.
-
-  Args:
-    settings: with reference.
-    base: the model underneath.
-    world: where it lives.
-    start: the policy before training, which it is unless another is named.
-  """
-  if not settings.reference:
-    return start
-  return stages.load(settings.reference, stages.POLICY, base, world)
-
-
-def say_reference(settings: Any, phase: str) -> None:
-  """Prints which policy the KL is measured to.
-
-  In a second round it may be the start of this round or of the first one: what
-  it is must not have to be guessed.
-
-  Args:
-    settings: with reference and init_from.
-    phase: name in the message.
-  """
-  folder = settings.reference if settings.reference else settings.init_from
-  if not folder:
-    print(f"{phase}: the reference is the model itself")
-    return
-  info = stages.need_stage(folder, stages.POLICY)
-  which = "" if settings.reference else ", the start"
-  print(f"{phase}: the reference is {folder}{which} ({info['pipeline']} run)")
-
-
 def check_reward(info: dict, force: bool) -> None:
   """Refuses a reward model that is no better than chance (METHODS 19)."""
   for level, message in info["guards"]:
@@ -302,8 +241,8 @@ def load(
     UserError: a stage is missing, or a setting cannot work.
     CheckpointError: a stage was trained on another model or tokenizer.
   """
-  policy = starting_policy(settings, base, world)
-  reference = reference_policy(settings, base, world, policy)
+  policy = starts.starting_policy(settings, base, world)
+  reference = starts.reference_policy(settings, base, world, policy)
   has_own_critic = value is not None and not value.is_shared
   mode = value.mode if has_own_critic else policy.role.trainable
   guess = dataclasses.replace(policy.role, trainable=mode, head=heads.Config())

@@ -9,7 +9,7 @@ import jax
 from rlhf_jax import generate, optimizer
 from rlhf_jax.data import batches
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.models import heads
+from rlhf_jax.models import heads, lora_targets
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Role, Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -31,7 +31,7 @@ def make_role(
   """Returns the Role of a section `trainable` on a base model."""
   with as_field("trainable: "):
     return Role(
-      model=base.config,
+      model=lora_targets.from_layer(base.config, trainable.first_layer),
       trainable=trainable.mode,
       first_layer=trainable.first_layer,
       stop_layer=stop_layer,
@@ -45,6 +45,7 @@ def check_trainable(
   *,
   has_head: bool = False,
   has_lora_critic: bool = False,
+  start: str = "",
 ) -> None:
   """Checks what trains against what the model has.
 
@@ -53,22 +54,32 @@ def check_trainable(
     trainable: the section.
     has_head: whether there is a head that could train alone.
     has_lora_critic: whether a critic reads what is said of factors.
+    start: init_from, whose factors train where model.lora_rank=0.
   """
   if trainable.mode == "head" and not has_head:
     raise FieldError(
       "trainable.mode='head': a policy has no head. Set 'full' or 'lora'."
     )
   if trainable.mode == "lora" and not model.lora_rank:
-    raise FieldError(
-      "trainable.mode='lora': needs factors, and model.lora_rank=0. Set "
-      "--config.model.lora_rank=16."
-    )
+    if not start:
+      raise FieldError(
+        "trainable.mode='lora': needs factors, and model.lora_rank=0. Set "
+        "--config.model.lora_rank=16, or name in init_from what has some."
+      )
+    if lora_targets.said(model):
+      raise FieldError(
+        f"{lora_targets.said(model)}: with model.lora_rank=0 all of this is as "
+        f"in init_from={start!r}. Leave it out, or set lora_rank."
+      )
   is_read = trainable.mode != "full" or has_lora_critic
-  if not is_read and (model.lora_rank or model.lora_scale != 1.0):
+  if not is_read and (model.lora_rank or lora_targets.said(model)):
+    said = f"model.lora_rank={model.lora_rank}, model.lora_scale="
+    said += f"{model.lora_scale}"
+    if model.lora_targets != lora_targets.ALL:
+      said += f", model.lora_targets={model.lora_targets!r}"
     raise FieldError(
-      f"model.lora_rank={model.lora_rank}, model.lora_scale="
-      f"{model.lora_scale}: nothing reads them with trainable.mode='full'. Set "
-      "mode='lora', or lora_rank=0 and lora_scale=1.0."
+      f"{said}: nothing reads them with trainable.mode='full'. Set "
+      "mode='lora', or leave them out (lora_rank=0, lora_scale=1.0)."
     )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from rlhf_jax import distributed, generate, metrics, ops
 from rlhf_jax.algorithms.policy_gradient import packing, shaping
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.programs import abstract, rollouts, watch
+from rlhf_jax.programs import abstract, rollouts, starts, watch
 from rlhf_jax.programs import actors as actors_lib
 from rlhf_jax.programs.program import (
   Flow,
@@ -316,7 +316,7 @@ def train(
     facts: for stage.json.
   """
   settings, workdir = opened.settings, opened.world.workdir
-  actors_lib.say_reference(settings, phase.name)
+  starts.say_reference(settings, phase.name)
   arrays, found = loop.run_steps(
     one_step,
     phase=phase.name,

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from rlhf_jax.data import tokenizers
-from rlhf_jax.models import pretrained, roles, trees
+from rlhf_jax.models import adapters, pretrained, roles, trees
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Role
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -118,6 +118,10 @@ class World:
   def merged(self, stage: stages.Stage) -> PyTree:
     """Returns the whole weights of a stage, LoRA factors merged."""
     return roles.sampling_params(stage.role, *stage.parts)
+
+  def placed(self, tree: PyTree) -> PyTree:
+    """Returns weights that are read when they are indexed, as arrays."""
+    return mesh_lib.place(tree, rules.sharding_tree(self.mesh, tree))
 
   def number(self, value: float) -> Any:
     """Returns a float32 array []."""
@@ -241,6 +245,8 @@ class Planned(World):
     path, _ = stages.place(folder)
     if os.path.normpath(path) in self.left:
       return self.left[os.path.normpath(path)]
+    if adapters.is_adapter(path) or kind not in self.assumed:
+      return stages.need_stage(folder, kind)
     found = self.assumed[kind]
     mode = found["role"]["trainable"]
     what = "a start" if kind == stages.POLICY else "reward models"
@@ -257,6 +263,10 @@ class Planned(World):
   def merged(self, stage: stages.Stage) -> PyTree:
     """Returns the whole weights of a stage, LoRA factors merged."""
     return whole_weights(stage.variables, {})
+
+  def placed(self, tree: PyTree) -> PyTree:
+    """Returns abstract arrays of what is in files."""
+    return pretrained.with_shardings(tree, self.mesh)
 
   def compute(self, make: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """Returns the abstract result of make(*args)."""

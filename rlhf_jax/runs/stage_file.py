@@ -55,6 +55,8 @@ ROLE = {
   "lora_scale": _NUMBER,
   "head": (dict, type(None)),
 }
+# Runs of before factors could be chosen do not have it.
+FURTHER_ROLE = {"lora_targets": list}
 ASKED = {"steps": int, "epochs": _NUMBER, "rounds": int}  # some of them
 HEAD = {"pooling": str, "outputs": int, "hidden_units": int}
 NORMALISATION = {"mean": _NUMBER, "std": _NUMBER}
@@ -86,10 +88,14 @@ def _complaint(info: dict[str, Any]) -> str:
   found = _wrong(info, NEEDED, "", is_needed=True)
   found = found or _wrong(info, FURTHER, "")
   found = found or _wrong(info["role"], ROLE, "role.", is_needed=True)
+  found = found or _wrong(info["role"], FURTHER_ROLE, "role.")
   if "asked" in info:
     found = found or _wrong(info["asked"], ASKED, "asked.")
   if found:
     return found
+  targets = info["role"].get("lora_targets", [])
+  if not all(isinstance(name, str) for name in targets):
+    return f"'role.lora_targets' is {targets!r:.60}"
   head = info["role"]["head"]
   if head is not None:
     unknown = set(head) - {
@@ -133,6 +139,7 @@ def role_facts(role: Role) -> dict:
     "stop_layer": role.stop_layer,
     "lora_rank": role.model.lora_rank,
     "lora_scale": role.model.lora_scale,
+    "lora_targets": list(role.model.lora_targets),
     "head": None if role.head is None else dataclasses.asdict(role.head),
   }
 
@@ -142,8 +149,11 @@ def role_of(facts: dict, base: Base) -> Role:
   facts = dict(facts)
   head = facts.pop("head")
   rank, scale = facts.pop("lora_rank"), facts.pop("lora_scale")
+  targets = tuple(facts.pop("lora_targets", ()))
   return Role(
-    model=dataclasses.replace(base.config, lora_rank=rank, lora_scale=scale),
+    model=dataclasses.replace(
+      base.config, lora_rank=rank, lora_scale=scale, lora_targets=targets
+    ),
     head=None if head is None else heads.Config(**head),
     **facts,
   )

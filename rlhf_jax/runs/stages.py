@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf_jax import distributed, integrity
-from rlhf_jax.models import pretrained, trees
+from rlhf_jax.models import adapters, pretrained, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.models.roles import Role, split
 from rlhf_jax.runs import checkpoint, finite, stage_file
@@ -67,6 +67,9 @@ class Shelf(Protocol):
   def merged(self, stage: Stage) -> PyTree:
     """Returns the whole weights of a stage, LoRA factors merged."""
 
+  def placed(self, tree: PyTree) -> PyTree:
+    """Returns weights that are read when they are indexed, as arrays."""
+
   def number(self, value: float) -> Any:
     """Returns a float32 array []."""
 
@@ -110,6 +113,8 @@ def stage_fingerprint(workdir: str | Path) -> str:
     return ""
   folder, step = place(workdir)
   stage = read_stage(folder)
+  if stage is not None and stage["pipeline"] == adapters.PIPELINE:
+    return adapters.fingerprint(folder)
   if stage is None:
     raise UserError(f"{folder}: no finished run ({STAGE_FILE}) is there.")
   info = {k: v for k, v in stage.items() if k not in PATHS}
@@ -190,12 +195,15 @@ def write_stage(
 
 
 def read_stage(workdir: str | Path) -> dict | None:
-  """Returns stage.json of a finished stage, or None.
+  """Returns stage.json of a finished stage, or of a PEFT folder, or None.
 
   Raises:
     UserError: the file is damaged.
   """
-  return stage_file.read(workdir)
+  info = stage_file.read(workdir)
+  if info is None and adapters.is_adapter(workdir):
+    return adapters.facts(workdir)
+  return info
 
 
 def need_stage(
@@ -345,6 +353,8 @@ def load(folder: str | Path, kind: str, base: Base, shelf: Shelf) -> Stage:
     CheckpointError: when it was trained on another model or tokenizer.
   """
   info = shelf.info(folder, kind)
+  if info["pipeline"] == adapters.PIPELINE:
+    return Stage(*adapters.policy(folder, info, base, shelf.placed), info)
   check_same_base(info, base, folder)
   role = stage_file.role_of(info["role"], base)
   wanted, _ = split(role, pretrained.variable_shapes(role))

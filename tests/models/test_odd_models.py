@@ -304,7 +304,9 @@ def test_folders_that_hold_no_weights(folder):
   with pytest.raises(UserError, match="a pointer of Git LFS .*git lfs pull"):
     huggingface.load(folder)
   (folder / "config.json").rename(folder / "adapter_config.json")
-  with pytest.raises(FileNotFoundError, match="an adapter .LoRA.: merge it"):
+  with pytest.raises(
+    FileNotFoundError, match="an adapter .LoRA.: name its base"
+  ):
     huggingface.load(folder)
 
 

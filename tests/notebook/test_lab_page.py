@@ -32,8 +32,10 @@ def tiny_asset(compile_cache, tmp_path, monkeypatch):
 
 
 def run_cells(blocks):
+  """Runs cells; the matrices of the tiny model have a rank of 8 at most."""
   names = {"__name__": "page"}
   for block in blocks:
+    block = block.replace("lora_rank=16", "lora_rank=4")
     exec(compile(block, str(PAGE), "exec"), names)
 
 

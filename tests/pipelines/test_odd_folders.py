@@ -56,6 +56,10 @@ def test_what_a_stage_says_is_read(tmp_path):
     ("{}", "no 'pipeline'"),
     (INFO | {"role": None}, "'role' is 'None'"),
     (INFO | {"asked": 5}, "'asked' is '5'"),
+    (
+      INFO | {"role": INFO["role"] | {"lora_targets": [3]}},
+      r"'role.lora_targets' is \[3\]",
+    ),
     (INFO | {"asked": None}, "'asked' is 'None'"),
     (INFO | {"asked": {"steps": "3"}}, "'asked.steps' is '3'"),
     (INFO | {"asked": {"steps": True}}, "'asked.steps' is 'True'"),

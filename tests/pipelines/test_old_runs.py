@@ -1,7 +1,8 @@
 """Runs that were started before stage.json said where the policy is.
 
-It had no `trained` (the place of the trained tree in a checkpoint) and no
-`best` (which score is the best one); nothing else is different there.
+It had no `trained` (the place of the trained tree in a checkpoint), no `best`
+(which score is the best one) and no `role.lora_targets` (which maps have
+factors: all of them did); nothing else is different there.
 """
 
 import json
@@ -13,7 +14,7 @@ import pytest
 from rlhf_jax import pipelines
 from rlhf_jax.models import trees
 from rlhf_jax.pipelines import summary
-from rlhf_jax.programs import actors
+from rlhf_jax.programs import starts
 from rlhf_jax.runs import stages
 from tests.pipelines import tiny_runs
 from tests.pipelines.test_pipeline_resume import (
@@ -30,6 +31,7 @@ def make_old(folder, name):
   info = stages.read_stage(old)
   assert "best" in info
   info = {key: value for key, value in info.items() if key not in NEW}
+  del info["role"]["lora_targets"]
   (old / stages.STAGE_FILE).write_text(json.dumps(info, indent=2) + "\n")
   return old
 
@@ -114,7 +116,7 @@ def test_it_is_a_start(files, policy_lora):
   config = tiny_runs.policy_config(files, "lora", old, "")
   settings, world = tiny_runs.settings_of(config), tiny_runs.world_of(config)
   base = tiny_runs.load_base(config)
-  stage = actors.starting_policy(settings, base, world)
+  stage = starts.starting_policy(settings, base, world)
   saved = tiny_runs.saved_arrays(old)
   flat = trees.flatten({"lora": stage.variables["lora"]})
   assert flat
@@ -122,7 +124,7 @@ def test_it_is_a_start(files, policy_lora):
     np.testing.assert_array_equal(leaf, saved[f"train/params/policy/{path}"])
   config.trainable.update(mode="full", first_layer=0)
   config.model.lora_rank = 0
-  whole = actors.starting_policy(
+  whole = starts.starting_policy(
     tiny_runs.settings_of(config), tiny_runs.load_base(config), world
   )
   assert whole.info["merged_from"] == str(old)

@@ -11,7 +11,7 @@ from rlhf_jax import pipelines
 from rlhf_jax.data import dataset, judged
 from rlhf_jax.models import roles, trees
 from rlhf_jax.pipelines import defaults, preference
-from rlhf_jax.programs import actors, pairs
+from rlhf_jax.programs import pairs, starts
 from rlhf_jax.runs import reference, stages
 from rlhf_jax.runs.checkpoint import CheckpointError
 from rlhf_jax.schema import UserError
@@ -163,7 +163,7 @@ def loaded(files, name, mode, start):
   config = make_config(files, name, mode, start)
   settings, world = tiny_runs.settings_of(config), tiny_runs.world_of(config)
   base = world.base(settings.model)
-  stage = actors.starting_policy(settings, base, world)
+  stage = starts.starting_policy(settings, base, world)
   return base, stage, preference.load_data(settings, base)
 
 

@@ -41,7 +41,7 @@ def load(config):
     ({"algorithm.ptx_coefficient": 1.0}, "Set ptx.source"),
     ({"trainable.mode": "head"}, "a policy has no head"),
     (
-      {"trainable.mode": "lora", "model.lora_rank": 0},
+      {"trainable.mode": "lora", "model.lora_rank": 0, "init_from": ""},
       "Set --config.model.lora_rank",
     ),
     ({"value.init": "sft"}, "must be 'reward'"),

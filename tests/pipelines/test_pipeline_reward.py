@@ -107,7 +107,7 @@ def test_a_head_trains_on_features_as_on_rows(files, reward_head):
   )
   world = tiny_runs.world_of(config)
   length = max(len(row["tokens"]) for row in data.rows)
-  phase, _, _ = reward.wire(
+  phase, _, _, _ = reward.wire(
     tiny_runs.settings_of(config), world, base, 1, length
   )
   mesh = world.mesh

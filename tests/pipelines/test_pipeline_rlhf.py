@@ -344,8 +344,8 @@ def test_settings_of_another_policy_stage_are_named_where_they_are(files):
   config.policy.rounds.pool = True
   with pytest.raises(UserError, match=r"config\.policy\.rounds\.pool=True"):
     tiny_runs.checked(config)
-  config.policy.pipeline = "sft"
-  with pytest.raises(UserError, match="config.policy.pipeline='sft': must"):
+  config.policy.pipeline = "reward"
+  with pytest.raises(UserError, match="config.policy.pipeline='reward': must"):
     tiny_runs.checked(config)
 
 

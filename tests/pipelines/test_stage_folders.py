@@ -10,7 +10,7 @@ import pytest
 from rlhf_jax import pipelines
 from rlhf_jax.models import heads, roles, trees
 from rlhf_jax.pipelines import defaults
-from rlhf_jax.programs import actors
+from rlhf_jax.programs import actors, starts
 from rlhf_jax.programs.pipeline import check_stages
 from rlhf_jax.runs import checkpoint, stages
 from rlhf_jax.runs.checkpoint import CheckpointError
@@ -147,7 +147,7 @@ def test_every_finished_policy_is_a_start(files, tmp_path, pipeline, capsys):
     reference = trees.flatten(found.weights.reference)
     for path, leaf in trees.flatten(drawn[name]).items():
       np.testing.assert_array_equal(reference[path], leaf)
-    actors.say_reference(settings, "policy")
+    starts.say_reference(settings, "policy")
     what = f"{start}, the start ({pipeline} run)"
     what = what if name == "b" else f"{other} (sft run)"
     said = capsys.readouterr().out

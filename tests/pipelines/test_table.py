@@ -172,13 +172,13 @@ def test_it_is_the_policy_stage_of_a_whole_run(toy, files, whole_run, tmp_path):
     tiny_runs.checked(config)
 
 
-@pytest.mark.parametrize("name", ["sft", "reward", "evaluate"])
+@pytest.mark.parametrize("name", ["reward", "evaluate"])
 def test_the_policy_stage_leaves_a_policy(name, whole_run):
   config = whole_run(defaults.of(name))
   with pytest.raises(
     UserError,
-    match=rf"^config\.policy\.pipeline='{name}': must be one of preference, "
-    "policy, rejection, online_preference, bond, or the import path",
+    match=rf"^config\.policy\.pipeline='{name}': must be one of sft, "
+    "preference, policy, rejection, online_preference, bond, or the import",
   ):
     pipelines.read(config)
 

@@ -14,7 +14,7 @@ from rlhf_jax import schema
 from rlhf_jax.models.pretrained import Model
 from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import actors, supervised
+from rlhf_jax.programs import starts, supervised
 from rlhf_jax.programs.pipeline import Pipeline, stage_field
 from rlhf_jax.programs.program import Phase, Program, known_steps
 from rlhf_jax.programs.work import Work
@@ -65,7 +65,7 @@ def grow(state, *, rate):
 
 def wire(settings, world, base):
   """Returns the phase, and the policy before training."""
-  stage = actors.starting_policy(settings, base, world)
+  stage = starts.starting_policy(settings, base, world)
   params, frozen = stage.parts
   state = supervised.train_state(world, params, optax.identity())
   count = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -292,6 +292,47 @@ FAULTS = (
   ),
   *of(
     "stages",
+    "models/lora.py",
+    "lora_targets::settings_of_a_model_section"
+    " lora_targets::only_chosen_maps_have_factors_and_merging_is_applying_them",
+    (
+      "lora: rsLoRA divides by the rank",
+      "return alpha / (rank**0.5 if is_rank_stabilised else rank)",
+      "return alpha / rank",
+    ),
+    (
+      "lora: every map has factors, whatever is chosen",
+      "not targets or kind in targets or",
+      "targets or kind in targets or",
+    ),
+  ),
+  *of(
+    "stages",
+    "models/adapters.py",
+    "adapters::logits_equal_pefts adapters::fused_maps_that_we_wrote_are_read",
+    (
+      "adapters: rsLoRA is not read",
+      'return lora.scale_of(alpha, rank, bool(said.get("use_rslora")))',
+      "return lora.scale_of(alpha, rank, False)",
+    ),
+    (
+      "adapters: the first block of A for every map",
+      "cut = slice(used[0] * rank, (used[0] + 1) * rank)",
+      "cut = slice(0, rank)",
+    ),
+  ),
+  *of(
+    "stages",
+    "programs/starts.py",
+    "adapter_runs::policy_critic_and_reference_stand_on_one_base",
+    (
+      "starts: the reference carries factors that are 0",
+      'whole = {"params": start.variables["params"]}',
+      "whole = start.variables",
+    ),
+  ),
+  *of(
+    "stages",
     "rewards/judge.py",
     "judge_rows::a_rollout_is_what_each_role_says",
     (
