@@ -24,22 +24,12 @@ from rlhf_jax.schema import UserError, check_choice
 DTYPES = tuple(CODES)
 MOST_BYTES = 5 * 10**9  # of the tensors of a file
 SCORE = "score.weight"  # of a model that classifies
-_PIECE = 1 << 22  # numbers that are turned and rounded at a time
+_PIECE = 1 << 20  # numbers that are turned and rounded at a time
 
+_FIELDS = dataclasses.fields(transformer.Config)
 _OF_A_RUN = {  # fields of a Config that no file says, and their defaults
   field.name: field.default
-  for field in dataclasses.fields(transformer.Config)
-  if field.name
-  in (
-    "empty_rows",
-    "dtype",
-    "attention",
-    "scan_layers",
-    "remat",
-    "lora_rank",
-    "lora_scale",
-    "lora_first_layer",
-  )
+  for field in _FIELDS[[f.name for f in _FIELDS].index("empty_rows") :]
 }
 
 
