@@ -17,7 +17,7 @@ from rlhf_jax.schema import FieldError, UserError
 from rlhf_jax.types import PyTree
 
 RECORD = "config.json"  # of a run; main.py writes it
-WHOLE = "rlhf"  # the pipeline whose folder holds stages
+EVALUATION = "evaluation.json"  # in the folder of one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,18 +83,16 @@ def _is_source(run: str, folder: Path) -> bool:
 
 def _say_what_else(run: str, folder: Path, field: str) -> None:
   """Raises FieldError for a folder that holds another kind of run."""
-  record = recorded(folder)
-  pipeline = record.get("pipeline")
   inside = sorted(path.parent.name for path in folder.glob("*/stage.json"))
-  if pipeline == WHOLE or inside:
+  if inside or any(folder.glob("*/checkpoints")):
     listed = ", ".join(f"{folder / name}" for name in inside)
     remedy = f"Name one of them: {listed}." if inside else "Finish it first."
     raise FieldError(
       f"{field}={run!r}: a run of several stages, of which one can leave. "
       f"{remedy}"
     )
-  if (folder / "evaluation.json").is_file() or pipeline == "evaluate":
-    judged = record.get("policy")
+  if (folder / EVALUATION).is_file():
+    judged = recorded(folder).get("policy")
     more = f", --config.{field}={judged}" if judged else ""
     raise FieldError(
       f"{field}={run!r}: an evaluation, which trains nothing. Name the run "
