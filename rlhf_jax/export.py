@@ -1,4 +1,4 @@
-"""A finished run -> a folder that other programs load, in one command.
+"""Write a finished run as a folder that other programs load.
 
     python -m rlhf_jax.export --run=runs/x --output=DIR [--dtype=bfloat16]
 

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -91,8 +92,8 @@ def leave(folder, pipeline, base, role, part, **facts):
     for step in STEPS:
       random = np.random.default_rng(step)
       tree = jax.tree.map(
-        lambda x, random=random: random.standard_normal(x.shape).astype(
-          np.float32
+        lambda x, random=random: jnp.asarray(
+          random.standard_normal(x.shape), x.dtype
         ),
         shapes,
       )
