@@ -160,10 +160,10 @@ def model_of(run: str, info: dict[str, Any], source: str) -> Model:
       "which is not there. Bring the file back, or start where the run "
       "started, as its path is relative."
     )
+  known |= {name: info[name] for name in _FIELDS & info.keys()}
   known |= {
     "source": source if source else info["model_source"],
     "tokenizer": info.get("tokenizer_source", ""),
-    "scan_layers": info.get("scan_layers", False),
   }
   return Model(**known)
 
