@@ -175,11 +175,13 @@ def check_cache(settings: generate.Config, dtype: str) -> None:
 
 def check_sampling(settings: generate.Config) -> None:
   """Raises FieldError for sampling that breaks the importance ratio."""
-  if settings.top_k or settings.top_p < 1.0:
+  if settings.is_truncated:
     raise FieldError(
-      f"generate.top_k={settings.top_k}, top_p={settings.top_p}: truncated "
+      f"generate.top_k={settings.top_k}, top_p={settings.top_p}, "
+      f"min_p={settings.min_p}: truncated "
       "sampling changes the distribution that the importance ratio divides "
-      "by (METHODS N2). Set top_k=0 and top_p=1.0 for policy training."
+      "by (METHODS N2). Set top_k=0, top_p=1.0 and min_p=0.0 for policy "
+      "training."
     )
   if settings.min_new_tokens:
     raise FieldError(

@@ -40,12 +40,13 @@ def check_sampling(how: generate.Config) -> None:
       f"generate.min_new_tokens={how.min_new_tokens}: the KL compares full "
       "distributions. Set 0."
     )
-  if how.temperature == 0.0 or how.top_k or how.top_p < 1.0:
+  if how.temperature == 0.0 or how.is_truncated:
     raise FieldError(
       f"generate: temperature={how.temperature}, top_k={how.top_k}, "
-      f"top_p={how.top_p}: the KL compares full distributions, and "
+      f"top_p={how.top_p}, min_p={how.min_p}: the KL compares full "
+      "distributions, and "
       "greedy or truncated ones have none to the reference. Set a "
-      "temperature > 0, top_k=0 and top_p=1.0."
+      "temperature > 0, top_k=0, top_p=1.0 and min_p=0.0."
     )
   if how.cache_dtype is not None:
     raise FieldError(

@@ -165,8 +165,13 @@ def _reads_text(
   """
   reads = settings.scoring.reads
   is_same = base.tokenizer.fingerprint == theirs.tokenizer.fingerprint
-  if world.is_planned:  # no tokenizer is read
-    is_same = base.config.vocab_size == theirs.config.vocab_size
+  if world.is_planned and base is not theirs:  # no tokenizer is read
+    if reads == "auto":
+      world.notes.append(
+        f"assumed: {name}, on {theirs.source}, reads text, as no tokenizer is "
+        "read here; scoring.reads='tokens' says otherwise"
+      )
+    return reads != "tokens"
   if reads == "tokens" and not is_same:
     raise FieldError(
       f"scoring.reads='tokens': the tokenizer of {name}, {theirs.source}, is "

@@ -32,7 +32,8 @@ def load(config):
 @pytest.mark.parametrize(
   "changes, words",
   [
-    ({"generate.top_p": 0.9}, "top_p=0.9: truncated sampling"),
+    ({"generate.top_p": 0.9}, "top_p=0.9, min_p=0.0: truncated sampling"),
+    ({"generate.min_p": 0.1}, "min_p=0.1: truncated sampling"),
     ({"generate.top_k": 5}, "top_k=5.*truncated sampling"),
     ({"generate.temperature": 0.0}, "temperature=0.0: greedy"),
     ({"reward": ""}, "config.reward is empty"),
