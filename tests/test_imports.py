@@ -35,7 +35,7 @@ ORDER = (
   ("programs",),
   ("pipelines", "notebook"),
   ("planning", "lab"),
-  ("catalogue", "explain", "export"),
+  ("catalogue", "chat", "explain", "export"),
   ("main", "plan", "__main__"),
 )
 LEVEL = {name: i for i, names in enumerate(ORDER) for name in names}

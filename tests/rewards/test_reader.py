@@ -225,6 +225,14 @@ def test_what_cannot_be_is_refused(files, other, tmp_path):
     loaded(config)
 
 
+def test_samples_of_another_tokenizer_do_not_normalise(files, policy, tmp_path):
+  policy.save(tmp_path / "sft")
+  config = tiny_runs.reward_config(files, "head", "", tmp_path / "sft/none.npz")
+  config.model.source = str(files.root / "other")
+  with pytest.raises(UserError, match="normalise on the training rows"):
+    pipelines.run(config, tmp_path / "reward")
+
+
 @pytest.mark.slow
 def test_a_word_is_taught_across_tokenizers(files, other, tmp_path):
   model, folder = other
