@@ -225,7 +225,10 @@ def test_what_cannot_be_is_refused(files, other, tmp_path):
     loaded(config)
 
 
-def test_samples_of_another_tokenizer_do_not_normalise(files, policy, tmp_path):
+def test_samples_of_another_tokenizer_do_not_normalise(
+  files, policy, other, tmp_path
+):
+  del other  # its model is there
   policy.save(tmp_path / "sft")
   config = tiny_runs.reward_config(files, "head", "", tmp_path / "sft/none.npz")
   config.model.source = str(files.root / "other")
@@ -270,6 +273,44 @@ def test_evaluation_reads_text(policy, other, wide):
   )
   assert np.isfinite(found["proxy_after"]) and "gold_win_rate" in found
   assert said["after"].scores["reward"].shape == (8,)
+
+
+def programs_of(config):
+  settings = tiny_runs.settings_of(config)
+  world = Planned.on(settings.mesh, 1)
+  (phase,) = pipelines.find("policy", "pipeline").phases(settings, world)
+  return [program.name for program in phase.programs]
+
+
+def test_one_tokenizer_makes_no_program_more(files, other, wide, tmp_path):
+  usual = programs_of(config_of(files, "runs/not_there_yet"))
+  assert "judge" in usual
+  config = config_of(files, wide[1])
+  config.scoring.reads = "tokens"
+  assert programs_of(config) == usual
+  found = programs_of(config_of(files, other[1]))
+  assert [x for x in found if x not in usual] == ["reward by text"]
+
+
+@pytest.mark.slow
+def test_ppo_with_a_judge_of_text_and_a_monitor_of_tokens(
+  files, other, wide, tmp_path
+):
+  config = config_of(files, other[1], "ppo")
+  config.value.init = "random"
+  config.generate.num_samples = 1
+  with config.unlocked():
+    config.monitors.wide = wide[1]
+  pipelines.run(config, tmp_path / "ppo")
+  rows = tiny_runs.rows_of(tmp_path / "ppo")
+  assert len(rows) == 2 and all(np.isfinite(r["eval/wide"]) for r in rows)
+  samples = (tmp_path / "ppo" / "samples.jsonl").read_text().splitlines()
+  assert {"reward", "wide"} <= set(json.loads(samples[0]))
+  # A critic that starts as a reward model of another width.
+  config = config_of(files, wide[1], "ppo")
+  config.generate.num_samples = 1
+  pipelines.run(config, tmp_path / "critic")
+  assert len(tiny_runs.rows_of(tmp_path / "critic")) == 2
 
 
 def test_a_plan_counts_its_bytes_and_passes(files, other):
