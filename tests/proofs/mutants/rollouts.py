@@ -507,9 +507,9 @@ FAULTS = (
     "sampling.py",
     "generate::min_p_keeps_a_share_of_the_most_likely",
     (
-      "min_p: of 1",
-      "least = jnp.max(logits, axis=-1, keepdims=True) + math.log(config.min_p)",
-      "least = math.log(config.min_p) + 0.0 * jnp.max(logits, -1, keepdims=True)",
+      "min_p: the most likely one is none",
+      "kept = jnp.where(logits >= least, logits, -jnp.inf)",
+      "kept = jnp.where(logits > least, logits, -jnp.inf)",
     ),
   ),
 )
