@@ -17,6 +17,8 @@ from rlhf_jax.data.messages import Message
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import UserError
 
+END_OF_THOUGHTS = "</think>"
+
 
 @dataclasses.dataclass
 class Dialogue:
@@ -31,12 +33,22 @@ class Dialogue:
   is_plain: bool = False
   turns: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
-  def before(self, asked: str) -> str | list[Message]:
-    """Returns what comes before the answer to a new turn."""
+  def before(
+    self, asked: str, *, has_thoughts: bool = False
+  ) -> str | list[Message]:
+    """Returns what comes before the answer to a new turn.
+
+    Args:
+      asked: the new turn.
+      has_thoughts: earlier answers keep what they say in <think>, which models
+        that think are not shown again.
+    """
     if self.is_plain:
       return "".join(part for turn in self.turns for part in turn) + asked
     found = [{"role": "system", "content": self.system}] if self.system else []
     for question, answer in self.turns:
+      if not has_thoughts and END_OF_THOUGHTS in answer:
+        answer = answer.rpartition(END_OF_THOUGHTS)[2].lstrip()
       found += [
         {"role": "user", "content": question},
         {"role": "assistant", "content": answer},
@@ -52,10 +64,13 @@ class Dialogue:
     if not self.turns:
       raise UserError("there is no answer yet. Ask something first.")
     asked, answer = self.turns[-1]
-    before = Dialogue(self.system, self.is_plain, self.turns[:-1]).before(asked)
+    before = self._without_last().before(asked, has_thoughts=True)
     if isinstance(before, str):
       return {"prompt": before, "response": answer}
     return {"messages": [*before, {"role": "assistant", "content": answer}]}
+
+  def _without_last(self) -> Dialogue:
+    return dataclasses.replace(self, turns=self.turns[:-1])
 
   def comparison(self, answers: Sequence[str], better: int) -> dict[str, Any]:
     """Returns two answers to the last turn as {"prompt", "chosen", "rejected"}.
@@ -73,9 +88,8 @@ class Dialogue:
         "from that. Nothing was written."
       )
     asked, _ = self.turns[-1]
-    before = Dialogue(self.system, self.is_plain, self.turns[:-1]).before(asked)
     return {
-      "prompt": before,
+      "prompt": self._without_last().before(asked),
       "chosen": answers[better],
       "rejected": answers[1 - better],
     }

@@ -219,6 +219,16 @@ def test_a_dialogue_that_is_too_long_loses_its_first_turns(policy):
   assert fitted("the cat sat", tokenizer, 2)[1]
 
 
+def test_earlier_thoughts_are_kept_and_not_shown_again():
+  dialogue = Dialogue(turns=[("a", "<think>\nb\n</think>\n\nc"), ("d", "e")])
+  shown = [m["content"] for m in dialogue.before("f")]
+  assert shown == ["a", "c", "d", "e", "f"]
+  kept = [m["content"] for m in dialogue.record()["messages"]]
+  assert kept == ["a", "<think>\nb\n</think>\n\nc", "d", "e"]
+  opened_before = Dialogue(turns=[("a", "b</think>c")])  # by the template
+  assert opened_before.before("d")[1]["content"] == "c"
+
+
 def test_commands_say_what_they_want(policy, capsys):
   one = opened([("x", policy)])
   for line, word in (
