@@ -87,7 +87,8 @@ def load(
     how = "decoded answers, encoded again" if is_text else "the policy's tokens"
     print(f"{name}: {folder} stands on {other.source} and reads {how}")
   if not is_text:
-    pretrained.check_context(theirs, settings.prompts.max_length, "prompts")
+    if other is not None:
+      pretrained.check_context(theirs, settings.prompts.max_length, "prompts")
     return Loaded(*found, theirs, None)
   scorer, weights, _ = found
   reader = Reader(name, scorer, weights, theirs.tokenizer)
