@@ -168,10 +168,18 @@ def decode(
   config: Config,
   eos_ids: tuple[int, ...],
   stops: Array | None = None,
+  until: Array | None = None,
 ) -> State:
   """Decodes until `stop_at` rows of the fullest shard go on, or slots are few.
 
   The cache has too few when a row that goes on would write over its own.
+
+  Args:
+    params, model, config, eos_ids, stops: see generate.with_streams.
+    state: a batch in flight; its memory is used again.
+    stop_at: [] int32.
+    until: [] int32, slots written at which it ends too, for who wants to see
+      tokens as they are drawn; None for no such end.
   """
   net = transformer.Transformer(model)
   variables = {"params": rules.gather_tree(params, model.dtype)}
@@ -179,7 +187,8 @@ def decode(
   size = cache_slots(state.cache)
 
   def unfinished(state: State) -> Array:
-    return (state.alive > stop_at) & (state.need <= size)
+    goes_on = (state.alive > stop_at) & (state.need <= size)
+    return goes_on if until is None else goes_on & (state.slot < until)
 
   def one_token(state: State) -> State:
     was_alive = slots.alive_rows(state.answers, config.max_new_tokens)

@@ -63,13 +63,14 @@ from rlhf_jax.notebook.models import (
   placed,
   prompt_batch,
 )
+from rlhf_jax.notebook.readers import readers, shares_tokens
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import answers, build, starts
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import model as reward_scores
-from rlhf_jax.runs import history, stages
+from rlhf_jax.runs import history, stage_file, stages
 from rlhf_jax.schema import Method, UserError, as_field
 from rlhf_jax.types import Array
 
@@ -121,6 +122,8 @@ def load(
     "lora_scale": role["lora_scale"],
     "lora_targets": ",".join(role.get("lora_targets", ())) or ALL,
     "tokenizer": info.get("tokenizer_source", ""),
+    "chat_template": stage_file.template_of(folder),
+    "prompt_end": info.get("prompt_end", "template"),
     "scan_layers": info.get("scan_layers", False),
   }
   if trainable == "full":  # factors of the stage are merged into its weights
@@ -301,7 +304,8 @@ def evaluate(
     before, after: policies with one tokenizer.
     prompts: list, see Policy.sample; two at least.
     key: random key.
-    reward, gold: reward models, or functions of an answer's text.
+    reward, gold: reward models, of any tokenizer, or functions of an answer's
+      text.
     batch_size: prompts at a time, a divisor of all; None for all at once.
     width: see Policy.sample.
     uses_lexicon: VADER sentiment of the texts too.
@@ -330,6 +334,11 @@ def evaluate(
     for i in range(0, count, size)
   ]
   given = {"reward": reward, "gold": gold}
+  read = {
+    name: model
+    for name, model in given.items()
+    if isinstance(model, RewardModel) and not shares_tokens(model, after)
+  }
   plan, weights = _judge_of(before, after, config, given)
   found = {}
   for number, (name, policy) in enumerate(
@@ -350,6 +359,7 @@ def evaluate(
         name=name,
         mesh=policy.mesh,
         packed=packing.Config(row_tokens=0),
+        readers=readers(read, policy, prompts, config) if read else None,
       )
     scores = said.scores | {
       kind: np.asarray([scorer(text) for text in said.texts], np.float32)
@@ -370,7 +380,7 @@ def _judge_of(
   scorers = {
     name: model.scorer
     for name, model in given.items()
-    if isinstance(model, RewardModel)
+    if isinstance(model, RewardModel) and shares_tokens(model, after)
   }
   base = after.base
   plan = judge.make_plan(

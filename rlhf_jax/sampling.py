@@ -1,4 +1,4 @@
-"""One token from logits: temperature, top-k, nucleus, and its log-probability.
+"""One token from logits: temperature, truncation, and its log-probability.
 
 Tokens are drawn by inverting the cumulative distribution in two levels
 (blocks, then inside a block): one uniform number a row, no sort, no Gumbel
@@ -9,6 +9,7 @@ about 6e-8 are drawn only in groups.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,8 @@ class Config:
   top_k: int = 0  # sample among so many most likely tokens; 0 keeps all
   top_p: float = 1.0  # sample among the most likely tokens that hold this
   # probability (Holtzman et al. 2020); 1 keeps all
+  min_p: float = 0.0  # sample among tokens of at least this share of the most
+  # likely one's probability (Nguyen et al. 2024, arXiv:2407.01082); 0: all
   nucleus_candidates: int = 1024  # most likely tokens that top_p chooses from
   num_samples: int = 1  # G, samples of each prompt
   min_new_tokens: int = 0  # no end before so many; not for policy training
@@ -77,16 +80,28 @@ class Config:
         f"top_k={self.top_k}, top_p={self.top_p}: need top_k >= 0 and "
         "0 < top_p <= 1."
       )
+    if not 0.0 <= self.min_p <= 1.0:
+      raise UserError(f"min_p={self.min_p}: must be in 0..1; 0 keeps all.")
+
+  @property
+  def is_truncated(self) -> bool:
+    """Whether some tokens are never sampled."""
+    return bool(self.top_k) or self.top_p < 1.0 or self.min_p > 0.0
 
 
 def truncate(logits: Array, config: Config) -> Array:
-  """Returns logits [n, V] with -inf outside the top-k and nucleus sets.
+  """Returns logits [n, V] with -inf where top_k, top_p or min_p leave out.
 
-  The nucleus is the smallest set of most likely tokens whose mass reaches
-  top_p (Holtzman et al. 2020), sought among `nucleus_candidates`.
+  Each looks at the whole distribution, but for the nucleus, which is of the
+  top_k: the smallest set of most likely tokens whose mass reaches top_p
+  (Holtzman et al. 2020), sought among `nucleus_candidates`.
   """
+  kept = logits
+  if config.min_p > 0.0:
+    least = jnp.max(logits, axis=-1, keepdims=True) + math.log(config.min_p)
+    kept = jnp.where(logits >= least, logits, -jnp.inf)
   if not config.top_k and config.top_p >= 1.0:
-    return logits
+    return kept
   vocabulary = logits.shape[-1]
   count = min(
     config.top_k if config.top_k else config.nucleus_candidates, vocabulary
@@ -100,7 +115,7 @@ def truncate(logits: Array, config: Config) -> Array:
     before = jnp.concatenate([jnp.zeros_like(mass[:, :1]), mass[:, :-1]], -1)
     keep = before < config.top_p
   threshold = jnp.min(jnp.where(keep, best, jnp.inf), axis=-1, keepdims=True)
-  return jnp.where(logits >= threshold, logits, -jnp.inf)
+  return jnp.where(logits >= threshold, kept, -jnp.inf)
 
 
 def sample_tokens(

@@ -398,6 +398,23 @@ def test_nucleus_keeps_the_smallest_set_that_reaches_the_mass():
   )
 
 
+def test_min_p_keeps_a_share_of_the_most_likely():
+  logits = jnp.log(jnp.asarray([[0.1, 0.5, 0.05, 0.2, 0.15]]))
+
+  def kept(**changes):
+    found = sampling.truncate(logits, generate.Config(**changes))
+    assert np.all(np.asarray(found == logits) | np.isneginf(found))
+    return np.isfinite(found[0]).tolist()
+
+  assert kept(min_p=0.0) == [True] * 5
+  assert kept(min_p=0.31) == [False, True, False, True, False]
+  assert kept(min_p=1.0) == [False, True, False, False, False]
+  # Both must keep a token: the nucleus of 0.6 holds two.
+  assert kept(min_p=0.25, top_p=0.6) == [False, True, False, True, False]
+  assert kept(min_p=0.5, top_p=0.6) == [False, True, False, False, False]
+  assert kept(min_p=0.31, top_k=1) == [False, True, False, False, False]
+
+
 def test_a_nucleus_after_top_k_is_of_the_mass_that_is_left():
   """Of 0.5, 0.2 and 0.15 the first two hold 0.82, of all five but 0.7."""
   probabilities = jnp.asarray([[0.15, 0.5, 0.05, 0.2, 0.1]])
@@ -423,6 +440,8 @@ def test_a_nucleus_after_top_k_is_of_the_mass_that_is_left():
     {"temperature": -0.1},
     {"top_p": 0.0},
     {"top_k": -1},
+    {"min_p": 1.1},
+    {"min_p": -0.1},
     {"num_samples": 0},
     {"min_new_tokens": -1},
     {"min_new_tokens": 65},

@@ -36,7 +36,7 @@ ORDER = (
   ("exports",),
   ("pipelines", "notebook"),
   ("planning", "lab"),
-  ("catalogue", "explain", "export"),
+  ("catalogue", "chat", "explain", "export"),
   ("main", "plan", "__main__"),
 )
 LEVEL = {name: i for i, names in enumerate(ORDER) for name in names}

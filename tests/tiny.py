@@ -55,7 +55,7 @@ def tiny_sentencepiece(path: Path, **changes) -> Path:
   return path
 
 
-def _backend() -> tokenizers.Tokenizer:
+def _backend(special: list[str] = SPECIAL) -> tokenizers.Tokenizer:
   backend = tokenizers.Tokenizer(models.BPE())
   backend.pre_tokenizer = pre_tokenizers.Sequence(
     [
@@ -66,7 +66,7 @@ def _backend() -> tokenizers.Tokenizer:
   backend.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
     vocab_size=340,
-    special_tokens=SPECIAL,
+    special_tokens=special,
     initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     show_progress=False,
   )
@@ -74,16 +74,20 @@ def _backend() -> tokenizers.Tokenizer:
   return backend
 
 
-def tiny_tokenizer_json(folder: Path, **config) -> Path:
+def tiny_tokenizer_json(
+  folder: Path, special: list[str] = SPECIAL, **config
+) -> Path:
   """Writes a Hugging Face folder: byte-level BPE of 340 tokens.
 
   Args:
     folder: to write tokenizer.json and tokenizer_config.json into.
+    special: special tokens, which come first; another number of them gives
+      all tokens other ids.
     **config: entries of tokenizer_config.json; the end token is <|im_end|>
       and, by default, the padding token as well, as none is named.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  _backend().save(str(folder / "tokenizer.json"))
+  _backend(special).save(str(folder / "tokenizer.json"))
   entries = {"eos_token": "<|im_end|>", **config}
   (folder / "tokenizer_config.json").write_text(json.dumps(entries))
   return folder

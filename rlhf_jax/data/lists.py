@@ -32,7 +32,7 @@ from rlhf_jax.types import PreferenceBatch, PromptBatch, TokenBatch
 _NO_LIMIT = 2**31  # of the encoders, which would cut; see `_checked`
 
 
-def _listed(items: Any, what: str) -> list:
+def listed(items: Any, what: str) -> list:
   """Returns a list of at least one item, or says what is given instead."""
   if isinstance(items, (str, dict)) or not isinstance(items, Sequence):
     raise UserError(
@@ -125,7 +125,7 @@ def prompts(
   Raises:
     UserError: a prompt that is empty or too long, named by its place.
   """
-  found = _listed(items, "prompts")
+  found = listed(items, "prompts")
   limit = room if width is None else width
   if not 0 < limit <= room:
     raise UserError(
@@ -173,7 +173,7 @@ def conversations(
   """
   limit, why = _limit(length, context)
   rows, wheres = [], []
-  for i, item in enumerate(_listed(items, "conversations")):
+  for i, item in enumerate(listed(items, "conversations")):
     where = f"conversations[{i}]"
     example = _demonstration(item, where)
     rows.append(
@@ -225,7 +225,7 @@ def pairs(
   """
   limit, why = _limit(length, context)
   encoded, wheres = [], []
-  for i, item in enumerate(_listed(items, "pairs")):
+  for i, item in enumerate(listed(items, "pairs")):
     where = f"pairs[{i}]"
     record = _record(item, ("prompt", "chosen", "rejected"), where)
     example = parsers.parse_comparison(record, where)
@@ -266,7 +266,7 @@ def judged_answers(
   """
   limit, why = _limit(length, context)
   encoded, wheres = [], []
-  for i, item in enumerate(_listed(items, "answers")):
+  for i, item in enumerate(listed(items, "answers")):
     wheres.append(f"answers[{i}]")
     record = _record(item, ("prompt", "response", "label"), wheres[-1])
     example = parsers.parse_labelled(record, wheres[-1])
@@ -307,7 +307,7 @@ def answers(
   Raises:
     UserError: the answers are no multiple of the prompts, or one is too long.
   """
-  prompts, texts = _listed(prompts, "prompts"), _listed(texts, "texts")
+  prompts, texts = listed(prompts, "prompts"), listed(texts, "texts")
   each, rest = divmod(len(texts), len(prompts))
   if rest:
     raise UserError(

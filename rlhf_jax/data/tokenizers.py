@@ -56,6 +56,7 @@ class Tokenizer(Protocol):
   named_ends: end tokens that the model's files name beside eos_id.
   prompt_end: where prompts of dialogues end, PROMPT_ENDS in chat.py.
   unused_ids: those below vocab_size that no token has.
+  has_given_template: the chat template is not its own.
   takes_spaces: text of a special token -> whether white space before it, and
     after it, is part of it.
   """

@@ -377,6 +377,7 @@ def read_tokenizer(model: Model, path: Path) -> Tokenizer:
       )
     try:
       tokenizer.chat_template = strict_json.decode(file.read_bytes())
+      tokenizer.has_given_template = True  # its stages keep a copy
     except ValueError as error:
       raise FieldError(
         f"model.chat_template={model.chat_template!r}: {error}. Convert it to "

@@ -23,6 +23,7 @@ from rlhf_jax.models import heads, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.models.roles import Role, Trainable, split
 from rlhf_jax.notebook.learner import Carried
+from rlhf_jax.notebook.readers import readers, shares_tokens
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
 from rlhf_jax.programs import build, features, rollouts
@@ -40,9 +41,13 @@ SCORED_ROWS = 32  # texts that a reward model reads at a time
 
 @flax.struct.dataclass
 class Sampled(Samples):
-  """Samples, and how they were drawn: `learn` must know."""
+  """Samples, and how they were drawn: `learn` must know.
+
+  tokenizer: fingerprint of that of their tokens; "" where nobody said.
+  """
 
   how: generate.Config = flax.struct.field(pytree_node=False)
+  tokenizer: str = flax.struct.field(pytree_node=False, default="")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +171,8 @@ class Policy(Trained):
     with mesh_lib.current(self.mesh):
       samples = sampler(self.params, batch, key)
     texts = [text for _, text in sample_texts(self.base.tokenizer, samples)]
-    return Sampled(**vars(samples), how=config), texts
+    name = self.base.tokenizer.fingerprint
+    return Sampled(**vars(samples), how=config, tokenizer=name), texts
 
   def reward_model(
     self,
@@ -246,8 +252,34 @@ class RewardModel(Trained):
       )
     return (raw - self.mean) / self.std
 
-  def score_samples(self, samples: Samples) -> np.ndarray:
-    """Returns [N] scores of samples, token by token as they were drawn."""
+  def score_samples(
+    self,
+    samples: Samples,
+    *,
+    policy: Policy | None = None,
+    prompts: Any = None,
+  ) -> np.ndarray:
+    """Returns [N] scores of samples, token by token as they were drawn.
+
+    Args:
+      samples: the answers to a prompt beside each other.
+      policy, prompts: that drew them, and to what: for a policy with another
+        tokenizer, whose answers are decoded and encoded again.
+
+    Raises:
+      UserError: samples of another tokenizer without these.
+    """
+    own = self.base.tokenizer.fingerprint
+    if policy is not None and not shares_tokens(self, policy):
+      count = len(lists.listed(prompts, "prompts"))
+      read = readers({"reward": self}, policy, prompts, samples.how)
+      return read(samples, np.arange(count))["reward"]
+    if getattr(samples, "tokenizer", "") not in ("", own):
+      raise UserError(
+        f"samples: their tokens are not those of {self.base.source}, whose "
+        "tokenizer is another one. Give score_samples(samples, policy=policy, "
+        "prompts=prompts): then they are decoded and encoded again."
+      )
     scorer, weights = self.scorer
     plain = rollouts.samples_of(samples)
     with mesh_lib.current(self.mesh):

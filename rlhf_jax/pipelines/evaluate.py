@@ -22,10 +22,9 @@ from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.data import batches, dataset, overlap, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.evaluation import comparison
-from rlhf_jax.models import heads, roles
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import abstract, actors, build
+from rlhf_jax.programs import actors, build, compared, scorers
 from rlhf_jax.programs.answers import (
   SCORES,
   Answers,
@@ -35,24 +34,18 @@ from rlhf_jax.programs.answers import (
 )
 from rlhf_jax.programs.pipeline import Pipeline, stage_field
 from rlhf_jax.programs.program import (
-  Flow,
   Phase,
-  Program,
-  prompt_width,
 )
-from rlhf_jax.programs.sampler import Sampler
-from rlhf_jax.programs.work import Passes
+from rlhf_jax.programs.scorers import Scoring
 from rlhf_jax.programs.world import World
-from rlhf_jax.rewards import judge, texts
-from rlhf_jax.rewards import model as reward_model
+from rlhf_jax.rewards import texts
 from rlhf_jax.rewards.functions import Bound
 from rlhf_jax.runs import finite, stages
 from rlhf_jax.schema import FieldError
-from rlhf_jax.types import PromptBatch, PyTree
+from rlhf_jax.types import PromptBatch
 
 RESULT_FILE = "evaluation.json"
 TEXTS_FILE = "texts.jsonl"
-POLICIES = ("before", "after")  # training
 ORIGINS = "origins"  # in the result: fingerprints of the runs
 _RUNS = ("policy", "init_from", "reward", "gold")  # fields that name them
 
@@ -69,6 +62,7 @@ class Settings(schema.Settings):
   )  # folder of the run that it is compared with
   reward: str = stage_field(stages.REWARD)  # folder of the reward model, or ""
   gold: str = stage_field(stages.REWARD)  # folder of a held-out one, or ""
+  scoring: Scoring = Scoring()
   verifier: texts.Verifier = texts.Verifier()  # what else judges
   reward_fn: str = ""  # import path of a function that judges, in its place
   prompts: Data = Data()  # held-out prompts that both answer
@@ -158,137 +152,10 @@ def check_result(settings: Settings, folder: Path) -> None:
       )
 
 
-def load_policies(
-  settings: Settings, world: World, base: Base
-) -> dict[str, stages.Stage]:
-  """Returns the policy "before" training and "after" it.
-
-  Without init_from it is what the policy's run started from, or the base model.
-
-  Args:
-    settings: of the pipeline.
-    world: where they live.
-    base: the model underneath.
-  """
-  world.assume(stages.POLICY, roles.Role(model=base.config))
-  folder = world.named(settings.policy)
-  after = stages.load(folder, stages.POLICY, base, world)
-  start = settings.init_from
-  if not start and after.info.get("init_from"):
-    start = str(stages.place(folder)[0] / after.info["init_from"])
-  if start:
-    before = stages.load(start, stages.POLICY, base, world)
-  else:
-    role = dataclasses.replace(after.role, trainable="full")
-    before = stages.Stage(role, {"params": base.params}, {})
-  return {"before": before, "after": after}
-
-
-def wire(
-  settings: Settings, world: World, base: Base
-) -> tuple[Phase, dict[str, tuple[Sampler, PyTree]], judge.Weights]:
-  """Returns the phase, what samples each policy, and the judge's weights.
-
-  Args:
-    settings: of the pipeline.
-    world: where it runs, or is planned.
-    base: the model underneath.
-  """
-  policies = load_policies(settings, world, base)
-  head = dataclasses.replace(
-    policies["after"].role, trainable="full", head=heads.Config()
-  )
-  world.assume(stages.REWARD, head)
-  # A plan assumes a reward model where nothing says what judges.
-  has_judge = settings.text_judge is not None
-  reward = settings.reward if has_judge else world.named(settings.reward)
-  folders = {"reward": reward} if reward else {}
-  if settings.gold:
-    folders["gold"] = settings.gold
-  scorers = {
-    name: reward_model.load(folder, base, world)[:2]
-    for name, folder in folders.items()
-  }
-  plan = judge.make_plan(
-    base,
-    policies["after"],
-    policies["before"],
-    None,
-    scorers,
-    settings.generate.temperature,
-    settings.packing.targets(
-      settings.batch_size, world.ways, settings.generate.max_new_tokens
-    ),
-  )
-  weights = judge.Weights(
-    base=base.params if plan.shared else {},
-    reference=policies["before"].variables,
-    scorers={name: weights for name, (_, weights) in scorers.items()},
-  )
-  samplers, programs = {}, []
-  calls, rows = settings.count / settings.batch_size, settings.batch_size
-  new = settings.generate.max_new_tokens
-  length = prompt_width(settings.prompts, settings.generate, base) + new
-
-  def judged(flow: Flow, name: str) -> tuple[tuple, dict]:
-    drawn = flow[f"{name} decoded"], world.mesh, rows
-    shape = packing.shape_of(settings.packing, rows, length, new, world.ways)
-    layout = None
-    if shape is not None:  # at worst every answer has its full length
-      cells = shape.most, shape.tokens
-      layout = abstract.packed_layout(world.mesh, (rows, length), cells)
-    samples, streams = abstract.samples_of(*drawn), abstract.streams_of(*drawn)
-    return (weights, {}, samples, layout, streams), {}
-
-  # Of the policy before training, which the KL is to, no KL is wanted.
-  alone = dataclasses.replace(
-    plan, reference=None, shared=plan.shared - {"reference"}
-  )
-  used = ("reference", alone), ("policy", plan)
-  for name, (kind, judge_plan) in zip(POLICIES, used, strict=True):
-    params, frozen = policies[name].parts
-    taps = plan.taps(kind)
-    sampler = Sampler(
-      policies[name].role, frozen, base, settings.generate, taps
-    )
-    samplers[name] = (sampler, params)
-    programs += sampler.programs(
-      world.mesh, params, settings.prompts, rows, f"{name} ", calls
-    )
-    work = functools.partial(
-      Passes(world.mesh).judge, judge_plan, rows, length, new, taps
-    )
-    programs.append(
-      Program(
-        name=f"{name} judge",
-        function=judge.make_judge(judge_plan),
-        arguments=functools.partial(judged, name=name),
-        rows=rows,
-        work=work,
-        calls=calls,
-      )
-    )
-  phase = Phase(
-    name="evaluation",
-    world=world,
-    base=base,
-    arrays={},
-    frozen=(
-      base.params,
-      [stage.variables for stage in policies.values()],
-      weights,
-    ),
-    programs=tuple(programs),
-    step=(),
-  )
-  return phase, samplers, weights
-
-
 def phases(settings: Settings, world: World) -> list[Phase]:
   """Returns the phase that a plan knows without data."""
   build.check_rows(world, settings.batch_size, "batch_size")
-  phase, _, _ = wire(settings, world, world.base(settings.model))
-  return [phase]
+  return [compared.wire(settings, world, world.base(settings.model)).phase]
 
 
 def load_prompts(settings: Settings, base: Base) -> list[PromptBatch]:
@@ -324,22 +191,25 @@ def run(settings: Settings, world: World) -> dict:
     return read_result(world.workdir)
   base = world.base(settings.model)
   world.workdir.mkdir(parents=True, exist_ok=True)
-  phase, samplers, weights = wire(settings, world, base)
+  wired = compared.wire(settings, world, base)
   prompt_batches = load_prompts(settings, base)
   verifier = texts.load(settings.text_judge, settings.prompts, base.tokenizer)
   answers = {}
-  for number, (name, (sampler, params)) in enumerate(samplers.items()):
+  for number, (name, (sampler, params)) in enumerate(wired.samplers.items()):
     answers[name] = answer(
       sampler,
       params,
-      phase[f"{name} judge"],
-      weights,
+      wired.phase[f"{name} judge"],
+      wired.weights,
       prompt_batches,
       jax.random.fold_in(jax.random.key(settings.seed), number),
       name=name,
       mesh=world.mesh,
       packed=settings.packing,
       verifier=verifier,
+      readers=scorers.open_readers(
+        wired.readers, settings.prompts, sampler, world.mesh
+      ),
     )
   before, after = answers["before"], answers["after"]
   facts = summarise(before, after, settings.lexicon)

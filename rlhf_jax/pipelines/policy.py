@@ -39,6 +39,7 @@ from rlhf_jax.programs import (
   policy_settings,
   policy_step,
   rollouts,
+  scorers,
   starts,
 )
 from rlhf_jax.programs.pipeline import Pipeline
@@ -237,6 +238,9 @@ def _make_step(
       phase.world.ways, actors.plan.policy.model.attention
     ),
     further=policy_step.further(settings),
+    readers=scorers.open_readers(
+      actors.readers, settings.prompts, sampler, phase.mesh
+    ),
   )
   return Step(
     settings=settings,

@@ -20,6 +20,7 @@ from rlhf_jax import distributed, optimizer, schema
 from rlhf_jax.algorithms import reward
 from rlhf_jax.data import batches, dataset, layout, unread
 from rlhf_jax.data.dataset import Data
+from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import reward_model as diagnostics
 from rlhf_jax.models import heads, pretrained, roles, trees
 from rlhf_jax.models.pretrained import Base, Model
@@ -185,6 +186,7 @@ def run(settings: Settings, world: World) -> dict:
   )
   if info is not None:
     return info
+  _check_tokens(settings.reference_samples, base.tokenizer)
   train, held = features.load_comparisons(settings, base.tokenizer, name)
   check_labels(train, held, settings.loss)
   longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
@@ -347,6 +349,18 @@ def _read_samples(path: Path) -> Samples:
       f"reference_samples={str(path)!r}: damaged, or another file ({error}). "
       f"{what}"
     ) from error
+
+
+def _check_tokens(source: str, tokenizer: Tokenizer) -> None:
+  """Raises FieldError for samples whose tokens are another tokenizer's."""
+  path = Path(source).expanduser()
+  info = stages.read_stage(path.parent) if source else None
+  if info and info["tokenizer_fingerprint"] != tokenizer.fingerprint:
+    raise FieldError(
+      f"reference_samples={str(path)!r}: their tokens are those of "
+      f"{info['model_source']}, and {tokenizer.name} is another tokenizer. Set "
+      "'' to normalise on the training rows."
+    )
 
 
 def _normalise(

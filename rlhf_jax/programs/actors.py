@@ -11,8 +11,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
-
 from rlhf_jax import generate, imported, schema
 from rlhf_jax.data import unread
 from rlhf_jax.data.dataset import Data
@@ -20,18 +18,15 @@ from rlhf_jax.models import heads, roles
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import build, starts
-from rlhf_jax.programs.critic import (
-  Value,
-  own_critic,
-  shared_critic,
-  starting_critic,
-)
+from rlhf_jax.programs import build, scorers, starts
+from rlhf_jax.programs.critic import Value, start_critic
 from rlhf_jax.programs.pipeline import stage_field
+from rlhf_jax.programs.scorers import Scoring
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import functions, judge, texts, verifiers
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.rewards.functions import Bound
+from rlhf_jax.rewards.reader import Reader
 from rlhf_jax.runs import stages
 from rlhf_jax.runs.loop import Schedule
 from rlhf_jax.schema import FieldError
@@ -63,6 +58,7 @@ class Sampled(schema.Settings):
   reward_fn: str = ""  # import path of a function that judges, file.py:name
   monitors: dict[str, Any] = dataclasses.field(default_factory=dict)
   # name -> folder of a reward model that only watches
+  scoring: Scoring = Scoring()
   prompts: Data = Data()  # prompts that are answered
   generate: generate.Config = generate.Config()
   schedule: Schedule = Schedule()
@@ -180,11 +176,13 @@ def check_cache(settings: generate.Config, dtype: str) -> None:
 
 def check_sampling(settings: generate.Config) -> None:
   """Raises FieldError for sampling that breaks the importance ratio."""
-  if settings.top_k or settings.top_p < 1.0:
+  if settings.is_truncated:
     raise FieldError(
-      f"generate.top_k={settings.top_k}, top_p={settings.top_p}: truncated "
+      f"generate.top_k={settings.top_k}, top_p={settings.top_p}, "
+      f"min_p={settings.min_p}: truncated "
       "sampling changes the distribution that the importance ratio divides "
-      "by (METHODS N2). Set top_k=0 and top_p=1.0 for policy training."
+      "by (METHODS N2). Set top_k=0, top_p=1.0 and min_p=0.0 for policy "
+      "training."
     )
   if settings.min_new_tokens:
     raise FieldError(
@@ -219,6 +217,13 @@ class Actors:
   params: PyTree  # {"policy", "value"?}, trainable
   frozen: PyTree  # {"policy", "value"?}, the rest of the same roles
   merged_from: str  # SFT stage whose whole weights the policy started from
+  readers: tuple[Reader, ...] = ()  # reward models that read text
+  beside: PyTree = ()  # weights under reward models on other models
+
+  @property
+  def held(self) -> PyTree:
+    """All frozen arrays but the policy's own."""
+    return (self.weights, [x.weights for x in self.readers], self.beside)
 
 
 def load(
@@ -248,31 +253,30 @@ def load(
   guess = dataclasses.replace(policy.role, trainable=mode, head=heads.Config())
   field = "value.mode" if has_own_critic else "trainable.mode"
   world.assume(stages.REWARD, guess, field)
-  scorers, critic = {}, None
   folder = "" if settings.has_verifier else world.named(settings.reward)
+  folders = ({"reward": folder} if folder else {}) | settings.monitors
+  found = {
+    name: scorers.load(path, name, settings, base, world)
+    for name, path in folders.items()
+  }
   if folder:
-    scorer, weights, info = reward_model.load(folder, base, world)
-    check_reward(info, settings.force)
-    scorers["reward"] = (scorer, weights)
-  for name, path in settings.monitors.items():
-    scorers[name] = reward_model.load(path, base, world)[:2]
+    check_reward(found["reward"].info, settings.force)
+  critic = None
   if value is not None:
-    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
-    if value.is_shared:
-      critic = shared_critic(value, policy, key, world)
-    elif folder:
-      critic = starting_critic(value, scorer, weights, base.config, key, world)
-    else:
-      critic = own_critic(value, policy, base, key, world)
-  return assemble(
+    judging = found.get("reward")
+    critic = start_critic(value, settings, base, world, policy, judging)
+  tokens, readers = scorers.parted(found)
+  made = assemble(
     base,
     policy,
     critic,
-    scorers,
+    tokens,
     settings.generate.temperature,
     row_targets,
     reference,
   )
+  beside = scorers.bases(found, base)
+  return dataclasses.replace(made, readers=readers, beside=beside)
 
 
 def assemble(

@@ -16,6 +16,7 @@ from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import texts as texts_lib
+from rlhf_jax.rewards.reader import Readers
 from rlhf_jax.rewards.texts import sample_texts
 from rlhf_jax.runs import finite
 from rlhf_jax.schema import FieldError
@@ -39,12 +40,13 @@ def check_sampling(how: generate.Config) -> None:
       f"generate.min_new_tokens={how.min_new_tokens}: the KL compares full "
       "distributions. Set 0."
     )
-  if how.temperature == 0.0 or how.top_k or how.top_p < 1.0:
+  if how.temperature == 0.0 or how.is_truncated:
     raise FieldError(
       f"generate: temperature={how.temperature}, top_k={how.top_k}, "
-      f"top_p={how.top_p}: the KL compares full distributions, and "
+      f"top_p={how.top_p}, min_p={how.min_p}: the KL compares full "
+      "distributions, and "
       "greedy or truncated ones have none to the reference. Set a "
-      "temperature > 0, top_k=0 and top_p=1.0."
+      "temperature > 0, top_k=0, top_p=1.0 and min_p=0.0."
     )
   if how.cache_dtype is not None:
     raise FieldError(
@@ -87,6 +89,7 @@ def answer(
   mesh: jax.sharding.Mesh,
   packed: packing.Config,
   verifier: texts_lib.Judge | None = None,
+  readers: Readers | None = None,
 ) -> Answers:
   """Samples and judges the answers of one policy to batches of prompts.
 
@@ -102,6 +105,7 @@ def answer(
     mesh: where it runs.
     packed: of the rows that are judged.
     verifier: what judges texts, as scores "verifier"; None for nothing.
+    readers: the reward models that read text, or None.
   """
   prompts: list[str] = []
   texts: list[str] = []
@@ -116,6 +120,8 @@ def answer(
       layout = _layout(on_host, packed, sampler, mesh, usual)
       usual = usual if layout is None else layout.cell.shape[0]
       rollout, scores = judge_samples(weights, {}, samples, layout, streams)
+      if readers is not None:
+        scores = scores | readers(samples, batch.index)
       if verifier is not None:
         found, _ = verifier(samples, batch.index)
         scores = scores | {"verifier": found}

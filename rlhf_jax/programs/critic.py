@@ -7,6 +7,7 @@ It has weights of its own, or is a head on the policy's last hidden state
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from rlhf_jax import schema
 from rlhf_jax.models import heads, roles, transformer, trees
 from rlhf_jax.models.pretrained import Base
+from rlhf_jax.programs import scorers
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import model as reward_model
@@ -245,3 +247,43 @@ def own_critic(
     return made
 
   return stages.Stage(role, {"params": params} | world.compute(make, key), {})
+
+
+def start_critic(
+  value: Value,
+  settings: Any,
+  base: Base,
+  world: World,
+  policy: stages.Stage,
+  judging: scorers.Loaded | None,
+) -> stages.Stage:
+  """Returns the critic before training.
+
+  Args:
+    value: of the critic.
+    settings: with seed and reward.
+    base: the model underneath.
+    world: where it lives.
+    policy: before training.
+    judging: the reward model, None beside a verifier.
+
+  Raises:
+    FieldError: it cannot start so.
+  """
+  key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+  if value.is_shared:
+    return shared_critic(value, policy, key, world)
+  if judging is None:
+    return own_critic(value, policy, base, key, world)
+  if judging.reader is None:
+    model = judging.base.config
+    found = judging.scorer, judging.weights
+    return starting_critic(value, *found, model, key, world)
+  if value.init == "reward":
+    raise FieldError(
+      f"value.init='reward': a critic reads the policy's tokens, and the "
+      f"reward model {settings.reward}, on {judging.base.source}, reads text. "
+      "Set value.init='random' (it starts at 0 on the policy's weights), or "
+      "algorithm.name to a method without critic, such as 'rloo'."
+    )
+  return own_critic(value, policy, base, key, world)

@@ -22,7 +22,7 @@ import numpy as np
 from rlhf_jax import distributed, generate, metrics, ops
 from rlhf_jax.algorithms.policy_gradient import packing, shaping
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.programs import abstract, rollouts, starts, watch
+from rlhf_jax.programs import abstract, rollouts, scorers, starts, watch
 from rlhf_jax.programs import actors as actors_lib
 from rlhf_jax.programs.program import (
   Flow,
@@ -132,6 +132,9 @@ class Opened:
       packing=packing.Config(row_tokens=0),
       unit=1,
       timer=metrics.Timer(),
+      readers=scorers.open_readers(
+        self.actors.readers, settings.prompts, self.sampler, mesh
+      ),
     )
     return source, count
 
@@ -179,6 +182,9 @@ class Opened:
         result=f"{label}judged",
         calls=calls,
       ),
+      *scorers.programs(
+        self.actors.readers, self.world, rows, self.length, label, calls
+      ),
     ]
 
   def training(self, rows: int, length: int, parts: int = 1) -> Work:
@@ -208,7 +214,7 @@ class Opened:
       # The weights it starts from stay beside the ones that train.
       frozen=(
         self.base.params,
-        self.actors.weights,
+        self.actors.held,
         self.actors.params,
         self.frozen,
       ),

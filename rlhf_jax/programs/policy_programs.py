@@ -10,7 +10,7 @@ from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.models import attention as attention_lib
 from rlhf_jax.models import trees
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.programs import abstract, critic
+from rlhf_jax.programs import abstract, critic, scorers
 from rlhf_jax.programs.actors import Actors
 from rlhf_jax.programs.layer_work import reads_last
 from rlhf_jax.programs.policy_settings import Settings
@@ -79,7 +79,7 @@ def wire(
     world=world,
     base=base,
     arrays=arrays,
-    frozen=(base.params, actors.weights, actors.frozen),
+    frozen=(base.params, actors.held, actors.frozen),
     programs=tuple(programs),
     step=tuple(p.name for p in programs if p.name != "value update"),
     role=actors.plan.policy,
@@ -183,7 +183,7 @@ class _Wired:
 
   def judge(
     self, how: generate.Config, label: str, layout: packing.Packing | None
-  ) -> Program:
+  ) -> list[Program]:
     """Returns what judges answers.
 
     Args:
@@ -207,7 +207,7 @@ class _Wired:
       )
       return (actors.weights, value, samples, layout, streams), {}
 
-    return Program(
+    program = Program(
       name=f"{label}judge",
       function=self.made.judge,
       arguments=judged,
@@ -218,6 +218,12 @@ class _Wired:
       result=f"{label}judged",
       calls=self.calls,
     )
+    return [
+      program,
+      *scorers.programs(
+        actors.readers, self.world, rows, length, label, self.calls
+      ),
+    ]
 
   def judging(self) -> list[Program]:
     """Returns the programs between sampling and learning."""
@@ -253,8 +259,12 @@ class _Wired:
       result="prepared",
     )
     return [
-      self.judge(self.settings.generate, "", self.packed()[0]),
-      *(self.judge(how, f"{name} ", None) for name, how in others.items()),
+      *self.judge(self.settings.generate, "", self.packed()[0]),
+      *(
+        program
+        for name, how in others.items()
+        for program in self.judge(how, f"{name} ", None)
+      ),
       *([again] if self.made.recompute is not None else []),
       prepare_,
     ]

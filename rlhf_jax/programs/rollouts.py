@@ -44,6 +44,7 @@ from rlhf_jax.programs import build
 from rlhf_jax.programs.actors import Actors
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.rewards import texts
+from rlhf_jax.rewards.reader import Readers
 from rlhf_jax.types import (
   FINISH_LENGTH,
   Array,
@@ -110,8 +111,21 @@ def judge_texts(
     mesh: where the scores go.
   """
   found, parts = verifier(rollout, prompts.index)
-  placed = mesh_lib.spread_batch(mesh, {"score": found})["score"]
-  return rollout.replace(score=placed), {name: found} | parts
+  return _scored(rollout, found, mesh), {name: found} | parts
+
+
+def _scored(rollout: Rollout, scores: np.ndarray, mesh: Any) -> Rollout:
+  placed = mesh_lib.spread_batch(mesh, {"score": scores})["score"]
+  return rollout.replace(score=placed)
+
+
+def with_read(
+  rollout: Rollout, scores: dict, found: dict[str, np.ndarray], mesh: Any
+) -> tuple[Rollout, dict]:
+  """Returns the rollout and all scores with those `found` by reading text."""
+  if "reward" in found:
+    rollout = _scored(rollout, found["reward"], mesh)
+  return rollout, scores | found
 
 
 def samples_of(rollout: Rollout) -> Samples:
@@ -150,6 +164,7 @@ class Source:
   unit: what the number of rows must be a multiple of.
   further: name -> how further answers to each prompt are sampled, where a
     method wants them.
+  readers: the reward models that read text, or None.
   timer: takes the seconds of sampling ("rollout") and judging ("score").
   """
 
@@ -165,6 +180,7 @@ class Source:
   timer: metrics.Timer
   groups: groups_in_rows.Groups = groups_in_rows.ALONE
   further: dict[str, generate.Config] = dataclasses.field(default_factory=dict)
+  readers: Readers | None = None
 
   def prompts(self) -> PromptBatch:
     """Returns the next prompts, on the mesh."""
@@ -225,6 +241,9 @@ class Source:
     rollout, scores = self.judge(
       self.actors.weights, critic, samples, layout, streams
     )
+    if self.readers is not None:
+      found = self.readers(samples, prompts.index)
+      rollout, scores = with_read(rollout, scores, found, self.mesh)
     if self.verifier is None:
       return rollout, scores
     rollout, found = judge_texts(

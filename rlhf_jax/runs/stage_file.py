@@ -18,6 +18,7 @@ from rlhf_jax.models.roles import Role
 from rlhf_jax.schema import UserError
 
 STAGE_FILE = "stage.json"
+TEMPLATE_FILE = "chat_template.jinja"  # beside it, where the run was given one
 _NUMBER = (int, float)
 NEEDED = {
   "pipeline": str,
@@ -30,6 +31,7 @@ NEEDED = {
 FURTHER = {
   "tokenizer_source": str,
   "scan_layers": bool,
+  "prompt_end": str,
   "best": str,
   "trained": str,
   "steps": int,
@@ -81,6 +83,12 @@ def read(workdir: str | Path) -> dict[str, Any] | None:
   if complaint:
     raise UserError(f"{path}: damaged ({complaint}). {remedy}")
   return info
+
+
+def template_of(workdir: str | Path) -> str:
+  """Returns the file of the chat template that a run was given, or ""."""
+  path = Path(workdir) / TEMPLATE_FILE
+  return str(path) if path.is_file() else ""
 
 
 def _complaint(info: dict[str, Any]) -> str:

@@ -175,6 +175,7 @@ def write_stage(
     "model_source": base.source,
     "tokenizer_source": base.tokenizer_source,
     "scan_layers": base.config.scan_layers,
+    "prompt_end": getattr(base.tokenizer, "prompt_end", "template"),
     **base.identity,
     "role": stage_file.role_facts(role),
     **facts,
@@ -187,6 +188,9 @@ def write_stage(
     info["merged_from_fingerprint"] = stage_fingerprint(merged)
   path = Path(workdir) / STAGE_FILE
   if distributed.is_first():
+    if getattr(base.tokenizer, "has_given_template", False):
+      template = Path(workdir) / stage_file.TEMPLATE_FILE
+      template.write_text(base.tokenizer.chat_template, encoding="utf-8")
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(info, indent=2) + "\n")
     os.replace(temporary, path)

@@ -15,8 +15,8 @@ import pytest
 from rlhf_jax import pipelines
 from rlhf_jax.interrupt import Stopped
 from rlhf_jax.models import roles, trees
-from rlhf_jax.pipelines import defaults, evaluate
-from rlhf_jax.programs import actors
+from rlhf_jax.pipelines import defaults
+from rlhf_jax.programs import actors, compared
 from rlhf_jax.programs.world import Planned
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.runs import history, loop, stages
@@ -274,7 +274,7 @@ def evaluation_config(files, policy, scorer, start=""):
 
 def load_policies(config):
   settings, world = tiny_runs.settings_of(config), tiny_runs.world_of(config)
-  return evaluate.load_policies(settings, world, world.base(settings.model))
+  return compared.load_policies(settings, world, world.base(settings.model))
 
 
 def test_a_step_is_evaluated(files, policy_lora, sft_lora, reward_head):

@@ -14,7 +14,7 @@ from rlhf_jax.data import batches
 from rlhf_jax.models import heads, roles, trees
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import defaults, evaluate
-from rlhf_jax.programs import answers
+from rlhf_jax.programs import answers, compared
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, Rollout, Samples
@@ -342,7 +342,7 @@ def whole(files, tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(generate, "with_streams", watched_sample)
     patch.setattr(evaluate, "answer", watched_answer)
-    patch.setattr(evaluate.judge, "make_judge", lambda plan: scored)
+    patch.setattr(compared.judge, "make_judge", lambda plan: scored)
     record.facts = pipelines.run(config, folder / "evaluation")
   return base, config, record
 

@@ -9,8 +9,7 @@ from rlhf_jax import pipelines
 from rlhf_jax.evaluation import reward_model as diagnostics
 from rlhf_jax.programs import actors
 from rlhf_jax.runs import stages
-from rlhf_jax.runs.checkpoint import CheckpointError
-from rlhf_jax.schema import UserError
+from rlhf_jax.schema import FieldError, UserError
 from tests import tiny
 from tests.pipelines import tiny_runs
 
@@ -32,7 +31,8 @@ def load(config):
 @pytest.mark.parametrize(
   "changes, words",
   [
-    ({"generate.top_p": 0.9}, "top_p=0.9: truncated sampling"),
+    ({"generate.top_p": 0.9}, "top_p=0.9, min_p=0.0: truncated sampling"),
+    ({"generate.min_p": 0.1}, "min_p=0.1: truncated sampling"),
     ({"generate.top_k": 5}, "top_k=5.*truncated sampling"),
     ({"generate.temperature": 0.0}, "temperature=0.0: greedy"),
     ({"reward": ""}, "config.reward is empty"),
@@ -94,7 +94,7 @@ def test_a_reward_model_near_chance_needs_force(
   assert "refuse: reward_model/accuracy=0.540" in capsys.readouterr().out
 
 
-def test_a_reward_model_of_another_tokenizer(config, tmp_path):
+def test_a_critic_as_a_reward_model_of_another_tokenizer(config, tmp_path):
   own = tiny.tiny_tokenizer_json(tmp_path / "tokenizer")
   path = own / "tokenizer.json"
   content = json.loads(path.read_text())
@@ -106,11 +106,13 @@ def test_a_reward_model_of_another_tokenizer(config, tmp_path):
   path.write_text(json.dumps(content))
   config.model.tokenizer = str(own)
   config.init_from = ""
-  with pytest.raises(CheckpointError, match="another tokenizer"):
-    pipelines.run(config, tmp_path / "run")
+  with pytest.raises(FieldError, match="a critic reads the policy's tokens"):
+    load(config)
 
 
-def test_a_reward_model_of_another_model(config, files, tmp_path):
+def test_a_reward_model_of_another_model_is_said(
+  config, files, tmp_path, capsys
+):
   folder = tmp_path / "model"
   shutil.copytree(files.model, folder)
   path = folder / "model.safetensors"
@@ -119,8 +121,10 @@ def test_a_reward_model_of_another_model(config, files, tmp_path):
   path.write_bytes(data)
   config.model.source = str(folder)
   config.init_from = ""
-  with pytest.raises(CheckpointError, match="another model"):
-    pipelines.run(config, tmp_path / "run")
+  found = load(config)
+  assert "reward" not in found.plan.shared and len(found.beside) == 1
+  said = capsys.readouterr().out
+  assert f"stands on {files.model} and reads the policy's tokens" in said
 
 
 def test_a_random_critic_is_not_silent(config, capsys):

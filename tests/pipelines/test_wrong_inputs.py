@@ -156,7 +156,7 @@ def policy_config(files):
       lambda c: c.prompts.update(max_length=64),
       "config.prompts.max_length=64: leaves no room for a prompt",
     ),
-    (lambda c: c.generate.update(top_k=5), "Set top_k=0 and top_p=1.0"),
+    (lambda c: c.generate.update(top_k=5), "Set top_k=0, top_p=1.0 and"),
     (
       lambda c: c.generate.update(batch_size=3),
       "config.generate.batch_size=3: must divide",

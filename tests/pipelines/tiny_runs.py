@@ -104,19 +104,24 @@ def _write(path: Path, rows: list[dict]) -> str:
   return str(path)
 
 
-def make_model(folder: Path) -> str:
-  """Writes a model of 2 layers, width 16, and its tokenizer."""
-  tiny.tiny_tokenizer_json(folder, chat_template=CHAT)
+def make_model(
+  folder: Path,
+  width: int = 16,
+  special: list[str] = tiny.SPECIAL,
+  max_length: int = 64,
+) -> str:
+  """Writes a model of 2 layers and its tokenizer (see tiny.py)."""
+  tiny.tiny_tokenizer_json(folder, special, chat_template=CHAT)
   tokenizer = load_tokenizer(folder)
   config = transformer.Config(
     vocab_size=tokenizer.vocab_size + 12,  # padded, as real models are
-    width=16,
+    width=width,
     n_layers=2,
     n_heads=4,
     n_kv_heads=2,
     head_dim=4,
     mlp_width=24,
-    max_length=64,
+    max_length=max_length,
   )
   params = transformer.init(config, jax.random.key(0))["params"]
   params = jax.tree.map(np.array, params)

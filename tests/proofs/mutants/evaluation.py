@@ -116,6 +116,22 @@ FAULTS = (
       'before, after = answers["after"], answers["before"]',
     ),
     (
+      "prompts: batches share their random keys",
+      "width, index=range(i, i + size)",
+      "width, index=range(size)",
+    ),
+    (
+      "prompts: each batch has the first ones",
+      "ids[i : i + size], base.tokenizer.pad_id",
+      "ids[:size], base.tokenizer.pad_id",
+    ),
+  ),
+  *of(
+    "evaluation",
+    "programs/compared.py",
+    "evaluate_numbers::the_start_is_the_reference_and_each_judge_itself"
+    " evaluate_numbers::before_is_the_start_and_after_the_policy",
+    (
       "run: the policy is its own reference",
       'reference=policies["before"].variables',
       'reference=policies["after"].variables',
@@ -127,18 +143,8 @@ FAULTS = (
     ),
     (
       "run: gold judges with the reward model",
-      'folders["gold"] = settings.gold',
-      'folders["gold"] = settings.reward',
-    ),
-    (
-      "prompts: batches share their random keys",
-      "width, index=range(i, i + size)",
-      "width, index=range(size)",
-    ),
-    (
-      "prompts: each batch has the first ones",
-      "ids[i : i + size], base.tokenizer.pad_id",
-      "ids[:size], base.tokenizer.pad_id",
+      '"gold": settings.gold}',
+      '"gold": settings.reward}',
     ),
   ),
   *of(

@@ -442,4 +442,74 @@ FAULTS = (
       "importance.weigh(rollout, rollout.behaviour_logprobs, weights)",
     ),
   ),
+  *of(
+    "sampling",
+    "data/retold.py",
+    "retold",
+    (
+      "retold: a cut answer has an end",
+      "has_end = bool(has_ended and answer and answer[-1] in ends)",
+      "has_end = bool(answer)",
+    ),
+    (
+      "retold: the policy's white space stays",
+      "text = text.removeprefix(before)\n",
+      "text = text.removeprefix('')\n",
+    ),
+    (
+      "retold: an answer begins a word",
+      "return whole[len(before) :]",
+      "return tokenizer.decode(answer)",
+    ),
+    (
+      "retold: the end is that of a text",
+      "tokenizer.eos_id if turn is None else turn",
+      "tokenizer.eos_id + 1 if turn is None else turn",
+    ),
+    (
+      "retold: the answer gives way before its prompt",
+      "while shorter is not None and len(shorter) + len(ids) > most:",
+      "while False:",
+    ),
+  ),
+  *of(
+    "sampling",
+    "rewards/reader.py",
+    "reader",
+    (
+      "reader: rows come back in the order of their length",
+      "result[part] = distributed.fetch(found)[: len(part)]",
+      "result[first : first + size] = distributed.fetch(found)[: len(part)]",
+    ),
+    (
+      "reader: the scale of another reference",
+      "return (raw[:, 0] - weights.mean) / weights.std",
+      "return raw[:, 0] - weights.mean",
+    ),
+  ),
+  *of(
+    "sampling",
+    "notebook/streaming.py",
+    "talk",
+    (
+      "streaming: the second sample's key",
+      "keys = generate.sample_keys(key, batch.index, 1)",
+      "keys = generate.sample_keys(key, batch.index + 1, 1)",
+    ),
+    (
+      "streaming: a width for each prompt",
+      "width = next(w for w in widths(self.room) if w >= len(prompt))",
+      "width = len(prompt)",
+    ),
+  ),
+  *of(
+    "sampling",
+    "sampling.py",
+    "generate::min_p_keeps_a_share_of_the_most_likely",
+    (
+      "min_p: the most likely one is none",
+      "kept = jnp.where(logits >= least, logits, -jnp.inf)",
+      "kept = jnp.where(logits > least, logits, -jnp.inf)",
+    ),
+  ),
 )

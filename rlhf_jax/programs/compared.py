@@ -1,0 +1,195 @@
+"""Two policies that are compared, as programs: one list for a run and a plan.
+
+pipelines/evaluate.py calls them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from rlhf_jax.algorithms.policy_gradient import packing
+from rlhf_jax.models import heads, roles
+from rlhf_jax.models.pretrained import Base
+from rlhf_jax.programs import abstract, scorers
+from rlhf_jax.programs.program import Flow, Phase, Program, prompt_width
+from rlhf_jax.programs.sampler import Sampler
+from rlhf_jax.programs.work import Passes
+from rlhf_jax.programs.world import World
+from rlhf_jax.rewards import judge
+from rlhf_jax.rewards.reader import Reader
+from rlhf_jax.runs import stages
+from rlhf_jax.types import PyTree
+
+POLICIES = ("before", "after")  # training
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+  """What compares two policies.
+
+  phase: its programs.
+  samplers: of each policy, with its trained tree, by name.
+  weights: of the judge.
+  readers: reward models that read text.
+  """
+
+  phase: Phase
+  samplers: dict[str, tuple[Sampler, PyTree]]
+  weights: judge.Weights
+  readers: tuple[Reader, ...]
+
+
+def load_policies(
+  settings: Any, world: World, base: Base
+) -> dict[str, stages.Stage]:
+  """Returns the policy "before" training and "after" it.
+
+  Without init_from it is what the policy's run started from, or the base model.
+
+  Args:
+    settings: of the pipeline.
+    world: where they live.
+    base: the model underneath.
+  """
+  world.assume(stages.POLICY, roles.Role(model=base.config))
+  folder = world.named(settings.policy)
+  after = stages.load(folder, stages.POLICY, base, world)
+  start = settings.init_from
+  if not start and after.info.get("init_from"):
+    start = str(stages.place(folder)[0] / after.info["init_from"])
+  if start:
+    before = stages.load(start, stages.POLICY, base, world)
+  else:
+    role = dataclasses.replace(after.role, trainable="full")
+    before = stages.Stage(role, {"params": base.params}, {})
+  return {"before": before, "after": after}
+
+
+def _load_scorers(
+  settings: Any, world: World, base: Base, after: stages.Stage
+) -> dict[str, scorers.Loaded]:
+  """Returns the reward models by name, "reward" and "gold"."""
+  head = dataclasses.replace(after.role, trainable="full", head=heads.Config())
+  world.assume(stages.REWARD, head)
+  # A plan assumes a reward model where nothing says what judges.
+  has_judge = settings.text_judge is not None
+  reward = settings.reward if has_judge else world.named(settings.reward)
+  folders = {"reward": reward, "gold": settings.gold}
+  return {
+    name: scorers.load(folder, name, settings, base, world)
+    for name, folder in folders.items()
+    if folder
+  }
+
+
+def wire(settings: Any, world: World, base: Base) -> Compared:
+  """Returns what samples two policies, and what judges them.
+
+  Args:
+    settings: of the pipeline.
+    world: where it runs, or is planned.
+    base: the model underneath.
+  """
+  policies = load_policies(settings, world, base)
+  loaded = _load_scorers(settings, world, base, policies["after"])
+  tokens, readers = scorers.parted(loaded)
+  plan = judge.make_plan(
+    base,
+    policies["after"],
+    policies["before"],
+    None,
+    tokens,
+    settings.generate.temperature,
+    settings.packing.targets(
+      settings.batch_size, world.ways, settings.generate.max_new_tokens
+    ),
+  )
+  weights = judge.Weights(
+    base=base.params if plan.shared else {},
+    reference=policies["before"].variables,
+    scorers={name: weights for name, (_, weights) in tokens.items()},
+  )
+  # Of the policy before training, which the KL is to, no KL is wanted.
+  alone = dataclasses.replace(
+    plan, reference=None, shared=plan.shared - {"reference"}
+  )
+  used = ("reference", alone), ("policy", plan)
+  samplers, programs = {}, []
+  for name, (kind, judge_plan) in zip(POLICIES, used, strict=True):
+    params, frozen = policies[name].parts
+    sampler = Sampler(
+      policies[name].role, frozen, base, settings.generate, plan.taps(kind)
+    )
+    samplers[name] = (sampler, params)
+    programs += _programs(
+      settings, world, name, sampler, params, judge_plan, weights, readers
+    )
+  phase = Phase(
+    name="evaluation",
+    world=world,
+    base=base,
+    arrays={},
+    frozen=(
+      base.params,
+      [stage.variables for stage in policies.values()],
+      weights,
+      [reader.weights for reader in readers],
+      scorers.bases(loaded, base),
+    ),
+    programs=tuple(programs),
+    step=(),
+  )
+  return Compared(phase, samplers, weights, readers)
+
+
+def _programs(
+  settings: Any,
+  world: World,
+  name: str,
+  sampler: Sampler,
+  params: PyTree,
+  plan: judge.Plan,
+  weights: judge.Weights,
+  readers: tuple[Reader, ...],
+) -> list[Program]:
+  """Returns what samples and judges one of the policies.
+
+  Args:
+    settings, world: see `wire`.
+    name: of POLICIES.
+    sampler, params: of the policy.
+    plan, weights: of the judge of its answers.
+    readers: reward models that read text.
+  """
+  rows, new = settings.batch_size, settings.generate.max_new_tokens
+  calls = settings.count / rows
+  length = prompt_width(settings.prompts, settings.generate, sampler.base) + new
+
+  def judged(flow: Flow) -> tuple[tuple, dict]:
+    drawn = flow[f"{name} decoded"], world.mesh, rows
+    shape = packing.shape_of(settings.packing, rows, length, new, world.ways)
+    layout = None
+    if shape is not None:  # at worst every answer has its full length
+      cells = shape.most, shape.tokens
+      layout = abstract.packed_layout(world.mesh, (rows, length), cells)
+    samples, streams = abstract.samples_of(*drawn), abstract.streams_of(*drawn)
+    return (weights, {}, samples, layout, streams), {}
+
+  return [
+    *sampler.programs(
+      world.mesh, params, settings.prompts, rows, f"{name} ", calls
+    ),
+    Program(
+      name=f"{name} judge",
+      function=judge.make_judge(plan),
+      arguments=judged,
+      rows=rows,
+      work=functools.partial(
+        Passes(world.mesh).judge, plan, rows, length, new, sampler.taps
+      ),
+      calls=calls,
+    ),
+    *scorers.programs(readers, world, rows, length, f"{name} ", calls),
+  ]

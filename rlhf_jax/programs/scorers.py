@@ -1,0 +1,298 @@
+"""Reward models of a run: which model is under each, and how it reads answers.
+
+A reward run's stage.json names its model. Where that is the run's own, or
+another one with the same tokenizer, the reward model reads the policy's tokens
+in the judge's pass (rewards/judge.py). Where the tokenizer is another one it
+reads text (rewards/reader.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf_jax.data import dataset
+from rlhf_jax.data.dataset import Data
+from rlhf_jax.models import pretrained, shapes
+from rlhf_jax.models.pretrained import Base, Model
+from rlhf_jax.programs import abstract
+from rlhf_jax.programs.program import Program
+from rlhf_jax.programs.sampler import Sampler
+from rlhf_jax.programs.work import Passes
+from rlhf_jax.programs.world import World
+from rlhf_jax.rewards import model as reward_model
+from rlhf_jax.rewards import reader as reader_lib
+from rlhf_jax.rewards.reader import Reader, Readers
+from rlhf_jax.runs import stage_file, stages
+from rlhf_jax.schema import FieldError, UserError, check_choice
+from rlhf_jax.types import PyTree
+
+READS = ("auto", "tokens", "text")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+  """How reward models read answers that may be of another tokenizer."""
+
+  reads: str = "auto"  # "tokens": the policy's own, for one tokenizer only;
+  # "text": decoded and encoded again; "auto": text where tokenizers differ, or
+  # chat templates that render the prompts
+  source: str = ""  # model under the reward run; "": what its stage.json says
+
+  def __post_init__(self) -> None:
+    check_choice("reads", self.reads, READS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """A reward model, ready to score.
+
+  base: the model under it.
+  reader: where it reads text, else None.
+  """
+
+  scorer: reward_model.Scorer
+  weights: reward_model.Weights
+  info: dict
+  base: Base
+  reader: Reader | None
+
+
+def load(
+  folder: str, name: str, settings: Any, base: Base, world: World
+) -> Loaded:
+  """Returns the reward model of a finished run; abstract in a planned world.
+
+  Args:
+    folder: of the run.
+    name: "reward", or of a monitor.
+    settings: with model, scoring and prompts.
+    base: the model under the policy.
+    world: where it lives.
+
+  Raises:
+    UserError: it is not there, or cannot read what the policy writes.
+    CheckpointError: it was trained on another model or tokenizer than it says.
+  """
+  other = other_model(folder, name, settings, base)
+  theirs = base if other is None else _their_base(other, folder, name, world)
+  if other is not None and world.is_planned:
+    found = _planned(folder, theirs, world)
+  else:
+    found = reward_model.load(folder, theirs, world)
+  is_text = _reads_text(name, settings, base, theirs, world)
+  if other is not None and not world.is_planned:
+    how = "decoded answers, encoded again" if is_text else "the policy's tokens"
+    print(f"{name}: {folder} stands on {other.source} and reads {how}")
+  if not is_text:
+    if other is not None:
+      pretrained.check_context(theirs, settings.prompts.max_length, "prompts")
+    return Loaded(*found, theirs, None)
+  scorer, weights, _ = found
+  reader = Reader(name, scorer, weights, theirs.tokenizer)
+  return Loaded(*found, theirs, reader)
+
+
+def _their_base(model: Model, folder: str, name: str, world: World) -> Base:
+  """Returns the model under a reward run."""
+  try:
+    return world.base(model)
+  except UserError as error:
+    raise UserError(
+      f"{name}: {folder} stands on the model {model.source}, and {error} If it "
+      "is elsewhere now, name that as scoring.source."
+    ) from error
+
+
+def _planned(folder: str, theirs: Base, world: World) -> tuple:
+  """Returns what reward_model.load would, of a run on another model."""
+  info, before = stages.read_stage(stages.place(folder)[0]), world.assumed
+  facts = before[stages.REWARD] if info is None else info
+  role = stage_file.role_of(facts["role"], theirs)
+  world.assumed = dict(before)
+  world.assume(stages.REWARD, role)
+  found = reward_model.load(folder, theirs, world)
+  world.assumed = before
+  return found
+
+
+def other_model(
+  folder: str, name: str, settings: Any, base: Base
+) -> Model | None:
+  """Returns the section of the model under a reward run, None for the run's.
+
+  Args:
+    folder, name, settings, base: see `load`.
+  """
+  path, _ = stages.place(folder)
+  info, scoring = stages.read_stage(path), settings.scoring
+  own = scoring.source if name == "reward" else ""
+  if info is None and not own:  # planned, on the run's own model
+    return None
+  info = {} if info is None else info
+  is_same = all(info.get(k) == x for k, x in base.identity.items())
+  source = own if own else info["model_source"]
+  tokenizer = info.get("tokenizer_source", "")
+  theirs = (_place(source), _place(tokenizer))
+  is_same |= theirs == (_place(base.source), _place(base.tokenizer_source))
+  if is_same:
+    return None
+  return dataclasses.replace(
+    settings.model,
+    source=source,
+    tokenizer=tokenizer,
+    chat_template=stage_file.template_of(path),
+    prompt_end=info.get("prompt_end", settings.model.prompt_end),
+    scan_layers=info.get("scan_layers", settings.model.scan_layers),
+  )
+
+
+def _place(source: str) -> str:
+  """Returns one spelling of where a model is."""
+  if not source or source.startswith(("asset:", shapes.PREFIX)):
+    return source
+  return os.path.abspath(os.path.expanduser(source))
+
+
+def _reads_text(
+  name: str, settings: Any, base: Base, theirs: Base, world: World
+) -> bool:
+  """Says whether a reward model on another model reads text.
+
+  Raises:
+    FieldError: it is to read tokens of another tokenizer.
+  """
+  reads = settings.scoring.reads
+  is_same = base.tokenizer.fingerprint == theirs.tokenizer.fingerprint
+  if world.is_planned and base is not theirs:  # no tokenizer is read
+    if reads == "auto":
+      world.notes.append(
+        f"assumed: {name}, on {theirs.source}, reads text, as no tokenizer is "
+        "read here; scoring.reads='tokens' says otherwise"
+      )
+    return reads != "tokens"
+  if reads == "tokens" and not is_same:
+    raise FieldError(
+      f"scoring.reads='tokens': the tokenizer of {name}, {theirs.source}, is "
+      f"another one than that of {base.source}, so its tokens mean other text. "
+      "Set 'text' or 'auto'."
+    )
+  if reads != "auto":
+    return reads == "text"
+  templates = {
+    getattr(model.tokenizer, "chat_template", None) for model in (base, theirs)
+  }
+  return not is_same or (settings.prompts.chat and len(templates) > 1)
+
+
+def open_readers(
+  readers: tuple[Reader, ...],
+  prompts: Data,
+  sampler: Sampler,
+  mesh: Any,
+) -> Readers | None:
+  """Returns what scores samples by their text, None without readers.
+
+  Args:
+    readers: reward models.
+    prompts: the section of the prompts.
+    sampler: of the policy.
+    mesh: where everything is.
+
+  Raises:
+    UserError: a prompt that a reader cannot be asked.
+  """
+  if not readers:
+    return None
+  tokenizer = sampler.base.tokenizer
+  found, _ = dataset.records(prompts, tokenizer)
+  ids, _ = dataset.prompts(prompts, tokenizer, prompts.max_length)
+  return reader_lib.readers_of(
+    readers,
+    found,
+    [tokenizer.decode(row) for row in ids],
+    tokenizer,
+    sampler.end["eos_ids"],
+    mesh,
+    chat=prompts.chat,
+  )
+
+
+def programs(
+  readers: tuple[Reader, ...],
+  world: World,
+  rows: int,
+  length: int,
+  label: str = "",
+  calls: float | None = None,
+) -> list[Program]:
+  """Returns the passes of readers, as if their tokens were as many.
+
+  Args:
+    readers: reward models.
+    world: where they are.
+    rows: answers at a time.
+    length: tokens of a prompt and its answer, in those of the policy.
+    label: before the names of programs.
+    calls: how often so many answers are judged in a run.
+  """
+  found = []
+  size = reader_lib.rows_of_pass(rows, world.ways)
+  for reader in readers:
+    width = next(
+      (w for w in reader_lib.widths(reader.most) if w >= length), reader.most
+    )
+    found.append(_program(reader, world, size, width, label, rows, calls))
+  return found
+
+
+def _program(
+  reader: Reader,
+  world: World,
+  size: int,
+  width: int,
+  label: str,
+  rows: int,
+  calls: float | None,
+) -> Program:
+  def arguments(flow: dict[str, PyTree]) -> tuple[tuple, dict]:
+    del flow
+    batch = abstract.token_batch(world.mesh, size, width, False)
+    return (reader.weights, batch), {}
+
+  return Program(
+    name=f"{label}{reader.name} by text",
+    function=reader_lib.make_score(reader.scorer),
+    arguments=arguments,
+    rows=size,
+    work=lambda: Passes(world.mesh).forward(
+      [reader.scorer.role], size, width, 0
+    ),
+    calls=None if calls is None else calls * -(-rows // size),
+  )
+
+
+def parted(
+  found: Mapping[str, Loaded],
+) -> tuple[
+  dict[str, tuple[reward_model.Scorer, reward_model.Weights]],
+  tuple[Reader, ...],
+]:
+  """Returns those that read tokens, by name, and those that read text."""
+  readers = tuple(x.reader for x in found.values() if x.reader is not None)
+  tokens = {
+    name: (x.scorer, x.weights) for name, x in found.items() if x.reader is None
+  }
+  return tokens, readers
+
+
+def bases(found: Mapping[str, Loaded], base: Base) -> list[PyTree]:
+  """Returns the weights under reward models, but those of the policy's base.
+
+  They stay in memory beside those that a reward model trained whole.
+  """
+  others = {id(x.base.params): x.base.params for x in found.values()}
+  others.pop(id(base.params), None)
+  return list(others.values())
