@@ -299,11 +299,13 @@ _OF_A_RUN = {  # fields of a Config that no file says, and their defaults
   in (
     "empty_rows",
     "dtype",
+    "weights",
     "attention",
     "scan_layers",
     "remat",
     "lora_rank",
     "lora_scale",
+    "lora_merge",
     "lora_first_layer",
   )
 }

@@ -72,7 +72,7 @@ class Settings(schema.Settings):
 
   def __post_init__(self) -> None:
     schema.check_seed(self.seed)
-    build.check_trainable(self.model, self.trainable)
+    build.check_trainable(self.model, self.trainable, samples=False)
     build.check_fraction(self)
     if self.reference and not self.has_reference:
       raise FieldError(

@@ -71,7 +71,9 @@ class Settings(schema.Settings):
   def __post_init__(self) -> None:
     schema.check_seed(self.seed)
     schema.check_least(self, stop_layer=0)
-    build.check_trainable(self.model, self.trainable, has_head=True)
+    build.check_trainable(
+      self.model, self.trainable, has_head=True, samples=False
+    )
     build.check_fraction(self)
 
 

@@ -45,6 +45,7 @@ def check_trainable(
   *,
   has_head: bool = False,
   has_lora_critic: bool = False,
+  samples: bool = True,
 ) -> None:
   """Checks what trains against what the model has.
 
@@ -53,6 +54,7 @@ def check_trainable(
     trainable: the section.
     has_head: whether there is a head that could train alone.
     has_lora_critic: whether a critic reads what is said of factors.
+    samples: whether what trains is sampled from.
   """
   if trainable.mode == "head" and not has_head:
     raise FieldError(
@@ -62,6 +64,12 @@ def check_trainable(
     raise FieldError(
       "trainable.mode='lora': needs factors, and model.lora_rank=0. Set "
       "--config.model.lora_rank=16."
+    )
+  if not model.lora_merge and not (samples and trainable.mode == "lora"):
+    raise FieldError(
+      f"model.lora_merge=False with trainable.mode={trainable.mode!r}: it is "
+      "for sampling from a model whose factors train, and nothing does here. "
+      "Set lora_merge=True."
     )
   is_read = trainable.mode != "full" or has_lora_critic
   if not is_read and (model.lora_rank or model.lora_scale != 1.0):
