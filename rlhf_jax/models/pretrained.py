@@ -168,6 +168,12 @@ def _placed(
   return config, trees.unflatten(found), integrity.fingerprint(bits)
 
 
+def forget() -> None:
+  """Forgets the models that were read: their arrays may be deleted."""
+  load_base.cache_clear()
+  _placed.cache_clear()
+
+
 def stack_layers(params: PyTree, n_layers: int) -> PyTree:
   """Returns the tree with layer_0..layer_{n-1} stacked under "layers"."""
   layers = [params[f"layer_{i}"] for i in range(n_layers)]

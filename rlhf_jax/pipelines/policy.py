@@ -35,6 +35,7 @@ from rlhf_jax.programs import actors as actors_lib
 from rlhf_jax.programs import (
   build,
   critic,
+  offload,
   policy_programs,
   policy_settings,
   policy_step,
@@ -97,7 +98,10 @@ class Step:
     self, step: int, arrays: PyTree, facts: dict
   ) -> tuple[PyTree, dict, dict]:
     """Returns the arrays and facts after a step, and its row of metrics."""
-    keys = _step_keys(self.key, step)
+    keys, resting = _step_keys(self.key, step), self.settings.offload
+    if "optimizer" in resting.trees:
+      with self.timer("offload"):
+        arrays = offload.park(resting, arrays)
     is_pretraining = step < self.settings.value.pretrain_steps
     usual = facts.get("rows", 0)
     params = arrays["train"].params
@@ -105,7 +109,10 @@ class Step:
       params = params | {"value": arrays["critic"].params}
     judged, drawn = self._sample(params, keys[0], usual)
     facts = facts | {"rows": judged.rows}
+    if resting.prefetch:
+      arrays = offload.fetch(resting, arrays)
     rollout, moments, row = self._prepare(params, arrays, judged)
+    arrays = offload.fetch(resting, arrays)
     arrays, found = self._learn(arrays, rollout, keys[1], step)
     beta = arrays["beta"]
     if not is_pretraining:
@@ -214,6 +221,7 @@ def _make_step(
   loader: Any,
   text: Any,
   writer: metrics.MetricsWriter,
+  resting: offload.Frozen | None,
 ) -> Step:
   timer, tokenizer = metrics.Timer(), phase.base.tokenizer
   source = rollouts.Source(
@@ -231,6 +239,7 @@ def _make_step(
       phase.world.ways, actors.plan.policy.model.attention
     ),
     further=policy_step.further(settings),
+    resting=resting,
   )
   return Step(
     settings=settings,
@@ -298,8 +307,9 @@ def run(settings: Settings, world: World) -> dict:
   )
   actors_lib.say_reference(settings, "policy")
   policy_programs.say_rows(settings, world.ways, base.config.attention)
+  resting = offload.opened(settings.offload, actors, base, world.mesh)
   arrays, facts = loop.run_steps(
-    _make_step(settings, phase, sampler, actors, loader, text, writer),
+    _make_step(settings, phase, sampler, actors, loader, text, writer, resting),
     phase="policy",
     workdir=world.workdir,
     schedule=settings.schedule,

@@ -1,7 +1,6 @@
 """Weights that rest in bfloat16, and factors that are not merged to sample."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -70,20 +69,13 @@ def sample(role, found, mesh):
     )
 
 
-@pytest.mark.parametrize(
-  "ways",
-  [
-    dict(data=1),
-    pytest.param(dict(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow),
-  ],
-)
-def test_factors_beside_their_kernels_give_the_same_samples(ways):
-  """Scanned layers on the mesh, as large models are run."""
-  count = math.prod(ways.values())
-  mesh = mesh_lib.make_mesh(mesh_lib.Config(**ways), jax.devices()[:count])
+@pytest.mark.slow
+def test_a_sampler_that_leaves_factors_apart_gives_the_same_samples():
+  """Scanned layers on a mesh, as large models are run."""
+  mesh = mesh_lib.make_mesh(mesh_lib.Config(data=2, fsdp=2, tensor=2))
   found = {}
   for model in (MODEL, APART):
-    model = dataclasses.replace(model, scan_layers=count > 1)
+    model = dataclasses.replace(model, scan_layers=True)
     tree = variables(model)
     tree = jax.device_put(tree, rules.sharding_tree(mesh, tree))
     found[model.lora_merge] = sample(roles.Role(model, "lora"), tree, mesh)
@@ -92,6 +84,18 @@ def test_factors_beside_their_kernels_give_the_same_samples(ways):
   np.testing.assert_allclose(
     merged.behaviour_logprobs, apart.behaviour_logprobs, atol=2e-5
   )
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_factors_beside_their_kernels_are_read_as_those_of_training(length):
+  found = variables(APART)
+  tokens, mask = jnp.arange(2 * length).reshape(2, -1), jnp.ones((2, length))
+  apply = transformer.Transformer(APART).apply
+  beside = lora.beside(found["params"], found["lora"])
+  logits = apply({"params": beside}, tokens, mask)
+  np.testing.assert_array_equal(logits, apply(found, tokens, mask))
+  plain = apply({"params": found["params"]}, tokens, mask)
+  assert not np.allclose(logits, plain, atol=0.1)
 
 
 def test_nothing_is_copied_where_factors_stay_apart():
