@@ -290,7 +290,9 @@ def _offloaded(found: list[Phase], topology: topology_lib.Topology) -> Offload:
     parked = abstract.bytes_of(list(phase.away.values()))
     frozen = {id(x) for x in jax.tree.leaves(phase.frozen)}
     moved = [
-      x for x in jax.tree.leaves(phase.away.values()) if id(x) not in frozen
+      x
+      for x in jax.tree.leaves(list(phase.away.values()))
+      if id(x) not in frozen
     ]
     one = Offload(parked * devices, parked, abstract.bytes_of(moved))
     most = max(most, one, key=lambda x: x.host)
