@@ -81,6 +81,7 @@ class Step:
   text: iterator of text mixed into the updates (PPO-ptx), or None.
   key: every step's keys are folded out of it.
   monitors: names of further scores that are logged.
+  resting: the judge's weights where some are on the host between phases.
   """
 
   settings: Settings
@@ -93,6 +94,7 @@ class Step:
   timer: metrics.Timer
   monitors: tuple[str, ...]
   writer: metrics.MetricsWriter
+  resting: offload.Frozen | None = None
 
   def __call__(
     self, step: int, arrays: PyTree, facts: dict
@@ -257,6 +259,7 @@ def _make_step(
     timer=timer,
     monitors=tuple(settings.monitors),
     writer=writer,
+    resting=resting,
   )
 
 

@@ -137,15 +137,16 @@ def _smaller(stage: Any, prefix: str) -> Iterator[dict[str, Any]]:
   model = stage.model
   if model.dtype == "bfloat16" and model.weights == "float32":
     yield {f"{prefix}model.weights": "bfloat16"}
-  has_own_critic = "value" in stage and stage.value.trunk == "own"
+  lora: dict[str, Any] = {}
   if stage.trainable.mode == "full":
     lora = {f"{prefix}trainable.mode": "lora"}
     lora[f"{prefix}model.lora_rank"] = LORA_RANK
+    has_own_critic = "value" in stage and stage.value.trunk == "own"
     if has_own_critic and stage.value.mode == "full":
       lora[f"{prefix}value.mode"] = "lora"
     yield lora
-  if "generate" in stage and stage.model.lora_merge:
-    yield {f"{prefix}model.lora_merge": False}
+  if "generate" in stage and model.lora_merge:
+    yield lora | {f"{prefix}model.lora_merge": False}
   if "quantize" in model and model.quantize == "none":
-    yield {f"{prefix}model.quantize": "int8"}
-    yield {f"{prefix}model.quantize": "int4"}
+    yield lora | {f"{prefix}model.quantize": "int8"}
+    yield lora | {f"{prefix}model.quantize": "int4"}

@@ -95,7 +95,7 @@ def leaves_of(config: Config, actors: Actors) -> dict[str, dict[int, Any]]:
   """
   kept, found = _kept(actors), {}
   for name, tree in named(config, actors.weights).items():
-    own = {k: x for k, x in _distinct(tree).items() if k not in kept}
+    own = {id(x): x for x in _movable(tree) if id(x) not in kept}
     if not own:
       why = "there is none" if not _distinct(tree) else "others read all of it"
       raise FieldError(
@@ -147,7 +147,7 @@ def away(
 
 
 def _movable(tree: PyTree) -> list[Any]:
-  """Returns the leaves that are worth a copy; counters stay."""
+  """Returns the leaves that are worth a copy; single numbers stay."""
   return [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim]
 
 

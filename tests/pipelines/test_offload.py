@@ -192,7 +192,7 @@ def test_settings_that_are_refused(files, sft_full, reward_full, sft_lora):
 
 
 def test_a_tree_of_which_others_read_all_is_refused():
-  weights = judge.Weights(base={}, reference={"w": 1.5}, scorers={})
+  weights = judge.Weights(base={}, reference={"w": np.ones(2)}, scorers={})
   actors = _Actors(weights, frozen={"policy": weights.reference})
   for name, why in (("reference", "others read all"), ("reward", "is none")):
     with pytest.raises(FieldError, match=f"offload.trees: '{name}'.*{why}"):
