@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 from rlhf_jax import optimizer, rounding
+from rlhf_jax.notebook import learner
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
 
@@ -50,6 +51,13 @@ def test_tiny_updates_move_weights_where_the_nearest_does_not():
   assert abs(weight.mean() - 0.99) < 4 * error
   stuck, _ = steps(optax.adam(1e-4), params, grads, 100)
   np.testing.assert_array_equal(stuck["kernel"], params["kernel"])
+
+
+def test_a_notebooks_own_optimizer_is_rounded_so_too():
+  made = learner.check_optimizer(optax.sgd(1e-4))
+  params = {"kernel": jnp.ones((64, 64), jnp.bfloat16)}
+  moved, _ = steps(made, params, jax.tree.map(jnp.ones_like, params), 100)
+  assert abs(np.asarray(moved["kernel"], np.float32).mean() - 0.99) < 0.003
 
 
 def test_moments_are_float32_and_float32_weights_are_as_before():
