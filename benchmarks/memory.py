@@ -248,6 +248,7 @@ def watched(config: Any, folder: Path) -> Watch:
 
   watch = Watch()
   parts = ("_sample", "_prepare", "_learn")
+  steps: list[Any] = []
   real = {name: getattr(policy.Step, name) for name in parts}
   latest: dict[str, Any] = {}
   call = policy.Step.__call__
@@ -281,13 +282,20 @@ def watched(config: Any, folder: Path) -> Watch:
 
   def watched_call(step: Any, number: int, arrays: Any, facts: dict) -> Any:
     latest["arrays"] = arrays
+    steps[:] = [step]
     return call(step, number, arrays, facts)
 
-  park = policy.offload.park
+  def watched_judge(source: Any, *args: Any) -> Any:
+    result = judged(source, *args)
+    watch.note(latest["arrays"], frozen(steps[0]))  # before copies are dropped
+    return result
+
+  park, judged = policy.offload.park, policy.rollouts.Source._judged
   with (
     mock.patch.multiple(policy.Step, **{n: around(n) for n in parts}),
     mock.patch.object(policy.Step, "__call__", watched_call),
     mock.patch.object(policy.offload, "park", watched_park),
+    mock.patch.object(policy.rollouts.Source, "_judged", watched_judge),
   ):
     pipelines.run(config, folder)
   return watch
@@ -321,7 +329,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.add_argument("--table", choices=("plan", "measured", "both"))
+  parser.add_argument(
+    "--table", default="both", choices=("plan", "measured", "both")
+  )
   parser.add_argument("--shape", default="llama3_8b")
   parser.add_argument("--topology", default="v5p:2x2x1")
   parser.add_argument("--tensor", type=int, default=4)
@@ -335,9 +345,9 @@ def main() -> None:
     return
   parts = arguments.only.split(",")
   rows = {k: v for k, v in ROWS.items() if any(part in k for part in parts)}
-  if arguments.table in ("plan", "both", None):
+  if arguments.table in ("plan", "both"):
     plan_table(arguments, rows)
-  if arguments.table in ("measured", "both", None):
+  if arguments.table in ("measured", "both"):
     measured_table(arguments, rows)
 
 
