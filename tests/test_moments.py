@@ -134,7 +134,9 @@ def test_bytes_of_both_moments():
   assert size == 2 * 576 * 1536 * (1 + 4 / 64) + 8  # two counts
 
 
-@pytest.mark.parametrize("ways", [(8, 1), (2, 4)])
+@pytest.mark.parametrize(
+  "ways", [pytest.param((8, 1), marks=pytest.mark.slow), (2, 4)]
+)
 def test_on_a_mesh_it_gives_the_same(ways):
   made = optimizer.make_optimizer(settings(moments="8bit", weight_decay=0.1))
   params = tree(jax.random.normal(jax.random.key(0), (256, 128)))

@@ -9,14 +9,12 @@ import pytest
 
 from rlhf_jax import pipelines, plan
 from rlhf_jax.planning import remedies, report, topology
-from rlhf_jax.programs import abstract
 from tests.planning.tiny_plans import (
   EIGHT,
   PARAMETERS,
   close,
   line_of,
   policy_config,
-  sft_config,
 )
 
 pytestmark = pytest.mark.usefixtures("tiny_shape")
@@ -69,20 +67,9 @@ def test_bfloat16_weights_have_float32_moments():
   close(found.optimizer, 4 * MODEL)
 
 
-def test_8_bit_moments_of_a_large_shape():
-  config = sft_config()
-  config.model.source = "shape:smollm2_135m"
-  config.model.scan_layers = False
-  found = {}
-  for moments in ("float32", "8bit"):
-    config.optimizer.moments = moments
-    (phase,) = report.phases(config, 8)
-    found[moments] = abstract.bytes_of(phase.optimizer)
-  assert found["8bit"] == pytest.approx(found["float32"] * 2.125 / 8, rel=0.01)
-
-
+@pytest.mark.slow
 def test_remedies_are_settings_that_exist_and_what_they_say(monkeypatch):
-  small = dataclasses.replace(topology.CHIPS["v5e"], usable=2**-13)
+  small = dataclasses.replace(topology.CHIPS["v5e"], usable=2**-30)
   monkeypatch.setitem(topology.CHIPS, "v5e", small)
   config = policy_config("full")
   config.model.dtype = "bfloat16"
