@@ -1,6 +1,7 @@
 """Trees that rest on the host between phases: the same run, less memory."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +111,9 @@ def test_a_run_with_everything_parked_is_the_run_without(
   assert "reference, reward, optimizer on the host" in capsys.readouterr().out
   pipelines.run(config, folder)
   assert_same_run(folder, policy_full, 4)
+  rows = (folder / "metrics.jsonl").read_text().splitlines()
+  compiles = [json.loads(row)["sys/compiles"] for row in rows[-2:]]
+  assert compiles[0] == compiles[1]  # what comes back is what was compiled for
 
 
 def test_frozen_weights_are_deleted_where_nothing_reads_them(
