@@ -80,7 +80,8 @@ def with_streams(
   """Samples `num_samples` responses to every prompt, and keeps streams.
 
   Args:
-    params: the complete parameter tree of `model` (LoRA factors merged).
+    params: the complete parameter tree of `model`, LoRA factors merged or as
+      lora.beside leaves them.
     prompts: [B, P], padded on the left.
     key: random key of this step.
     model: architecture.

@@ -53,12 +53,15 @@ def fingerprint_params(params: PyTree) -> str:
   The bits are hashed on the devices, in integers, so the result does not
   depend on the mesh and one flipped bit changes it.
   """
-  return fingerprint(
-    {
-      path: [*describe(leaf), int(_hash_bits(leaf))]
-      for path, leaf in named_leaves(params).items()
-    }
-  )
+  return fingerprint(bits_of(params))
+
+
+def bits_of(params: PyTree) -> dict[str, list]:
+  """Returns {path: shape, dtype, hash of the bits}, what is fingerprinted."""
+  return {
+    path: [*describe(leaf), int(_hash_bits(leaf))]
+    for path, leaf in named_leaves(params).items()
+  }
 
 
 @jax.jit

@@ -9,6 +9,9 @@ RLHF code ran with (METHODS 4.6):
   AdamW: lr * m/(1-b1^t) / (sqrt(v/(1-b2^t)) + epsilon)
   TF:    lr * sqrt(1-b2^t)/(1-b1^t) * m / (sqrt(v) + epsilon)
 
+With moments="8bit" the moments rest in 8 bits a number (moments.py). Weights
+that rest in bfloat16 are rounded by chance (rounding.py).
+
 Left out: other optimizers; the update functions take any optax transformation.
 """
 
@@ -22,9 +25,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax import moments, rounding
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import PyTree
 
+MOMENTS = ("float32", "8bit")
 SCHEDULES = ("constant", "cosine", "linear")
 _DEFAULT_FINAL = {"constant": 1.0, "cosine": 0.1, "linear": 0.0}
 _HUGE = float(jnp.finfo(jnp.float32).max)  # above it a float32 is infinite
@@ -53,6 +58,8 @@ class Config:
   # clipping
   adam_tf_style: bool = False  # epsilon before the bias correction, as in
   # TensorFlow (METHODS 4.6)
+  moments: str = "float32"  # how both moments rest between updates; "8bit": a
+  # quarter of the bytes (moments.py)
 
   def __post_init__(self) -> None:
     end, norm = self.final_fraction, self.clip_norm
@@ -86,6 +93,16 @@ class Config:
     if self.schedule not in SCHEDULES:
       raise UserError(
         f"optimizer.schedule={self.schedule!r}: must be one of {SCHEDULES}."
+      )
+    if self.moments not in MOMENTS:
+      raise UserError(
+        f"optimizer.moments={self.moments!r}: must be one of {MOMENTS}."
+      )
+    if self.moments == "8bit" and self.adam_tf_style:
+      raise UserError(
+        "optimizer.adam_tf_style=True with moments='8bit': only Adam as in "
+        "AdamW has moments of 8 bits. Set moments='float32', or "
+        "adam_tf_style=False."
       )
     if self.schedule == "constant" and self.final_fraction not in (None, 1.0):
       raise UserError(
@@ -227,6 +244,8 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 def make_optimizer(config: Config) -> optax.GradientTransformation:
   """Returns clip -> Adam -> decoupled weight decay -> -learning rate."""
   adam = scale_by_adam_tf_style if config.adam_tf_style else optax.scale_by_adam
+  if config.moments == "8bit":
+    adam = moments.scale_by_adam_8bit
   chain = [
     adam(config.beta1, config.beta2, config.epsilon),
     optax.scale_by_learning_rate(schedule(config)),
@@ -236,7 +255,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     chain.insert(1, decay)
   if config.clip_norm is not None:
     chain.insert(0, clip_by_global_norm(config.clip_norm))
-  return optax.chain(*chain)
+  return rounding.with_narrow_weights(optax.chain(*chain))
 
 
 def make_labelled(

@@ -50,12 +50,15 @@ class Config:
   # --- how it runs ---
   empty_rows: tuple[tuple[int, int], ...] = ()  # (start, end) of rows of the
   # embedding that have no token: never sampled, and of probability 0
-  dtype: str = "float32"  # compute dtype; weights are stored in float32
+  dtype: str = "float32"  # compute dtype
+  weights: str = "float32"  # dtype that parameters rest in, but for factors
+  # and heads, which are float32
   attention: str = "einsum"  # the program, see attention.py
   scan_layers: bool = False  # one compiled block for deep models on TPU
   remat: bool = False  # recompute blocks in the backward pass
   lora_rank: int = 0  # factors created by init; 0 for none
   lora_scale: float = 1.0  # multiplies A B
+  lora_merge: bool = True  # the sampler adds factors to the kernels first
   lora_first_layer: int = 0  # layers below carry no factors
   lora_targets: tuple[str, ...] = ()  # maps that carry some, "mlp/up_proj" or
   # "layer_3/mlp/up_proj"; () for all
@@ -68,6 +71,7 @@ class Config:
       "positions": ("rope", "learned"),
       "activation": ACTIVATIONS,
       "dtype": ("float32", "bfloat16"),
+      "weights": ("float32", "bfloat16"),
       "attention": attention.KINDS,
     }
     for field, allowed in choices.items():

@@ -168,7 +168,9 @@ def make_masks(
     positions: [B, T] int32, of each token in its own text.
   """
   full = make_mask(config.attention, valid_mask, segment_ids, branch_ids)
-  if isinstance(full, Segments) and config.local_layers:
+  if isinstance(full, Segments):
+    if not config.local_layers:
+      return full
     return Masks(full, full.replace(window=config.window))
   distance = positions[:, :, None] - positions[:, None, :]
   return with_window(config, full, distance)

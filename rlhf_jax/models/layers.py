@@ -40,11 +40,19 @@ class Dense(nn.Module):
         "lora", "lora_a", lambda: init(self.make_rng("params"), down)
       )
       self.variable("lora", "lora_b", lambda: jnp.zeros(up))
-    elif self.has_variable("lora", "lora_a"):
-      a = whole("lora_a", self.get_variable("lora", "lora_a"))
-      b = whole("lora_b", self.get_variable("lora", "lora_b"))
+    elif (where := self._place_of_factors()) is not None:
+      a = whole("lora_a", self.get_variable(where, "lora_a"))
+      b = whole("lora_b", self.get_variable(where, "lora_b"))
       y = y + jnp.matmul(self.lora_scale * jnp.matmul(x, a), b)
     return y.reshape(*leading, self.features)
+
+  def _place_of_factors(self) -> str | None:
+    """Returns the collection with factors; None where there are none.
+
+    A sampler that does not merge them has them in "params" (lora.beside).
+    """
+    kinds = ("lora", "params")
+    return next((k for k in kinds if self.has_variable(k, "lora_a")), None)
 
   def _product(
     self, x: Array, kernel: Array, leading: tuple[int, ...]
@@ -74,7 +82,8 @@ class Norm(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     init = nn.initializers.constant(1.0 - self.offset)
-    scale = self.param("scale", init, (x.shape[-1],)) + self.offset
+    scale = self.param("scale", init, (x.shape[-1],))
+    scale = scale.astype(jnp.float32) + self.offset
     y = x.astype(jnp.float32)
     if self.kind == "layer":
       y = y - jnp.mean(y, axis=-1, keepdims=True)

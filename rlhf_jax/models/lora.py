@@ -33,6 +33,14 @@ def merge(params: dict, lora: dict, scale: float) -> dict:
   return trees.unflatten(trees.flatten(params) | trees.flatten(made))
 
 
+def beside(params: dict, lora: dict) -> dict:
+  """Returns a parameter tree with factors beside their kernels, unmerged.
+
+  A layer that finds them there computes x W + s x A B; nothing is copied.
+  """
+  return trees.unflatten(trees.flatten(params) | trees.flatten(lora))
+
+
 def adapted(params: dict, lora: dict) -> dict:
   """Returns the kernels of a parameter tree that have factors."""
   flat = trees.flatten(params)
@@ -51,9 +59,10 @@ def merged_kernels(kernels: dict, lora: dict, *, scale: float) -> dict:
     stem = path.removesuffix("/lora_a")
     b = factors[f"{stem}/lora_b"]
     kernel = f"{stem}/kernel"
-    flat[kernel] = flat[kernel] + scale * jnp.matmul(
+    wide = flat[kernel] + scale * jnp.matmul(
       a, b, precision=jax.lax.Precision.HIGHEST
     )
+    flat[kernel] = wide.astype(flat[kernel].dtype)
   return trees.unflatten(flat)
 
 

@@ -31,6 +31,7 @@ from rlhf_jax.models import (
   shapes,
   stored,
   transformer,
+  trees,
 )
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
@@ -61,12 +62,17 @@ class Model:
   prompt_end: str = "template"  # where prompts of dialogues end: as the
   # template's generation prompt, or "answer": where it writes the answer
   dtype: str = "float32"  # that the model computes in
+  weights: str = "float32"  # that it rests in: whole weights that train are
+  # then float32 masters; "bfloat16": half the bytes, no masters, updates are
+  # rounded by chance (docs/memory.md); factors and heads stay float32
   attention: str = "auto"  # program of models/attention.py; "auto": by platform
   scan_layers: bool = False  # one compiled block for all layers: deep models
   remat: bool = False  # recompute blocks in the backward pass: less memory
   lora_rank: int = 0  # of the factors that mode "lora" trains; 0: none, or
   # those of init_from
   lora_scale: float = 1.0  # s of W + s A B, before the product of the factors
+  lora_merge: bool = True  # the sampler adds factors to the weights: faster,
+  # and one more copy of these while it samples
   lora_alpha: float | None = None  # in place of lora_scale: s = alpha / rank
   lora_is_rank_stabilised: bool = False  # rsLoRA (Kalajdzievski 2023,
   # arXiv:2312.03732): s = alpha / sqrt(rank)
@@ -81,6 +87,13 @@ class Model:
     templates.check_day(self.template_day)
     templates.variables(self.template_variables)
     check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+    check_choice("weights", self.weights, ("float32", "bfloat16"))
+    if self.weights == "bfloat16" and self.dtype == "float32":
+      raise FieldError(
+        "weights='bfloat16' with dtype='float32': what the sampler merges "
+        "would be rounded where the trainer's sum is not. Set dtype='bfloat16' "
+        "too, or weights='float32'."
+      )
     check_choice("attention", self.attention, ("auto", *attention.KINDS))
 
 
@@ -120,7 +133,9 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
   path, source = locate(model.source), pinned_source(model.source)
   print(f"reading the model {source}", flush=True)
   tokenizer = read_tokenizer(model, path)
-  read_config, params, fingerprint = _placed(path, model.scan_layers, mesh)
+  read_config, params, fingerprint = _placed(
+    path, model.scan_layers, model.weights, mesh
+  )
   config = as_run(read_config, model, mesh.devices.flat[0].platform)
   if tokenizer.vocab_size > config.vocab_size:
     raise FieldError(
@@ -148,21 +163,36 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
 
 @functools.lru_cache(maxsize=2)
 def _placed(
-  path: Path, scans: bool, mesh: jax.sharding.Mesh
+  path: Path, scans: bool, weights: str, mesh: jax.sharding.Mesh
 ) -> tuple[transformer.Config, PyTree, str]:
   """Returns the architecture, the weights on the mesh and their fingerprint.
 
   Args:
     path: of the model.
     scans: whether layers are stacked.
+    weights: dtype they rest in; the fingerprint is that of the file.
     mesh: where.
   """
   config, params = read_weights(path)
   if scans:
     params = stack_layers(params, config.n_layers)
   tree = {"params": params}
-  params = mesh_lib.place(tree, rules.sharding_tree(mesh, tree))["params"]
-  return config, params, integrity.fingerprint_params(params)
+  shardings = rules.sharding_tree(mesh, tree)
+  if weights == "float32":
+    params = mesh_lib.place(tree, shardings)["params"]
+    return config, params, integrity.fingerprint_params(params)
+  places, found, bits = trees.flatten(shardings["params"]), {}, {}
+  for name, leaf in trees.flatten(params).items():
+    wide = mesh_lib.place(leaf, places[name])
+    bits |= integrity.bits_of({name: wide})
+    found[name] = wide.astype(weights)  # one weight at a time is float32
+  return config, trees.unflatten(found), integrity.fingerprint(bits)
+
+
+def forget() -> None:
+  """Forgets the models that were read: their arrays may be deleted."""
+  load_base.cache_clear()
+  _placed.cache_clear()
 
 
 def stack_layers(params: PyTree, n_layers: int) -> PyTree:
@@ -179,7 +209,11 @@ def variable_shapes(role: roles.Role) -> PyTree:
   key = jax.random.key(0)
   plain = dataclasses.replace(role.model, lora_rank=0)
   found = jax.eval_shape(lambda k: transformer.init(plain, k), key)
-  variables = {"params": found["params"]}
+  params = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, role.model.weights),
+    found["params"],
+  )
+  variables = {"params": params}
   if role.trainable == "lora":
     variables["lora"] = jax.eval_shape(lambda k: roles.fresh_lora(role, k), key)
   if role.head is not None:
@@ -328,9 +362,11 @@ def as_run(
   config = dataclasses.replace(
     config,
     dtype=model.dtype,
+    weights=model.weights,
     attention=kind,
     scan_layers=model.scan_layers,
     remat=model.remat,
+    lora_merge=model.lora_merge,
   )
   with as_field("model."):
     return lora_targets.adapted(config, model)

@@ -139,10 +139,15 @@ def fresh_lora(role: Role, key: Array) -> dict:
 
 
 def sampling_params(role: Role, trainable: PyTree, frozen: PyTree) -> PyTree:
-  """Returns the complete parameter tree that the sampler reads."""
+  """Returns the complete parameter tree that the sampler reads.
+
+  With model.lora_merge=False factors stand beside their kernels in it.
+  """
   variables = trees.merge(trainable, frozen)
   if "lora" not in variables:
     return variables["params"]
+  if not role.model.lora_merge:
+    return lora.beside(variables["params"], variables["lora"])
   return lora.merge(
     variables["params"], variables["lora"], role.model.lora_scale
   )

@@ -15,7 +15,12 @@ from rlhf_jax.algorithms import reward
 from rlhf_jax.algorithms.preference import registry
 from rlhf_jax.algorithms.preference import update as preference
 from rlhf_jax.data import lists
-from rlhf_jax.notebook.learner import Learner, check_parts, metrics_of
+from rlhf_jax.notebook.learner import (
+  Learner,
+  check_optimizer,
+  check_parts,
+  metrics_of,
+)
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import features, language_model, pairs
 from rlhf_jax.schema import Method
@@ -87,6 +92,7 @@ def from_conversations(
     seed: of each step's key.
     donates: see from_scores.
   """
+  optimizer = check_optimizer(optimizer)
   update = language_model.make_update(
     policy.role, method.config, optimizer, None, donates=donates
   )
@@ -140,6 +146,7 @@ def from_pairs(
     found = logprobs(policy.params, policy.frozen, batch)
     return batch.replace(reference_logprobs=found)
 
+  optimizer = check_optimizer(optimizer)
   update = pairs.make_update(
     policy.role, method, accumulation, optimizer, None, donates=donates
   )
@@ -181,6 +188,7 @@ def from_comparisons(
       reward.check_labels(np.asarray(batch.label), method.config)
     return batch
 
+  optimizer = check_optimizer(optimizer)
   update = features.make_update(
     model.role, method.config, optimizer, donates=donates
   )

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax import rounding
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import supervised
 from rlhf_jax.programs.world import World
@@ -171,9 +172,10 @@ def metrics_of(row: dict[str, Array], state: TrainState) -> dict[str, float]:
 
 
 def check_optimizer(optimizer: Any) -> Any:
+  """Returns an optax transformation that may train bfloat16 weights too."""
   if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
     raise UserError(
       f"optimizer={optimizer!r:.60}: must be an optax transformation, such as "
       "optax.adam(1e-5)."
     )
-  return optimizer
+  return rounding.with_narrow_weights(optimizer)

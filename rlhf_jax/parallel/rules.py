@@ -71,6 +71,11 @@ RULES: tuple[tuple[str, tuple], ...] = (
 _COMPILED = tuple((re.compile(f"(^|.*/){p}$"), axes) for p, axes in RULES)
 
 
+# Scales of the blocks of 8-bit moments (moments.py) lie as the parameter does,
+# where an axis that is so much shorter divides.
+_SCALES = re.compile(r"(^|.*/)\w+_scales/")
+
+
 def _axes_for(path: str, shape: tuple[int, ...]) -> tuple:
   """Returns the rule's entry for each dimension, marks included."""
   if not shape:
@@ -103,6 +108,8 @@ def sharding_tree(mesh: Mesh, tree: PyTree) -> PyTree:
   def one(path: tuple, leaf: Any) -> NamedSharding:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     axes = _axes_for(name, tuple(leaf.shape))
+    if _SCALES.match(name):
+      return NamedSharding(mesh, PartitionSpec(*_dividing(mesh, leaf, axes)))
     entries = [
       _checked(mesh, name, dimension, size, entry)
       for dimension, (size, entry) in enumerate(
@@ -112,6 +119,15 @@ def sharding_tree(mesh: Mesh, tree: PyTree) -> PyTree:
     return NamedSharding(mesh, PartitionSpec(*entries))
 
   return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _dividing(mesh: Mesh, leaf: Any, axes: tuple) -> list:
+  """Returns the entries of a rule whose dimensions divide, None for others."""
+  names = [_unmarked(entry)[0] for entry in axes]
+  return [
+    name if name is not None and size % mesh.shape[name] == 0 else None
+    for size, name in zip(leaf.shape, names, strict=True)
+  ]
 
 
 def gather(path: str, weight: Array, *, is_table: bool = False) -> Array:

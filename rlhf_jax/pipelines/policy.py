@@ -35,6 +35,7 @@ from rlhf_jax.programs import actors as actors_lib
 from rlhf_jax.programs import (
   build,
   critic,
+  offload,
   policy_programs,
   policy_settings,
   policy_step,
@@ -82,6 +83,7 @@ class Step:
   text: iterator of text mixed into the updates (PPO-ptx), or None.
   key: every step's keys are folded out of it.
   monitors: names of further scores that are logged.
+  resting: the judge's weights where some are on the host between phases.
   """
 
   settings: Settings
@@ -94,12 +96,16 @@ class Step:
   timer: metrics.Timer
   monitors: tuple[str, ...]
   writer: metrics.MetricsWriter
+  resting: offload.Frozen | None = None
 
   def __call__(
     self, step: int, arrays: PyTree, facts: dict
   ) -> tuple[PyTree, dict, dict]:
     """Returns the arrays and facts after a step, and its row of metrics."""
-    keys = _step_keys(self.key, step)
+    keys, resting = _step_keys(self.key, step), self.settings.offload
+    if "optimizer" in resting.trees:
+      with self.timer("offload"):
+        arrays = offload.park(resting, arrays)
     is_pretraining = step < self.settings.value.pretrain_steps
     usual = facts.get("rows", 0)
     params = arrays["train"].params
@@ -107,7 +113,10 @@ class Step:
       params = params | {"value": arrays["critic"].params}
     judged, drawn = self._sample(params, keys[0], usual)
     facts = facts | {"rows": judged.rows}
+    if resting.prefetch:
+      arrays = offload.fetch(resting, arrays)
     rollout, moments, row = self._prepare(params, arrays, judged)
+    arrays = offload.fetch(resting, arrays)
     arrays, found = self._learn(arrays, rollout, keys[1], step)
     beta = arrays["beta"]
     if not is_pretraining:
@@ -221,6 +230,7 @@ def _make_step(
   loader: Any,
   text: Any,
   writer: metrics.MetricsWriter,
+  resting: offload.Frozen | None,
 ) -> Step:
   timer, tokenizer = metrics.Timer(), phase.base.tokenizer
   source = rollouts.Source(
@@ -241,6 +251,7 @@ def _make_step(
     readers=scorers.open_readers(
       actors.readers, settings.prompts, sampler, phase.mesh
     ),
+    resting=resting,
   )
   return Step(
     settings=settings,
@@ -258,6 +269,7 @@ def _make_step(
     timer=timer,
     monitors=tuple(settings.monitors),
     writer=writer,
+    resting=resting,
   )
 
 
@@ -308,8 +320,9 @@ def run(settings: Settings, world: World) -> dict:
   )
   starts.say_reference(settings, "policy")
   policy_programs.say_rows(settings, world.ways, base.config.attention)
+  resting = offload.opened(settings.offload, actors, base, world.mesh)
   arrays, facts = loop.run_steps(
-    _make_step(settings, phase, sampler, actors, loader, text, writer),
+    _make_step(settings, phase, sampler, actors, loader, text, writer, resting),
     phase="policy",
     workdir=world.workdir,
     schedule=settings.schedule,

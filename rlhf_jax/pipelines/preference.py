@@ -72,7 +72,9 @@ class Settings(schema.Settings):
 
   def __post_init__(self) -> None:
     schema.check_seed(self.seed)
-    build.check_trainable(self.model, self.trainable, start=self.init_from)
+    build.check_trainable(
+      self.model, self.trainable, start=self.init_from, samples=False
+    )
     build.check_fraction(self)
     if self.reference and not self.has_reference:
       raise FieldError(

@@ -74,7 +74,11 @@ class Settings(schema.Settings):
     schema.check_seed(self.seed)
     schema.check_least(self, stop_layer=0)
     build.check_trainable(
-      self.model, self.trainable, has_head=True, start=self.init_from
+      self.model,
+      self.trainable,
+      has_head=True,
+      start=self.init_from,
+      samples=False,
     )
     build.check_fraction(self)
 

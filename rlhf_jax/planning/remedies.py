@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlhf_jax.planning import report as report_lib
-from rlhf_jax.planning.report import Line, Report
+from rlhf_jax.planning.report import Report
+from rlhf_jax.programs import offload
 from rlhf_jax.schema import UserError
 
 _GIB = 2**30
@@ -27,24 +28,14 @@ def advice(config: Any, report: Report) -> str:
     programs = ", ".join(line.program for line in own)
     rows.append(f"{name}: {programs} does not fit. Estimates of what would:")
     rows += [f"  {row}" for row in _tried(config, report, name)]
-    rows.append(f"  {_offload(own)}")
   if report.is_host_too_small:
     rows.append(
-      "host: its largest weight does not fit. Use hosts with more memory, a "
-      "Hugging Face folder instead of a GGUF file, which is read whole, or "
-      "model.scan_layers=False, whose weights are one layer each."
+      "host: its largest weight, or what offload.trees puts there, does not "
+      "fit. Use hosts with more memory, a Hugging Face folder instead of a "
+      "GGUF file, which is read whole, model.scan_layers=False, whose weights "
+      "are one layer each, or fewer trees."
     )
   return "\n".join(rows)
-
-
-def _offload(lines: list[Line]) -> str:
-  """Returns what parking weights on the host would give."""
-  worst = max(lines, key=lambda line: line.peak)
-  return (
-    f"offload: {worst.program} does not read {_gib(worst.idle)} of what stays "
-    f"on the device; parked on the host {_gib(worst.peak - worst.idle)} would "
-    "remain. Not implemented; with LoRA the roles share one base instead."
-  )
 
 
 def _gib(size: float) -> str:
@@ -118,12 +109,44 @@ def _candidates(
       f"{prefix}mesh.fsdp": -1,
       f"{prefix}mesh.tensor": 4,
     }
-  if trains and stage.trainable.mode == "full":
-    lora = {f"{prefix}trainable.mode": "lora"}
-    lora[f"{prefix}model.lora_rank"] = LORA_RANK
-    has_critic = "value" in stage and stage.value.trunk == "own"
-    if has_critic and stage.value.mode == "full":
-      lora[f"{prefix}value.mode"] = "lora"
-    yield lora
+  yield from _smaller(stage, prefix)
   if rows >= 2 * ways:
     yield {f"{prefix}{batch}": rows // 2}
+
+
+def _smaller(stage: Any, prefix: str) -> Iterator[dict[str, Any]]:
+  """Yields changes of how weights and moments are kept.
+
+  What changes no number comes first, what trains something else last.
+  """
+  if "offload" in stage and not stage.offload.trees:
+    trees = list(offload.TREES)
+    if not stage.get("reward") and not stage.get("monitors"):
+      judged = stage.get("reward_fn") or stage.verifier.name
+      trees = [name for name in trees if name != "reward" or not judged]
+    parked = {f"{prefix}offload.trees": tuple(trees)}
+    yield parked
+    yield parked | {f"{prefix}offload.prefetch": False}
+  if "trainable" not in stage:  # nothing trains
+    return
+  sections = [
+    name for name in stage if name == "optimizer" or name.endswith("_optimizer")
+  ]
+  if stage.trainable.mode == "full":
+    yield {f"{prefix}{name}.moments": "8bit" for name in sections}
+  model = stage.model
+  if model.dtype == "bfloat16" and model.weights == "float32":
+    yield {f"{prefix}model.weights": "bfloat16"}
+  lora: dict[str, Any] = {}
+  if stage.trainable.mode == "full":
+    lora = {f"{prefix}trainable.mode": "lora"}
+    lora[f"{prefix}model.lora_rank"] = LORA_RANK
+    has_own_critic = "value" in stage and stage.value.trunk == "own"
+    if has_own_critic and stage.value.mode == "full":
+      lora[f"{prefix}value.mode"] = "lora"
+    yield lora
+  if "generate" in stage and model.lora_merge:
+    yield lora | {f"{prefix}model.lora_merge": False}
+  if "quantize" in model and model.quantize == "none":
+    yield lora | {f"{prefix}model.quantize": "int8"}
+    yield lora | {f"{prefix}model.quantize": "int4"}

@@ -8,6 +8,7 @@ topology.py: all of compute, HBM and interconnect overlapped, or none.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import resource
 import time
@@ -95,11 +96,25 @@ class Line:
 
 
 @dataclasses.dataclass(frozen=True)
+class Offload:
+  """Bytes that rest on hosts (programs/offload.py).
+
+  host: on one host. to_device, to_host: that a device is sent, and sends, in a
+    step.
+  """
+
+  host: int
+  to_device: int
+  to_host: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
   """The whole plan.
 
   limit: bytes that a device may use. meshes, notes: phase -> text.
   host: bytes a host needs while it reads the weights.
+  offload: what rests on hosts between the phases that read it.
   parameters: of the model.
   seconds, peak_bytes: that planning took, on this machine.
   """
@@ -114,6 +129,7 @@ class Report:
   host: int
   seconds: float
   peak_bytes: int
+  offload: Offload = Offload(0, 0, 0)
 
   @property
   def too_large(self) -> list[Line]:
@@ -125,7 +141,8 @@ class Report:
   @property
   def is_host_too_small(self) -> bool:
     """Says whether one host cannot hold what it reads."""
-    return self.host > self.topology.chip.host * 2**30
+    most = max(self.host, self.offload.host)
+    return most > self.topology.chip.host * 2**30
 
 
 def phases(config: Any, devices: Devices) -> list[Phase]:
@@ -177,6 +194,7 @@ def make(
   for phase in chosen:
     lines += _lines(phase, topology, compiles, progress)
   parameters, host = _host(chosen, topology)
+  parked = _offloaded(chosen, topology)
   return Report(
     topology=topology,
     is_compiled=compiles,
@@ -186,6 +204,7 @@ def make(
     notes={p.name: tuple(p.world.notes) for p in chosen},
     parameters=parameters,
     host=host,
+    offload=parked,
     seconds=time.perf_counter() - begun,
     peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
   )
@@ -200,7 +219,7 @@ def _host(
   devices (models/stored.py); a GGUF file is read whole.
   """
   phase = max(found, key=lambda phase: phase.model.n_layers)
-  leaves = jax.tree.leaves(phase.frozen[0])
+  leaves = jax.tree.leaves(phase.base.params)
   sizes = [math.prod(leaf.shape) for leaf in leaves]
   if phase.is_read_whole:
     return sum(sizes), 4 * sum(sizes) * (2 if phase.model.scan_layers else 1)
@@ -223,8 +242,6 @@ def _lines(
     id(leaf)
     for leaf in jax.tree.leaves((phase.trained, phase.frozen, phase.optimizer))
   }
-  weights = abstract.bytes_of(phase.trained, phase.frozen)
-  state = abstract.bytes_of(phase.optimizer)
   flow: dict[str, Any] = {}
   lines = []
   for program in phase.programs:
@@ -234,6 +251,9 @@ def _lines(
     leaves = jax.tree.leaves(args)
     others = [x for x in leaves if id(x) not in resident]
     used = [x for x in leaves if id(x) in resident]
+    here = functools.partial(_without, away=phase.away.get(program.name, ()))
+    weights = abstract.bytes_of(here((phase.trained, phase.frozen)))
+    state = abstract.bytes_of(here(phase.optimizer))
     found, result = compiled.measure(phase, program, flow, compiles=compiles)
     if program.result:
       flow[program.result] = result
@@ -253,6 +273,30 @@ def _lines(
       )
     )
   return lines
+
+
+def _without(trees: Any, away: tuple) -> list[Any]:
+  """Returns the leaves that are not away."""
+  gone = {id(leaf) for leaf in away}
+  return [x for x in jax.tree.leaves(trees) if id(x) not in gone]
+
+
+def _offloaded(found: list[Phase], topology: topology_lib.Topology) -> Offload:
+  """Returns what leaves the devices, of the phase that puts most on a host."""
+  chip = topology.chip
+  devices = min(chip.chips_per_host, topology.chips) * chip.devices_per_chip
+  most = Offload(0, 0, 0)
+  for phase in found:
+    parked = abstract.bytes_of(list(phase.away.values()))
+    frozen = {id(x) for x in jax.tree.leaves(phase.frozen)}
+    moved = [
+      x
+      for x in jax.tree.leaves(list(phase.away.values()))
+      if id(x) not in frozen
+    ]
+    one = Offload(parked * devices, parked, abstract.bytes_of(moved))
+    most = max(most, one, key=lambda x: x.host)
+  return most
 
 
 def _line(

@@ -154,10 +154,15 @@ def _seconds(value: float) -> str:
 def _host(report: Report) -> str:
   chip = report.topology.chip
   verdict = "DOES NOT FIT" if report.is_host_too_small else "fits"
-  return (
-    f"\nhost: {report.host / _GIB:.1f} GiB while it reads the weights, of "
-    f"{chip.host:.0f}: {verdict}"
-  )
+  parked = report.offload
+  text = f"{report.host / _GIB:.1f} GiB while it reads the weights"
+  if parked.host:
+    text += (
+      f", {parked.host / _GIB:.1f} GiB of offloaded trees\n  (each device is "
+      f"sent {parked.to_device / _GIB:.2f} GiB a step and sends "
+      f"{parked.to_host / _GIB:.2f} GiB)"
+    )
+  return f"\nhost: {text}, of {chip.host:.0f}: {verdict}"
 
 
 def as_json(report: Report) -> dict[str, Any]:

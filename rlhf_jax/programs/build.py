@@ -46,6 +46,7 @@ def check_trainable(
   has_head: bool = False,
   has_lora_critic: bool = False,
   start: str = "",
+  samples: bool = True,
 ) -> None:
   """Checks what trains against what the model has.
 
@@ -55,6 +56,7 @@ def check_trainable(
     has_head: whether there is a head that could train alone.
     has_lora_critic: whether a critic reads what is said of factors.
     start: init_from, whose factors train where model.lora_rank=0.
+    samples: whether what trains is sampled from.
   """
   if trainable.mode == "head" and not has_head:
     raise FieldError(
@@ -71,6 +73,12 @@ def check_trainable(
         f"{lora_targets.said(model)}: with model.lora_rank=0 all of this is as "
         f"in init_from={start!r}. Leave it out, or set lora_rank."
       )
+  if not model.lora_merge and not (samples and trainable.mode == "lora"):
+    raise FieldError(
+      f"model.lora_merge=False with trainable.mode={trainable.mode!r}: it is "
+      "for sampling from a model whose factors train, and nothing does here. "
+      "Set lora_merge=True."
+    )
   is_read = trainable.mode != "full" or has_lora_critic
   if not is_read and (model.lora_rank or lora_targets.said(model)):
     said = f"model.lora_rank={model.lora_rank}, model.lora_scale="

@@ -10,7 +10,7 @@ from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.models import attention as attention_lib
 from rlhf_jax.models import trees
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.programs import abstract, critic, scorers
+from rlhf_jax.programs import abstract, critic, offload, scorers
 from rlhf_jax.programs.actors import Actors
 from rlhf_jax.programs.layer_work import reads_last
 from rlhf_jax.programs.policy_settings import Settings
@@ -69,22 +69,29 @@ def wire(
   if calls is not None:
     calls += settings.value.pretrain_steps
   wired = _Wired(settings, world, base, actors, arrays, made, calls)
-  programs = [
-    *wired.sampling(sampler),
-    *wired.judging(),
-    *wired.updates(),
-  ]
+  parts = wired.sampling(sampler), wired.judging(), wired.updates()
+  programs = [program for part in parts for program in part]
+  frozen = (base.params, actors.held, actors.frozen)
+  if settings.offload.releases:
+    frozen = frozen[1:]
   phase = Phase(
     name="policy",
     world=world,
     base=base,
     arrays=arrays,
-    frozen=(base.params, actors.held, actors.frozen),
+    frozen=frozen,
     programs=tuple(programs),
+    away=offload.away(
+      settings.offload, actors, arrays, *(_names(part) for part in parts)
+    ),
     step=tuple(p.name for p in programs if p.name != "value update"),
     role=actors.plan.policy,
   )
   return phase, sampler
+
+
+def _names(programs: list[Program]) -> list[str]:
+  return [program.name for program in programs]
 
 
 def say_rows(settings: Settings, ways: int, attention: str) -> None:

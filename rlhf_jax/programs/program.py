@@ -68,6 +68,7 @@ class Phase:
   programs: by name, in the order of a step.
   step: names of those that make one training step; all of them if empty.
   role: of what is trained.
+  away: program -> arrays that are on the host while it runs.
   """
 
   name: str
@@ -78,6 +79,7 @@ class Phase:
   programs: tuple[Program, ...]
   step: tuple[str, ...]
   role: roles.Role | None = None
+  away: dict[str, tuple] = dataclasses.field(default_factory=dict)
 
   def __getitem__(self, name: str) -> Program:
     """Returns a program by its name."""

@@ -40,7 +40,7 @@ from rlhf_jax.data import batches, dataset, overlap
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import build
+from rlhf_jax.programs import build, offload
 from rlhf_jax.programs.actors import Actors
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.rewards import texts
@@ -166,6 +166,7 @@ class Source:
     method wants them.
   readers: the reward models that read text, or None.
   timer: takes the seconds of sampling ("rollout") and judging ("score").
+  resting: the judge's weights where some are on the host between phases.
   """
 
   loader: batches.Loader
@@ -181,6 +182,7 @@ class Source:
   groups: groups_in_rows.Groups = groups_in_rows.ALONE
   further: dict[str, generate.Config] = dataclasses.field(default_factory=dict)
   readers: Readers | None = None
+  resting: offload.Frozen | None = None
 
   def prompts(self) -> PromptBatch:
     """Returns the next prompts, on the mesh."""
@@ -212,6 +214,8 @@ class Source:
       usual: rows of the batch before, see packing.plan.
     """
     with self.timer("rollout"):
+      if self.resting is not None:
+        self.resting.begin()
       drawn = self.sampler.with_streams(policy, prompts, key, how)
       samples, streams = jax.block_until_ready(drawn)
       further = {
@@ -227,6 +231,8 @@ class Source:
         name: self._judged(critic, found, prompts, None, kept)[0]
         for name, (found, kept) in further.items()
       }
+      if self.resting is not None:
+        self.resting.drop()
     return Judged(rollout, scores, others, layout)
 
   def _judged(
@@ -238,9 +244,10 @@ class Source:
     streams: dict[int, Array],
   ) -> tuple[Rollout, dict[str, Array]]:
     """Returns samples with their scores, and all scores by name."""
-    rollout, scores = self.judge(
-      self.actors.weights, critic, samples, layout, streams
-    )
+    weights = self.actors.weights
+    if self.resting is not None:
+      weights = self.resting.weights()
+    rollout, scores = self.judge(weights, critic, samples, layout, streams)
     if self.readers is not None:
       found = self.readers(samples, prompts.index)
       rollout, scores = with_read(rollout, scores, found, self.mesh)

@@ -29,7 +29,7 @@ from rlhf_jax.types import Array, PyTree, Samples
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-  """Samples a policy: factors merged, prompts run, tokens drawn.
+  """Samples a policy: factors merged or not, prompts run, tokens drawn.
 
   role: the policy's.
   frozen: what does not train of it.
@@ -111,8 +111,8 @@ class Sampler:
       calls: how often so many prompts are sampled in a run.
     """
     plan = _Plan(self, mesh, params, prompts, count, label, calls)
-    has_factors = self.role.trainable == "lora"
-    return [*([plan.merge()] if has_factors else []), *plan.passes()]
+    merges = self.role.trainable == "lora" and self.role.model.lora_merge
+    return [*([plan.merge()] if merges else []), *plan.passes()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,10 @@ class _Plan:
 
   @functools.cached_property
   def weights(self) -> PyTree:
-    """The policy's, its factors merged."""
+    """The policy's, its factors merged or beside their kernels."""
+    if not self.sampler.role.model.lora_merge:
+      variables = trees.merge(self.params, self.sampler.frozen)
+      return lora.beside(variables["params"], variables.get("lora", {}))
     return whole_weights(self.params, self.sampler.frozen)
 
   @property

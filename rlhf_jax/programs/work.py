@@ -80,6 +80,10 @@ class Passes:
     count += model.width * model.vocab_size
     return count / self.mesh.shape["tensor"]
 
+  def at_rest(self, model: transformer.Config, layers: int) -> float:
+    """Returns the bytes of `weights`, in the dtype they rest in."""
+    return jnp.dtype(model.weights).itemsize * self.weights(model, layers)
+
   def _gather(self, model: transformer.Config, layers: int) -> float:
     fsdp = self.mesh.shape["fsdp"]
     return FLOAT * self.weights(model, layers) * (fsdp - 1) / fsdp
@@ -147,7 +151,7 @@ class Passes:
       flops=forward_flops(model, tokens, layers, logits)
       + layers * attention_flops(model, rows, length, length)
       - (unread_flops(model, rows, length, reads) if layers else 0.0),
-      traffic=FLOAT * self.weights(model, layers) + 2.0 * layers * live,
+      traffic=self.at_rest(model, layers) + 2.0 * layers * live,
       sent=self._gather(model, layers) + self._reduce(model, tokens, layers),
       temporaries=live
       + self._gathered(model)
@@ -267,7 +271,7 @@ class Passes:
         + layers * attention_flops(model, rows, length, length)
         - (unread_flops(model, rows, length, reads) if layers else 0.0)
       ),
-      traffic=parts * passes * FLOAT * self.weights(model, layers)
+      traffic=parts * passes * self.at_rest(model, layers)
       + steps * 7.0 * trainable_bytes
       + parts * 4.0 * layers * live,
       sent=parts * 2.0 * self._gather(model, layers)
@@ -348,13 +352,15 @@ class Passes:
   ) -> Work:
     """Returns all steps of one token a row; see `prefill`.
 
-    Weights are cast to the compute dtype once, before the loop.
+    Weights are cast to the compute dtype, and gathered, once before the loop.
     """
     slots, tensor = width + new, self.mesh.shape["tensor"]
     steps, layers = new, model.n_layers
     cache = self.cache_bytes(model, rows, slots, dtype)
     size = jnp.dtype(model.dtype).itemsize
     whole = self.weights(model, layers)
+    is_as_it_is = model.weights == model.dtype and self.mesh.shape["fsdp"] == 1
+    made = 0.0 if is_as_it_is else size * whole
     live = layer_bytes(model, rows / self.ways, 1, slots, tensor)
     return Work(
       flops=steps
@@ -365,6 +371,6 @@ class Passes:
       traffic=steps * (size * whole + cache),
       sent=self._gather(model, layers)
       + steps * self._reduce(model, rows, layers),
-      temporaries=live + size * whole + self._logits(model, rows / self.ways),
+      temporaries=live + made + self._logits(model, rows / self.ways),
       cache=cache,
     )

@@ -117,7 +117,9 @@ class World:
 
   def merged(self, stage: stages.Stage) -> PyTree:
     """Returns the whole weights of a stage, LoRA factors merged."""
-    return roles.sampling_params(stage.role, *stage.parts)
+    model = dataclasses.replace(stage.role.model, lora_merge=True)
+    role = dataclasses.replace(stage.role, model=model)
+    return roles.sampling_params(role, *stage.parts)
 
   def placed(self, tree: PyTree) -> PyTree:
     """Returns weights that are read when they are indexed, as arrays."""

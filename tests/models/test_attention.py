@@ -213,3 +213,20 @@ def test_scores_that_are_capped_do_not_go_to_cudnn(capsys):
   asked = dataclasses.replace(model, attention="cudnn")
   with pytest.raises(FieldError, match="model.attention='cudnn': gemma caps"):
     pretrained.as_run(capped, asked, "gpu")
+
+
+def test_splash_reads_whole_rows_where_no_layer_has_a_window():
+  config = transformer.Config(
+    vocab_size=8,
+    width=8,
+    n_layers=1,
+    n_heads=1,
+    n_kv_heads=1,
+    head_dim=8,
+    mlp_width=8,
+    attention="splash",
+  )
+  valid = jnp.ones((2, attention.BLOCK))
+  positions = jnp.tile(jnp.arange(attention.BLOCK)[None], (2, 1))
+  found = attention.make_masks(config, valid, positions)
+  assert isinstance(found, attention.Segments)

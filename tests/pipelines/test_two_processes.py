@@ -23,6 +23,7 @@ class Run:
 
   def __init__(self, files, start, scorer, workdir, compile_cache):
     self.workdir = workdir
+    self.flags = []
     self._cache = compile_cache
     self._experiment = files.root / f"{workdir.name}.py"
     self._experiment.write_text(
@@ -50,6 +51,7 @@ class Run:
           f"--config={self._experiment}",
           f"--workdir={self.workdir}",
           *(f"--config.mesh.{name}={size}" for name, size in mesh.items()),
+          *self.flags,
           f"--distributed=127.0.0.1:{port},{processes},{index}"
           if processes > 1
           else "--distributed=off",
@@ -128,6 +130,9 @@ def test_t20_a_killed_peer_ends_the_other_and_the_restart_goes_on(
 
 @pytest.mark.slow
 def test_t20_sigterm_to_one_stops_both_and_one_process_goes_on(run, straight):
+  """With trees on the hosts, each beside the devices of its process."""
+  trees = "('reference', 'reward', 'optimizer')"
+  run.flags = [f"--config.offload.trees={trees}"]
   processes = run.start(2, data=4, fsdp=1, tensor=-1)
   run.wait_for_step(2, processes)
   processes[1].send_signal(signal.SIGTERM)

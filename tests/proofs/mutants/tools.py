@@ -153,4 +153,58 @@ FAULTS = (
       "round(value, decimals)",
     ),
   ),
+  *of(
+    "memory",
+    "moments.py",
+    "moments::what_is_above_0_never_becomes_0"
+    " moments::codes_are_the_nearest_of_their_block"
+    " moments::it_ends_where_adamw_ends",
+    (
+      "moments: small second moments vanish",
+      "codes = jnp.where(unit > 0, jnp.maximum(codes, 1), 0)",
+      "codes = jnp.where(unit > 0, codes, 0)",
+    ),
+    (
+      "moments: the root comes back as the moment",
+      "return found if is_signed else jnp.square(found)",
+      "return found",
+    ),
+    (
+      "moments: codes are rounded down",
+      "middles = jnp.asarray((table[1:] + table[:-1]) / 2)",
+      "middles = jnp.asarray(table[1:])",
+    ),
+  ),
+  *of(
+    "memory",
+    "rounding.py",
+    "rounding::either_neighbour_by_chance_and_the_mean_is_right"
+    " rounding::tiny_updates_move_weights_where_the_nearest_does_not",
+    (
+      "rounding: always towards 0",
+      "cut = (bits + noise)",
+      "cut = (bits + 0 * noise)",
+    ),
+    (
+      "rounding: the same chance in every update",
+      "jax.random.fold_in(jax.random.key(SEED), state.count)",
+      "jax.random.fold_in(jax.random.key(SEED), 0)",
+    ),
+  ),
+  *of(
+    "memory",
+    "programs/offload.py",
+    "offload::a_tree_of_which_others_read_all_is_refused"
+    " plan_memory::what_is_away_is_counted_where_it_is_read",
+    (
+      "offload: what others read leaves too",
+      "own = {id(x): x for x in _movable(tree) if id(x) not in kept}",
+      "own = {id(x): x for x in _movable(tree)}",
+    ),
+    (
+      "plan: a prefetched copy takes no room",
+      "    with_frozen |= set(rollout)\n",
+      "",
+    ),
+  ),
 )
