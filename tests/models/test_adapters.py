@@ -51,7 +51,7 @@ def config_of(model):
   "name",
   [
     name
-    if name in ("llama_some", "gpt2", "phi3")
+    if name in ("llama_some", "gpt2")
     else pytest.param(name, marks=pytest.mark.slow)
     for name in ADAPTERS
   ],

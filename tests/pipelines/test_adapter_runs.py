@@ -382,13 +382,13 @@ def config_of_one_step(config):
 
 
 @pytest.mark.slow
-def test_a_folder_is_evaluated_against_its_base(files, adapter, tmp_path):
+def test_a_folder_is_evaluated_against_its_base(
+  files, adapter, reward_head, tmp_path
+):
   config = defaults.evaluate()
   config.mesh.devices = 1
   config.model.source = files.model
-  config.policy = str(adapter[0])
-  config.verifier.name = "pattern"
-  config.verifier.settings.update(pattern=".*cat.*")
+  config.policy, config.reward = str(adapter[0]), str(reward_head)
   config.prompts.update(source=files.prompts, format="prompt", max_length=24)
   config.generate.max_new_tokens = 4
   config.update(count=8, batch_size=8)

@@ -33,6 +33,7 @@ def test_chosen_factors_by_hand():
   )
 
 
+@pytest.mark.slow
 def test_a_reference_without_factors_is_the_base():
   config = policy_config("lora")
   config.model.lora_targets = "q_proj"
