@@ -154,6 +154,10 @@ def _qwen(fields: Fields, **more: Any) -> Config:
   found = _llama_like(fields, **more)
   window = fields.get("sliding_window", 4096)
   first = fields.get("max_window_layers", 28)
+  if type(first) is not int or first < 0:
+    raise UserError(
+      f"max_window_layers={first!r:.60}: must be a number of layers. {COPY}"
+    )
   usual = [FULL] * found["n_layers"]
   if fields.flag("use_sliding_window", False) and window is not None:
     usual = [LOCAL if i >= first else FULL for i in range(found["n_layers"])]
@@ -269,9 +273,9 @@ def gemma3(fields: Fields) -> Config:
     logit_cap=_capped(fields, "final_logit_softcapping", None),
   )
   layers = found["n_layers"]
-  every = fields.get("sliding_window_pattern")
-  every = fields.get("_sliding_window_pattern") if every is None else every
-  every = 6 if every is None else every
+  name = "sliding_window_pattern"
+  name = name if fields.has(name) else f"_{name}"
+  every = fields.whole(name) if fields.has(name) else 6
   usual = [LOCAL if (i + 1) % every else FULL for i in range(layers)]
   kinds = _layer_types(fields, layers, usual)
   found |= family_rope.two_thetas(fields, found["head_dim"])

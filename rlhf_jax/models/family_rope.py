@@ -145,6 +145,10 @@ def _longrope(
   if rope.has("attention_factor"):
     magnitude = rope.positive("attention_factor", 1.0)
   elif factor > 1:
+    if first < 2:
+      raise UserError(
+        f"original_max_position_embeddings={first}: must be above 1. {COPY}"
+      )
     magnitude = math.sqrt(1 + math.log(factor) / math.log(first))
   return rotary.Scaling(
     "factors",
@@ -213,6 +217,12 @@ def two_thetas(fields: Fields, head_dim: int) -> dict[str, Any]:
   values = dict(fields.values)
   local = fields.get("rope_local_base_freq", 10_000.0)
   if isinstance(newer, dict) and FULL in newer:
+    for kind in (FULL, LOCAL):
+      if not isinstance(newer.get(kind, {}), dict):
+        raise UserError(
+          f"rope_parameters of {kind!r}={newer[kind]!r:.60}: must be an "
+          f"object. {COPY}"
+        )
     values["rope_parameters"] = {"rope_theta": 1e6} | newer[FULL]
     own = dict(newer.get(LOCAL, {}))
     if own.pop("rope_type", "default") != "default":
@@ -221,6 +231,11 @@ def two_thetas(fields: Fields, head_dim: int) -> dict[str, Any]:
         "the model or extend rlhf_jax/models/rotary.py."
       )
     local = own.pop("rope_theta", local)
+    if own:
+      raise UserError(
+        f"rope_parameters of {LOCAL!r} hold {next(iter(own))!r}, which is not "
+        "read. Take it out if it does not change the numbers."
+      )
   elif not names_theta(fields):
     values["rope_theta"] = 1e6
   inner = Fields(values, fields.family)

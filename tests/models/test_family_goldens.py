@@ -21,6 +21,7 @@ ORACLES = Path(__file__).parents[1] / "oracles"
 KNOWN = json.loads((ORACLES / "families.json").read_text())
 GOLDEN = np.load(ORACLES / "families.npz")
 EVERY = 3
+FIRST = "original_max_position_embeddings"
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +175,28 @@ def test_a_context_is_at_most_what_is_read_as_a_whole():
   }
   cut = {name: n for name, n in lengths.items() if n != 64}
   assert cut == {"phi3_long": 32}
+
+
+@pytest.mark.parametrize(
+  ("name", "place", "value", "words"),
+  [
+    ("qwen2", ["max_window_layers"], None, "max_window_layers=None: must be"),
+    ("gemma3", ["_sliding_window_pattern"], False, "must be a whole number"),
+    ("gemma3", ["sliding_window_pattern"], 0, "must be a whole number"),
+    ("gemma3", ["rope_parameters", "full_attention"], None, "be an object"),
+    ("gemma3", ["rope_parameters", "sliding_attention"], "x", "be an object"),
+    ("gemma3", ["rope_parameters", "sliding_attention", "z"], 1, "hold 'z'"),
+    ("phi3_long", ["rope_parameters", FIRST], 1, f"{FIRST}=1: must be above"),
+  ],
+)
+def test_odd_values_are_named(name, place, value, words, tmp_path):
+  """Found by putting 25 odd values into every entry of every family."""
+  config = json.loads(json.dumps(KNOWN[name]["config"]))
+  *outer, last = place
+  inside = config
+  for key in outer:
+    inside = inside[key]
+  inside[last] = value
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  with pytest.raises(UserError, match=f"config.json: .*{words}"):
+    huggingface.read_config(tmp_path)

@@ -55,12 +55,12 @@ def eighth(folder, kind=ml_dtypes.float8_e4m3fn):
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2"])
 def test_all_weights_as_8_bit_floats(folder, kind):
   kind = getattr(ml_dtypes, kind)
-  plain = trees.flatten(huggingface.load(folder)[1])
+  plain = jax.tree.map(np.asarray, trees.flatten(huggingface.load(folder)[1]))
   tensors = load_file(folder / WEIGHTS)
   save_file({n: x.astype(kind) for n, x in tensors.items()}, folder / WEIGHTS)
   found = trees.flatten(huggingface.load(folder)[1])
   for path, weight in plain.items():
-    expected = np.asarray(weight).astype(kind).astype(np.float32)
+    expected = weight.astype(kind).astype(np.float32)
     np.testing.assert_array_equal(np.asarray(found[path]), expected)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants, file_download
+from huggingface_hub.utils import _http
 from ml_collections import ConfigDict
 
 from rlhf_jax import config_tree
@@ -29,6 +30,12 @@ def set_hub(monkeypatch, address, cache):
   monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
 
+def go_offline(monkeypatch):
+  """As $HF_HUB_OFFLINE does; older versions read it once a session."""
+  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+  getattr(_http, "reset_sessions", lambda: None)()
+
+
 @pytest.fixture
 def served(tmp_path, monkeypatch):
   """A hub with one model in two revisions; the working folder is empty."""
@@ -46,6 +53,8 @@ def served(tmp_path, monkeypatch):
     server.add(NAME, {"main": new, "v1": old})
     hub.pin.cache_clear()
     yield server
+    monkeypatch.undo()
+    getattr(_http, "reset_sessions", lambda: None)()
     hub.pin.cache_clear()
 
 
@@ -96,7 +105,7 @@ def test_what_is_in_the_cache_needs_no_network(served, tmp_path, monkeypatch):
   hub.pin.cache_clear()
   moved = hub.pin(NAME)
   assert moved != f"{NAME}@{commit}"
-  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+  go_offline(monkeypatch)
   served.asked.clear()
   assert hub.fetch(f"{NAME}@{commit}") == folder
   assert not served.asked
@@ -112,7 +121,7 @@ def test_a_branch_of_the_cache_is_read_and_said_without_a_network(
   hub.pin.cache_clear()
   assert hub.pin(NAME) == before
   assert "cannot be reached" in capsys.readouterr().out
-  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+  go_offline(monkeypatch)
   hub.pin.cache_clear()
   assert hub.pin(NAME) == before
   with pytest.raises(

@@ -316,7 +316,7 @@ def test_two_sections_of_one_model_share_its_weights(folder, monkeypatch):
   monkeypatch.setattr(
     pretrained, "read_weights", lambda path: reads.append(path) or real(path)
   )
-  tokenizer = types.SimpleNamespace(vocab_size=8)
+  tokenizer = types.SimpleNamespace(vocab_size=8, eos_id=2)
   monkeypatch.setattr(pretrained, "read_tokenizer", lambda *_: tokenizer)
   monkeypatch.setattr(pretrained, "empty_rows", lambda *_: ())
   mesh = mesh_lib.make_mesh(mesh_lib.Config(devices=1))
