@@ -62,7 +62,7 @@ class Settings(schema.Settings):
   )  # folder of the run that it is compared with
   reward: str = stage_field(stages.REWARD)  # folder of the reward model, or ""
   gold: str = stage_field(stages.REWARD)  # folder of a held-out one, or ""
-  scoring: Scoring = Scoring()
+  scoring: Scoring = Scoring()  # how reward models read answers
   verifier: texts.Verifier = texts.Verifier()  # what else judges
   reward_fn: str = ""  # import path of a function that judges, in its place
   prompts: Data = Data()  # held-out prompts that both answer

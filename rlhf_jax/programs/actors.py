@@ -58,7 +58,7 @@ class Sampled(schema.Settings):
   reward_fn: str = ""  # import path of a function that judges, file.py:name
   monitors: dict[str, Any] = dataclasses.field(default_factory=dict)
   # name -> folder of a reward model that only watches
-  scoring: Scoring = Scoring()
+  scoring: Scoring = Scoring()  # how reward models read answers
   prompts: Data = Data()  # prompts that are answered
   generate: generate.Config = generate.Config()
   schedule: Schedule = Schedule()
