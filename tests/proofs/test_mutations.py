@@ -25,6 +25,7 @@ AREAS = {
   "sharding",
   "metrics",
   "export",
+  "memory",
 }
 
 
