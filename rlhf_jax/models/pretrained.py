@@ -24,10 +24,13 @@ from rlhf_jax.models import (
   gguf,
   heads,
   huggingface,
+  quantised,
+  quantised_files,
   roles,
   shapes,
   stored,
   transformer,
+  trees,
 )
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
@@ -57,9 +60,12 @@ class Model:
   remat: bool = False  # recompute blocks in the backward pass: less memory
   lora_rank: int = 0  # of the factors that mode "lora" trains; 0: none
   lora_scale: float = 1.0  # s of W + s A B, before the product of the factors
+  quantize: str = "none"  # bits of its matrices, which are frozen then: "int8",
+  # "int4"; docs/quantisation.md
 
   def __post_init__(self) -> None:
     check_least(self, lora_rank=0)
+    check_choice("quantize", self.quantize, quantised.KINDS)
     check_choice("prompt_end", self.prompt_end, chat.PROMPT_ENDS)
     check_choice("dtype", self.dtype, ("float32", "bfloat16"))
     check_choice("attention", self.attention, ("auto", *attention.KINDS))
@@ -92,7 +98,8 @@ class Base:
 def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
   """Returns the base model on the mesh; a second call returns the same.
 
-  Two sections that differ in how the model runs share its weights.
+  Two sections that differ in how the model runs share its weights; not those
+  that differ in their bits.
 
   Raises:
     UserError: nothing there that could be a model, or its parts do not belong
@@ -101,7 +108,9 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
   path = locate(model.source)
   print(f"reading the model {model.source}", flush=True)
   tokenizer = read_tokenizer(model, path)
-  read_config, params, fingerprint = _placed(path, model.scan_layers, mesh)
+  read_config, params, fingerprint = _placed(
+    path, model.scan_layers, model.quantize, mesh
+  )
   config = as_run(read_config, model, mesh.devices.flat[0].platform)
   if tokenizer.vocab_size > config.vocab_size:
     raise FieldError(
@@ -122,20 +131,26 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
 
 @functools.lru_cache(maxsize=2)
 def _placed(
-  path: Path, scans: bool, mesh: jax.sharding.Mesh
+  path: Path, scans: bool, quantize: str, mesh: jax.sharding.Mesh
 ) -> tuple[transformer.Config, PyTree, str]:
   """Returns the architecture, the weights on the mesh and their fingerprint.
 
   Args:
     path: of the model.
     scans: whether layers are stacked.
+    quantize: bits of matrices, see Model.
     mesh: where.
   """
   config, params = read_weights(path)
+  params = quantised_files.pending(params, quantize)
   if scans:
     params = stack_layers(params, config.n_layers)
-  tree = {"params": params}
-  params = mesh_lib.place(tree, rules.sharding_tree(mesh, tree))["params"]
+  flat = trees.flatten({"params": params})
+  del params
+  for name in list(flat):  # what was read of one is dropped before the next
+    weight = {name: flat.pop(name)}
+    flat |= mesh_lib.place(weight, rules.sharding_tree(mesh, weight))
+  params = trees.unflatten(flat)["params"]
   return config, params, integrity.fingerprint_params(params)
 
 

@@ -63,6 +63,14 @@ def check_trainable(
       "trainable.mode='lora': needs factors, and model.lora_rank=0. Set "
       "--config.model.lora_rank=16."
     )
+  if trainable.mode == "full" and model.quantize != "none":
+    raise FieldError(
+      f"model.quantize={model.quantize!r} with trainable.mode='full': a matrix "
+      "of few bits is frozen, as an update is smaller than its steps. Set "
+      "trainable.mode='lora'"
+      + (" or 'head'" if has_head else "")
+      + ", or model.quantize='none'."
+    )
   is_read = trainable.mode != "full" or has_lora_critic
   if not is_read and (model.lora_rank or model.lora_scale != 1.0):
     raise FieldError(

@@ -254,8 +254,9 @@ def check_same_base(info: dict, base: Base, workdir: str | Path) -> None:
       raise integrity.CheckpointError(
         f"{workdir} was trained with another {what} (fingerprint "
         f"{info[field][:16]}, of {info['model_source']}) than this run "
-        f"({value[:16]}, of {base.source}). Set model.source, model.tokenizer "
-        "and model.scan_layers as they were there, or name another folder."
+        f"({value[:16]}, of {base.source}). Set model.source, model.tokenizer, "
+        "model.scan_layers and model.quantize as they were there, or name "
+        "another folder."
       )
 
 
