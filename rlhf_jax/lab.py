@@ -120,6 +120,7 @@ def load(
     "lora_scale": role["lora_scale"],
     "tokenizer": info.get("tokenizer_source", ""),
     "scan_layers": info.get("scan_layers", False),
+    "quantize": info.get("quantize", "none"),
   }
   if trainable == "full":  # factors of the stage are merged into its weights
     known |= {"lora_rank": 0, "lora_scale": 1.0}

@@ -75,7 +75,7 @@ class Model:
 class Base:
   """A pretrained decoder, its tokenizer and what identifies both.
 
-  source, tokenizer_source: of its Model section.
+  source, tokenizer_source, quantize: of its Model section.
   """
 
   config: transformer.Config
@@ -84,6 +84,7 @@ class Base:
   fingerprint: str
   source: str
   tokenizer_source: str = ""
+  quantize: str = "none"
 
   @property
   def identity(self) -> dict[str, str]:
@@ -126,6 +127,7 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
     fingerprint=fingerprint,
     source=model.source,
     tokenizer_source=model.tokenizer,
+    quantize=model.quantize,
   )
 
 

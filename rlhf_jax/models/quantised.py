@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.models import trees
+from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array, PyTree
@@ -113,10 +114,11 @@ def widen(matrix: Quantised, dtype: Any, after: Array | None = None) -> Array:
   """
   values, scales, offsets = matrix.values, matrix.scales, matrix.offsets
   if after is not None:
-    values, scales, offsets, _ = jax.lax.optimization_barrier(
+    values, scales, offsets, after = jax.lax.optimization_barrier(
       (values, scales, offsets, after)
     )
   if scales is None:
+    values = values if after is None else values + _zero(after, values.dtype)
     return values.astype(dtype)
   numbers = _unpacked(values, scales.shape[-2]) if matrix.is_packed else values
   # [..., blocks, block, out], or [rows, blocks, block] of a table
@@ -128,10 +130,26 @@ def widen(matrix: Quantised, dtype: Any, after: Array | None = None) -> Array:
     *numbers.shape[:cut], count, size, *numbers.shape[cut + 1 :]
   )
   levels = _levels(split, matrix)
-  wide = levels * jnp.expand_dims(scales.astype(jnp.float32), cut + 1)
+  scales = scales.astype(jnp.float32)
+  scales = scales if after is None else scales + _zero(after, scales.dtype)
+  wide = levels * jnp.expand_dims(scales, cut + 1)
   if offsets is not None:
     wide = wide + jnp.expand_dims(offsets.astype(jnp.float32), cut + 1)
   return wide.astype(dtype).reshape(numbers.shape)
+
+
+def _zero(after: Array, dtype: Any) -> Array:
+  """Returns [] 0, which a compiler cannot know before it has an array.
+
+  On one device it keeps an order that a CPU's compiler forgets, which drops
+  the barriers before it orders its work. On several it would be sent around,
+  so there the barrier has to do.
+  """
+  if mesh_lib.is_split():
+    return jnp.zeros((), dtype)
+  bits = {2: jnp.uint16, 4: jnp.uint32}[after.dtype.itemsize]
+  first = jax.lax.bitcast_convert_type(after[(0,) * after.ndim], bits)
+  return jnp.minimum(first & 1, 0).astype(dtype)
 
 
 def _levels(numbers: Array, matrix: Quantised) -> Array:

@@ -213,6 +213,7 @@ class Planned(World):
       tokenizer=self.tokenizer,
       fingerprint="",
       source=model.source,
+      quantize=model.quantize,
     )
 
   def named(self, folder: str) -> str:

@@ -30,6 +30,7 @@ NEEDED = {
 FURTHER = {
   "tokenizer_source": str,
   "scan_layers": bool,
+  "quantize": str,
   "best": str,
   "trained": str,
   "steps": int,

@@ -263,3 +263,54 @@ def test_sharded_is_unsharded(kind, shape):
     *map(jax.tree.leaves, (found, expected)), strict=True
   ):
     np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-6)
+
+
+WIDE = 4 * 512 * 512  # bytes of a matrix that is widened
+
+
+@functools.cache
+def stack(kind, count=4):
+  weight = rng(0).normal(size=(512, 512)).astype(np.float32) / 23
+  matrix = quantised.quantise(weight, KERNEL, kind)
+  return jax.tree.map(jnp.asarray, [matrix] * count)
+
+
+def temporaries(function, *arguments):
+  """Returns the bytes that a compiled function needs beside its arrays."""
+  made = jax.jit(function).lower(*arguments).compile()
+  return made.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_one_matrix_is_wide_at_a_time(kind):
+  """In a loop over tokens, and between a forward and a backward pass."""
+  x, matrices = jnp.ones((4, 512)), stack(kind)
+
+  def tokens(x, matrices, product):
+    def token(_, x):
+      for matrix in matrices:
+        x = jnp.sin(product(x, matrix))
+      return x
+
+    return jax.lax.fori_loop(0, 9, token, x)
+
+  def widened_first(x, matrix):
+    return jnp.matmul(x, quantised.widen(matrix, x.dtype))
+
+  many = temporaries(
+    functools.partial(tokens, product=widened_first), x, matrices
+  )
+  one = temporaries(
+    functools.partial(tokens, product=quantised.product), x, matrices
+  )
+  assert one < 2.5 * WIDE < many
+
+  def update(x, matrices):
+    def loss(x):
+      for matrix in matrices:
+        x = jnp.sin(quantised.product(x, matrix))
+      return jnp.sum(x)
+
+    return jax.grad(loss)(x)
+
+  assert temporaries(update, x, matrices) < 2.5 * WIDE
