@@ -37,7 +37,7 @@ from rlhf_jax.types import Array, PyTree
 LENGTH = 96  # tokens of a row of text
 SENTENCE = 24  # tokens of a sentence that is scored, at most
 SCORED = 320  # sentences, half of them to fit the head
-KINDS = ("bfloat16", "int8", "int4")
+KINDS = ("int8", "int4")
 
 
 def texts() -> tuple[list[str], np.ndarray]:

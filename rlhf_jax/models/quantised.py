@@ -1,13 +1,13 @@
 """Frozen matrices of few bits, widened where they are used and not before.
 
-  bfloat16  w, rounded
-  int8      w = s n + o   n in 0..255; a scale s and an offset o for 16 inputs
-                          of an output
-  int4      w = s NF4[n]  n in 0..15, two in a byte; s for 32 inputs; NF4 are
-                          quantiles of a normal distribution
-  blocks of GGUF: Q8_0    w = s n, n in -127..127, s for 32 inputs
-                  Q4_0    w = s (n - 8)
-                  Q4_1    w = s n + o
+  int8  w = s n + o    n in 0..255; a scale s and an offset o for 16 inputs of
+                       an output
+  int4  w = s NF4[n]   n in 0..15, two in a byte; s for 32 inputs; NF4 are
+                       quantiles of a normal distribution
+  Q8_0  w = s n        n in -127..127; s for 32 inputs; this and the next are
+                       blocks of GGUF files
+  Q4_0  w = s (n - 8)
+  Q4_1  w = s n + o
 
 QLoRA (Dettmers et al. 2023, arXiv:2305.14314) trains factors beside such a
 base. The backward pass of `matmul` widens again: no wide matrix is kept for
@@ -37,7 +37,7 @@ from rlhf_jax.parallel import rules
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array, PyTree
 
-KINDS = ("none", "bfloat16", "int8", "int4")
+KINDS = ("none", "int8", "int4")
 BLOCKS = {"int8": 16, "int4": 32}  # inputs that share a scale
 SMALLEST = 8  # inputs of a block, where these do not divide
 TABLE = "embedding/embedding"  # ends the path of what has rows and no inputs
@@ -231,7 +231,7 @@ def merged(matrix: Quantised) -> Array:
 
 
 def kind_of(path: str, kind: str) -> str:
-  """Returns how a weight is kept: one of KINDS, "none" for as it is.
+  """Returns how a weight is kept.
 
   Errors of the values' projection, of which few heads have many readers, and
   of what makes logits count most: they have more bits.
@@ -239,6 +239,9 @@ def kind_of(path: str, kind: str) -> str:
   Args:
     path: names joined by "/".
     kind: of the model, one of KINDS.
+
+  Returns:
+    "int8", "int4", "bfloat16", or "none" for as it is.
   """
   if path.endswith((f"/{TABLE}", "lm_head/kernel")) or path == TABLE:
     return "int8" if kind == "int4" else kind
@@ -279,7 +282,7 @@ def block_size(inputs: int, path: str, kind: str) -> int:
     raise UserError(
       f"{path}: {kind} keeps {BLOCKS[kind]} inputs in a block, and {inputs} "
       f"inputs divide into blocks of {size} at most. Set model.quantize="
-      "'bfloat16' or 'none'."
+      "'none'."
     )
   return size
 

@@ -13,7 +13,7 @@ from rlhf_jax.models.quantised import Quantised
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
 
-KINDS = ("bfloat16", "int8", "int4")
+KINDS = ("int8", "int4")
 MODEL = transformer.Config(
   vocab_size=40,
   width=32,
@@ -94,19 +94,16 @@ def test_numbers_are_within_a_step_of_their_block(kind, path):
   weight[3, 4] = 40.0  # far out: its block alone is coarse
   made = quantised.quantise(weight, path, kind)
   assert made.shape == weight.shape
-  if kind == "bfloat16":
-    bound = np.abs(weight) * 2.0**-8
-  else:
-    axis = 1 if path == quantised.TABLE else 0
-    size = quantised.BLOCKS[kind]
-    blocks = np.split(weight, weight.shape[axis] // size, axis)
-    largest = [np.abs(x).max(axis, keepdims=True) for x in blocks]
-    bound = [0.153 * x for x in largest]  # half of NF4 from -1 to -0.696
-    if kind == "int8":  # half a step, and float16 of scale and offset
-      step = [np.ptp(x, axis, keepdims=True) / 255 for x in blocks]
-      pairs = zip(step, largest, strict=True)
-      bound = [0.51 * x + 2.0**-10 * y for x, y in pairs]
-    bound = np.concatenate([np.repeat(x, size, axis) for x in bound], axis)
+  axis = 1 if path == quantised.TABLE else 0
+  size = quantised.BLOCKS[kind]
+  blocks = np.split(weight, weight.shape[axis] // size, axis)
+  largest = [np.abs(x).max(axis, keepdims=True) for x in blocks]
+  bound = [0.153 * x for x in largest]  # half of NF4 from -1 to -0.696
+  if kind == "int8":  # half a step, and float16 of scale and offset
+    step = [np.ptp(x, axis, keepdims=True) / 255 for x in blocks]
+    pairs = zip(step, largest, strict=True)
+    bound = [0.51 * x + 2.0**-10 * y for x, y in pairs]
+  bound = np.concatenate([np.repeat(x, size, axis) for x in bound], axis)
   wide = quantised.widen(made, jnp.float32)
   error = np.abs(wide - weight)
   assert np.all(error <= bound)
