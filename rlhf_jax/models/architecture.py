@@ -51,6 +51,7 @@ class Config:
   empty_rows: tuple[tuple[int, int], ...] = ()  # (start, end) of rows of the
   # embedding that have no token: never sampled, and of probability 0
   dtype: str = "float32"  # compute dtype; weights are stored in float32
+  quantize: str = "none"  # bits of frozen matrices, see quantised.py
   attention: str = "einsum"  # the program, see attention.py
   scan_layers: bool = False  # one compiled block for deep models on TPU
   remat: bool = False  # recompute blocks in the backward pass

@@ -299,6 +299,7 @@ _OF_A_RUN = {  # fields of a Config that no file says, and their defaults
   in (
     "empty_rows",
     "dtype",
+    "quantize",
     "attention",
     "scan_layers",
     "remat",

@@ -75,7 +75,7 @@ class Model:
 class Base:
   """A pretrained decoder, its tokenizer and what identifies both.
 
-  source, tokenizer_source, quantize: of its Model section.
+  source, tokenizer_source: of its Model section.
   """
 
   config: transformer.Config
@@ -84,7 +84,6 @@ class Base:
   fingerprint: str
   source: str
   tokenizer_source: str = ""
-  quantize: str = "none"
 
   @property
   def identity(self) -> dict[str, str]:
@@ -127,7 +126,6 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
     fingerprint=fingerprint,
     source=model.source,
     tokenizer_source=model.tokenizer,
-    quantize=model.quantize,
   )
 
 
@@ -306,6 +304,7 @@ def as_run(
   return dataclasses.replace(
     config,
     dtype=model.dtype,
+    quantize=model.quantize,
     attention=kind,
     scan_layers=model.scan_layers,
     remat=model.remat,

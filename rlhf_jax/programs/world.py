@@ -213,7 +213,6 @@ class Planned(World):
       tokenizer=self.tokenizer,
       fingerprint="",
       source=model.source,
-      quantize=model.quantize,
     )
 
   def named(self, folder: str) -> str:

@@ -170,7 +170,7 @@ def write_stage(
     "model_source": base.source,
     "tokenizer_source": base.tokenizer_source,
     "scan_layers": base.config.scan_layers,
-    "quantize": base.quantize,
+    "quantize": base.config.quantize,
     **base.identity,
     "role": stage_file.role_facts(role),
     **facts,

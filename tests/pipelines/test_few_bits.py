@@ -44,7 +44,7 @@ def test_what_cannot_be_frozen_is_refused(files, mode, changes, words):
 def test_a_stage_belongs_to_the_bits_it_was_trained_on(files, sft_lora):
   config = with_bits(tiny_runs.sft_config(files, "lora"))
   base, info = tiny_runs.load_base(config), stages.read_stage(sft_lora)
-  assert info["quantize"] == "none" and base.quantize == "int4"
+  assert info["quantize"] == "none" and base.config.quantize == "int4"
   with pytest.raises(CheckpointError, match="another model.*model.quantize"):
     stages.check_same_base(info, base, sft_lora)
 
@@ -87,7 +87,7 @@ def test_a_whole_run_on_four_bits(files, tmp_path, monkeypatch):
   pipelines.run(config, tmp_path / "resumed")
   assert_same_run(tmp_path / "resumed", tmp_path / "whole", 6)
   policy = lab.load(tmp_path / "whole")
-  assert policy.base.quantize == "int4"
+  assert policy.base.config.quantize == "int4"
   again = pretrained.load_base(tiny_runs.settings_of(config).model, policy.mesh)
   assert again.fingerprint == policy.base.fingerprint
 
