@@ -27,6 +27,7 @@ from rlhf_jax import likelihood
 from rlhf_jax.models import cache as cache_lib
 from rlhf_jax.models import roles, transformer
 from rlhf_jax.programs.layer_work import (
+  FEW,
   FLOAT,
   attention_flops,
   forward_flops,
@@ -80,9 +81,13 @@ class Passes:
     count += model.width * model.vocab_size
     return count / self.mesh.shape["tensor"]
 
+  def at_rest(self, model: transformer.Config, layers: int) -> float:
+    """Returns the bytes of `weights`, as they rest."""
+    return FEW.get(model.quantize, FLOAT) * self.weights(model, layers)
+
   def _gather(self, model: transformer.Config, layers: int) -> float:
     fsdp = self.mesh.shape["fsdp"]
-    return FLOAT * self.weights(model, layers) * (fsdp - 1) / fsdp
+    return self.at_rest(model, layers) * (fsdp - 1) / fsdp
 
   def _reduce(
     self, model: transformer.Config, tokens: float, layers: int
@@ -147,7 +152,7 @@ class Passes:
       flops=forward_flops(model, tokens, layers, logits)
       + layers * attention_flops(model, rows, length, length)
       - (unread_flops(model, rows, length, reads) if layers else 0.0),
-      traffic=FLOAT * self.weights(model, layers) + 2.0 * layers * live,
+      traffic=self.at_rest(model, layers) + 2.0 * layers * live,
       sent=self._gather(model, layers) + self._reduce(model, tokens, layers),
       temporaries=live
       + self._gathered(model)
@@ -267,7 +272,7 @@ class Passes:
         + layers * attention_flops(model, rows, length, length)
         - (unread_flops(model, rows, length, reads) if layers else 0.0)
       ),
-      traffic=parts * passes * FLOAT * self.weights(model, layers)
+      traffic=parts * passes * self.at_rest(model, layers)
       + steps * 7.0 * trainable_bytes
       + parts * 4.0 * layers * live,
       sent=parts * 2.0 * self._gather(model, layers)
@@ -348,7 +353,8 @@ class Passes:
   ) -> Work:
     """Returns all steps of one token a row; see `prefill`.
 
-    Weights are cast to the compute dtype once, before the loop.
+    Weights are cast to the compute dtype once, before the loop; those of few
+    bits are widened one at a time, in it.
     """
     slots, tensor = width + new, self.mesh.shape["tensor"]
     steps, layers = new, model.n_layers
@@ -356,15 +362,20 @@ class Passes:
     size = jnp.dtype(model.dtype).itemsize
     whole = self.weights(model, layers)
     live = layer_bytes(model, rows / self.ways, 1, slots, tensor)
+    read = made = size * whole
+    if model.quantize != "none":
+      read = self.at_rest(model, layers)
+      made = size * model.width * model.vocab_size / tensor
+      made += read if self.mesh.shape["fsdp"] > 1 else 0.0
     return Work(
       flops=steps
       * (
         forward_flops(model, rows, layers, rows)
         + layers * attention_flops(model, rows, 1, slots)
       ),
-      traffic=steps * (size * whole + cache),
+      traffic=steps * (read + cache),
       sent=self._gather(model, layers)
       + steps * self._reduce(model, rows, layers),
-      temporaries=live + size * whole + self._logits(model, rows / self.ways),
+      temporaries=live + made + self._logits(model, rows / self.ways),
       cache=cache,
     )
