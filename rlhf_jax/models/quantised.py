@@ -147,7 +147,7 @@ def _zero(after: Array, dtype: Any) -> Array:
   """
   if mesh_lib.is_split():
     return jnp.zeros((), dtype)
-  bits = {2: jnp.uint16, 4: jnp.uint32}[after.dtype.itemsize]
+  bits = {2: jnp.int16, 4: jnp.int32}[after.dtype.itemsize]
   first = jax.lax.bitcast_convert_type(after[(0,) * after.ndim], bits)
   return jnp.minimum(first & 1, 0).astype(dtype)
 
