@@ -32,9 +32,7 @@ def merge(params: dict, lora: dict, scale: float) -> dict:
   made = trees.flatten(kept_beside(params, lora, scale))
   wide = adapted(params, lora)
   if wide:
-    made |= trees.flatten(
-      merged_kernels(wide, _factors_of(wide, lora), scale=scale)
-    )
+    made |= trees.flatten(merged_kernels(wide, lora, scale=scale))
   return trees.unflatten(trees.flatten(params) | made)
 
 
@@ -65,12 +63,6 @@ def _with_factors(params: dict, lora: dict) -> dict:
   flat = trees.flatten(params)
   stems = [path.rpartition("/")[0] for path in trees.flatten(lora)]
   return {f"{stem}/kernel": flat[f"{stem}/kernel"] for stem in stems}
-
-
-def _factors_of(kernels: dict, lora: dict) -> dict:
-  """Returns the factors of some kernels."""
-  stems = {path.rpartition("/")[0] for path in trees.flatten(kernels)}
-  return trees.split(lora, lambda path: path.rpartition("/")[0] in stems)[0]
 
 
 @functools.partial(jax.jit, static_argnames="scale")
