@@ -8,7 +8,8 @@ Model: SmolLM2-135M-Instruct. LoRA on layers 22-29 for the policy; reward
 model and critic are heads on the frozen layer 15, the held-out ("gold")
 reward model one on layer 18 with other sentences.
 Methods: SFT; Bradley-Terry; PPO with adaptive KL (Ziegler et al. 2019).
-Hardware: 2 CPU cores, 4 GiB. Time and results: README.
+Hardware: 2 CPU cores, 4 GiB. Time and results: README. With the base in 8
+bits (docs/quantisation.md): --config=configs/quickstart.py:int8
 
   python -m rlhf_jax.main --config=configs/quickstart.py \\
       --workdir=runs/quickstart
@@ -142,8 +143,12 @@ CAVEATS = (
 )
 
 
-def get_config() -> ConfigDict:
-  """Returns the quickstart; every stage's fields can be overridden."""
+def get_config(quantize: str = "none") -> ConfigDict:
+  """Returns the quickstart; every stage's fields can be overridden.
+
+  Args:
+    quantize: bits of the frozen base in all stages: quickstart.py:int8.
+  """
   config = defaults.rlhf()
   config.title = "Movie reviews that people like"
   config.sft = sft()
@@ -151,6 +156,8 @@ def get_config() -> ConfigDict:
   config.gold = reward("B", layer=18)
   config.policy = policy()
   config.evaluation = evaluation()
+  for stage in ("sft", "reward", "gold", "policy", "evaluation"):
+    config[stage].model.quantize = quantize
   config.facts = ConfigDict(
     {
       "config": "configs/quickstart.py",

@@ -125,6 +125,7 @@ def load(
     "chat_template": stage_file.template_of(folder),
     "prompt_end": info.get("prompt_end", "template"),
     "scan_layers": info.get("scan_layers", False),
+    "quantize": info.get("quantize", "none"),
   }
   if trainable == "full":  # factors of the stage are merged into its weights
     known |= {"lora_rank": 0, "lora_scale": 1.0, "lora_targets": ALL}

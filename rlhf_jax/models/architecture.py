@@ -53,6 +53,7 @@ class Config:
   dtype: str = "float32"  # compute dtype
   weights: str = "float32"  # dtype that parameters rest in, but for factors
   # and heads, which are float32
+  quantize: str = "none"  # bits of frozen matrices, see quantised.py
   attention: str = "einsum"  # the program, see attention.py
   scan_layers: bool = False  # one compiled block for deep models on TPU
   remat: bool = False  # recompute blocks in the backward pass

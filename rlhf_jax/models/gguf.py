@@ -120,8 +120,12 @@ class QuantisedWeight(Unread):
   def __init__(
     self, tensor: Any, path: Any, *, is_transposed: bool, heads: int = 0
   ) -> None:
-    self._tensor, self._path = tensor, path
-    self._is_transposed, self._heads = is_transposed, heads
+    self.tensor, self._path = tensor, path
+    self.is_transposed, self.shift = is_transposed, 0.0
+    self.rows = None
+    if heads:
+      rows = np.arange(int(tensor.shape[-1]))
+      self.rows = _halves(rows[:, None], heads)[:, 0]
     stored = tuple(int(size) for size in reversed(tensor.shape))
     self.shape = stored[::-1] if is_transposed else stored
 
@@ -129,7 +133,7 @@ class QuantisedWeight(Unread):
     """Returns a piece of what is dequantised whole."""
     import gguf
 
-    tensor = self._tensor
+    tensor = self.tensor
     try:
       weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     except (ValueError, NotImplementedError) as error:
@@ -140,9 +144,8 @@ class QuantisedWeight(Unread):
       ) from error
     weight = np.asarray(weight, np.float32)
     check_finite(weight, tensor.name, str(self._path))
-    if self._heads:
-      weight = _halves(weight, self._heads)
-    weight = weight.T if self._is_transposed else weight
+    weight = weight if self.rows is None else weight[self.rows]
+    weight = weight.T if self.is_transposed else weight
     return np.ascontiguousarray(weight[index])
 
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.models import quantised
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
 from rlhf_jax.types import Array
@@ -28,7 +29,10 @@ class Dense(nn.Module):
     leading = x.shape[:-1]
     x = x.reshape(-1, width)
     init = nn.initializers.normal(width**-0.5)
-    kernel = self.param("kernel", init, (width, self.features))
+    if self._is_quantised("kernel"):
+      kernel = self.get_variable("params", "kernel")
+    else:
+      kernel = self.param("kernel", init, (width, self.features))
     whole = functools.partial(self._whole, leading=leading)
     y = self._product(x, kernel, leading)
     if self.use_bias:
@@ -54,14 +58,24 @@ class Dense(nn.Module):
     kinds = ("lora", "params")
     return next((k for k in kinds if self.has_variable(k, "lora_a")), None)
 
+  def _is_quantised(self, name: str) -> bool:
+    """Says whether a weight is there, and of few bits."""
+    if not self.has_variable("params", name):
+      return False
+    weight = self.get_variable("params", name)
+    return isinstance(weight, quantised.Quantised)
+
   def _product(
     self, x: Array, kernel: Array, leading: tuple[int, ...]
   ) -> Array:
     """Returns x W; for single tokens the weight stays as it is."""
-    kernel = kernel.astype(self.dtype)
-    if leading[-1] == 1 or not mesh_lib.is_split():
-      return jnp.matmul(x, kernel)
+    is_alone = leading[-1] == 1 or not mesh_lib.is_split()
     path = "/".join((*self.path, "kernel"))
+    if isinstance(kernel, quantised.Quantised):
+      return quantised.product(x, kernel if is_alone else kernel.whole(path))
+    kernel = kernel.astype(self.dtype)
+    if is_alone:
+      return jnp.matmul(x, kernel)
     return rules.matmul(path, x, kernel, rows=leading[0])
 
   def _whole(self, name: str, weight: Array, leading: tuple[int, ...]) -> Array:

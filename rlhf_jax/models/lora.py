@@ -2,7 +2,8 @@
 
 The factors are a tree beside the frozen base: W' = W + s A B. Training applies
 them inside the block (no gradient of the full matrix is formed); the sampler
-merges them once, because it reads the weights many times between updates.
+merges them once, because it reads the weights many times between updates. A
+matrix of few bits cannot hold the sum: there the factors stay beside it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.models import trees
+from rlhf_jax.models import quantised, trees
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import Array
 
@@ -29,8 +30,11 @@ def merge(params: dict, lora: dict, scale: float) -> dict:
   """
   if not lora:
     return params
-  made = merged_kernels(adapted(params, lora), lora, scale=scale)
-  return trees.unflatten(trees.flatten(params) | trees.flatten(made))
+  made = trees.flatten(kept_beside(params, lora, scale))
+  wide = adapted(params, lora)
+  if wide:
+    made |= trees.flatten(merged_kernels(wide, lora, scale=scale))
+  return trees.unflatten(trees.flatten(params) | made)
 
 
 def beside(params: dict, lora: dict) -> dict:
@@ -42,10 +46,32 @@ def beside(params: dict, lora: dict) -> dict:
 
 
 def adapted(params: dict, lora: dict) -> dict:
-  """Returns the kernels of a parameter tree that have factors."""
+  """Returns the kernels that have factors and can hold their product."""
+  return trees.unflatten(
+    {
+      path: kernel
+      for path, kernel in _with_factors(params, lora).items()
+      if not isinstance(kernel, quantised.Quantised)
+    }
+  )
+
+
+def kept_beside(params: dict, lora: dict, scale: float) -> dict:
+  """Returns the kernels of few bits, their factors beside them."""
+  factors, found = trees.flatten(lora), {}
+  for path, kernel in _with_factors(params, lora).items():
+    if isinstance(kernel, quantised.Quantised):
+      stem = path.removesuffix("kernel")
+      a, b = factors[f"{stem}lora_a"], factors[f"{stem}lora_b"]
+      found[path] = kernel.with_factors(a, b, scale)
+  return trees.unflatten(found)
+
+
+def _with_factors(params: dict, lora: dict) -> dict:
+  """Returns {path: kernel} of those that have factors."""
   flat = trees.flatten(params)
   stems = [path.rpartition("/")[0] for path in trees.flatten(lora)]
-  return trees.unflatten({f"{x}/kernel": flat[f"{x}/kernel"] for x in stems})
+  return {f"{stem}/kernel": flat[f"{stem}/kernel"] for stem in stems}
 
 
 @functools.partial(jax.jit, static_argnames="scale")

@@ -27,6 +27,8 @@ from rlhf_jax.models import (
   hub,
   huggingface,
   lora_targets,
+  quantised,
+  quantised_files,
   roles,
   shapes,
   stored,
@@ -79,10 +81,13 @@ class Model:
   lora_targets: str = lora_targets.ALL  # which linear maps have factors: names
   # with commas between (q_proj,v_proj), or a regular expression
   lora_dropout: float = 0.0  # must be 0: every forward pass gives one number
+  quantize: str = "none"  # bits of its matrices, which are frozen then: "int8",
+  # "int4"; docs/quantisation.md
 
   def __post_init__(self) -> None:
     check_least(self, lora_rank=0)
     lora_targets.check_settings(self)
+    check_choice("quantize", self.quantize, quantised.KINDS)
     check_choice("prompt_end", self.prompt_end, chat.PROMPT_ENDS)
     templates.check_day(self.template_day)
     templates.variables(self.template_variables)
@@ -124,7 +129,8 @@ class Base:
 def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
   """Returns the base model on the mesh; a second call returns the same.
 
-  Two sections that differ in how the model runs share its weights.
+  Two sections that differ in how the model runs share its weights; not those
+  that differ in their bits.
 
   Raises:
     UserError: nothing there that could be a model, or its parts do not belong
@@ -134,7 +140,7 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
   print(f"reading the model {source}", flush=True)
   tokenizer = read_tokenizer(model, path)
   read_config, params, fingerprint = _placed(
-    path, model.scan_layers, model.weights, mesh
+    path, model.scan_layers, model.weights, model.quantize, mesh
   )
   config = as_run(read_config, model, mesh.devices.flat[0].platform)
   if tokenizer.vocab_size > config.vocab_size:
@@ -163,7 +169,7 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
 
 @functools.lru_cache(maxsize=2)
 def _placed(
-  path: Path, scans: bool, weights: str, mesh: jax.sharding.Mesh
+  path: Path, scans: bool, weights: str, quantize: str, mesh: jax.sharding.Mesh
 ) -> tuple[transformer.Config, PyTree, str]:
   """Returns the architecture, the weights on the mesh and their fingerprint.
 
@@ -171,22 +177,23 @@ def _placed(
     path: of the model.
     scans: whether layers are stacked.
     weights: dtype they rest in; the fingerprint is that of the file.
+    quantize: bits of matrices, see Model.
     mesh: where.
   """
   config, params = read_weights(path)
+  params = quantised_files.pending(params, quantize)
   if scans:
     params = stack_layers(params, config.n_layers)
-  tree = {"params": params}
-  shardings = rules.sharding_tree(mesh, tree)
-  if weights == "float32":
-    params = mesh_lib.place(tree, shardings)["params"]
-    return config, params, integrity.fingerprint_params(params)
-  places, found, bits = trees.flatten(shardings["params"]), {}, {}
-  for name, leaf in trees.flatten(params).items():
-    wide = mesh_lib.place(leaf, places[name])
-    bits |= integrity.bits_of({name: wide})
-    found[name] = wide.astype(weights)  # one weight at a time is float32
-  return config, trees.unflatten(found), integrity.fingerprint(bits)
+  flat, bits = trees.flatten(params), {}
+  del params
+  for name in list(flat):  # what was read of one is dropped before the next
+    leaf = {"params": {name: flat.pop(name)}}
+    leaf = mesh_lib.place(leaf, rules.sharding_tree(mesh, leaf))["params"]
+    bits |= integrity.bits_of(leaf)
+    if not isinstance(leaf[name], quantised.Quantised):
+      leaf[name] = leaf[name].astype(weights)
+    flat |= leaf
+  return config, trees.unflatten(flat), integrity.fingerprint(bits)
 
 
 def forget() -> None:
@@ -363,6 +370,7 @@ def as_run(
     config,
     dtype=model.dtype,
     weights=model.weights,
+    quantize=model.quantize,
     attention=kind,
     scan_layers=model.scan_layers,
     remat=model.remat,

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import likelihood, ops
-from rlhf_jax.models import heads, lora, transformer, trees
+from rlhf_jax.models import heads, lora, quantised, transformer, trees
 from rlhf_jax.models import targets as targets_lib
 from rlhf_jax.models.rows import Rows
 from rlhf_jax.schema import UserError, check_choice, check_least
@@ -127,8 +127,14 @@ def is_trainable(role: Role, path: str) -> bool:
 
 
 def split(role: Role, variables: dict) -> tuple[PyTree, PyTree]:
-  """Returns (trainable, frozen) trees of a role's variables."""
-  return trees.split(variables, lambda path: is_trainable(role, path))
+  """Returns (trainable, frozen) trees of a role's variables.
+
+  Raises:
+    UserError: a weight of few bits would train.
+  """
+  parts = trees.split(variables, lambda path: is_trainable(role, path))
+  quantised.check_none_trains(parts[0], role.trainable)
+  return parts
 
 
 def fresh_lora(role: Role, key: Array) -> dict:

@@ -25,7 +25,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from rlhf_jax import ops
-from rlhf_jax.models import attention, rotary
+from rlhf_jax.models import attention, quantised, rotary
 from rlhf_jax.models.architecture import Config
 from rlhf_jax.models.blocks import Block, Kind, kinds, run_block
 from rlhf_jax.models.cache import LayerCache
@@ -69,10 +69,14 @@ class Transformer(nn.Module):
 
   def embed(self, tokens: Array, positions: Array) -> Array:
     """Returns the residual stream [B, T, D] that enters layer 0."""
-    table = self.embedding.embedding
-    if tokens.shape[1] > 1 and mesh_lib.is_split():
-      table = rules.gather("embedding/embedding", table, is_table=True)
-    x = jnp.take(table, tokens, axis=0)
+    table, path = self.embedding.embedding, "embedding/embedding"
+    is_split = tokens.shape[1] > 1 and mesh_lib.is_split()
+    if isinstance(table, quantised.Quantised):
+      x = quantised.rows(table.whole(path) if is_split else table, tokens)
+    else:
+      if is_split:
+        table = rules.gather(path, table, is_table=True)
+      x = jnp.take(table, tokens, axis=0)
     if self.config.positions == "learned":
       x = x + self.position_embedding(positions)
     x = x.astype(self.config.dtype)
@@ -166,20 +170,27 @@ class Transformer(nn.Module):
     """Returns final_norm(x), what the unembedding reads."""
     return self.final_norm(x)
 
-  def unembedding(self, *, is_whole: bool = True) -> Array:
+  def unembedding(
+    self, *, is_whole: bool = True, after: Array | None = None
+  ) -> Array:
     """Returns [D, V] in the compute dtype: the tied embedding, or a head.
 
     Args:
       is_whole: gathered over "fsdp" (rules.py), for whole rows.
+      after: see quantised.widen.
     """
     if self.config.tie_embeddings:
       path, weight = "embedding/embedding", self.embedding.embedding
     else:
       path = "lm_head/kernel"
       weight = self.lm_head.variables["params"]["kernel"]
-    weight = weight.astype(self.config.dtype)
-    if is_whole and mesh_lib.is_split():
-      weight = rules.gather(path, weight)
+    is_whole &= mesh_lib.is_split()
+    if isinstance(weight, quantised.Quantised):
+      weight = weight.whole(path) if is_whole else weight
+      weight = quantised.widen(weight, self.config.dtype, after)
+    else:
+      weight = weight.astype(self.config.dtype)
+      weight = rules.gather(path, weight) if is_whole else weight
     return weight.T if self.config.tie_embeddings else weight
 
   def unembed(self, x: Array) -> Array:
@@ -189,7 +200,7 @@ class Transformer(nn.Module):
       self.lm_head(x)  # creates the kernel
     logits = jnp.matmul(
       x,
-      self.unembedding(is_whole=x.ndim > 2),
+      self.unembedding(is_whole=x.ndim > 2, after=x),
       preferred_element_type=jnp.float32,
     )
     return ops.soft_cap(logits, self.config.logit_cap)

@@ -35,26 +35,32 @@ ROW = "(attention/o_proj|mlp/down_proj)"  # tensor on the input
 # In OPTIONAL dimensions a size that does not divide is replicated, with a
 # warning: few key heads (one, in multi-query attention) and vocabularies of
 # odd size would otherwise forbid tensor parallelism. Elsewhere it is an error.
+# FEW is the same without a warning: scales of blocks, a 32nd of the values.
 OPTIONAL = "?"
+FEW = "??"
+SCALES = "(scales|offsets)"  # of models/quantised.py, beside its values
 
 RULES: tuple[tuple[str, tuple], ...] = (
   # [V, D]; the positions' table is [max_length, D]
   ("position_embedding/embedding", (None, "fsdp")),
-  ("embedding/embedding", ("tensor?", "fsdp")),
+  ("embedding/embedding(/values)?", ("tensor?", "fsdp")),
+  (f"embedding/embedding/{SCALES}", ("tensor??", "fsdp??")),
   # [D, V]
-  ("lm_head/(kernel|kernel_int8)", ("fsdp", "tensor?")),
-  ("lm_head/kernel_scale", ("tensor?",)),
+  ("lm_head/kernel(/values)?", ("fsdp", "tensor?")),
+  (f"lm_head/kernel/{SCALES}", ("fsdp??", "tensor??")),
   # [D, heads * head_dim] and [D, F]
-  ("attention/[kv]_proj/(kernel|kernel_int8)", ("fsdp", "tensor?")),
-  ("attention/[kv]_proj/(bias|kernel_scale)", ("tensor?",)),
+  ("attention/[kv]_proj/kernel(/values)?", ("fsdp", "tensor?")),
+  (f"attention/[kv]_proj/kernel/{SCALES}", ("fsdp??", "tensor??")),
+  ("attention/[kv]_proj/bias", ("tensor?",)),
   ("attention/[kv]_proj/lora_b", (None, "tensor?")),
-  (f"{COLUMN}/(kernel|kernel_int8)", ("fsdp", "tensor")),
-  (f"{COLUMN}/(bias|kernel_scale)", ("tensor",)),
+  (f"{COLUMN}/kernel(/values)?", ("fsdp", "tensor")),
+  (f"{COLUMN}/kernel/{SCALES}", ("fsdp??", "tensor")),
+  (f"{COLUMN}/bias", ("tensor",)),
   (f"{COLUMN}/lora_a", ("fsdp", None)),  # [D, r]
   (f"{COLUMN}/lora_b", (None, "tensor")),  # [r, out]
   # [heads * head_dim, D] and [F, D]
-  (f"{ROW}/(kernel|kernel_int8)", ("tensor", "fsdp")),
-  (f"{ROW}/kernel_scale", ("fsdp",)),
+  (f"{ROW}/kernel(/values)?", ("tensor", "fsdp")),
+  (f"{ROW}/kernel/{SCALES}", ("tensor??", "fsdp")),
   (f"{ROW}/bias", (None,)),
   (f"{ROW}/lora_a", ("tensor", None)),  # [in, r]
   (f"{ROW}/lora_b", (None, "fsdp")),  # [r, D]
@@ -69,6 +75,8 @@ RULES: tuple[tuple[str, tuple], ...] = (
   ("(key|value)_scale", (BATCH_AXES, "tensor?", None)),  # of int8
 )
 _COMPILED = tuple((re.compile(f"(^|.*/){p}$"), axes) for p, axes in RULES)
+# Factors that are merged into few bits stand below their kernel.
+_BELOW = re.compile(r"/kernel/factors/\d+/")
 
 
 # Scales of the blocks of 8-bit moments (moments.py) lie as the parameter does,
@@ -80,6 +88,7 @@ def _axes_for(path: str, shape: tuple[int, ...]) -> tuple:
   """Returns the rule's entry for each dimension, marks included."""
   if not shape:
     return ()
+  path = _BELOW.sub("/", path)
   for pattern, axes in _COMPILED:
     if pattern.match(path):
       if len(axes) > len(shape):
@@ -189,7 +198,8 @@ def gather_tree(tree: PyTree, dtype: str) -> PyTree:
   """Returns weights, inside jit, as a loop of single tokens uses them.
 
   What "fsdp" splits is cast and made whole once, before the loop; left to
-  itself the compiler gathers every weight for every token.
+  itself the compiler gathers every weight for every token. Matrices of few
+  bits are made whole as they are.
 
   Args:
     tree: parameters, no LoRA factors.
@@ -201,9 +211,10 @@ def gather_tree(tree: PyTree, dtype: str) -> PyTree:
 
   def one(path: tuple, leaf: Array) -> Array:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    if "fsdp" not in _axes_for(name, tuple(leaf.shape)):
+    if "fsdp" not in _owned(name, leaf):
       return leaf
-    return gather(name, leaf.astype(dtype))
+    is_wide = not name.endswith(("/values", "/scales", "/offsets"))
+    return gather(name, leaf.astype(dtype) if is_wide else leaf)
 
   return jax.tree_util.tree_map_with_path(one, tree)
 
@@ -255,16 +266,17 @@ def init_sharded(mesh: Mesh, init: Callable[..., PyTree], *args) -> PyTree:
   return jax.jit(init, out_shardings=shardings)(*args)
 
 
-def _unmarked(entry: Any) -> tuple[Any, bool]:
-  """Returns the mesh axis or axes of a table entry, and if it is optional."""
-  if isinstance(entry, str) and entry.endswith(OPTIONAL):
-    return entry.removesuffix(OPTIONAL), True
-  return entry, False
+def _unmarked(entry: Any) -> tuple[Any, str]:
+  """Returns the mesh axis or axes of a table entry, and its mark or ""."""
+  for mark in (FEW, OPTIONAL):
+    if isinstance(entry, str) and entry.endswith(mark):
+      return entry.removesuffix(mark), mark
+  return entry, ""
 
 
 def _checked(mesh: Mesh, path: str, dimension: int, size: int, entry: Any):
   """Returns the entry if `size` divides over it; None if it may be whole."""
-  entry, is_optional = _unmarked(entry)
+  entry, mark = _unmarked(entry)
   if entry is None:
     return None
   names = (entry,) if isinstance(entry, str) else entry
@@ -273,12 +285,14 @@ def _checked(mesh: Mesh, path: str, dimension: int, size: int, entry: Any):
     ways *= mesh.shape[name]
   if size % ways == 0:
     return entry
+  if mark == FEW:
+    return None
   arithmetic = " x ".join(f"{name}={mesh.shape[name]}" for name in names)
   problem = (
     f"{path}: dimension {dimension} of size {size} is not a multiple of "
     f"{arithmetic} ({size} / {ways} = {size / ways:g})"
   )
-  if not is_optional:
+  if not mark:
     raise UserError(f"{problem}. Choose a mesh whose axes divide it.")
   warnings.warn(f"{problem}; it is replicated instead.", stacklevel=4)
   return None

@@ -150,6 +150,7 @@ def _model(settings: Any) -> list[str]:
     ("source", DEFAULT_MODEL),
     ("tokenizer", Model().tokenizer),
     ("scan_layers", Model().scan_layers),
+    ("quantize", Model().quantize),
   ):
     value = getattr(model, field)
     if value != usual:

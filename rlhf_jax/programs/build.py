@@ -79,6 +79,14 @@ def check_trainable(
       "for sampling from a model whose factors train, and nothing does here. "
       "Set lora_merge=True."
     )
+  if trainable.mode == "full" and model.quantize != "none":
+    raise FieldError(
+      f"model.quantize={model.quantize!r} with trainable.mode='full': a matrix "
+      "of few bits is frozen, as an update is smaller than its steps. Set "
+      "trainable.mode='lora'"
+      + (" or 'head'" if has_head else "")
+      + ", or model.quantize='none'."
+    )
   is_read = trainable.mode != "full" or has_lora_critic
   if not is_read and (model.lora_rank or lora_targets.said(model)):
     said = f"model.lora_rank={model.lora_rank}, model.lora_scale="

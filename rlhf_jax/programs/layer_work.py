@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from rlhf_jax.models import roles, transformer
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32
+FEW = {"int8": 1.25, "int4": 0.6}  # bytes of a weight by models/quantised.py
 
 
 def layer_weights(model: transformer.Config) -> int:

@@ -67,6 +67,12 @@ class Settings(actors.Sampled):
         f"value.trunk={self.value.trunk!r}: {self.algorithm.name!r} has no "
         "critic to share a trunk with. Set 'own'."
       )
+    if self.model.quantize != "none" and self.has_full_critic:
+      raise FieldError(
+        f"value.mode='full' with model.quantize={self.model.quantize!r}: the "
+        "critic stands on matrices of few bits, which are frozen. Set "
+        "value.mode='lora' or 'head', or model.quantize='none'."
+      )
     with schema.as_field("algorithm."):
       registry.check_run(
         self.method,
@@ -145,6 +151,12 @@ class Settings(actors.Sampled):
   def has_lora_critic(self) -> bool:
     """Whether a critic trains LoRA factors."""
     return self.has_critic and self.value.mode == "lora"
+
+  @property
+  def has_full_critic(self) -> bool:
+    """Whether a critic trains whole weights of its own."""
+    is_own = self.has_critic and not self.value.is_shared
+    return is_own and self.value.mode == "full"
 
   @property
   def has_critic(self) -> bool:

@@ -111,8 +111,7 @@ class Sampler:
       calls: how often so many prompts are sampled in a run.
     """
     plan = _Plan(self, mesh, params, prompts, count, label, calls)
-    merges = self.role.trainable == "lora" and self.role.model.lora_merge
-    return [*([plan.merge()] if merges else []), *plan.passes()]
+    return [*([plan.merge()] if plan.merges else []), *plan.passes()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,10 +174,19 @@ class _Plan:
   @functools.cached_property
   def weights(self) -> PyTree:
     """The policy's, its factors merged or beside their kernels."""
-    if not self.sampler.role.model.lora_merge:
+    role = self.sampler.role
+    if not role.model.lora_merge:
       variables = trees.merge(self.params, self.sampler.frozen)
       return lora.beside(variables["params"], variables.get("lora", {}))
-    return whole_weights(self.params, self.sampler.frozen)
+    return whole_weights(role, self.params, self.sampler.frozen)
+
+  @functools.cached_property
+  def merges(self) -> PyTree:
+    """The kernels that factors are added to; {} for none."""
+    if not self.sampler.role.model.lora_merge:
+      return {}
+    variables = trees.merge(self.params, self.sampler.frozen)
+    return lora.adapted(variables["params"], variables.get("lora", {}))
 
   @property
   def statics(self) -> dict[str, Any]:
@@ -211,7 +219,7 @@ class _Plan:
   def merge(self) -> Program:
     """Returns what adds factors to weights."""
     variables = trees.merge(self.params, self.sampler.frozen)
-    kernels = lora.adapted(variables["params"], variables["lora"])
+    kernels = self.merges
     scale = self.sampler.role.model.lora_scale
     return Program(
       name=f"{self.label}merge",

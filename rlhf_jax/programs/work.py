@@ -27,6 +27,7 @@ from rlhf_jax import likelihood
 from rlhf_jax.models import cache as cache_lib
 from rlhf_jax.models import roles, transformer
 from rlhf_jax.programs.layer_work import (
+  FEW,
   FLOAT,
   attention_flops,
   forward_flops,
@@ -81,12 +82,13 @@ class Passes:
     return count / self.mesh.shape["tensor"]
 
   def at_rest(self, model: transformer.Config, layers: int) -> float:
-    """Returns the bytes of `weights`, in the dtype they rest in."""
-    return jnp.dtype(model.weights).itemsize * self.weights(model, layers)
+    """Returns the bytes of `weights`, as they rest."""
+    wide = jnp.dtype(model.weights).itemsize
+    return FEW.get(model.quantize, wide) * self.weights(model, layers)
 
   def _gather(self, model: transformer.Config, layers: int) -> float:
     fsdp = self.mesh.shape["fsdp"]
-    return FLOAT * self.weights(model, layers) * (fsdp - 1) / fsdp
+    return self.at_rest(model, layers) * (fsdp - 1) / fsdp
 
   def _reduce(
     self, model: transformer.Config, tokens: float, layers: int
@@ -352,7 +354,8 @@ class Passes:
   ) -> Work:
     """Returns all steps of one token a row; see `prefill`.
 
-    Weights are cast to the compute dtype, and gathered, once before the loop.
+    Weights are cast to the compute dtype, and gathered, once before the loop;
+    those of few bits are widened one at a time, in it.
     """
     slots, tensor = width + new, self.mesh.shape["tensor"]
     steps, layers = new, model.n_layers
@@ -362,13 +365,18 @@ class Passes:
     is_as_it_is = model.weights == model.dtype and self.mesh.shape["fsdp"] == 1
     made = 0.0 if is_as_it_is else size * whole
     live = layer_bytes(model, rows / self.ways, 1, slots, tensor)
+    read = size * whole
+    if model.quantize != "none":
+      read = self.at_rest(model, layers)
+      made = size * model.width * model.vocab_size / tensor
+      made += read if self.mesh.shape["fsdp"] > 1 else 0.0
     return Work(
       flops=steps
       * (
         forward_flops(model, rows, layers, rows)
         + layers * attention_flops(model, rows, 1, slots)
       ),
-      traffic=steps * (size * whole + cache),
+      traffic=steps * (read + cache),
       sent=self._gather(model, layers)
       + steps * self._reduce(model, rows, layers),
       temporaries=live + made + self._logits(model, rows / self.ways),

@@ -16,6 +16,7 @@ was not planned before was trained in the mode of the stage that names it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -27,7 +28,14 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from rlhf_jax.data import tokenizers
-from rlhf_jax.models import adapters, pretrained, roles, trees
+from rlhf_jax.models import (
+  adapters,
+  lora,
+  pretrained,
+  quantised,
+  roles,
+  trees,
+)
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Role
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -207,10 +215,14 @@ class Planned(World):
     rows = tokenizers.empty_rows(self.tokenizer, config.vocab_size)
     config = dataclasses.replace(config, empty_rows=rows)
     plain = Role(model=dataclasses.replace(config, lora_rank=0))
-    found = pretrained.variable_shapes(plain)
+    found = jax.eval_shape(
+      functools.partial(quantised.quantise_tree, kind=model.quantize),
+      pretrained.variable_shapes(plain)["params"],
+    )
+    found = pretrained.with_shardings({"params": found}, self.mesh)
     return Base(
       config=config,
-      params=pretrained.with_shardings(found, self.mesh)["params"],
+      params=found["params"],
       tokenizer=self.tokenizer,
       fingerprint="",
       source=model.source,
@@ -264,7 +276,7 @@ class Planned(World):
 
   def merged(self, stage: stages.Stage) -> PyTree:
     """Returns the whole weights of a stage, LoRA factors merged."""
-    return whole_weights(stage.variables, {})
+    return whole_weights(stage.role, stage.variables, {})
 
   def placed(self, tree: PyTree) -> PyTree:
     """Returns abstract arrays of what is in files."""
@@ -283,19 +295,22 @@ class Planned(World):
     )
 
 
-def whole_weights(params: PyTree, frozen: PyTree) -> PyTree:
+def whole_weights(role: Role, params: PyTree, frozen: PyTree) -> PyTree:
   """Returns what roles.sampling_params makes of a role's abstract trees.
 
-  Kernels with factors are new arrays, the others are passed on.
+  Kernels with factors are new arrays, or of few bits and have them beside;
+  the others are passed on.
   """
   variables = trees.merge(params, frozen)
-  flat = trees.flatten(variables["params"])
-  for path in trees.flatten(variables.get("lora", {})):
-    kernel = path.replace("lora_a", "kernel").replace("lora_b", "kernel")
-    leaf = flat[kernel]
-    flat[kernel] = jax.ShapeDtypeStruct(
+  flat, factors = trees.flatten(variables["params"]), variables.get("lora", {})
+  for path, leaf in trees.flatten(
+    lora.adapted(variables["params"], factors)
+  ).items():
+    flat[path] = jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=leaf.sharding
     )
+  scale = role.model.lora_scale
+  flat |= trees.flatten(lora.kept_beside(variables["params"], factors, scale))
   return trees.unflatten(flat)
 
 

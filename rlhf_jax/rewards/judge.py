@@ -108,12 +108,14 @@ def reads(role: roles.Role, variables: PyTree, theirs: PyTree) -> bool:
   ours = variables["params"]
   if not lower <= set(theirs):
     return False
-  return not (lower & adapted) and all(
+  if lower & adapted:
+    return False
+  ours, theirs = (
+    {name: tree[name] for name in lower} for tree in (ours, theirs)
+  )
+  return jax.tree.structure(ours) == jax.tree.structure(theirs) and all(
     a is b
-    for name in lower
-    for a, b in zip(
-      jax.tree.leaves(ours[name]), jax.tree.leaves(theirs[name]), strict=True
-    )
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
   )
 
 

@@ -32,6 +32,7 @@ FURTHER = {
   "tokenizer_source": str,
   "scan_layers": bool,
   "prompt_end": str,
+  "quantize": str,
   "best": str,
   "trained": str,
   "steps": int,

@@ -176,6 +176,7 @@ def write_stage(
     "tokenizer_source": base.tokenizer_source,
     "scan_layers": base.config.scan_layers,
     "prompt_end": getattr(base.tokenizer, "prompt_end", "template"),
+    "quantize": base.config.quantize,
     **base.identity,
     "role": stage_file.role_facts(role),
     **facts,
@@ -266,8 +267,9 @@ def check_same_base(info: dict, base: Base, workdir: str | Path) -> None:
       raise integrity.CheckpointError(
         f"{workdir} was trained with another {what} (fingerprint "
         f"{info[field][:16]}, of {info['model_source']}) than this run "
-        f"({value[:16]}, of {base.source}). Set model.source, model.tokenizer "
-        "and model.scan_layers as they were there, or name another folder."
+        f"({value[:16]}, of {base.source}). Set model.source, model.tokenizer, "
+        "model.scan_layers and model.quantize as they were there, or name "
+        "another folder."
       )
 
 

@@ -40,11 +40,22 @@ LAYER = {
   "mlp/up_proj/lora_b": ((R, F), P(None, "tensor")),
   "mlp/down_proj/lora_a": ((F, R), P("tensor", None)),
   "mlp/down_proj/lora_b": ((R, D), P(None, "fsdp")),
-  "attention/k_proj/kernel_int8": ((D, KV_HEADS * DIM), P("fsdp", "tensor")),
-  "attention/k_proj/kernel_scale": ((KV_HEADS * DIM,), P("tensor")),
-  "mlp/down_proj/kernel_int8": ((F, D), P("tensor", "fsdp")),
-  "mlp/down_proj/kernel_scale": ((D,), P("fsdp")),
-  "mlp/gate_proj/kernel_scale": ((1, F), P(None, "tensor")),
+}
+FEW_BITS = {
+  "attention/k_proj/kernel/values": ((D, KV_HEADS * DIM), P("fsdp", "tensor")),
+  "attention/k_proj/kernel/scales": ((8, KV_HEADS * DIM), P("fsdp", "tensor")),
+  "mlp/gate_proj/kernel/values": ((D, F), P("fsdp", "tensor")),
+  "mlp/gate_proj/kernel/offsets": ((8, F), P("fsdp", "tensor")),
+  "mlp/down_proj/kernel/values": ((F, D), P("tensor", "fsdp")),
+  "mlp/down_proj/kernel/scales": ((8, D), P("tensor", "fsdp")),
+  "mlp/up_proj/kernel/factors/0/lora_a": ((D, R), P("fsdp", None)),
+  "mlp/down_proj/kernel/factors/11/lora_b": ((R, D), P(None, "fsdp")),
+}
+FEW_BITS_ABOVE = {
+  "embedding/embedding/values": ((V, D), P("tensor", "fsdp")),
+  "embedding/embedding/scales": ((V, 8), P("tensor", "fsdp")),
+  "lm_head/kernel/values": ((D, V), P("fsdp", "tensor")),
+  "lm_head/kernel/offsets": ((8, V), P("fsdp", "tensor")),
 }
 BATCH = ("data", "fsdp")
 CACHE = {
@@ -108,6 +119,14 @@ def parameters() -> dict[str, tuple]:
 def test_every_path_has_the_spec_written_by_hand(is_scanned, prefix):
   for path, (shape, spec) in table(is_scanned=is_scanned).items():
     assert spec_for(prefix + path, shape) == spec, path
+
+
+def test_matrices_of_few_bits_lie_as_wide_ones():
+  for path, (shape, spec) in (FEW_BITS | FEW_BITS_ABOVE).items():
+    assert spec_for(f"params/{path}", shape) == spec, path
+  for path, (shape, spec) in FEW_BITS.items():
+    found = spec_for(f"layers/{path}", (N_LAYERS, *shape))
+    assert found == P(None, *spec), path
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -198,6 +217,9 @@ def test_dimensions_that_do_not_divide():
   with pytest.warns(UserWarning, match="dimension 1 of size 1 "):
     tree = rules.sharding_tree(mesh, shapes(layer_0__key=(8, 1, 9, 8)))
   assert tree["layer_0"]["key"].spec == P(BATCH, None, None, None)
+  # scales of few blocks are whole, and nobody is told
+  tree = rules.sharding_tree(mesh, shapes(mlp__up_proj__kernel__scales=(3, 8)))
+  assert tree["mlp"]["up_proj"]["kernel"]["scales"].spec == P(None, "tensor")
 
 
 def test_trap_29_sharded_init_equals_unsharded():

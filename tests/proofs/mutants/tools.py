@@ -59,8 +59,8 @@ FAULTS = (
     " rules::gathered_weights_have_the_value_and_the_gradient_of_split_ones",
     (
       "rules: rows are columns",
-      '(f"{ROW}/(kernel|kernel_int8)", ("tensor", "fsdp"))',
-      '(f"{ROW}/(kernel|kernel_int8)", ("fsdp", "tensor"))',
+      '(f"{ROW}/kernel(/values)?", ("tensor", "fsdp"))',
+      '(f"{ROW}/kernel(/values)?", ("fsdp", "tensor"))',
     ),
     (
       "rules: LoRA factors of keys are whole",
