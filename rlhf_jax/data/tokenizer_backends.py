@@ -192,6 +192,10 @@ class SentencePieceTokenizer(_Base):
     self._inner = word_starts.of_sentencepiece(model)
     self.is_marked_after_special = word_starts.has_mark(model)
 
+  def serialized(self) -> bytes:
+    """Returns the contents of its *.model file."""
+    return self._model.serialized_model_proto()
+
   def pieces(self) -> list[bytes]:
     """Returns the bytes that each id stands for; none for special tokens."""
     found = []

@@ -1,0 +1,258 @@
+"""A tokenizer -> the tokenizer.* keys of a GGUF file, for llama.cpp.
+
+Two kinds of vocabulary have one there:
+
+  gpt2    byte-level BPE: tokens, merges, and by name what splits a text
+          beforehand. The name is found by splitting probes with each that we
+          know: llama.cpp's own converter compares hashes of such a probe.
+  llama   SentencePiece BPE: tokens and scores. A tokenizer.json of this kind
+          has merges and no scores; the score of a token is minus the rank of
+          its first merge, which orders merges as SentencePiece does.
+
+llama.cpp normalises no text: one that is not in NFC is split otherwise there
+by a byte-level vocabulary whose tokenizer.json asks for NFC.
+
+Left out: Unigram and WordPiece vocabularies.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import gguf
+import tokenizers
+
+from rlhf_jax.data import stops
+from rlhf_jax.data import tokenizers as ours
+from rlhf_jax.schema import UserError
+
+Keys = dict[str, Any]
+_REMEDY = "Export safetensors instead."
+_CONTROL_SCORE = -1000.0  # as llama.cpp's converter
+_MERGELESS = ("llama-bpe", "tekken")  # whole words that are tokens stay whole
+_PROBES = (
+  "Hello, world! It's 12345 o'clock; WE'LL see 3.14159 and 1st.",
+  "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \nx\r\n y ",
+  "don't DON'T I've i'M You'Re they'D he'LL",
+  "Ünïcödé 漢字テスト한국어 русский עברית ไทย हिन्दी 🙂🙃👩‍🚀 ½² ١٢٣ Ⅷ",
+  "a_b-c+d=e (f) [g] {h} <i> /j\\k |l| ~m `n` @o #p $q %r ^s &t *u",
+  "camelCaseWord HTTPServer fooBAR _x __init__ 1a2b3c 100,000.00",
+  "......!!!!!!??????  ``````'''''' \"\"\"\"  --- === ///\n// x",
+)
+
+
+def entries(tokenizer: Any, rows: int) -> Keys:
+  """Returns the tokenizer.* keys of a GGUF file.
+
+  Args:
+    tokenizer: of data/tokenizers.py.
+    rows: of the model's embedding; those that have no token are named so.
+
+  Raises:
+    UserError: a kind of vocabulary that llama.cpp does not have.
+  """
+  if isinstance(tokenizer, ours.SentencePieceTokenizer):
+    found = _sentencepiece(tokenizer)
+  elif isinstance(tokenizer, ours.HuggingFaceTokenizer):
+    found = _library(tokenizer)
+  else:
+    raise UserError(
+      f"{getattr(tokenizer, 'name', tokenizer)}: a tokenizer of another kind "
+      f"has no GGUF vocabulary. {_REMEDY}"
+    )
+  count = len(found["tokenizer.ggml.tokens"])
+  if count > rows:
+    raise UserError(
+      f"{tokenizer.name} has {count} tokens and the model {rows} rows: they do "
+      "not belong together. Give the model's own tokenizer."
+    )
+  for i in range(count, rows):
+    found["tokenizer.ggml.tokens"].append(f"[PAD{i}]")
+    found["tokenizer.ggml.token_type"].append(int(gguf.TokenType.UNUSED))
+    if "tokenizer.ggml.scores" in found:
+      found["tokenizer.ggml.scores"].append(10 * _CONTROL_SCORE)
+  return found | _special(tokenizer)
+
+
+def _special(tokenizer: Any) -> Keys:
+  """Returns begin, ends, padding and the chat template."""
+  ends = stops.end_ids(tokenizer)
+  if len(ends) > 3:
+    print(
+      f"GGUF has places for 3 end tokens and {tokenizer.name} has {len(ends)}: "
+      f"{list(ends[3:])} are left out"
+    )
+  names = ("eos", "eot", "eom")
+  ids = dict(zip(names, ends, strict=False)) | {"padding": tokenizer.pad_id}
+  if tokenizer.bos_id is not None:
+    ids["bos"] = tokenizer.bos_id
+  first = getattr(tokenizer, "first_ids", ())
+  keys: Keys = {
+    f"tokenizer.ggml.{name}_token_id": int(i) for name, i in ids.items()
+  }
+  keys["tokenizer.ggml.add_bos_token"] = tokenizer.bos_id in first
+  keys["tokenizer.ggml.add_eos_token"] = False
+  if tokenizer.chat_template is not None:
+    keys["tokenizer.chat_template"] = tokenizer.chat_template
+  return keys
+
+
+def _library(tokenizer: ours.HuggingFaceTokenizer) -> Keys:
+  state = json.loads(tokenizer.to_json())
+  model = state["model"]
+  if model["type"] != "BPE":
+    raise UserError(
+      f"{tokenizer.name}: a vocabulary of kind {model['type']} has no GGUF "
+      f"form here, BPE has. {_REMEDY}"
+    )
+  if model.get("byte_fallback"):
+    return _with_scores(tokenizer, state)
+  return _byte_level(tokenizer, state)
+
+
+def _tokens(
+  tokenizer: ours.HuggingFaceTokenizer, state: dict
+) -> tuple[list[str], list[int]]:
+  """Returns the text and the kind of every token, by id."""
+  kinds = gguf.TokenType
+  tokens = [f"[PAD{i}]" for i in range(tokenizer.vocab_size)]
+  types = [int(kinds.UNUSED)] * tokenizer.vocab_size
+  for token, i in state["model"]["vocab"].items():
+    tokens[i], types[i] = token, int(kinds.NORMAL)
+  special = set(tokenizer.special_tokens.values())
+  for added in state["added_tokens"]:
+    i = added["id"]
+    is_control = added["special"] or i in special
+    tokens[i] = added["content"]
+    types[i] = int(kinds.CONTROL if is_control else kinds.USER_DEFINED)
+  return tokens, types
+
+
+def _merges(state: dict) -> list[tuple[str, str]]:
+  return [
+    tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair)
+    for pair in state["model"]["merges"]
+  ]
+
+
+def _byte_level(tokenizer: ours.HuggingFaceTokenizer, state: dict) -> Keys:
+  normalizer = state["normalizer"]
+  if normalizer is not None and normalizer["type"] != "NFC":
+    raise UserError(
+      f"{tokenizer.name}: its normaliser {normalizer['type']} is none that "
+      f"llama.cpp has. {_REMEDY}"
+    )
+  tokens, types = _tokens(tokenizer, state)
+  found: Keys = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": _splitter(tokenizer, state),
+    "tokenizer.ggml.tokens": tokens,
+    "tokenizer.ggml.token_type": types,
+    "tokenizer.ggml.merges": [" ".join(pair) for pair in _merges(state)],
+  }
+  unknown = state["model"].get("unk_token")
+  if unknown is not None:
+    found["tokenizer.ggml.unknown_token_id"] = tokens.index(unknown)
+  return found
+
+
+def _splitter(tokenizer: ours.HuggingFaceTokenizer, state: dict) -> str:
+  """Returns llama.cpp's name of what splits a text before the merges."""
+  given = tokenizers.Tokenizer.from_str(json.dumps(state)).pre_tokenizer
+  is_mergeless = bool(state["model"].get("ignore_merges"))
+  if given is not None:
+    mine = [given.pre_tokenize_str(text) for text in _PROBES]
+    for name, make in ours.GGUF_PRE_TOKENIZERS.items():
+      if (name in _MERGELESS) != is_mergeless:
+        continue
+      theirs = make()
+      if mine == [theirs.pre_tokenize_str(text) for text in _PROBES]:
+        return name
+  raise UserError(
+    f"{tokenizer.name}: it splits texts like none of "
+    f"{sorted(ours.GGUF_PRE_TOKENIZERS)}, so llama.cpp would read them "
+    f"otherwise. {_REMEDY}"
+  )
+
+
+def _with_scores(tokenizer: ours.HuggingFaceTokenizer, state: dict) -> Keys:
+  tokens, types = _tokens(tokenizer, state)
+  kinds = gguf.TokenType
+  for i, token in enumerate(tokens):
+    is_byte = len(token) == 6 and token.startswith("<0x") and token[-1] == ">"
+    if types[i] == kinds.NORMAL and is_byte:
+      types[i] = int(kinds.BYTE)
+  unknown = state["model"].get("unk_token")
+  if unknown is not None:
+    types[tokens.index(unknown)] = int(kinds.UNKNOWN)
+  scores = {}
+  for rank, pair in enumerate(_merges(state)):
+    scores.setdefault("".join(pair), -float(rank))
+  for token, kind in zip(tokens, types, strict=True):
+    if kind == kinds.NORMAL and len(token) > 1 and token not in scores:
+      raise UserError(
+        f"{tokenizer.name}: no merge makes the token {token!r}, and llama.cpp "
+        f"would make it from any two that spell it. {_REMEDY}"
+      )
+  usual = [0.0 if kind == kinds.BYTE else _CONTROL_SCORE for kind in types]
+  keys: Keys = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.pre": "default",
+    "tokenizer.ggml.tokens": tokens,
+    "tokenizer.ggml.scores": [
+      scores.get(token, score) if kind == kinds.NORMAL else score
+      for token, kind, score in zip(tokens, types, usual, strict=True)
+    ],
+    "tokenizer.ggml.token_type": types,
+    "tokenizer.ggml.add_space_prefix": _marks_start(state),
+  }
+  if unknown is not None:
+    keys["tokenizer.ggml.unknown_token_id"] = tokens.index(unknown)
+  return keys
+
+
+def _marks_start(state: dict) -> bool:
+  """Says whether a text gets "▁" before it."""
+  steps = [state["normalizer"], state["pre_tokenizer"]]
+  while steps:
+    step = steps.pop()
+    if step is None:
+      continue
+    if step["type"] == "Prepend":
+      return True
+    if step["type"] == "Metaspace" and step.get("prepend_scheme") != "never":
+      return True
+    steps += step.get("normalizers", []) + step.get("pretokenizers", [])
+  return False
+
+
+def _sentencepiece(tokenizer: ours.SentencePieceTokenizer) -> Keys:
+  from sentencepiece import sentencepiece_model_pb2
+
+  proto = sentencepiece_model_pb2.ModelProto()
+  proto.ParseFromString(tokenizer.serialized())
+  if proto.trainer_spec.model_type != proto.trainer_spec.BPE:
+    raise UserError(
+      f"{tokenizer.name}: a SentencePiece vocabulary of another kind than BPE "
+      f"has no GGUF form here. {_REMEDY}"
+    )
+  special = set(tokenizer.special_tokens.values())
+  control = int(gguf.TokenType.CONTROL)
+  keys: Keys = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.pre": "default",
+    "tokenizer.ggml.tokens": [piece.piece for piece in proto.pieces],
+    "tokenizer.ggml.scores": [piece.score for piece in proto.pieces],
+    # The kinds of GGUF are numbered as SentencePiece numbers them.
+    "tokenizer.ggml.token_type": [
+      control if i in special else int(piece.type)
+      for i, piece in enumerate(proto.pieces)
+    ],
+    "tokenizer.ggml.add_space_prefix": proto.normalizer_spec.add_dummy_prefix,
+    "tokenizer.ggml.remove_extra_whitespaces": (
+      proto.normalizer_spec.remove_extra_whitespaces
+    ),
+    "tokenizer.ggml.unknown_token_id": int(proto.trainer_spec.unk_id),
+  }
+  return keys
