@@ -8,7 +8,8 @@ one pass that knows where every character came from:
   * assistant_mask is 1 on each assistant turn's content and on the special
     token that ends it, 0 on everything else (METHODS 1, multi-turn).
 
-Where messages stand in the text is found in spans.py. Text is tokenised in
+What a template writes of them is found in rendering.py, and where they stand
+in the text in spans.py. Text is tokenised in
 stretches cut at special tokens and where generation of an answer starts, so
 training and sampling see the same ids before it. White space that the template
 writes there before the answer is learned with it; streams.py refuses templates
@@ -21,41 +22,29 @@ A message may say more than role and content (a name, tool calls): the template
 must write it, or the message is refused. Tool calls are learned only where the
 template marks them.
 
-Left out: contents of images and sound; `strftime_now`, which would make
-training data depend on the day.
+Text and ids are those of transformers' apply_chat_template, but for two things:
+what comes from outside is no control token (controls.py), and no token goes
+across the border of what is learned, as none does when it is sampled.
+
+Left out: contents of images and sound; the day of the run, on which training
+data must not depend (strftime_now writes model.template_day).
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from rlhf_jax.data import spans, templates, tokenizers
+from rlhf_jax.data import controls, rendering, spans, tokenizers
 from rlhf_jax.data.messages import Message, check_messages
-from rlhf_jax.data.spans import GENERATION, Marks, Span
+from rlhf_jax.data.spans import GENERATION, Span
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import UserError
-
-# ChatML, used when a tokenizer has <|im_start|> and <|im_end|> but no template.
-CHATML_TEMPLATE = """\
-{% for message in messages %}
-{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}\
-{{ '<|im_end|>\n' }}\
-{% endfor %}
-{% if add_generation_prompt %}
-{{ '<|im_start|>assistant\n' }}\
-{% endif %}
-"""
 
 # Where prompts of dialogues end: as the template's generation prompt does, or
 # where the template writes the answer once it is there.
 PROMPT_ENDS = ("template", "answer")
-
-_LINKS = ("tool_call_id",)  # names another message, and need not be written
 
 
 @dataclass(frozen=True)
@@ -73,65 +62,6 @@ class Rendered:
   ids: list[int]
   assistant_mask: list[int]
   skipped: int = 0
-
-
-def _check_written(
-  messages: Sequence[Message],
-  text: str,
-  template: _Template,
-  is_asked: bool,
-) -> None:
-  """Raises UserError for a field that a template does not write.
-
-  What is not in a content counts as the template's own, so it must spell no
-  special token.
-  """
-  for n, message in enumerate(messages):
-    for key in sorted(set(message) - {"role", "content", *_LINKS}):
-      spelt = json.dumps(message[key], ensure_ascii=False)
-      without = [dict(m) for m in messages]
-      del without[n][key]
-      # Where the template cannot do without, this is no text.
-      dialogue = template.dialogue(without, is_asked, None)
-      is_written = template.render([dialogue])[0] != text
-      why = "" if is_written else "the chat template does not write it"
-      if any(token in spelt for token in template.special_tokens):
-        why = f"it spells a special token, {spelt[:60]}"
-      if why:
-        raise UserError(
-          f"messages[{n}] has {key!r}, and {why}. Remove it: then a message is "
-          "a dict with exactly 'role' and 'content'."
-        )
-
-
-def _check_said(messages: Sequence[Message], found: Sequence[Span]) -> None:
-  """Raises UserError for a message that a template passes over."""
-  names = {span.name for span in found}
-  for n, message in enumerate(messages):
-    if message["role"] != "assistant" and message["content"]:
-      if str(n) not in names:
-        raise UserError(
-          f"messages[{n}]: the chat template does not write what the "
-          f"{message['role']!r} says. Remove the message, or give a template "
-          "that writes it as model.chat_template."
-        )
-
-
-def template_of(tokenizer: Tokenizer) -> str:
-  """Returns the tokenizer's chat template, or ChatML where its tokens exist.
-
-  Raises:
-    ValueError: there is neither.
-  """
-  if tokenizer.chat_template is not None:
-    return tokenizer.chat_template
-  if {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.special_tokens):
-    return CHATML_TEMPLATE
-  raise UserError(
-    f"{tokenizer.name}: no chat template, and no <|im_start|> and <|im_end|> "
-    "for the default one. Set tokenizer.chat_template, or use plain prompts "
-    "and responses (chat=False)."
-  )
 
 
 def _stream_start(start: int, text: str, prompt: str | None) -> int | None:
@@ -163,14 +93,15 @@ def _learned_spans(
   if marked:
     return marked
   learned = []
-  for span in found:
-    n = int(span.name)
-    if messages[n]["role"] != "assistant":
+  for n, message in enumerate(messages):
+    said = [span for span in found if span.name == str(n)]
+    if not spans.is_answer(message) or not said:
       continue
+    span = Span(str(n), said[0].start, said[-1].end)
     after = [s for s in specials if s[0] >= span.end]
     if not after or text[span.end : after[0][0]].strip():
       raise UserError(
-        f"message {span.name}: the chat template ends the assistant's turn "
+        f"message {n}: the chat template ends the assistant's turn "
         f"with {text[span.end : span.end + 20]!r}, not with a special token, "
         "so the model would never learn to stop. Use a template that closes "
         "the turn with one, or mark the answer with {% generation %}."
@@ -189,26 +120,38 @@ def render(
   tokenizer: Tokenizer,
   *,
   add_generation_prompt: bool = False,
+  continue_final_message: bool = False,
+  tools: list[dict] | None = None,
+  documents: list[dict] | None = None,
 ) -> Rendered:
   """Renders a dialogue with the tokenizer's template, with its loss mask.
 
   Args:
-    messages: dicts of 'role' and 'content'.
-    tokenizer: its chat_template, or ChatML (see template_of).
+    messages: dicts of 'role' and 'content', a text or a list of text parts.
+    tokenizer: its chat_template, or ChatML (see rendering.template_of).
     add_generation_prompt: end with the header of an assistant turn, so that
       the model answers next.
+    continue_final_message: end where the content of the last message does, so
+      that the model goes on with it.
+    tools: JSON schemas that the template writes.
+    documents: of retrieval, dicts that the template writes.
 
   Raises:
     ValueError: malformed messages, no template, a template that fails, that
       hides where the answers are, or that ends them with no special token.
   """
   check_messages(messages)
-  template = _Template(tokenizer)
+  if add_generation_prompt and continue_final_message:
+    raise UserError(
+      "add_generation_prompt and continue_final_message are both set; a text "
+      "ends with a new header or within the last message. Set one."
+    )
+  template = rendering.Template(tokenizer, tools, documents)
+  messages = template.taken(messages)
   asked = []  # numbers of messages that are sampled behind a prompt
   if getattr(tokenizer, "prompt_end", PROMPT_ENDS[0]) == PROMPT_ENDS[0]:
-    roles = [message["role"] for message in messages]
-    asked = [n for n, role in enumerate(roles) if n and role == "assistant"]
-  text, found, prompts = _texts(
+    asked = [n for n, m in enumerate(messages) if n and spans.is_answer(m)]
+  text, found, prompts = rendering.texts(
     messages, template, asked, add_generation_prompt
   )
   is_marked = any(span.name == GENERATION for span in found)
@@ -219,138 +162,42 @@ def render(
       "template marks what is learned, with {% generation %}. Mark it, or "
       "remove them."
     )
-  specials = _template_specials(text, found, tokenizer)
+  answers = [n for n, m in enumerate(messages) if spans.is_answer(m)]
+  specials = controls.find(
+    text, found, template.tokenizer, template.further, set(map(str, answers))
+  )
   learned = _learned_spans(found, specials, messages, text, prompts)
-  ids, mask = _encode(text, specials, learned, tokenizer)
-  answers = [m for m in messages if m["role"] == "assistant"]
+  if continue_final_message:
+    end = _final_end(found, len(messages) - 1)
+    text, specials, learned = _cut(text, specials, learned, end)
+  ids, mask = _encode(text, specials, learned, template.tokenizer)
   skipped = 0 if is_marked else len(answers) - len(learned)
   return Rendered(text, ids, mask, skipped)
 
 
-class _Template:
-  """A tokenizer's template, and what it is given besides messages."""
-
-  def __init__(self, tokenizer: Tokenizer):
-    names = {i: name for name, i in tokenizer.special_tokens.items()}
-    self.source = template_of(tokenizer)
-    self.special_tokens = tokenizer.special_tokens
-    self._name = tokenizer.name
-    self._variables = {
-      "bos_token": names.get(tokenizer.bos_id, ""),
-      "eos_token": names.get(tokenizer.eos_id, ""),
-      "pad_token": names.get(tokenizer.pad_id, ""),
-      "tools": None,
-      "documents": None,
-      "generation_open": "",
-      "generation_close": "",
-    }
-
-  def dialogue(
-    self, messages: Sequence[Message], is_asked: bool, marks: Marks | None
-  ) -> dict[str, Any]:
-    """Returns the variables of one rendering."""
-    variables = self._variables | {
-      "messages": list(messages),
-      "add_generation_prompt": is_asked,
-    }
-    if marks is not None:
-      variables["generation_open"] = marks.start(GENERATION)
-      variables["generation_close"] = marks.end(GENERATION)
-    return variables
-
-  def render(self, dialogues: list[dict[str, Any]]) -> list[str | UserError]:
-    """Returns the text of each, or why there is none."""
-    return templates.render(self.source, self._name, dialogues)
-
-
-def _texts(
-  messages: Sequence[Message],
-  template: _Template,
-  asked: Sequence[int],
-  is_asked: bool,
-) -> tuple[str, list[Span], dict[int, str | None]]:
-  """Returns a dialogue's text, where its messages are, and its prompts.
-
-  Args:
-    messages: checked.
-    template: of the tokenizer.
-    asked: numbers of messages whose prompt is rendered too.
-    is_asked: whether the text ends with the header of an answer.
-
-  Returns:
-    text, spans, and number -> prompt, None where the template refuses it.
-  """
-  marks = Marks(template.source, json.dumps(messages, ensure_ascii=False))
-
-  def with_marks(is_inside: bool) -> dict[str, Any]:
-    changed = spans.marked(messages, marks, is_inside=is_inside)
-    return template.dialogue(changed, is_asked, marks)
-
-  plain = template.dialogue(messages, is_asked, None)
-  text, outside, *rest = template.render(
-    [
-      plain,
-      with_marks(False),
-      *(template.dialogue(messages[:n], True, None) for n in asked),
-    ]
-  )
-  if isinstance(text, UserError):
-    raise text
-  _check_written(messages, text, template, is_asked)
-  found = None
-  for is_inside in (False, True):
-    marked = template.render([with_marks(True)])[0] if is_inside else outside
-    if isinstance(marked, UserError):
-      raise marked
-    found = spans.located(messages, text, marked, marks, is_inside=is_inside)
-    if found is not None:
-      break
-  if found is None:
+def _final_end(found: Sequence[Span], last: int) -> int:
+  """Returns where the content of the last message ends."""
+  ends = [span.end for span in found if span.name == str(last)]
+  if not ends:
     raise UserError(
-      "the chat template changes or drops what assistant messages say, so "
-      "their tokens cannot be located. Put {% generation %} around the answer "
-      "in a template that writes content as it is."
+      f"messages[{last}]: continue_final_message is set, and the chat template "
+      "does not write a content of it that could go on. Give it one."
     )
-  _check_said(messages, found)
-  prompts = [None if isinstance(item, UserError) else item for item in rest]
-  return text, found, dict(zip(asked, prompts, strict=True))
+  return ends[-1]
 
 
-@functools.lru_cache(maxsize=8)
-def _pattern(names: tuple[str, ...]) -> re.Pattern:
-  """Returns what finds the longest of some names."""
-  ordered = sorted(names, key=len, reverse=True)
-  return re.compile("|".join(map(re.escape, ordered)))
-
-
-def _template_specials(
-  text: str, spans: Sequence[Span], tokenizer: Tokenizer
-) -> list[tuple[int, int, int]]:
-  """Returns (start, end, id) of special tokens in the template's own text.
-
-  White space of the template's beside a token that takes it in (rstrip of an
-  added token) is the token's.
-  """
-  special_tokens = tokenizer.special_tokens
-  if not special_tokens:
-    return []
-  pattern = _pattern(tuple(special_tokens))
-  takes = getattr(tokenizer, "takes_spaces", {})
-  contents = sorted((s.start, s.end) for s in spans if s.name != GENERATION)
-  found, position = [], 0
-  for start, end in [*contents, (len(text), len(text))]:
-    last = position
-    for match in pattern.finditer(text, position, start):
-      first, final, name = match.start(), match.end(), match.group()
-      takes_left, takes_right = takes.get(name, (False, False))
-      while takes_left and first > last and text[first - 1].isspace():
-        first -= 1
-      while takes_right and final < start and text[final].isspace():
-        final += 1
-      found.append((first, final, special_tokens[name]))
-      last = final
-    position = end
-  return found
+def _cut(
+  text: str,
+  specials: Sequence[tuple[int, int, int]],
+  learned: Sequence[tuple[int, int]],
+  end: int,
+) -> tuple[str, list[tuple[int, int, int]], list[tuple[int, int]]]:
+  """Returns a text up to a character, and what of it is special, or learned."""
+  return (
+    text[:end],
+    [special for special in specials if special[1] <= end],
+    [(a, min(b, end)) for a, b in learned if a < end],
+  )
 
 
 @functools.lru_cache(maxsize=64)  # all answers to a prompt begin with it
@@ -373,14 +220,15 @@ def _encode(
   borders.update(b for start, end, _ in specials for b in (start, end))
   borders.update(b for span in learned for b in span)
   borders = sorted(borders)
-  ends = {end for _, end, _ in specials}
-  is_marked = getattr(tokenizer, "is_marked_after_special", False)
+  names = {i: name for name, i in tokenizer.special_tokens.items()}
+  ends = {end: names[i] for _, end, i in specials}
+  marks_after = getattr(tokenizer, "marks_after", lambda name: False)
   ids, mask = [], []
   for start, end in zip(borders, borders[1:], strict=False):
     if start in by_start:
       stretch = (by_start[start][1],)
     else:
-      is_inside = start > 0 and not (start in ends and is_marked)
+      is_inside = start > 0 and not (start in ends and marks_after(ends[start]))
       stretch = _stretch(text[start:end], tokenizer, is_inside)
     is_learned = any(a <= start and end <= b for a, b in learned)
     ids += stretch

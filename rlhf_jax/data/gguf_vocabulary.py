@@ -24,13 +24,14 @@ import gguf
 import tokenizers
 
 from rlhf_jax.data import stops
-from rlhf_jax.data import tokenizers as ours
+from rlhf_jax.data.gguf_splits import SPLITS
+from rlhf_jax.data.sentencepiece_backend import Proto, SentencePieceTokenizer
+from rlhf_jax.data.tokenizer_backends import HuggingFaceTokenizer
 from rlhf_jax.schema import UserError
 
 Keys = dict[str, Any]
 _REMEDY = "Export safetensors instead."
 _CONTROL_SCORE = -1000.0  # as llama.cpp's converter
-_MERGELESS = ("llama-bpe", "tekken")  # whole words that are tokens stay whole
 _PROBES = (
   "Hello, world! It's 12345 o'clock; WE'LL see 3.14159 and 1st.",
   "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \nx\r\n y ",
@@ -52,9 +53,9 @@ def entries(tokenizer: Any, rows: int) -> Keys:
   Raises:
     UserError: a kind of vocabulary that llama.cpp does not have.
   """
-  if isinstance(tokenizer, ours.SentencePieceTokenizer):
+  if isinstance(tokenizer, SentencePieceTokenizer):
     found = _sentencepiece(tokenizer)
-  elif isinstance(tokenizer, ours.HuggingFaceTokenizer):
+  elif isinstance(tokenizer, HuggingFaceTokenizer):
     found = _library(tokenizer)
   else:
     raise UserError(
@@ -98,7 +99,7 @@ def _special(tokenizer: Any) -> Keys:
   return keys
 
 
-def _library(tokenizer: ours.HuggingFaceTokenizer) -> Keys:
+def _library(tokenizer: HuggingFaceTokenizer) -> Keys:
   state = json.loads(tokenizer.to_json())
   model = state["model"]
   if model["type"] != "BPE":
@@ -112,7 +113,7 @@ def _library(tokenizer: ours.HuggingFaceTokenizer) -> Keys:
 
 
 def _tokens(
-  tokenizer: ours.HuggingFaceTokenizer, state: dict
+  tokenizer: HuggingFaceTokenizer, state: dict
 ) -> tuple[list[str], list[int]]:
   """Returns the text and the kind of every token, by id."""
   kinds = gguf.TokenType
@@ -136,7 +137,7 @@ def _merges(state: dict) -> list[tuple[str, str]]:
   ]
 
 
-def _byte_level(tokenizer: ours.HuggingFaceTokenizer, state: dict) -> Keys:
+def _byte_level(tokenizer: HuggingFaceTokenizer, state: dict) -> Keys:
   normalizer = state["normalizer"]
   if normalizer is not None and normalizer["type"] != "NFC":
     raise UserError(
@@ -157,26 +158,25 @@ def _byte_level(tokenizer: ours.HuggingFaceTokenizer, state: dict) -> Keys:
   return found
 
 
-def _splitter(tokenizer: ours.HuggingFaceTokenizer, state: dict) -> str:
+def _splitter(tokenizer: HuggingFaceTokenizer, state: dict) -> str:
   """Returns llama.cpp's name of what splits a text before the merges."""
   given = tokenizers.Tokenizer.from_str(json.dumps(state)).pre_tokenizer
   is_mergeless = bool(state["model"].get("ignore_merges"))
   if given is not None:
     mine = [given.pre_tokenize_str(text) for text in _PROBES]
-    for name, make in ours.GGUF_PRE_TOKENIZERS.items():
-      if (name in _MERGELESS) != is_mergeless:
-        continue
-      theirs = make()
-      if mine == [theirs.pre_tokenize_str(text) for text in _PROBES]:
+    for name, split in SPLITS.items():
+      theirs = split.pre_tokenizer()
+      if split.ignores_merges == is_mergeless and mine == [
+        theirs.pre_tokenize_str(text) for text in _PROBES
+      ]:
         return name
   raise UserError(
-    f"{tokenizer.name}: it splits texts like none of "
-    f"{sorted(ours.GGUF_PRE_TOKENIZERS)}, so llama.cpp would read them "
-    f"otherwise. {_REMEDY}"
+    f"{tokenizer.name}: it splits texts like none of {', '.join(sorted(SPLITS))}"
+    f", so llama.cpp would read them otherwise. {_REMEDY}"
   )
 
 
-def _with_scores(tokenizer: ours.HuggingFaceTokenizer, state: dict) -> Keys:
+def _with_scores(tokenizer: HuggingFaceTokenizer, state: dict) -> Keys:
   tokens, types = _tokens(tokenizer, state)
   kinds = gguf.TokenType
   for i, token in enumerate(tokens):
@@ -227,11 +227,8 @@ def _marks_start(state: dict) -> bool:
   return False
 
 
-def _sentencepiece(tokenizer: ours.SentencePieceTokenizer) -> Keys:
-  from sentencepiece import sentencepiece_model_pb2
-
-  proto = sentencepiece_model_pb2.ModelProto()
-  proto.ParseFromString(tokenizer.serialized())
+def _sentencepiece(tokenizer: SentencePieceTokenizer) -> Keys:
+  proto = Proto.FromString(tokenizer.to_model())
   if proto.trainer_spec.model_type != proto.trainer_spec.BPE:
     raise UserError(
       f"{tokenizer.name}: a SentencePiece vocabulary of another kind than BPE "

@@ -29,7 +29,7 @@ _ALIASES = {
 def check_messages(messages: Sequence[Message]) -> None:
   """Raises UserError unless all have a known role and a text as content.
 
-  The content may be None beside tool calls.
+  The content may be None beside tool calls, or a list of text parts.
   """
   if not messages:
     raise UserError("messages=[]: nothing to render. Give at least one.")
@@ -54,12 +54,26 @@ def check_messages(messages: Sequence[Message]) -> None:
       )
     if content is None and message.get("tool_calls"):
       continue
-    if not isinstance(content, str):
+    if not isinstance(content, str) and not _is_parts(content):
       found = "null" if content is None else f"a {type(content).__name__}"
       raise UserError(
         f"messages[{n}]: content is {found}; only strings are rendered, and "
         "lists of text parts in a file. Give it a text, or remove the message."
       )
+
+
+def _is_parts(content: Any) -> bool:
+  """Says whether a content is a list of text parts."""
+  return (
+    isinstance(content, list)
+    and bool(content)
+    and all(
+      isinstance(part, dict)
+      and part.get("type") == "text"
+      and isinstance(part.get("text"), str)
+      for part in content
+    )
+  )
 
 
 def check_plain(messages: Sequence[Message]) -> None:

@@ -2,7 +2,8 @@
 
 Every message's content is put between marks of two characters that stand
 nowhere else. The text without marks must equal the plain rendering; then the
-marks say which characters are whose.
+marks say which characters are whose. What else comes from outside has marks of
+its own inside (controls.py).
 """
 
 from __future__ import annotations
@@ -10,11 +11,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rlhf_jax.data.messages import Message
 from rlhf_jax.schema import UserError
 
 GENERATION = "generation"  # name of a span that a template marks itself
+BREAK = "break"  # name of an empty span: no control token goes across it
+# Whose contents are marked: of all, or of answers only the last, or none. A
+# template may drop the thoughts of earlier answers, and their marks with them.
+WHICH = ("all", "last", "none")
 _PRIVATE = range(0xE000, 0xF8FF)
 # A template may write the beginning of thoughts itself, and trim what is in it.
 _THOUGHTS = re.compile(r"\s*(?:<think>\s*)?")
@@ -24,7 +30,7 @@ _THOUGHTS = re.compile(r"\s*(?:<think>\s*)?")
 class Span:
   """Characters [start, end) of a text.
 
-  name: a message's index, or GENERATION.
+  name: a message's index, GENERATION or BREAK.
   """
 
   name: str
@@ -64,7 +70,9 @@ class Marks:
       plain.append(marked[last : match.start()])
       size, last = size + len(plain[-1]), match.end()
       closing, name = match.groups()
-      if not closing:
+      if name == BREAK:
+        spans.append(Span(BREAK, size, size))
+      elif not closing:
         opened[name] = size
       elif name in opened:
         spans.append(Span(name, opened.pop(name), size))
@@ -73,13 +81,31 @@ class Marks:
     return "".join([*plain, marked[last:]]), None if opened else spans
 
 
+def is_answer(message: Message) -> bool:
+  """Says whether a message is what the assistant says."""
+  return message["role"] == "assistant"
+
+
 def _is_marked(message: Message) -> bool:
   """Says whether a message's content is put between marks.
 
   A template may ask whether there is one, so an empty one stays empty.
   """
-  is_answer = message["role"] == "assistant" and not message.get("tool_calls")
-  return bool(message["content"]) or is_answer
+  is_said = is_answer(message) and not message.get("tool_calls")
+  return bool(message.get("content")) or is_said
+
+
+def chosen(messages: Sequence[Message], which: str) -> list[int]:
+  """Returns the numbers of the messages whose contents are marked.
+
+  Args:
+    messages: of a dialogue.
+    which: of WHICH.
+  """
+  found = [n for n, message in enumerate(messages) if _is_marked(message)]
+  answers = [n for n in found if is_answer(messages[n])]
+  kept = {"all": answers, "last": answers[-1:], "none": []}[which]
+  return [n for n in found if n in kept or not is_answer(messages[n])]
 
 
 def _before(content: str) -> int:
@@ -88,27 +114,49 @@ def _before(content: str) -> int:
 
 
 def marked(
-  messages: Sequence[Message], marks: Marks, *, is_inside: bool
+  messages: Sequence[Message],
+  marks: Marks,
+  guards: Sequence[Any],
+  *,
+  is_inside: bool,
+  which: str,
 ) -> list[Message]:
   """Returns the messages with marks in their contents.
 
   Args:
-    messages: of a dialogue.
+    messages: of a dialogue; a content is a text, or parts with a text each.
     marks: the characters.
+    guards: of foreign texts, and of what the assistant says (controls.py).
     is_inside: for a template that trims contents: the marks stand inside of
       white space, and of a <think> at the start.
+    which: of WHICH.
   """
+  guard, of_answers = guards
+  numbers = chosen(messages, which)
+
+  def between(text: str, n: int) -> str:
+    start, end = 0, len(text)
+    if is_inside:
+      start = _before(text)
+      end = max(len(text.rstrip()), start)
+    core = marks.start(n) + text[start:end] + marks.end(n)
+    return text[:start] + core + text[end:]
+
   found = []
   for n, message in enumerate(messages):
-    if _is_marked(message):
-      text = message["content"]
-      start, end = 0, len(text)
-      if is_inside:
-        start = _before(text)
-        end = max(len(text.rstrip()), start)
-      core = marks.start(n) + text[start:end] + marks.end(n)
-      message = {**message, "content": text[:start] + core + text[end:]}
-    found.append(message)
+    changed = {
+      guard.text(key, True): guard(value) for key, value in message.items()
+    }
+    changed["role"] = message["role"]
+    content = message.get("content")
+    if n not in numbers:
+      changed |= {} if content is None else {"content": of_answers(content)}
+    elif isinstance(content, list):
+      parts = [{**p, "text": between(p["text"], n)} for p in content]
+      changed["content"] = parts
+    else:
+      changed["content"] = between(content or "", n)
+    found.append(changed)
   return found
 
 
@@ -119,14 +167,15 @@ def located(
   marks: Marks,
   *,
   is_inside: bool,
+  which: str,
 ) -> list[Span] | None:
   """Returns the spans of messages and generation blocks in the plain text.
 
   Args:
     messages: without marks.
     plain: what the template writes of them.
-    text: what it writes of `marked(messages, marks, is_inside=is_inside)`.
-    marks, is_inside: see `marked`.
+    text: what it writes of the messages with marks.
+    marks, is_inside, which: see `marked`.
 
   Returns:
     None where the template writes something else once there are marks, or
@@ -136,14 +185,11 @@ def located(
   if stripped != plain or spans is None:
     return None
   found = [span.name for span in spans]
-  answers = [
-    str(n)
-    for n, m in enumerate(messages)
-    if m["role"] == "assistant" and _is_marked(m)
-  ]
-  is_whole = all(found.count(n) == 1 for n in answers)
-  if GENERATION not in found and not is_whole:
-    return None
+  for n in chosen(messages, which):
+    content = messages[n].get("content")
+    size = len(content) if isinstance(content, list) else 1
+    if is_answer(messages[n]) and found.count(str(n)) != size:
+      return None
   if not is_inside:
     return spans
   return [_widened(span, messages, plain) for span in spans]
@@ -151,9 +197,11 @@ def located(
 
 def _widened(span: Span, messages: Sequence[Message], plain: str) -> Span:
   """Returns a span with the <think> of its content before the mark."""
-  if span.name == GENERATION:
+  if span.name in (GENERATION, BREAK):
     return span
-  content = messages[int(span.name)]["content"]
+  content = messages[int(span.name)].get("content")
+  if not isinstance(content, str):
+    return span
   head = content[: _before(content)].lstrip()
   is_there = plain[: span.start].endswith(head)
   return replace(span, start=span.start - len(head)) if is_there else span

@@ -8,7 +8,8 @@ interpreter of its own and talks to it in lines of JSON:
   {"template", "dialogues", "cpu_seconds"} -> one {"text"} or {"error", "kind"}
                                               for each of the dialogues
 
-A dialogue is the variables of one rendering.
+A dialogue is the variables of one rendering; with DAY, an ISO date or time,
+among them, strftime_now writes that day and not the one of the run.
 kind: "syntax", "refused" (the template itself says no), or "broken". Imports
 jinja2 and nothing of this package, so that it starts at once.
 """
@@ -16,6 +17,7 @@ jinja2 and nothing of this package, so that it starts at once.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import json
 import math
@@ -27,6 +29,9 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
+import jinja2.utils
+
+DAY = "template_day"
 
 
 class Refusal(jinja2.TemplateError):
@@ -34,7 +39,10 @@ class Refusal(jinja2.TemplateError):
 
 
 class _GenerationTag(jinja2.ext.Extension):
-  """{% generation %} body {% endgeneration %}: body between two variables."""
+  """{% generation %} body {% endgeneration %}: body between two variables.
+
+  The body has a scope of its own, as it has in transformers.
+  """
 
   tags = {"generation"}
 
@@ -42,10 +50,46 @@ class _GenerationTag(jinja2.ext.Extension):
     line = next(parser.stream).lineno
     body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
     marks = [
-      jinja2.nodes.Output([jinja2.nodes.Name(name, "load")]).set_lineno(line)
+      jinja2.nodes.Name(name, "load")
       for name in ("generation_open", "generation_close")
     ]
-    return [marks[0], *body, marks[1]]
+    call = self.call_method("_between", marks)
+    return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+  def _between(self, opened, closed, caller):
+    return f"{opened}{caller()}{closed}"
+
+
+class _Dict:
+  """What `dict` is in a template."""
+
+  def __call__(self, *args, **kwargs):
+    return dict(*args, **kwargs)
+
+  def fromkeys(self, *args):
+    return dict.fromkeys(*args)
+
+
+class _Namespace(jinja2.utils.Namespace):
+  """A namespace without names that begin with an underscore."""
+
+  def __init__(*args, **kwargs):
+    self, args = args[0], args[1:]  # so that namespace(self=...) works
+    named = dict(*args, **kwargs)
+    for name in named:
+      _Namespace._check(name)
+    jinja2.utils.Namespace.__init__(self, named)
+
+  def __setitem__(self, name, value):
+    _Namespace._check(name)
+    jinja2.utils.Namespace.__setitem__(self, name, value)
+
+  @staticmethod
+  def _check(name):
+    if isinstance(name, str) and name.startswith("_"):
+      raise jinja2.exceptions.SecurityError(
+        f"the namespace may not hold {name!r}, which begins with an underscore"
+      )
 
 
 def _raise_exception(message: str):
@@ -74,13 +118,23 @@ def _compile(template: str) -> jinja2.Template:
   )
   environment.filters["tojson"] = _to_json
   environment.globals["raise_exception"] = _raise_exception
+  environment.globals["dict"] = _Dict()
+  environment.globals["namespace"] = _Namespace
   return environment.from_string(template)
+
+
+def _with_day(variables: dict) -> dict:
+  """Returns the variables with strftime_now, if they name a day for it."""
+  if variables.get(DAY) is None:
+    return {name: value for name, value in variables.items() if name != DAY}
+  day = datetime.datetime.fromisoformat(variables[DAY])
+  return {**variables, "strftime_now": day.strftime}
 
 
 def answer(template: str, variables: dict) -> dict:
   """Returns {"text"}, or {"error", "kind"} of whatever a template raises."""
   try:
-    return {"text": _compile(template).render(**variables)}
+    return {"text": _compile(template).render(**_with_day(variables))}
   except jinja2.TemplateSyntaxError as error:
     return {"error": f"line {error.lineno}: {error}", "kind": "syntax"}
   except Refusal as error:

@@ -7,13 +7,15 @@ is started once, and again after a template has run into a limit.
 from __future__ import annotations
 
 import atexit
+import datetime
 import json
 import threading
 from pathlib import Path
 from typing import Any
 
 from rlhf_jax.child_process import Child
-from rlhf_jax.schema import UserError
+from rlhf_jax.data.template_process import DAY as DAY
+from rlhf_jax.schema import FieldError, UserError
 
 WORKER = Path(__file__).with_name("template_process.py")
 CPU_SECONDS = 10  # of one rendering
@@ -24,6 +26,18 @@ _LONGEST = 64 << 20  # bytes of a rendering and what is around it
 
 _kept: list[Child] = []
 _lock = threading.Lock()
+
+
+def check_day(day: str) -> None:
+  """Raises FieldError unless a template_day is empty or an ISO date."""
+  try:
+    if day:
+      datetime.datetime.fromisoformat(day)
+  except ValueError as error:
+    raise FieldError(
+      f"template_day={day!r}: {error}. Give a date as YYYY-MM-DD, or '' where "
+      "the template asks for none."
+    ) from error
 
 
 def render(
@@ -68,8 +82,9 @@ def _complaint(
     what, remedy = "failed on", "Correct the template, or the messages."
   if "strftime_now" in reply["error"]:
     remedy = (
-      "It writes the day of the run, and rows must not depend on it: give a "
-      "copy with a fixed day as model.chat_template."
+      "It writes the day of the run, and rows must not depend on it: set "
+      "model.template_day='2025-01-31', say, or give a copy with a fixed day "
+      "as model.chat_template."
     )
   return UserError(
     f"the chat template of {name} {what} roles {roles}: {reply['error']}. "

@@ -1,21 +1,22 @@
-"""The two kinds of tokenizer: SentencePiece and the tokenizers library.
+"""What kinds of tokenizer share, and that of the tokenizers library.
 
-Both keep the rule of rlhf_jax/data/tokenizers.py: plain text never becomes a
+All keep the rule of rlhf_jax/data/tokenizers.py: plain text never becomes a
 special token. The libraries skip most of them by themselves; where a
-vocabulary still yields one (a Unigram piece that spells "</s>", a user-defined
-chat marker), the text is cut inside the marker and encoded in parts.
+vocabulary still yields one (a Unigram piece that spells "</s>", perhaps written
+in full-width letters before it was normalised), its id gives way to those of
+its characters.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
-import sentencepiece
 import tokenizers
 
 from rlhf_jax.data import word_starts
@@ -40,26 +41,24 @@ def fingerprint(
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _split_inside(text: str, names: Sequence[str]) -> list[str]:
-  """Cuts `text` after the first character of every occurrence of a name."""
-  cuts = {
-    match.start() + 1
-    for name in names
-    for match in re.finditer(re.escape(name), text)
-  }
-  borders = [0, *sorted(cuts), len(text)]
-  return [text[a:b] for a, b in zip(borders, borders[1:], strict=False)]
-
-
-def _without_special(
+def without_special(
   pieces: list[bytes], special: dict[str, int]
 ) -> list[bytes]:
   hidden = set(special.values())
   return [b"" if i in hidden else piece for i, piece in enumerate(pieces)]
 
 
-class _Base:
-  """Encoding without special ids and range checks, shared by both kinds."""
+class Base:
+  """Encoding without special ids and range checks, shared by all kinds.
+
+  added_tokens: text -> id of tokens that text yields whole though no merge
+    makes them, such as "<think>"; none of them is special.
+  named_tokens: "bos_token" and the like -> text, as a chat template sees them.
+  tool_template: Jinja source for dialogues with tools, None for the only one.
+  template_day: an ISO date that strftime_now of a template writes; None has it
+    refused.
+  template_variables: what else a chat template is given.
+  """
 
   name: str
   vocab_size: int
@@ -67,8 +66,12 @@ class _Base:
   first_ids: tuple[int, ...] = ()
   named_ends: tuple[int, ...] = ()
   prompt_end: str = "template"
-  is_marked_after_special: bool = False
   takes_spaces: Mapping[str, tuple[bool, bool]] = MappingProxyType({})
+  added_tokens: Mapping[str, int] = MappingProxyType({})
+  named_tokens: Mapping[str, str] = MappingProxyType({})
+  tool_template: str | None = None
+  template_day: str | None = None
+  template_variables: Mapping[str, Any] = MappingProxyType({})
 
   def _encode_raw(self, text: str, is_inside: bool) -> list[int]:
     raise NotImplementedError
@@ -97,19 +100,56 @@ class _Base:
 
   def _encode(self, text: str, is_inside: bool) -> list[int]:
     ids = self._encode_raw(text, is_inside)
-    found = self._forbidden(ids)
-    if not found:
+    special = self._special_ids
+    if special.isdisjoint(ids):
       return ids
-    first, *rest = _split_inside(text, found)
-    ids = self._encode_raw(first, is_inside)
-    ids += [i for part in rest for i in self._encode_raw(part, True)]
-    found = self._forbidden(ids)
-    if found:
+    return [j for i in ids for j in (self._spelled(i) if i in special else [i])]
+
+  @property
+  def _special_ids(self) -> frozenset[int]:
+    return frozenset(self.special_tokens.values())
+
+  def _spelled(self, i: int) -> list[int]:
+    """Returns ordinary tokens for a special one that a text has yielded."""
+    name = next(n for n, j in self.special_tokens.items() if i == j)
+    ids = [
+      j
+      for part in (name[:1], name[1:])
+      if part
+      for j in self._encode_raw(part, True)
+    ]
+    if not self._special_ids.isdisjoint(ids):
       raise EncodingError(
-        f"{self.name}: {text[:80]!r} encodes to special tokens {found} "
-        "however it is split. Remove that string from the text."
+        f"{self.name}: a text yields the special token {name!r}, however it is "
+        "split. Remove that string from the text."
       )
     return ids
+
+  def with_control(self, names: Collection[str]) -> Base:
+    """Returns the tokenizer for which some added tokens are special too.
+
+    Args:
+      names: keys of added_tokens; plain text yields none of them any more.
+    """
+    other = copy.copy(self)
+    further = {name: self.added_tokens[name] for name in names}
+    other.special_tokens = {**self.special_tokens, **further}
+    other.added_tokens = {
+      name: i for name, i in self.added_tokens.items() if name not in further
+    }
+    other._hide(frozenset(names))
+    return other
+
+  def _hide(self, names: frozenset[str]) -> None:
+    raise NotImplementedError
+
+  def marks_after(self, name: str) -> bool:
+    """Says whether a text right after a token starts as a whole text does.
+
+    Args:
+      name: of a special or added token.
+    """
+    raise NotImplementedError
 
   def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
     """Returns the text of ids.
@@ -138,83 +178,8 @@ class _Base:
         run = []
     return "".join([*texts, self._decode_raw(run)])
 
-  def _forbidden(self, ids: list[int]) -> list[str]:
-    present = set(ids)
-    return [name for name, i in self.special_tokens.items() if i in present]
 
-
-class SentencePieceTokenizer(_Base):
-  """A *.model file.
-
-  Control pieces are special. A model made for chat may hold its turn markers
-  as user-defined pieces, which are indistinguishable from other such pieces
-  ("\\n", runs of spaces): name them in `special_tokens`, or plain text can
-  produce them.
-  """
-
-  def __init__(self, path: Path, special_tokens: Sequence[str] = ()):
-    try:
-      model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
-      raise UserError(
-        f"{path}: not a SentencePiece model ({error}). Give the *.model file."
-      ) from error
-    size = model.get_piece_size()
-    pieces = [model.id_to_piece(i) for i in range(size)]
-    special = {
-      piece: i for i, piece in enumerate(pieces) if model.is_control(i)
-    }
-    for piece in special_tokens:
-      if piece not in pieces:
-        raise UserError(
-          f"special_tokens: {piece!r} is not a piece of {path}. Train the "
-          "model with it in user_defined_symbols, or leave it out."
-        )
-      special[piece] = pieces.index(piece)
-    if model.eos_id() < 0:
-      raise UserError(
-        f"{path}: the model has no end token, so no response could end. "
-        "Train it with eos_id >= 0."
-      )
-    self.name = str(path)
-    self.vocab_size = size
-    self.bos_id = model.bos_id() if model.bos_id() >= 0 else None
-    self.eos_id = model.eos_id()
-    self.pad_id = model.pad_id() if model.pad_id() >= 0 else self.eos_id
-    self.chat_template = None
-    self.special_tokens = special
-    scores = [f"{model.get_score(i):.9g}" for i in range(size)]
-    self.fingerprint = fingerprint(
-      {piece: i for i, piece in enumerate(pieces)}, scores, special
-    )
-    self.unused_ids = frozenset(i for i in range(size) if model.is_unused(i))
-    self._model = model
-    self._inner = word_starts.of_sentencepiece(model)
-    self.is_marked_after_special = word_starts.has_mark(model)
-
-  def serialized(self) -> bytes:
-    """Returns the contents of its *.model file."""
-    return self._model.serialized_model_proto()
-
-  def pieces(self) -> list[bytes]:
-    """Returns the bytes that each id stands for; none for special tokens."""
-    found = []
-    for i in range(self.vocab_size):
-      if self._model.is_byte(i):
-        found.append(bytes([int(self._model.id_to_piece(i)[3:-1], 16)]))
-      else:
-        found.append(self._model.id_to_piece(i).replace("▁", " ").encode())
-    return _without_special(found, self.special_tokens)
-
-  def _encode_raw(self, text: str, is_inside: bool) -> list[int]:
-    model = self._inner if is_inside and self._inner else self._model
-    return model.encode(text)
-
-  def _decode_raw(self, ids: list[int]) -> str:
-    return self._model.decode(ids)
-
-
-class HuggingFaceTokenizer(_Base):
+class HuggingFaceTokenizer(Base):
   """A `tokenizers.Tokenizer` with its end, begin and padding tokens.
 
   Args:
@@ -223,6 +188,8 @@ class HuggingFaceTokenizer(_Base):
     name: for messages.
     eos, bos, pad: token texts; None for bos means none, for pad means eos.
     chat_template: Jinja source or None.
+    special: texts of more tokens that are special; those that the vocabulary
+      lacks are left out.
   """
 
   def __init__(
@@ -234,6 +201,7 @@ class HuggingFaceTokenizer(_Base):
     bos: str | None = None,
     pad: str | None = None,
     chat_template: str | None = None,
+    special: Collection[str] = (),
   ):
     named = {"eos": eos, "bos": bos, "pad": pad}
     for role, token in named.items():
@@ -249,19 +217,28 @@ class HuggingFaceTokenizer(_Base):
     backend.encode_special_tokens = True
     vocabulary = backend.get_vocab(with_added_tokens=True)
     model = json.loads(backend.to_str())["model"]
+    added = backend.get_added_tokens_decoder()
+    flagged = {*special, *(t.content for t in added.values() if t.special)}
+    flagged.discard(_unknown(model))  # plain text may yield it
+    flagged |= {token for token in named.values() if token is not None}
     special = {
-      token.content: i
-      for i, token in backend.get_added_tokens_decoder().items()
-      if token.special and token.content != model.get("unk_token")
+      token: vocabulary[token]
+      for token in sorted(flagged, key=lambda t: vocabulary.get(t, -1))
+      if token in vocabulary
     }
     self.takes_spaces = {
       token.content: (token.lstrip, token.rstrip)
-      for token in backend.get_added_tokens_decoder().values()
+      for token in added.values()
       if token.lstrip or token.rstrip
     }
-    for token in named.values():
-      if token is not None:
-        special[token] = backend.token_to_id(token)
+    self.added_tokens = {
+      token.content: i
+      for i, token in added.items()
+      if token.content not in special and token.content != _unknown(model)
+    }
+    self.named_tokens = {
+      f"{role}_token": token for role, token in named.items() if token
+    }
     merges = [
       pair if isinstance(pair, str) else " ".join(pair)
       for pair in model.get("merges", [])
@@ -280,15 +257,30 @@ class HuggingFaceTokenizer(_Base):
     self.first_ids = word_starts.first_ids(backend)
     self._backend = backend
     self._inner = word_starts.of_backend(backend)
-    self.is_marked_after_special = (
-      self._inner is not None
-      and word_starts.marks_after(backend, self._inner, eos)
-    )
+    self._marks: dict[str, bool] = {}
     self._missing = _missing_bytes(backend, model, vocabulary)
 
   def to_json(self) -> str:
     """Returns the text of its tokenizer.json."""
     return self._backend.to_str(pretty=True)
+
+  def _hide(self, names: frozenset[str]) -> None:
+    state = json.loads(self._backend.to_str())
+    for token in state["added_tokens"]:
+      token["special"] |= token["content"] in names
+    self._backend = tokenizers.Tokenizer.from_str(json.dumps(state))
+    self._backend.encode_special_tokens = True
+    self._inner = word_starts.of_backend(self._backend)
+    self._marks = {}
+
+  def marks_after(self, name: str) -> bool:
+    if self._inner is None:
+      return False
+    if name not in self._marks:
+      self._marks[name] = word_starts.marks_after(
+        self._backend, self._inner, name
+      )
+    return self._marks[name]
 
   def pieces(self) -> list[bytes]:
     """Returns the bytes that each id stands for; none for special tokens."""
@@ -305,7 +297,7 @@ class HuggingFaceTokenizer(_Base):
         found[i] = bytes([int(token[3:-1], 16)])
       else:
         found[i] = token.replace("▁", " ").encode()
-    return _without_special(found, self.special_tokens)
+    return without_special(found, self.special_tokens)
 
   def _encode_raw(self, text: str, is_inside: bool) -> list[int]:
     if self._missing:
@@ -321,6 +313,12 @@ class HuggingFaceTokenizer(_Base):
 
   def _decode_raw(self, ids: list[int]) -> str:
     return self._backend.decode(ids, skip_special_tokens=False)
+
+
+def _unknown(model: dict[str, Any]) -> str | None:
+  """Returns the text of a vocabulary's unknown token, None if it has none."""
+  i = model.get("unk_id")
+  return model.get("unk_token") if i is None else model["vocab"][i][0]
 
 
 def _byte_alphabet() -> list[str]:

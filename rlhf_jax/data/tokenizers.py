@@ -9,44 +9,32 @@ turn. `fingerprint` tells whether two models share a vocabulary.
 A file that names no padding token pads with its end token: masks travel
 explicitly (rlhf_jax/types.py), so the padding id carries no meaning.
 
-Left out: SentencePiece-kind vocabularies inside GGUF files, and GGUF
-pre-tokenisers other than those in GGUF_PRE_TOKENIZERS; both are refused.
+Which tokens are special is read as transformers reads it (token_files.py); of
+GGUF files see gguf_vocabularies.py.
+
+Left out: tokenizers that are code of their own, tiktoken files and tekken.json.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import gguf
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
 
-from rlhf_jax import strict_json
-from rlhf_jax.data import gguf_files
-from rlhf_jax.data.tokenizer_backends import (
-  HuggingFaceTokenizer,
-  SentencePieceTokenizer,
+from rlhf_jax.data import (
+  gguf_vocabularies,
+  sentencepiece_backend,
+  token_files,
 )
+from rlhf_jax.data.tokenizer_backends import Base, HuggingFaceTokenizer
 from rlhf_jax.schema import UserError, absence
 
-# Values of tokenizer.ggml.token_type.
-GGUF_CONTROL = gguf.TokenType.CONTROL
-GGUF_USER_DEFINED = gguf.TokenType.USER_DEFINED
-GGUF_UNUSED = gguf.TokenType.UNUSED
-
-# tokenizer.ggml.pre -> what splits text before the merges apply.
-GGUF_PRE_TOKENIZERS: dict[str, Callable] = {
-  "smollm": lambda: pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Digits(individual_digits=True),
-      pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ]
-  ),
-  "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
-}
+SENTENCEPIECE_FILE = "tokenizer.model"  # of a folder without tokenizer.json
+# Classes of transformers that put the begin token before a text by themselves.
+BEGINNING = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
 
 
 class Tokenizer(Protocol):
@@ -61,8 +49,8 @@ class Tokenizer(Protocol):
   special_tokens: text -> id of every token that plain text cannot produce.
   fingerprint: sha256 hex over vocabulary, merges and special tokens.
 
-  What follows, and `encode_inside` and `pieces` of tokenizer_backends.py, a
-  tokenizer of another kind may leave out:
+  What follows, and what else tokenizer_backends.Base has, a tokenizer of
+  another kind may leave out:
 
   first_ids: what the tokenizer's post-processor puts before a plain text.
   named_ends: end tokens that the model's files name beside eos_id.
@@ -93,8 +81,9 @@ def load_tokenizer(
 
   Args:
     path: a SentencePiece *.model, a *.gguf, a tokenizer.json, or a Hugging
-      Face folder: tokenizer.json with tokenizer_config.json or
-      special_tokens_map.json (end, begin, padding) and chat_template.jinja.
+      Face folder: tokenizer.json, else tokenizer.model, with
+      tokenizer_config.json or special_tokens_map.json (special tokens) and
+      chat_template.jinja.
     special_tokens: user-defined SentencePiece pieces that are markup.
 
   Raises:
@@ -106,16 +95,14 @@ def load_tokenizer(
       f"{path}: no such tokenizer ({absence(path)}). Give an existing path."
     )
   if path.suffix == ".model":
-    tokenizer = SentencePieceTokenizer(path, special_tokens)
-    tokenizer.named_ends = read_ends(path.parent)
-    return tokenizer
+    return _load_sentencepiece(path, special_tokens)
   if special_tokens:
     raise UserError(
       f"special_tokens={list(special_tokens)} applies to SentencePiece models "
       f"only; {path} names its own. Leave it empty."
     )
   if path.suffix == ".gguf":
-    return _load_gguf(path)
+    return gguf_vocabularies.load(path)
   if path.is_dir() or path.suffix == ".json":
     return _load_huggingface(path)
   raise UserError(
@@ -124,92 +111,9 @@ def load_tokenizer(
   )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-  if not path.exists():
-    return {}
-  return strict_json.read_object(path, "Download the file again.")
-
-
-def _named(config: dict[str, Any], key: str, folder: Path) -> str | None:
-  """Returns the text of a token that a folder's files name, or None."""
-  value = config.get(key)
-  text = value.get("content") if isinstance(value, dict) else value
-  if text is None and not isinstance(value, dict):
-    return None
-  if not isinstance(text, str) or not text:
-    raise UserError(
-      f"{folder}: {key} is {str(value)[:60]} in tokenizer_config.json or "
-      "special_tokens_map.json. Give one token: its text, or an object whose "
-      "'content' is that."
-    )
-  return text
-
-
-def _template(config: dict[str, Any], folder: Path) -> str | None:
-  """Returns the chat template of a folder, or None.
-
-  Raises:
-    UserError: it is no text, or there are several and none is "default".
-  """
-  file = folder / "chat_template.jinja"
-  if file.is_file():
-    try:
-      return strict_json.decode(file.read_bytes())
-    except ValueError as error:
-      raise UserError(f"{file}: {error}. Download the file again.") from error
-  given = config.get("chat_template")
-  if isinstance(given, list):
-    names = [t.get("name") if isinstance(t, dict) else t for t in given]
-    if names.count("default") != 1:
-      raise UserError(
-        f"{folder}: chat_template in tokenizer_config.json holds templates "
-        f"named {names}. Name exactly one of them 'default'."
-      )
-    given = given[names.index("default")].get("template")
-    given = [] if given is None else given
-  if given is not None and not isinstance(given, str):
-    raise UserError(
-      f"{folder}: chat_template in tokenizer_config.json is a "
-      f"{type(given).__name__}. Give the text of a Jinja template."
-    )
-  return given
-
-
 def encode_inside(text: str, tokenizer: Tokenizer) -> list[int]:
   """Returns the ids of text that goes on after other text."""
   return getattr(tokenizer, "encode_inside", tokenizer.encode)(text)
-
-
-def read_ends(folder: Path) -> tuple[int, ...]:
-  """Returns the end tokens that generation_config.json and config.json name.
-
-  Raises:
-    UserError: an eos_token_id that is neither a number nor a list of them.
-  """
-  found: list[int] = []
-  for name in ("generation_config.json", "config.json"):
-    try:
-      config = _read_json(folder / name)
-    except UserError:
-      if name != "config.json":
-        raise
-      config = None
-    if not isinstance(config, dict):
-      continue  # what reads the model says so
-    nested = config.get("text_config")
-    for part in (config, nested if isinstance(nested, dict) else {}):
-      ends = part.get("eos_token_id")
-      ends = ends if isinstance(ends, list) else [ends]
-      for end in ends:
-        if end is None:
-          continue
-        if type(end) is not int or end < 0:
-          raise UserError(
-            f"{folder / name}: eos_token_id={part['eos_token_id']!r}: is the "
-            "id of an end token, or a list of ids. Correct it there."
-          )
-        found.append(end)
-  return tuple(dict.fromkeys(found))
 
 
 def end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -243,6 +147,9 @@ def _load_huggingface(path: Path) -> Tokenizer:
   folder = path if path.is_dir() else path.parent
   file = path / "tokenizer.json" if path.is_dir() else path
   if not file.exists():
+    model = folder / SENTENCEPIECE_FILE
+    if path.is_dir() and model.is_file():
+      return _load_sentencepiece(model, ())
     raise UserError(
       f"{folder}: no tokenizer.json. For a SentencePiece model give the path "
       "of its *.model file."
@@ -256,10 +163,8 @@ def _load_huggingface(path: Path) -> Tokenizer:
       f"{file}: not a tokenizer.json ({error}). Give the file written by the "
       "tokenizers library."
     ) from error
-  config = _read_json(folder / "special_tokens_map.json")
-  config |= _read_json(folder / "tokenizer_config.json")
-  eos = _named(config, "eos_token", folder)
-  if eos is None:
+  declared = token_files.read(folder)
+  if "eos_token" not in declared.named:
     raise UserError(
       f"{folder}: no eos_token in tokenizer_config.json or "
       "special_tokens_map.json. Add one: training appends it to responses."
@@ -267,112 +172,67 @@ def _load_huggingface(path: Path) -> Tokenizer:
   tokenizer = HuggingFaceTokenizer(
     backend,
     str(path),
-    eos=eos,
-    bos=_named(config, "bos_token", folder),
-    pad=_named(config, "pad_token", folder),
-    chat_template=_template(config, folder),
+    eos=declared.named["eos_token"],
+    bos=declared.named.get("bos_token"),
+    pad=declared.named.get("pad_token"),
+    special=token_files.apply(declared, backend),
   )
-  tokenizer.named_ends = read_ends(folder)
+  _describe(tokenizer, declared)
   return tokenizer
 
 
-def _load_gguf(path: Path) -> Tokenizer:
-  reader = gguf_files.open_file(path)
-
-  def get(key: str) -> Any:
-    return gguf_files.contents(reader, f"tokenizer.{key}", path)
-
-  kind, pre = get("ggml.model"), get("ggml.pre")
-  if kind != "gpt2":
-    raise UserError(
-      f"{path}: tokenizer.ggml.model={kind!r}; only 'gpt2' (byte-level BPE) "
-      "is read. Give the model's *.model or tokenizer.json beside the weights."
-    )
-  if pre not in GGUF_PRE_TOKENIZERS:
-    raise UserError(
-      f"{path}: tokenizer.ggml.pre={pre!r} is not one of "
-      f"{sorted(GGUF_PRE_TOKENIZERS)}; guessing would split text wrongly. "
-      "Give the model's tokenizer.json instead."
-    )
-  tokens = _strings(reader, "ggml.tokens", path)
-  kinds = get("ggml.token_type")
-  try:
-    backend = _byte_level(
-      tokens, _strings(reader, "ggml.merges", path), kinds, pre
-    )
-  except Exception as error:  # the library raises bare Exception
-    raise UserError(
-      f"{path}: its vocabulary is damaged ({type(error).__name__}: {error}). "
-      "Download the file again."
-    ) from error
-
-  def named(key: str) -> str | None:
-    i = get(f"ggml.{key}_token_id")
-    if i is not None and not (isinstance(i, int) and 0 <= i < len(tokens)):
-      raise UserError(
-        f"{path}: tokenizer.ggml.{key}_token_id={i!r}: there are "
-        f"{len(tokens)} tokens. Download the file again."
-      )
-    return None if i is None else tokens[i]
-
-  if named("eos") is None:
-    raise UserError(
-      f"{path}: the file names no end token (tokenizer.ggml.eos_token_id). "
-      "Give the model's tokenizer.json instead."
-    )
-  tokenizer = HuggingFaceTokenizer(
-    backend,
-    str(path),
-    eos=named("eos"),
-    bos=named("bos"),
-    pad=named("padding"),
-    chat_template=get("chat_template"),
-  )
-  ends = (get(f"ggml.{name}_token_id") for name in ("eot", "eom"))
-  tokenizer.named_ends = tuple(int(i) for i in ends if i is not None)
-  if get("ggml.add_bos_token") and tokenizer.bos_id is not None:
-    tokenizer.first_ids = (tokenizer.bos_id,)
-  unused = (i for i, kind in enumerate(kinds) if kind == GGUF_UNUSED)
-  tokenizer.unused_ids = frozenset(unused)
-  return tokenizer
+def _describe(tokenizer: Base, declared: token_files.Declared) -> None:
+  """Sets what the files of a folder say beside the vocabulary."""
+  tokenizer.chat_template = declared.template
+  tokenizer.tool_template = declared.tool_template
+  tokenizer.named_tokens = {**tokenizer.named_tokens, **declared.named}
+  tokenizer.named_ends = token_files.read_ends(declared.folder)
 
 
-def _strings(reader: gguf.GGUFReader, key: str, path: Path) -> list[str]:
-  """Returns a list of texts in the metadata of a GGUF file."""
-  field = reader.fields.get(f"tokenizer.{key}")
-  try:
-    # One pass over the raw parts; contents() is ten times slower.
-    return [bytes(field.parts[i]).decode() for i in field.data]
-  except (AttributeError, ValueError) as error:
-    raise UserError(
-      f"{path}: tokenizer.{key} is not there, or no list of texts ({error}). "
-      "Download the file again."
-    ) from error
+def _load_sentencepiece(path: Path, special_tokens: Sequence[str]) -> Tokenizer:
+  """Returns the tokenizer of a *.model file, with what stands beside it.
 
-
-def _byte_level(
-  tokens: list[str], merges: list[str], kinds: list[int], pre: str
-) -> tokenizers.Tokenizer:
-  """Returns the byte-level BPE of a GGUF file.
-
-  Args:
-    tokens: by id.
-    merges: "left right", by rank.
-    kinds: of each token, of tokenizer.ggml.token_type.
-    pre: a key of GGUF_PRE_TOKENIZERS.
+  Whether texts begin with the begin token is what tokenizer_config.json says,
+  or what transformers' class of that name does; without one they do not.
   """
-  backend = tokenizers.Tokenizer(
-    models.BPE(
-      vocab={t: i for i, t in enumerate(tokens)},
-      merges=[tuple(merge.split(" ", 1)) for merge in merges],
-    )
+  declared = token_files.read(path.parent)
+  config, named = declared.config, declared.named
+  proto = sentencepiece_backend.read_model(path)
+  size = len(proto.pieces)
+  further = {
+    f"<extra_id_{n}>": size + int(config.get("extra_ids") or 0) - 1 - n
+    for n in range(int(config.get("extra_ids") or 0))
+  }
+  marked = [*special_tokens]
+  for i, token in declared.added.items():
+    if i >= size:
+      further[token.content] = i
+    elif proto.pieces[i].piece != token.content and token.special:
+      proto.pieces[i].piece = token.content  # a place kept for it
+    if i < size and token.special:
+      marked.append(token.content)
+  own = {piece.piece: piece.type for piece in proto.pieces}
+  marked += [
+    text
+    for key, text in named.items()
+    if key != "unk_token" and text in own and text not in marked
+  ]
+  unknown = proto.trainer_spec.unk_piece
+  tokenizer = sentencepiece_backend.SentencePieceTokenizer(
+    proto,
+    str(path),
+    [text for text in marked if text != unknown],
+    further=further,
+    **{
+      role: named[f"{role}_token"]
+      for role in ("eos", "bos", "pad")
+      if f"{role}_token" in named
+    },
+    marks_after=config.get("legacy") is not False,
   )
-  backend.pre_tokenizer = GGUF_PRE_TOKENIZERS[pre]()
-  backend.decoder = decoders.ByteLevel()
-  for token, kind in zip(tokens, kinds, strict=True):
-    if kind in (GGUF_CONTROL, GGUF_USER_DEFINED):
-      is_special = kind == GGUF_CONTROL
-      added = tokenizers.AddedToken(token, special=is_special, normalized=False)
-      add = backend.add_special_tokens if is_special else backend.add_tokens
-      add([added])
-  return backend
+  _describe(tokenizer, declared)
+  kind = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+  has_begin = config.get("add_bos_token", kind in BEGINNING)
+  if has_begin and tokenizer.bos_id is not None:
+    tokenizer.first_ids = (tokenizer.bos_id,)
+  return tokenizer

@@ -12,6 +12,7 @@ import json
 
 import sentencepiece
 import tokenizers
+from sentencepiece import sentencepiece_model_pb2
 
 
 def _without(step: dict | None) -> dict | None:
@@ -46,32 +47,21 @@ def of_backend(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer | None:
 
 
 def of_sentencepiece(
-  model: sentencepiece.SentencePieceProcessor,
+  proto: sentencepiece_model_pb2.ModelProto,
 ) -> sentencepiece.SentencePieceProcessor | None:
   """Returns a SentencePiece model without the mark, None for the same one.
 
   It keeps white space at its ends, which is part of a text that goes on.
   """
-  from sentencepiece import sentencepiece_model_pb2
-
-  proto = sentencepiece_model_pb2.ModelProto()
-  proto.ParseFromString(model.serialized_model_proto())
-  spec = proto.normalizer_spec
+  other = sentencepiece_model_pb2.ModelProto()
+  other.CopyFrom(proto)
+  spec = other.normalizer_spec
   if not spec.add_dummy_prefix and not spec.remove_extra_whitespaces:
     return None
   spec.add_dummy_prefix = spec.remove_extra_whitespaces = False
   return sentencepiece.SentencePieceProcessor(
-    model_proto=proto.SerializeToString()
+    model_proto=other.SerializeToString()
   )
-
-
-def has_mark(model: sentencepiece.SentencePieceProcessor) -> bool:
-  """Says whether a SentencePiece model marks the start of a text."""
-  from sentencepiece import sentencepiece_model_pb2
-
-  proto = sentencepiece_model_pb2.ModelProto()
-  proto.ParseFromString(model.serialized_model_proto())
-  return proto.normalizer_spec.add_dummy_prefix
 
 
 def marks_after(

@@ -12,13 +12,9 @@ import jax
 from safetensors import SafetensorError
 
 from rlhf_jax import integrity, strict_json
-from rlhf_jax.data import assets, chat
-from rlhf_jax.data.tokenizers import (
-  Tokenizer,
-  empty_rows,
-  load_tokenizer,
-  read_ends,
-)
+from rlhf_jax.data import assets, chat, templates
+from rlhf_jax.data.token_files import read_ends
+from rlhf_jax.data.tokenizers import Tokenizer, empty_rows, load_tokenizer
 from rlhf_jax.models import (
   attention,
   gguf,
@@ -49,6 +45,8 @@ class Model:
   source: str = ""  # asset:NAME, a .gguf file, or a Hugging Face folder
   tokenizer: str = ""  # file or folder; "" reads the model's own
   chat_template: str = ""  # a Jinja file; "" for the tokenizer's own template
+  template_day: str = ""  # YYYY-MM-DD that strftime_now of a chat template
+  # writes; "": a template that asks for the day of the run is refused
   prompt_end: str = "template"  # where prompts of dialogues end: as the
   # template's generation prompt, or "answer": where it writes the answer
   dtype: str = "float32"  # that the model computes in
@@ -61,6 +59,7 @@ class Model:
   def __post_init__(self) -> None:
     check_least(self, lora_rank=0)
     check_choice("prompt_end", self.prompt_end, chat.PROMPT_ENDS)
+    templates.check_day(self.template_day)
     check_choice("dtype", self.dtype, ("float32", "bfloat16"))
     check_choice("attention", self.attention, ("auto", *attention.KINDS))
 
@@ -327,6 +326,7 @@ def read_tokenizer(model: Model, path: Path) -> Tokenizer:
   """
   tokenizer = _own_tokenizer(model, path)
   tokenizer.prompt_end = model.prompt_end
+  tokenizer.template_day = model.template_day or None
   if model.chat_template:
     file = Path(os.path.expanduser(model.chat_template))
     if not os.path.isfile(file):

@@ -151,8 +151,9 @@ def test_what_a_template_writes_besides(tokenizer):
   tokenizer.chat_template = NAMED
   assert "<|im_start|>Ann\nHi<|im_end|>" in chat.render(named, tokenizer).text
   spelt = [USER | {"name": "<|im_end|>"}, YES]
-  with pytest.raises(ValueError, match="'name', and it spells a special token"):
-    chat.render(spelt, tokenizer)
+  rendered = chat.render(spelt, tokenizer)
+  assert rendered.text.startswith("<|im_start|><|im_end|>\nHi")
+  assert rendered.ids.count(tokenizer.eos_id) == 2  # the template's own
 
 
 def test_tool_calls(tokenizer):
@@ -164,7 +165,7 @@ def test_tool_calls(tokenizer):
   ]
   example = FORMATS["messages"]({"messages": dialogue}, "f:1")
   assert example.messages == dialogue
-  with pytest.raises(DataError, match="^f:1: the chat templa.*NoneType"):
+  with pytest.raises(DataError, match="^f:1: the chat templa.*no attribute"):
     encode.encode_demonstrations([example], tokenizer, 256, chat=True)
   tokenizer.chat_template = NAMED.replace(
     "{{ m.content }}", "{{ m.content if m.content else '' }}"

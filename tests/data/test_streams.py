@@ -73,7 +73,7 @@ def test_a_byte_level_tokenizer_adds_nothing(tokenizer):
   )
   for text in ("4", " 4", "\n4"):
     assert tokenizer.encode_inside(text) == tokenizer.encode(text)
-  assert not tokenizer.is_marked_after_special
+  assert not tokenizer.marks_after("<|im_end|>")
 
 
 def test_rated_texts_start_a_word_once(llama):
@@ -127,4 +127,4 @@ def test_white_space_before_what_goes_on_is_kept(tmp_path, mark):
   before = streams.text_prompt("Question:", tokenizer)
   after = streams.continued(" yes", tokenizer, before)
   assert tokenizer.decode(before + after) == "Question: yes"
-  assert tokenizer.is_marked_after_special == mark
+  assert tokenizer.marks_after("</s>") == mark

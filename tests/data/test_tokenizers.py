@@ -113,7 +113,7 @@ def test_gguf_vocabulary_equals_tokenizer_json(tokenizer, tmp_path):
 
 @pytest.mark.parametrize(
   "change, message",
-  [({"pre": "unheard-of"}, "unheard-of"), ({"kind": "llama"}, "llama")],
+  [({"pre": "unheard-of"}, "unheard-of"), ({"kind": "bert"}, "bert")],
 )
 def test_unknown_gguf_vocabularies_are_refused(tmp_path, change, message):
   path = tiny_gguf_vocabulary(tmp_path / "v.gguf", **change)

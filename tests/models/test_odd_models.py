@@ -197,7 +197,7 @@ def tokenizer_folder(tmp_path):
     ({"chat_template": {"a": "b"}}, "is a dict. Give the text"),
     ({"chat_template": ["x"]}, r"templates named \['x'\]. Name exactly"),
     ({"chat_template": [{"name": "rag", "template": ""}]}, r"named \['rag'\]"),
-    ({"chat_template": [{"name": "default"}]}, "is a list. Give the text"),
+    ({"chat_template": [{"name": "default"}]}, "is a NoneType. Give the"),
   ],
 )
 def test_a_tokenizer_whose_tokens_are_odd(tokenizer_folder, changes, words):
