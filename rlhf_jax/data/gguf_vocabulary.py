@@ -1,6 +1,6 @@
 """A tokenizer -> the tokenizer.* keys of a GGUF file, for llama.cpp.
 
-Two kinds of vocabulary have one there:
+Three kinds of vocabulary have them:
 
   gpt2    byte-level BPE: tokens, merges, and by name what splits a text
           beforehand. The name is found by splitting probes with each that we
@@ -8,11 +8,14 @@ Two kinds of vocabulary have one there:
   llama   SentencePiece BPE: tokens and scores. A tokenizer.json of this kind
           has merges and no scores; the score of a token is minus the rank of
           its first merge, which orders merges as SentencePiece does.
+  t5      SentencePiece Unigram, of a *.model.
 
 llama.cpp normalises no text: one that is not in NFC is split otherwise there
-by a byte-level vocabulary whose tokenizer.json asks for NFC.
+by a byte-level vocabulary whose tokenizer.json asks for NFC. It marks every
+text's start, as SentencePiece does; the Metaspace step of a tokenizer.json does
+not mark one that starts with a space.
 
-Left out: Unigram and WordPiece vocabularies.
+Left out: Unigram of a tokenizer.json, and WordPiece.
 """
 
 from __future__ import annotations
@@ -171,8 +174,9 @@ def _splitter(tokenizer: HuggingFaceTokenizer, state: dict) -> str:
       ]:
         return name
   raise UserError(
-    f"{tokenizer.name}: it splits texts like none of {', '.join(sorted(SPLITS))}"
-    f", so llama.cpp would read them otherwise. {_REMEDY}"
+    f"{tokenizer.name}: it splits texts like none of "
+    f"{', '.join(sorted(SPLITS))}, so llama.cpp would read them otherwise. "
+    f"{_REMEDY}"
   )
 
 
@@ -229,27 +233,44 @@ def _marks_start(state: dict) -> bool:
 
 def _sentencepiece(tokenizer: SentencePieceTokenizer) -> Keys:
   proto = Proto.FromString(tokenizer.to_model())
-  if proto.trainer_spec.model_type != proto.trainer_spec.BPE:
+  trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+  kind = {trainer.BPE: "llama", trainer.UNIGRAM: "t5"}.get(trainer.model_type)
+  if kind is None:
     raise UserError(
-      f"{tokenizer.name}: a SentencePiece vocabulary of another kind than BPE "
-      f"has no GGUF form here. {_REMEDY}"
+      f"{tokenizer.name}: a SentencePiece vocabulary of words or characters "
+      f"has no GGUF form. {_REMEDY}"
     )
-  special = set(tokenizer.special_tokens.values())
-  control = int(gguf.TokenType.CONTROL)
+  tokens, scores, types = [], [], []
+  for piece in proto.pieces:
+    is_own = piece.type == piece.USER_DEFINED  # llama.cpp has its spaces plain
+    tokens.append(piece.piece.replace("▁", " ") if is_own else piece.piece)
+    scores.append(piece.score)
+    types.append(int(piece.type))  # numbered as GGUF's kinds are
+  names = {i: name for name, i in tokenizer.special_tokens.items()}
+  for i in range(len(tokens), tokenizer.vocab_size):
+    tokens.append(names.get(i, f"[PAD{i}]"))
+    scores.append(_CONTROL_SCORE)
+    types.append(int(gguf.TokenType.UNUSED))
+  for i in names:
+    types[i] = int(gguf.TokenType.CONTROL)
   keys: Keys = {
-    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.model": kind,
     "tokenizer.ggml.pre": "default",
-    "tokenizer.ggml.tokens": [piece.piece for piece in proto.pieces],
-    "tokenizer.ggml.scores": [piece.score for piece in proto.pieces],
-    # The kinds of GGUF are numbered as SentencePiece numbers them.
-    "tokenizer.ggml.token_type": [
-      control if i in special else int(piece.type)
-      for i, piece in enumerate(proto.pieces)
-    ],
-    "tokenizer.ggml.add_space_prefix": proto.normalizer_spec.add_dummy_prefix,
+    "tokenizer.ggml.tokens": tokens,
+    "tokenizer.ggml.scores": scores,
+    "tokenizer.ggml.token_type": types,
+    "tokenizer.ggml.add_space_prefix": normalizer.add_dummy_prefix,
     "tokenizer.ggml.remove_extra_whitespaces": (
-      proto.normalizer_spec.remove_extra_whitespaces
+      normalizer.remove_extra_whitespaces
     ),
-    "tokenizer.ggml.unknown_token_id": int(proto.trainer_spec.unk_id),
+    "tokenizer.ggml.unknown_token_id": int(trainer.unk_id),
   }
+  if normalizer.precompiled_charsmap:
+    if kind == "llama":
+      raise UserError(
+        f"{tokenizer.name}: it normalises texts, which llama.cpp does not with "
+        f"a vocabulary of this kind. {_REMEDY}"
+      )
+    charsmap = normalizer.precompiled_charsmap
+    keys["tokenizer.ggml.precompiled_charsmap"] = charsmap
   return keys

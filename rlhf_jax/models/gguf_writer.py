@@ -423,7 +423,7 @@ def write(
   if dtype == "q8_0":
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
   for key, value in (values | vocabulary).items():
-    _add(writer, key, value)
+    add(writer, key, value)
   part = path.with_name(path.name + ".part")
   _write_file(writer, part, tensors, factors, leaves, architecture.norm_shift)
   part.replace(path)
@@ -467,7 +467,7 @@ def _write_file(
     writer.close()
 
 
-def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+def add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
   """Adds a key with the type of GGUF that its value has."""
   if isinstance(value, bool):
     writer.add_bool(key, value)

@@ -164,7 +164,7 @@ def test_errors_name_what_is_wrong(tmp_path):
   refuses("no tensor 'blk.1.attn_k.weight'", without("blk.1.attn_k.weight"))
   refuses("no tensor 'token_embd.weight'", without("token_embd.weight"))
   refuses(
-    "short_factor=.* must be 4 positive",
+    "factor=.* must be 4 positive",
     tensors | {"rope_freqs.weight": np.ones(5, np.float32)},
   )
   refuses(

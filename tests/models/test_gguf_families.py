@@ -130,7 +130,7 @@ def test_a_file_of_the_converter_is_the_model_it_was_made_of(
   expected = CONVERTED[name]
   writer = gguf_package.GGUFWriter(None, expected["architecture"])
   for key, value in expected["keys"].items():
-    gguf_writer._add(writer, key, value)
+    gguf_writer.add(writer, key, value)
   for tensor in gguf_package.GGUFReader(path).tensors:
     if tensor.name in expected["tensors"]:
       writer.add_tensor(tensor.name, np.asarray(tensor.data))
