@@ -147,6 +147,11 @@ def _byte_level(tokenizer: HuggingFaceTokenizer, state: dict) -> Keys:
       f"{tokenizer.name}: its normaliser {normalizer['type']} is none that "
       f"llama.cpp has. {_REMEDY}"
     )
+  if not state["model"]["merges"]:
+    raise UserError(
+      f"{tokenizer.name} has no merges, and llama.cpp loads no byte-level "
+      f"vocabulary without them. {_REMEDY}"
+    )
   tokens, types = _tokens(tokenizer, state)
   found: Keys = {
     "tokenizer.ggml.model": "gpt2",

@@ -57,9 +57,10 @@ TOKENS = np.random.default_rng(3).integers(3, 61, size=(2, 24))
 def letters():
   """Returns a tokenizer of 61 tokens, as the models have rows."""
   special = ["<pad>", "<s>", "</s>"]
-  tokens = [*special, *map(chr, range(ord("A"), ord("A") + 58))]
+  tokens = [*special, *map(chr, range(ord("A"), ord("A") + 57)), "AB"]
+  vocabulary = {token: i for i, token in enumerate(tokens)}
   backend = tokenizers.Tokenizer(
-    tokenizers.models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[])
+    tokenizers.models.BPE(vocab=vocabulary, merges=[("A", "B")])
   )
   backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
     add_prefix_space=False
