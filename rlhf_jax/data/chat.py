@@ -37,7 +37,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf_jax.data import controls, rendering, spans, tokenizers
-from rlhf_jax.data.messages import Message, check_messages
+from rlhf_jax.data.messages import TOOLS, Message, check_messages
 from rlhf_jax.data.spans import GENERATION, Span
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import UserError
@@ -133,7 +133,8 @@ def render(
       the model answers next.
     continue_final_message: end where the content of the last message does, so
       that the model goes on with it.
-    tools: JSON schemas that the template writes.
+    tools: JSON schemas that the template writes; None for those that the first
+      message carries.
     documents: of retrieval, dicts that the template writes.
 
   Raises:
@@ -141,6 +142,10 @@ def render(
       hides where the answers are, or that ends them with no special token.
   """
   check_messages(messages)
+  if TOOLS in messages[0]:
+    tools = messages[0][TOOLS] if tools is None else tools
+    first = {k: v for k, v in messages[0].items() if k != TOOLS}
+    messages = [first, *messages[1:]]
   if add_generation_prompt and continue_final_message:
     raise UserError(
       "add_generation_prompt and continue_final_message are both set; a text "

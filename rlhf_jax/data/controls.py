@@ -124,8 +124,8 @@ def find(
 ) -> list[tuple[int, int, int]]:
   """Returns (start, end, id) of the control tokens in a rendered text.
 
-  They are in the template's own text. White space of the template's beside a
-  token that takes it in (rstrip of an added token) is the token's.
+  They are in the template's own text. White space beside a token that takes it
+  in (rstrip of an added token) is the token's, but for that of an answer.
 
   Args:
     text: what a template wrote.
@@ -141,24 +141,26 @@ def find(
   )
   every, inner = pattern(frozenset(special_tokens)), pattern(further)
   takes = getattr(tokenizer, "takes_spaces", {})
-  found, position = [], 0
+  found, position, last = [], 0, 0
   for start, end, name in [*contents, (len(text), len(text), "")]:
     start, end = max(start, position), max(end, position)
-    last = position
+    is_answer = name in answers
+    right = start if is_answer else end
     for first, final in _matches(every, text, position, start, breaks):
       token = text[first:final]
       takes_left, takes_right = takes.get(token, (False, False))
       while takes_left and first > last and text[first - 1].isspace():
         first -= 1
-      while takes_right and final < start and text[final].isspace():
+      while takes_right and final < right and text[final].isspace():
         final += 1
       found.append((first, final, special_tokens[token]))
       last = final
-    if name in answers:
+    if is_answer:
       found += [
         (*borders, special_tokens[text[slice(*borders)]])
         for borders in _matches(inner, text, start, end, breaks)
       ]
+      last = end
     position = end
   return found
 

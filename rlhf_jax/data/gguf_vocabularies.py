@@ -16,7 +16,7 @@ from typing import Any
 
 import gguf
 import tokenizers
-from tokenizers import decoders, models
+from tokenizers import decoders, models, processors
 
 from rlhf_jax.data import gguf_files
 from rlhf_jax.data.gguf_splits import SPLITS
@@ -92,6 +92,16 @@ class _File:
     i = self.id_of(role)
     return None if i is None else self.tokens[i]
 
+  def begins(self, usual: bool) -> bool:
+    """Says whether plain texts start with the begin token.
+
+    Args:
+      usual: what llama.cpp does where the file is silent.
+    """
+    given = self.get("ggml.add_bos_token")
+    has_begin = self.id_of("bos") is not None
+    return has_begin and bool(usual if given is None else given)
+
 
 def load(path: Path) -> Base:
   """Returns the tokenizer of a GGUF file.
@@ -113,23 +123,22 @@ def load(path: Path) -> Base:
       "Give the model's tokenizer.json instead."
     )
   if kind == "gpt2":
-    tokenizer, has_begin = _byte_level(file)
+    tokenizer = _byte_level(file)
   else:
-    tokenizer, has_begin = _sentencepiece(file, kind), kind == "llama"
+    tokenizer = _sentencepiece(file, kind)
+    if file.begins(kind == "llama"):
+      tokenizer.first_ids = (tokenizer.bos_id,)
   tokenizer.chat_template = file.get("chat_template")
   ends = (file.id_of(role) for role in ("eot", "eom"))
   tokenizer.named_ends = tuple(i for i in ends if i is not None)
-  given = file.get("ggml.add_bos_token")
-  if (has_begin if given is None else given) and tokenizer.bos_id is not None:
-    tokenizer.first_ids = (tokenizer.bos_id,)
   tokenizer.unused_ids = frozenset(
     i for i, kind in enumerate(file.kinds) if kind == _Kind.UNUSED
   )
   return tokenizer
 
 
-def _byte_level(file: _File) -> tuple[Base, bool]:
-  """Returns a byte-level BPE, and whether texts begin with its begin token."""
+def _byte_level(file: _File) -> Base:
+  """Returns a byte-level BPE."""
   pre = file.get("ggml.pre")
   if pre not in SPLITS:
     raise UserError(
@@ -143,7 +152,6 @@ def _byte_level(file: _File) -> tuple[Base, bool]:
     backend = tokenizers.Tokenizer(
       models.BPE(
         vocab={t: i for i, t in enumerate(file.tokens)},
-        # A token may begin with a space, so the second space may divide it.
         merges=[_pair(merge) for merge in merges],
         ignore_merges=split.ignores_merges,
       )
@@ -160,18 +168,22 @@ def _byte_level(file: _File) -> tuple[Base, bool]:
       (control if is_special else others).append(added)
   backend.add_special_tokens(control)
   backend.add_tokens(others)
-  tokenizer = HuggingFaceTokenizer(
+  if file.begins(split.has_begin):
+    begin = file.named("bos")
+    backend.post_processor = processors.TemplateProcessing(
+      single=[begin, "$A"], special_tokens=[(begin, file.id_of("bos"))]
+    )
+  return HuggingFaceTokenizer(
     backend,
     str(file.path),
     eos=file.named("eos"),
     bos=file.named("bos"),
     pad=file.named("padding"),
   )
-  return tokenizer, split.has_begin
 
 
 def _pair(merge: str) -> tuple[str, str]:
-  """Returns both tokens of "left right"."""
+  """Returns both tokens of "left right"; the left may begin with a space."""
   at = merge.find(" ", 1)
   if at < 0:
     raise ValueError(f"the merge {merge[:40]!r} names one token")

@@ -1,7 +1,8 @@
 """Messages of a dialogue: what one is, and the names of who speaks.
 
 A message is a dict of "role" and "content"; what it says besides (a name, tool
-calls) a chat template must write (chat.py).
+calls) a chat template must write (chat.py). The first one may carry the tools
+of the dialogue, which are no part of it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from rlhf_jax.schema import UserError
 
 Message = dict[str, Any]  # "role", "content", and what a template reads besides
 
+TOOLS = "tools"  # of the first message: JSON schemas of functions
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _ALIASES = {
   "human": "user",

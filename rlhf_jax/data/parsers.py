@@ -59,6 +59,7 @@ def parse_comparison(record: dict, where: str) -> Comparison:
   prompt, answers = records.answered(
     record, ("chosen", "rejected"), "comparison", where
   )
+  prompt = records.with_tools(prompt, record, where)
   return Comparison(where, prompt, *answers, label=float(label))
 
 
@@ -70,6 +71,7 @@ def parse_labelled(record: dict, where: str) -> Labelled:
   prompt, (response,) = records.answered(
     record, ("response",), "labelled", where
   )
+  prompt = records.with_tools(prompt, record, where)
   label = record.get("label")
   if not isinstance(label, (bool, int, float)) or label not in (0, 1):
     raise DataError(
@@ -84,6 +86,7 @@ def parse_demonstration(record: dict, where: str) -> Demonstration:
   prompt, (response,) = records.answered(
     record, ("response",), "demonstration", where
   )
+  prompt = records.with_tools(prompt, record, where)
   if isinstance(prompt, str):
     return Demonstration(where, prompt, response)
   last = {"role": "assistant", "content": response}
@@ -105,7 +108,9 @@ def parse_messages(record: dict, where: str) -> Demonstration:
   for answer in answers:
     if answer is not None:  # beside tool calls
       records.answer(answer, "messages", where)
-  return Demonstration(where, messages=messages)
+  return Demonstration(
+    where, messages=records.with_tools(messages, record, where)
+  )
 
 
 def parse_prompt(record: dict, where: str) -> Prompt:
@@ -123,6 +128,7 @@ def parse_prompt(record: dict, where: str) -> Prompt:
       f"{where}: field 'prompt' is empty: nothing to answer. Remove the "
       "record.",
     )
+  prompt = records.with_tools(prompt, record, where)
   return Prompt(where, prompt, record.get("reference"))
 
 

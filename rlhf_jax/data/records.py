@@ -10,8 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from rlhf_jax import strict_json
 from rlhf_jax.data import transcripts
-from rlhf_jax.data.messages import Message, check_messages
+from rlhf_jax.data.messages import TOOLS, Message, check_messages
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.schema import UserError
 
@@ -173,6 +174,38 @@ def _message(message: Any, n: int) -> Any:
       )
     texts.append(text)
   return found | {"content": "".join(texts)}
+
+
+def with_tools(
+  messages: str | list[Message], record: dict, where: str
+) -> str | list[Message]:
+  """Returns a dialogue whose first message carries the record's tools.
+
+  Args:
+    messages: of the record; a text is one user message.
+    record: its field "tools", if any, is a list of JSON schemas, or that
+      written as JSON, which tables hold.
+    where: "FILE:LINE".
+  """
+  tools = record.get("tools")
+  if isinstance(tools, str) and tools.strip():
+    try:
+      tools = strict_json.loads(tools)
+    except ValueError as error:
+      raise DataError(
+        f"{where}: field 'tools' is no JSON ({error}). Correct the record."
+      ) from error
+  if not tools:
+    return messages
+  if not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools):
+    raise DataError(
+      f"{where}: field 'tools' is {str(tools)[:60]}; it is a list of objects, "
+      "the JSON schemas of functions. Correct the record."
+    )
+  if isinstance(messages, str):
+    messages = [{"role": "user", "content": messages}]
+  first, *rest = messages
+  return [{**first, TOOLS: tools}, *rest]
 
 
 def prompt(record: dict, format: str, where: str) -> str | list[Message]:

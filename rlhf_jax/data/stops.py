@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf_jax.data import chat, tokenizers
+from rlhf_jax.data import chat, controls, rendering, tokenizers
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import UserError
 
@@ -53,7 +53,8 @@ def _end_of_turn(tokenizer: Tokenizer, template: str | None) -> int | None:
   if 1 not in mask:
     return None
   last = rendered.ids[len(mask) - 1 - mask[::-1].index(1)]
-  return last if last in tokenizer.special_tokens.values() else None
+  known, _ = controls.for_template(tokenizer, rendering.template_of(tokenizer))
+  return last if last in known.special_tokens.values() else None
 
 
 def end_ids(

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_jax.data import chat, formats, sources, stops, tokenizers
-from rlhf_jax.data.messages import Message
+from rlhf_jax.data.messages import TOOLS, Message
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import UserError
 
@@ -212,12 +212,15 @@ def shortened(messages: Sequence[Message]) -> Iterator[list[Message]]:
   """Yields a dialogue, then without its first turns, ever shorter.
 
   A shorter one goes on at a turn of the user's; system messages at the start
-  stay. The last turn of the user's, and what follows it, is in all of them.
+  stay, and the tools. The last turn of the user's, and what follows it, is in
+  all of them.
   """
   yield list(messages)
   head = 0
   while head < len(messages) and messages[head]["role"] in SYSTEM:
     head += 1
+  tools = {name: messages[0][name] for name in {TOOLS} & set(messages[0])}
   for n in range(head + 1, len(messages)):
     if messages[n]["role"] == "user":
-      yield [*messages[:head], *messages[n:]]
+      first, *rest = [*messages[:head], *messages[n:]]
+      yield [{**first, **tools}, *rest]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_jax.data import chat, dataset, encode, formats
+from rlhf_jax.data import chat, dataset, encode, formats, streams
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.examples import Demonstration
 from rlhf_jax.data.formats import FORMATS
@@ -209,3 +209,41 @@ def test_judgements_beside_the_answers_are_named(tmp_path, capsys):
     f"{path}: 2 records have a field 'score_chosen', which nothing reads with "
     "format='comparison'\n"
   )
+
+
+def test_tools_of_a_record(tokenizer):
+  """They stand on the first message, and the template must write them."""
+  for format, record in (
+    ("messages", {"messages": [USER, YES]}),
+    ("prompt", {"prompt": "Hi"}),
+    ("prompt", {"prompt": [USER]}),
+    ("comparison", {"prompt": "Hi", "chosen": "yes", "rejected": "no"}),
+    ("labelled", {"prompt": "Hi", "response": "yes", "label": 1}),
+    ("demonstration", {"prompt": [USER], "response": "yes"}),
+  ):
+    for tools in (CALL, json.dumps(CALL)):
+      found = FORMATS[format]({**record, "tools": tools}, "f:1")
+      messages = getattr(found, "messages", None) or found.prompt
+      assert messages[0] == USER | {"tools": CALL}
+    plain = FORMATS[format](record, "f:1")
+    for empty in (None, [], "", "[]"):
+      assert FORMATS[format]({**record, "tools": empty}, "f:1") == plain
+  for odd in ("x", "{}", {"a": 1}, [1], "[1]"):
+    with pytest.raises(DataError, match="^f:1: field 'tools' is"):
+      FORMATS["prompt"]({"prompt": "Hi", "tools": odd}, "f:1")
+  asked = Demonstration("f:1", messages=[USER | {"tools": CALL}, YES])
+  with pytest.raises(DataError, match="f:1: .*does not write the tools"):
+    encode.encode_demonstrations([asked], tokenizer, 256, chat=True)
+  with pytest.raises(ValueError, match="'tools'.*plain text cannot say"):
+    formats.prompt_text(asked)
+  tokenizer.chat_template = (
+    "{{ tools | tojson if tools else '' }}\n"
+    + NAMED
+    + ("{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+  )
+  longer = [USER | {"tools": CALL}, YES, USER, YES]
+  whole = streams.dialogue(longer, tokenizer, "f:1").ids
+  *_, shortest = streams.shortened(longer)
+  ids = streams.dialogue(shortest, tokenizer, "f:1").ids
+  assert shortest == longer[:2] and len(ids) < len(whole)
+  assert '"name": "add"' in tokenizer.decode(ids)

@@ -186,24 +186,34 @@ FAULTS = (
     ),
     (
       "chat: users are learned too",
-      'if messages[n]["role"] != "assistant":',
-      'if messages[n]["role"] == "system":',
+      "if not spans.is_answer(message) or not said:",
+      'if message["role"] == "system" or not said:',
     ),
+  ),
+  *of(
+    "data",
+    "data/controls.py",
+    "chat::special_tokens_in_messages_stay_text families control_tokens",
     (
       "chat: a message can write special tokens",
       "    position = end\n  return found",
       "    position = start\n  return found",
     ),
+    (
+      "chat: a token is put together from two fields",
+      "if is_inner or any(text[-k:] in self._heads for k in sizes):",
+      "if is_inner:",
+    ),
+    (
+      "chat: white space that a token takes in has tokens of its own",
+      "while takes_right and final < right",
+      "while takes_left and final < right",
+    ),
   ),
   *of(
     "data",
-    "data/chat.py",
+    "data/rendering.py",
     "families",
-    (
-      "chat: white space that a token takes in has tokens of its own",
-      "while takes_right and final < start",
-      "while takes_left and final < start",
-    ),
     (
       "chat: a message that the template passes over is lost",
       "  _check_said(messages, found)\n",
