@@ -40,14 +40,12 @@ import gguf as gguf_package
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tokenizers
 from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from rlhf_jax import generate  # noqa: E402
-from rlhf_jax.data.tokenizer_backends import HuggingFaceTokenizer  # noqa: E402
 from rlhf_jax.models import (  # noqa: E402
   gguf,
   gguf_writer,
@@ -94,24 +92,6 @@ def known() -> dict[str, dict]:
   return json.loads((ORACLES / "families.json").read_text())
 
 
-def letters() -> HuggingFaceTokenizer:
-  """Returns a tokenizer of 61 tokens, as many as the models have rows."""
-  special = ["<pad>", "<s>", "</s>"]
-  tokens = [*special, *map(chr, range(ord("A"), ord("A") + 57)), "AB"]
-  backend = tokenizers.Tokenizer(
-    tokenizers.models.BPE(
-      vocab={token: i for i, token in enumerate(tokens)}, merges=[("A", "B")]
-    )
-  )
-  backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
-    add_prefix_space=False
-  )
-  backend.add_special_tokens(special)
-  return HuggingFaceTokenizer(
-    backend, "letters", eos="</s>", bos="<s>", pad="<pad>"
-  )
-
-
 def write(name: str, root: Path) -> Model:
   """Writes a model as transformers would, and our exports of it; reads it."""
   folder, golden = root / name, known()[name]
@@ -131,7 +111,8 @@ def write(name: str, root: Path) -> Model:
   as_file = config
   if scale is not None:
     as_file = dataclasses.replace(config, query_scale=scale**-0.5)
-  gguf_writer.write(folder / "model.gguf", as_file, params, letters(), "f32")
+  tokenizer = gguf_cases.letters()
+  gguf_writer.write(folder / "model.gguf", as_file, params, tokenizer, "f32")
   frozen = np.load(ORACLES / "families.npz")
   keys = ("logits", "padded", "greedy")
   return Model(

@@ -23,7 +23,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from rlhf_jax.data import gguf_vocabulary
+from rlhf_jax.data import gguf_vocabulary_writer
 from rlhf_jax.models import (
   families,
   gguf_names,
@@ -414,7 +414,7 @@ def write(
   shapes = {key: tensor.shape for key, tensor in tensors.items()}
   shapes |= {key: array.shape for key, array in factors.items()}
   _check_read_back(config, name, values, factors, shapes)
-  vocabulary = gguf_vocabulary.entries(tokenizer, config.vocab_size)
+  vocabulary = gguf_vocabulary_writer.entries(tokenizer, config.vocab_size)
   writer = gguf.GGUFWriter(None, name)
   writer.add_type("model")
   for key, value in (general or {}).items():

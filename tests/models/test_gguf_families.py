@@ -15,9 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
 
-from rlhf_jax.data.tokenizers import HuggingFaceTokenizer
 from rlhf_jax.models import (
   families,
   gguf,
@@ -53,24 +51,6 @@ LLAMA_3 = rotary.Scaling("llama3", factor=8.0, first_length=16)
 TOKENS = np.random.default_rng(3).integers(3, 61, size=(2, 24))
 
 
-@functools.cache
-def letters():
-  """Returns a tokenizer of 61 tokens, as the models have rows."""
-  special = ["<pad>", "<s>", "</s>"]
-  tokens = [*special, *map(chr, range(ord("A"), ord("A") + 57)), "AB"]
-  vocabulary = {token: i for i, token in enumerate(tokens)}
-  backend = tokenizers.Tokenizer(
-    tokenizers.models.BPE(vocab=vocabulary, merges=[("A", "B")])
-  )
-  backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
-    add_prefix_space=False
-  )
-  backend.add_special_tokens(special)
-  return HuggingFaceTokenizer(
-    backend, "letters", eos="</s>", bos="<s>", pad="<pad>"
-  )
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
   """Returns (config, params, the GGUF file that we write), once a model."""
@@ -83,7 +63,7 @@ def made(tmp_path_factory):
     config, params = huggingface.load(root / name)
     params = jax.tree.map(np.asarray, params)
     path = gguf_writer.write(
-      root / f"{name}.gguf", config, params, letters(), "f32"
+      root / f"{name}.gguf", config, params, gguf_cases.letters(), "f32"
     )
     return config, params, path
 
@@ -188,7 +168,7 @@ def test_a_model_that_is_written_and_read_computes_the_same(name, made):
 def test_smaller_types(dtype, made, tmp_path):
   config, params, _ = made("gemma3")
   path = gguf_writer.write(
-    tmp_path / "m.gguf", config, params, letters(), dtype
+    tmp_path / "m.gguf", config, params, gguf_cases.letters(), dtype
   )
   kinds = {
     t.name: t.tensor_type.name for t in gguf_package.GGUFReader(path).tensors
@@ -209,7 +189,7 @@ def test_stacked_layers_are_written_one_by_one(made, tmp_path):
   stacked = jax.tree.map(np.asarray, stack_layers(params, config.n_layers))
   scanned = dataclasses.replace(config, scan_layers=True)
   again = gguf_writer.write(
-    tmp_path / "m.gguf", scanned, stacked, letters(), "f32"
+    tmp_path / "m.gguf", scanned, stacked, gguf_cases.letters(), "f32"
   )
   assert again.read_bytes() == path.read_bytes()
 
@@ -231,5 +211,7 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
   config, params, _ = made(name)
   config = dataclasses.replace(config, **changes)
   with pytest.raises(UserError, match=words):
-    gguf_writer.write(tmp_path / "m.gguf", config, params, letters(), "f32")
+    gguf_writer.write(
+      tmp_path / "m.gguf", config, params, gguf_cases.letters(), "f32"
+    )
   assert not list(tmp_path.glob("m.gguf*"))

@@ -18,3 +18,24 @@ def entries(name: str, known: dict) -> dict:
     known: its entry in families.json.
   """
   return known["config"] | CHANGES.get(name, {})
+
+
+def letters():
+  """Returns a tokenizer of 61 tokens, as many as the models have rows."""
+  import tokenizers
+
+  from rlhf_jax.data.tokenizer_backends import HuggingFaceTokenizer
+
+  special = ["<pad>", "<s>", "</s>"]
+  tokens = [*special, *map(chr, range(ord("A"), ord("A") + 57)), "AB"]
+  vocabulary = {token: i for i, token in enumerate(tokens)}
+  backend = tokenizers.Tokenizer(
+    tokenizers.models.BPE(vocab=vocabulary, merges=[("A", "B")])
+  )
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False
+  )
+  backend.add_special_tokens(special)
+  return HuggingFaceTokenizer(
+    backend, "letters", eos="</s>", bos="<s>", pad="<pad>"
+  )

@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 from tokenizers import normalizers, pre_tokenizers
 
-from rlhf_jax.data import gguf_vocabulary
+from rlhf_jax.data import gguf_vocabulary_writer
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models import gguf_writer
 from rlhf_jax.schema import UserError
@@ -26,7 +26,7 @@ TEXTS = [
 def written(tokenizer, path, rows):
   """Writes the vocabulary alone, and reads it."""
   writer = gguf.GGUFWriter(None, "llama")
-  for key, value in gguf_vocabulary.entries(tokenizer, rows).items():
+  for key, value in gguf_vocabulary_writer.entries(tokenizer, rows).items():
     gguf_writer.add(writer, key, value)
   writer.write_header_to_file(path)
   writer.write_kv_data_to_file()
@@ -145,10 +145,10 @@ def test_what_llama_cpp_would_split_otherwise_is_refused(
 ):
   tokenizer = changed(tmp_path / "t", change)
   with pytest.raises(UserError, match=words):
-    gguf_vocabulary.entries(tokenizer, tokenizer.vocab_size)
+    gguf_vocabulary_writer.entries(tokenizer, tokenizer.vocab_size)
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
   tokenizer = load_tokenizer(tiny.tiny_tokenizer_json(tmp_path / "t"))
   with pytest.raises(UserError, match="340 tokens and the model 61 rows"):
-    gguf_vocabulary.entries(tokenizer, 61)
+    gguf_vocabulary_writer.entries(tokenizer, 61)
