@@ -19,6 +19,7 @@ import pytest
 from rlhf_jax.models import (
   families,
   gguf,
+  gguf_keys,
   gguf_writer,
   huggingface,
   rotary,
@@ -121,7 +122,7 @@ def test_a_file_of_the_converter_is_the_model_it_was_made_of(
   writer.close()
   found, weights = gguf.load(tmp_path / "m.gguf")
   same_weights(params, jax.tree.map(np.asarray, weights), config)
-  differing = gguf_writer.differing(config, found)
+  differing = gguf_keys.differing(config, found)
   assert set(differing) == FORGOTTEN.get(name, set()), differing
 
 
@@ -144,7 +145,7 @@ def test_what_is_written_is_read_again(name, made):
   assert kind.config(found.family, gguf.read_entries(path)) == found
   cut = {"mistral": {"max_length", "window", "local_layers"}}
   cut["qwen2"] = cut["mistral"]
-  assert set(gguf_writer.differing(config, found)) == cut.get(name, set())
+  assert set(gguf_keys.differing(config, found)) == cut.get(name, set())
 
 
 @pytest.mark.parametrize(
