@@ -7,8 +7,7 @@ or in one; which tensors are there says so (`of_file`).
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -145,18 +144,3 @@ def rows(
     order = order.swapaxes(1, 2).reshape(count)
     found = order if found is None else found[order]
   return found
-
-
-def of_layers(
-  table: Mapping[str, Stored], config: Any, is_paired: bool
-) -> dict[str, tuple[Stored, np.ndarray | None]]:
-  """Returns each path with where it is and the rows of it there."""
-  return {
-    path: (stored, rows(path, stored, config, is_paired))
-    for path, stored in table.items()
-  }
-
-
-def without_part(stored: Stored) -> Stored:
-  """Returns the whole tensor that a part is of."""
-  return dataclasses.replace(stored, part=None)
