@@ -33,6 +33,7 @@ ORDER = (
   ("generate", "runs"),
   ("rewards", "evaluation"),
   ("programs",),
+  ("exports",),
   ("pipelines", "notebook"),
   ("planning", "lab"),
   ("catalogue", "explain", "export"),

@@ -1,16 +1,15 @@
 """Hugging Face folders (config.json, safetensors) <-> config and parameters.
 
 One name table a family (models/family_names.py) serves both directions: `load`
-reads a folder, `save` writes one. Weights
-stay in their files until a device asks for its piece (models/stored.py).
+reads a folder, `save` (folder_writer.py) writes one. Weights stay in their
+files until a device asks for its piece (models/stored.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ from rlhf_jax import strict_json
 from rlhf_jax.models import families, transformer, trees
 from rlhf_jax.models.config_fields import COPY
 from rlhf_jax.models.family_names import Stored
+from rlhf_jax.models.folder_writer import save
 from rlhf_jax.models.stored import StoredWeight
-from rlhf_jax.schema import UserError, absence, check_choice
+from rlhf_jax.schema import UserError, absence
 
-DTYPES = ("float32", "bfloat16")  # of tensors that are written
+__all__ = ["load", "read_config", "read_entries", "save"]
 STORED = ("F64", "F32", "F16", "BF16")  # of tensors that are read
 INDEX = "model.safetensors.index.json"
 DAMAGED = "So a file of the model is damaged."
@@ -263,149 +263,6 @@ def _check_unread(
   )
 
 
-def _leaf(flat: dict, path: str, config: transformer.Config) -> np.ndarray:
-  """Returns one weight as float32 numpy, out of its stack when scanned."""
-  if config.scan_layers and path.startswith("layer_"):
-    layer, rest = path.split("/", 1)
-    index = int(layer.removeprefix("layer_"))
-    return np.asarray(flat[f"layers/{rest}"][index], np.float32)
-  return np.asarray(flat[path], np.float32)
-
-
-def _hf_config(config: transformer.Config) -> dict:
-  """Returns config.json of a model of the llama family that has none."""
-  return {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": config.vocab_size,
-    "hidden_size": config.width,
-    "num_hidden_layers": config.n_layers,
-    "num_attention_heads": config.n_heads,
-    "num_key_value_heads": config.n_kv_heads,
-    "head_dim": config.head_dim,
-    "intermediate_size": config.mlp_width,
-    "rms_norm_eps": config.norm_epsilon,
-    "rope_theta": config.rope_theta,
-    "max_position_embeddings": config.max_length,
-    "tie_word_embeddings": config.tie_embeddings,
-    "hidden_act": "silu",
-  }
-
-
-_OF_A_RUN = {  # fields of a Config that no file says, and their defaults
-  field.name: field.default
-  for field in dataclasses.fields(transformer.Config)
-  if field.name
-  in (
-    "empty_rows",
-    "dtype",
-    "attention",
-    "scan_layers",
-    "remat",
-    "lora_rank",
-    "lora_scale",
-    "lora_first_layer",
-  )
-}
-
-
-def entries(
-  config: transformer.Config, original: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-  """Returns the entries of config.json that mean an architecture.
-
-  Args:
-    config: of the weights.
-    original: of the folder that they come from, kept as it is; None for a
-      model that comes from none, which only the llama family can write.
-
-  Raises:
-    UserError: they would mean another architecture.
-  """
-  found = dict(original) if original is not None else _hf_config(config)
-  plain = dataclasses.replace(config, **_OF_A_RUN)
-  name = found.get("model_type")
-  again = families.FAMILIES[name].config(name, found)
-  differing = [
-    field.name
-    for field in dataclasses.fields(plain)
-    if getattr(plain, field.name) != getattr(again, field.name)
-  ]
-  if differing:
-    field = differing[0]
-    raise UserError(
-      f"{field}={getattr(plain, field)!r}: only the llama family can be "
-      "exported without a config.json of before, and it has "
-      f"{getattr(again, field)!r}. Start from a Hugging Face folder of the "
-      f"{config.family} family, or train a model of the llama family."
-    )
-  return found
-
-
 def read_entries(folder: str | Path) -> dict[str, Any]:
   """Returns the entries of a folder's config.json."""
   return _read_json(Path(folder) / "config.json")
-
-
-def save(
-  folder: str | Path,
-  config: transformer.Config,
-  params: dict,
-  *,
-  dtype: str = "float32",
-  original: Mapping[str, Any] | None = None,
-  further: dict[str, Any] | None = None,
-) -> None:
-  """Writes config.json and model.safetensors that transformers can read.
-
-  Args:
-    folder: created when absent.
-    config: architecture.
-    params: the tree under "params", LoRA factors already merged; layers
-      stacked when config.scan_layers.
-    dtype: of the tensors, one of DTYPES.
-    original: see `entries`.
-    further: entries of config.json beside the architecture's.
-
-  Raises:
-    UserError: an architecture that config.json would not mean.
-  """
-  import ml_dtypes
-  from safetensors.numpy import save_file
-
-  said = entries(config, original)
-  check_choice("dtype", dtype, DTYPES)
-  stored = np.dtype(getattr(ml_dtypes, dtype, dtype))
-  folder = Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  flat = trees.flatten(params)
-  names = families.FAMILIES[config.family].names
-  table = families.names_of_layers(names, config)
-  tensors: dict[str, np.ndarray] = {}
-  for name in dict.fromkeys(found.name for found in table.values()):
-    parts = {ours: x for ours, x in table.items() if x.name == name}
-    weights = {ours: _leaf(flat, ours, config).astype(stored) for ours in parts}
-    whole = _joined(parts, weights)
-    turned = next(iter(parts.values())).is_transposed
-    tensors[name] = np.ascontiguousarray(whole.T if turned else whole)
-  save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-  said.pop("dtype", None)
-  said |= {"torch_dtype": dtype} | ({} if further is None else further)
-  text = json.dumps(said, indent=2)
-  (folder / "config.json").write_text(text + "\n")
-
-
-def _joined(
-  parts: Mapping[str, Stored], weights: Mapping[str, np.ndarray]
-) -> np.ndarray:
-  """Returns a stored tensor, [in, out], of the weights that it holds."""
-  first = next(iter(weights.values()))
-  if next(iter(parts.values())).part is None:
-    return first
-  outputs = sum(weight.shape[-1] for weight in weights.values())
-  whole = np.empty((*first.shape[:-1], outputs), first.dtype)
-  for ours, weight in weights.items():
-    part = parts[ours].part
-    for mine, theirs in part.pieces(0, part.size):
-      whole[..., theirs] = weight[..., mine]
-  return whole

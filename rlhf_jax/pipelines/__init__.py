@@ -14,6 +14,7 @@ from rlhf_jax import imported
 from rlhf_jax.pipelines import (
   bond,
   evaluate,
+  export_run,
   online_preference,
   policy,
   preference,
@@ -35,6 +36,7 @@ PIPELINES: dict[str, Pipeline] = {
   "online_preference": online_preference.PIPELINE,
   "bond": bond.PIPELINE,
   "evaluate": evaluate.PIPELINE,
+  "export": export_run.PIPELINE,
   "rlhf": rlhf.PIPELINE,
 }
 

@@ -25,6 +25,8 @@ FILES = {
   "evaluation.json": "the numbers above",
   "report.html": "one page: curves, calibration, texts before and after",
   "summary.json": "the numbers above",
+  "model": "what transformers and vLLM load; its README.md is a model card",
+  "adapter": "what peft loads; its README.md is a model card",
 }
 # Numbers of the last row of metrics.jsonl that say how training ended.
 LAST = {

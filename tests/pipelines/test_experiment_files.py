@@ -58,6 +58,8 @@ def test_all_sections_parse(path, files, sft_lora, reward_head, tmp_path):
       config.reward = str(reward_head)
   if config.pipeline == "evaluate":
     config.prompts.source, config.policy = files.prompts, str(sft_lora)
+  if config.pipeline == "export":
+    config.run = str(sft_lora)
   for stage in (config, *config.values()):
     if isinstance(stage, ConfigDict) and "mesh" in stage:
       stage.mesh.devices = 1
@@ -123,12 +125,15 @@ def test_a_misspelt_field_is_named(path):
   config = load(path)
   stage = config.sft if config.pipeline == "rlhf" else config
   prefix = "sft." if config.pipeline == "rlhf" else ""
-  with stage.model.unlocked():
-    stage.model.lora_rnak = 4
+  section, wrong, right = "model", "lora_rnak", "lora_rank"
+  if section not in stage:
+    section, wrong, right = "mesh", "fsdq", "fsdp"
+  with stage[section].unlocked():
+    stage[section][wrong] = 4
   with pytest.raises(UserError) as caught:
     checked(config)
-  assert f"config.{prefix}model.lora_rnak" in str(caught.value)
-  assert "lora_rank" in str(caught.value)
+  assert f"config.{prefix}{section}.{wrong}" in str(caught.value)
+  assert right in str(caught.value)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -134,6 +134,7 @@ def everything() -> tuple[Mutation, ...]:
   from tests.proofs.mutants import (
     data,
     evaluation,
+    exports,
     losses,
     policy,
     rollouts,
@@ -151,5 +152,6 @@ def everything() -> tuple[Mutation, ...]:
     data,
     verifiers,
     tools,
+    exports,
   )
   return tuple(fault for module in modules for fault in module.FAULTS)

@@ -24,6 +24,7 @@ AREAS = {
   "optimizer",
   "sharding",
   "metrics",
+  "export",
 }
 
 
