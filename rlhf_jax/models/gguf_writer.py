@@ -36,11 +36,13 @@ from rlhf_jax.schema import UserError, check_choice
 DTYPES = {  # of matrices -> general.file_type
   "f32": gguf.LlamaFileType.ALL_F32,
   "f16": gguf.LlamaFileType.MOSTLY_F16,
+  "bf16": gguf.LlamaFileType.MOSTLY_BF16,
   "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 _TYPES = {
   "f32": gguf.GGMLQuantizationType.F32,
   "f16": gguf.GGMLQuantizationType.F16,
+  "bf16": gguf.GGMLQuantizationType.BF16,
   "q8_0": gguf.GGMLQuantizationType.Q8_0,
 }
 _BLOCK = 32  # numbers of a row in a block of q8_0

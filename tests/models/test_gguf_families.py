@@ -165,7 +165,7 @@ def test_a_model_that_is_written_and_read_computes_the_same(name, made):
   np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["f16", "q8_0"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0"])
 def test_smaller_types(dtype, made, tmp_path):
   config, params, _ = made("gemma3")
   path = gguf_writer.write(
@@ -178,7 +178,7 @@ def test_smaller_types(dtype, made, tmp_path):
   assert kinds["blk.0.attn_q.weight"] == dtype.upper()
   assert kinds["blk.0.ffn_down.weight"] == "F16"  # rows of 40 numbers
   weights = trees.flatten(gguf.load(path)[1])
-  step = {"f16": 2.0**-11, "q8_0": 1 / 127}[dtype]
+  step = {"f16": 2.0**-11, "bf16": 2.0**-8, "q8_0": 1 / 127}[dtype]
   for name, one in trees.flatten(params).items():
     worst = np.abs(one - np.asarray(weights[name])).max()
     assert worst <= step * np.abs(one).max(), name
