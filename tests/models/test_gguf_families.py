@@ -104,26 +104,50 @@ def test_a_file_is_what_the_converter_of_llama_cpp_writes(name, made):
     assert keys.get(key) == value, key
 
 
+def write_file(path, name, tensors):
+  """Writes a file with the converter's keys."""
+  expected = CONVERTED[name]
+  writer = gguf_package.GGUFWriter(None, expected["architecture"])
+  for key, value in expected["keys"].items():
+    gguf_writer.add(writer, key, value)
+  for tensor, array in tensors.items():
+    writer.add_tensor(tensor, array)
+  writer.write_header_to_file(path)
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_file_of_the_converter_is_the_model_it_was_made_of(
   name, made, tmp_path
 ):
   config, params, path = made(name)
-  expected = CONVERTED[name]
-  writer = gguf_package.GGUFWriter(None, expected["architecture"])
-  for key, value in expected["keys"].items():
-    gguf_writer.add(writer, key, value)
-  for tensor in gguf_package.GGUFReader(path).tensors:
-    if tensor.name in expected["tensors"]:
-      writer.add_tensor(tensor.name, np.asarray(tensor.data))
-  writer.write_header_to_file(tmp_path / "m.gguf")
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
+  tensors = {
+    tensor.name: np.asarray(tensor.data)
+    for tensor in gguf_package.GGUFReader(path).tensors
+  }
+  write_file(tmp_path / "m.gguf", name, tensors)
   found, weights = gguf.load(tmp_path / "m.gguf")
   same_weights(params, jax.tree.map(np.asarray, weights), config)
   differing = gguf_keys.differing(config, found)
   assert set(differing) == FORGOTTEN.get(name, set()), differing
+
+
+def test_queries_keys_and_values_in_one_tensor(made, tmp_path):
+  config, params, path = made("llama_linear")
+  tensors = {
+    tensor.name: np.asarray(tensor.data)
+    for tensor in gguf_package.GGUFReader(path).tensors
+  }
+  for layer in range(config.n_layers):
+    for end in ("weight", "bias"):
+      parts = [tensors.pop(f"blk.{layer}.attn_{x}.{end}") for x in "qkv"]
+      tensors[f"blk.{layer}.attn_qkv.{end}"] = np.concatenate(parts)
+  write_file(tmp_path / "m.gguf", "llama_linear", tensors)
+  found, weights = gguf.load(tmp_path / "m.gguf")
+  assert found == config
+  same_weights(params, jax.tree.map(np.asarray, weights), config)
 
 
 def same_weights(expected, found, config):

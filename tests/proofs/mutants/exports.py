@@ -122,6 +122,7 @@ FAULTS = (
       "gguf: rows of a fused tensor go by our order alone",
       "found = order if found is None else found[order]",
       "found = order",
+      "gguf_families::queries_keys_and_values_in_one_tensor",
     ),
   ),
   *of(
