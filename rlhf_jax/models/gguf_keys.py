@@ -19,6 +19,10 @@ from rlhf_jax.models.gguf_metadata import Metadata
 from rlhf_jax.schema import UserError
 
 _SHARED = {"mistral": "llama"}  # families whose files are of another's
+# Of what llama.cpp loads: heads are as wide together as the model, and maps
+# other than those of queries, keys and values have biases.
+_SQUARE = ("qwen2", "olmo2", "phi3")
+_WITH_BIASES = ("llama", "gpt2", "gptneox")
 _NOT_IN_FILES = (  # fields of a Config
   "family",
   "empty_rows",
@@ -182,6 +186,13 @@ def check_read_back(
       raise _refusal("rope_scaling", config, "no factors", name)
   for field, theirs in differing(config, again).items():
     raise _refusal(field, config, theirs, name)
+  heads, width = config.n_heads * config.head_dim, config.width
+  if name in _SQUARE and heads != width:
+    raise _refusal("head_dim", config, width / config.n_heads, name)
+  if name not in _WITH_BIASES:
+    for field in ("output_bias", "mlp_bias"):
+      if getattr(config, field):
+        raise _refusal(field, config, False, name)
 
 
 def differing(
@@ -215,7 +226,8 @@ def _turns_alike(one: transformer.Config, other: transformer.Config) -> bool:
   magnitudes = one.rope_scaling.magnitude, other.rope_scaling.magnitude
   tables = rotary.tables(one)[0], rotary.tables(other)[0]
   return np.isclose(*magnitudes, rtol=1e-6) and (
-    tables[0].shape == tables[1].shape and np.allclose(*tables, rtol=1e-6)
+    tables[0].shape == tables[1].shape
+    and np.allclose(*tables, rtol=1e-6, atol=0.0)
   )
 
 
