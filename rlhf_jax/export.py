@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
   add("--output", required=True, help="a new or an empty folder")
   usual = How()
   add("--form", default=usual.form, help=", ".join(folders.FORMS))
-  add("--dtype", default=usual.dtype, help="float32, bfloat16 or float16")
+  add("--dtype", default=usual.dtype, help="float32, bfloat16, float16, q8_0")
   add("--max_shard_size", default=usual.max_shard_size, help="of a file")
   add("--base", default=usual.base, help="what an adapter is for")
   add("--evaluation", default="", help="folder of an evaluation of the run")

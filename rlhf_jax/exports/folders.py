@@ -1,8 +1,9 @@
 """A model as a folder that other programs load; whole, or not there.
 
 Forms: "model", safetensors for transformers and vLLM, LoRA factors merged (a
-reward model as a sequence classifier); "adapter", the factors for peft. All is
-written into FOLDER.partial, which becomes FOLDER at the end.
+reward model as a sequence classifier); "adapter", the factors for peft; "gguf",
+one file for llama.cpp. All is written into FOLDER.partial, which becomes FOLDER
+at the end.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from rlhf_jax.exports.facts import Facts
 from rlhf_jax.exports.opened import Leaving
 from rlhf_jax.models import (
   folder_writer,
+  gguf,
+  gguf_writer,
   huggingface,
   peft,
   safetensors_writer,
@@ -30,7 +33,14 @@ from rlhf_jax.models import (
 )
 from rlhf_jax.schema import FieldError, UserError, check_choice
 
-FORMS = ("model", "adapter")
+FORMS = ("model", "adapter", "gguf")
+GGUF_FILE = "model.gguf"
+GGUF_DTYPES = {  # -> what gguf_writer calls it
+  "float32": "f32",
+  "float16": "f16",
+  "bfloat16": "bf16",
+  "q8_0": "q8_0",
+}
 PARTIAL = ".partial"  # end of the name of a folder that is being written
 _MARK = ".rlhf_jax_export"  # in it: that it is ours to remove
 
@@ -39,15 +49,18 @@ _MARK = ".rlhf_jax_export"  # in it: that it is ours to remove
 class How:
   """How a model is written."""
 
-  form: str = "model"  # "model" or "adapter"
-  dtype: str = "float32"  # of the tensors: float32, bfloat16 or float16
+  form: str = "model"  # "model", "adapter" or "gguf"
+  dtype: str = "float32"  # of the tensors: float32, bfloat16 or float16; of
+  # form "gguf" q8_0 too
   max_shard_size: str = "5GB"  # of the tensors of a file
   base: str = ""  # folder or hub name that an adapter says it is for; "": where
   # the run had its base model from
 
   def __post_init__(self) -> None:
     check_choice("form", self.form, FORMS)
-    check_choice("dtype", self.dtype, folder_writer.DTYPES)
+    is_gguf = self.form == "gguf"
+    known = tuple(GGUF_DTYPES) if is_gguf else folder_writer.DTYPES
+    check_choice("dtype", self.dtype, known)
     safetensors_writer.parse_size(self.max_shard_size, "max_shard_size")
     usual = type(self).__dataclass_fields__
     if self.base and self.form != "adapter":
@@ -55,11 +68,12 @@ class How:
         f"base={self.base!r}: only form='adapter' names one. Leave it out."
       )
     if (
-      self.form == "adapter"
+      self.form != "model"
       and self.max_shard_size != usual["max_shard_size"].default
     ):
+      what = "an adapter" if self.form == "adapter" else "form='gguf'"
       raise FieldError(
-        f"max_shard_size={self.max_shard_size!r}: an adapter is one file. "
+        f"max_shard_size={self.max_shard_size!r}: {what} is one file. "
         "Leave it out."
       )
 
@@ -81,7 +95,7 @@ def check(leaving: Leaving, how: How) -> None:
     )
   if how.form == "adapter":
     _check_adapter(leaving, how, where)
-  else:
+  elif how.form == "model":
     folder_writer.entries(leaving.role.model, _original(leaving))
 
 
@@ -110,10 +124,11 @@ def _check_adapter(leaving: Leaving, how: How, where: str) -> None:
     )
 
 
-def _original(leaving: Leaving) -> dict[str, Any] | None:
-  """Returns config.json of the folder of the base model; None of none."""
+def _original(leaving: Leaving) -> dict[str, Any]:
+  """Returns the entries of config.json that the base model comes with."""
   source = tokenizer_files.of_model(leaving.base)
-  return huggingface.read_entries(source) if source.is_dir() else None
+  reader = huggingface if source.is_dir() else gguf
+  return reader.read_entries(source)
 
 
 def write(
@@ -136,6 +151,8 @@ def write(
   with filled(Path(folder).expanduser()) as path:
     if how.form == "adapter":
       _write_adapter(leaving, path, how, facts)
+    elif how.form == "gguf":
+      _write_gguf(leaving, path, how, facts)
     elif leaving.is_reward:
       _write_classifier(leaving, path, how, facts)
     else:
@@ -203,6 +220,24 @@ def _write_model(leaving: Leaving, path: Path, how: How, facts: Facts) -> None:
     tokenizer_files.write_generation(leaving.base, path)
     text = card.text(leaving, facts, form=how.form, dtype=how.dtype)
     _write_beside(leaving, path, text)
+
+
+def _write_gguf(leaving: Leaving, path: Path, how: How, facts: Facts) -> None:
+  licence = tokenizer_files.licence_of(leaving.base.source)
+  general = {"name": f"{card.name_of(leaving)}, trained further"}
+  gguf_writer.write(
+    path / GGUF_FILE,
+    dataclasses.replace(leaving.role.model, scan_layers=False),
+    weights.of_role(leaving.role, leaving.variables),
+    leaving.base.tokenizer,
+    GGUF_DTYPES[how.dtype],
+    general=general | ({"license": licence.lower()} if licence else {}),
+    is_writing=distributed.is_first(),
+  )
+  if distributed.is_first():
+    tokenizer_files.copy_licences(leaving.base, path)
+    text = card.text(leaving, facts, form=how.form, dtype=how.dtype)
+    (path / "README.md").write_text(text, encoding="utf-8")
 
 
 def _most_bytes(how: How) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_jax.schema import UserError
 
 MOST_LAYERS, MOST, MOST_NUMBER = 1_000, 2**31 - 1, 1e30
-LAYERS = ("num_hidden_layers", "n_layer", "llama.block_count")
+LAYERS = ("num_hidden_layers", "n_layer")
 COPY = "Copy the file again from where the weights come from."
 
 # Entries that do not change what a forward pass without dropout computes:
@@ -151,7 +151,8 @@ def whole(
       f"{COPY}"
     )
   value = values[field]
-  most = MOST_LAYERS if field in LAYERS else MOST
+  is_depth = field in LAYERS or field.endswith(".block_count")
+  most = MOST_LAYERS if is_depth else MOST
   if type(value) is not int or not 1 <= value <= most:
     raise UserError(
       f"{field}={value!r:.60}: must be a whole number from 1 to {most}. {COPY}"

@@ -63,7 +63,7 @@ Names = Mapping[str, Stored]
 QKV = ("q_proj", "k_proj", "v_proj")
 
 
-def _block(c: Any, which: str) -> Part:
+def block(c: Any, which: str) -> Part:
   """Returns q, k or v of a matrix that holds them one after the other."""
   sizes = [c.n_heads, c.n_kv_heads, c.n_kv_heads]
   i = QKV.index(which)
@@ -77,7 +77,7 @@ def _by_head(c: Any, which: str) -> Part:
   return Part(start, c.head_dim, 3 * c.head_dim, c.n_heads)
 
 
-def _half(c: Any, which: str) -> Part:
+def half(c: Any, which: str) -> Part:
   """Returns gate or up of a matrix that holds them one after the other."""
   size = c.mlp_width
   start = ("gate_proj", "up_proj").index(which) * size
@@ -160,7 +160,7 @@ PHI3 = {
     _OURS + "attention/{}/kernel",
     _LAYER + "self_attn.qkv_proj.weight",
     QKV,
-    _block,
+    block,
     is_transposed=True,
   ),
   **_maps("attention", "self_attn", ("o_proj",)),
@@ -168,7 +168,7 @@ PHI3 = {
     _OURS + "mlp/{}/kernel",
     _LAYER + "mlp.gate_up_proj.weight",
     ("gate_proj", "up_proj"),
-    _half,
+    half,
     is_transposed=True,
   ),
   **_maps("mlp", "mlp", ("down_proj",)),
@@ -193,9 +193,9 @@ GPT2 = {
   **_pairs("layer_{i}/attention_norm", _H + "ln_1", turned=None),
   **_pairs("layer_{i}/mlp_norm", _H + "ln_2", turned=None),
   **_parts(
-    _OURS + "attention/{}/kernel", _H + "attn.c_attn.weight", QKV, _block
+    _OURS + "attention/{}/kernel", _H + "attn.c_attn.weight", QKV, block
   ),
-  **_parts(_OURS + "attention/{}/bias", _H + "attn.c_attn.bias", QKV, _block),
+  **_parts(_OURS + "attention/{}/bias", _H + "attn.c_attn.bias", QKV, block),
   **_pairs("layer_{i}/attention/o_proj", _H + "attn.c_proj", turned=False),
   **_pairs("layer_{i}/mlp/up_proj", _H + "mlp.c_fc", turned=False),
   **_pairs("layer_{i}/mlp/down_proj", _H + "mlp.c_proj", turned=False),
@@ -220,26 +220,4 @@ GPT_NEOX = {
   **_pairs("layer_{i}/attention/o_proj", _X + "attention.dense", turned=True),
   **_pairs("layer_{i}/mlp/up_proj", _X + "mlp.dense_h_to_4h", turned=True),
   **_pairs("layer_{i}/mlp/down_proj", _X + "mlp.dense_4h_to_h", turned=True),
-}
-
-# GGUF tensor names of the Llama family.
-_GGUF = "blk.{i}."
-LLAMA_GGUF = {
-  "embedding/embedding": Stored("token_embd.weight"),
-  "final_norm/scale": Stored("output_norm.weight"),
-  "lm_head/kernel": Stored("output.weight", is_transposed=True),
-  "layer_{i}/attention_norm/scale": Stored(_GGUF + "attn_norm.weight"),
-  "layer_{i}/mlp_norm/scale": Stored(_GGUF + "ffn_norm.weight"),
-  **{
-    f"layer_{{i}}/{ours}/kernel": Stored(f"{_GGUF}{theirs}.weight", True)
-    for ours, theirs in {
-      "attention/q_proj": "attn_q",
-      "attention/k_proj": "attn_k",
-      "attention/v_proj": "attn_v",
-      "attention/o_proj": "attn_output",
-      "mlp/gate_proj": "ffn_gate",
-      "mlp/up_proj": "ffn_up",
-      "mlp/down_proj": "ffn_down",
-    }.items()
-  },
 }

@@ -5,12 +5,12 @@ reads them: there is nothing to train from.
 
 Sources of the dimensions: Llama 3 (Grattafiori et al. 2024, arXiv:2407.21783,
 table 3, and the config.json of the releases, of Llama 3.2 too); Gemma (Gemma
-Team 2024, arXiv:2403.08295, table 1); SmolLM2 (Allal et al. 2025,
-arXiv:2502.02737, and the config.json of SmolLM2-135M-Instruct).
+Team 2024, arXiv:2403.08295, table 1); Gemma 3 270M (its GGUF file); SmolLM2
+(Allal et al. 2025, arXiv:2502.02737, and the config.json of
+SmolLM2-135M-Instruct).
 
-"Gemma-shaped" is meant literally: the sizes are Gemma's, but its scaled
-embeddings and (1 + gain) norms are not implemented. They move no byte and no
-FLOP that counts.
+Of the first Gemma the sizes are given and not its scaled embeddings and
+(1 + gain) norms, which move no byte and no FLOP that counts.
 """
 
 from __future__ import annotations
@@ -42,6 +42,28 @@ SHAPES: dict[str, Config] = {
     mlp_width=8192,
     rope_theta=500_000.0,
     max_length=8192,
+  ),
+  "gemma3_270m": Config(  # 268 million
+    family="gemma3_text",
+    vocab_size=262_144,
+    width=640,
+    n_layers=18,
+    n_heads=4,
+    n_kv_heads=1,
+    head_dim=256,
+    mlp_width=2048,
+    norm_epsilon=1e-6,
+    norm_offset=1.0,
+    norm_place="around",
+    qk_norm="head",
+    query_scale=256**-0.5,
+    activation="gelu_tanh",
+    embedding_scale=640**0.5,
+    rope_theta=1e6,
+    local_rope_theta=1e4,
+    local_layers=tuple(i for i in range(18) if i % 6 != 5),
+    window=512,
+    max_length=32_768,
   ),
   "gemma_2b": Config(  # 2.51 billion
     vocab_size=256_128,
@@ -81,7 +103,10 @@ SHAPES: dict[str, Config] = {
 }
 
 # Assets of data/assets.py whose shape is known without fetching them.
-OF_ASSET = {"smollm2-135m-instruct": "smollm2_135m"}
+OF_ASSET = {
+  "smollm2-135m-instruct": "smollm2_135m",
+  "gemma-3-270m": "gemma3_270m",
+}
 
 
 def named(name: str) -> Config:

