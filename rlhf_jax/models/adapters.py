@@ -32,6 +32,7 @@ from rlhf_jax.models import (
 )
 from rlhf_jax.models.roles import Role
 from rlhf_jax.models.stored import StackedWeight, StoredWeight
+from rlhf_jax.models.tensor_files import Tensor, TensorFile
 from rlhf_jax.schema import UserError, absence
 
 PIPELINE = "peft"  # in place of the name of what trained it
@@ -206,10 +207,10 @@ def read(folder: str | Path, config: transformer.Config) -> Adapter:
       are not implemented.
   """
   folder = Path(folder)
-  said, file = read_entries(folder), _open(folder)
+  said, tensors = read_entries(folder), _open(folder)
   known, found = peft.modules(config), {}
   prefix = families.FAMILIES[config.family].prefix
-  for name, keys in _by_module(file, folder).items():
+  for name, keys in _by_module(tensors, folder).items():
     module = known.get(name, known.get(prefix + name))
     if module is None:
       raise UserError(
@@ -218,7 +219,7 @@ def read(folder: str | Path, config: transformer.Config) -> Adapter:
         "model that the adapter was made for in model.source, and leave "
         "embeddings and heads without factors."
       )
-    found |= _factors(file, folder, said, module, keys)
+    found |= _factors(tensors, folder, said, module, keys)
   _check_shapes(found, config, folder)
   stems = {path.rpartition("/")[0] for path in found}
   first = min(int(x.partition("/")[0].removeprefix("layer_")) for x in stems)
@@ -234,27 +235,22 @@ def _scale(said: Mapping[str, Any], rank: int, alpha: float) -> float:
   return lora.scale_of(alpha, rank, bool(said.get("use_rslora")))
 
 
-def _open(folder: Path) -> Any:
-  """Returns the open file of tensors."""
-  from safetensors import SafetensorError, safe_open
-
+def _open(folder: Path) -> Mapping[str, Tensor]:
+  """Returns {name: tensor} of the file of tensors."""
   path = folder / peft.WEIGHTS_FILE
   if not path.is_file():
     raise UserError(
       f"{path}: {absence(path)}. Save the adapter in the safetensors format."
     )
-  try:
-    return safe_open(path, framework="np")
-  except (SafetensorError, ValueError, OSError) as error:
-    raise UserError(
-      f"{path}: damaged ({error}). Save or copy the adapter again."
-    ) from error
+  return TensorFile(path).tensors
 
 
-def _by_module(file: Any, folder: Path) -> dict[str, dict[str, str]]:
+def _by_module(
+  tensors: Mapping[str, Tensor], folder: Path
+) -> dict[str, dict[str, str]]:
   """Returns {module: {"A" and "B": its tensors}}."""
   path, found = folder / peft.WEIGHTS_FILE, {}
-  for key in file.keys():  # noqa: SIM118  (an open file is no dict)
+  for key in tensors:
     match = _TENSOR.fullmatch(key.removeprefix(peft.PREFIX))
     if match is None:
       raise UserError(
@@ -282,7 +278,7 @@ def _of_pattern(patterns: Mapping[str, Any], name: str, usual: Any) -> Any:
 
 
 def _factors(
-  file: Any,
+  tensors: Mapping[str, Tensor],
   folder: Path,
   said: Mapping[str, Any],
   module: peft.Module,
@@ -292,9 +288,7 @@ def _factors(
   path = str(folder / peft.WEIGHTS_FILE)
 
   def stored(which: str, part: Any = None) -> StoredWeight:
-    return StoredWeight(
-      file, keys[which], is_transposed=True, path=path, part=part
-    )
+    return StoredWeight(tensors[keys[which]], is_transposed=True, part=part)
 
   rank, a = said["r"], stored("A")
   mine = _of_pattern(said.get("rank_pattern"), module.name, rank)

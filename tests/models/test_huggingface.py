@@ -283,5 +283,5 @@ def test_every_weight_of_the_model_has_a_name():
       jax.random.key(0),
     )
     expected = trees.flatten(shapes["params"]).keys()
-    for table in (family_names.LLAMA, family_names.LLAMA_GGUF):
+    for table in (family_names.LLAMA, gguf_names.NAMES["llama"]):
       assert families.names_of_layers(table, config).keys() == expected
