@@ -66,7 +66,7 @@ class Marks:
 
   def strip(self, marked: str) -> tuple[str, list[Span] | None]:
     """Returns the text without marks, and the spans; None if a mark is lost."""
-    pattern = f"{self.first}(/?)(\\w+){self.last}"
+    pattern = f"{self.first}(/?)([0-9a-z]+){self.last}"
     plain, size, last, opened, spans = [], 0, 0, {}, []
     for match in re.finditer(pattern, marked):
       plain.append(marked[last : match.start()])
