@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,7 +82,7 @@ class Template:
     self.tokenizer, self.further = controls.for_template(tokenizer, self.source)
     self._name = tokenizer.name
     further = getattr(tokenizer, "template_variables", {})
-    unread = [name for name in further if name not in self.source]
+    unread = [n for n in further if not re.search(rf"\b{n}\b", self.source)]
     if unread:
       raise UserError(
         f"model.template_variables has {unread}, which the chat template of "

@@ -21,7 +21,9 @@ BREAK = "break"  # name of an empty span: no control token goes across it
 # Whose contents are marked: of all, or of answers only the last, or none. A
 # template may drop the thoughts of earlier answers, and their marks with them.
 WHICH = ("all", "last", "none")
-_PRIVATE = range(0xE000, 0xF8FF)
+# Characters for marks: letters of Yi, which Python also prints as they are,
+# and for whoever writes Yi private ones.
+_RARE = (*range(0xA000, 0xA48D), *range(0xE000, 0xF8FF))
 # A template may write the beginning of thoughts itself, and trim what is in it.
 _THOUGHTS = re.compile(r"\s*(?:<think>\s*)?")
 
@@ -47,12 +49,12 @@ class Marks:
 
   def __init__(self, *texts: str):
     joined = "".join(texts)
-    free = (c for c in map(chr, _PRIVATE) if c not in joined)
+    free = (c for c in map(chr, _RARE) if c not in joined)
     found = (next(free, ""), next(free, ""))
     if not all(found):
       raise UserError(
-        "the messages use every private-use character, so none is left to "
-        "mark their borders. Remove U+E000..U+F8FE from the text."
+        "the messages use every character of Yi and of private use, so none is "
+        "left to mark their borders. Remove U+E000..U+F8FE from the text."
       )
     self.first, self.last = found
 
@@ -64,7 +66,7 @@ class Marks:
 
   def strip(self, marked: str) -> tuple[str, list[Span] | None]:
     """Returns the text without marks, and the spans; None if a mark is lost."""
-    pattern = f"{self.first}(/?)(\\w+){self.last}"
+    pattern = f"{self.first}(/?)([0-9a-z]+){self.last}"
     plain, size, last, opened, spans = [], 0, 0, {}, []
     for match in re.finditer(pattern, marked):
       plain.append(marked[last : match.start()])

@@ -49,12 +49,16 @@ def _end_of_turn(tokenizer: Tokenizer, template: str | None) -> int | None:
     rendered = chat.render(probe, tokenizer)
   except ValueError:
     return None
-  mask = rendered.assistant_mask
-  if 1 not in mask:
-    return None
-  last = rendered.ids[len(mask) - 1 - mask[::-1].index(1)]
   known, _ = controls.for_template(tokenizer, rendering.template_of(tokenizer))
-  return last if last in known.special_tokens.values() else None
+  special = set(known.special_tokens.values())
+  pairs = zip(rendered.ids, rendered.assistant_mask, strict=True)
+  learned = [i for i, is_learned in pairs if is_learned]
+  while learned and learned[-1] not in special:
+    # Some templates mark a line break behind the end of the turn too.
+    if tokenizer.decode(learned[-1:], skip_special=False).strip():
+      return None
+    learned.pop()
+  return learned[-1] if learned else None
 
 
 def end_ids(

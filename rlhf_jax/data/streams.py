@@ -75,9 +75,22 @@ def _rendered(messages: Sequence[Message], tokenizer: Tokenizer) -> Dialogue:
   rendered = chat.render(messages, tokenizer)
   mask = rendered.assistant_mask
   size = len(mask) - mask[::-1].index(1)
+  size = _end(rendered.ids, size, tokenizer)
   ids, mask = rendered.ids[:size], mask[:size]
   before = size - mask[::-1].index(0) if 0 in mask else 0
   return Dialogue(ids, mask, before, rendered.skipped)
+
+
+def _end(ids: Sequence[int], size: int, tokenizer: Tokenizer) -> int:
+  """Returns where an answer ends that its template marks up to `size`.
+
+  A line break behind the end token, which some templates mark too, is never
+  sampled.
+  """
+  ends = stops.end_ids(tokenizer)
+  last = next((n for n in range(size, 0, -1) if ids[n - 1] in ends), size)
+  behind = tokenizer.decode(ids[last:size], skip_special=False)
+  return size if behind.strip() else last
 
 
 def prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:

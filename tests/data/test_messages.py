@@ -228,7 +228,7 @@ def test_tools_of_a_record(tokenizer):
     plain = FORMATS[format](record, "f:1")
     for empty in (None, [], "", "[]"):
       assert FORMATS[format]({**record, "tools": empty}, "f:1") == plain
-  for odd in ("x", "{}", {"a": 1}, [1], "[1]"):
+  for odd in ("x", '{"a": 1}', {"a": 1}, [1], "[1]"):
     with pytest.raises(DataError, match="^f:1: field 'tools' is"):
       FORMATS["prompt"]({"prompt": "Hi", "tools": odd}, "f:1")
   asked = Demonstration("f:1", messages=[USER | {"tools": CALL}, YES])

@@ -49,8 +49,8 @@ FAULTS = (
     ),
     (
       "dialogue: the system's turn is cut",
-      "yield [*messages[:head], *messages[n:]]",
-      "yield [*messages[n:]]",
+      "first, *rest = [*messages[:head], *messages[n:]]",
+      "first, *rest = [*messages[n:]]",
     ),
   ),
   *of(
