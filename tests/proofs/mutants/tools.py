@@ -79,7 +79,7 @@ FAULTS = (
     ),
     (
       "rules: everything may be whole",
-      "if not is_optional:",
+      "if not mark:",
       "if is_optional is None:",
     ),
     (
