@@ -80,7 +80,7 @@ FAULTS = (
     (
       "rules: everything may be whole",
       "if not mark:",
-      "if is_optional is None:",
+      "if mark is None:",
     ),
     (
       "gather: gradients stay whole",
