@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of folders of Orbax
 # What checkpoints of before do not hold, and are not asked.
 _SINCE = re.compile(
-  r"(reward_fn|verifier|verifier_part_\d+|algorithm|objective_fn|advantage_fn)"
+  r"(reward_fn|verifier(_part_\d+)*|algorithm|objective_fn|advantage_fn)"
   "_fingerprint"
 )
 _SHOWN = 5  # differing arrays named in an error

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ def tiny(tmp_path_factory):
   done = subprocess.run(
     [*command, f"--seconds={HOUR}"],
     cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+    env=os.environ
+    | {"PYTHON": sys.executable}
+    | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
     capture_output=True,
     text=True,
   )

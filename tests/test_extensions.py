@@ -98,6 +98,7 @@ OWN = {
   "advantage_fn": "my_advantage.py",
   "algorithm": "my_method.py",
   "verifier_part_1": "my_reward.py",
+  "verifier_part_1_part_0": "my_reward.py",  # a sum within a sum
 }
 
 
@@ -112,13 +113,14 @@ def test_code_that_changed_is_named_when_a_run_goes_on(field, files, config):
     changed.objective_fn = f"{code}:soft_clip"
   elif field == "advantage_fn":
     changed.advantage_fn = f"{code}:centred"
-  elif field == "verifier_part_1":
+  elif field.startswith("verifier_part_1"):
     changed.reward_fn = ""
     changed.verifier.name = "sum"
     exact = {"verifier": "exact", "weight": 0.5, "reference": "word"}
-    changed.verifier.settings = {
-      "parts": (exact, {"verifier": path, "weight": 1.0})
-    }
+    own = {"verifier": path, "weight": 1.0}
+    if field.endswith("part_0"):
+      own = {"verifier": "sum", "weight": 1.0, "settings": {"parts": (own,)}}
+    changed.verifier.settings = {"parts": (exact, own)}
   read = pipelines.read(changed, files.root).settings.origins
   meta, before = read(), code.read_text()
   integrity.check_meta(meta, read())

@@ -49,6 +49,7 @@ def policy(name: str, folder: Path, is_plain: bool) -> Any:
     config.reward_fn = judge
   elif name == "ppo":
     config.reward = str(folder / "reward")
+    config.force = True  # one step of training: its scores are chance
   else:  # Tunix updates once in an epoch, on everything
     config.epochs.update(epochs=2, minibatches=1)
     config.reward_fn, config.value.init = judge, "random"

@@ -9,7 +9,7 @@ or the field "reference" of a prompt), where the verifier needs one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,13 +43,7 @@ class Verifier:
 
   def code(self) -> dict[str, str]:
     """Returns field -> what may be an import path: its name, a sum's parts."""
-    parts = self.settings.get("parts", ()) if self.name == "sum" else ()
-    names = [
-      part["verifier"] if isinstance(part, dict) else part.verifier
-      for part in parts
-    ]
-    numbered = {f"verifier_part_{i}": name for i, name in enumerate(names)}
-    return {"verifier": self.name} | numbered
+    return _named("verifier", self.name, self.settings)
 
   def bound(self) -> Bound | None:
     """Returns verifiers.bind_parts of the section, None without a verifier.
@@ -65,6 +59,18 @@ class Verifier:
         f"one of {', '.join(verifiers.VERIFIERS)}, or to an import path."
       )
     return None
+
+
+def _named(
+  field: str, name: str, settings: Mapping[str, Any]
+) -> dict[str, str]:
+  """Returns field -> name of a verifier and, of a sum, of its parts, nested."""
+  names = {field: name}
+  if name == "sum":
+    for i, part in enumerate(settings.get("parts", ())):
+      part = verifiers.Part(**part) if isinstance(part, dict) else part
+      names |= _named(f"{field}_part_{i}", part.verifier, part.settings)
+  return names
 
 
 def sample_texts(
