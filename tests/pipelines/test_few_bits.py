@@ -30,7 +30,11 @@ def with_bits(config, kind="int4"):
       {},
       "'int4' with trainable.mode='full'.*Set trainable.mode='lora'",
     ),
-    ("lora", {"model.quantize": "int3"}, "quantize='int3'.*'int8', 'int4'"),
+    (
+      "lora",
+      {"model.quantize": "int3"},
+      "quantize='int3': must be one of none, int8, int4",
+    ),
     ("lora", {"value.mode": "full"}, "value.mode='full' with model.quantize="),
   ],
 )

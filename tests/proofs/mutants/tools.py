@@ -79,8 +79,8 @@ FAULTS = (
     ),
     (
       "rules: everything may be whole",
-      "if not is_optional:",
-      "if is_optional is None:",
+      "if not mark:",
+      "if mark is None:",
     ),
     (
       "gather: gradients stay whole",
