@@ -13,6 +13,7 @@ what somebody other than the assistant says.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -79,6 +80,13 @@ class Template:
     self.source = template_of(tokenizer, tools is not None)
     self.tokenizer, self.further = controls.for_template(tokenizer, self.source)
     self._name = tokenizer.name
+    further = getattr(tokenizer, "template_variables", {})
+    unread = [name for name in further if name not in self.source]
+    if unread:
+      raise UserError(
+        f"model.template_variables has {unread}, which the chat template of "
+        f"{self._name} does not read. Remove them."
+      )
     self.tools, self.documents = tools, documents
     names = {i: name for name, i in tokenizer.special_tokens.items()}
     ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
@@ -88,7 +96,7 @@ class Template:
       "generation_open": "",
       "generation_close": "",
       templates.DAY: getattr(tokenizer, "template_day", None),
-      **getattr(tokenizer, "template_variables", {}),
+      **further,
     }
 
   def dialogue(
@@ -201,45 +209,18 @@ def texts(
     UserError: the template refuses the dialogue, passes over what is given, or
       writes it otherwise once marks are in it.
   """
-  given = [template.tools, template.documents, *messages]
-  marks = Marks(template.source, json.dumps(given, ensure_ascii=False))
-
-  def with_marks(is_inside: bool, which: str) -> dict[str, Any]:
-    changed = spans.marked(
-      messages,
-      marks,
-      template.guards(marks),
-      is_inside=is_inside,
-      which=which,
-    )
-    return template.dialogue(changed, is_asked, marks)
-
-  plain = template.dialogue(messages, is_asked)
+  marked = _Marked(messages, template, is_asked)
   text, first, *rest = template.render(
     [
-      plain,
-      with_marks(False, "all"),
+      template.dialogue(messages, is_asked),
+      marked.dialogue(False, "all"),
       *(template.dialogue(messages[:n], True) for n in asked),
     ]
   )
   if isinstance(text, UserError):
     raise text
   _check_written(messages, text, template, is_asked)
-  found = None
-  for which in _attempts(messages):
-    for is_inside in (False, True):
-      if first is None:
-        (first,) = template.render([with_marks(is_inside, which)])
-      if isinstance(first, str) and found is None:
-        found = spans.located(
-          messages, text, first, marks, is_inside=is_inside, which=which
-        )
-      first = None
-    names = {span.name for span in found or ()}
-    if which == "none" and not is_asked and GENERATION not in names:
-      found = None
-    if found is not None:
-      break
+  found = marked.located(text, first)
   if found is None:
     raise UserError(
       "the chat template changes or drops what assistant messages say, or what "
@@ -250,6 +231,63 @@ def texts(
   _check_said(messages, found)
   prompts = [None if isinstance(item, UserError) else item for item in rest]
   return text, found, dict(zip(asked, prompts, strict=True))
+
+
+class _Marked:
+  """A dialogue with marks in what comes from outside.
+
+  Args:
+    messages, template, is_asked: see `texts`.
+  """
+
+  def __init__(
+    self, messages: Sequence[Message], template: Template, is_asked: bool
+  ):
+    given = [template.tools, template.documents, *messages]
+    self.marks = Marks(template.source, json.dumps(given, ensure_ascii=False))
+    self._guards = template.guards(self.marks)
+    self._messages, self._template = messages, template
+    self._is_asked = is_asked
+
+  def dialogue(self, is_inside: bool, which: str) -> dict[str, Any]:
+    """Returns the variables of a rendering; see spans.marked."""
+    changed = spans.marked(
+      self._messages,
+      self.marks,
+      self._guards,
+      is_inside=is_inside,
+      which=which,
+    )
+    return self._template.dialogue(changed, self._is_asked, self.marks)
+
+  def located(self, text: str, first: str | UserError) -> list[Span] | None:
+    """Returns where everything stands in the text, None if that is unknown.
+
+    Args:
+      text: of the dialogue without marks.
+      first: of the first way to mark it.
+    """
+    ways = itertools.product(_attempts(self._messages), (False, True))
+    for n, (which, is_inside) in enumerate(ways):
+      marked = first
+      if n:
+        (marked,) = self._template.render([self.dialogue(is_inside, which)])
+      if isinstance(marked, UserError):
+        continue
+      found = spans.located(
+        self._messages,
+        text,
+        marked,
+        self.marks,
+        is_inside=is_inside,
+        which=which,
+      )
+      is_learnable = which != "none" or self._is_asked
+      if found is not None and (
+        is_learnable or any(span.name == GENERATION for span in found)
+      ):
+        return found
+    return None
 
 
 def _attempts(messages: Sequence[Message]) -> tuple[str, ...]:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.child_process import Child
-from rlhf_jax.data.template_process import DAY as DAY
 from rlhf_jax.schema import FieldError, UserError
 
 WORKER = Path(__file__).with_name("template_process.py")
+DAY = "template_day"  # the variable that names strftime_now's day to WORKER
 CPU_SECONDS = 10  # of one rendering
 WALL_SECONDS = 50  # of one rendering, on a machine that is busy
 MEMORY_BYTES = 1 << 30  # of the whole process
@@ -38,6 +38,24 @@ def check_day(day: str) -> None:
       f"template_day={day!r}: {error}. Give a date as YYYY-MM-DD, or '' where "
       "the template asks for none."
     ) from error
+
+
+def variables(text: str) -> dict[str, Any]:
+  """Returns the variables that a JSON object names, {} of an empty text.
+
+  Raises:
+    FieldError: it is none.
+  """
+  try:
+    found = json.loads(text or "{}")
+  except ValueError as error:
+    found = str(error)
+  if not isinstance(found, dict):
+    raise FieldError(
+      f"template_variables={text!r}: {str(found)[:60]} is no JSON object. Give "
+      "one, such as '{\"enable_thinking\": false}', or '' for none."
+    )
+  return found
 
 
 def render(

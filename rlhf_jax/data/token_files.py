@@ -33,7 +33,7 @@ class Declared:
   """What a folder says of its tokens.
 
   folder: where.
-  named: "bos_token" and the like -> text.
+  named: "bos_token" and the like -> text; a model may have names of its own.
   added: id -> token, of added_tokens_decoder and added_tokens.json.
   special: further special tokens, in the order in which they are added.
   config: tokenizer_config.json.
@@ -65,19 +65,24 @@ def read(folder: Path) -> Declared:
     for key in [f"{role}_token" for role in ROLES]
     if entries.get(key) is not None
   }
-  named = {key: _named(key, value, folder) for key, value in roles.items()}
   more = {
     key: value
     for key, value in entries.items()
-    if key.endswith("_token") and key not in named and value is not None
+    if key.endswith("_token") and key not in roles
     if isinstance(value, (str, dict))
+  }
+  if isinstance(entries.get("extra_special_tokens"), dict):
+    more |= entries["extra_special_tokens"]
+  named = {
+    key: _named(key, value, folder) for key, value in (roles | more).items()
   }
   special = [
     _token(value, folder, special=True) for value in (roles | more).values()
   ]
   for key in ("additional_special_tokens", "extra_special_tokens"):
     values = entries.get(key) or []
-    values = list(values.values()) if isinstance(values, dict) else values
+    if isinstance(values, dict) and key == "extra_special_tokens":
+      continue  # among the named ones
     if not isinstance(values, list):
       raise _odd(key, values, folder)
     special += [_token(value, folder, special=True) for value in values]
@@ -217,7 +222,8 @@ def apply(declared: Declared, backend: tokenizers.Tokenizer) -> set[str]:
         f"{backend.token_to_id(token.content)} in tokenizer.json. Correct one."
       )
   known |= {token.content for token in declared.added.values()}
-  roles = set(declared.named.values())
+  named = declared.named
+  roles = {named.get(f"{role}_token") for role in ROLES}
   for token in declared.special:
     # A named token that the vocabulary lacks has no row in the model.
     if token.content not in known:

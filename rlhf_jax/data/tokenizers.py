@@ -198,11 +198,13 @@ def _load_sentencepiece(path: Path, special_tokens: Sequence[str]) -> Tokenizer:
   declared = token_files.read(path.parent)
   config, named = declared.config, declared.named
   proto = sentencepiece_backend.read_model(path)
-  size = len(proto.pieces)
-  further = {
-    f"<extra_id_{n}>": size + int(config.get("extra_ids") or 0) - 1 - n
-    for n in range(int(config.get("extra_ids") or 0))
-  }
+  size, count = len(proto.pieces), config.get("extra_ids", 0)
+  if type(count) is not int or count < 0:
+    raise UserError(
+      f"{path.parent}: extra_ids is {count!r} in tokenizer_config.json. Give "
+      "the number of sentinels behind the model's own pieces."
+    )
+  further = {f"<extra_id_{n}>": size + count - 1 - n for n in range(count)}
   marked = [*special_tokens]
   for i, token in declared.added.items():
     if i >= size:

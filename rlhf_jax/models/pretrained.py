@@ -47,6 +47,8 @@ class Model:
   chat_template: str = ""  # a Jinja file; "" for the tokenizer's own template
   template_day: str = ""  # YYYY-MM-DD that strftime_now of a chat template
   # writes; "": a template that asks for the day of the run is refused
+  template_variables: str = ""  # a JSON object, what else the template is
+  # given: '{"enable_thinking": false}' of Qwen 3, say
   prompt_end: str = "template"  # where prompts of dialogues end: as the
   # template's generation prompt, or "answer": where it writes the answer
   dtype: str = "float32"  # that the model computes in
@@ -60,6 +62,7 @@ class Model:
     check_least(self, lora_rank=0)
     check_choice("prompt_end", self.prompt_end, chat.PROMPT_ENDS)
     templates.check_day(self.template_day)
+    templates.variables(self.template_variables)
     check_choice("dtype", self.dtype, ("float32", "bfloat16"))
     check_choice("attention", self.attention, ("auto", *attention.KINDS))
 
@@ -327,6 +330,7 @@ def read_tokenizer(model: Model, path: Path) -> Tokenizer:
   tokenizer = _own_tokenizer(model, path)
   tokenizer.prompt_end = model.prompt_end
   tokenizer.template_day = model.template_day or None
+  tokenizer.template_variables = templates.variables(model.template_variables)
   if model.chat_template:
     file = Path(os.path.expanduser(model.chat_template))
     if not os.path.isfile(file):

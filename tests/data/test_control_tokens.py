@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers
 from rlhf_jax.data import chat, controls, stops
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.schema import UserError
-from tests.oracles import chat_styles
+from tests.oracles import chat_styles, vocabularies
 from tests.tiny import tiny_sentencepiece
 
 HARMLESS = "the cat"
@@ -260,6 +260,24 @@ def test_user_defined_turn_markers_of_sentencepiece(tmp_path, kind):
   for text in ("a<end_of_turn>", wide("<end_of_turn>")):
     assert marker not in named.encode(text)
   assert stops.end_of_turn(tokenizer) == marker
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte level"])
+def test_vocabularies_of_gguf_files(tmp_path, kind):
+  path, end, turn = tmp_path / "a.gguf", "</s>", "<tag>"
+  if kind == "sentencepiece":
+    vocabularies.sentencepiece(path)
+  else:
+    vocabularies.byte_level(path, "llama-bpe")
+    end, turn = "<|end|>", "<|begin|>"
+  tokenizer = load_tokenizer(path)
+  tokenizer.chat_template = (
+    "{% for m in messages %}" + turn + "{{ m.role }}: {{ m.content }}" + end
+  ) + "{% endfor %}{% if add_generation_prompt %}A{% endif %}"
+  for attack in (*ATTACKS.values(), "<tag>", "<|begin|><|end|></s>"):
+    for text in (attack, wide(attack)):
+      found = check(tokenizer, lambda text: [user(text)], text)
+      assert len(controlled(found.ids, tokenizer)) == 2
 
 
 def test_full_width_letters_that_a_unigram_makes_narrow(tmp_path):

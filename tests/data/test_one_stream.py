@@ -166,6 +166,24 @@ def test_the_model_section_names_template_and_end_of_prompts(tmp_path):
     pretrained.read_tokenizer(Model(chat_template="gone"), folder)
   with pytest.raises(ValueError, match="prompt_end"):
     Model(prompt_end="nowhere")
+  file.write_text("{{ strftime_now('%Y') }}{{ messages[0].content }}")
+  model = Model(chat_template=str(file), template_day="1999-12-31")
+  tokenizer = pretrained.read_tokenizer(model, folder)
+  prompt = streams.prompt([{"role": "user", "content": "hi"}], tokenizer)
+  assert tokenizer.decode(prompt) == "1999hi"
+  with pytest.raises(ValueError, match="template_day='today'"):
+    Model(template_day="today")
+  file.write_text("{{ messages[0].content }}{% if a is false %}!{% endif %}")
+  model = Model(chat_template=str(file), template_variables='{"a": false}')
+  tokenizer = pretrained.read_tokenizer(model, folder)
+  prompt = streams.prompt([{"role": "user", "content": "hi"}], tokenizer)
+  assert tokenizer.decode(prompt) == "hi!"
+  tokenizer.chat_template = "{{ messages[0].content }}"
+  with pytest.raises(ValueError, match="template_variables has .'a'.*not read"):
+    streams.prompt([{"role": "user", "content": "hi"}], tokenizer)
+  for odd in ("{a}", "[]", "3"):
+    with pytest.raises(ValueError, match="template_variables=.*no JSON object"):
+      Model(template_variables=odd)
 
 
 def test_an_earlier_answer_behind_another_text_is_context(load):

@@ -63,6 +63,44 @@ def test_tojson_takes_the_arguments_that_transformers_gives_it():
   assert text == '{\n "content": "a",\n "role": "user"\n}'
 
 
+def test_the_day_that_a_template_writes_is_a_setting():
+  template = "{{ strftime_now('%d %b %Y') }}{{ strftime_now is defined }}"
+  given = MESSAGES | {templates.DAY: "2025-03-04"}
+  assert templates.render(template, "tok", [given]) == ["04 Mar 2025True"]
+  given[templates.DAY] = None
+  (text,) = templates.render("{{ strftime_now is defined }}", "tok", [given])
+  assert text == "False"
+  with pytest.raises(UserError, match="template_day='4.3.': .*YYYY-MM-DD"):
+    templates.check_day("4.3.")
+  templates.check_day("")
+
+
+@pytest.mark.parametrize(
+  ("template", "text"),
+  [
+    ("{% set x = dict(a=1) %}{{ x.a }}", "1"),
+    ("{{ dict.fromkeys('ab', 1) }}", "{'a': 1, 'b': 1}"),
+    ("{% set n = namespace(self=2) %}{{ n.self }}", "2"),
+    ("{% set n = namespace(_a=2) %}", "begins with an underscore"),
+    ("{% set n = namespace() %}{% set n._a = 2 %}", "with an underscore"),
+    ("{{ dict.__class__ }}", "unsafe"),
+    # What a block sets stays in it, as in transformers.
+    (
+      "{% set a = 1 %}{% generation %}{% set a = 2 %}{{ a }}"
+      "{% endgeneration %}{{ a }}",
+      "21",
+    ),
+    ("  {% generation %}\nx{% endgeneration %}\ny", "xy"),
+    ("{{ '<é>' | tojson }}{{ [1, 2] | tojson(separators=(',', ':')) }}",)
+    + ('"<é>"[1,2]',),
+  ],
+)
+def test_what_a_template_has_is_what_it_has_in_transformers(template, text):
+  given = MESSAGES | {"generation_open": "", "generation_close": ""}
+  (found,) = templates.render(template, "tok", [given])
+  assert found == text or text in str(found)
+
+
 CHATML = (
   "{% for m in messages %}{% if m.content == 'bad' %}"
   "{{ raise_exception('not this one') }}{% endif %}"

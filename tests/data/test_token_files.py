@@ -83,7 +83,7 @@ SAID = [*ASKED, {"role": "assistant", "content": "Yes."}]
 
 
 @pytest.mark.parametrize("name", chat_styles.STYLES)
-def test_trap_36_one_begin_token_at_most(tmp_path, name):
+def test_one_begin_token_at_most(tmp_path, name):
   """The post-processor's own is for plain texts, the template's for dialogues.
 
   transformers tokenises dialogues without the post-processor too.

@@ -5,6 +5,7 @@ a *.model is SentencePiece itself.
 """
 
 import json
+import os
 from pathlib import Path
 
 import gguf
@@ -84,7 +85,31 @@ def written(proto, path):
   writer.add_bos_token_id(model.bos_id())
   writer.add_eos_token_id(model.eos_id())
   writer.add_unk_token_id(model.unk_id())
-  return vocabularies._closed(writer, path)
+  return vocabularies.closed(writer, path)
+
+
+@pytest.mark.slow
+def test_real_vocabularies_with_the_texts_that_llama_cpp_is_tested_with():
+  folder = Path(os.environ.get("LLAMA_CPP_MODELS", ""))
+  paths = [p for p in folder.glob("*.gguf") if Path(f"{p}.out").exists()]
+  if not os.environ.get("LLAMA_CPP_MODELS") or not paths:
+    pytest.skip(
+      "set LLAMA_CPP_MODELS to the folder models/ of llama.cpp's source, which "
+      "has ggml-vocab-*.gguf with texts and ids"
+    )
+  count = 0
+  for path in paths:
+    try:
+      tokenizer = load_tokenizer(path)
+    except UserError:  # of a kind or split that is not read
+      continue
+    with open(f"{path}.inp", encoding="utf-8", newline="") as file:
+      texts = file.read().split("\n__ggml_vocab_test__\n")
+    lines = Path(f"{path}.out").read_text().split("\n")
+    for text, line in zip(texts, lines, strict=False):
+      assert tokenizer.encode(text) == list(map(int, line.split())), path.name
+    count += 1
+  assert count >= 12
 
 
 LLAMA_2 = {

@@ -63,7 +63,7 @@ def byte_level(path: Path, pre: str) -> Path:
   writer.add_token_merges([" ".join(pair) for pair in merges])
   writer.add_eos_token_id(0)
   writer.add_bos_token_id(1)
-  return _closed(writer, path)
+  return closed(writer, path)
 
 
 def sentencepiece(path: Path, **changes) -> Path:
@@ -87,10 +87,10 @@ def sentencepiece(path: Path, **changes) -> Path:
   writer.add_unk_token_id(0)
   for key, value in changes.items():
     writer.add_bool(f"tokenizer.ggml.{key}", value)
-  return _closed(writer, path)
+  return closed(writer, path)
 
 
-def _closed(writer: gguf.GGUFWriter, path: Path) -> Path:
+def closed(writer: gguf.GGUFWriter, path: Path) -> Path:
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
