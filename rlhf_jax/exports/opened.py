@@ -18,6 +18,14 @@ from rlhf_jax.types import PyTree
 
 RECORD = "config.json"  # of a run; main.py writes it
 EVALUATION = "evaluation.json"  # in the folder of one
+# Of a Model section: what says which weights and which tokenizer, and not how
+# they run or what trains.
+_FIELDS = frozenset(
+  field.name
+  for field in dataclasses.fields(Model)
+  if field.name not in ("dtype", "attention", "remat")
+  and not field.name.startswith("lora_")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,20 +148,24 @@ def model_of(run: str, info: dict[str, Any], source: str) -> Model:
   if not info:
     return Model(source=run)
   record = recorded(stages.place(run)[0]).get("model")
-  record = record if isinstance(record, dict) else {}
-  template = record.get("chat_template", "")
+  known = {
+    name: value
+    for name, value in (record if isinstance(record, dict) else {}).items()
+    if name in _FIELDS
+  }
+  template = known.get("chat_template", "")
   if template and not os.path.isfile(os.path.expanduser(template)):
     raise UserError(
       f"{run}: its dialogues were rendered with the template {template!r}, "
       "which is not there. Bring the file back, or start where the run "
       "started, as its path is relative."
     )
-  return Model(
-    source=source if source else info["model_source"],
-    tokenizer=info.get("tokenizer_source", ""),
-    scan_layers=info.get("scan_layers", False),
-    chat_template=template,
-  )
+  known |= {name: info[name] for name in _FIELDS & info.keys()}
+  known |= {
+    "source": source if source else info["model_source"],
+    "tokenizer": info.get("tokenizer_source", ""),
+  }
+  return Model(**known)
 
 
 def load(run: str, world: World, source: str = "") -> Leaving:

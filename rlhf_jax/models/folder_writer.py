@@ -228,7 +228,7 @@ def _pieces(
   """
   first = next(iter(parts.values()))
   if first.part is None:
-    whole = np.asarray(leaves[next(iter(parts))], np.float32)
+    whole = _float32(leaves[next(iter(parts))])
   else:
     whole = _joined(parts, leaves)
   if first.is_transposed:
@@ -241,6 +241,11 @@ def _pieces(
     yield np.ascontiguousarray(whole[start : start + rows])
 
 
+def _float32(leaf: Any) -> np.ndarray:
+  """Returns a weight; what is float32 already is not copied."""
+  return np.asarray(np.asarray(leaf), np.float32)
+
+
 def _joined(
   parts: Mapping[str, Stored], leaves: Mapping[str, Any]
 ) -> np.ndarray:
@@ -249,7 +254,7 @@ def _joined(
   outputs = sum(shape[-1] for shape in shapes)
   whole = np.empty((*shapes[0][:-1], outputs), np.float32)
   for ours, stored in parts.items():
-    weight, part = np.asarray(leaves[ours], np.float32), stored.part
+    weight, part = _float32(leaves[ours]), stored.part
     for mine, theirs in part.pieces(0, part.size):
       whole[..., theirs] = weight[..., mine]
   return whole
