@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from rlhf_jax.models import (
   families,
   family_names,
+  gguf_names,
   huggingface,
   transformer,
   trees,
@@ -283,5 +284,5 @@ def test_every_weight_of_the_model_has_a_name():
       jax.random.key(0),
     )
     expected = trees.flatten(shapes["params"]).keys()
-    for table in (family_names.LLAMA, gguf_names.NAMES["llama"]):
+    for table in (family_names.LLAMA, gguf_names.LLAMA):
       assert families.names_of_layers(table, config).keys() == expected
