@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import subprocess
@@ -60,7 +61,15 @@ ROWS: dict[str, dict[str, Any]] = {
   "lora, bfloat16 weights": LORA | NARROW,
   "lora, int8": LORA | NARROW | {"model.quantize": "int8"},
   "lora, int4": LORA | NARROW | {"model.quantize": "int4"},
-  "lora, int4, offload": LORA | NARROW | OFFLOAD | {"model.quantize": "int4"},
+  "lora, int4, 8-bit moments": LORA
+  | NARROW
+  | SMALL
+  | {"model.quantize": "int4"},
+  "lora, int4, 8-bit moments, offload": LORA
+  | NARROW
+  | SMALL
+  | OFFLOAD
+  | {"model.quantize": "int4"},
 }
 SMOLLM2 = "asset:smollm2-135m-instruct"
 WORDS = "the film was good and bad with plot acting of a scene".split()
@@ -113,8 +122,19 @@ def planned(config: Any, name: str, compiles: bool) -> dict[str, Any]:
     "program": peak.program,
     "limit": found.limit,
     "host": found.offload.host,
-    "model": 2 * found.parameters / slice_.devices,
+    "model": model_bytes(config.model.source) / slice_.devices,
   }
+
+
+def model_bytes(source: str) -> int:
+  """Returns the bytes of one model at two a parameter."""
+  import jax
+
+  from rlhf_jax.models import pretrained, roles
+
+  role = roles.Role(pretrained.read_architecture(source))
+  leaves = jax.tree.leaves(pretrained.variable_shapes(role)["params"])
+  return 2 * sum(math.prod(leaf.shape) for leaf in leaves)
 
 
 def plan_table(arguments: argparse.Namespace, rows: dict[str, dict]) -> None:
