@@ -41,7 +41,7 @@ def numbers(tree):
 def test_a_folder_on_a_mesh_is_what_its_arrays_round_to(kind, scans):
   mesh = mesh_lib.make_mesh(mesh_lib.Config(2, 2, 2))
   config, tree = huggingface.load(FOLDER)
-  _, placed, print_ = pretrained._placed(FOLDER, scans, kind, mesh)
+  _, placed, print_ = pretrained._placed(FOLDER, scans, "float32", kind, mesh)
   whole = jax.tree.map(np.asarray, tree)
   expected = quantised.quantise_tree(whole, kind)
   if scans:
@@ -51,7 +51,8 @@ def test_a_folder_on_a_mesh_is_what_its_arrays_round_to(kind, scans):
   jax.tree.map(np.testing.assert_array_equal, placed, expected)
   up = placed["layers" if scans else "layer_0"]["mlp"]["up_proj"]["kernel"]
   assert up.values.addressable_shards[0].data.size == up.values.size // 4
-  assert print_ != pretrained._placed(FOLDER, scans, "none", mesh)[2]
+  plain = pretrained._placed(FOLDER, scans, "float32", "none", mesh)
+  assert print_ != plain[2]
 
 
 def test_a_matrix_is_read_once_and_dropped_before_the_next(monkeypatch):
@@ -59,7 +60,7 @@ def test_a_matrix_is_read_once_and_dropped_before_the_next(monkeypatch):
   read, of = stored.StoredWeight.__getitem__, quantised_files._Rounded._of
 
   def counted(self, index):
-    names.append(self._name)
+    names.append(self.place)
     return read(self, index)
 
   def watched(self, outputs):
@@ -72,7 +73,7 @@ def test_a_matrix_is_read_once_and_dropped_before_the_next(monkeypatch):
   monkeypatch.setattr(stored.StoredWeight, "__getitem__", counted)
   monkeypatch.setattr(quantised_files._Rounded, "_of", watched)
   mesh = mesh_lib.make_mesh(mesh_lib.Config(), jax.devices()[:1])
-  pretrained._placed.__wrapped__(FOLDER, False, "int8", mesh)
+  pretrained._placed.__wrapped__(FOLDER, False, "float32", "int8", mesh)
   assert len(names) == len(set(names))
   assert len(held) == 15 and set(held) == {0}
 
