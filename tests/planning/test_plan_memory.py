@@ -48,8 +48,8 @@ def test_what_is_away_is_counted_where_it_is_read():
     assert parked.host == 8 * parked.to_device
 
 
-def test_a_run_counts_what_a_plan_counts():
-  """Ids of real arrays and of abstract ones say the same."""
+def test_with_factors_what_leaves_is_the_references_own():
+  """The base stays, which the policy reads too."""
   config = policy_config("lora")
   config.offload.trees = ("reference", "optimizer")
   (phase,) = report.phases(config, EIGHT.devices)
