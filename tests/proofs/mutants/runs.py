@@ -309,7 +309,8 @@ FAULTS = (
   *of(
     "stages",
     "models/adapters.py",
-    "adapters::logits_equal_pefts adapters::fused_maps_that_we_wrote_are_read",
+    "adapters::logits_equal_pefts"
+    " adapters::fused_maps_that_we_wrote_are_read_as_they_were",
     (
       "adapters: rsLoRA is not read",
       'return lora.scale_of(alpha, rank, bool(said.get("use_rslora")))',
