@@ -151,6 +151,11 @@ class SentencePieceTokenizer(Base):
     )
     self._inner = word_starts.of_sentencepiece(self._proto)
 
+  @property
+  def is_legacy(self) -> bool:
+    """Whether texts right behind a special token start as whole texts do."""
+    return self._marks_after
+
   def to_model(self) -> bytes:
     """Returns the content of its *.model file."""
     return self._proto.SerializeToString()

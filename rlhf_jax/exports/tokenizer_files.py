@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax import strict_json
-from rlhf_jax.data import assets, stops
+from rlhf_jax.data import assets, stops, streams
+from rlhf_jax.data.sentencepiece_backend import SentencePieceTokenizer
 from rlhf_jax.data.tokenizer_backends import HuggingFaceTokenizer
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models.pretrained import Base, locate
@@ -90,13 +91,31 @@ def _write_json(path: Path, values: Any) -> None:
   path.write_text(text + "\n", encoding="utf-8")
 
 
-def write_made(tokenizer: HuggingFaceTokenizer, folder: Path) -> None:
-  """Writes tokenizer.json and tokenizer_config.json of a tokenizer."""
-  text = tokenizer.to_json()
-  (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+def write_made(
+  tokenizer: HuggingFaceTokenizer | SentencePieceTokenizer, folder: Path
+) -> None:
+  """Writes the files of a tokenizer that has none of its own.
+
+  tokenizer.json, or tokenizer.model of a SentencePiece model, and
+  tokenizer_config.json.
+
+  Args:
+    tokenizer: read from a GGUF file.
+    folder: to write into.
+  """
+  if isinstance(tokenizer, SentencePieceTokenizer):
+    (folder / "tokenizer.model").write_bytes(tokenizer.to_model())
+    kind = {
+      "tokenizer_class": "LlamaTokenizer",
+      "add_bos_token": tokenizer.bos_id in streams.first_ids(tokenizer),
+      "legacy": tokenizer.is_legacy,
+    }
+  else:
+    text = tokenizer.to_json()
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
   names = {i: name for name, i in tokenizer.special_tokens.items()}
-  config = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
+  config = kind | {
     "eos_token": names[tokenizer.eos_id],
     "bos_token": names.get(tokenizer.bos_id),
     "pad_token": names[tokenizer.pad_id],

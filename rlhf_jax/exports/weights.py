@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import distributed
-from rlhf_jax.models import lora, trees
+from rlhf_jax.models import lora, quantised, trees
 from rlhf_jax.models.roles import Role
 from rlhf_jax.models.stored import Unread
 from rlhf_jax.types import Array, PyTree
@@ -24,8 +24,8 @@ _copy = jax.jit(jnp.copy)
 
 
 @functools.partial(jax.jit, static_argnames="layer")
-def _of_layer(stack: Array, layer: int) -> Array:
-  return stack[layer]
+def _of_layer(stack: PyTree, layer: int) -> PyTree:
+  return jax.tree.map(lambda leaf: leaf[layer], stack)
 
 
 class Fetched(Unread):
@@ -36,7 +36,7 @@ class Fetched(Unread):
 
   def __init__(
     self,
-    weight: Array,
+    weight: Array | quantised.Quantised,
     factors: dict[str, Array],
     scale: float,
     layer: int | None = None,
@@ -44,7 +44,8 @@ class Fetched(Unread):
     """Keeps references; see `of_role`.
 
     Args:
-      weight: [in, out] or of any shape, of all layers if `layer` is given.
+      weight: [in, out] or of any shape, of all layers if `layer` is given;
+        one of few bits is widened.
       factors: name -> LoRA factor of it; {} for none.
       scale: s of W + s A B.
       layer: index of the layer in stacks, None for arrays of one layer.
@@ -58,7 +59,7 @@ class Fetched(Unread):
     return self._read()[index]
 
   def _read(self) -> np.ndarray:
-    def one(leaf: Array) -> Array:
+    def one(leaf: PyTree) -> PyTree:
       return leaf if self._layer is None else _of_layer(leaf, self._layer)
 
     fresh = one(self._weight)
@@ -67,7 +68,9 @@ class Fetched(Unread):
       fresh = lora.merge(
         {"map": {"kernel": fresh}}, {"map": factors}, self._scale
       )["map"]["kernel"]
-    elif self._layer is None:
+    if isinstance(fresh, quantised.Quantised):
+      fresh = quantised.merged(fresh)
+    elif not self._factors and self._layer is None:
       fresh = _copy(fresh)
     return np.asarray(distributed.fetch(fresh), np.float32)
 

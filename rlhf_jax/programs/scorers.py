@@ -146,6 +146,7 @@ def other_model(
     chat_template=stage_file.template_of(path),
     prompt_end=info.get("prompt_end", settings.model.prompt_end),
     scan_layers=info.get("scan_layers", settings.model.scan_layers),
+    quantize=info.get("quantize", settings.model.quantize),
   )
 
 

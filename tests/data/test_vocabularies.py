@@ -16,6 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from rlhf_jax.data import streams
 from rlhf_jax.data.tokenizers import load_tokenizer
+from rlhf_jax.exports import tokenizer_files
 from rlhf_jax.schema import UserError
 from tests.oracles import vocabularies
 from tests.oracles.make_vocabulary_goldens import PRE, SPM
@@ -63,6 +64,14 @@ def test_sentencepiece_in_gguf_is_read_as_llama_cpp_does(tmp_path, n):
   assert tokenizer.added_tokens.keys() == {"<tag>", "   "}
   for text in ("the  cat <tag>", "naïve 🎬"):
     assert tokenizer.decode(tokenizer.encode(text)) == text
+  folder = tmp_path / "written"
+  folder.mkdir()
+  tokenizer_files.write_made(tokenizer, folder)
+  again = load_tokenizer(folder)
+  assert again.fingerprint == tokenizer.fingerprint
+  assert list(again.first_ids) == golden["first"]
+  assert again.is_legacy == tokenizer.is_legacy
+  assert (again.eos_id, again.pad_id) == (tokenizer.eos_id, tokenizer.pad_id)
 
 
 def written(proto, path):
