@@ -142,7 +142,7 @@ def ours(folder: str, asked: argparse.Namespace) -> dict:
   import jax.numpy as jnp
 
   from rlhf_jax import integrity
-  from rlhf_jax.models import pretrained
+  from rlhf_jax.models import model_sources, pretrained
   from rlhf_jax.parallel import mesh as mesh_lib
   from rlhf_jax.parallel import rules
 
@@ -150,7 +150,7 @@ def ours(folder: str, asked: argparse.Namespace) -> dict:
   mesh = mesh_lib.make_mesh(sizes)
   jax.block_until_ready(jnp.zeros(8) + 1)
   before, begun = start(), time.perf_counter()
-  config, params = pretrained.read_weights(Path(folder))
+  config, params = model_sources.read_weights(Path(folder))
   if asked.stacked:
     params = pretrained.stack_layers(params, config.n_layers)
   tree = {"params": params}

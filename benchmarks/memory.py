@@ -130,9 +130,9 @@ def model_bytes(source: str) -> int:
   """Returns the bytes of one model at two a parameter."""
   import jax
 
-  from rlhf_jax.models import pretrained, roles
+  from rlhf_jax.models import model_sources, pretrained, roles
 
-  role = roles.Role(pretrained.read_architecture(source))
+  role = roles.Role(model_sources.read_architecture(source))
   leaves = jax.tree.leaves(pretrained.variable_shapes(role)["params"])
   return 2 * sum(math.prod(leaf.shape) for leaf in leaves)
 

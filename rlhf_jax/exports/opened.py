@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax import strict_json
-from rlhf_jax.models import pretrained
+from rlhf_jax.models import model_sources
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Role
 from rlhf_jax.programs.world import World
@@ -73,7 +73,7 @@ def check_run(run: str, field: str = "run") -> dict[str, Any]:
     stages.step_of(run, f"config.{field}")
     return info
   if _is_source(run, folder):
-    pretrained.check_source(run, field)
+    model_sources.check_source(run, field)
     return {}
   _say_what_else(run, folder, field)
   stages.need_stage(run, stages.POLICY, f"config.{field}")

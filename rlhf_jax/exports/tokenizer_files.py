@@ -13,7 +13,8 @@ from rlhf_jax.data import assets, stops, streams
 from rlhf_jax.data.sentencepiece_backend import SentencePieceTokenizer
 from rlhf_jax.data.tokenizer_backends import HuggingFaceTokenizer
 from rlhf_jax.data.tokenizers import load_tokenizer
-from rlhf_jax.models.pretrained import Base, locate
+from rlhf_jax.models.model_sources import locate
+from rlhf_jax.models.pretrained import Base
 from rlhf_jax.schema import UserError
 
 CONFIG = "tokenizer_config.json"

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from pathlib import Path
 
 import jax
-from safetensors import SafetensorError
 
 from rlhf_jax import integrity, strict_json
-from rlhf_jax.data import assets, chat, templates
+from rlhf_jax.data import chat, templates
 from rlhf_jax.data.token_files import read_ends
 from rlhf_jax.data.tokenizers import (
   Tokenizer,
@@ -22,15 +20,12 @@ from rlhf_jax.data.tokenizers import (
 )
 from rlhf_jax.models import (
   attention,
-  gguf,
   heads,
-  hub,
-  huggingface,
   lora_targets,
+  model_sources,
   quantised,
   quantised_files,
   roles,
-  shapes,
   stored,
   transformer,
   trees,
@@ -39,12 +34,10 @@ from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
 from rlhf_jax.schema import (
   FieldError,
-  UserError,
   absence,
   as_field,
   check_choice,
   check_least,
-  check_local,
 )
 from rlhf_jax.types import PyTree
 
@@ -136,7 +129,10 @@ def load_base(model: Model, mesh: jax.sharding.Mesh) -> Base:
     UserError: nothing there that could be a model, or its parts do not belong
       together.
   """
-  path, source = locate(model.source), pinned_source(model.source)
+  path, source = (
+    model_sources.locate(model.source),
+    model_sources.pinned_source(model.source),
+  )
   print(f"reading the model {source}", flush=True)
   tokenizer = read_tokenizer(model, path)
   read_config, params, fingerprint = _placed(
@@ -180,7 +176,7 @@ def _placed(
     quantize: bits of matrices, see Model.
     mesh: where.
   """
-  config, params = read_weights(path)
+  config, params = model_sources.read_weights(path)
   params = quantised_files.pending(params, quantize)
   if scans:
     params = stack_layers(params, config.n_layers)
@@ -257,90 +253,6 @@ def check_context(base: Base, longest: int, name: str) -> None:
     )
 
 
-def check_source(source: str, name: str = "model") -> None:
-  """Raises FieldError unless a model can be there.
-
-  Args:
-    source: of a Model section.
-    name: of the section, for the message.
-  """
-  field = f"{name}.source"
-  if not source:
-    raise FieldError(
-      f"{field} is empty: set it to asset:NAME, a .gguf file or a folder with "
-      "config.json and *.safetensors."
-    )
-  if source.startswith(shapes.PREFIX):
-    raise FieldError(
-      f"{field}={source!r} is a shape without weights, for python -m "
-      "rlhf_jax.plan only. To train, name the weights: asset:NAME, a .gguf "
-      "file or a folder with config.json and *.safetensors."
-    )
-  if source.startswith("asset:"):
-    assets.check_name(source, field)
-    return
-  check_local(source, field)
-  if hub.parse(source) is not None:
-    hub.pin(source, field)
-    return
-  path = Path(os.path.expanduser(source))
-  if not os.path.isfile(path) and not os.path.isdir(path):
-    what = absence(path).replace("no such file", "no such file or folder")
-    raise FieldError(
-      f"{field}={source!r}: {what}. Give a .gguf file, a folder with "
-      "config.json and *.safetensors, asset:NAME, or org/name@revision of a "
-      "model of the Hugging Face hub."
-    )
-  if path.is_file() and path.suffix != ".gguf":
-    raise FieldError(
-      f"{field}={source!r}: not a .gguf file. For safetensors give the folder "
-      "that holds config.json."
-    )
-
-
-def pinned_source(source: str) -> str:
-  """Returns a source that means the same model tomorrow: see hub.pin."""
-  return source if hub.parse(source) is None else hub.pin(source)
-
-
-def locate(source: str) -> Path:
-  """Returns the file or folder of a model, fetched when it is elsewhere.
-
-  Raises:
-    UserError: nothing there that could be a model, or it cannot be fetched.
-  """
-  check_source(source)
-  if source.startswith("asset:"):
-    return assets.fetch(source.removeprefix("asset:"))
-  if hub.parse(source) is not None:
-    return hub.fetch(source)
-  return Path(os.path.expanduser(source))
-
-
-def read_architecture(source: str) -> transformer.Config:
-  """Returns the architecture of a model without reading its weights.
-
-  Args:
-    source: of a Model section; shape:NAME too.
-
-  Raises:
-    UserError, ValueError: nothing there that could be a model.
-  """
-  if source.startswith(shapes.PREFIX):
-    return shapes.named(source.removeprefix(shapes.PREFIX))
-  check_source(source)
-  known = shapes.OF_ASSET.get(source.removeprefix("asset:"))
-  if source.startswith("asset:") and known is not None:
-    return shapes.named(known)
-  if hub.parse(source) is not None:
-    path = hub.fetch(source, needs_weights=False)
-  else:
-    path = locate(source)
-  if path.is_dir():
-    return huggingface.read_config(path)[1]
-  return gguf.read_config(path)
-
-
 def as_run(
   config: transformer.Config, model: Model, platform: str
 ) -> transformer.Config:
@@ -378,28 +290,6 @@ def as_run(
   )
   with as_field("model."):
     return lora_targets.adapted(config, model)
-
-
-def read_weights(path: Path) -> tuple[transformer.Config, PyTree]:
-  """Returns the architecture and the weights at a path, read when placed.
-
-  Raises:
-    UserError, ValueError, FileNotFoundError: damaged, incomplete, or of an
-      architecture that is not implemented.
-  """
-  loader = huggingface if path.is_dir() else gguf
-  try:
-    return loader.load(path)
-  except (json.JSONDecodeError, SafetensorError) as error:
-    raise UserError(
-      f"{path}: a file of the model is damaged ({error}). Copy or download the "
-      "model again."
-    ) from error
-  except KeyError as error:
-    raise UserError(
-      f"{path}: the model's files do not say {error}. They are incomplete, or "
-      "laid out in a way that is not read yet."
-    ) from error
 
 
 def read_tokenizer(model: Model, path: Path) -> Tokenizer:

@@ -21,7 +21,7 @@ from typing import Any
 from rlhf_jax import distributed, schema, strict_json
 from rlhf_jax.exports import facts, folders, opened
 from rlhf_jax.exports.folders import How
-from rlhf_jax.models import pretrained
+from rlhf_jax.models import model_sources
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import evaluate
 from rlhf_jax.programs.pipeline import Pipeline
@@ -76,7 +76,7 @@ def check_sources(settings: Settings) -> None:
     )
   if settings.source:
     try:
-      pretrained.check_source(settings.source, "base")
+      model_sources.check_source(settings.source, "base")
     except FieldError as error:
       raise FieldError(str(error).removeprefix("base.")) from error
   if settings.evaluation and not info:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import config_tree, schema, startup
 from rlhf_jax.data import dataset
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.models import pretrained
+from rlhf_jax.models import model_sources
 from rlhf_jax.models.pretrained import Model
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs.program import Phase
@@ -227,7 +227,7 @@ def check_models(settings: Any) -> None:
   for field in dataclasses.fields(settings):
     value = getattr(settings, field.name)
     if isinstance(value, Model):
-      pretrained.check_source(value.source, field.name)
+      model_sources.check_source(value.source, field.name)
 
 
 def check_data(settings: Any) -> None:

@@ -31,6 +31,7 @@ from rlhf_jax.data import tokenizers
 from rlhf_jax.models import (
   adapters,
   lora,
+  model_sources,
   pretrained,
   quantised,
   roles,
@@ -210,7 +211,7 @@ class Planned(World):
     """Returns the base model of a Model section without its weights."""
     is_listed = isinstance(self.devices, list)
     platform = self.devices[0].platform if is_listed else "tpu"
-    architecture = pretrained.read_architecture(model.source)
+    architecture = model_sources.read_architecture(model.source)
     config = pretrained.as_run(architecture, model, platform)
     rows = tokenizers.empty_rows(self.tokenizer, config.vocab_size)
     config = dataclasses.replace(config, empty_rows=rows)

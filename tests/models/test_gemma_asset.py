@@ -17,7 +17,7 @@ import pytest
 from rlhf_jax import generate
 from rlhf_jax.data import assets
 from rlhf_jax.data.tokenizers import load_tokenizer
-from rlhf_jax.models import gguf, pretrained, transformer
+from rlhf_jax.models import gguf, model_sources, transformer
 from rlhf_jax.types import PromptBatch
 
 GOLDEN = Path(__file__).parents[1] / "oracles/gemma3_270m.json"
@@ -93,4 +93,4 @@ def test_tokens_equal_llama_cpp(path, golden):
 
 
 def test_its_shape_is_known_without_fetching_it(model):
-  assert pretrained.read_architecture("asset:gemma-3-270m") == model[0]
+  assert model_sources.read_architecture("asset:gemma-3-270m") == model[0]

@@ -10,7 +10,7 @@ from huggingface_hub.utils import _http
 from ml_collections import ConfigDict
 
 from rlhf_jax import config_tree
-from rlhf_jax.models import hub, huggingface, pretrained
+from rlhf_jax.models import hub, huggingface, model_sources, pretrained
 from rlhf_jax.models.pretrained import Model
 from rlhf_jax.pipelines import pinned
 from rlhf_jax.schema import FieldError, UserError
@@ -65,7 +65,7 @@ def files_of(server):
 def test_a_name_is_pinned_and_only_what_is_read_is_fetched(served, tmp_path):
   commit = commit_of(tmp_path / "new")
   assert hub.pin(NAME) == f"{NAME}@{commit}"
-  folder = pretrained.locate(NAME)
+  folder = model_sources.locate(NAME)
   found = {file.name for file in folder.iterdir()}
   assert found == {
     "config.json",
@@ -78,7 +78,7 @@ def test_a_name_is_pinned_and_only_what_is_read_is_fetched(served, tmp_path):
   assert not any(x.endswith((".bin", ".gguf")) for x in asked)
   assert "consolidated.safetensors" not in asked
   _, config = huggingface.read_config(ORACLES / "tiny_llama")
-  assert pretrained.read_weights(folder)[0] == config
+  assert model_sources.read_weights(folder)[0] == config
   assert pretrained.read_tokenizer(Model(), folder).named_ends == (1, 2)
 
 
@@ -93,7 +93,7 @@ def test_revisions_and_shards(served, tmp_path, monkeypatch):
   old = tmp_path / "old"
   assert hub.pin(f"{NAME}@v1") == f"{NAME}@{commit_of(old)}"
   served.asked.clear()
-  architecture = pretrained.read_architecture(f"{NAME}@{commit_of(old)}")
+  architecture = model_sources.read_architecture(f"{NAME}@{commit_of(old)}")
   assert architecture == huggingface.read_config(old)[1]
   assert not files_of(served)  # pinning has brought its config.json
 
@@ -166,10 +166,10 @@ def test_what_is_a_name_and_what_a_path(served, tmp_path, monkeypatch):
   Path("runs").mkdir()
   assert not is_name("runs/sfft") and is_name("runs/sfft@main")
   with pytest.raises(FieldError, match="no such file or folder.*org/name@rev"):
-    pretrained.check_source("runs/sfft")
+    model_sources.check_source("runs/sfft")
   Path(NAME).mkdir(parents=True)
   assert not is_name(NAME)  # a folder of that name wins
-  assert pretrained.locate(NAME) == Path(NAME)
+  assert model_sources.locate(NAME) == Path(NAME)
   assert not served.asked
 
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rlhf_jax.data.tokenizers import load_tokenizer
-from rlhf_jax.models import gguf, huggingface, pretrained
+from rlhf_jax.models import gguf, huggingface, model_sources, pretrained
 from rlhf_jax.models.pretrained import Model
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.schema import FieldError, UserError
@@ -170,7 +170,7 @@ def test_a_pipe_is_not_waited_for(folder, name):
   with pytest.raises(FileNotFoundError, match="is no regular file"):
     huggingface.load(folder)
   with pytest.raises(FieldError, match="is no regular file"):
-    pretrained.check_source(str(folder / name))
+    model_sources.check_source(str(folder / name))
 
 
 # Tokenizers.
@@ -312,9 +312,9 @@ def test_folders_that_hold_no_weights(folder):
 
 def test_two_sections_of_one_model_share_its_weights(folder, monkeypatch):
   """A stage with factors beside one without, as in the quickstart."""
-  reads, real = [], pretrained.read_weights
+  reads, real = [], model_sources.read_weights
   monkeypatch.setattr(
-    pretrained, "read_weights", lambda path: reads.append(path) or real(path)
+    model_sources, "read_weights", lambda path: reads.append(path) or real(path)
   )
   tokenizer = types.SimpleNamespace(vocab_size=8, eos_id=2)
   monkeypatch.setattr(pretrained, "read_tokenizer", lambda *_: tokenizer)

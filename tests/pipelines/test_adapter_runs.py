@@ -9,7 +9,13 @@ import pytest
 
 from rlhf_jax import lab, pipelines
 from rlhf_jax.integrity import CheckpointError
-from rlhf_jax.models import huggingface, peft, pretrained, roles, trees
+from rlhf_jax.models import (
+  huggingface,
+  model_sources,
+  peft,
+  roles,
+  trees,
+)
 from rlhf_jax.pipelines import defaults
 from rlhf_jax.programs import actors, starts
 from rlhf_jax.programs.pipeline import check_stages
@@ -316,7 +322,7 @@ def test_what_is_said_of_factors_is_read_or_refused(files):
 
 def test_a_model_folder_that_is_an_adapter_names_the_way(adapter):
   with pytest.raises(FileNotFoundError, match="this folder in init_from"):
-    pretrained.read_weights(adapter[0])
+    model_sources.read_weights(adapter[0])
 
 
 def test_a_reward_model_goes_on_with_factors_beside_the_same_base(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_jax.models import pretrained, shapes, transformer
+from rlhf_jax.models import model_sources, shapes, transformer
 from rlhf_jax.planning import topology
 from rlhf_jax.schema import UserError
 
@@ -66,11 +66,11 @@ def test_shapes_have_the_published_number_of_parameters(name, billions):
 
 
 def test_a_shape_is_planned_and_not_trained():
-  found = pretrained.read_architecture("shape:llama3_8b")
+  found = model_sources.read_architecture("shape:llama3_8b")
   assert isinstance(found, transformer.Config)
-  known = pretrained.read_architecture("asset:smollm2-135m-instruct")
+  known = model_sources.read_architecture("asset:smollm2-135m-instruct")
   assert known.width == 576
   with pytest.raises(UserError, match="rlhf_jax.plan only"):
-    pretrained.locate("shape:llama3_8b")
+    model_sources.locate("shape:llama3_8b")
   with pytest.raises(ValueError, match="no such shape"):
-    pretrained.read_architecture("shape:llama9")
+    model_sources.read_architecture("shape:llama9")
