@@ -123,7 +123,9 @@ def trained(role: Role) -> str:
 
 def _weights(form: str, dtype: str, role: Role) -> str:
   if form == "adapter":
-    return f"{dtype}, LoRA factors alone"
+    beside = role.model.quantize
+    more = f", trained beside a base in {beside}" if beside != "none" else ""
+    return f"{dtype}, LoRA factors alone{more}"
   merged = ", LoRA factors merged" if role.trainable == "lora" else ""
   return f"{dtype}{merged}"
 

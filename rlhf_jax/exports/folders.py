@@ -295,7 +295,12 @@ def _write_adapter(
   role = leaving.role
   base = how.base if how.base else leaving.base.source
   frozen = weights.of_role(role, leaving.variables, is_merged=False)
-  if how.base:
+  if role.model.quantize != "none":
+    print(
+      f"base={base!r}: not compared, as the run had its base in "
+      f"{role.model.quantize}; on other numbers the factors give others"
+    )
+  elif how.base:
     check_base(how.base, trees.flatten(frozen))
   factors = distributed.fetch(leaving.variables["lora"])
   if not distributed.is_first():

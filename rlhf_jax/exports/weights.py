@@ -3,6 +3,8 @@
 A leaf here is read like a numpy array. Nothing is kept: JAX remembers what it
 copied to the host as long as an array lives, so a copy of the array is read
 that ends with the reading. A host holds one weight, however many there are.
+Matrices of few bits are widened, and that is what factors beside them are
+added to.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ from rlhf_jax.models.stored import Unread
 from rlhf_jax.types import Array, PyTree
 
 _copy = jax.jit(jnp.copy)
+_widened = jax.jit(quantised.merged)
 
 
 @functools.partial(jax.jit, static_argnames="layer")
-def _of_layer(stack: PyTree, layer: int) -> PyTree:
-  return jax.tree.map(lambda leaf: leaf[layer], stack)
+def _of_layer(stack: Array, layer: int) -> Array:
+  return stack[layer]
 
 
 class Fetched(Unread):
@@ -36,7 +39,7 @@ class Fetched(Unread):
 
   def __init__(
     self,
-    weight: Array | quantised.Quantised,
+    weight: Array,
     factors: dict[str, Array],
     scale: float,
     layer: int | None = None,
@@ -44,8 +47,7 @@ class Fetched(Unread):
     """Keeps references; see `of_role`.
 
     Args:
-      weight: [in, out] or of any shape, of all layers if `layer` is given;
-        one of few bits is widened.
+      weight: [in, out] or of any shape, of all layers if `layer` is given.
       factors: name -> LoRA factor of it; {} for none.
       scale: s of W + s A B.
       layer: index of the layer in stacks, None for arrays of one layer.
@@ -59,8 +61,10 @@ class Fetched(Unread):
     return self._read()[index]
 
   def _read(self) -> np.ndarray:
-    def one(leaf: PyTree) -> PyTree:
-      return leaf if self._layer is None else _of_layer(leaf, self._layer)
+    def one(leaf: Any) -> Any:
+      if self._layer is None:
+        return leaf
+      return jax.tree.map(lambda x: _of_layer(x, self._layer), leaf)
 
     fresh = one(self._weight)
     if self._factors:
@@ -68,10 +72,10 @@ class Fetched(Unread):
       fresh = lora.merge(
         {"map": {"kernel": fresh}}, {"map": factors}, self._scale
       )["map"]["kernel"]
-    if isinstance(fresh, quantised.Quantised):
-      fresh = quantised.merged(fresh)
-    elif not self._factors and self._layer is None:
+    elif self._layer is None and not isinstance(fresh, quantised.Quantised):
       fresh = _copy(fresh)
+    if isinstance(fresh, quantised.Quantised):
+      fresh = _widened(fresh)
     return np.asarray(distributed.fetch(fresh), np.float32)
 
 

@@ -20,7 +20,6 @@ from rlhf_jax.models import (
   huggingface,
   peft,
   pretrained,
-  quantised,
   roles,
   transformer,
   trees,
@@ -124,25 +123,6 @@ def test_all_meshes_and_stacks_write_the_same_files(source, tmp_path):
     for key, value in expected.items():
       np.testing.assert_array_equal(value, merged[key], err_msg=key)
       np.testing.assert_allclose(found[key], value, rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("scans", [False, True])
-def test_a_base_of_few_bits_leaves_widened_with_its_factors(source, scans):
-  leaving = adapted(source, quantize="int8", scan_layers=scans)
-  found = trees.flatten(weights.of_role(leaving.role, leaving.variables))
-  wide = trees.flatten(base_of(source, scan_layers=scans).params)
-  few = trees.flatten(leaving.variables["params"])
-  lora = trees.flatten(leaving.variables["lora"])
-  name = "layer_1/mlp/up_proj"
-  stem, at = (name.replace("layer_1", "layers"), 1) if scans else (name, ...)
-  a, b = (np.asarray(lora[f"{stem}/lora_{x}"])[at] for x in "ab")
-  kernel = few[f"{stem}/kernel"]
-  assert isinstance(kernel, quantised.Quantised)
-  expected = np.asarray(quantised.widen(kernel, np.float32))[at] + SCALE * a @ b
-  np.testing.assert_allclose(found[f"{name}/kernel"], expected, atol=1e-6)
-  plain = np.asarray(wide[f"{stem}/kernel"])[at] + SCALE * a @ b
-  np.testing.assert_allclose(found[f"{name}/kernel"], plain, atol=5e-3)
-  assert np.abs(found[f"{name}/kernel"] - plain).max() > 1e-5
 
 
 def test_a_host_holds_one_weight_at_a_time(tmp_path, monkeypatch):
