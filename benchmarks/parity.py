@@ -2,7 +2,8 @@
 
     python benchmarks/parity.py [--peer=PYTHON] [FAMILY ...]
 
-Rows are the tiny models of tests/oracles/families.json; columns:
+Rows are the tiny models of tests/oracles/families.json. A difference is of the
+larger of the number and 1. Columns:
 
   import         largest difference of logits to transformers
   padding        the same of rows with padding at the left; and at the right,
@@ -126,7 +127,9 @@ def write(name: str, root: Path) -> Model:
 
 
 def _worst(one: np.ndarray, other: np.ndarray) -> float:
-  return float(np.abs(one - other).max())
+  """Returns the largest difference, of the larger of the number and 1."""
+  scale = np.maximum(np.abs(other), 1.0)
+  return float((np.abs(one - other) / scale).max())
 
 
 def import_of(model: Model) -> float:
