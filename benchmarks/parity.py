@@ -191,6 +191,7 @@ def gguf_of(model: Model) -> tuple[int, int] | float:
   path, peer = model.folder / "model.gguf", model.folder / "llama.npz"
   if peer.exists():
     config, params = gguf.load(path)
+    params = jax.tree.map(np.asarray, params)
     read = dataclasses.replace(model, config=config, params=params)
     longest = min(config.max_length, config.window or 64)
     if config.family.startswith("gemma"):  # whose windows llama.cpp reads
@@ -254,11 +255,14 @@ def table(rows: Mapping[str, list[Any]]) -> tuple[str, bool]:
 
 def of_peer(python: str, root: Path, models: Iterable[Model]) -> list[Model]:
   """Returns the models with what the libraries give now as their goldens."""
-  subprocess.run(
+  done = subprocess.run(
     [python, str(ORACLES / "peer_parity.py"), str(root)],
-    check=True,
-    stdout=subprocess.DEVNULL,
+    check=False,
+    capture_output=True,
+    text=True,
   )
+  if done.returncode:
+    raise RuntimeError(f"{python} failed:\n{done.stderr[-2000:]}")
   return [
     dataclasses.replace(
       model,
