@@ -2,7 +2,8 @@
 
     python benchmarks/parity.py [--peer=PYTHON] [FAMILY ...]
 
-Rows are the tiny models of tests/oracles/families.json; columns:
+Rows are the tiny models of tests/oracles/families.json. A difference is of the
+larger of the number and 1. Columns:
 
   import         largest difference of logits to transformers
   padding        the same of rows with padding at the left; and at the right,
@@ -126,7 +127,9 @@ def write(name: str, root: Path) -> Model:
 
 
 def _worst(one: np.ndarray, other: np.ndarray) -> float:
-  return float(np.abs(one - other).max())
+  """Returns the largest difference, of the larger of the number and 1."""
+  scale = np.maximum(np.abs(other), 1.0)
+  return float((np.abs(one - other) / scale).max())
 
 
 def import_of(model: Model) -> float:
@@ -188,6 +191,7 @@ def gguf_of(model: Model) -> tuple[int, int] | float:
   path, peer = model.folder / "model.gguf", model.folder / "llama.npz"
   if peer.exists():
     config, params = gguf.load(path)
+    params = jax.tree.map(np.asarray, params)
     read = dataclasses.replace(model, config=config, params=params)
     longest = min(config.max_length, config.window or 64)
     if config.family.startswith("gemma"):  # whose windows llama.cpp reads
@@ -251,11 +255,14 @@ def table(rows: Mapping[str, list[Any]]) -> tuple[str, bool]:
 
 def of_peer(python: str, root: Path, models: Iterable[Model]) -> list[Model]:
   """Returns the models with what the libraries give now as their goldens."""
-  subprocess.run(
+  done = subprocess.run(
     [python, str(ORACLES / "peer_parity.py"), str(root)],
-    check=True,
-    stdout=subprocess.DEVNULL,
+    check=False,
+    capture_output=True,
+    text=True,
   )
+  if done.returncode:
+    raise RuntimeError(f"{python} failed:\n{done.stderr[-2000:]}")
   return [
     dataclasses.replace(
       model,

@@ -62,7 +62,7 @@ def test_logits_equal_transformers(model, golden):
     np.testing.assert_allclose(normaliser, row["logsumexp"], **close)
 
 
-def test_greedy_texts_equal_transformers_and_llama_cpp(model, golden):
+def test_greedy_texts_equal_transformers(model, golden):
   config, params = model
   for row in golden["rows"]:
     ids = jnp.asarray([row["ids"]])
