@@ -9,6 +9,7 @@ import rlhf_jax
 from rlhf_jax.exports import tokenizer_files
 from rlhf_jax.exports.facts import Facts
 from rlhf_jax.exports.opened import Leaving
+from rlhf_jax.models import hub
 from rlhf_jax.models.roles import Role
 
 UNKNOWN = "not known here; look where the base model comes from"
@@ -32,10 +33,15 @@ LOADED = {
 
 
 def name_of(leaving: Leaving) -> str:
-  """Returns the base model's name, for people."""
-  source = leaving.base.source
+  """Returns the base model's name, for people and for the hub."""
+  source = _without_revision(leaving.base.source)
   name = source.removeprefix("asset:")
   return Path(name).name if name == source and Path(name).exists() else name
+
+
+def _without_revision(source: str) -> str:
+  named = hub.parse(source)
+  return source if named is None else named.repository
 
 
 def text(
@@ -64,7 +70,7 @@ def text(
   # What is before the last "---" is read by the Hugging Face hub.
   head = [
     *([f"license: {licence.lower()}"] if licence else []),
-    f"base_model: {base if base else name}",
+    f"base_model: {_without_revision(base) if base else name}",
     f"library_name: {'peft' if form == 'adapter' else 'transformers'}",
     "tags: [rlhf, rlhf_jax]",
   ]

@@ -171,7 +171,8 @@ def policy(
   adapter, made_for = read(folder, base.config), info["model_source"]
   role = Role(adapter.on(base.config), "lora", adapter.first_layer)
   ends = [
-    name.rstrip("/").rpartition("/")[2] for name in (made_for, base.source)
+    name.rstrip("/").rpartition("/")[2].partition("@")[0]
+    for name in (made_for, base.source)
   ]
   if made_for and ends[0] != ends[1]:
     print(

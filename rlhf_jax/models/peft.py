@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.models import families, transformer, trees
+from rlhf_jax.models import families, hub, transformer, trees
 from rlhf_jax.models.family_names import Stored
 from rlhf_jax.schema import UserError
 
@@ -162,15 +162,16 @@ def adapter_config(
     ranks: module -> rank, from `tensors`.
     rank: of one pair of factors.
     scale: s of W + s A B.
-    base: what PEFT loads the base model from.
+    base: what PEFT loads the base model from: a folder, or org/name@revision.
     task: PEFT's name of what the model does.
   """
   patterns = {name: r for name, r in ranks.items() if r != rank}
-  known = modules(config)
+  known, named = modules(config), hub.parse(base)
   return {
     "peft_type": "LORA",
     "task_type": task,
-    "base_model_name_or_path": base,
+    "base_model_name_or_path": base if named is None else named.repository,
+    "revision": None if named is None else named.revision,
     "r": rank,
     "lora_alpha": _whole(scale * rank),
     "rank_pattern": patterns,

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from rlhf_jax import distributed
-from rlhf_jax.exports import folders, weights
+from rlhf_jax.exports import card, folders, weights
 from rlhf_jax.exports.facts import Facts
 from rlhf_jax.exports.folders import How
 from rlhf_jax.exports.opened import Leaving
@@ -189,6 +189,18 @@ def test_an_adapter_names_its_base_and_multiplies_to_the_merged_weights(
     rtol=1e-5,
     atol=1e-5,
   )
+
+
+def test_a_model_of_the_hub_is_named_with_its_commit_apart(source, tmp_path):
+  leaving = adapted(source)
+  name, commit = "somebody/model-1b", "0123456789abcdef0123456789abcdef01234567"
+  base = dataclasses.replace(leaving.base, source=f"{name}@{commit}")
+  leaving = dataclasses.replace(leaving, base=base)
+  assert card.name_of(leaving) == name
+  said = peft.adapter_config(
+    leaving.role.model, {}, rank=1, scale=1.0, base=base.source
+  )
+  assert (said["base_model_name_or_path"], said["revision"]) == (name, commit)
 
 
 def test_an_adapter_is_for_the_weights_below_it_and_no_others(source, tmp_path):
