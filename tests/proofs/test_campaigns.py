@@ -25,8 +25,8 @@ def test_trap_23_damage_is_always_noticed(tmp_path):
 
 @pytest.mark.slow
 def test_t20_trap_23_kills_at_random_moments_lose_nothing(tmp_path):
-  tally = fault_campaign.campaign(5, 1, 1, tmp_path)
-  assert sum(tally.kills.values()) >= 5
+  tally = fault_campaign.campaign(3, 1, 1, tmp_path)
+  assert sum(tally.kills.values()) >= 3
 
 
 @pytest.mark.slow
@@ -42,8 +42,8 @@ def test_planted_faults_are_noticed():
 
 @pytest.mark.slow
 def test_trap_44_second_starts_at_random_moments_change_nothing(capsys):
-  second_starts.campaign(3)
-  assert "3 second starts in" in capsys.readouterr().out
+  second_starts.campaign(2)
+  assert "2 second starts in" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -54,11 +54,11 @@ def test_t20_trap_23_signals_at_random_moments_lose_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_odd_inputs_end_with_one_message():
-  """Every eightieth case of all kinds, in processes of their own."""
+  """Every 120th case of all kinds, in processes of their own."""
   names = [case.name for case in fuzz_cases.cases()]
   assert len(names) >= 300
   result = subprocess.run(
-    [sys.executable, "-m", "tests.proofs.fuzz_campaign", "--every=80"],
+    [sys.executable, "-m", "tests.proofs.fuzz_campaign", "--every=120"],
     cwd=Path(__file__).parents[2],
     env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
     stdout=subprocess.PIPE,
