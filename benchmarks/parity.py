@@ -2,8 +2,8 @@
 
     python benchmarks/parity.py [--peer=PYTHON] [FAMILY ...]
 
-Rows are the tiny models of tests/oracles/families.json. A difference is of 1 and
-half the number together, so 2e-5 is the tests' atol=2e-5, rtol=1e-5. Columns:
+Rows are the tiny models of tests/oracles/families.json. A difference is of 1
+and half the number together: 2e-5 is the tests' atol=2e-5, rtol=1e-5. Columns:
 
   import         largest difference of logits to transformers
   padding        the same of rows with padding at the left; and at the right,
