@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rlhf_jax import generate
-from rlhf_jax.data import chat, pieces, retold, streams
+from rlhf_jax.data import pieces, rendering, retold, streams
 from rlhf_jax.data.examples import Prompt
 from rlhf_jax.imported import nearest
 from rlhf_jax.notebook import streaming
@@ -363,8 +363,8 @@ class Talk:
 def _has_template(policy: Policy) -> bool:
   """Says whether there is a chat template, or ChatML's tokens."""
   try:
-    chat.template_of(policy.base.tokenizer)
-  except (UserError, AttributeError):
+    rendering.template_of(policy.base.tokenizer)
+  except UserError:
     return False
   return True
 

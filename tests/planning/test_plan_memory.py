@@ -55,7 +55,7 @@ def test_with_factors_what_leaves_is_the_references_own():
   (phase,) = report.phases(config, EIGHT.devices)
   assert phase.away.keys() == {p.name for p in phase.programs}
   away = phase.away["update"]
-  reference = jax.tree.leaves(phase.frozen[0].reference["lora"])
+  reference = jax.tree.leaves(phase.frozen[0][0].reference["lora"])
   assert {id(x) for x in away} == {id(x) for x in reference}
   assert not phase.away["judge"]
 
