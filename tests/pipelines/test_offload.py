@@ -83,6 +83,7 @@ class Seen:
     self.found.append((phase, has_copies, *sorted(kinds)))
 
 
+@pytest.mark.slow
 def test_a_run_with_everything_parked_is_the_run_without(
   files, sft_full, reward_full, policy_full, monkeypatch, one_device, capsys
 ):
