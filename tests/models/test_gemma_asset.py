@@ -1,8 +1,8 @@
 """Gemma 3 270M in 4 bits, against transformers and llama.cpp on the same file.
 
-RLHF_JAX_TEST_ASSETS=1 fetches asset:gemma-3-270m (253 MB, under the Gemma
-Terms of Use); RLHF_JAX_TEST_GEMMA is the path of the file where it lies
-elsewhere. The numbers are tests/oracles/make_gemma_goldens.py's.
+RLHF_JAX_TEST_GEMMA=1 fetches asset:gemma-3-270m (253 MB), which takes that you
+agree to the Gemma Terms of Use; or it is the path of the file. The numbers are
+tests/oracles/make_gemma_goldens.py's.
 """
 
 import json
@@ -33,10 +33,11 @@ def golden():
 
 @pytest.fixture(scope="module")
 def path():
-  if os.environ.get("RLHF_JAX_TEST_GEMMA"):
-    return Path(os.environ["RLHF_JAX_TEST_GEMMA"])
-  if os.environ.get("RLHF_JAX_TEST_ASSETS") != "1":
-    pytest.skip("RLHF_JAX_TEST_ASSETS=1 fetches Gemma 3 270M; it is not set")
+  asked = os.environ.get("RLHF_JAX_TEST_GEMMA", "")
+  if not asked:
+    pytest.skip("RLHF_JAX_TEST_GEMMA=1 fetches Gemma 3 270M; it is not set")
+  if asked != "1":
+    return Path(asked)
   try:
     return assets.fetch("gemma-3-270m")
   except assets.AssetError as error:
