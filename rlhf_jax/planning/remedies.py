@@ -97,9 +97,13 @@ def _candidates(
   ways = mesh["data"] * mesh["fsdp"]
   most = rows // stage.epochs.minibatches if "epochs" in stage else rows
   wanted = most // ways  # one row a device at a time
-  for field in ("epochs", "loss", "accumulation"):
-    if field in stage and wanted > stage[field].microbatches:
-      yield {f"{prefix}{field}.microbatches": wanted}
+  cut = [
+    f"{prefix}{field}.microbatches"
+    for field in ("epochs", "loss", "accumulation")
+    if field in stage and wanted > stage[field].microbatches
+  ]
+  for field in cut:
+    yield {field: wanted}
   samples = "prompts" in stage and "rounds" not in stage
   if samples and rows > ways:
     yield {f"{prefix}generate.batch_size": max(ways, rows // 2)}
@@ -110,8 +114,9 @@ def _candidates(
       f"{prefix}mesh.tensor": 4,
     }
   yield from _smaller(stage, prefix)
-  if rows >= 2 * ways:
-    yield {f"{prefix}{batch}": rows // 2}
+  if rows >= 2 * ways:  # half the rows, still one a device at a time
+    halves = dict.fromkeys(cut, max(wanted // 2, 1))
+    yield {f"{prefix}{batch}": rows // 2} | halves
 
 
 def _smaller(stage: Any, prefix: str) -> Iterator[dict[str, Any]]:
