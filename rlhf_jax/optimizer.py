@@ -255,7 +255,27 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     chain.insert(1, decay)
   if config.clip_norm is not None:
     chain.insert(0, clip_by_global_norm(config.clip_norm))
-  return rounding.with_narrow_weights(optax.chain(*chain))
+  return with_narrow_weights(optax.chain(*chain))
+
+
+def with_narrow_weights(
+  inner: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Returns an optimizer that may be given bfloat16 weights (rounding.py).
+
+  Without a bfloat16 leaf it is `inner`, state and all.
+  """
+
+  def init(params: PyTree) -> optax.OptState:
+    is_narrow = rounding.is_narrow(params)
+    return rounding.init(inner, params) if is_narrow else inner.init(params)
+
+  def update(grads, state, params=None):
+    if isinstance(state, rounding.State):
+      return rounding.update(inner, grads, state, params)
+    return inner.update(grads, state, params)
+
+  return optax.GradientTransformation(init, update)
 
 
 def make_labelled(

@@ -59,47 +59,46 @@ def stochastic_bfloat16(x: Array, key: Array) -> Array:
   return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
 
 
-def with_narrow_weights(
-  inner: optax.GradientTransformation,
-) -> optax.GradientTransformation:
-  """Returns an optimizer that may be given bfloat16 weights.
+def _wide(tree: PyTree) -> PyTree:
+  return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
-  Its updates, float32, lead from one bfloat16 to another, so that what adds
-  them and rounds gets that number exactly. Without a bfloat16 leaf it is
-  `inner`, state and all.
+
+def init(inner: optax.GradientTransformation, params: PyTree) -> State:
+  """Returns the state of an optimizer for narrow weights; see `update`."""
+  return State(jnp.zeros([], jnp.int32), inner.init(_wide(params)))
+
+
+def update(
+  inner: optax.GradientTransformation,
+  grads: PyTree,
+  state: State,
+  params: PyTree,
+) -> tuple[PyTree, State]:
+  """Returns updates of narrow weights and the next state.
+
+  The updates, float32, lead from one bfloat16 to another, so that what adds
+  them and rounds gets that number exactly.
 
   Args:
     inner: sees float32 gradients and weights only.
+    grads: as the weights.
+    state: of `init`.
+    params: weights with bfloat16 leaves.
   """
-
-  def wide(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-
-  def init(params: PyTree) -> optax.OptState:
-    if not is_narrow(params):
-      return inner.init(params)
-    return State(jnp.zeros([], jnp.int32), inner.init(wide(params)))
-
-  def update(grads, state, params=None):
-    if params is None or not is_narrow(params):
-      return inner.update(grads, state, params)
-    weights = wide(params)
-    updates, found = inner.update(wide(grads), state.inner, weights)
-    key = jax.random.fold_in(jax.random.key(SEED), state.count)
-    leaves, structure = jax.tree.flatten(params)
-    parts = zip(
-      leaves, jax.tree.leaves(weights), jax.tree.leaves(updates), strict=True
-    )
-    rounded = [
-      _to_bfloat16(weight, step, jax.random.fold_in(key, i))
-      if leaf.dtype == jnp.bfloat16
-      else step
-      for i, (leaf, weight, step) in enumerate(parts)
-    ]
-    found = State(state.count + 1, found)
-    return jax.tree.unflatten(structure, rounded), found
-
-  return optax.GradientTransformation(init, update)
+  weights = _wide(params)
+  updates, found = inner.update(_wide(grads), state.inner, weights)
+  key = jax.random.fold_in(jax.random.key(SEED), state.count)
+  leaves, structure = jax.tree.flatten(params)
+  parts = zip(
+    leaves, jax.tree.leaves(weights), jax.tree.leaves(updates), strict=True
+  )
+  rounded = [
+    _to_bfloat16(weight, step, jax.random.fold_in(key, i))
+    if leaf.dtype == jnp.bfloat16
+    else step
+    for i, (leaf, weight, step) in enumerate(parts)
+  ]
+  return jax.tree.unflatten(structure, rounded), State(state.count + 1, found)
 
 
 def _to_bfloat16(weight: Array, update: Array, key: Array) -> Array:

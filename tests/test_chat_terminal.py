@@ -70,6 +70,15 @@ class Terminal:
     found, _, self.seen = self.seen.partition(text)
     return found
 
+  def press_until(self, key, text):
+    """Presses a key until a text comes: one before input waits may be lost."""
+    while text not in self.seen:
+      self.write(key)
+      for _ in range(5):
+        if text not in self.seen:
+          self._read()
+    self.until(text)
+
   def code(self):
     """Returns the exit code, after the end."""
     end = time.monotonic() + SECONDS
@@ -87,12 +96,12 @@ def model(tmp_path_factory):
 
 def test_a_talk_in_a_terminal(model, tmp_path):
   file = tmp_path / "talks.jsonl"
-  options = f"--save={file}", "--max-new-tokens=3000", "--temperature=3"
+  # The likeliest tokens are a loop without an end, so there is time to stop it.
+  options = f"--save={file}", "--max-new-tokens=3000", "--temperature=0"
   with Terminal(model, *options) as terminal:
     assert "\x1b[2m" in terminal.until("Ctrl-D ends, Ctrl-C stops an answer")
     terminal.until("> ")
-    terminal.write("\x03")  # with nothing to stop
-    terminal.until("Ctrl-D ends")
+    terminal.press_until("\x03", "Ctrl-D ends")  # with nothing to stop
     terminal.until("> ")
     terminal.write("/seed 1\n")
     terminal.until("/seed 1\r\n")
@@ -113,7 +122,7 @@ def test_a_talk_in_a_terminal(model, tmp_path):
   (record,) = records
   asked, answered = record["messages"]
   assert asked == {"role": "user", "content": "the cat"}
-  assert 1 <= len(answered["content"].split()) < 2000  # and not all of it
+  assert 10 <= len(answered["content"]) < 3000  # and not all of it
 
 
 def test_a_talk_in_a_pipe(model):

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import rounding
+from rlhf_jax.optimizer import with_narrow_weights
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import supervised
 from rlhf_jax.programs.world import World
@@ -178,4 +178,4 @@ def check_optimizer(optimizer: Any) -> Any:
       f"optimizer={optimizer!r:.60}: must be an optax transformation, such as "
       "optax.adam(1e-5)."
     )
-  return rounding.with_narrow_weights(optimizer)
+  return with_narrow_weights(optimizer)
