@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from rlhf_jax import pipelines, schema
+from rlhf_jax.models import quantised
 from rlhf_jax.planning import compiled
 from rlhf_jax.planning import topology as topology_lib
 from rlhf_jax.programs import abstract
@@ -219,17 +220,26 @@ def _host(
   devices (models/stored.py); a GGUF file is read whole.
   """
   phase = max(found, key=lambda phase: phase.model.n_layers)
+  parameters = sum(
+    math.prod(weight.shape)
+    for weight in jax.tree.leaves(phase.base.params, is_leaf=_is_weight)
+  )
   leaves = jax.tree.leaves(phase.base.params)
   sizes = [math.prod(leaf.shape) for leaf in leaves]
   if phase.is_read_whole:
-    return sum(sizes), 4 * sum(sizes) * (2 if phase.model.scan_layers else 1)
+    return parameters, 4 * sum(sizes) * (2 if phase.model.scan_layers else 1)
   chip = topology.chip
   devices = min(chip.chips_per_host, topology.chips) * chip.devices_per_chip
   pieces = [
     min(size, devices * math.prod(leaf.sharding.shard_shape(leaf.shape)))
     for size, leaf in zip(sizes, leaves, strict=True)
   ]
-  return sum(sizes), 4 * max(pieces)
+  return parameters, 4 * max(pieces)
+
+
+def _is_weight(node: Any) -> bool:
+  """Says whether a node is one matrix, of few bits or not (its scales none)."""
+  return isinstance(node, quantised.Quantised)
 
 
 def _lines(

@@ -56,6 +56,18 @@ def restore_params(
     return checkpoints.restore_params(template, prefix=prefix, step=step)
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+  """Keeps Orbax from logging: what it raises, and that it only reads."""
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.CRITICAL)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+
+
 class Checkpoints:
   """The steps saved in one directory."""
 
@@ -236,14 +248,15 @@ class Checkpoints:
     return self._read_arrays(step, template, wanted)
 
   def _open(self) -> None:
-    self._manager = ocp.CheckpointManager(
-      self._root,
-      options=ocp.CheckpointManagerOptions(
-        enable_async_checkpointing=self._is_asynchronous,
-        cleanup_tmp_directories=not self._is_read_only,
-        read_only=self._is_read_only,
-      ),
-    )
+    with _silent():
+      self._manager = ocp.CheckpointManager(
+        self._root,
+        options=ocp.CheckpointManagerOptions(
+          enable_async_checkpointing=self._is_asynchronous,
+          cleanup_tmp_directories=not self._is_read_only,
+          read_only=self._is_read_only,
+        ),
+      )
 
   def _directories(self) -> list[int]:
     names = [path.name for path in self._root.iterdir()]
@@ -370,11 +383,9 @@ class Checkpoints:
   @contextlib.contextmanager
   def _explained(self, step: int) -> Iterator[None]:
     """Cleans up after a failed save and explains a full disk."""
-    logger = logging.getLogger("absl")  # Orbax logs what it raises
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
     try:
-      yield
+      with _silent():
+        yield
     except Exception as error:
       with contextlib.suppress(Exception):
         self._manager.close()
@@ -393,5 +404,3 @@ class Checkpoints:
         f"keep fewer checkpoints than {self._keep}; the last good checkpoint: "
         f"{kept}."
       ) from error
-    finally:
-      logger.setLevel(level)

@@ -45,6 +45,7 @@ def test_a_run_has_no_program_that_merges():
   names = [line.program for line in found.lines]
   assert names == ["prefill", "decode", "judge", "prepare", "update"]
   wide = report.make(config_of("none"), EIGHT, compiles=False)
+  assert found.parameters == wide.parameters
   for name in ("decode", "update"):
     assert line_of(found, name).peak < line_of(wide, name).peak
 
