@@ -243,7 +243,16 @@ def attend(
     return splash(query, key, value, mask.ids, window=mask.window, cap=cap)
   if kind == "cudnn" and query.shape[2] > 1 and key_scale is None:
     return cudnn(query, key, value, mask)
-  return einsum(query, key, value, mask, key_scale, value_scale, cap)
+  return einsum(
+    query,
+    key,
+    value,
+    mask,
+    key_scale,
+    value_scale,
+    cap,
+    is_wide=kind == "einsum",
+  )
 
 
 def einsum(
@@ -254,18 +263,23 @@ def einsum(
   key_scale: Array | None = None,
   value_scale: Array | None = None,
   cap: float | None = None,
+  *,
+  is_wide: bool = False,
 ) -> Array:
   """The plain program; scores and softmax in float32.
 
   The scales of an int8 cache multiply scores and weights, of which there are
-  fewer numbers than of keys and values.
+  fewer numbers than of keys and values. `is_wide` multiplies queries and keys
+  in float32: a CPU that computes in bfloat16 has no batched product of them
+  with float32 sums in jaxlib 0.7.2.
   """
   batch, heads, length, width = query.shape
   grouped = query.reshape(batch, key.shape[1], -1, length, width)
+  factors = jnp.float32 if is_wide else query.dtype
   scores = jnp.einsum(
     "bkgtd,bksd->bkgts",
-    grouped,
-    key.astype(query.dtype),
+    grouped.astype(factors),
+    key.astype(factors),
     preferred_element_type=jnp.float32,
   )
   scores = scores * width**-0.5

@@ -199,10 +199,10 @@ class Transformer(nn.Module):
     if self.is_initializing() and not self.config.tie_embeddings:
       self.lm_head(x)  # creates the kernel
     logits = jnp.matmul(
-      x,
+      x.reshape(-1, x.shape[-1]),  # see attention.einsum on bfloat16
       self.unembedding(is_whole=x.ndim > 2, after=x),
       preferred_element_type=jnp.float32,
-    )
+    ).reshape(*x.shape[:-1], -1)
     return ops.soft_cap(logits, self.config.logit_cap)
 
   def __call__(
