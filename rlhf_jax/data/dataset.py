@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import os
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from rlhf_jax.data import (
   sources,
   streams,
 )
+from rlhf_jax.data import records as records_lib
 from rlhf_jax.data.section import Data
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import Tokenizer
@@ -57,7 +59,7 @@ class Comparisons:
 @functools.lru_cache(maxsize=8)
 def _read(
   source: str, format: str, changed: tuple[tuple[int, int], ...]
-) -> tuple[list, Counter]:
+) -> tuple[list, list[records_lib.RefusedExample]]:
   """Returns the records of a source and what was refused; read once.
 
   Args:
@@ -68,11 +70,13 @@ def _read(
   del changed
   if source.startswith("asset:"):
     path = assets.fetch(source.removeprefix("asset:"))
-    return assets.movie_reviews(path), Counter()
-  return formats.load_and_count(source, format)
+    return assets.movie_reviews(path), []
+  return formats.load_and_refuse(source, format)
 
 
-def _all_records(data: Data) -> tuple[list, Counter]:
+def _all_records(
+  data: Data,
+) -> tuple[list, list[records_lib.RefusedExample]]:
   states: list[os.stat_result] = []
   if not data.source.startswith(("asset:", sources.TFDS_PREFIX)):
     states = [path.stat() for path in sources.paths(data.source)]
@@ -126,7 +130,8 @@ def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
   """
   check_source(data.source, "data")
   everything, refused = _all_records(data)
-  found, dropped = list(everything), Counter(refused)
+  found = list(everything)
+  dropped = Counter(error.reason for error in refused)
   if data.min_words or data.max_text_tokens or data.split:
     _check_rated(found, data)
     found = _filter(found, data, tokenizer, dropped)
@@ -144,6 +149,11 @@ def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
       f"({dict(dropped)}). Loosen min_words, max_text_tokens or limit."
     )
   return found, dropped
+
+
+def refused(data: Data) -> list[records_lib.RefusedExample]:
+  """Returns what was refused of a source; each says where and why."""
+  return list(_all_records(data)[1])
 
 
 def report_dropped(
@@ -221,6 +231,34 @@ def _rated_row(record: Any, data: Data, tokenizer: Tokenizer) -> dict:
   return _row(prompt, response, data.train_on_prompt)
 
 
+def encoder(
+  found: list, data: Data, tokenizer: Tokenizer
+) -> Callable[[Any], dict]:
+  """Returns what makes the row of a record, or the rows, as a run does.
+
+  Args:
+    found: records, all of one kind; prompts have no rows (`prompt_ids`).
+    data: the section.
+    tokenizer: of the model.
+  """
+  common = {
+    "tokenizer": tokenizer,
+    "max_length": data.max_length,
+    "chat": data.chat,
+  }
+  kind = type(found[0])
+  if kind is formats.RatedText:
+    return lambda record: _rated_row(record, data, tokenizer)
+  if kind is formats.Demonstration:
+    common["train_on_prompt"] = data.train_on_prompt
+    return functools.partial(encode.encode_demonstration, **common)
+  common["end_token"] = data.end_token
+  encode_one = encode.encode_comparison
+  if kind is formats.Labelled:
+    encode_one = encode.encode_labelled
+  return functools.partial(encode_one, **common)
+
+
 def demonstrations(
   data: Data, tokenizer: Tokenizer
 ) -> tuple[list[dict[str, np.ndarray]], Counter]:
@@ -233,13 +271,7 @@ def demonstrations(
       f"format={data.format!r} holds no demonstrations: use 'demonstration', "
       "'messages', 'gsm8k' or 'ratings'."
     )
-  rows, lost = encode.encode_demonstrations(
-    found,
-    tokenizer,
-    data.max_length,
-    train_on_prompt=data.train_on_prompt,
-    chat=data.chat,
-  )
+  rows, lost = encode.encode_all(encoder(found, data, tokenizer), found)
   check_left(rows, data, dropped + lost)
   return rows, dropped + lost
 
@@ -273,13 +305,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
       f"format={data.format!r} holds no comparisons: use 'comparison', 'hh' "
       "or 'ratings'."
     )
-  encoded, lost = encode.encode_comparisons(
-    found,
-    tokenizer,
-    data.max_length,
-    end_token=data.end_token,
-    chat=data.chat,
-  )
+  encoded, lost = encode.encode_all(encoder(found, data, tokenizer), found)
   check_left(encoded, data, dropped + lost)
   rows, pairs, groups = [], [], {}
   group_of_pair = []
@@ -297,6 +323,23 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
   )
 
 
+def prompt_ids(record: Any, data: Data, tokenizer: Tokenizer) -> list[int]:
+  """Returns the token ids of a prompt, as `prompts` does; at least one.
+
+  Raises:
+    DataError: it has none.
+  """
+  if isinstance(record, formats.RatedText):
+    before, text = streams.rated(data.prompt, record.text, tokenizer)
+    row = before + text[: data.prefix_tokens]
+  else:
+    with sources.at(record.where):
+      row = encode.encode_prompt(record, tokenizer, chat=data.chat)
+  if not row:
+    raise DataError(f"{record.where}: the prompt is empty. Give it a text.")
+  return row
+
+
 def prompts(
   data: Data, tokenizer: Tokenizer, max_prompt: int
 ) -> tuple[list[list[int]], Counter]:
@@ -312,14 +355,7 @@ def prompts(
   streams.check_prompts(found if data.chat else (), tokenizer)
   ids: list[list[int]] = []
   for record in found:
-    if isinstance(record, formats.RatedText):
-      before, text = streams.rated(data.prompt, record.text, tokenizer)
-      row = before + text[: data.prefix_tokens]
-    else:
-      with sources.at(record.where):
-        row = encode.encode_prompt(record, tokenizer, chat=data.chat)
-    if not row:
-      raise DataError(f"{record.where}: the prompt is empty. Give it a text.")
+    row = prompt_ids(record, data, tokenizer)
     if len(row) > max_prompt:
       raise DataError(
         f"{record.where}: a prompt of {len(row)} tokens leaves no room in "

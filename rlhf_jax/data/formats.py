@@ -129,6 +129,22 @@ FORMATS: dict[str, Callable[[dict, str], Example]] = {
 }
 
 
+def guess(record: dict, where: str) -> str:
+  """Returns the name of the format that a record has.
+
+  Raises:
+    DataError: it fits none.
+  """
+  name = records.fitting(record)
+  if name:
+    return name
+  raise DataError(
+    f"{where}: fits no format; the record has {sorted(record)}. Name the "
+    f"fields as one of them has them ({', '.join(FORMATS)}: docs/data.md), or "
+    "give the import path of a parser as format."
+  )
+
+
 def find(name: str, field: str = "format") -> Callable[[dict, str], Example]:
   """Returns parse(record, where) of a format.
 
@@ -201,10 +217,10 @@ def _parse_all(
   return kept, refused
 
 
-def load_and_count(
+def load_and_refuse(
   source: str | Path, format: str
-) -> tuple[list[Example], Dropped]:
-  """Returns the usable examples of a source, and why others were left out.
+) -> tuple[list[Example], list[records.RefusedExample]]:
+  """Returns the usable examples of a source, and what was refused of it.
 
   Args:
     source: see rlhf_jax/data/sources.py.
@@ -216,6 +232,17 @@ def load_and_count(
   kept, refused = _parse_all(source, format)
   if not kept:
     raise DataError(f"{source}: every record was refused. {refused[0]}")
+  return kept, refused
+
+
+def load_and_count(
+  source: str | Path, format: str
+) -> tuple[list[Example], Dropped]:
+  """Returns the usable examples of a source, and why others were left out.
+
+  Args and errors are those of `load_and_refuse`.
+  """
+  kept, refused = load_and_refuse(source, format)
   return kept, Dropped(error.reason for error in refused)
 
 

@@ -42,10 +42,28 @@ def shared(train: Sequence[Any], held: Sequence[Any]) -> list[tuple[str, str]]:
   return pairs
 
 
-def _say(name: str, text: str, pairs: list[tuple[str, str]]) -> None:
-  if pairs:
-    where, other = pairs[0]
-    print(f"{name}: WARNING: {len(pairs)} {text}, {where} that of {other}")
+def _told(text: str, pairs: list[tuple[str, str]]) -> list[str]:
+  """Returns a line with the number of pairs and the first; none without."""
+  if not pairs:
+    return []
+  where, other = pairs[0]
+  return [f"{len(pairs)} {text}, {where} that of {other}"]
+
+
+def _say(name: str, lines: list[str]) -> None:
+  for line in lines:
+    print(f"{name}: WARNING: {line}")
+
+
+def repeated_lines(data: Data, found: Sequence[Any]) -> list[str]:
+  """Returns lines of how many records of a source repeat an earlier one.
+
+  Args:
+    data: the section that they are read from.
+    found: from dataset.records.
+  """
+  text = f"of {len(found)} records of {data.source} repeat an earlier one"
+  return _told(text, repeated(found))
 
 
 def say_repeated(name: str, data: Data, found: Sequence[Any]) -> None:
@@ -56,8 +74,7 @@ def say_repeated(name: str, data: Data, found: Sequence[Any]) -> None:
     data: the section that they are read from.
     found: from dataset.records.
   """
-  text = f"of {len(found)} records of {data.source} repeat an earlier one"
-  _say(name, text, repeated(found))
+  _say(name, repeated_lines(data, found))
 
 
 def say(name: str, data: Data, heldout: Data, tokenizer: Tokenizer) -> None:
@@ -90,4 +107,4 @@ def say_shared(
     f"of {len(held)} held-out records of {heldout.source} ask what is trained "
     f"on in {data.source}, so their numbers are not held out"
   )
-  _say(name, text, shared(train, held))
+  _say(name, _told(text, shared(train, held)))

@@ -173,6 +173,11 @@ def read_located(source: str | Path) -> Located:
   return [pair for path in paths(name) for pair in files.read(path)]
 
 
+def first(source: str | Path) -> tuple[str, dict]:
+  """Returns (where, record) of the first record of a source."""
+  return read_located(source)[0]
+
+
 def read_source(source: str | Path) -> list[dict]:
   """Returns the records of a source (see the module docstring)."""
   return [record for _, record in read_located(source)]

@@ -210,14 +210,18 @@ def _in_field(source: str, field: str) -> Iterator[None]:
 
 
 def fetch(
-  source: str, field: str = "model.source", *, needs_weights: bool = True
+  source: str,
+  field: str = "model.source",
+  *,
+  needs_weights: bool = True,
+  needs_tokenizer: bool = True,
 ) -> Path:
   """Returns the folder of a model of the hub, with all that is read of it.
 
   Args:
     source: that `parse` takes for a name.
     field: where it stands, for messages.
-    needs_weights: False for config.json alone.
+    needs_weights, needs_tokenizer: both False for config.json alone.
 
   Raises:
     FieldError: it cannot be had, or holds no weights that are read here.
@@ -225,12 +229,13 @@ def fetch(
   name = parse(pin(source, field))
   with _in_field(source, field):
     folder = _download(name, "config.json").parent
+    is_here = (folder / WEIGHTS).exists() or (folder / INDEX).exists()
+    if needs_weights and not is_here:
+      print(f"fetching {name} from the hub", flush=True)
+    for file in FURTHER if needs_tokenizer else ():
+      _download(name, file)
     if not needs_weights:
       return folder
-    if not (folder / WEIGHTS).exists() and not (folder / INDEX).exists():
-      print(f"fetching {name} from the hub", flush=True)
-    for file in FURTHER:
-      _download(name, file)
     index = _download(name, INDEX)
     files = [WEIGHTS] if index is None else tensor_files.shard_names(index)
     for file in files:
