@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -21,15 +20,17 @@ from rlhf_jax.data import (
   encode,
   formats,
   markup,
+  mixture,
+  reading,
   sources,
   streams,
 )
-from rlhf_jax.data import records as records_lib
 from rlhf_jax.data.section import Data
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import FieldError
 
+DRAWN = "drawn from"
 Row = dict[str, np.ndarray]  # {"tokens", "loss_mask"}, [n] each
 
 
@@ -56,34 +57,6 @@ class Comparisons:
   ceiling: float | None
 
 
-@functools.lru_cache(maxsize=8)
-def _read(
-  source: str, format: str, changed: tuple[tuple[int, int], ...]
-) -> tuple[list, list[records_lib.RefusedExample]]:
-  """Returns the records of a source and what was refused; read once.
-
-  Args:
-    source: of a Data section.
-    format: how a record is laid out.
-    changed: time and size of its files, so that another file is read anew.
-  """
-  del changed
-  if source.startswith("asset:"):
-    path = assets.fetch(source.removeprefix("asset:"))
-    return assets.movie_reviews(path), []
-  return formats.load_and_refuse(source, format)
-
-
-def _all_records(
-  data: Data,
-) -> tuple[list, list[records_lib.RefusedExample]]:
-  states: list[os.stat_result] = []
-  if not data.source.startswith(("asset:", sources.TFDS_PREFIX)):
-    states = [path.stat() for path in sources.paths(data.source)]
-  changed = tuple((state.st_mtime_ns, state.st_size) for state in states)
-  return _read(data.source, data.format, changed)
-
-
 def check(data: Data, name: str) -> None:
   """Checks that a source is there, and reads its file.
 
@@ -98,18 +71,22 @@ def check(data: Data, name: str) -> None:
     FieldError, DataError: value, rule and remedy.
   """
   check_source(data.source, name)
-  if not data.source.startswith(("asset:", sources.TFDS_PREFIX)):
-    _all_records(data)
+  if data.exclude:
+    check_source(data.exclude, name, "exclude")
+  parts = sources.parts(data.source)
+  if not any(p.startswith(("asset:", *sources.PREFIXES)) for p in parts):
+    reading.read(data)
 
 
-def check_source(source: str, name: str) -> None:
+def check_source(source: str, name: str, inner: str = "source") -> None:
   """Raises FieldError unless the source of a Data section can be there.
 
   Args:
-    source: asset:NAME, tfds:NAME:SPLIT or a path.
+    source: asset:NAME, tfds:NAME:SPLIT or a path, or several.
     name: of the section, for the message.
+    inner: field of the section.
   """
-  field = f"{name}.source"
+  field = f"{name}.{inner}"
   if not source:
     raise FieldError(
       f"{field} is empty: name a file (--config.{field}=my.jsonl), "
@@ -117,7 +94,7 @@ def check_source(source: str, name: str) -> None:
     )
   if source.startswith("asset:"):
     assets.check_name(source, field)
-  elif not source.startswith(sources.TFDS_PREFIX):
+  elif not source.startswith(sources.PREFIXES) or "," in source:
     sources.check_path(source, field)
 
 
@@ -129,15 +106,19 @@ def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
     FieldError: settings that do not go together.
   """
   check_source(data.source, "data")
-  everything, refused = _all_records(data)
-  found = list(everything)
+  found_parts, refused, left_out = reading.read(data)
   dropped = Counter(error.reason for error in refused)
+  dropped.update(why for why, _ in left_out)
+  parts = [list(part) for part in found_parts]
   if data.min_words or data.max_text_tokens or data.split:
-    _check_rated(found, data)
-    found = _filter(found, data, tokenizer, dropped)
+    _check_rated(parts[0], data)
+    parts = [_filter(part, data, tokenizer, dropped) for part in parts]
+  found = [record for part in parts for record in part]
   if data.split:
     sizes = data.split_sizes()
     found = assets.split_ratings(found, data.split_seed, sizes)[data.split]
+  elif data.weights or data.repeats:
+    found = _mixed(parts, data, dropped)
   if data.limit:
     found = found[: data.limit]
   marked = markup.find(found, tokenizer, data.chat)
@@ -151,9 +132,32 @@ def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
   return found, dropped
 
 
-def refused(data: Data) -> list[records_lib.RefusedExample]:
-  """Returns what was refused of a source; each says where and why."""
-  return list(_all_records(data)[1])
+def _mixed(parts: list[list], data: Data, dropped: Counter) -> list:
+  """Returns the records of a pass over several parts, and counts them."""
+  names = sources.parts(data.source)
+  empty = [name for name, part in zip(names, parts, strict=True) if not part]
+  if empty:
+    raise DataError(
+      f"{empty[0]}: no record is left of this part of the source "
+      f"({dict(dropped)}). Leave it out, or loosen what leaves records out."
+    )
+  if data.weights:
+    weights = mixture.numbers(data.weights)
+    repeats = mixture.times([len(part) for part in parts], weights)
+  else:
+    repeats = mixture.numbers(data.repeats)
+  drawn = mixture.draw(parts, repeats, data.split_seed)
+  counts = Counter(number for number, _ in drawn)
+  for number, name in enumerate(names):
+    size = len(parts[number])
+    note = f"{DRAWN} {name}, {counts[number] / size:.2f} times its {size}"
+    dropped[note] += counts[number]
+  return [record for _, record in drawn]
+
+
+def is_note(reason: str) -> bool:
+  """Says whether a reason of `records` is a note: nothing was left out."""
+  return reason.startswith(("WARNING", DRAWN))
 
 
 def report_dropped(

@@ -100,6 +100,39 @@ def answered_keys(example: Example) -> list[str]:
   ]
 
 
+def _content(messages: Sequence[dict]) -> str:
+  return "\n".join(str(message["content"]) for message in messages)
+
+
+def asked_text(example: Example) -> str:
+  """Returns the prompt of a record as text, of a rated text the text."""
+  if isinstance(example, RatedText):
+    return example.text
+  return _content(prompt_messages(example))
+
+
+def answered_texts(example: Example) -> list[str]:
+  """Returns what an example answers as texts; see `answered_keys`."""
+  messages = getattr(example, "messages", None)
+  if messages is None:
+    return [asked_text(example)]
+  return [
+    _content(messages[:n])
+    for n, message in enumerate(messages)
+    if message["role"] == "assistant"
+  ]
+
+
+def record_texts(example: Example) -> tuple[str, ...]:
+  """Returns (prompt, answers) of a record as texts, to be compared."""
+  messages = getattr(example, "messages", None)
+  if messages is not None:
+    return asked_text(example), str(messages[-1]["content"])
+  names = ("response", "chosen", "rejected")
+  answers = [getattr(example, name, "") for name in names]
+  return asked_text(example), "\n".join(answers)
+
+
 def record_key(example: Example) -> str:
   """Returns what two records have in common that say the same."""
   key = prompt_key(example)

@@ -24,7 +24,7 @@ from rlhf_jax.data.tokenizers import Tokenizer
 
 def load(data: Data, tokenizer: Tokenizer, seed: int) -> dataset.Comparisons:
   """Returns judged answers, from labels or from comparisons."""
-  if data.format != "labelled":
+  if not data.has_format("labelled"):
     return from_comparisons(dataset.comparisons(data, tokenizer, seed))
   found, dropped = dataset.records(data, tokenizer)
   encoded, lost = encode.encode_all(

@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import terminal
-from rlhf_jax.data import dataset, encode, formats, overlap, shown, stops
+from rlhf_jax.data import (
+  dataset,
+  encode,
+  formats,
+  overlap,
+  reading,
+  shown,
+  stops,
+)
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.data.unread import COMPARISONS, DEMONSTRATIONS, PROMPTS
@@ -108,12 +116,14 @@ def take(
     DataError, FieldError: as a run would.
   """
   found, dropped = dataset.records(data, tokenizer)
-  refused = dataset.refused(data)
+  _, refused, left_out = reading.read(data)
   look = Look(data, use_of(found, data, is_sampled), room=room)
   for error in refused:
     look.left_out[error.reason].append(str(error).partition(": ")[0])
+  for reason, place in left_out:
+    look.left_out[reason].append(place)
   for reason, count in dropped.items():
-    if reason.startswith("WARNING"):
+    if dataset.is_note(reason):
       look.cut[reason] += [None] * count
     elif reason not in look.left_out:
       look.left_out[reason] += [None] * count

@@ -1,7 +1,7 @@
 """Records from files and TensorFlow Datasets, with errors that name the line.
 
 A source is a path (files.py says of what kinds), a pattern ("data/*.jsonl"),
-several of both with commas between, or "tfds:NAME[/CONFIG]:SPLIT[@DIR]". A
+"tfds:NAME[/CONFIG]:SPLIT[@DIR]", or several of these with commas between. A
 record is a dict. Nothing is skipped: a malformed line stops the reading.
 
 TFDS is read through `tfds.data_source`, which needs array_record files
@@ -22,6 +22,7 @@ from rlhf_jax.data.files import DataError, Located
 from rlhf_jax.schema import FieldError, UserError, absence, check_local
 
 TFDS_PREFIX = "tfds:"
+PREFIXES = (TFDS_PREFIX,)  # of what is no file
 KINDS = ".jsonl, .json, .csv (each also with .gz) or .parquet"
 
 
@@ -40,24 +41,39 @@ def at(where: str) -> Iterator[None]:
     raise DataError(f"{where}: {error}") from error
 
 
+def parts(source: str | Path) -> list[str]:
+  """Returns the parts of a source, which commas separate.
+
+  Raises:
+    DataError: a part is empty.
+  """
+  whole = os.path.expanduser(str(source))
+  if "," not in whole or os.path.exists(whole):
+    return [whole]
+  found = [os.path.expanduser(part.strip()) for part in whole.split(",")]
+  if not all(found):
+    raise DataError(
+      f"{str(source)!r} names no file before or after a comma. Leave it out."
+    )
+  return found
+
+
 def paths(source: str | Path) -> list[Path]:
   """Returns the files of a source, in order, each there and readable.
 
   Args:
-    source: a path, a pattern, or several of them with commas between.
+    source: a path, a pattern, or several of them with commas between; parts
+      that are no files are passed over.
 
   Raises:
     DataError: one that is not there, of an unknown kind, or named twice.
   """
-  whole = os.path.expanduser(str(source))
-  parts = [whole]
-  if "," in whole and not os.path.exists(whole):
-    parts = [os.path.expanduser(part.strip()) for part in whole.split(",")]
-  if not all(part.strip() for part in parts):
-    raise DataError(
-      f"{str(source)!r} names no file before or after a comma. Leave it out."
-    )
-  found = [Path(path) for part in parts for path in _matching(part)]
+  found = [
+    Path(path)
+    for part in parts(source)
+    if not part.startswith(PREFIXES)
+    for path in _matching(part)
+  ]
   seen: set[str] = set()
   for path in found:
     if not os.path.isfile(path):
@@ -66,7 +82,8 @@ def paths(source: str | Path) -> list[Path]:
       raise DataError(f"{path}: unknown kind of file. Give {KINDS}.")
     if os.path.realpath(path) in seen:  # a link to it is the same file
       raise DataError(
-        f"{path} is named twice in {str(source)!r}. Name it once."
+        f"{path} is named twice in {str(source)!r}. Name it once; `repeats` "
+        "reads a part several times."
       )
     seen.add(os.path.realpath(path))
   return found
@@ -166,11 +183,28 @@ def read_located(source: str | Path) -> Located:
   Raises:
     DataError: missing, of an unknown kind, or malformed.
   """
-  name = str(source)
-  if name.startswith(TFDS_PREFIX):
-    found = read_tfds(name)
-    return [(f"{name}:{n}", record) for n, record in enumerate(found, 1)]
-  return [pair for path in paths(name) for pair in files.read(path)]
+  check_twice(source)
+  return [pair for part in parts(source) for pair in _read_part(part)]
+
+
+def _read_part(part: str) -> Located:
+  if part.startswith(TFDS_PREFIX):
+    found = read_tfds(part)
+    return [(f"{part}:{n}", record) for n, record in enumerate(found, 1)]
+  return [pair for path in paths(part) for pair in files.read(path)]
+
+
+def check_twice(source: str | Path) -> None:
+  """Raises DataError where two parts of a source are the same."""
+  found = [part for part in parts(source) if part.startswith(PREFIXES)]
+  twice = [part for n, part in enumerate(found) if part in found[:n]]
+  if twice:
+    raise DataError(
+      f"{twice[0]} is named twice in {str(source)!r}. Name it once; `repeats` "
+      "reads a part several times."
+    )
+  if not str(source).startswith("asset:"):
+    paths(source)
 
 
 def first(source: str | Path) -> tuple[str, dict]:
