@@ -66,6 +66,8 @@ def parser() -> argparse.ArgumentParser:
   add("--max-length", type=int, default=512, help="tokens of a row; 512")
   add("--examples", type=int, default=COUNT, help=f"records shown; {COUNT}")
   add("--whole", action="store_true", help="show long texts whole")
+  add("--prepare", default="", help="write pairs as TFDS data set NAME@FOLDER")
+  add("--heldout", default="", help="its split heldout; a source")
   return found
 
 
@@ -161,6 +163,29 @@ def show_source(options: argparse.Namespace) -> None:
   show("data", data, tokenizer, display)
 
 
+def prepare(options: argparse.Namespace) -> None:
+  """Writes comparisons as a TFDS data set, and says how it is read.
+
+  Raises:
+    UserError: value, rule and remedy.
+  """
+  from rlhf_jax.data import dataset, formats, sources, tfds_builder
+
+  name, folder = tfds_builder.parse(options.prepare)
+  splits = {"train": options.source}
+  if options.heldout:
+    splits["heldout"] = options.heldout
+  found = {}
+  for split, source in splits.items():
+    where, record = sources.first(source)
+    format = options.format or formats.guess(record, where)
+    found[split], refused = tfds_builder.read(source, format)
+    dataset.report_dropped(split, source, len(found[split]), refused)
+  tfds_builder.prepare(name, found, folder)
+  for split in splits:
+    print(f"written: tfds:{name}:{split}@{folder}")
+
+
 def sections(job: Any) -> Iterator[tuple[str, Any, Any]]:
   """Yields (name, section, settings around it) of a job and its stages."""
   from rlhf_jax.data.section import Data
@@ -218,7 +243,13 @@ def main(argv: Sequence[str]) -> int:
     if is_experiment:
       show_experiment(argv)
     else:
-      show_source(parser().parse_args(list(argv[1:])))
+      options = parser().parse_args(list(argv[1:]))
+      if options.heldout and not options.prepare:
+        raise UserError(
+          f"--heldout={options.heldout}: nothing reads it without --prepare. "
+          "Leave it out, or show it by itself."
+        )
+      (prepare if options.prepare else show_source)(options)
   except (UserError, OSError) as error:
     return command.fail(error, str(error))
   return 0

@@ -8,7 +8,7 @@ what is malformed stops the reading.
   .json      a list of objects
   .csv       a header; all cells are text, but for JSON_COLUMNS, and messages
              as JSON in place of a text
-  .parquet   one record a row; needs pyarrow
+  .parquet   one record a row
 
 A byte order mark is passed over. Left out: .arrow, .zst, .bz2.
 """

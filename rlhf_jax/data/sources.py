@@ -16,6 +16,7 @@ import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rlhf_jax.data import files
 from rlhf_jax.data.files import DataError, Located
@@ -151,15 +152,17 @@ def read_tfds(source: str) -> list[dict]:
     import tensorflow_datasets as tfds
   except ImportError as error:
     raise DataError(
-      f"{source}: needs tensorflow_datasets ({error}). Install it with "
-      "`pip install 'rlhf_jax[tfds]'`; TensorFlow itself is not needed."
+      f"{source}: needs tensorflow_datasets ({error}), which is installed with "
+      "this package. Install it with `pip install tensorflow-datasets`; "
+      "TensorFlow itself is not needed."
     ) from error
   place = os.path.expanduser(folder) if folder else None
   try:
     data = tfds.data_source(name, split=split, data_dir=place)
     records = []
     for index in range(len(data)):
-      records.append(files.plain(data[index]))
+      record = files.plain(data[index])
+      records.append({key: _messages(x) for key, x in record.items()})
   except UnicodeDecodeError as error:
     raise DataError(
       f"{source}:{len(records) + 1}: bytes that are not UTF-8 ({error}). Use "
@@ -170,11 +173,25 @@ def read_tfds(source: str) -> list[dict]:
     raise DataError(
       f"{source}: TFDS cannot read it ({type(error).__name__}: {reason}). "
       "Prepare it once with tfds.builder(NAME, file_format='array_record')"
-      ".download_and_prepare() and check the split and the folder after '@'."
+      ".download_and_prepare(), or pairs of your own with `python -m "
+      "rlhf_jax.data PAIRS --prepare=NAME@DIR`, and check the split and the "
+      "folder after '@'."
     ) from error
   if not records:
     raise DataError(f"{source}: the split is empty. Choose another split.")
   return records
+
+
+def _messages(value: Any) -> Any:
+  """Returns a list of messages of what TFDS makes of one: a dict of lists."""
+  if not isinstance(value, dict) or not {"role", "content"} <= set(value):
+    return value
+  columns = list(value.values())
+  if not all(isinstance(column, list) for column in columns):
+    return value
+  return [
+    dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)
+  ]
 
 
 def read_located(source: str | Path) -> Located:
