@@ -62,10 +62,10 @@ def set_up_jax() -> None:
   """
   import jax
 
-  from rlhf_jax.data import assets
+  from rlhf_jax.data import caches
 
   logging.set_verbosity(logging.FATAL)  # Orbax logs all that it raises
-  cache = assets.cache_directory() / "xla"
+  cache = caches.directory() / "xla"
   cache.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -82,7 +82,7 @@ def check_source(source: str, name: str, inner: str = "source") -> None:
   """Raises FieldError unless the source of a Data section can be there.
 
   Args:
-    source: asset:NAME, tfds:NAME:SPLIT or a path, or several.
+    source: asset:NAME, or what sources.py reads.
     name: of the section, for the message.
     inner: field of the section.
   """
@@ -90,12 +90,12 @@ def check_source(source: str, name: str, inner: str = "source") -> None:
   if not source:
     raise FieldError(
       f"{field} is empty: name a file (--config.{field}=my.jsonl), "
-      "tfds:NAME:SPLIT or asset:NAME."
+      "tfds:NAME:SPLIT, hub:ORG/NAME:SPLIT or asset:NAME."
     )
   if source.startswith("asset:"):
     assets.check_name(source, field)
-  elif not source.startswith(sources.PREFIXES) or "," in source:
-    sources.check_path(source, field)
+  else:
+    sources.check(source, field)
 
 
 def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:

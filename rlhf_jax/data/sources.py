@@ -1,8 +1,9 @@
 """Records from files and TensorFlow Datasets, with errors that name the line.
 
 A source is a path (files.py says of what kinds), a pattern ("data/*.jsonl"),
-"tfds:NAME[/CONFIG]:SPLIT[@DIR]", or several of these with commas between. A
-record is a dict. Nothing is skipped: a malformed line stops the reading.
+"tfds:NAME[/CONFIG]:SPLIT[@DIR]", "hub:ORG/NAME[@REVISION]:SPLIT" (see
+hub_sources.py), or several of these with commas between. A record is a dict.
+Nothing is skipped: a malformed line stops the reading.
 
 TFDS is read through `tfds.data_source`, which needs array_record files
 (`file_format="array_record"` when the data set is prepared) and no TensorFlow.
@@ -18,12 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.data import files
+from rlhf_jax.data import files, hub_sources
 from rlhf_jax.data.files import DataError, Located
 from rlhf_jax.schema import FieldError, UserError, absence, check_local
 
 TFDS_PREFIX = "tfds:"
-PREFIXES = (TFDS_PREFIX,)  # of what is no file
+PREFIXES = (TFDS_PREFIX, hub_sources.PREFIX)  # of what is no file
 KINDS = ".jsonl, .json, .csv (each also with .gz) or .parquet"
 
 
@@ -111,20 +112,30 @@ def _complaint(path: Path) -> str:
   hint = f" Did you mean {near[alike[0]]!r}?" if alike else ""
   return (
     f"{path}: {absence(path)}.{hint} Give the path of a file, {KINDS}, or "
-    f"'{TFDS_PREFIX}NAME:SPLIT'."
+    f"'{TFDS_PREFIX}NAME:SPLIT', or 'hub:ORG/NAME:SPLIT'."
   )
 
 
-def check_path(source: str, field: str) -> None:
+def check(source: str, field: str) -> None:
   """Raises FieldError unless the files of a source are there.
+
+  A name of the hub is asked about; data sets of TFDS are looked for when they
+  are read.
 
   Args:
     source: see `paths`.
     field: that gave it.
   """
-  check_local(source, field)
   try:
+    found = parts(source)
+    for part in found:
+      if part.startswith(hub_sources.PREFIX):
+        hub_sources.pin(part, field)
+      elif not part.startswith(TFDS_PREFIX):
+        check_local(part, field)
     paths(source)
+  except FieldError:
+    raise
   except DataError as error:
     given = os.path.expanduser(source)
     message = str(error).removeprefix(f"{given}: ")
@@ -208,7 +219,11 @@ def _read_part(part: str) -> Located:
   if part.startswith(TFDS_PREFIX):
     found = read_tfds(part)
     return [(f"{part}:{n}", record) for n, record in enumerate(found, 1)]
-  return [pair for path in paths(part) for pair in files.read(path)]
+  if part.startswith(hub_sources.PREFIX):
+    found = hub_sources.fetch(part)
+  else:
+    found = paths(part)
+  return [pair for path in found for pair in files.read(path)]
 
 
 def check_twice(source: str | Path) -> None:

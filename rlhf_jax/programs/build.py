@@ -239,7 +239,7 @@ def check_needed(data: Data, name: str) -> None:
   if not data.source:
     raise FieldError(
       f"{name}.source is empty: name a file (--config.{name}.source=my.jsonl), "
-      "tfds:NAME:SPLIT or asset:NAME."
+      "tfds:NAME:SPLIT, hub:ORG/NAME:SPLIT or asset:NAME."
     )
 
 
