@@ -112,7 +112,7 @@ def show(
   print(f"\n[{name}]")
   for line in look_lib.counts(look):
     print(line)
-  for line in look_lib.repeats(look, tokenizer):
+  for line in look_lib.repeats(look):
     print(f"  WARNING: {line}")
   if not look.items:
     return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from rlhf_jax.data import (
   mixture,
   reading,
   sources,
+  streamed,
   streams,
 )
 from rlhf_jax.data.section import Data
@@ -73,6 +74,8 @@ def check(data: Data, name: str) -> None:
   check_source(data.source, name)
   if data.exclude:
     check_source(data.exclude, name, "exclude")
+  if data.store == "disk":  # all of it is read once, where it is used
+    return
   parts = sources.parts(data.source)
   if not any(p.startswith(("asset:", *sources.PREFIXES)) for p in parts):
     reading.read(data)
@@ -195,7 +198,7 @@ def _check_rated(found: list, data: Data) -> None:
     )
 
 
-def check_left(rows: list, data: Data, dropped: Counter) -> None:
+def check_left(rows: Sequence, data: Data, dropped: Counter) -> None:
   """Raises DataError where no example is left of a source.
 
   Args:
@@ -265,8 +268,13 @@ def encoder(
 
 def demonstrations(
   data: Data, tokenizer: Tokenizer
-) -> tuple[list[dict[str, np.ndarray]], Counter]:
+) -> tuple[Sequence[Row], Counter]:
   """Returns rows {"tokens", "loss_mask"} for supervised fine-tuning."""
+  if data.store == "disk":
+    check_source(data.source, "data")
+    streamed_rows = streamed.load(data, tokenizer, encoder)
+    check_left(streamed_rows.rows, data, streamed_rows.dropped)
+    return streamed_rows.rows, streamed_rows.dropped
   found, dropped = records(data, tokenizer)
   if isinstance(found[0], formats.RatedText):
     return [_rated_row(r, data, tokenizer) for r in found], dropped

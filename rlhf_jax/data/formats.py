@@ -14,7 +14,7 @@ import functools
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -229,25 +229,40 @@ def _parse(parse: Callable, label: str, record: dict, where: str) -> Example:
 def _parse_all(
   source: str | Path, format: str
 ) -> tuple[list[Example], list[records.RefusedExample]]:
+  kept, refused = [], []
+  for found in each(source, format):
+    is_refused = isinstance(found, records.RefusedExample)
+    (refused if is_refused else kept).append(found)
+  return kept, refused
+
+
+def each(
+  source: str | Path, format: str
+) -> Iterator[Example | records.RefusedExample]:
+  """Yields the examples of a source, and records that teach nothing as errors.
+
+  Args:
+    source: see rlhf_jax/data/sources.py.
+    format: see `find`.
+  """
   parse = find(format)
-  kept, refused, beside = [], [], Counter()
-  for where, record in sources.read_located(source):
+  beside: Counter = Counter()
+  for where, record in sources.each(source):
     try:
       example = parse(record, where)
     except records.RefusedExample as error:
-      refused.append(error)
+      yield error
       continue
     if isinstance(example, (Demonstration, Prompt)):
       example = replace(example, fields=record)
     else:
       beside.update(records.judgements_beside(record, format))
-    kept.append(example)
+    yield example
   for name, count in sorted(beside.items()):
     print(
       f"{source}: {count} records have a field {name!r}, which nothing reads "
       f"with format={format!r}"
     )
-  return kept, refused
 
 
 def load_and_refuse(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,12 +23,17 @@ from rlhf_jax.data import (
   overlap,
   reading,
   shown,
+  sources,
   stops,
 )
+from rlhf_jax.data import records as records_lib
 from rlhf_jax.data.dataset import Data
+from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.data.unread import COMPARISONS, DEMONSTRATIONS, PROMPTS
 
+MOST = 10_000  # records of data beyond memory that are looked at
+FIRST = f"reading of the first records alone (limit, else {MOST}): store='disk'"
 PLACES = 3  # of what is left out, that are named
 BARS = 10  # of a histogram
 WIDE = 40  # characters of its longest bar
@@ -55,7 +60,7 @@ class Look:
 
   data, use: the section, and one of unread.py's names.
   read: records of the source, before anything is left out.
-  items: what is kept.
+  records, items: what is kept, as read and as rows.
   left_out: why -> places; None for one that is not known.
   cut: what was cut, or noticed -> places.
   room: tokens of a prompt at most; 0 where that is not asked.
@@ -64,6 +69,7 @@ class Look:
   data: Data
   use: str
   read: int = 0
+  records: list[Any] = dataclasses.field(default_factory=list)
   items: list[Item] = dataclasses.field(default_factory=list)
   left_out: dict[str, list] = dataclasses.field(
     default_factory=lambda: defaultdict(list)
@@ -101,6 +107,26 @@ def _rows(row: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   }
 
 
+def _first(data: Data) -> tuple[list, list]:
+  """Returns the first records of data beyond memory, and what was refused.
+
+  What repeats or is excluded stays in: that is counted where all is read.
+  """
+  names = sources.parts(data.source)
+  pairs = zip(names, data.formats(len(names)), strict=True)
+  all_of_them = itertools.chain.from_iterable(
+    formats.each(part, format) for part, format in pairs
+  )
+  found: list = []
+  refused: list = []
+  for record in itertools.islice(all_of_them, data.limit or MOST):
+    is_refused = isinstance(record, records_lib.RefusedExample)
+    (refused if is_refused else found).append(record)
+  if not found:
+    raise DataError(f"{data.source}: every record was refused. {refused[0]}")
+  return found, refused
+
+
 def take(
   data: Data, tokenizer: Tokenizer, *, is_sampled: bool = False, room: int = 0
 ) -> Look:
@@ -115,15 +141,20 @@ def take(
   Raises:
     DataError, FieldError: as a run would.
   """
-  found, dropped = dataset.records(data, tokenizer)
-  _, refused, left_out = reading.read(data)
+  if data.store == "disk":
+    found, refused = _first(data)
+    dropped, left_out = Counter({FIRST: 1}), ()
+  else:
+    found, dropped = dataset.records(data, tokenizer)
+    _, refused, left_out = reading.read(data)
   look = Look(data, use_of(found, data, is_sampled), room=room)
+  look.records = found
   for error in refused:
     look.left_out[error.reason].append(str(error).partition(": ")[0])
   for reason, place in left_out:
     look.left_out[reason].append(place)
   for reason, count in dropped.items():
-    if dataset.is_note(reason):
+    if reason == FIRST or dataset.is_note(reason):
       look.cut[reason] += [None] * count
     elif reason not in look.left_out:
       look.left_out[reason] += [None] * count
@@ -233,10 +264,9 @@ def lengths(look: Look) -> Iterator[str]:
     yield f"  {first:6d} to {first + width - 1:<6d} {bar} {count}"
 
 
-def repeats(look: Look, tokenizer: Tokenizer) -> Iterator[str]:
-  """Yields a line where records repeat another one."""
-  found, _ = dataset.records(look.data, tokenizer)
-  yield from overlap.repeated_lines(look.data, found)
+def repeats(look: Look) -> Iterator[str]:
+  """Yields lines where records repeat another one, exactly or nearly."""
+  yield from overlap.repeated_lines(look.data, look.records)
 
 
 def chosen(look: Look, count: int) -> list[Item]:

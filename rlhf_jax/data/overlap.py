@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_jax.data import dataset, formats, near, reading
+from rlhf_jax.data import dataset, formats, near, reading, streamed
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.tokenizers import Tokenizer
 
@@ -139,6 +139,9 @@ def say(name: str, data: Data, heldout: Data, tokenizer: Tokenizer) -> None:
       only what repeats in `data` is said.
     tokenizer: of the model, for filters by tokens.
   """
+  if "disk" in (data.store, heldout.store):
+    _say_by_keys(name, data, heldout, tokenizer)
+    return
   train, _ = dataset.records(data, tokenizer)
   say_repeated(name, data, train)
   if not heldout.source:
@@ -153,13 +156,53 @@ def say_shared(
   name: str, data: Data, heldout: Data, tokenizer: Tokenizer
 ) -> None:
   """Prints how many held-out records ask what a section is trained on."""
+  if "disk" in (data.store, heldout.store):
+    _say_shared_keys(name, data, heldout, tokenizer)
+    return
   train, _ = dataset.records(data, tokenizer)
   held, _ = dataset.records(heldout, tokenizer)
-  before = f"of {len(held)} held-out records of {heldout.source}"
-  what = f"ask what is trained on in {data.source}, so their numbers are not "
-  what += "held out"
+  before, what = _sharing(data, heldout, len(held))
   _say(name, _told(f"{before} {what}", shared(train, held)))
   if data.near:
     reading.announce(len(train) + len(held))
     nearly = nearly_shared(train, held, data.near)
     _say(name, _told(f"{before} nearly {what}", nearly))
+
+
+def _sharing(data: Data, heldout: Data, count: int) -> tuple[str, str]:
+  """Returns what is said of held-out records before and after "nearly"."""
+  return (
+    f"of {count} held-out records of {heldout.source}",
+    f"ask what is trained on in {data.source}, so their numbers are not held "
+    "out",
+  )
+
+
+def _keys(data: Data, tokenizer: Tokenizer) -> streamed.Keys:
+  """Returns the keys of the records of a section, wherever its rows are."""
+  if data.store == "disk":
+    return streamed.load(data, tokenizer, dataset.encoder).keys
+  return streamed.keys_of(dataset.records(data, tokenizer)[0])
+
+
+def _say_by_keys(
+  name: str, data: Data, heldout: Data, tokenizer: Tokenizer
+) -> None:
+  """Prints what `say` does, of data beyond memory: counts without places."""
+  is_other = heldout.source not in ("", data.source)
+  for section in (data, heldout) if is_other else (data,):
+    keys = _keys(section, tokenizer)
+    if count := streamed.repeats(keys):
+      text = f"{count} of {len(keys.said)} records of {section.source}"
+      _say(name, [f"{text} repeat an earlier one"])
+  if heldout.source:
+    _say_shared_keys(name, data, heldout, tokenizer)
+
+
+def _say_shared_keys(
+  name: str, data: Data, heldout: Data, tokenizer: Tokenizer
+) -> None:
+  train, held = (_keys(section, tokenizer) for section in (data, heldout))
+  if count := streamed.shared(train, held):
+    before, what = _sharing(data, heldout, len(held.said))
+    _say(name, [f"{count} {before} {what}"])

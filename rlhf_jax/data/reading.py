@@ -60,6 +60,13 @@ def _read(
   return formats.load_and_refuse(part, format)
 
 
+def states(data: Data) -> tuple:
+  """Returns times and sizes of all files of a section."""
+  found = sources.parts(data.source)
+  found += sources.parts(data.exclude) if data.exclude else []
+  return tuple(map(_state, found))
+
+
 def read(data: Data) -> Reading:
   """Returns the records of a section, before filters, shares and limit.
 
@@ -73,10 +80,36 @@ def read(data: Data) -> Reading:
     (part, format, _state(part))
     for part, format in zip(parts, data.formats(len(parts)), strict=True)
   )
-  others = ()
-  if data.exclude:
-    others = tuple((part, _state(part)) for part in sources.parts(data.exclude))
-  return _distinct(key, data.duplicates, data.near, others)
+  return _distinct(key, data.duplicates, data.near, _others(data))
+
+
+def _others(data: Data) -> tuple:
+  """Returns (part, state) of the source whose prompts are left out."""
+  if not data.exclude:
+    return ()
+  return tuple((part, _state(part)) for part in sources.parts(data.exclude))
+
+
+def _asked(others: tuple, format: str) -> list[Any]:
+  """Returns the records of the source whose prompts are left out.
+
+  Args:
+    others: its `_others`.
+    format: of the section; a parser of the user's reads both.
+  """
+  found = []
+  for other, state in others:
+    is_known = other.startswith("asset:") or imported.is_path(format)
+    if not is_known:
+      format = formats.guess(sources.first(other)[1], other)
+    found += _read(other, format, state)[0]
+  return found
+
+
+def excluded_keys(data: Data) -> set[str]:
+  """Returns the keys of the prompts that are left out of a section."""
+  found = _asked(_others(data), data.format.partition(",")[0].strip())
+  return {formats.prompt_key(record) for record in found}
 
 
 @functools.lru_cache(maxsize=8)
@@ -143,14 +176,10 @@ def _without(
   keys: set[str] = set()
   index = near.Index(least) if least else None
   names = ", ".join(part for part, _ in others)
-  for other, state in others:
-    is_known = other.startswith("asset:") or imported.is_path(format)
-    if not is_known:  # a parser of the user's reads both
-      format = formats.guess(sources.first(other)[1], other)
-    for record in _read(other, format, state)[0]:
-      keys.add(formats.prompt_key(record))
-      if index is not None:
-        index.find((formats.asked_text(record),), record.where)
+  for record in _asked(others, format):
+    keys.add(formats.prompt_key(record))
+    if index is not None:
+      index.find((formats.asked_text(record),), record.where)
   announce(sum(map(len, parts)) if least else 0)
   why = f"ask what {names} asks"
   found = []

@@ -47,6 +47,8 @@ class Data:
   pairs: int = 0  # comparisons drawn from ratings
   ties: str = "drop"  # equal ratings: draw again, or the soft label 0.5
   limit: int = 0  # first so many records; 0: all
+  store: str = "memory"  # SFT only: where rows are kept; "disk" for data that
+  # memory does not hold, data/streamed.py
 
   def __post_init__(self) -> None:
     check_least(
@@ -73,6 +75,8 @@ class Data:
     if "," in self.format and self.source:
       self.formats(self._parts())
     self._check_shares()
+    check_choice("store", self.store, ("memory", "disk"))
+    self._check_store()
     check_seed(self.split_seed, "split_seed")
     self.split_sizes()
 
@@ -104,6 +108,24 @@ class Data:
       raise FieldError(
         f"{name}={given!r}: {count} numbers, and source={self.source!r} has "
         f"{parts} parts. Give one for each."
+      )
+
+  def _check_store(self) -> None:
+    """Raises FieldError for what would hold all records in memory."""
+    if self.store == "memory":
+      return
+    usual_values = {"near": 0.0, "weights": "", "repeats": "", "split": ""}
+    for name, usual in usual_values.items():
+      value = getattr(self, name)
+      if value != usual:
+        raise FieldError(
+          f"store='disk' with {name}={value!r}: it would hold all records in "
+          f"memory. Set {name}={usual!r}, or store='memory'."
+        )
+    if self.pack == "all":
+      raise FieldError(
+        "store='disk' with pack='all': it would hold all rows in memory. Set "
+        "pack='batch', or store='memory'."
       )
 
   def _parts(self) -> int:

@@ -142,8 +142,8 @@ def check(source: str, field: str) -> None:
     raise FieldError(f"{field}={source!r}: {message}") from error
 
 
-def read_tfds(source: str) -> list[dict]:
-  """Reads "tfds:NAME[/CONFIG]:SPLIT[@DIR]" without TensorFlow.
+def each_of_tfds(source: str) -> Iterator[dict]:
+  """Yields records of "tfds:NAME[/CONFIG]:SPLIT[@DIR]" without TensorFlow.
 
   Args:
     source: SPLIT is TFDS's, such as train or test[:100]; DIR is where the
@@ -168,15 +168,15 @@ def read_tfds(source: str) -> list[dict]:
       "TensorFlow itself is not needed."
     ) from error
   place = os.path.expanduser(folder) if folder else None
+  index = -1
   try:
     data = tfds.data_source(name, split=split, data_dir=place)
-    records = []
     for index in range(len(data)):
       record = files.plain(data[index])
-      records.append({key: _messages(x) for key, x in record.items()})
+      yield {key: _messages(x) for key, x in record.items()}
   except UnicodeDecodeError as error:
     raise DataError(
-      f"{source}:{len(records) + 1}: bytes that are not UTF-8 ({error}). Use "
+      f"{source}:{index + 1}: bytes that are not UTF-8 ({error}). Use "
       "a data set of text features."
     ) from error
   except Exception as error:  # TFDS raises many kinds, all of them about this
@@ -188,9 +188,8 @@ def read_tfds(source: str) -> list[dict]:
       "rlhf_jax.data PAIRS --prepare=NAME@DIR`, and check the split and the "
       "folder after '@'."
     ) from error
-  if not records:
+  if index < 0:
     raise DataError(f"{source}: the split is empty. Choose another split.")
-  return records
 
 
 def _messages(value: Any) -> Any:
@@ -211,19 +210,27 @@ def read_located(source: str | Path) -> Located:
   Raises:
     DataError: missing, of an unknown kind, or malformed.
   """
+  return list(each(source))
+
+
+def each(source: str | Path) -> Iterator[tuple[str, dict]]:
+  """Yields what `read_located` returns; few records are in memory at a time."""
   check_twice(source)
-  return [pair for part in parts(source) for pair in _read_part(part)]
+  for part in parts(source):
+    yield from _each_of_part(part)
 
 
-def _read_part(part: str) -> Located:
+def _each_of_part(part: str) -> Iterator[tuple[str, dict]]:
   if part.startswith(TFDS_PREFIX):
-    found = read_tfds(part)
-    return [(f"{part}:{n}", record) for n, record in enumerate(found, 1)]
+    for number, record in enumerate(each_of_tfds(part), 1):
+      yield f"{part}:{number}", record
+    return
   if part.startswith(hub_sources.PREFIX):
     found = hub_sources.fetch(part)
   else:
     found = paths(part)
-  return [pair for path in found for pair in files.read(path)]
+  for path in found:
+    yield from files.each(path)
 
 
 def check_twice(source: str | Path) -> None:
@@ -241,7 +248,7 @@ def check_twice(source: str | Path) -> None:
 
 def first(source: str | Path) -> tuple[str, dict]:
   """Returns (where, record) of the first record of a source."""
-  return read_located(source)[0]
+  return next(each(source))
 
 
 def read_source(source: str | Path) -> list[dict]:

@@ -25,7 +25,7 @@ _OF_RATED = ("min_words", "max_text_tokens", "split", "splits", "split_seed")
 # (what rows are made for, whether of rated texts) -> what is read besides
 _READ = {
   (DEMONSTRATIONS, True): ("prompt", "end_token", "train_on_prompt", "pack"),
-  (DEMONSTRATIONS, False): ("chat", "train_on_prompt", "pack"),
+  (DEMONSTRATIONS, False): ("chat", "train_on_prompt", "pack", "store"),
   (COMPARISONS, True): (
     *("prompt", "end_token", "pairs", "ties"),
     "share_prompts",
