@@ -3,8 +3,8 @@
 With store="disk" no more than one record is in memory at a time (of .csv and
 .json files one file), and about 100 bytes of each for what it asks and says.
 Rows are those of store="memory", in the same order; what held-out data shares
-and what repeats is counted by 64-bit keys, without places. Nothing is read behind
-`limit`.
+and what repeats is counted by 64-bit keys, without places. Nothing behind
+`limit` is read.
 
 Left out: near repeats, which hold all texts in memory, and mixtures by weight.
 """
