@@ -7,7 +7,6 @@ from pathlib import Path
 
 import setuptools
 
-TFDS = ["tensorflow-datasets>=4.9.10"]
 MATH = ["sympy>=1.12"]
 HUB = ["huggingface_hub>=0.36.2"]
 
@@ -35,8 +34,10 @@ setuptools.setup(
     "numpy>=2.0",
     "optax>=0.2.4",
     "orbax-checkpoint>=0.12",
+    "pyarrow>=18.0",
     "safetensors>=0.4.3",
     "sentencepiece>=0.2.3",
+    "tensorflow-datasets>=4.9.10",
     "tensorboardX>=2.6.2.2",
     "tokenizers>=0.20",
     "vaderSentiment>=3.3.2",
@@ -45,7 +46,6 @@ setuptools.setup(
     "cuda": ["jax[cuda12]>=0.7.2"],
     "hub": HUB,
     "math": MATH,
-    "tfds": TFDS,
     "tpu": ["jax[tpu]>=0.7.2", "gcsfs>=2024.2"],
     "test": [
       "pytest>=8.0",
@@ -53,7 +53,6 @@ setuptools.setup(
       "ruff>=0.6",
       *HUB,
       *MATH,
-      *TFDS,
     ],
   },
 )

@@ -3,8 +3,9 @@
     python -m rlhf_jax
     python -m rlhf_jax main --config=configs/sft.py --workdir=runs/sft
 
-A command is a module of the package that can be run, and the first line of its
-docstring says what it does: a new one needs no line here.
+A command is a module of the package that can be run, or a folder with a
+__main__.py, and the first line of its docstring says what it does: a new one
+needs no line here.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ HELP = (
 def commands() -> dict[str, str]:
   """Returns name -> first line of each command; imports none of them."""
   found = {}
-  for path in sorted(Path(__file__).parent.glob("*.py")):
+  folder = Path(__file__).parent
+  paths = {path.stem: path for path in folder.glob("*.py")}
+  paths |= {p.parent.name: p for p in folder.glob("*/__main__.py")}
+  for name, path in sorted(paths.items()):
     source = path.read_text()
-    if _RUN in source and path.stem != "__main__":
+    if _RUN in source and name != "__main__":
       text = ast.get_docstring(ast.parse(source)) or ""
-      found[path.stem] = text.partition("\n")[0]
+      found[name] = text.partition("\n")[0]
   return found
 
 

@@ -96,6 +96,7 @@ def open_talk(options: argparse.Namespace) -> Any:
   Raises:
     UserError: value, rule and remedy.
   """
+  from rlhf_jax.data import caches
   from rlhf_jax.notebook import talk
 
   if len(options.policies) > 2:
@@ -111,6 +112,7 @@ def open_talk(options: argparse.Namespace) -> Any:
   if options.chat_template:
     model["chat_template"] = options.chat_template
   policies = [(name, load(name, options, **model)) for name in options.policies]
+  caches.keep_compiled()
   reward = load(options.reward, options) if options.reward else None
   is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
   return talk.Talk.of(

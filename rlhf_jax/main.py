@@ -58,18 +58,15 @@ def set_up_jax() -> None:
   """Sets what must be set before the first computation.
 
   Compiled programs are kept in $RLHF_JAX_CACHE/xla (default
-  ~/.cache/rlhf_jax/xla) and reused by the next process.
+  ~/.cache/rlhf_jax/xla), or where JAX_COMPILATION_CACHE_DIR says, and reused by
+  the next process.
   """
   import jax
 
-  from rlhf_jax.data import assets
+  from rlhf_jax.data import caches
 
   logging.set_verbosity(logging.FATAL)  # Orbax logs all that it raises
-  cache = assets.cache_directory() / "xla"
-  cache.mkdir(parents=True, exist_ok=True)
-  jax.config.update("jax_compilation_cache_dir", str(cache))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+  caches.keep_compiled()
   jax.config.update("jax_threefry_partitionable", True)
 
 
@@ -248,12 +245,13 @@ def main(argv: list[str]) -> int:
     code = command.fail(error, str(error))
     sys.stderr.flush()
     os._exit(code)
-  code = run(
-    values.config,
-    Path(values.workdir),
-    is_smoke=values.smoke,
-    given=command.given(argv),
-  )
+  with output.never_silent():
+    code = run(
+      values.config,
+      Path(values.workdir),
+      is_smoke=values.smoke,
+      given=command.given(argv),
+    )
   interrupt.settle()
   _leave_if_alone(code)
   return code

@@ -4,7 +4,9 @@
       hub.add("org/name", {"main": folder})
 
 Speaks what huggingface_hub asks for: /api/models/NAME[/revision/REVISION] and
-/NAME/resolve/REVISION/FILE. `asked` holds every path that was asked for.
+/NAME/resolve/REVISION/FILE. A data set is added as datasets/org/name, and asked
+for with "datasets" in front or in place of "models". `asked` holds every path
+that was asked for.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ import threading
 from pathlib import Path
 from urllib.parse import unquote
 
-API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?")
-FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+API = re.compile(
+  r"/api/(?:models/|(datasets/))([^/]+/[^/]+)(?:/revision/([^/]+))?"
+)
+FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
 def commit_of(folder: Path) -> str:
@@ -86,22 +90,27 @@ class FakeHub:
     found, is_file = API.fullmatch(path), False
     if found is None:
       found, is_file = FILE.fullmatch(path), True
-    if found is None or found[1] not in self.models:
+    name = "" if found is None else f"{found[1] or ''}{found[2]}"
+    if name not in self.models:
       return 401, {"X-Error-Code": "RepoNotFound"}, b""
-    revisions = self.models[found[1]]
-    revision = "main" if found[2] is None else unquote(found[2])
+    revisions = self.models[name]
+    revision = "main" if found[3] is None else unquote(found[3])
     commits = {commit_of(folder): folder for folder in revisions.values()}
     folder = revisions.get(revision, commits.get(revision))
     if folder is None:
       return 404, {"X-Error-Code": "RevisionNotFound"}, b""
     commit = commit_of(folder)
     if not is_file:
-      files = [{"rfilename": f.name} for f in folder.iterdir()]
-      content = {"id": found[1], "sha": commit, "siblings": files}
+      files = [
+        {"rfilename": str(file.relative_to(folder))}
+        for file in folder.rglob("*")
+        if file.is_file()
+      ]
+      content = {"id": found[2], "sha": commit, "siblings": files}
       return 200, {"X-Repo-Commit": commit}, json.dumps(content).encode()
-    if found[1] in self.gated:
+    if name in self.gated:
       return 403, {"X-Error-Code": "GatedRepo"}, b""
-    file = folder / unquote(found[3])
+    file = folder / unquote(found[4])
     if not file.is_file():
       headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}
       return 404, headers, b""

@@ -252,6 +252,7 @@ def test_every_command_is_found_by_itself():
     for path in (ROOT / "rlhf_jax").glob("[!_]*.py")
     if "__main__" in path.read_text()
   }
+  runnable |= {p.parent.name for p in (ROOT / "rlhf_jax").glob("*/__main__.py")}
   assert known.keys() == runnable
   assert all(text.endswith(".") for text in known.values())
 

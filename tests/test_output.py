@@ -77,3 +77,52 @@ def test_ctrl_c_before_a_command_handles_it_ends_in_one_line():
   )
   assert done.returncode == output.EXIT_INTERRUPTED == 75
   assert done.stderr == "\nstopped. The same command begins again.\n"
+
+
+def test_a_silence_is_told_in_time_and_a_log_less_often():
+  def told(is_terminal, seconds):
+    silence = output.Silence(is_terminal)
+    lines = (silence.line(float(t), 5.0, "reading x") for t in range(seconds))
+    return [t for t, line in enumerate(lines) if line]
+
+  assert told(True, 42) == [14, 23, 32, 41]
+  assert told(False, 310) == [*range(14, 123, 9), 182, 242, 302]
+  line = output.Silence(False).line(30.0, 10.0, "\r\x1b[Ksft 0/9  compiling\n")
+  assert line == "... still at it, 20 s after: sft 0/9 compiling"
+
+
+SILENT = """
+import sys, time
+from rlhf_jax import output
+output.prepare()
+output.SILENT_SECONDS = 0.2
+with output.never_silent():
+  print("compiling", flush=True)
+  time.sleep(0.7)
+  print("done", file=sys.stderr, flush=True)
+print("end", flush=True)
+time.sleep(0.5)
+"""
+
+
+def test_a_run_is_never_silent_and_a_finished_one_is():
+  done = subprocess.run(
+    [sys.executable, "-c", SILENT], capture_output=True, text=True, check=True
+  )
+  first, *told, last = done.stdout.splitlines()
+  assert (first, last) == ("compiling", "end")
+  assert 2 <= len(told) <= 3 and all("after: compiling" in x for x in told)
+  assert done.stderr == "done\n"
+
+
+def test_a_line_of_a_terminal_is_replaced():
+  primary, secondary = os.openpty()
+  with os.fdopen(secondary, "w") as stream:
+    heedless = output.Heedless(stream)
+    heedless.remind("... still at it")
+    heedless.write("next")
+    heedless.write(" word")
+    stream.flush()
+    said = os.read(primary, 99).decode()
+  os.close(primary)
+  assert said == f"{output.CLEAR}... still at it{output.CLEAR}next word"

@@ -1,6 +1,7 @@
 """What is counted and said of a run's start."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,52 @@ def test_pipelines_import_nothing_that_only_a_report_needs():
   loaded = {name.partition(".")[0] for name in found.stdout.split()}
   assert {"jax", "rlhf_jax"} <= loaded
   assert not loaded & set(LATER)
+
+
+IMPORT = """
+import sys, time
+begun = time.perf_counter()
+import rlhf_jax
+seconds = time.perf_counter() - begun
+loaded = {name.partition(".")[0] for name in sys.modules}
+print(seconds, *loaded & {"jax", "numpy", "flax", "tensorflow_datasets"})
+"""
+
+
+def test_importing_the_package_takes_no_time():
+  done = subprocess.run(
+    [sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True
+  )
+  seconds, *loaded = done.stdout.split()
+  assert float(seconds) < 0.5 and not loaded
+
+
+KEPT = """
+import jax
+from rlhf_jax.data import caches
+folder = caches.keep_compiled()
+print(folder)
+print(jax.config.jax_compilation_cache_dir)
+jax.jit(lambda x: x + 3)(1.0)
+"""
+
+
+@pytest.mark.parametrize("own", ["", "own"])
+def test_compiled_programs_are_kept_by_default(tmp_path, own):
+  environment = {**os.environ, "RLHF_JAX_CACHE": str(tmp_path)}
+  environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+  if own:  # what a user has set stays
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / own)
+  done = subprocess.run(
+    [sys.executable, "-c", KEPT],
+    capture_output=True,
+    text=True,
+    check=True,
+    env=environment,
+  )
+  wanted = tmp_path / (own or "xla")
+  assert done.stdout.split() == [str(wanted)] * 2
+  assert own or any(wanted.iterdir())
 
 
 def test_the_table_of_starts_counts_programs_and_those_kept():

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf_jax.data import caches
 from rlhf_jax.data.examples import RatedText
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.imported import nearest
@@ -130,14 +131,6 @@ def check_name(source: str, field: str) -> None:
     )
 
 
-def cache_directory() -> Path:
-  """Returns $RLHF_JAX_CACHE, or ~/.cache/rlhf_jax where that is not set."""
-  folder = os.environ.get("RLHF_JAX_CACHE", "")
-  if not folder:
-    return Path.home() / ".cache" / "rlhf_jax"
-  return Path(folder).expanduser()
-
-
 def _sha256(path: Path) -> str:
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
@@ -227,7 +220,7 @@ def fetch(name: str) -> Path:
     raise AssetError(
       f"asset {name!r} is unknown. Choose one of {', '.join(ASSETS)}."
     )
-  asset, folder = ASSETS[name], cache_directory()
+  asset, folder = ASSETS[name], caches.directory()
   target = folder / asset.filename
   if target.exists():
     _check(asset, target, f"Delete {target} to fetch it again.")

@@ -203,6 +203,8 @@ def fingerprint(content: Any) -> str:
       for key in sorted(part):
         add(key)
         add(part[key])
+    elif hasattr(part, "digest"):  # rows on disk, which know it
+      digest.update(f"r{len(part)}{part.digest}".encode())
     elif isinstance(part, list | tuple):
       digest.update(f"l{len(part)}".encode())
       for item in part:

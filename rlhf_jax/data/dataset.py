@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,10 @@ from rlhf_jax.data import (
   encode,
   formats,
   markup,
+  mixture,
+  reading,
   sources,
+  streamed,
   streams,
 )
 from rlhf_jax.data.section import Data
@@ -28,6 +31,7 @@ from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import FieldError
 
+DRAWN = "drawn from"
 Row = dict[str, np.ndarray]  # {"tokens", "loss_mask"}, [n] each
 
 
@@ -54,32 +58,6 @@ class Comparisons:
   ceiling: float | None
 
 
-@functools.lru_cache(maxsize=8)
-def _read(
-  source: str, format: str, changed: tuple[tuple[int, int], ...]
-) -> tuple[list, Counter]:
-  """Returns the records of a source and what was refused; read once.
-
-  Args:
-    source: of a Data section.
-    format: how a record is laid out.
-    changed: time and size of its files, so that another file is read anew.
-  """
-  del changed
-  if source.startswith("asset:"):
-    path = assets.fetch(source.removeprefix("asset:"))
-    return assets.movie_reviews(path), Counter()
-  return formats.load_and_count(source, format)
-
-
-def _all_records(data: Data) -> tuple[list, Counter]:
-  states: list[os.stat_result] = []
-  if not data.source.startswith(("asset:", sources.TFDS_PREFIX)):
-    states = [path.stat() for path in sources.paths(data.source)]
-  changed = tuple((state.st_mtime_ns, state.st_size) for state in states)
-  return _read(data.source, data.format, changed)
-
-
 def check(data: Data, name: str) -> None:
   """Checks that a source is there, and reads its file.
 
@@ -94,27 +72,33 @@ def check(data: Data, name: str) -> None:
     FieldError, DataError: value, rule and remedy.
   """
   check_source(data.source, name)
-  if not data.source.startswith(("asset:", sources.TFDS_PREFIX)):
-    _all_records(data)
+  if data.exclude:
+    check_source(data.exclude, name, "exclude")
+  if data.store == "disk":  # all of it is read once, where it is used
+    return
+  parts = sources.parts(data.source)
+  if not any(p.startswith(("asset:", *sources.PREFIXES)) for p in parts):
+    reading.read(data)
 
 
-def check_source(source: str, name: str) -> None:
+def check_source(source: str, name: str, inner: str = "source") -> None:
   """Raises FieldError unless the source of a Data section can be there.
 
   Args:
-    source: asset:NAME, tfds:NAME:SPLIT or a path.
+    source: asset:NAME, or what sources.py reads.
     name: of the section, for the message.
+    inner: field of the section.
   """
-  field = f"{name}.source"
+  field = f"{name}.{inner}"
   if not source:
     raise FieldError(
       f"{field} is empty: name a file (--config.{field}=my.jsonl), "
-      "tfds:NAME:SPLIT or asset:NAME."
+      "tfds:NAME:SPLIT, hub:ORG/NAME:SPLIT or asset:NAME."
     )
   if source.startswith("asset:"):
     assets.check_name(source, field)
-  elif not source.startswith(sources.TFDS_PREFIX):
-    sources.check_path(source, field)
+  else:
+    sources.check(source, field)
 
 
 def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
@@ -125,14 +109,19 @@ def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
     FieldError: settings that do not go together.
   """
   check_source(data.source, "data")
-  everything, refused = _all_records(data)
-  found, dropped = list(everything), Counter(refused)
+  found_parts, refused, left_out = reading.read(data)
+  dropped = Counter(error.reason for error in refused)
+  dropped.update(why for why, _ in left_out)
+  parts = [list(part) for part in found_parts]
   if data.min_words or data.max_text_tokens or data.split:
-    _check_rated(found, data)
-    found = _filter(found, data, tokenizer, dropped)
+    _check_rated(parts[0], data)
+    parts = [_filter(part, data, tokenizer, dropped) for part in parts]
+  found = [record for part in parts for record in part]
   if data.split:
     sizes = data.split_sizes()
     found = assets.split_ratings(found, data.split_seed, sizes)[data.split]
+  elif data.weights or data.repeats:
+    found = _mixed(parts, data, dropped)
   if data.limit:
     found = found[: data.limit]
   marked = markup.find(found, tokenizer, data.chat)
@@ -144,6 +133,34 @@ def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
       f"({dict(dropped)}). Loosen min_words, max_text_tokens or limit."
     )
   return found, dropped
+
+
+def _mixed(parts: list[list], data: Data, dropped: Counter) -> list:
+  """Returns the records of a pass over several parts, and counts them."""
+  names = sources.parts(data.source)
+  empty = [name for name, part in zip(names, parts, strict=True) if not part]
+  if empty:
+    raise DataError(
+      f"{empty[0]}: no record is left of this part of the source "
+      f"({dict(dropped)}). Leave it out, or loosen what leaves records out."
+    )
+  if data.weights:
+    weights = mixture.numbers(data.weights)
+    repeats = mixture.times([len(part) for part in parts], weights)
+  else:
+    repeats = mixture.numbers(data.repeats)
+  drawn = mixture.draw(parts, repeats, data.split_seed)
+  counts = Counter(number for number, _ in drawn)
+  for number, name in enumerate(names):
+    size = len(parts[number])
+    note = f"{DRAWN} {name}, {counts[number] / size:.2f} times its {size}"
+    dropped[note] += counts[number]
+  return [record for _, record in drawn]
+
+
+def is_note(reason: str) -> bool:
+  """Says whether a reason of `records` is a note: nothing was left out."""
+  return reason.startswith(("WARNING", DRAWN))
 
 
 def report_dropped(
@@ -181,7 +198,7 @@ def _check_rated(found: list, data: Data) -> None:
     )
 
 
-def check_left(rows: list, data: Data, dropped: Counter) -> None:
+def check_left(rows: Sequence, data: Data, dropped: Counter) -> None:
   """Raises DataError where no example is left of a source.
 
   Args:
@@ -221,10 +238,43 @@ def _rated_row(record: Any, data: Data, tokenizer: Tokenizer) -> dict:
   return _row(prompt, response, data.train_on_prompt)
 
 
+def encoder(
+  found: list, data: Data, tokenizer: Tokenizer
+) -> Callable[[Any], dict]:
+  """Returns what makes the row of a record, or the rows, as a run does.
+
+  Args:
+    found: records, all of one kind; prompts have no rows (`prompt_ids`).
+    data: the section.
+    tokenizer: of the model.
+  """
+  common = {
+    "tokenizer": tokenizer,
+    "max_length": data.max_length,
+    "chat": data.chat,
+  }
+  kind = type(found[0])
+  if kind is formats.RatedText:
+    return lambda record: _rated_row(record, data, tokenizer)
+  if kind is formats.Demonstration:
+    common["train_on_prompt"] = data.train_on_prompt
+    return functools.partial(encode.encode_demonstration, **common)
+  common["end_token"] = data.end_token
+  encode_one = encode.encode_comparison
+  if kind is formats.Labelled:
+    encode_one = encode.encode_labelled
+  return functools.partial(encode_one, **common)
+
+
 def demonstrations(
   data: Data, tokenizer: Tokenizer
-) -> tuple[list[dict[str, np.ndarray]], Counter]:
+) -> tuple[Sequence[Row], Counter]:
   """Returns rows {"tokens", "loss_mask"} for supervised fine-tuning."""
+  if data.store == "disk":
+    check_source(data.source, "data")
+    streamed_rows = streamed.load(data, tokenizer, encoder)
+    check_left(streamed_rows.rows, data, streamed_rows.dropped)
+    return streamed_rows.rows, streamed_rows.dropped
   found, dropped = records(data, tokenizer)
   if isinstance(found[0], formats.RatedText):
     return [_rated_row(r, data, tokenizer) for r in found], dropped
@@ -233,13 +283,7 @@ def demonstrations(
       f"format={data.format!r} holds no demonstrations: use 'demonstration', "
       "'messages', 'gsm8k' or 'ratings'."
     )
-  rows, lost = encode.encode_demonstrations(
-    found,
-    tokenizer,
-    data.max_length,
-    train_on_prompt=data.train_on_prompt,
-    chat=data.chat,
-  )
+  rows, lost = encode.encode_all(encoder(found, data, tokenizer), found)
   check_left(rows, data, dropped + lost)
   return rows, dropped + lost
 
@@ -273,13 +317,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
       f"format={data.format!r} holds no comparisons: use 'comparison', 'hh' "
       "or 'ratings'."
     )
-  encoded, lost = encode.encode_comparisons(
-    found,
-    tokenizer,
-    data.max_length,
-    end_token=data.end_token,
-    chat=data.chat,
-  )
+  encoded, lost = encode.encode_all(encoder(found, data, tokenizer), found)
   check_left(encoded, data, dropped + lost)
   rows, pairs, groups = [], [], {}
   group_of_pair = []
@@ -297,6 +335,23 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
   )
 
 
+def prompt_ids(record: Any, data: Data, tokenizer: Tokenizer) -> list[int]:
+  """Returns the token ids of a prompt, as `prompts` does; at least one.
+
+  Raises:
+    DataError: it has none.
+  """
+  if isinstance(record, formats.RatedText):
+    before, text = streams.rated(data.prompt, record.text, tokenizer)
+    row = before + text[: data.prefix_tokens]
+  else:
+    with sources.at(record.where):
+      row = encode.encode_prompt(record, tokenizer, chat=data.chat)
+  if not row:
+    raise DataError(f"{record.where}: the prompt is empty. Give it a text.")
+  return row
+
+
 def prompts(
   data: Data, tokenizer: Tokenizer, max_prompt: int
 ) -> tuple[list[list[int]], Counter]:
@@ -312,14 +367,7 @@ def prompts(
   streams.check_prompts(found if data.chat else (), tokenizer)
   ids: list[list[int]] = []
   for record in found:
-    if isinstance(record, formats.RatedText):
-      before, text = streams.rated(data.prompt, record.text, tokenizer)
-      row = before + text[: data.prefix_tokens]
-    else:
-      with sources.at(record.where):
-        row = encode.encode_prompt(record, tokenizer, chat=data.chat)
-    if not row:
-      raise DataError(f"{record.where}: the prompt is empty. Give it a text.")
+    row = prompt_ids(record, data, tokenizer)
     if len(row) > max_prompt:
       raise DataError(
         f"{record.where}: a prompt of {len(row)} tokens leaves no room in "

@@ -22,7 +22,8 @@ K > 2.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,7 @@ SKIPPED = (
   "with an earlier answer that is context only, as the chat template shows it "
   "behind another text than it would be sampled behind"
 )
+NO_TOKEN = "a character has no token"
 NO_ROOM = "response does not fit in max_length"
 NO_ROOM_FOR_TURN = "last turn and its answer do not fit in max_length"
 
@@ -327,74 +329,42 @@ def encode_labelled(
   }
 
 
-def _encode_all(
-  encode: Callable, examples: Sequence
-) -> tuple[list[dict], Dropped]:
-  """Returns rows, and reason -> number left out, or cut to fit."""
-  kept, dropped = [], Counter()
+def each(
+  encoder: Callable[..., dict], examples: Iterable, *args: Any, **settings: Any
+) -> Iterator[tuple[Any, dict | None, tuple[str, ...]]]:
+  """Yields (example, row, reasons) of each example.
+
+  Args:
+    encoder: one of the functions above, or another that raises and returns as
+      they do.
+    examples: what it encodes.
+    *args, **settings: its further arguments.
+
+  Yields:
+    row: None where the example is left out.
+    reasons: why that is so, or what was cut of the row.
+  """
   for example in examples:
     try:
       with sources.at(example.where):
-        row = encode(example)
+        row = encoder(example, *args, **settings)
     except DroppedExample as error:
-      dropped[error.reason] += 1
+      yield example, None, (error.reason,)
     except EncodingError:
-      dropped["a character has no token"] += 1
+      yield example, None, (NO_TOKEN,)
     else:
-      if row.pop("is_cut"):
-        dropped[CUT] += 1
-      if row.pop("skipped", 0):
-        dropped[SKIPPED] += 1
+      cut = (CUT,) if row.pop("is_cut", False) else ()
+      skipped = (SKIPPED,) if row.pop("skipped", 0) else ()
+      yield example, row, cut + skipped
+
+
+def encode_all(
+  encoder: Callable[..., dict], examples: Iterable, *args: Any, **settings: Any
+) -> tuple[list[dict], Dropped]:
+  """Returns rows, and reason -> number left out, or cut to fit; see `each`."""
+  kept, dropped = [], Counter()
+  for _, row, reasons in each(encoder, examples, *args, **settings):
+    dropped.update(reasons)
+    if row is not None:
       kept.append(row)
   return kept, dropped
-
-
-def encode_demonstrations(
-  examples: Sequence[Demonstration],
-  tokenizer: Tokenizer,
-  max_length: int,
-  train_on_prompt: bool = False,
-  *,
-  chat: bool = False,
-) -> tuple[list[Row], Dropped]:
-  """Encodes demonstrations; returns rows and reason -> number left out."""
-  return _encode_all(
-    lambda example: encode_demonstration(
-      example, tokenizer, max_length, train_on_prompt, chat=chat
-    ),
-    examples,
-  )
-
-
-def encode_comparisons(
-  examples: Sequence[Comparison],
-  tokenizer: Tokenizer,
-  max_length: int,
-  chat: bool = False,
-  *,
-  end_token: bool = True,
-) -> tuple[list[dict], Dropped]:
-  """Encodes comparisons; returns them and reason -> number left out."""
-  return _encode_all(
-    lambda example: encode_comparison(
-      example, tokenizer, max_length, chat, end_token=end_token
-    ),
-    examples,
-  )
-
-
-def encode_all_labelled(
-  examples: Sequence[Labelled],
-  tokenizer: Tokenizer,
-  max_length: int,
-  chat: bool = False,
-  *,
-  end_token: bool = True,
-) -> tuple[list[dict], Dropped]:
-  """Encodes judged answers; returns them and reason -> number left out."""
-  return _encode_all(
-    lambda example: encode_labelled(
-      example, tokenizer, max_length, chat, end_token=end_token
-    ),
-    examples,
-  )

@@ -8,7 +8,7 @@ what is malformed stops the reading.
   .json      a list of objects
   .csv       a header; all cells are text, but for JSON_COLUMNS, and messages
              as JSON in place of a text
-  .parquet   one record a row; needs pyarrow
+  .parquet   one record a row
 
 A byte order mark is passed over. Left out: .arrow, .zst, .bz2.
 """
@@ -47,6 +47,7 @@ _OTHERS = {
   b"\xff\xfe": "UTF-16 text: convert it to UTF-8",
   b"\xfe\xff": "UTF-16 text: convert it to UTF-8",
 }
+_BATCH = 1024  # rows of a .parquet file that are in memory at a time
 _LARGEST_CELL = 2**31 - 1  # characters
 
 
@@ -65,7 +66,14 @@ def kind(path: Path) -> str:
 
 
 def read(path: Path) -> Located:
-  """Returns the records of a file, at least one.
+  """Returns the records of a file, at least one; errors are those of `each`."""
+  return list(each(path))
+
+
+def each(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields the records of a file, at least one.
+
+  Of a .jsonl or .parquet file few are in memory at a time, of others all.
 
   Raises:
     DataError: "FILE:LINE: reason. remedy" at the first that is not one.
@@ -76,8 +84,11 @@ def read(path: Path) -> Located:
     ".csv": _read_table,
     ".parquet": _read_parquet,
   }
-  found = readers[kind(path)](path)
-  if not found:
+  is_empty = True
+  for pair in readers[kind(path)](path):
+    is_empty = False
+    yield pair
+  if is_empty:
     remedy = {
       ".jsonl": _ONE_OBJECT,
       ".json": "Write a list of objects.",
@@ -85,7 +96,6 @@ def read(path: Path) -> Located:
       ".parquet": "Write a row for each record.",
     }
     raise DataError(f"{path}:1: the file is empty. {remedy[kind(path)]}")
-  return found
 
 
 def plain(value: Any) -> Any:
@@ -146,8 +156,7 @@ def _text_of_line(line: bytes, where: str, number: int) -> str:
     raise DataError(f"{where}: {error}. Convert the file to UTF-8.") from error
 
 
-def _read_lines(path: Path) -> Located:
-  found: Located = []
+def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
   blank = ""
   for number, line in enumerate(_lines(path), 1):
     where = f"{path}:{number}"
@@ -159,8 +168,7 @@ def _read_lines(path: Path) -> Located:
       raise DataError(
         f"{blank}: blank line between records. Remove it: one object a line."
       )
-    found.append((where, _parsed(text, where)))
-  return found
+    yield where, _parsed(text, where)
 
 
 def _parsed(text: str, where: str) -> dict[str, Any]:
@@ -290,7 +298,7 @@ def _text_or_messages(cell: str, name: str, where: str) -> Any:
   return value if is_messages else cell
 
 
-def _read_parquet(path: Path) -> Located:
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
   try:
     from pyarrow import parquet
   except ImportError as error:
@@ -298,11 +306,15 @@ def _read_parquet(path: Path) -> Located:
       f"{path}: needs pyarrow ({error}). Install it with `pip install "
       "pyarrow`, or convert the file to .jsonl."
     ) from error
+  number = 0
   try:
-    rows = [plain(row) for row in parquet.read_table(path).to_pylist()]
+    with parquet.ParquetFile(path) as file:
+      for batch in file.iter_batches(batch_size=_BATCH):
+        rows = [plain(row) for row in batch.to_pylist()]
+        for number, row in enumerate(rows, number + 1):  # noqa: B020
+          yield f"{path}:{number}", row
   except Exception as error:  # pyarrow raises many kinds, all about this file
     raise DataError(
       f"{path}: not a readable parquet file ({type(error).__name__}: "
       f"{str(error)[:200]}). Download it again, or convert it to .jsonl."
     ) from error
-  return [(f"{path}:{number}", row) for number, row in enumerate(rows, 1)]

@@ -14,7 +14,7 @@ import functools
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -100,6 +100,39 @@ def answered_keys(example: Example) -> list[str]:
   ]
 
 
+def _content(messages: Sequence[dict]) -> str:
+  return "\n".join(str(message["content"]) for message in messages)
+
+
+def asked_text(example: Example) -> str:
+  """Returns the prompt of a record as text, of a rated text the text."""
+  if isinstance(example, RatedText):
+    return example.text
+  return _content(prompt_messages(example))
+
+
+def answered_texts(example: Example) -> list[str]:
+  """Returns what an example answers as texts; see `answered_keys`."""
+  messages = getattr(example, "messages", None)
+  if messages is None:
+    return [asked_text(example)]
+  return [
+    _content(messages[:n])
+    for n, message in enumerate(messages)
+    if message["role"] == "assistant"
+  ]
+
+
+def record_texts(example: Example) -> tuple[str, ...]:
+  """Returns (prompt, answers) of a record as texts, to be compared."""
+  messages = getattr(example, "messages", None)
+  if messages is not None:
+    return asked_text(example), str(messages[-1]["content"])
+  names = ("response", "chosen", "rejected")
+  answers = [getattr(example, name, "") for name in names]
+  return asked_text(example), "\n".join(answers)
+
+
 def record_key(example: Example) -> str:
   """Returns what two records have in common that say the same."""
   key = prompt_key(example)
@@ -127,6 +160,22 @@ FORMATS: dict[str, Callable[[dict, str], Example]] = {
   "ratings": parsers.parse_ratings,
   "gsm8k": parsers.parse_gsm8k,
 }
+
+
+def guess(record: dict, where: str) -> str:
+  """Returns the name of the format that a record has.
+
+  Raises:
+    DataError: it fits none.
+  """
+  name = records.fitting(record)
+  if name:
+    return name
+  raise DataError(
+    f"{where}: fits no format; the record has {sorted(record)}. Name the "
+    f"fields as one of them has them ({', '.join(FORMATS)}: docs/data.md), or "
+    "give the import path of a parser as format."
+  )
 
 
 def find(name: str, field: str = "format") -> Callable[[dict, str], Example]:
@@ -180,31 +229,46 @@ def _parse(parse: Callable, label: str, record: dict, where: str) -> Example:
 def _parse_all(
   source: str | Path, format: str
 ) -> tuple[list[Example], list[records.RefusedExample]]:
+  kept, refused = [], []
+  for found in each(source, format):
+    is_refused = isinstance(found, records.RefusedExample)
+    (refused if is_refused else kept).append(found)
+  return kept, refused
+
+
+def each(
+  source: str | Path, format: str
+) -> Iterator[Example | records.RefusedExample]:
+  """Yields the examples of a source, and records that teach nothing as errors.
+
+  Args:
+    source: see rlhf_jax/data/sources.py.
+    format: see `find`.
+  """
   parse = find(format)
-  kept, refused, beside = [], [], Counter()
-  for where, record in sources.read_located(source):
+  beside: Counter = Counter()
+  for where, record in sources.each(source):
     try:
       example = parse(record, where)
     except records.RefusedExample as error:
-      refused.append(error)
+      yield error
       continue
     if isinstance(example, (Demonstration, Prompt)):
       example = replace(example, fields=record)
     else:
       beside.update(records.judgements_beside(record, format))
-    kept.append(example)
+    yield example
   for name, count in sorted(beside.items()):
     print(
       f"{source}: {count} records have a field {name!r}, which nothing reads "
       f"with format={format!r}"
     )
-  return kept, refused
 
 
-def load_and_count(
+def load_and_refuse(
   source: str | Path, format: str
-) -> tuple[list[Example], Dropped]:
-  """Returns the usable examples of a source, and why others were left out.
+) -> tuple[list[Example], list[records.RefusedExample]]:
+  """Returns the usable examples of a source, and what was refused of it.
 
   Args:
     source: see rlhf_jax/data/sources.py.
@@ -216,6 +280,17 @@ def load_and_count(
   kept, refused = _parse_all(source, format)
   if not kept:
     raise DataError(f"{source}: every record was refused. {refused[0]}")
+  return kept, refused
+
+
+def load_and_count(
+  source: str | Path, format: str
+) -> tuple[list[Example], Dropped]:
+  """Returns the usable examples of a source, and why others were left out.
+
+  Args and errors are those of `load_and_refuse`.
+  """
+  kept, refused = load_and_refuse(source, format)
   return kept, Dropped(error.reason for error in refused)
 
 

@@ -24,15 +24,11 @@ from rlhf_jax.data.tokenizers import Tokenizer
 
 def load(data: Data, tokenizer: Tokenizer, seed: int) -> dataset.Comparisons:
   """Returns judged answers, from labels or from comparisons."""
-  if data.format != "labelled":
+  if not data.has_format("labelled"):
     return from_comparisons(dataset.comparisons(data, tokenizer, seed))
   found, dropped = dataset.records(data, tokenizer)
-  encoded, lost = encode.encode_all_labelled(
-    found,
-    tokenizer,
-    data.max_length,
-    data.chat,
-    end_token=data.end_token,
+  encoded, lost = encode.encode_all(
+    dataset.encoder(found, data, tokenizer), found
   )
   dataset.check_left(encoded, data, dropped + lost)
   return of_encoded(encoded, dropped + lost)

@@ -73,9 +73,16 @@ class Shape:
 
 def sizes_of(rows: Sequence[Row]) -> np.ndarray:
   """Returns [N, 2]: tokens and targets of each row."""
+  if hasattr(rows, "sizes"):  # on disk
+    return rows.sizes
   return np.asarray(
     [(len(row["tokens"]), int(np.sum(row["loss_mask"]))) for row in rows]
   ).reshape(-1, 2)
+
+
+def longest(rows: Sequence[Row]) -> int:
+  """Returns the tokens of the longest row."""
+  return int(sizes_of(rows)[:, 0].max())
 
 
 def _shared(

@@ -51,6 +51,12 @@ def _texts(record: Any) -> Iterator[str]:
         yield message["content"]
 
 
+def mark_in(record: Any, known: Sequence[str]) -> str | None:
+  """Returns the first of `marks` that a record's text holds, or None."""
+  text = "\0".join(_texts(record))
+  return next((mark for mark in known if mark in text), None)
+
+
 def find(
   found: Sequence[Any], tokenizer: Tokenizer, is_chat: bool
 ) -> list[tuple[str, str]]:
@@ -58,8 +64,7 @@ def find(
   known = marks(tokenizer, is_chat)
   pairs = []
   for record in found:
-    text = "\0".join(_texts(record))
-    mark = next((mark for mark in known if mark in text), None)
+    mark = mark_in(record, known)
     if mark is not None:
       pairs.append((record.where, mark))
   return pairs

@@ -3,8 +3,9 @@
 Held-out numbers mean something only for prompts that were not trained on.
 Records ask the same when their whole prompts are equal but for white space
 (formats.prompt_key), whatever a row has room for; a dialogue asks at each of
-its turns that is answered. Nothing is taken out here:
-a person decides, and is told how many and where.
+its turns that is answered. They nearly do where most pieces of their prompts
+are the same (near.py). Nothing is taken out here: a person decides, and is told
+how many and where; config.data.duplicates and .exclude take it out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_jax.data import dataset, formats
+from rlhf_jax.data import dataset, formats, near, reading, streamed
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.tokenizers import Tokenizer
 
@@ -42,10 +43,79 @@ def shared(train: Sequence[Any], held: Sequence[Any]) -> list[tuple[str, str]]:
   return pairs
 
 
-def _say(name: str, text: str, pairs: list[tuple[str, str]]) -> None:
-  if pairs:
-    where, other = pairs[0]
-    print(f"{name}: WARNING: {len(pairs)} {text}, {where} that of {other}")
+def nearly_repeated(
+  found: Sequence[Any], least: float
+) -> list[tuple[str, str]]:
+  """Returns pairs as `repeated` of records that nearly say the same.
+
+  Args:
+    found: from dataset.records.
+    least: near.py's J of the prompts, and of the answers, at least.
+  """
+  seen: set[str] = set()
+  index = near.Index(least)
+  pairs = []
+  for record in found:
+    key = formats.record_key(record)
+    if key in seen:
+      continue
+    seen.add(key)
+    other = index.find(formats.record_texts(record), record.where)
+    if other is not None:
+      pairs.append((record.where, other))
+  return pairs
+
+
+def nearly_shared(
+  train: Sequence[Any], held: Sequence[Any], least: float
+) -> list[tuple[str, str]]:
+  """Returns pairs as `shared` of records that nearly ask the same.
+
+  Those that ask exactly the same are left out.
+  """
+  index = near.Index(least)
+  exact = {where for where, _ in shared(train, held)}
+  for record in {id(record): record for record in train}.values():
+    for text in formats.answered_texts(record):
+      index.find((text,), record.where)
+  pairs = []
+  for record in held:
+    if record.where in exact:
+      continue
+    texts = formats.answered_texts(record)
+    others = [other for text in texts if (other := index.find((text,)))]
+    if others:
+      pairs.append((record.where, others[0]))
+  return pairs
+
+
+def _told(text: str, pairs: list[tuple[str, str]]) -> list[str]:
+  """Returns a line with the number of pairs and the first; none without."""
+  if not pairs:
+    return []
+  where, other = pairs[0]
+  return [f"{len(pairs)} {text}, {where} that of {other}"]
+
+
+def _say(name: str, lines: list[str]) -> None:
+  for line in lines:
+    print(f"{name}: WARNING: {line}")
+
+
+def repeated_lines(data: Data, found: Sequence[Any]) -> list[str]:
+  """Returns lines of how many records of a source repeat an earlier one.
+
+  Args:
+    data: the section that they are read from.
+    found: from dataset.records.
+  """
+  text = f"of {len(found)} records of {data.source}"
+  lines = _told(f"{text} repeat an earlier one", repeated(found))
+  if data.near:
+    reading.announce(len(found))
+    nearly = nearly_repeated(found, data.near)
+    lines += _told(f"{text} nearly repeat an earlier one", nearly)
+  return lines
 
 
 def say_repeated(name: str, data: Data, found: Sequence[Any]) -> None:
@@ -56,8 +126,7 @@ def say_repeated(name: str, data: Data, found: Sequence[Any]) -> None:
     data: the section that they are read from.
     found: from dataset.records.
   """
-  text = f"of {len(found)} records of {data.source} repeat an earlier one"
-  _say(name, text, repeated(found))
+  _say(name, repeated_lines(data, found))
 
 
 def say(name: str, data: Data, heldout: Data, tokenizer: Tokenizer) -> None:
@@ -70,6 +139,9 @@ def say(name: str, data: Data, heldout: Data, tokenizer: Tokenizer) -> None:
       only what repeats in `data` is said.
     tokenizer: of the model, for filters by tokens.
   """
+  if "disk" in (data.store, heldout.store):
+    _say_by_keys(name, data, heldout, tokenizer)
+    return
   train, _ = dataset.records(data, tokenizer)
   say_repeated(name, data, train)
   if not heldout.source:
@@ -84,10 +156,53 @@ def say_shared(
   name: str, data: Data, heldout: Data, tokenizer: Tokenizer
 ) -> None:
   """Prints how many held-out records ask what a section is trained on."""
+  if "disk" in (data.store, heldout.store):
+    _say_shared_keys(name, data, heldout, tokenizer)
+    return
   train, _ = dataset.records(data, tokenizer)
   held, _ = dataset.records(heldout, tokenizer)
-  text = (
-    f"of {len(held)} held-out records of {heldout.source} ask what is trained "
-    f"on in {data.source}, so their numbers are not held out"
+  before, what = _sharing(data, heldout, len(held))
+  _say(name, _told(f"{before} {what}", shared(train, held)))
+  if data.near:
+    reading.announce(len(train) + len(held))
+    nearly = nearly_shared(train, held, data.near)
+    _say(name, _told(f"{before} nearly {what}", nearly))
+
+
+def _sharing(data: Data, heldout: Data, count: int) -> tuple[str, str]:
+  """Returns what is said of held-out records before and after "nearly"."""
+  return (
+    f"of {count} held-out records of {heldout.source}",
+    f"ask what is trained on in {data.source}, so their numbers are not held "
+    "out",
   )
-  _say(name, text, shared(train, held))
+
+
+def _keys(data: Data, tokenizer: Tokenizer) -> streamed.Keys:
+  """Returns the keys of the records of a section, wherever its rows are."""
+  if data.store == "disk":
+    return streamed.load(data, tokenizer, dataset.encoder).keys
+  return streamed.keys_of(dataset.records(data, tokenizer)[0])
+
+
+def _say_by_keys(
+  name: str, data: Data, heldout: Data, tokenizer: Tokenizer
+) -> None:
+  """Prints what `say` does, of data beyond memory: counts without places."""
+  is_other = heldout.source not in ("", data.source)
+  for section in (data, heldout) if is_other else (data,):
+    keys = _keys(section, tokenizer)
+    if count := streamed.repeats(keys):
+      text = f"{count} of {len(keys.said)} records of {section.source}"
+      _say(name, [f"{text} repeat an earlier one"])
+  if heldout.source:
+    _say_shared_keys(name, data, heldout, tokenizer)
+
+
+def _say_shared_keys(
+  name: str, data: Data, heldout: Data, tokenizer: Tokenizer
+) -> None:
+  train, held = (_keys(section, tokenizer) for section in (data, heldout))
+  if count := streamed.shared(train, held):
+    before, what = _sharing(data, heldout, len(held.said))
+    _say(name, [f"{count} {before} {what}"])

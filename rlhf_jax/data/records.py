@@ -84,24 +84,30 @@ def _fits(record: dict, name: str) -> bool:
   return True
 
 
-def suggestion(record: dict, format: str) -> str:
-  """Returns " Did you mean format=...?" if the record fits another format.
+def fitting(record: dict, format: str = "") -> str:
+  """Returns the format that a record fits best, "" for none.
 
-  One that reads less is none, unless a field of this one is missing.
+  Args:
+    record: of a file.
+    format: that it was read with, which is not meant. One that reads less is
+      none, unless a field of this one is missing.
   """
   own = set(FIELDS.get(format, ()))
   is_whole = own <= set(record)
-  fitting = [
+  found = [
     name
     for name, fields in FIELDS.items()
     if name != format
     and not (is_whole and set(fields) <= own)
     and _fits(record, name)
   ]
-  if not fitting:
-    return ""
-  best = max(fitting, key=lambda name: len(FIELDS[name]))
-  return f" Did you mean format={best!r}?"
+  return max(found, key=lambda name: len(FIELDS[name]), default="")
+
+
+def suggestion(record: dict, format: str) -> str:
+  """Returns " Did you mean format=...?" if the record fits another format."""
+  best = fitting(record, format)
+  return f" Did you mean format={best!r}?" if best else ""
 
 
 def field(record: dict, name: str, kinds: tuple, format: str, where: str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from rlhf_jax import imported
-from rlhf_jax.data import batches, formats, layout
+from rlhf_jax.data import batches, formats, layout, mixture, sources
 from rlhf_jax.schema import FieldError, check_choice, check_least, check_seed
 
 
@@ -16,9 +16,19 @@ class Data:
   source: str = (
     ""  # asset:NAME, tfds:NAME:SPLIT, or files: .jsonl, .json, .csv,
   )
-  # .parquet, several with commas between, or a pattern; "" for none
+  # .parquet, or a pattern; several with commas between; "" for none
   format: str = "comparison"  # of a record, data/formats.py; or the import path
-  # of a parser, file.py:name
+  # of a parser, file.py:name; one for each part of the source, or one for all
+  weights: str = ""  # shares of the parts of the source, such as "3,1"; "": as
+  # many records as they have
+  repeats: str = ""  # how often each part is read in a pass, such as "2,0.5"
+  duplicates: str = "keep"  # records that repeat an earlier one, in any part:
+  # "keep", "exact" leaves them out, "near" also those that nearly do
+  near: float = (
+    0.8  # share of pieces of 5 words from which two texts are nearly
+  )
+  # the same (data/near.py); 0 looks for none
+  exclude: str = ""  # a source whose prompts are left out of this one
   prompt: str = ""  # prompt text put before rated texts, e.g. "Review:"
   prefix_tokens: int = 0  # first tokens of a text that join the prompt
   chat: bool = False  # render prompts with the tokenizer's chat template
@@ -37,6 +47,8 @@ class Data:
   pairs: int = 0  # comparisons drawn from ratings
   ties: str = "drop"  # equal ratings: draw again, or the soft label 0.5
   limit: int = 0  # first so many records; 0: all
+  store: str = "memory"  # SFT only: where rows are kept; "disk" for data that
+  # memory does not hold, data/streamed.py
 
   def __post_init__(self) -> None:
     check_least(
@@ -47,12 +59,95 @@ class Data:
     check_choice("ties", self.ties, ("drop", "soft"))
     check_choice("pack", self.pack, layout.MODES)
     check_choice("share_prompts", self.share_prompts, layout.PROMPTS)
-    if imported.is_path(self.format):
-      formats.find(self.format)
-    else:
-      check_choice("format", self.format, tuple(formats.FORMATS))
+    for name in self.format.split(","):
+      if imported.is_path(name.strip()):
+        formats.find(name.strip())
+      else:
+        check_choice("format", name.strip(), tuple(formats.FORMATS))
+    check_choice("duplicates", self.duplicates, ("keep", "exact", "near"))
+    if not 0.0 <= self.near <= 1.0:
+      raise FieldError(f"near={self.near}: must be in [0, 1].")
+    if self.duplicates == "near" and not self.near:
+      raise FieldError(
+        "duplicates='near' with near=0.0: nothing is near. Set near=0.8, or "
+        "duplicates='exact'."
+      )
+    if "," in self.format and self.source:
+      self.formats(self._parts())
+    self._check_shares()
+    check_choice("store", self.store, ("memory", "disk"))
+    self._check_store()
     check_seed(self.split_seed, "split_seed")
     self.split_sizes()
+
+  def _check_shares(self) -> None:
+    """Raises FieldError for weights or repeats that cannot be followed."""
+    if self.weights and self.repeats:
+      raise FieldError(
+        f"weights={self.weights!r} and repeats={self.repeats!r}: each says how "
+        "often parts are read. Set the other to ''."
+      )
+    name = "weights" if self.weights else "repeats"
+    given = self.weights or self.repeats
+    if not given:
+      return
+    try:
+      count = len(mixture.numbers(given))
+    except ValueError as error:
+      raise FieldError(
+        f"{name}={given!r}: must be numbers above 0, one for each part of the "
+        f"source ({error}). Write for example '3,1'."
+      ) from error
+    if self.split:
+      raise FieldError(
+        f"{name}={given!r} with split={self.split!r}: a split is of all parts "
+        "together. Set one of them to ''."
+      )
+    parts = self._parts() if self.source else count
+    if count != parts:
+      raise FieldError(
+        f"{name}={given!r}: {count} numbers, and source={self.source!r} has "
+        f"{parts} parts. Give one for each."
+      )
+
+  def _check_store(self) -> None:
+    """Raises FieldError for what would hold all records in memory."""
+    if self.store == "memory":
+      return
+    usual_values = {"near": 0.0, "weights": "", "repeats": "", "split": ""}
+    for name, usual in usual_values.items():
+      value = getattr(self, name)
+      if value != usual:
+        raise FieldError(
+          f"store='disk' with {name}={value!r}: it would hold all records in "
+          f"memory. Set {name}={usual!r}, or store='memory'."
+        )
+    if self.pack == "all":
+      raise FieldError(
+        "store='disk' with pack='all': it would hold all rows in memory. Set "
+        "pack='batch', or store='memory'."
+      )
+
+  def _parts(self) -> int:
+    """Returns how many parts the source has."""
+    try:
+      return len(sources.parts(self.source))
+    except ValueError as error:
+      raise FieldError(f"source={self.source!r}: {error}") from error
+
+  def formats(self, count: int) -> list[str]:
+    """Returns the format of each of `count` parts of the source."""
+    found = [name.strip() for name in self.format.split(",")]
+    if len(found) not in (1, count):
+      raise FieldError(
+        f"format={self.format!r}: {len(found)} formats, and source="
+        f"{self.source!r} has {count} parts. Give one for each, or one for all."
+      )
+    return found if len(found) == count else found * count
+
+  def has_format(self, name: str) -> bool:
+    """Says whether all parts of the source have a format."""
+    return {part.strip() for part in self.format.split(",")} == {name}
 
   def split_sizes(self) -> dict[str, int]:
     """Returns {name: size} of `splits`, checked against `split`."""

@@ -17,12 +17,15 @@ DEMONSTRATIONS, COMPARISONS, PROMPTS = (
   "comparisons",
   "prompts",
 )
-_ALWAYS = ("source", "format", "max_length", "limit")
+_ALWAYS = (
+  *("source", "format", "max_length", "limit", "weights", "repeats"),
+  *("duplicates", "near", "exclude"),
+)
 _OF_RATED = ("min_words", "max_text_tokens", "split", "splits", "split_seed")
 # (what rows are made for, whether of rated texts) -> what is read besides
 _READ = {
   (DEMONSTRATIONS, True): ("prompt", "end_token", "train_on_prompt", "pack"),
-  (DEMONSTRATIONS, False): ("chat", "train_on_prompt", "pack"),
+  (DEMONSTRATIONS, False): ("chat", "train_on_prompt", "pack", "store"),
   (COMPARISONS, True): (
     *("prompt", "end_token", "pairs", "ties"),
     "share_prompts",
@@ -42,14 +45,18 @@ def check(data: Data, name: str, use: str, *, packs: bool = True) -> None:
     use: DEMONSTRATIONS, COMPARISONS or PROMPTS.
     packs: whether rows are shared as data.pack and data.share_prompts say.
   """
-  is_rated = data.format == "ratings" or data.source.startswith("asset:")
+  is_rated = data.has_format("ratings") or data.source.startswith("asset:")
   if not data.source or (imported.is_path(data.format) and not is_rated):
     return  # a parser of one's own makes whatever it makes
   read = {*_ALWAYS, *_READ[use, is_rated], *(_OF_RATED if is_rated else ())}
   if not packs:
     read -= {"pack", "share_prompts"}
   if not data.split:  # all records: nothing is drawn
-    read -= {"splits", "split_seed"}
+    read -= {"splits"}
+  if data.weights or data.repeats:
+    read |= {"split_seed"}
+  elif not data.split:
+    read -= {"split_seed"}
   for field in dataclasses.fields(Data):
     value = getattr(data, field.name)
     if field.name not in read and value != field.default:

@@ -10,16 +10,14 @@ Left out: GGUF files and adapters on the hub; fetch them and give their path.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from rlhf_jax.data.hub_client import Name, explained, in_field, library
 from rlhf_jax.models import tensor_files
-from rlhf_jax.schema import FieldError, UserError
+from rlhf_jax.schema import UserError
 
 WEIGHTS, INDEX = tensor_files.WEIGHTS, tensor_files.INDEX
 FURTHER = (  # read where a model has them
@@ -36,22 +34,7 @@ FURTHER = (  # read where a model has them
   "README.md",
 )
 _NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*?)(?:@([\w-][\w./-]*))?", re.A)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILES = (".gguf", ".safetensors", ".json", ".bin", ".model")
-
-
-class Name(NamedTuple):
-  """A model of the hub; revision: a branch, a tag or a commit."""
-
-  repository: str
-  revision: str
-
-  @property
-  def is_pinned(self) -> bool:
-    return _COMMIT.fullmatch(self.revision) is not None
-
-  def __str__(self) -> str:
-    return f"{self.repository}@{self.revision}"
 
 
 def parse(source: str) -> Name | None:
@@ -70,62 +53,13 @@ def parse(source: str) -> Name | None:
   return Name(repository, "main" if revision is None else revision)
 
 
-def _library() -> Any:
-  try:
-    import huggingface_hub
-  except ImportError as error:
-    raise UserError(
-      f"needs huggingface_hub ({error}). Install it with pip install -e "
-      "'.[hub]', or give the path of a folder."
-    ) from error
-  return huggingface_hub
-
-
-def _explained(error: Exception, name: Name) -> UserError:
-  """Returns what a person can do about an error of huggingface_hub."""
-  from huggingface_hub import constants, errors
-
-  page = f"{constants.ENDPOINT}/{name.repository}"
-  if isinstance(error, errors.GatedRepoError):
-    return UserError(
-      f"its authors ask for consent first. Log in and agree at {page}, then "
-      "`hf auth login`, or set HF_TOKEN, with a token of the same account."
-    )
-  if isinstance(error, errors.RepositoryNotFoundError):
-    return UserError(
-      f"{constants.ENDPOINT} has no such model, or it is private, and no "
-      "folder here is so named. Correct the name (org/name), or log in with "
-      "`hf auth login`, or set HF_TOKEN, if you may read it."
-    )
-  if isinstance(error, errors.RevisionNotFoundError):
-    return UserError(
-      f"there is no revision {name.revision!r} of it. Give a branch, a tag or "
-      f"a whole commit that {page} lists."
-    )
-  if isinstance(error, errors.EntryNotFoundError) and not isinstance(
-    error, errors.LocalEntryNotFoundError
-  ):
-    return UserError(
-      f"has no config.json at {name.revision}: it is no model that "
-      "transformers reads. For a GGUF file, fetch it and give its path."
-    )
-  why = str(error).strip().splitlines()
-  return UserError(
-    f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: "
-    f"{why[0][:200] if why else ''}), and the cache "
-    f"{constants.HF_HUB_CACHE} does not hold all of it. Run this once with a "
-    f"network (and without HF_HUB_OFFLINE), or fetch it elsewhere with `hf "
-    f"download {name.repository} --local-dir FOLDER` and give that folder."
-  )
-
-
 def _download(name: Name, file: str) -> Path | None:
   """Returns a file of a model, fetched if need be; None where it has none.
 
   Raises:
     UserError: it cannot be had.
   """
-  hub = _library()
+  hub = library()
   from huggingface_hub import errors
 
   if name.is_pinned:
@@ -139,14 +73,13 @@ def _download(name: Name, file: str) -> Path | None:
   try:
     path = hub.hf_hub_download(name.repository, file, revision=name.revision)
   except errors.LocalEntryNotFoundError as error:
-    cause = error.__cause__
-    raise _explained(error if cause is None else cause, name) from error
+    raise explained(error, name) from error
   except errors.EntryNotFoundError as error:
     if file == "config.json":
-      raise _explained(error, name) from error
+      raise explained(error, name) from error
     return None
   except Exception as error:  # of whichever library carries its requests
-    raise _explained(error, name) from error
+    raise explained(error, name) from error
   return Path(path)
 
 
@@ -165,10 +98,10 @@ def pin(source: str, field: str = "model.source") -> str:
   name = parse(source)
   if name.is_pinned:
     return str(name)
-  with _in_field(source, field):
+  with in_field(source, field):
     before = _cached_commit(name)
     try:
-      _library().HfApi().model_info(
+      library().HfApi().model_info(
         name.repository, revision=name.revision, timeout=30
       )
       config = _download(name, "config.json")
@@ -181,7 +114,7 @@ def pin(source: str, field: str = "model.source") -> str:
         error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError
       )
       if is_answer or before is None:
-        raise _explained(error, name) from error
+        raise explained(error, name) from error
       print(
         f"{source}: the hub cannot be reached ({type(error).__name__}); the "
         f"cache holds {before[:12]} as its {name.revision}, which is read"
@@ -192,45 +125,39 @@ def pin(source: str, field: str = "model.source") -> str:
 
 def _cached_commit(name: Name) -> str | None:
   """Returns the commit that the cache knows a branch or a tag as."""
-  path = _library().try_to_load_from_cache(
+  path = library().try_to_load_from_cache(
     name.repository, "config.json", revision=name.revision
   )
   return Path(path).parent.name if isinstance(path, str) else None
 
 
-@contextlib.contextmanager
-def _in_field(source: str, field: str) -> Iterator[None]:
-  """Puts a field and its value before what is said inside."""
-  try:
-    yield
-  except FieldError:
-    raise
-  except UserError as error:
-    raise FieldError(f"{field}={source!r}: {error}") from error
-
-
 def fetch(
-  source: str, field: str = "model.source", *, needs_weights: bool = True
+  source: str,
+  field: str = "model.source",
+  *,
+  needs_weights: bool = True,
+  needs_tokenizer: bool = True,
 ) -> Path:
   """Returns the folder of a model of the hub, with all that is read of it.
 
   Args:
     source: that `parse` takes for a name.
     field: where it stands, for messages.
-    needs_weights: False for config.json alone.
+    needs_weights, needs_tokenizer: both False for config.json alone.
 
   Raises:
     FieldError: it cannot be had, or holds no weights that are read here.
   """
   name = parse(pin(source, field))
-  with _in_field(source, field):
+  with in_field(source, field):
     folder = _download(name, "config.json").parent
+    is_here = (folder / WEIGHTS).exists() or (folder / INDEX).exists()
+    if needs_weights and not is_here:
+      print(f"fetching {name} from the hub", flush=True)
+    for file in FURTHER if needs_tokenizer else ():
+      _download(name, file)
     if not needs_weights:
       return folder
-    if not (folder / WEIGHTS).exists() and not (folder / INDEX).exists():
-      print(f"fetching {name} from the hub", flush=True)
-    for file in FURTHER:
-      _download(name, file)
     index = _download(name, INDEX)
     files = [WEIGHTS] if index is None else tensor_files.shard_names(index)
     for file in files:

@@ -60,8 +60,12 @@ def pinned_source(source: str) -> str:
   return source if hub.parse(source) is None else hub.pin(source)
 
 
-def locate(source: str) -> Path:
+def locate(source: str, *, needs_weights: bool = True) -> Path:
   """Returns the file or folder of a model, fetched when it is elsewhere.
+
+  Args:
+    source: of a Model section.
+    needs_weights: False where its tokenizer is enough.
 
   Raises:
     UserError: nothing there that could be a model, or it cannot be fetched.
@@ -70,7 +74,7 @@ def locate(source: str) -> Path:
   if source.startswith("asset:"):
     return assets.fetch(source.removeprefix("asset:"))
   if hub.parse(source) is not None:
-    return hub.fetch(source)
+    return hub.fetch(source, needs_weights=needs_weights)
   return Path(os.path.expanduser(source))
 
 
@@ -90,7 +94,7 @@ def read_architecture(source: str) -> transformer.Config:
   if source.startswith("asset:") and known is not None:
     return shapes.named(known)
   if hub.parse(source) is not None:
-    path = hub.fetch(source, needs_weights=False)
+    path = hub.fetch(source, needs_weights=False, needs_tokenizer=False)
   else:
     path = locate(source)
   if path.is_dir():

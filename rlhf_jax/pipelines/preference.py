@@ -83,7 +83,7 @@ class Settings(schema.Settings):
       )
     for key in ("data", "heldout"):
       data = getattr(self, key)
-      if data.source and data.format == "labelled" and not self.is_unpaired:
+      if data.source and data.has_format("labelled") and not self.is_unpaired:
         raise FieldError(
           f"{key}.format='labelled': single answers, and "
           f"{self.algorithm.name!r} compares two. Set algorithm.name='kto', or "

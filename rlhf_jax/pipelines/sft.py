@@ -167,7 +167,7 @@ def load_rows(settings: Settings, base: Base) -> tuple[list[dataset.Row], int]:
   dataset.report_dropped("sft", data.source, len(rows), dropped)
   overlap.say("sft", data, settings.validation, base.tokenizer)
   examples = len(rows)
-  pretrained.check_context(base, max(len(r["tokens"]) for r in rows), "data")
+  pretrained.check_context(base, layout.longest(rows), "data")
   if data.pack == "all":
     rows, fill = layout.pack_examples(rows, data.max_length)
     print(f"sft: packed into {len(rows)} rows, {fill:.0%} filled")
@@ -243,8 +243,7 @@ def _validate(
   rows, dropped = dataset.demonstrations(settings.validation, tokenizer)
   source = settings.validation.source
   dataset.report_dropped("sft, validation", source, len(rows), dropped)
-  longest = max(len(r["tokens"]) for r in rows)
-  pretrained.check_context(phase.base, longest, "validation")
+  pretrained.check_context(phase.base, layout.longest(rows), "validation")
   shape = layout.whole(rows)
   forward = jax.jit(
     functools.partial(

@@ -239,7 +239,7 @@ def check_needed(data: Data, name: str) -> None:
   if not data.source:
     raise FieldError(
       f"{name}.source is empty: name a file (--config.{name}.source=my.jsonl), "
-      "tfds:NAME:SPLIT or asset:NAME."
+      "tfds:NAME:SPLIT, hub:ORG/NAME:SPLIT or asset:NAME."
     )
 
 
@@ -255,7 +255,7 @@ def check_pairs(settings: Any) -> None:
   """Checks that ratings in data and heldout are drawn as pairs."""
   for key in ("data", "heldout"):
     data = getattr(settings, key)
-    if data.source and data.format == "ratings" and data.pairs < 1:
+    if data.source and data.has_format("ratings") and data.pairs < 1:
       raise FieldError(
         f"{key}.pairs={data.pairs}: comparisons are drawn from ratings; say "
         f"how many, for example --config.{key}.pairs=20000."

@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 
-from rlhf_jax.data import assets
+from rlhf_jax.data import assets, caches
 from rlhf_jax.data.formats import RatedText
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import load_tokenizer
@@ -184,7 +184,7 @@ def test_unknown_asset():
 
 def test_cache_directory_without_variable(monkeypatch):
   monkeypatch.delenv("RLHF_JAX_CACHE", raising=False)
-  assert assets.cache_directory().parts[-2:] == (".cache", "rlhf_jax")
+  assert caches.directory().parts[-2:] == (".cache", "rlhf_jax")
 
 
 def reviews(path, texts: bytes, ratings: bytes):

@@ -79,7 +79,9 @@ def test_comparisons_are_collated_with_masks_labels_and_weights(tokenizer):
     Comparison("f:1", "the cat", " sat", " sat on the mat"),
     Comparison("f:2", "the", " dog", " log", 0.0),
   ]
-  encoded, _ = encode.encode_comparisons(examples, tokenizer, 30)
+  encoded, _ = encode.encode_all(
+    encode.encode_comparison, examples, tokenizer, 30
+  )
   batch = batches.collate_preferences(encoded, 24, tokenizer.pad_id, rows=3)
   assert batch.tokens.shape == batch.loss_mask.shape == (3, 2, 24)
   np.testing.assert_array_equal(batch.label, np.float32([1, 0, 0]))
@@ -232,7 +234,9 @@ def test_loader_yields_batches(tokenizer):
   examples = [
     Demonstration(f"f:{n}", "the cat", " sat" * n) for n in range(1, 6)
   ]
-  rows, dropped = encode.encode_demonstrations(examples, tokenizer, 30)
+  rows, dropped = encode.encode_all(
+    encode.encode_demonstration, examples, tokenizer, 30
+  )
   assert not dropped
   stream = batches.make_loader(
     rows,

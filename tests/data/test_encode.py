@@ -221,7 +221,9 @@ def test_drops_are_counted():
     demonstration(response=""),
     demonstration(prompt="abcdefgh"),
   ]
-  rows, dropped = encode.encode_demonstrations(demonstrations, LETTERS, 6)
+  rows, dropped = encode.encode_all(
+    encode.encode_demonstration, demonstrations, LETTERS, 6
+  )
   assert [spell(row) for row in rows] == ["abcd*e*<e>*", "fghd*e*<e>*"]
   assert dropped == {
     "response does not fit in max_length": 1,
@@ -234,7 +236,9 @@ def test_drops_are_counted():
     Comparison("f:2", "a", "b", "b"),
     Comparison("f:3", "a", "b", "cdefghi"),
   ]
-  pairs, dropped = encode.encode_comparisons(comparisons, LETTERS, 6)
+  pairs, dropped = encode.encode_all(
+    encode.encode_comparison, comparisons, LETTERS, 6
+  )
   assert len(pairs) == 1
   assert dropped == {
     "candidates are equal": 1,

@@ -166,7 +166,9 @@ def test_tool_calls(tokenizer):
   example = FORMATS["messages"]({"messages": dialogue}, "f:1")
   assert example.messages == dialogue
   with pytest.raises(DataError, match="^f:1: the chat templa.*no attribute"):
-    encode.encode_demonstrations([example], tokenizer, 256, chat=True)
+    encode.encode_all(
+      encode.encode_demonstration, [example], tokenizer, 256, chat=True
+    )
   tokenizer.chat_template = NAMED.replace(
     "{{ m.content }}", "{{ m.content if m.content else '' }}"
   )
@@ -233,7 +235,9 @@ def test_tools_of_a_record(tokenizer):
       FORMATS["prompt"]({"prompt": "Hi", "tools": odd}, "f:1")
   asked = Demonstration("f:1", messages=[USER | {"tools": CALL}, YES])
   with pytest.raises(DataError, match="f:1: .*does not write the tools"):
-    encode.encode_demonstrations([asked], tokenizer, 256, chat=True)
+    encode.encode_all(
+      encode.encode_demonstration, [asked], tokenizer, 256, chat=True
+    )
   with pytest.raises(ValueError, match="'tools'.*plain text cannot say"):
     formats.prompt_text(asked)
   tokenizer.chat_template = (

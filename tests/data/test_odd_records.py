@@ -8,7 +8,7 @@ import os
 import pytest
 
 from rlhf_jax import strict_json
-from rlhf_jax.data import dataset, formats, sources
+from rlhf_jax.data import dataset, formats, reading, sources
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.schema import FieldError
@@ -161,7 +161,7 @@ def test_several_files_and_patterns(tmp_path, monkeypatch):
   assert sources.paths("~/a.jsonl, ~/b.csv") == [a, b]
   assert sources.paths("~/*.*") == [a, b]
   data = Data(source="~/*.jsonl,~/b.csv", format="demonstration")
-  assert [e.where for e in dataset._all_records(data)[0]] == [
+  assert [e.where for part in reading.read(data).parts for e in part] == [
     *(f"{a}:{n}" for n in (1, 2)),
     *(f"{b}:{n}" for n in (2, 4)),
   ]

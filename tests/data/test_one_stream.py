@@ -190,8 +190,12 @@ def test_an_earlier_answer_behind_another_text_is_context(load):
   tokenizer = load(CLEAN["rule in the last turn"])
   turns, _ = conversations()[2]
   whole = [*turns, {"role": "assistant", "content": "yes"}]
-  rows, dropped = encode.encode_demonstrations(
-    [Demonstration("f:1", messages=whole)], tokenizer, 999, chat=True
+  rows, dropped = encode.encode_all(
+    encode.encode_demonstration,
+    [Demonstration("f:1", messages=whole)],
+    tokenizer,
+    999,
+    chat=True,
   )
   learned = rows[0]["tokens"][rows[0]["loss_mask"] > 0].tolist()
   assert tokenizer.decode(learned) == "yes"

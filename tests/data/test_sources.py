@@ -132,5 +132,5 @@ def test_tfds_errors(prepared, monkeypatch):
     return real(name, *args, **kwargs)
 
   monkeypatch.setattr(builtins, "__import__", without_tfds)
-  with pytest.raises(DataError, match=r"pip install 'rlhf_jax\[tfds\]'"):
+  with pytest.raises(DataError, match="pip install tensorflow-datasets"):
     read_source("tfds:tiny_pairs:train")

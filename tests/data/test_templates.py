@@ -112,8 +112,8 @@ CHATML = (
 @pytest.mark.parametrize(
   ("encoder", "example"),
   [
-    (encode.encode_demonstrations, Demonstration("f:7", "bad", "r")),
-    (encode.encode_comparisons, Comparison("f:7", "bad", "a", "b")),
+    (encode.encode_demonstration, Demonstration("f:7", "bad", "r")),
+    (encode.encode_comparison, Comparison("f:7", "bad", "a", "b")),
   ],
 )
 def test_the_record_that_a_template_refuses_is_named(
@@ -123,7 +123,7 @@ def test_the_record_that_a_template_refuses_is_named(
   with pytest.raises(
     DataError, match="^f:7: the chat .*: not this one. Change"
   ):
-    encoder([example], tokenizer, 64, chat=True)
+    encode.encode_all(encoder, [example], tokenizer, 64, chat=True)
 
 
 def test_the_prompt_that_a_template_refuses_is_named(tokenizer, tmp_path):
