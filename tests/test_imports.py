@@ -35,8 +35,8 @@ ORDER = (
   ("programs",),
   ("exports",),
   ("pipelines", "notebook"),
-  ("planning", "lab"),
-  ("catalogue", "chat", "explain", "export"),
+  ("planning", "lab", "sweeps"),
+  ("catalogue", "chat", "explain", "export", "sweep"),
   ("main", "plan", "__main__"),
 )
 LEVEL = {name: i for i, names in enumerate(ORDER) for name in names}
