@@ -36,7 +36,8 @@ ORDER = (
   ("exports",),
   ("pipelines", "notebook"),
   ("planning", "lab", "sweeps"),
-  ("catalogue", "chat", "explain", "export", "sweep"),
+  ("comparisons",),
+  ("catalogue", "chat", "compare", "explain", "export", "sweep"),
   ("main", "plan", "__main__"),
 )
 LEVEL = {name: i for i, names in enumerate(ORDER) for name in names}
