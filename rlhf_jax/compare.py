@@ -134,7 +134,7 @@ def make(options: argparse.Namespace) -> Any:
   scores: dict[str, Any] = {}
   notes: list[str] = []
   total = max((len(x.answers) for x in policies), default=0)
-  can_rank = len(policies) > 1 and len(prompts) > 1
+  can_rank = len(policies) > 1 and len({prompt for prompt, _ in prompts}) > 1
   if can_rank:
     scores, notes = _judged(policies, prompts, options.judge)
     if len(prompts) < total:
@@ -149,10 +149,11 @@ def make(options: argparse.Namespace) -> Any:
       "prompts (configs/evaluate.py)."
     )
   own = [run.name for run in runs]
+  ranked = {policy.name for policy in policies}
   notes += [
-    f"{run.name}: no {sources.TEXTS_FILE}, so its policy is not ranked."
+    f"{run.name}: holds no {sources.TEXTS_FILE}, so its policy is not ranked."
     for run in runs
-    if policies and not run.policies
+    if policies and not run.policies and run.name not in ranked
   ]
   return compare_page.Page(
     title=f"{', '.join(own)} side by side",
@@ -161,7 +162,7 @@ def make(options: argparse.Namespace) -> Any:
     colours=colours(own, [policy.name for policy in policies]),
     notes=notes,
     judgements=[
-      tables.judgement(judge, policies, found)
+      tables.judgement(judge, policies, prompts, found)
       for judge, found in scores.items()
     ],
     texts=tables.texts(policies, prompts) if prompts else (),

@@ -1,12 +1,12 @@
 """What runs left on disk, to be put side by side.
 
 A run is a folder with any of config.json, metrics.jsonl, stage.json,
-evaluation.json, summary.json and texts.jsonl; those of a whole run may lie in
-its stages. texts.jsonl brings policies: "before" and "after" of an evaluation,
-or one a row:
+evaluation.json, summary.json and a file of texts; those of a whole run may lie
+in its stages. Texts bring policies, in any of these lines:
 
   {"prompt": ..., "before": ..., "after": ..., "gold_before": 0.1, ...}
-  {"prompt": ..., "response": ..., "policy": NAME, "gold": 0.1, ...}
+  {"prompt": ..., "answers": {NAME: ...}, "scores": {NAME: {"gold": 0.1}}}
+  {"prompt": ..., "response": ..., "policy": NAME, "gold": 0.1, "scores": {...}}
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rlhf_jax.runs import numbers
 from rlhf_jax.schema import UserError
 
 TEXTS_FILE = "texts.jsonl"
+TEXTS_FILES = (TEXTS_FILE, "scores.jsonl", "answers.jsonl")  # the first there
 CONFIG_FILE = "config.json"
 RESULT_FILE = "evaluation.json"
 SIDES = ("before", "after")
@@ -47,6 +48,7 @@ class Policy:
   scores: judge -> prompt -> score.
   judges: judge -> what tells it from others of its name, where that is known.
   files: that it comes from.
+  label: what its file calls it.
   """
 
   name: str
@@ -54,6 +56,7 @@ class Policy:
   scores: dict[str, dict[Key, float]] = dataclasses.field(default_factory=dict)
   judges: dict[str, str] = dataclasses.field(default_factory=dict)
   files: frozenset[Path] = frozenset()
+  label: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +102,14 @@ def read(folders: Sequence[str | Path]) -> list[Run]:
       raise UserError(f"{path}: no such folder. Name the --workdir of a run.")
   if len({path.resolve() for path in paths}) < len(paths):
     raise UserError("a folder stands twice. Name each run once.")
-  return [
+  runs = [
     _read(path, name) for path, name in zip(paths, names(paths), strict=True)
   ]
+  bare = {run.name for run in runs if not run.policies}
+  for policy in (policy for run in runs for policy in run.policies):
+    if policy.label in bare:  # evaluated elsewhere
+      policy.name = policy.label
+  return runs
 
 
 def _read(folder: Path, name: str) -> Run:
@@ -111,9 +119,10 @@ def _read(folder: Path, name: str) -> Run:
   for path in _texts(folder):
     policies += _policies(path, name, _judges(path.parent, config))
   if not (config or columns or found or policies):
+    files = (CONFIG_FILE, "metrics.jsonl", *numbers.RESULTS, *TEXTS_FILES)
     raise UserError(
-      f"{folder}: holds no run: none of {CONFIG_FILE}, metrics.jsonl, "
-      f"{', '.join(numbers.RESULTS)}, {TEXTS_FILE}. Name the --workdir of one."
+      f"{folder}: holds no run: none of {', '.join(files)}. Name the --workdir "
+      "of one."
     )
   return Run(name, folder, dict(flat(config)), columns, found, policies)
 
@@ -140,9 +149,13 @@ def flat(
 
 
 def _texts(folder: Path) -> list[Path]:
-  own = folder / TEXTS_FILE
-  inner = sorted(folder.glob(f"*/{TEXTS_FILE}"))
-  return [own] if own.is_file() else inner
+  """Returns the files of texts of a run, or of the stages of a whole run."""
+  for name in TEXTS_FILES:
+    own = folder / name
+    inner = sorted(folder.glob(f"*/{name}"))
+    if own.is_file() or inner:
+      return [own] if own.is_file() else inner
+  return []
 
 
 def _judges(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
@@ -177,11 +190,12 @@ def _policies(path: Path, run: str, judges: Mapping[str, str]) -> list[Policy]:
   """
   found: dict[str, Policy] = {}
   seen: dict[tuple[str, str], int] = {}
-  rows = strict_json.read_rows(path, {"prompt": str}, _REMEDY)
-  for number, row in enumerate(rows, 1):
+  for number, line in enumerate(strict_json.read_rows(path, {}, _REMEDY), 1):
+    row = _with_prompt(line, f"{path}:{number}")
     for label, text, scores in _answers(row, f"{path}:{number}"):
       name = f"{run} {label}".strip()
       made = Policy(name, judges=dict(judges), files=frozenset({path}))
+      made.label = label
       policy = found.setdefault(name, made)
       count = seen.get((name, row["prompt"]), 0)
       seen[name, row["prompt"]] = count + 1
@@ -190,6 +204,18 @@ def _policies(path: Path, run: str, judges: Mapping[str, str]) -> list[Policy]:
       for judge, score in scores.items():
         policy.scores.setdefault(judge, {})[key] = score
   return list(found.values())
+
+
+def _with_prompt(row: Any, where: str) -> dict[str, Any]:
+  """Returns a row with a "prompt"; of messages all but the last are it."""
+  said = row.get("messages") if isinstance(row, dict) else None
+  if isinstance(said, list) and said and all(isinstance(x, dict) for x in said):
+    told = [f"{x.get('role')}: {x.get('content')}" for x in said[:-1]]
+    answer = {"response": said[-1].get("content")}
+    row = {"prompt": "\n".join(told)} | answer | row
+  if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+    raise UserError(f"{where}: no row with a 'prompt': {row!r:.60}. {_REMEDY}")
+  return row
 
 
 def _answers(
@@ -205,21 +231,31 @@ def _answers(
       }
       yield ("" if side == "after" else side), row[side], scores
     return
+  if isinstance(row.get("answers"), dict):
+    judged = row.get("scores")
+    judged = judged if isinstance(judged, dict) else {}
+    for label, text in row["answers"].items():
+      if isinstance(text, str):
+        yield label, text, _numbers(judged.get(label))
+    return
   fields = [name for name in ANSWERS if isinstance(row.get(name), str)]
   if not fields:
     raise UserError(
       f"{where}: has no answer: neither {' and '.join(SIDES)}, nor one of "
       f"{', '.join(ANSWERS)}. {_REMEDY}"
     )
-  inner = row.get("scores")
-  given = {**row, **(inner if isinstance(inner, dict) else {})}
-  scores = {
-    name: float(value)
-    for name, value in given.items()
-    if _is_number(value) and name not in _NO_SCORES
-  }
+  scores = _numbers(row) | _numbers(row.get("scores"))
   label = row.get("policy", "")
   yield (label if isinstance(label, str) else ""), row[fields[0]], scores
+
+
+def _numbers(row: Any) -> dict[str, float]:
+  """Returns the scores among the values of an object."""
+  return {
+    name: float(value)
+    for name, value in (row.items() if isinstance(row, dict) else ())
+    if _is_number(value) and name not in _NO_SCORES
+  }
 
 
 def _is_number(value: Any) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from rlhf_jax.comparisons.sources import Key, Policy, Run
 from rlhf_jax.evaluation import diversity, rankings, win_rate
+from rlhf_jax.schema import UserError
 
 RESAMPLES = 2000
 ABSENT = None  # a setting or a number that a run has not
@@ -53,33 +54,52 @@ class Judgement:
 
 
 def judgement(
-  judge: str, policies: Sequence[Policy], scores: np.ndarray
+  judge: str,
+  policies: Sequence[Policy],
+  prompts: Sequence[Key],
+  scores: np.ndarray,
 ) -> Judgement:
   """Returns how policies compare by a judge.
 
   Args:
     judge: its name.
     policies: the first is what the others are compared with.
+    prompts: of the columns; several answers to one are one unit.
     scores: [policies, prompts].
 
   Raises:
-    ValueError: fewer than 2 policies or prompts, or a score not finite.
+    UserError: a score that is not finite.
   """
-  ranked = rankings.rank(scores)
+  bad = np.argwhere(~np.isfinite(scores))
+  if bad.size:
+    who, which = bad[0]
+    raise UserError(
+      f"{judge}: the score of {policies[who].name} on "
+      f"{prompts[which][0]!r:.60} is {scores[who, which]}. Score it again, or "
+      "leave the judge out."
+    )
+  numbers = {prompt: i for i, (prompt, _) in enumerate(prompts)}
+  groups = [numbers[prompt] for prompt, _ in prompts]
+  ranked = rankings.rank(scores, groups=groups)
   rows = []
   for i, policy in enumerate(policies):
-    compared = [None] * 6 if i == 0 else _against(scores[i], scores[0])
+    compared = [None] * 6
+    if i:
+      compared = _against(scores[i], scores[0], groups)
     rows.append(
       Judged(policy.name, float(scores[i].mean()), *compared, ranked[i])
     )
-  matrix = rankings.win_matrix(scores)
-  return Judgement(judge, scores.shape[1], rows, matrix)
+  matrix = rankings.win_matrix(scores, groups)
+  return Judgement(judge, len(numbers), rows, matrix)
 
 
-def _against(own: np.ndarray, first: np.ndarray) -> list[float]:
+def _against(
+  own: np.ndarray, first: np.ndarray, groups: Sequence[int]
+) -> list[float]:
   """Returns difference and win rate, each with its interval."""
   found = []
-  for values in (own - first, win_rate.outcomes(own, first)):
+  for each in (own - first, win_rate.outcomes(own, first)):
+    values = rankings.by_group(each, groups)
     interval = win_rate.bootstrap_interval(values, seed=0, resamples=RESAMPLES)
     found += [float(np.mean(values)), *interval]
   return found

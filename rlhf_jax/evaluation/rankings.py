@@ -66,13 +66,16 @@ def outcomes(scores: Array) -> np.ndarray:
   )
 
 
-def win_matrix(scores: Array) -> np.ndarray:
+def win_matrix(
+  scores: Array, groups: Sequence[int] | None = None
+) -> np.ndarray:
   """Returns [P, P]: the share of prompts on which i beats j; 0.5 inside.
 
   Args:
     scores: see `outcomes`.
+    groups: see `rank`.
   """
-  return outcomes(scores).mean(axis=0)
+  return by_group(outcomes(scores), groups).mean(axis=0)
 
 
 def strengths(
@@ -118,9 +121,27 @@ def strengths(
   )
 
 
+def by_group(values: np.ndarray, groups: Sequence[int] | None) -> np.ndarray:
+  """Returns [groups, ...] means of values [n, ...] over each group.
+
+  Args:
+    values: one a prompt and sample.
+    groups: [n] number of the prompt of each; None where each is its own.
+  """
+  if groups is None:
+    return values
+  _, place, counts = np.unique(
+    np.asarray(groups), return_inverse=True, return_counts=True
+  )
+  total = np.zeros((len(counts), *values.shape[1:]))
+  np.add.at(total, place, values)
+  return total / counts.reshape(-1, *[1] * (values.ndim - 1))
+
+
 def rank(
   scores: Array,
   *,
+  groups: Sequence[int] | None = None,
   seed: int = 0,
   resamples: int = 1000,
   virtual_ties: float = VIRTUAL_TIES,
@@ -129,11 +150,13 @@ def rank(
 
   Args:
     scores: see `outcomes`.
+    groups: [n] number of the prompt, where some were answered several times;
+      those are one unit.
     seed: of the resampling.
     resamples: number of resampled sets of prompts.
     virtual_ties: see `strengths`.
   """
-  each = outcomes(scores)
+  each = by_group(outcomes(scores), groups)
   prompts, count, _ = each.shape
   whole = each.mean(axis=0)
   elo = ELO * strengths(whole, prompts, virtual_ties)

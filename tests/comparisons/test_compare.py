@@ -113,6 +113,57 @@ def test_rows_of_one_policy_each(tmp_path):
     sources.read([folder])
 
 
+def test_rows_of_all_policies_and_runs_evaluated_elsewhere(runs, tmp_path):
+  folder = tmp_path / "evaluation"
+  folder.mkdir()
+  for run in runs[:2]:
+    (run / "texts.jsonl").unlink()
+  rows = [
+    {
+      "prompt": prompt,
+      "sample": sample,
+      "answers": {"a": "x", "b": "y", "other": "z"},
+      "scores": {"a": {"gold": 1.0}, "b": {"gold": 2.0}, "other": {}},
+    }
+    for prompt in PROMPTS[:3]
+    for sample in range(2)
+  ]
+  _lines(folder / "texts.jsonl", rows)
+  policies, prompts = sources.together(sources.read([*runs[:2], folder]))
+  assert [x.name for x in policies] == ["a", "b", "evaluation other"]
+  assert compare.colours(["a", "b", "evaluation"], ["b", "x", "a"]) == [1, 3, 0]
+  known, left = judges.on_disk(policies, prompts)
+  assert not known and left == ["gold: no scores of evaluation other"]
+
+
+def test_several_answers_to_a_prompt_are_one_unit(runs):
+  policies, prompts = sources.together(sources.read(runs))
+  known, _ = judges.on_disk(policies, prompts)
+  once = tables.judgement("gold", policies, prompts, known["gold"])
+  twice = [(prompt, i) for prompt, _ in prompts for i in range(2)]
+  scores = np.repeat(known["gold"], 2, axis=1)
+  again = tables.judgement("gold", policies, twice, scores)
+  assert again.prompts == once.prompts == 30
+  np.testing.assert_allclose(again.matrix, once.matrix)
+  for row, other in zip(again.rows, once.rows, strict=True):
+    assert row.ranked == pytest.approx(other.ranked)
+    assert (row.low, row.high) == pytest.approx((other.low, other.high))
+
+
+def test_chats_have_all_but_their_last_message_as_prompt(tmp_path):
+  said = [
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "hi"},
+  ]
+  (tmp_path / "a").mkdir()
+  row = {"messages": said, "scores": {"mine": 1.0}, "length": 3}
+  _lines(tmp_path / "a" / "scores.jsonl", [row])
+  [run] = sources.read([tmp_path / "a"])
+  [policy] = run.policies
+  assert policy.answers == {("user: hello", 0): "hi"}
+  assert list(policy.scores) == ["mine"]
+
+
 def test_a_whole_run_is_read_from_its_stages(tmp_path):
   folder = tmp_path / "whole"
   write_run(folder / "evaluation", 0.1)
@@ -134,7 +185,7 @@ def test_settings_that_differ_and_nothing_else(runs):
 def test_who_is_better_and_by_how_much(runs):
   policies, prompts = sources.together(sources.read(runs))
   known, _ = judges.on_disk(policies, prompts)
-  found = tables.judgement("gold", policies, known["gold"])
+  found = tables.judgement("gold", policies, prompts, known["gold"])
   by_name = {row.name: row for row in found.rows}
   assert by_name["before"].difference is None
   assert by_name["b"].difference == pytest.approx(1.0, abs=0.2)
@@ -205,7 +256,7 @@ def test_the_page_holds_all_of_it(runs, tmp_path, capsys):
 
 def test_texts_and_names_are_escaped(tmp_path):
   rows = [
-    {"prompt": ATTACK, "before": ATTACK, "after": ATTACK + str(i)}
+    {"prompt": ATTACK + str(i), "before": ATTACK, "after": ATTACK + str(i)}
     for i in range(3)
   ]
   for name in ("a<b>", "c"):
