@@ -96,12 +96,20 @@ def judgement(
 def _against(
   own: np.ndarray, first: np.ndarray, groups: Sequence[int]
 ) -> list[float]:
-  """Returns difference and win rate, each with its interval."""
-  found = []
+  """Returns difference and win rate, each with its interval.
+
+  Where all prompts agree who wins, resampling them says nothing of others: the
+  interval of the win rate is Wilson's then.
+  """
+  found: list[float] = []
   for each in (own - first, win_rate.outcomes(own, first)):
     values = rankings.by_group(each, groups)
     interval = win_rate.bootstrap_interval(values, seed=0, resamples=RESAMPLES)
     found += [float(np.mean(values)), *interval]
+  wins = found[3]
+  if wins in (0.0, 1.0):
+    count = len(values)
+    found[4:] = win_rate.wilson_interval(wins * count, count)
   return found
 
 

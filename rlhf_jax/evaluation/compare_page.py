@@ -141,6 +141,8 @@ def render(page: Page) -> str:
     trim_blocks=True,
     lstrip_blocks=True,
   )
+  differing = [x for x in page.results if len(set(x[1])) > 1]
+  same = [x for x in page.results if len(set(x[1])) == 1]
   names = list(page.curves)
   shown = names[:MOST_PANELS]
   return environment.get_template("compare.html").render(
@@ -149,7 +151,8 @@ def render(page: Page) -> str:
     colours=overlays.COLOURS,
     judgements=[_judgement(found) for found in page.judgements],
     texts=[(name, [_short(x) for x in row]) for name, row in page.texts],
-    results=[(name, [_short(x) for x in row]) for name, row in page.results],
+    results=[(name, [_short(x) for x in row]) for name, row in differing],
+    same=[(name, [_short(x) for x in row]) for name, row in same],
     last_values=[
       (name, [_short(x) for x in row]) for name, row in page.last_values
     ],

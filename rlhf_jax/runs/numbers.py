@@ -67,8 +67,16 @@ def columns(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def results(folder: Path) -> dict[str, float]:
-  """Returns the numbers of stage.json, evaluation.json and summary.json."""
+  """Returns the numbers of stage.json, evaluation.json and summary.json.
+
+  Those of an evaluation in a folder of its own below have its name in front,
+  but where a summary has them.
+  """
   found: dict[str, float] = {}
+  if not any((folder / name).is_file() for name in RESULTS[1:]):
+    for path in sorted(folder.glob(f"*/{RESULTS[1]}")):
+      values = strict_json.read_object(path, _REMEDY, allows_nan=True)
+      found |= dict(_leaves(values, f"{path.parent.name}/"))
   for name in RESULTS:
     path = folder / name
     if path.is_file():

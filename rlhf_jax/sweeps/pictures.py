@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 COLUMNS = 3
 PANEL_INCHES = (4.0, 3.1)
+KEY = (
+  "dot: a run; ring: mean of the seeds of a setting; line: mean of the rings; "
+  "cross: no result"
+)
 TICKS = 8  # values of a field that all have their tick
 LOG_RATIO = 8.0  # of the largest to the least value: from here on a log axis
 _FIXED = ("trial", "status", "seed", "steps", "metric", "seconds")
@@ -67,6 +71,7 @@ def write(
       place.set_xlabel(short[name])
       place.set_ylabel(metric)
     axes[0, 0].set_title(results.heading(metric, best))
+    figure.supxlabel(KEY, fontsize=7.5, color=LIGHT["muted"])
     picture = canvas.png_bytes(figure, 150)
   path.write_bytes(picture)
   return True

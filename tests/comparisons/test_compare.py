@@ -196,6 +196,14 @@ def test_who_is_better_and_by_how_much(runs):
   np.testing.assert_allclose(found.matrix + found.matrix.T, 1.0)
 
 
+def test_who_wins_everywhere_may_lose_elsewhere(runs):
+  policies, prompts = sources.together(sources.read(runs))
+  scores = np.arange(4.0)[:, None] * np.ones((4, 30))
+  found = tables.judgement("any", policies, prompts, scores)
+  assert found.rows[3].wins == 1.0 and found.rows[3].wins_high == 1.0
+  assert found.rows[3].wins_low == pytest.approx(0.8865, abs=1e-3)  # Wilson
+
+
 def test_judges_that_are_named(runs, tmp_path):
   policies, prompts = sources.together(sources.read(runs))
 

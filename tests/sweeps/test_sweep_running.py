@@ -253,6 +253,11 @@ def test_a_whole_run_has_the_names_of_its_stages(tmp_path):
     "gold_win_rate": 0.5,
   }
   assert numbers.usual(numbers.numbers(tmp_path)) == "gold_win_rate"
+  (tmp_path / "evaluation").mkdir()
+  (tmp_path / "evaluation" / "evaluation.json").write_text('{"kl_nats": 2}')
+  assert "evaluation/kl_nats" not in numbers.numbers(tmp_path)
+  (tmp_path / "summary.json").unlink()
+  assert numbers.numbers(tmp_path)["evaluation/kl_nats"] == 2.0
 
 
 def test_the_line_counts_and_tells_how_long(tmp_path):
