@@ -174,7 +174,7 @@ def check_before(argv: Sequence[str]) -> None:
   Raises:
     CommandError: an experiment file that is not there, or named too late.
   """
-  file = _value_of("config", argv)
+  file = value_of("config", argv)
   if file is None:
     return
   _check_file(file.partition(":")[0])
@@ -218,7 +218,7 @@ def check_after(
       f"unexpected argument {rest[1]!r}: options are written --name=value, "
       f"without spaces, for example {example}."
     )
-  file = _value_of("config", argv)
+  file = value_of("config", argv)
   missing = [
     name
     for name, value in (("--config=FILE.py", file), ("--workdir=DIR", workdir))
@@ -256,7 +256,7 @@ def explain(
   Returns:
     a sentence or two; None when the error is not about the command.
   """
-  file = _value_of("config", argv)
+  file = value_of("config", argv)
   if file is None:
     if any(arg.lstrip("-").startswith("config.") for arg in argv[1:]):
       return f"--config=FILE.py missing, for example {example}."
@@ -288,7 +288,7 @@ def explain(
   return str(error) if isinstance(error, flags.Error) else None
 
 
-def _value_of(name: str, argv: Sequence[str]) -> str | None:
+def value_of(name: str, argv: Sequence[str]) -> str | None:
   """Returns the last value of an option, or None."""
   found = None
   for i, argument in enumerate(argv[1:], 1):

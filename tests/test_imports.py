@@ -34,8 +34,9 @@ ORDER = (
   ("programs",),
   ("exports",),
   ("pipelines", "notebook"),
-  ("planning", "lab"),
-  ("catalogue", "chat", "explain", "export"),
+  ("planning", "lab", "sweeps"),
+  ("comparisons",),
+  ("catalogue", "chat", "compare", "explain", "export", "sweep"),
   ("main", "plan", "__main__"),
 )
 LEVEL = {name: i for i, names in enumerate(ORDER) for name in names}

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs each line of a file of overrides, spread over several slices.
+# Runs each line of a file of overrides, or each trial of an experiment's
+# sweep(), spread over several slices.
 #
 #   sweep.sh --file=grid.txt --slices=4 --name=grid --zone=us-east5-b \
 #     --type=v6e-8 --provisioning=spot --config=configs/ppo.py \
@@ -8,6 +9,10 @@
 #   all flags of watch.sh; and
 #   --file=...     TPU_FILE     overrides, one run a line; # comments; quotes
 #                               as in a shell
+#   --sweep=sweep  TPU_SWEEP    in its place: the function of the experiment
+#                               that returns trials (docs/sweeps.md); needs
+#                               rlhf_jax here, for TPU_PYTHON (python3)
+#   --seeds=1      TPU_SEEDS    with --sweep: runs of each setting
 #   --slices=1     TPU_SLICES   slices NAME-0, NAME-1, ... used side by side
 #   --out=...      TPU_OUT      logs and exit codes here; runs/NAME by default
 #
@@ -15,19 +20,21 @@
 # survived. A run that fails does not end the others. The same command again
 # goes on with what was stopped or not run; it skips what is done and what has
 # failed (unless --retry-failed). --delete deletes each slice
-# when no line is left for it. Overrides after -- apply to all lines.
+# when no line is left for it. Overrides after -- apply to all lines. Tables of
+# a copy of WORKDIR: python -m rlhf_jax.sweep --config=... --results.
 # Exit codes: 0 all done, 1 some failed or were not run, 2 mistake.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 : "${TPU_SLICES:=1}"
+: "${TPU_SEEDS:=1}"
 watch_flags=()
 mine=()
 for argument in "$@"; do  # what is left is watch.sh's
   case $argument in
     --) break ;;
-    --file=* | --slices=* | --out=* | --name=* | --workdir=* | --zone=* | \
+    --file=* | --sweep=* | --seeds=* | --slices=* | --out=* | --name=* | --workdir=* | --zone=* | \
       --project=* | --config=* | --delete | --retry-failed | \
       --help | -h) mine+=("$argument") ;;
     *) watch_flags+=("$argument") ;;
@@ -36,29 +43,44 @@ for argument in "$@"; do  # what is left is watch.sh's
 done
 [ "${1-}" != -- ] || shift
 common_overrides=("$@")
-parse "${COMMON[@]}" file=TPU_FILE slices=TPU_SLICES out=TPU_OUT \
+parse "${COMMON[@]}" file=TPU_FILE sweep=TPU_SWEEP seeds=TPU_SEEDS slices=TPU_SLICES out=TPU_OUT \
   workdir=TPU_WORKDIR config=TPU_CONFIG delete!TPU_DELETE run=TPU_RUN \
   retry-failed!TPU_RETRY_FAILED local!TPU_LOCAL -- "${mine[@]}"
 for argument in "${watch_flags[@]}"; do
   [ "$argument" != --local ] || TPU_LOCAL=1
 done
 check_common
-need file TPU_FILE "overrides, one run a line"
-[ -f "$TPU_FILE" ] || mistake "--file=$TPU_FILE: no such file."
+[ -z "$TPU_FILE" ] || [ -z "$TPU_SWEEP" ] ||
+  mistake "--file=$TPU_FILE and --sweep=$TPU_SWEEP: give one of them."
+[ -n "$TPU_SWEEP" ] ||
+  need file TPU_FILE "overrides, one run a line; or --sweep=sweep"
+[ -n "$TPU_SWEEP" ] || [ -f "$TPU_FILE" ] ||
+  mistake "--file=$TPU_FILE: no such file."
 [[ $TPU_SLICES =~ ^[1-9][0-9]*$ ]] ||
   mistake "--slices=$TPU_SLICES: must be a number >= 1."
 [ -n "$TPU_OUT" ] || TPU_OUT=runs/$TPU_NAME
 
+source_of_lines=$TPU_FILE
+if [ -n "$TPU_SWEEP" ]; then
+  need config TPU_CONFIG "the experiment"
+  source_of_lines="$TPU_SWEEP() of $TPU_CONFIG"
+  listed=$("${TPU_PYTHON:-python3}" -m rlhf_jax.sweep --config="$TPU_CONFIG" \
+    --sweep="$TPU_SWEEP" --seeds="$TPU_SEEDS" --lines "${common_overrides[@]}") ||
+    mistake "--sweep=$TPU_SWEEP: no trials of $TPU_CONFIG."
+  common_overrides=()  # each line has them
+else
+  listed=$(cat "$TPU_FILE")
+fi
 lines=()
 while IFS= read -r line || [ -n "$line" ]; do
   [[ $line =~ ^[[:space:]]*(#|$) ]] || lines+=("$line")
-done <"$TPU_FILE"
-((${#lines[@]} > 0)) || mistake "--file=$TPU_FILE: holds no overrides."
+done <<<"$listed"
+((${#lines[@]} > 0)) || mistake "$source_of_lines: holds no overrides."
 words_of() { xargs -n 1 printf '%s\n' <<<"$1"; }
 base=$TPU_WORKDIR
 for index in "${!lines[@]}"; do  # all mistakes before anything is bought
   split=$(words_of "${lines[index]}") ||
-    mistake "$TPU_FILE: cannot read the quotes of: ${lines[index]}"
+    mistake "$source_of_lines: cannot read the quotes of: ${lines[index]}"
   mapfile -t words <<<"$split"
   check_program "${words[@]}" "${common_overrides[@]}"
 done
@@ -160,7 +182,7 @@ stop_all() {
 }
 
 workers=()
-say "${#lines[@]} lines of $TPU_FILE on $TPU_SLICES slices; logs in $TPU_OUT"
+say "${#lines[@]} lines of $source_of_lines on $TPU_SLICES slices; logs in $TPU_OUT"
 trap stop_all INT TERM HUP
 for ((slice = 0; slice < TPU_SLICES; slice++)); do
   slice_worker "$slice" &

@@ -126,3 +126,26 @@ END
   run "$SCRIPTS/sweep.sh"
   expect 2 "was another line: --config.seed=1"
 }
+
+@test "the trials of sweep() are lines, with what applies to all" {
+  export TPU_NAME=grid TPU_WORKDIR=gs://bucket/g TPU_OUT=$FAKE/out
+  export TPU_PYTHON=$FAKE/lister
+  cat >"$TPU_PYTHON" <<'END'
+#!/bin/bash
+printf '%s|' "$@" >"$FAKE/asked"
+echo "--config.rate=0.1 '--config.title=a b' --config.seed=1"
+echo "--config.rate=0.1 '--config.title=a b' --config.seed=2"
+END
+  chmod +x "$TPU_PYTHON"
+  run "$SCRIPTS/sweep.sh" --sweep=mine --seeds=2 -- --config.rate=0.1
+  expect 0 "2 lines of mine() of configs/x.py" "001   0 " "002   0 "
+  wanted="-m|rlhf_jax.sweep|--config=configs/x.py|--sweep=mine|--seeds=2|"
+  [ "$(cat "$FAKE/asked")" = "$wanted--lines|--config.rate=0.1|" ]
+  cat "$FAKE"/programs.* >"$FAKE/all"
+  grep -q "rate=0.1|--config.title=a b|--config.seed=1|--work" "$FAKE/all"
+  run "$SCRIPTS/sweep.sh" --sweep=mine --file=grid.txt
+  expect 2 "give one of them"
+  printf '#!/bin/bash\nexit 2\n' >"$TPU_PYTHON"
+  run "$SCRIPTS/sweep.sh" --sweep=mine
+  expect 2 "no trials of configs/x.py"
+}
