@@ -41,6 +41,14 @@ def grpo_config():
   return config
 
 
+def measured_config():
+  config = grpo_config()
+  config.schedule.eval_every = 2
+  config.heldout.max_length = 24
+  config.evaluation.count = 24
+  return config
+
+
 def preference_config(name):
   config = defaults.preference(name)
   config.model.update(source="shape:tiny", scan_layers=True)
@@ -72,6 +80,13 @@ SAMPLING = ["merge", "prefill", "decode", "judge"]
 WORKING = ("prefill", "decode", "judge", "reference", "refer", "update")
 OTHERS = {
   "grpo": (grpo_config, [*SAMPLING, "prepare", "update"]),
+  "held out": (
+    measured_config,
+    [
+      *(*SAMPLING, "prepare", "update"),
+      *(f"heldout {name}" for name in SAMPLING),
+    ],
+  ),
   "remax": (  # a greedy answer to each prompt beside the samples
     remax_config,
     [
