@@ -58,12 +58,12 @@ def preference_config(name):
   return config
 
 
-def evaluate_config():
-  config = defaults.evaluate()
+def evaluate_config(pipeline="evaluate", **fields):
+  config = defaults.of(pipeline)
   config.model.update(source="shape:tiny", scan_layers=True, lora_rank=2)
   config.prompts.max_length = 24
   config.generate.max_new_tokens = 8
-  config.update(count=32, batch_size=16)
+  config.update({"count": 32, "batch_size": 16} | fields)
   config.mesh.update(data=2, fsdp=2, tensor=2)
   return config
 
@@ -120,6 +120,14 @@ OTHERS = {
       *("before prefill", "before decode", "before judge"),
       *("after prefill", "after decode", "after judge"),
     ],
+  ),
+  "evaluate many": (
+    lambda: evaluate_config("evaluate_many", policies="model"),
+    ["model prefill", "model decode", "model judge"],
+  ),
+  "generate": (
+    lambda: evaluate_config("generate_answers"),
+    ["policy prefill", "policy decode", "policy judge"],
   ),
   "bond": (
     lambda: sampled_config("bond"),
