@@ -129,6 +129,7 @@ def run(settings: Settings, world: World) -> dict:
     settings.batch_size,
     base,
     "count",
+    "evaluate",
   )
   found = {
     name: said.first(settings.count)

@@ -117,6 +117,7 @@ def run(settings: Settings, world: World) -> dict:
     settings.batch_size,
     base,
     "count",
+    "generate",
   )
   found = answered.answer(settings, wired, prompts, base, world.mesh)
   said = found[NAME].first(count)

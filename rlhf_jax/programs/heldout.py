@@ -39,7 +39,13 @@ LABEL = "heldout "  # before the names of programs
 
 
 def prompt_batches(
-  data: Data, new_tokens: int, count: int, size: int, base: Base, field: str
+  data: Data,
+  new_tokens: int,
+  count: int,
+  size: int,
+  base: Base,
+  field: str,
+  name: str = "held out",
 ) -> list[PromptBatch]:
   """Returns the first `count` prompts in batches, on the host.
 
@@ -52,13 +58,14 @@ def prompt_batches(
     size: of a batch.
     base: whose tokenizer.
     field: that says `count`, for the message.
+    name: of what asks, for the line that says how many there are.
 
   Raises:
     FieldError: fewer prompts than wanted.
   """
   room = data.max_length - new_tokens
   ids, dropped = dataset.prompts(data, base.tokenizer, room)
-  dataset.report_dropped("held out", data.source, len(ids), dropped)
+  dataset.report_dropped(name, data.source, len(ids), dropped)
   count = count if count else len(ids)
   if len(ids) < count:
     raise FieldError(

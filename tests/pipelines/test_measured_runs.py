@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 
 from rlhf_jax import generate, pipelines
-from rlhf_jax.pipelines import defaults
+from rlhf_jax.pipelines import defaults, rejection
 from rlhf_jax.programs import heldout, heldout_settings, own_samples
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
-from tests.pipelines import tiny_runs
+from tests.pipelines import (
+  test_pipeline_online,
+  test_pipeline_rejection,
+  tiny_runs,
+)
 from tests.pipelines.test_pipeline_resume import Killed, kill_at
 
 
@@ -158,6 +162,7 @@ def asked(files, sft_lora, tmp_path_factory):
   return config, source, opened.actors.params["policy"]
 
 
+@pytest.mark.slow
 def test_what_fills_a_batch_does_not_count(asked):
   """11 prompts in batches of 8, 4 and 11 have the same mean."""
   config, source, params = asked
@@ -187,6 +192,48 @@ def test_greedy_answers_have_no_kl(asked):
   config.seed = 7
   measure = heldout.Heldout.of(tiny_runs.settings_of(config), source, "test")
   assert measure(params) == found  # of no random key
+
+
+@pytest.mark.slow
+def test_rounds_answer_held_out_prompts(files, sft_lora, reward_head):
+  """In each round's own rows; its best step is one that was measured."""
+  config = test_pipeline_rejection.make_config(files, sft_lora, reward_head)
+  held = {"source": files.prompts, "format": "prompt", "max_length": 24}
+  config.heldout.update(held)
+  config.evaluation.count = 10
+  config.schedule.update(eval_every=3, keep_best="heldout/score", keep=1)
+  folder = files.root / "rejection_measured"
+  pipelines.run(config, folder)
+  for number in (1, 2):
+    of_round = rejection.folder_of(folder, number)
+    scores = measured(of_round, "heldout/score")
+    watched = measured(of_round, "heldout/again_score")
+    assert list(scores) == [3, 4]
+    assert watched == pytest.approx(scores, rel=1e-5)
+    best = max(scores, key=scores.get)
+    assert stages.step_of(f"{of_round}@best") == best
+  assert scores[4] > measured(folder, "rejection/score_mean")[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pipeline", ["online_preference", "bond"])
+def test_own_samples_are_measured_too(files, sft_lora, reward_head, pipeline):
+  """Where the reference is the start, a KL of held-out answers is told."""
+  folders = []
+  for every in (0, 2):
+    config = test_pipeline_online.make_config(
+      files, pipeline, sft_lora, reward_head, steps=3
+    )
+    if every:
+      held = {"source": files.prompts, "format": "prompt", "max_length": 24}
+      config.heldout.update(held)
+      config.evaluation.count = 10
+    config.schedule.eval_every = every
+    folders.append(files.root / f"{pipeline}_measured_{every}")
+    pipelines.run(config, folders[-1])
+  assert_undisturbed(folders[1], folders[0])
+  assert list(measured(folders[1], "heldout/score")) == [2, 3]
+  assert measured(folders[1], "heldout/kl")[3] > 0.0
 
 
 def test_numbers_of_answers_by_hand():
