@@ -40,6 +40,8 @@ LAST = {
   "rollout/score_mean": "score",
   "rollout/kl_k1_sum": "KL (nats)",
   "rollout/length_mean": "length (tokens)",
+  "heldout/score": "held-out score",
+  "heldout/pass1": "held-out pass@1",
 }
 COUNTS = ("steps", "updates", "examples", "validation_loss")  # of stage.json
 HELD_OUT = ("diagnosis", "heldout")  # sections of it

@@ -41,12 +41,14 @@ def make_config(root):
   return config
 
 
-def test_scores_are_those_of_training(files, drawn):
+@pytest.mark.parametrize("chat", [False, True])
+def test_scores_are_those_of_training(files, drawn, chat):
   """Rows of compared answers, encoded and scored as the reward run does."""
-  config = make_config(drawn)
+  config, folder = make_config(drawn), drawn / f"both_{chat}"
+  config.data.chat = chat
   config.rewards = f"{drawn / 'reward'},{drawn / 'gold'}"
-  facts = pipelines.run(config, drawn / "both")
-  rows = tiny_runs.rows_of(drawn / "both", score_texts.SCORES_FILE)
+  facts = pipelines.run(config, folder)
+  rows = tiny_runs.rows_of(folder, score_texts.SCORES_FILE)
   assert [row["kept"] for row in rows] == ["chosen", "rejected"] * 6
   of_run = two.make_config(files)
   world, base = tiny_runs.world_of(of_run), tiny_runs.load_base(of_run)
@@ -56,8 +58,9 @@ def test_scores_are_those_of_training(files, drawn):
     stage = stages.load(drawn / name, stages.REWARD, base, world)
     limited = type(data)(
       source=data.source,
-      max_length=24,
+      max_length=60,
       limit=6,
+      chat=chat,
       end_token=stage.info["reads_end_token"],
     )
     held = dataset.comparisons(limited, base.tokenizer, 0)
@@ -78,7 +81,7 @@ def test_scores_are_those_of_training(files, drawn):
   spread = [row["scores"][score_texts.SPREAD] for row in rows]
   apart = np.abs(both[:, 0] - both[:, 1]) / 2
   np.testing.assert_allclose(spread, apart, atol=1e-6)
-  assert pipelines.run(config, drawn / "both") == facts
+  assert pipelines.run(config, folder) == facts
 
 
 def test_a_verifier_judges_against_the_reference_of_each_text(tmp_path, capsys):
