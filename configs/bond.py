@@ -30,6 +30,7 @@ def get_config(name: str = "j_bond") -> ConfigDict:
   config = defaults.bond()
   config.model.source = "asset:smollm2-135m-instruct"
   config.prompts.update(format="prompt", chat=True, max_length=512)
+  config.heldout.update(format="prompt", chat=True, max_length=512)
   config.generate.update(max_new_tokens=128, num_samples=samples)
   config.target.update(kind=name, n=n)
   config.distillation.update(backward_weight=0.5, anchor_rate=rate)

@@ -26,6 +26,7 @@ def get_config(argument: str = "") -> ConfigDict:
     chat=True,
     max_length=640,
   )
+  config.heldout.update(format="gsm8k", chat=True, max_length=640)
   config.generate.update(max_new_tokens=256, num_samples=8)
   config.algorithm.name = "grpo"
   config.verifier.name = "number"

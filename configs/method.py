@@ -47,6 +47,7 @@ def get_config(name: str = "rloo") -> ConfigDict:
   config = defaults.policy()
   config.model.source = "asset:smollm2-135m-instruct"
   config.prompts.update(format="prompt", chat=True, max_length=512)
+  config.heldout.update(format="prompt", chat=True, max_length=512)
   config.generate.update(max_new_tokens=TOKENS, num_samples=samples)
   config.algorithm.update(name=name, **fields)
   config.shaping.update(

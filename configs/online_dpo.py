@@ -38,6 +38,7 @@ def get_config(name: str = "dpo") -> ConfigDict:
   config = defaults.online_preference(loss)
   config.model.source = "asset:smollm2-135m-instruct"
   config.prompts.update(format="prompt", chat=True, max_length=512)
+  config.heldout.update(format="prompt", chat=True, max_length=512)
   config.generate.update(
     max_new_tokens=128, num_samples=samples, temperature=0.9
   )

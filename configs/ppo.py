@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
   config = defaults.policy()
   config.model.source = "asset:smollm2-135m-instruct"
   config.prompts.update(format="prompt", chat=True, max_length=512)
+  config.heldout.update(format="prompt", chat=True, max_length=512)
   config.generate.max_new_tokens = 128
   config.shaping.update(missing_eos="replace", kl_target=6.0, kl_horizon=640.0)
   config.algorithm.value_coefficient = 1.0

@@ -42,6 +42,7 @@ def get_config(name: str = "llama2") -> ConfigDict:
   config = defaults.rejection()
   config.model.source = "asset:smollm2-135m-instruct"
   config.prompts.update(format="prompt", chat=True, max_length=512)
+  config.heldout.update(format="prompt", chat=True, max_length=512)
   config.generate.update(
     max_new_tokens=128, num_samples=samples, temperature=temperature
   )

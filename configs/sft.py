@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
   config = defaults.sft()
   config.model.source = "asset:smollm2-135m-instruct"
   config.data.update(format="demonstration", chat=True, max_length=512)
+  config.validation.update(format="demonstration", chat=True, max_length=512)
   config.schedule.update(batch_size=32, epochs=2.0, save_every=50)
   config.optimizer.warmup_steps = 5
   return config

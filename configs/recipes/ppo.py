@@ -70,6 +70,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.trainable.mode = "lora"
     config.value.mode = "lora"
   config.prompts.update(format="prompt", chat=True, max_length=1024)
+  config.heldout.update(format="prompt", chat=True, max_length=1024)
   config.generate.max_new_tokens = 512
   config.shaping.update(missing_eos="replace", kl_target=6.0, kl_horizon=2560.0)
   config.algorithm.value_coefficient = 1.0

@@ -230,6 +230,13 @@ def curve_weights(samples: int, n: int) -> np.ndarray:
   return weights
 
 
+def curve_points(samples: int) -> list[int]:
+  """Returns the n of a curve: 1, 2, 4, ... and all samples."""
+  _check_n(samples)
+  powers = range(samples.bit_length())
+  return [*(2**i for i in powers if 2**i < samples), samples]
+
+
 def best_of_n_curve(
   proxy: np.ndarray, gold: np.ndarray, ns: Sequence[int]
 ) -> np.ndarray:

@@ -101,8 +101,13 @@ def check_source(source: str, name: str, inner: str = "source") -> None:
     sources.check(source, field)
 
 
-def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
+def records(data: Data, tokenizer: Tokenizer | None) -> tuple[list, Counter]:
   """Returns the records of a source after filters, split and limit.
+
+  Args:
+    data: the section.
+    tokenizer: of the model; None where none reads them: of no rated texts, and
+      nothing is said of texts that were rendered before.
 
   Raises:
     DataError: malformed or empty data, with file and line.
@@ -124,7 +129,7 @@ def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
     found = _mixed(parts, data, dropped)
   if data.limit:
     found = found[: data.limit]
-  marked = markup.find(found, tokenizer, data.chat)
+  marked = markup.find(found, tokenizer, data.chat) if tokenizer else []
   if marked:
     dropped[markup.describe(marked)] += len(marked)
   if not found:

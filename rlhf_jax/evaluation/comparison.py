@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rlhf_jax import terminal
 from rlhf_jax.evaluation.report import SummaryRow
 
 TEXTS_PRINTED = 4
+_SEVERAL = re.compile(r"(\w+?)_(pass|best_of)_(\d+)(_by_proxy)?_before")
 
 
 def _accuracy_note(ceiling: float | None) -> str:
@@ -75,6 +77,7 @@ def _all_rows(numbers: dict, method: str, start: str) -> list[SummaryRow]:
       decimals=3,
       is_headline=True,
     ),
+    *_several(numbers),
     SummaryRow(
       "VADER sentiment",
       get("vader_before"),
@@ -135,6 +138,35 @@ def _all_rows(numbers: dict, method: str, start: str) -> list[SummaryRow]:
       is_headline=True,
     ),
   ]
+
+
+def _several(numbers: dict) -> list[SummaryRow]:
+  """Returns the rows of several answers to a prompt: pass@k, best of n."""
+  rows = []
+  for key in numbers:
+    found = _SEVERAL.fullmatch(key)
+    if found is None:
+      continue
+    judge, what, count, by = found.groups()
+    name = f"pass@{count}" if what == "pass" else f"Best of {count} ({judge})"
+    note = (
+      "Chance that one of so many answers is right, without bias."
+      if what == "pass"
+      else f"Mean {judge} score of the best of so many answers by "
+      f"{'the proxy' if by else 'that judge'}."
+    )
+    stem = key.removesuffix("_before")
+    rows.append(
+      SummaryRow(
+        f"{name}, chosen by the proxy" if by else name,
+        numbers[key],
+        numbers[f"{stem}_after"],
+        numbers[f"{stem}_standard_error"],
+        f"{note} Error of the paired difference.",
+        decimals=3,
+      )
+    )
+  return rows
 
 
 def show(

@@ -87,6 +87,24 @@ def outcomes(scores_a: Array, scores_b: Array) -> np.ndarray:
   return 0.5 * (1.0 + np.sign(a - b))
 
 
+def group_outcomes(scores_a: Array, scores_b: Array) -> np.ndarray:
+  """Returns [P] the share of pairs of answers to a prompt that a wins.
+
+  All G x G pairs of the answers of a and of b count; ties count one half.
+
+  Args:
+    scores_a: [P, G], any scale.
+    scores_b: [P, G], the same prompts in the same order.
+
+  Raises:
+    ValueError: as in `win_rate`.
+  """
+  a, b = np.asarray(scores_a), np.asarray(scores_b)
+  check_paired(a.reshape(-1), b.reshape(-1))
+  signs = np.sign(a[:, :, None] - b[:, None, :])
+  return 0.5 * (1.0 + signs.mean(axis=(1, 2)))
+
+
 def win_rate(scores_a: Array, scores_b: Array) -> Estimate:
   """Returns the share of prompts on which a beats b; ties count one half.
 

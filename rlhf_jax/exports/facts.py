@@ -28,6 +28,8 @@ LOGGED = {
   "rollout/kl_k1_sum": "KL to the reference (nats an answer)",
   "rollout/entropy": "entropy (nats a token)",
   "rollout/length_mean": "length of answers (tokens)",
+  "heldout/score": "score of answers to held-out prompts",
+  "heldout/pass1": "right answers to held-out prompts",
   "rejection/score_mean": "score of samples",
   "rejection/kl": "KL to the reference (nats an answer)",
 }

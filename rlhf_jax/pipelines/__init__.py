@@ -14,13 +14,16 @@ from rlhf_jax import imported
 from rlhf_jax.pipelines import (
   bond,
   evaluate,
+  evaluate_many,
   export_run,
+  generate_answers,
   online_preference,
   policy,
   preference,
   rejection,
   reward,
   rlhf,
+  score_texts,
   sft,
 )
 from rlhf_jax.programs.pipeline import Job, Pipeline
@@ -36,6 +39,9 @@ PIPELINES: dict[str, Pipeline] = {
   "online_preference": online_preference.PIPELINE,
   "bond": bond.PIPELINE,
   "evaluate": evaluate.PIPELINE,
+  "evaluate_many": evaluate_many.PIPELINE,
+  "generate_answers": generate_answers.PIPELINE,
+  "score_texts": score_texts.PIPELINE,
   "export": export_run.PIPELINE,
   "rlhf": rlhf.PIPELINE,
 }

@@ -279,7 +279,9 @@ def wire(settings: Settings, opened: own_samples.Opened, total: int) -> Phase:
     *opened.answers(state.params, once(settings), count, "own ", steps),
     update_,
   ]
-  return opened.phase(NAME, arrays, programs)
+  step = tuple(program.name for program in programs)
+  programs += opened.heldout(state.params, steps)
+  return opened.phase(NAME, arrays, programs, step)
 
 
 def once(settings: Settings) -> Any:

@@ -21,8 +21,12 @@ FILES = {
   "checkpoints": "trained weights; stage.json says what they are",
   "metrics.jsonl": "every step, also for TensorBoard",
   "samples.jsonl": "what the policy wrote",
-  "texts.jsonl": "every prompt with both answers and their scores",
+  "texts.jsonl": "every prompt with the answers and their scores",
   "evaluation.json": "the numbers above",
+  "answers.jsonl": "the answers and their scores, data for further stages",
+  "generation.json": "the numbers above",
+  "scores.jsonl": "every record with its scores",
+  "scores.json": "the numbers above",
   "report.html": "one page: curves, calibration, texts before and after",
   "summary.json": "the numbers above",
   "model": "what transformers and vLLM load; its README.md is a model card",
@@ -36,6 +40,8 @@ LAST = {
   "rollout/score_mean": "score",
   "rollout/kl_k1_sum": "KL (nats)",
   "rollout/length_mean": "length (tokens)",
+  "heldout/score": "held-out score",
+  "heldout/pass1": "held-out pass@1",
 }
 COUNTS = ("steps", "updates", "examples", "validation_loss")  # of stage.json
 HELD_OUT = ("diagnosis", "heldout")  # sections of it

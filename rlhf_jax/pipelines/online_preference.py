@@ -297,7 +297,9 @@ def wire(settings: Settings, opened: own_samples.Opened, total: int) -> Phase:
   programs = [*answers, *learning]
   if not settings.has_moving_reference:
     programs = [p for p in programs if p.name != "refer"]
-  return opened.phase(NAME, arrays, programs)
+  step = tuple(p.name for p in programs)
+  programs += opened.heldout(arrays["train"].params, steps)
+  return opened.phase(NAME, arrays, programs, step)
 
 
 def phases(settings: Settings, world: World) -> list[Phase]:

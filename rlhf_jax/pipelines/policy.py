@@ -35,6 +35,7 @@ from rlhf_jax.programs import actors as actors_lib
 from rlhf_jax.programs import (
   build,
   critic,
+  heldout,
   offload,
   policy_programs,
   policy_settings,
@@ -222,28 +223,27 @@ def _step_keys(key: Array, step: Array) -> tuple[Array, Array]:
   return sampling, learning
 
 
-def _make_step(
+def _make_source(
   settings: Settings,
   phase: Phase,
   sampler: Sampler,
   actors: actors_lib.Actors,
   loader: Any,
-  text: Any,
-  writer: metrics.MetricsWriter,
   resting: offload.Frozen | None,
-) -> Step:
-  timer, tokenizer = metrics.Timer(), phase.base.tokenizer
-  source = rollouts.Source(
+) -> rollouts.Source:
+  return rollouts.Source(
     loader=loader,
     sampler=sampler,
     judge=phase["judge"],
     actors=actors,
-    verifier=texts_lib.load(settings.text_judge, settings.prompts, tokenizer),
+    verifier=texts_lib.load(
+      settings.text_judge, settings.prompts, phase.base.tokenizer
+    ),
     name=settings.judge_name,
     mesh=phase.mesh,
     packing=settings.packing,
     unit=settings.parts * phase.world.ways,
-    timer=timer,
+    timer=metrics.Timer(),
     groups=settings.groups(
       phase.world.ways, actors.plan.policy.model.attention
     ),
@@ -253,10 +253,19 @@ def _make_step(
     ),
     resting=resting,
   )
+
+
+def _make_step(
+  settings: Settings,
+  phase: Phase,
+  source: rollouts.Source,
+  text: Any,
+  writer: metrics.MetricsWriter,
+) -> Step:
   return Step(
     settings=settings,
     phase=phase,
-    actors=actors,
+    actors=source.actors,
     draw=rollouts.drawer(
       source,
       getattr(settings.method, "resample_rounds", 1),
@@ -264,12 +273,12 @@ def _make_step(
       settings.shaping.missing_eos == "mask",
     ),
     text=text,
-    tokenizer=tokenizer,
+    tokenizer=phase.base.tokenizer,
     key=jax.random.key(settings.seed),
-    timer=timer,
+    timer=source.timer,
     monitors=tuple(settings.monitors),
     writer=writer,
-    resting=resting,
+    resting=source.resting,
   )
 
 
@@ -321,8 +330,10 @@ def run(settings: Settings, world: World) -> dict:
   starts.say_reference(settings, "policy")
   policy_programs.say_rows(settings, world.ways, base.config.attention)
   resting = offload.opened(settings.offload, actors, base, world.mesh)
+  source = _make_source(settings, phase, sampler, actors, loader, resting)
+  measure = heldout.Heldout.of(settings, source, "policy")
   arrays, facts = loop.run_steps(
-    _make_step(settings, phase, sampler, actors, loader, text, writer, resting),
+    _make_step(settings, phase, source, text, writer),
     phase="policy",
     workdir=world.workdir,
     schedule=settings.schedule,
@@ -337,7 +348,9 @@ def run(settings: Settings, world: World) -> dict:
       ("rollout/kl_k1_sum", "kl"),
       ("rollout/length_mean", "length"),
       ("rollout/tokens_per_second", "tokens/s"),
+      ("heldout/score", "held out"),
     ),
+    measure=heldout.of_arrays(measure, lambda x: x["train"].params["policy"]),
   )
   writer.close()
   return stages.write_stage(

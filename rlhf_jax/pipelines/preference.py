@@ -64,7 +64,8 @@ class Settings(schema.Settings):
   # the loss on preferences
   accumulation: preference.Config = preference.Config()  # how a batch is cut
   data: Data = Data()  # comparisons to train on; of KTO judged answers
-  heldout: Data = Data()  # comparisons for the report at the end
+  heldout: Data = Data()  # comparisons for the report at the end, and every
+  # schedule.eval_every steps
   heldout_fraction: float = 0.1  # of prompts held out where heldout is not set
   optimizer: optimizer.Config = optimizer.Config(learning_rate=1e-6)
   schedule: Schedule = Schedule()
@@ -352,6 +353,9 @@ def run(settings: Settings, world: World) -> dict:
     shares_rows=bool(shared.counts),
   )
   _, frozen = stage.parts
+  evaluate = pairs.evaluator(
+    algorithm, schedule.batch_size, phase, frozen, held
+  )
   params = supervised.fit(
     phase,
     loader,
@@ -367,11 +371,11 @@ def run(settings: Settings, world: World) -> dict:
       ("preference/loss", "loss"),
       ("preference/accuracy", "accuracy"),
       ("preference/margin", "margin"),
+      ("validation/loss", "validation"),
     ),
+    measure=lambda params: _as_validation(evaluate(params)),
   )
-  found = pairs.evaluate(
-    algorithm, schedule.batch_size, phase, params, frozen, held
-  )
+  found = evaluate(params)
   print(
     f"preference: held-out accuracy {found['preference/accuracy']:.3f}, margin "
     f"{found['preference/margin']:.3f} on {len(held.pairs)} rows"
@@ -394,6 +398,16 @@ def run(settings: Settings, world: World) -> dict:
     reference=settings.reference,
     merged_from=stage.info.get("merged_from", ""),
   )
+
+
+def _as_validation(found: dict[str, float]) -> dict[str, float]:
+  """Returns held-out metrics as validation/loss, validation/accuracy, ...
+
+  They are those of the training batches, preference/*, of held-out rows; which
+  direction is bad is the same.
+  """
+  names = {name: f"validation/{name.rpartition('/')[2]}" for name in found}
+  return {names[name]: value for name, value in found.items()}
 
 
 def _describe(settings: Settings) -> str:

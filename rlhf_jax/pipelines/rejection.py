@@ -15,6 +15,9 @@ are what is trained on: nothing is tokenised again), and an SFT run of sft.fit.
 A finished round is not repeated; the same command goes on with the one that
 was interrupted. kept.jsonl is written when a round's samples are complete.
 
+Held-out prompts are answered every schedule.eval_every steps of a round, and at
+its end (round_N/metrics.jsonl); round_N@best is the best step of a round.
+
 Left out: a temperature of its own for each round (start a run a round), and
 PPO afterwards (init_from of configs/ppo.py takes this run).
 """
@@ -34,6 +37,7 @@ from rlhf_jax.models import roles
 from rlhf_jax.programs import (
   actors,
   build,
+  heldout,
   language_model,
   own_samples,
   rejection_samples,
@@ -44,7 +48,7 @@ from rlhf_jax.programs.rejection_samples import Rounds
 from rlhf_jax.programs.rollouts import Source
 from rlhf_jax.programs.world import World
 from rlhf_jax.runs import checkpoint, stages
-from rlhf_jax.runs.loop import Schedule
+from rlhf_jax.runs.loop import Measure, Schedule
 from rlhf_jax.schema import FieldError
 from rlhf_jax.types import PyTree
 
@@ -62,6 +66,10 @@ class Settings(actors.Sampled):
   optimizer: optimizer.Config = optimizer.Config(
     learning_rate=2e-5, schedule="cosine", weight_decay=0.1
   )
+
+  @property
+  def prompts_together(self) -> int:
+    return self.rounds.batch_size
 
   @property
   def asked(self) -> dict[str, float]:
@@ -204,7 +212,14 @@ def wire(
     rounds.batch_size,
     calls=rounds.count * rounds.prompts / rounds.batch_size,
   )
-  return opened.phase(NAME, {"train": state}, [*answers, update], ("update",))
+  measured = opened.heldout(state.params, steps)
+  measured = [
+    dataclasses.replace(p, calls=p.calls and p.calls * rounds.count)
+    for p in measured
+  ]
+  return opened.phase(
+    NAME, {"train": state}, [*answers, update, *measured], ("update",)
+  )
 
 
 def phases(settings: Settings, world: World) -> list[Phase]:
@@ -230,6 +245,7 @@ def train_round(
   previous: PyTree,
   number: int,
   origins: dict[str, str],
+  measure: Measure | None = None,
 ) -> PyTree:
   """Returns the policy of a round: fine-tuned on what was kept.
 
@@ -239,6 +255,7 @@ def train_round(
     previous: trainable tree of the round before.
     number: of the round.
     origins: fingerprints of what all rounds are made of.
+    measure: trained tree -> metrics of held-out prompts; None for none.
   """
   rounds, actors_, world = settings.rounds, opened.actors, opened.world
   rows, digest = rejection_samples.read_kept(
@@ -271,6 +288,7 @@ def train_round(
     total_steps=steps,
     seed=settings.seed + number,
     identity=opened.identity | {"round": number, "kept_sha256": digest},
+    measure=measure,
   )
   stages.write_stage(
     folder,
@@ -296,6 +314,7 @@ def run(settings: Settings, world: World) -> dict:
     return info
   opened = own_samples.Opened.of(settings, world, base)
   source, _ = opened.source(rounds.batch_size)
+  measure = heldout.Heldout.of(settings, source, NAME)
   params = opened.actors.params["policy"]
   origins = opened.identity | {
     "prompts_fingerprint": source.loader.get_state()["data"]
@@ -314,7 +333,7 @@ def run(settings: Settings, world: World) -> dict:
         sample_round(settings, opened, source, params, number, writer)
       done = stages.read_stage(folder)
       if done is None:
-        params = train_round(settings, opened, params, number, origins)
+        params = train_round(settings, opened, params, number, origins, measure)
       else:
         if "origins" in done:  # older runs do not say
           integrity.check_meta(done["origins"], origins)

@@ -60,7 +60,8 @@ class Settings(schema.Settings):
   head: heads.Config = heads.Config()  # the scalar head on the trunk
   stop_layer: int = 0  # the trunk ends before it; 0: all layers
   data: Data = Data()  # comparisons to train on
-  heldout: Data = Data()  # comparisons for the diagnosis
+  heldout: Data = Data()  # comparisons for the diagnosis, and every
+  # schedule.eval_every steps
   heldout_fraction: float = 0.1  # of prompts held out where heldout is not set
   loss: reward.Config = reward.Config()  # on the scores of compared answers
   optimizer: optimizer.Config = optimizer.Config(
@@ -235,6 +236,14 @@ def run(settings: Settings, world: World) -> dict:
     collate=lambda numbers: shared_rows.placed(collate(numbers), shape),
     shares_rows=bool(shape.counts),
   )
+  score = functools.partial(
+    features.row_scores,
+    base,
+    phase.role,
+    frozen=frozen,
+    batch_size=schedule.batch_size,
+    mesh=world.mesh,
+  )
   params = supervised.fit(
     phase,
     loader,
@@ -243,17 +252,20 @@ def run(settings: Settings, world: World) -> dict:
     schedule=schedule,
     total_steps=total,
     identity=base.identity | stages.origins(init_from=settings.init_from),
-    show=(("reward_model/loss", "loss"), ("reward_model/accuracy", "accuracy")),
+    show=(
+      ("reward_model/loss", "loss"),
+      ("reward_model/accuracy", "accuracy"),
+      ("validation/accuracy", "validation"),
+    ),
+    measure=lambda params: _validate(
+      score(params, rows=held.rows, features=held_pooled), held
+    ),
   )
-  scores = functools.partial(
-    features.row_scores,
-    base,
-    phase.role,
-    params,
-    frozen,
-    batch_size=schedule.batch_size,
-    mesh=world.mesh,
-  )
+
+  def scores(
+    rows: list[dict[str, np.ndarray]], pooled: np.ndarray | None
+  ) -> np.ndarray:
+    return score(params, rows=rows, features=pooled)
 
   def of_rows(rows: list[dict[str, np.ndarray]]) -> np.ndarray:
     return scores(rows, _features(phase, variables["params"], rows))
@@ -300,6 +312,43 @@ def _features(
   return features.row_features(phase, trunk, rows)
 
 
+def _found(
+  scores: np.ndarray, held: dataset.Comparisons, name: str
+) -> tuple[dict[str, float], np.ndarray]:
+  """Returns the diagnosis, and lengths [U] of held.rows in tokens.
+
+  Args:
+    scores: [U], raw, of held.rows.
+    held: held-out comparisons.
+    name: of the stage, for messages.
+  """
+  finite.check_facts(name, {"held-out scores": scores.tolist()})
+  lengths = np.asarray([np.sum(row["loss_mask"]) for row in held.rows])
+  return diagnostics.diagnose(
+    scores[held.pairs], held.labels, lengths[held.pairs]
+  ), lengths
+
+
+def _validate(
+  scores: np.ndarray, held: dataset.Comparisons
+) -> dict[str, float]:
+  """Returns metrics of held-out comparisons while the model trains.
+
+  Metrics:
+    validation/loss: -log P(the answer that people preferred wins). Up is bad.
+    validation/accuracy: share ordered as people did. Down is bad.
+
+  Args:
+    scores: [U], raw, of held.rows.
+    held: held-out comparisons.
+  """
+  found, _ = _found(scores, held, "validation")
+  return {
+    f"validation/{name}": found[f"reward_model/{name}"]
+    for name in ("loss", "accuracy")
+  }
+
+
 def _diagnose(
   scores: Callable[..., np.ndarray],
   held: dataset.Comparisons,
@@ -308,11 +357,7 @@ def _diagnose(
 ) -> dict:
   """Returns held-out accuracy, calibration, length bias and the raw arrays."""
   found = scores(held.rows, features)
-  finite.check_facts(name, {"held-out scores": found.tolist()})
-  lengths = np.asarray([np.sum(row["loss_mask"]) for row in held.rows])
-  diagnosis = diagnostics.diagnose(
-    found[held.pairs], held.labels, lengths[held.pairs]
-  )
+  diagnosis, lengths = _found(found, held, name)
   ceiling = (
     "" if held.ceiling is None else f", raters' ceiling {held.ceiling:.3f}"
   )

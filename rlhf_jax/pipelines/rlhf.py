@@ -24,6 +24,7 @@ from rlhf_jax.pipelines import closing, evaluate, forecast, summary
 from rlhf_jax.pipelines import policy as policy_pipeline
 from rlhf_jax.pipelines import reward as reward_pipeline
 from rlhf_jax.pipelines import sft as sft_pipeline
+from rlhf_jax.programs import answers
 from rlhf_jax.programs.pipeline import Job, Pipeline, stage_of_run
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World
@@ -177,6 +178,8 @@ def check(settings: Settings, world: World) -> None:
   """Checks every stage, before the first one begins."""
   for name, job in settings.jobs.items():
     job.check(job.open(world.workdir / name), is_alone=False)
+  with schema.located(settings.evaluation.prefix):
+    answers.check_sampling(settings.evaluation.settings.generate)
   if settings.sft.settings.samples < 2:
     raise FieldError(
       f"sft.samples={settings.sft.settings.samples}: reward scores are "

@@ -28,7 +28,7 @@ from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import texts
 from rlhf_jax.runs import stages
-from rlhf_jax.runs.loop import Schedule
+from rlhf_jax.runs.loop import Measure, Schedule
 from rlhf_jax.types import Array, PyTree
 
 
@@ -43,7 +43,8 @@ class Settings(schema.Settings):
     stages.POLICY
   )  # folder of the finished policy run it starts from; "": the model itself
   data: Data = Data()  # demonstrations to train on
-  validation: Data = Data()  # demonstrations for the loss at the end
+  validation: Data = Data()  # demonstrations for the loss at the end, and every
+  # schedule.eval_every steps
   loss: sft.Config = sft.Config()  # the cross-entropy, and how a batch is cut
   optimizer: optimizer.Config = optimizer.Config(
     learning_rate=2e-5, schedule="cosine", weight_decay=0.1
@@ -71,6 +72,7 @@ def check(settings: Settings, world: World) -> None:
   )
   unread.check(settings.sample_prompts, "sample_prompts", unread.PROMPTS)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
+  build.check_measured(settings.schedule, settings.validation, "validation")
   build.check_rows(
     world, settings.schedule.batch_size, parts=settings.loss.microbatches
   )
@@ -207,6 +209,9 @@ def run(settings: Settings, world: World) -> dict:
   identity = base.identity
   if settings.init_from:
     identity |= stages.origins(init_from=settings.init_from)
+  validate = None
+  if settings.validation.source:
+    validate = _validator(settings, phase, frozen)
   params = language_model.fit(
     phase,
     rows,
@@ -216,10 +221,12 @@ def run(settings: Settings, world: World) -> dict:
     total_steps=total,
     seed=settings.seed,
     identity=identity,
+    measure=validate,
   )
   facts = {"steps": total, "examples": examples}
-  if settings.validation.source:
-    facts["validation_loss"] = _validate(settings, phase, params, frozen)
+  if validate is not None:
+    found = facts["validation_loss"] = validate(params)["validation/loss"]
+    print(f"sft: validation loss {found:.4f} nats a token")
   if settings.samples:
     facts["samples"] = _sample(settings, phase, sampler, params)
   return stages.write_stage(
@@ -235,13 +242,21 @@ def run(settings: Settings, world: World) -> dict:
   )
 
 
-def _validate(
-  settings: Settings, phase: Phase, params: PyTree, frozen: PyTree
-) -> float:
-  """Returns the mean cross-entropy in nats a target on held-out rows."""
+def _validator(settings: Settings, phase: Phase, frozen: PyTree) -> Measure:
+  """Returns trained tree -> metrics of held-out rows.
+
+  Metrics:
+    validation/loss: mean cross-entropy in nats a target. Up is bad: it
+      overfits.
+
+  Args:
+    settings: of the pipeline, with held-out rows.
+    phase: wired.
+    frozen: what does not train.
+  """
   tokenizer, size = phase.base.tokenizer, settings.schedule.batch_size
-  rows, dropped = dataset.demonstrations(settings.validation, tokenizer)
   source = settings.validation.source
+  rows, dropped = dataset.demonstrations(settings.validation, tokenizer)
   dataset.report_dropped("sft, validation", source, len(rows), dropped)
   pretrained.check_context(phase.base, layout.longest(rows), "validation")
   shape = layout.whole(rows)
@@ -250,16 +265,19 @@ def _validate(
       language_model.logprobs, role=phase.role, targets=shape.targets
     )
   )
-  total, count = 0.0, 0.0
-  for _, batch in layout.in_order(rows, shape, size, tokenizer.pad_id):
-    logprobs, _ = forward(
-      params, frozen, mesh_lib.spread_batch(phase.mesh, batch)
-    )
-    found = distributed.fetch(logprobs)
-    total -= float(np.sum(found, dtype=np.float64))
-    count += float(np.sum(batch.loss_mask))
-  print(f"sft: validation loss {total / count:.4f} nats a token")
-  return total / count
+
+  def validate(params: PyTree) -> dict[str, float]:
+    total, count = 0.0, 0.0
+    for _, batch in layout.in_order(rows, shape, size, tokenizer.pad_id):
+      logprobs, _ = forward(
+        params, frozen, mesh_lib.spread_batch(phase.mesh, batch)
+      )
+      found = distributed.fetch(logprobs)
+      total -= float(np.sum(found, dtype=np.float64))
+      count += float(np.sum(batch.loss_mask))
+    return {"validation/loss": total / count}
+
+  return validate
 
 
 def sample_prompts(settings: Any, base: Base) -> tuple[list[list[int]], int]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from rlhf_jax import generate, pipelines
 from rlhf_jax.data.dataset import Data
+from rlhf_jax.programs import heldout_settings
 from rlhf_jax.programs.critic import Value
 from rlhf_jax.programs.pipeline import Job
 from rlhf_jax.programs.rejection_samples import Rounds
@@ -31,6 +32,7 @@ LENGTHS = {
   Data: {"limit": 64, "pairs": 256},
   Rounds: {"count": 2},
   Value: {"pretrain_steps": 1},
+  heldout_settings.Config: {"count": 8},
 }
 ANSWERS = {generate.Config: {"max_new_tokens": 16}}
 # Type of a section -> field -> how many times the rows of a batch.

@@ -18,7 +18,7 @@ from rlhf_jax.models import heads, roles
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import build, scorers, starts
+from rlhf_jax.programs import build, heldout_settings, scorers, starts
 from rlhf_jax.programs.critic import Value, start_critic
 from rlhf_jax.programs.pipeline import stage_field
 from rlhf_jax.programs.scorers import Scoring
@@ -60,10 +60,19 @@ class Sampled(schema.Settings):
   # name -> folder of a reward model that only watches
   scoring: Scoring = Scoring()  # how reward models read answers
   prompts: Data = Data()  # prompts that are answered
+  heldout: Data = Data()  # prompts that are answered, not trained on, every
+  # schedule.eval_every steps
+  evaluation: heldout_settings.Config = heldout_settings.Config()  # how those
+  # are answered
   generate: generate.Config = generate.Config()
   schedule: Schedule = Schedule()
   mesh: mesh_lib.Config = mesh_lib.Config()
   force: bool = False  # go on though the reward model is no better than chance
+
+  @property
+  def prompts_together(self) -> int:
+    """Prompts that are answered at a time."""
+    return self.schedule.batch_size
 
   @property
   def has_lora_critic(self) -> bool:
@@ -158,6 +167,7 @@ def check_sampled(settings: Sampled, world: World) -> None:
   unread.check(settings.prompts, "prompts", unread.PROMPTS)
   check_sampling(settings.generate)
   check_cache(settings.generate, settings.model.dtype)
+  heldout_settings.check(settings, world)
 
 
 def check_cache(settings: generate.Config, dtype: str) -> None:

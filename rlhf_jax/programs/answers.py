@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import distributed, generate, terminal
+from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.evaluation import diversity, lexicon, win_rate
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -61,20 +62,49 @@ def check_sampling(how: generate.Config) -> None:
     )
 
 
+def has_kl(how: generate.Config) -> bool:
+  """Says whether the KL of answers that are sampled so can be told.
+
+  Of greedy, truncated and forced answers and of a cache that rounds it cannot.
+  """
+  is_full = how.temperature > 0.0 and not how.is_truncated
+  return is_full and not how.min_new_tokens and how.cache_dtype is None
+
+
 @dataclasses.dataclass(frozen=True)
 class Answers:
-  """What one policy said to every prompt.
+  """What one policy said to every prompt, n = prompts x group answers.
 
   scores: scorer name -> [n], in units of that reward model's own reference.
-  kl: [n] nats, sum over the response of log policy - log reference.
+  kl: [n] nats, sum over the response of log policy - log reference; None where
+    it cannot be told.
+  group: answers to a prompt, which stand together.
   """
 
   prompts: list[str]
   texts: list[str]
   scores: dict[str, np.ndarray]
-  kl: np.ndarray
+  kl: np.ndarray | None
   lengths: np.ndarray
   ended: np.ndarray
+  group: int = 1
+
+  def first(self, count: int) -> Answers:
+    """Returns the answers to the first `count` prompts."""
+    end = count * self.group
+    return dataclasses.replace(
+      self,
+      prompts=self.prompts[:end],
+      texts=self.texts[:end],
+      scores={name: x[:end] for name, x in self.scores.items()},
+      kl=None if self.kl is None else self.kl[:end],
+      lengths=self.lengths[:end],
+      ended=self.ended[:end],
+    )
+
+  def by_prompt(self, values: np.ndarray) -> np.ndarray:
+    """Returns [P, G] float64 of values [n]."""
+    return np.asarray(values, np.float64).reshape(-1, self.group)
 
 
 def answer(
@@ -90,6 +120,7 @@ def answer(
   packed: packing.Config,
   verifier: texts_lib.Judge | None = None,
   readers: Readers | None = None,
+  tells_kl: bool = True,
 ) -> Answers:
   """Samples and judges the answers of one policy to batches of prompts.
 
@@ -106,11 +137,12 @@ def answer(
     packed: of the rows that are judged.
     verifier: what judges texts, as scores "verifier"; None for nothing.
     readers: the reward models that read text, or None.
+    tells_kl: whether log-probabilities of sampler and reference compare.
   """
   prompts: list[str] = []
   texts: list[str] = []
   columns: dict[str, list] = {}
-  usual = 0
+  usual, group, done = 0, 1, 0
   total = sum(len(batch.tokens) for batch in prompt_batches)
   with terminal.Progress(f"evaluate {name}", total, unit="prompt") as progress:
     for batch in prompt_batches:
@@ -138,7 +170,9 @@ def answer(
       }
       for column, values in rows.items():
         columns.setdefault(column, []).append(values)
-      progress.update(len(texts))
+      group = len(on_host.tokens) // len(batch.tokens)
+      done += len(batch.tokens)
+      progress.update(done)
   joined = {name: np.concatenate(parts) for name, parts in columns.items()}
   return Answers(
     prompts=prompts,
@@ -148,9 +182,10 @@ def answer(
       for name, values in joined.items()
       if name.startswith("score/")
     },
-    kl=joined["kl"],
+    kl=joined["kl"] if tells_kl else None,
     lengths=joined["length"],
     ended=joined["ended"],
+    group=group,
   )
 
 
@@ -170,17 +205,33 @@ def _layout(
 
 
 def summarise(
-  before: Answers, after: Answers, uses_lexicon: bool
+  before: Answers,
+  after: Answers,
+  uses_lexicon: bool,
+  correct_above: float | None = None,
 ) -> dict[str, float]:
   """Returns the numbers of the report, by their names in summary.json.
 
   proxy_*, gold_*: normalised by mean and (population) deviation of `before`.
-  verifier_*: as the verifier gave them.
-  *_standard_error: of the paired difference after - before.
+  verifier_*: as the verifier gave them; verifier_pass_K and *_best_of_N as in
+  `of_several`, where they are known.
+  *_standard_error: of the paired difference after - before. The unit is the
+    prompt: several answers to one count as their mean.
   *_win_rate_low, *_win_rate_high: 95 % bootstrap interval over prompts.
   None: a statistic that these answers do not define (no bigrams, say).
+
+  Args:
+    before, after: answers to the same prompts.
+    uses_lexicon: VADER sentiment of the texts too.
+    correct_above: a verifier's score above it is a right answer; None: nobody
+      knows.
   """
-  facts: dict[str, float] = {"evaluation_prompts": len(before.texts)}
+  facts: dict[str, float] = {
+    "evaluation_prompts": len(before.texts) // before.group
+  }
+  if before.group > 1:
+    facts["evaluation_samples"] = before.group
+  columns: tuple[dict, dict] = ({}, {})
   for shown, name in SCORES.items():
     if name not in before.scores:
       continue
@@ -189,44 +240,110 @@ def summarise(
     std = std if std > 0.0 else 1.0  # all answers scored alike
     if shown == "verifier":  # its units mean something
       mean, std = 0.0, 1.0
-    old = (raw - mean) / std
-    new = (after.scores[name] - mean) / std
-    change = win_rate.paired_difference(new, old)
-    rate = win_rate.win_rate(new, old)
-    low, high = win_rate.bootstrap_interval(win_rate.outcomes(new, old), seed=0)
+    for side, answers in zip(columns, (before, after), strict=True):
+      side[shown] = answers.by_prompt((answers.scores[name] - mean) / std)
+    old, new = (side[shown] for side in columns)
     facts |= {
       f"{shown}_before": float(np.mean(old)),
       f"{shown}_after": float(np.mean(new)),
-      f"{shown}_standard_error": change.standard_error,
-      f"{shown}_win_rate": rate.value,
-      f"{shown}_win_rate_standard_error": rate.standard_error,
-      f"{shown}_win_rate_low": low,
-      f"{shown}_win_rate_high": high,
+      f"{shown}_standard_error": difference(new, old).standard_error,
     }
+    facts |= win_rates(shown, new, old)
+  old, new = (of_several(side, correct_above) for side in columns)
+  for name in old:
+    facts |= _sides(name, old[name], new[name])
   if uses_lexicon:
-    old = lexicon.vader_scores(full_texts(before))
-    new = lexicon.vader_scores(full_texts(after))
-    facts |= {
-      "vader_before": float(np.mean(old)),
-      "vader_after": float(np.mean(new)),
-      "vader_standard_error": win_rate.paired_difference(
-        new, old
-      ).standard_error,
-    }
-  kl = win_rate.mean_with_error(after.kl)
-  facts |= {"kl_nats": kl.value, "kl_standard_error": kl.standard_error}
+    facts |= _sides("vader", *(sentiment(x) for x in (before, after)))
+  if after.kl is not None:
+    kl = win_rate.mean_with_error(after.by_prompt(after.kl).mean(axis=1))
+    facts |= {"kl_nats": kl.value, "kl_standard_error": kl.standard_error}
   for name, answers in (("before", before), ("after", after)):
-    facts |= finite.or_none(
-      {
-        f"distinct_2_{name}": diversity.distinct_n(answers.texts, 2),
-        f"self_bleu_{name}": diversity.self_bleu(answers.texts[:64]),
-        f"duplicate_share_{name}": diversity.duplicate_share(answers.texts),
-        f"repeated_3grams_{name}": diversity.repeated_ngram_rate(answers.texts),
-        f"length_{name}": float(np.mean(answers.lengths)),
-        f"eos_share_{name}": float(np.mean(answers.ended)),
-      }
-    )
+    found = of_texts(answers)
+    facts |= {f"{key}_{name}": value for key, value in found.items()}
   return facts
+
+
+def _sides(name: str, old: np.ndarray, new: np.ndarray) -> dict[str, float]:
+  """Returns means of [P] or [P, G], and the error of their difference."""
+  old, new = (x.reshape(len(x), -1) for x in (old, new))
+  return {
+    f"{name}_before": float(np.mean(old)),
+    f"{name}_after": float(np.mean(new)),
+    f"{name}_standard_error": difference(new, old).standard_error,
+  }
+
+
+def difference(new: np.ndarray, old: np.ndarray) -> win_rate.Estimate:
+  """Returns the mean of new - old of scores [P, G], paired by prompt."""
+  return win_rate.paired_difference(new.mean(axis=1), old.mean(axis=1))
+
+
+def win_rates(shown: str, new: np.ndarray, old: np.ndarray) -> dict[str, float]:
+  """Returns how often new answers [P, G] beat old ones, by a judge's scores."""
+  outcomes = win_rate.group_outcomes(new, old)
+  rate = win_rate.mean_with_error(outcomes)
+  low, high = win_rate.bootstrap_interval(outcomes, seed=0)
+  return {
+    f"{shown}_win_rate": rate.value,
+    f"{shown}_win_rate_standard_error": rate.standard_error,
+    f"{shown}_win_rate_low": low,
+    f"{shown}_win_rate_high": high,
+  }
+
+
+def of_several(
+  columns: dict[str, np.ndarray], correct_above: float | None
+) -> dict[str, np.ndarray]:
+  """Returns name -> [P] what several answers to a prompt are worth.
+
+  verifier_pass_K: chance that one of K answers is right, without bias out of
+    G >= K (Chen et al. 2021, arXiv:2107.03374, eq. 1); K = 1, 2, 4, ... G.
+  JUDGE_best_of_N: score of the best of N by that judge, likewise.
+  gold_best_of_N_by_proxy: gold's score of the best of N by the proxy.
+
+  Args:
+    columns: "proxy", "gold", "verifier" -> scores [P, G].
+    correct_above: a verifier's score above it is a right answer, or None.
+  """
+  found: dict[str, np.ndarray] = {}
+
+  def add(name: str, chosen_by: np.ndarray, of: np.ndarray, first: int):
+    points = [n for n in best_of_n.curve_points(of.shape[1]) if n >= first]
+    if points:
+      curve = best_of_n.best_of_n_curve(chosen_by, of, points)
+      found.update({name.format(n): curve[:, i] for i, n in enumerate(points)})
+
+  if "verifier" in columns and correct_above is not None:
+    right = np.float64(columns["verifier"] > correct_above)
+    add("verifier_pass_{}", right, right, 1)
+  for shown, scores in columns.items():
+    add(shown + "_best_of_{}", scores, scores, 2)
+  if "proxy" in columns and "gold" in columns:
+    proxy, gold = columns["proxy"], columns["gold"]
+    add("gold_best_of_{}_by_proxy", proxy, gold, 2)
+  return found
+
+
+def sentiment(answers: Answers) -> np.ndarray:
+  """Returns [P, G] VADER scores of prompts with their answers."""
+  return answers.by_prompt(lexicon.vader_scores(full_texts(answers)))
+
+
+def of_texts(answers: Answers) -> dict[str, float | None]:
+  """Returns diversity and length of a policy's answers.
+
+  None where these answers do not define a statistic.
+  """
+  return finite.or_none(
+    {
+      "distinct_2": diversity.distinct_n(answers.texts, 2),
+      "self_bleu": diversity.self_bleu(answers.texts[:64]),
+      "duplicate_share": diversity.duplicate_share(answers.texts),
+      "repeated_3grams": diversity.repeated_ngram_rate(answers.texts),
+      "length": float(np.mean(answers.lengths)),
+      "eos_share": float(np.mean(answers.ended)),
+    }
+  )
 
 
 def full_texts(answers: Answers) -> list[str]:

@@ -151,6 +151,21 @@ def check_length(
     optimizer_of_run(config, field, updates)
 
 
+def check_measured(schedule: Schedule, data: Data, name: str) -> None:
+  """Checks that there is something to measure on, where that is asked for.
+
+  Args:
+    schedule: the section.
+    data: of held-out records.
+    name: of that section.
+  """
+  if schedule.eval_every and not data.source:
+    raise FieldError(
+      f"schedule.eval_every={schedule.eval_every}: there is nothing to measure "
+      f"on. Set {name}.source, or schedule.eval_every=0."
+    )
+
+
 def announced(
   schedule: Schedule,
   examples: int,

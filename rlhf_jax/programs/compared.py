@@ -1,18 +1,20 @@
-"""Two policies that are compared, as programs: one list for a run and a plan.
+"""Policies that are compared, as programs: one list for a run and a plan.
 
-pipelines/evaluate.py calls them.
+pipelines/evaluate.py calls them for two, evaluate_many.py for any number, and
+generate.py for one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.models import heads, roles
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.programs import abstract, scorers
+from rlhf_jax.programs import abstract, answers, scorers
 from rlhf_jax.programs.program import Flow, Phase, Program, prompt_width
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.work import Passes
@@ -22,12 +24,10 @@ from rlhf_jax.rewards.reader import Reader
 from rlhf_jax.runs import stages
 from rlhf_jax.types import PyTree
 
-POLICIES = ("before", "after")  # training
-
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-  """What compares two policies.
+  """What compares policies.
 
   phase: its programs.
   samplers: of each policy, with its trained tree, by name.
@@ -63,7 +63,7 @@ def load_policies(
     before = stages.load(start, stages.POLICY, base, world)
   else:
     role = dataclasses.replace(after.role, trainable="full")
-    before = stages.Stage(role, {"params": base.params}, {})
+    before = dataclasses.replace(model_policy(base), role=role)
   return {"before": before, "after": after}
 
 
@@ -84,45 +84,65 @@ def _load_scorers(
   }
 
 
-def wire(settings: Any, world: World, base: Base) -> Compared:
-  """Returns what samples two policies, and what judges them.
+def model_policy(base: Base) -> stages.Stage:
+  """Returns the model itself as a policy."""
+  role = roles.Role(model=base.config, trainable="full")
+  return stages.Stage(role, {"params": base.params}, {})
+
+
+def wire(
+  settings: Any, world: World, base: Base, policies: dict[str, stages.Stage]
+) -> Compared:
+  """Returns what samples policies, and what judges them.
 
   Args:
     settings: of the pipeline.
     world: where it runs, or is planned.
     base: the model underneath.
+    policies: by name; the KL is to the first.
   """
-  policies = load_policies(settings, world, base)
-  loaded = _load_scorers(settings, world, base, policies["after"])
+  first, *others = policies
+  judged = policies[others[0] if others else first]
+  loaded = _load_scorers(settings, world, base, judged)
   tokens, readers = scorers.parted(loaded)
-  plan = judge.make_plan(
+  how = settings.generate
+  plan_of = functools.partial(
+    judge.make_plan,
     base,
-    policies["after"],
-    policies["before"],
-    None,
-    tokens,
-    settings.generate.temperature,
-    settings.packing.targets(
-      settings.batch_size, world.ways, settings.generate.max_new_tokens
+    value=None,
+    scorers=tokens,
+    temperature=how.temperature,
+    row_targets=settings.packing.targets(
+      settings.batch_size * how.num_samples, world.ways, how.max_new_tokens
     ),
   )
+  has_kl = bool(others) and answers.has_kl(how)
+  reference = policies[first] if has_kl else None
+  plans = {
+    name: ("policy", plan_of(policies[name], reference=reference))
+    for name in others
+  }
+  if has_kl:  # of the first no KL is wanted
+    _, plan = plans[others[0]]
+    sampled = ("reference", plan)
+    alone = dataclasses.replace(
+      plan, reference=None, shared=plan.shared - {"reference"}
+    )
+  else:
+    alone = plan_of(policies[first], reference=None)
+    sampled = ("policy", alone)
+  shares = any(plan.shared for _, plan in [*plans.values(), sampled])
   weights = judge.Weights(
-    base=base.params if plan.shared else {},
-    reference=policies["before"].variables,
+    base=base.params if shares else {},
+    reference=reference.variables if reference else {},
     scorers={name: weights for name, (_, weights) in tokens.items()},
   )
-  # Of the policy before training, which the KL is to, no KL is wanted.
-  alone = dataclasses.replace(
-    plan, reference=None, shared=plan.shared - {"reference"}
-  )
-  used = ("reference", alone), ("policy", plan)
   samplers, programs = {}, []
-  for name, (kind, judge_plan) in zip(POLICIES, used, strict=True):
+  for name, (kind, plan) in ({first: sampled} | plans).items():
     params, frozen = policies[name].parts
-    sampler = Sampler(
-      policies[name].role, frozen, base, settings.generate, plan.taps(kind)
-    )
+    sampler = Sampler(policies[name].role, frozen, base, how, plan.taps(kind))
     samplers[name] = (sampler, params)
+    judge_plan = alone if name == first else plan
     programs += _programs(
       settings, world, name, sampler, params, judge_plan, weights, readers
     )
@@ -158,13 +178,14 @@ def _programs(
 
   Args:
     settings, world: see `wire`.
-    name: of POLICIES.
+    name: of the policy.
     sampler, params: of the policy.
     plan, weights: of the judge of its answers.
     readers: reward models that read text.
   """
-  rows, new = settings.batch_size, settings.generate.max_new_tokens
-  calls = settings.count / rows
+  prompts, new = settings.batch_size, settings.generate.max_new_tokens
+  rows = prompts * settings.generate.num_samples
+  calls = math.ceil(settings.count / prompts) if settings.count else None
   length = prompt_width(settings.prompts, settings.generate, sampler.base) + new
 
   def judged(flow: Flow) -> tuple[tuple, dict]:
@@ -179,7 +200,7 @@ def _programs(
 
   return [
     *sampler.programs(
-      world.mesh, params, settings.prompts, rows, f"{name} ", calls
+      world.mesh, params, settings.prompts, prompts, f"{name} ", calls
     ),
     Program(
       name=f"{name} judge",

@@ -18,7 +18,7 @@ from rlhf_jax.programs import abstract, build, supervised
 from rlhf_jax.programs.program import Phase, Program
 from rlhf_jax.programs.work import Passes
 from rlhf_jax.programs.world import World
-from rlhf_jax.runs.loop import Schedule
+from rlhf_jax.runs.loop import Measure, Schedule
 from rlhf_jax.types import Array, PyTree, TokenBatch, TrainState
 
 
@@ -178,6 +178,7 @@ def fit(
   total_steps: int,
   seed: int,
   identity: dict,
+  measure: Measure | None = None,
 ) -> PyTree:
   """Returns the trained tree; goes on where it was.
 
@@ -190,6 +191,7 @@ def fit(
     total_steps: of the whole run.
     seed: of the order of rows.
     identity: fields that a checkpoint must agree with.
+    measure: see supervised.fit.
   """
   pad_id, size = phase.base.tokenizer.pad_id, schedule.batch_size
   if shape.counts:
@@ -216,5 +218,6 @@ def fit(
     schedule=schedule,
     total_steps=total_steps,
     identity=identity,
-    show=(("sft/loss", "loss"),),
+    show=(("sft/loss", "loss"), ("validation/loss", "validation")),
+    measure=measure,
   )

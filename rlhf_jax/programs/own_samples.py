@@ -22,7 +22,14 @@ import numpy as np
 from rlhf_jax import distributed, generate, metrics, ops
 from rlhf_jax.algorithms.policy_gradient import packing, shaping
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.programs import abstract, rollouts, scorers, starts, watch
+from rlhf_jax.programs import (
+  abstract,
+  heldout,
+  rollouts,
+  scorers,
+  starts,
+  watch,
+)
 from rlhf_jax.programs import actors as actors_lib
 from rlhf_jax.programs.program import (
   Flow,
@@ -137,6 +144,17 @@ class Opened:
       ),
     )
     return source, count
+
+  def heldout(self, params: PyTree, steps: float | None) -> list[Program]:
+    """Returns the programs of heldout.py.
+
+    Args:
+      params: trained tree of the policy.
+      steps: of the run; None where only the data tell.
+    """
+    return heldout.programs(
+      self.settings, self.world, self.sampler, self.actors, params, steps
+    )
 
   def answers(
     self,
@@ -323,6 +341,7 @@ def train(
   """
   settings, workdir = opened.settings, opened.world.workdir
   starts.say_reference(settings, phase.name)
+  measure = heldout.Heldout.of(settings, source, phase.name)
   arrays, found = loop.run_steps(
     one_step,
     phase=phase.name,
@@ -337,7 +356,9 @@ def train(
       ("rollout/score_mean", "score"),
       ("rollout/kl_k1_sum", "kl"),
       *show,
+      ("heldout/score", "held out"),
     ),
+    measure=heldout.of_arrays(measure, lambda x: x["train"].params),
   )
   return stages.write_stage(
     workdir,

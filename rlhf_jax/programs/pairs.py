@@ -120,22 +120,20 @@ def make_update(
   return jax.jit(update, donate_argnums=0 if donates else ())
 
 
-def evaluate(
+def evaluator(
   algorithm: Method,
   batch_size: int,
   phase: Phase,
-  params: PyTree,
   frozen: PyTree,
   held: dataset.Comparisons,
-) -> dict[str, float]:
-  """Returns the metrics of the loss on held-out rows.
+) -> Callable[[PyTree], dict[str, float]]:
+  """Returns trained tree -> the metrics of the loss on held-out rows.
 
   Args:
     algorithm: the method.
     batch_size: comparisons at a time.
     phase: whose role.
-    params: trained tree.
-    frozen: the rest.
+    frozen: what does not train.
     held: with reference log-probabilities where the method reads them.
   """
   measure = jax.jit(
@@ -148,14 +146,19 @@ def evaluate(
   )
   size, count = batch_size, len(held.pairs)
   to_batch = collate_of(held, phase.base.tokenizer.pad_id)
-  sums: dict[str, float] = {}
-  for start in range(0, count, size):
-    batch = to_batch([min(start + i, count - 1) for i in range(size)])
-    batch.weight[count - start :] = 0.0
-    batch = mesh_lib.spread_batch(phase.mesh, batch)
-    for name, x in distributed.fetch(measure(params, frozen, batch)).items():
-      sums[name] = sums.get(name, 0.0) + float(x)
-  return {name: float(x) for name, x in preference.means(sums).items()}
+
+  def evaluate(params: PyTree) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for start in range(0, count, size):
+      batch = to_batch([min(start + i, count - 1) for i in range(size)])
+      batch.weight[count - start :] = 0.0
+      batch = mesh_lib.spread_batch(phase.mesh, batch)
+      found = distributed.fetch(measure(params, frozen, batch))
+      for name, x in found.items():
+        sums[name] = sums.get(name, 0.0) + float(x)
+    return {name: float(x) for name, x in preference.means(sums).items()}
+
+  return evaluate
 
 
 def report_balance(algorithm: Method, labels: np.ndarray, name: str) -> None:

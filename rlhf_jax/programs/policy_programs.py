@@ -10,7 +10,7 @@ from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.models import attention as attention_lib
 from rlhf_jax.models import trees
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.programs import abstract, critic, offload, scorers
+from rlhf_jax.programs import abstract, critic, heldout, offload, scorers
 from rlhf_jax.programs.actors import Actors
 from rlhf_jax.programs.layer_work import reads_last
 from rlhf_jax.programs.policy_settings import Settings
@@ -70,7 +70,10 @@ def wire(
     calls += settings.value.pretrain_steps
   wired = _Wired(settings, world, base, actors, arrays, made, calls)
   parts = wired.sampling(sampler), wired.judging(), wired.updates()
-  programs = [program for part in parts for program in part]
+  step = [program for part in parts for program in part]
+  programs = step + heldout.programs(
+    settings, world, sampler, actors, arrays["train"].params["policy"], calls
+  )
   frozen = (base.params, actors.held, actors.frozen)
   if settings.offload.releases:
     frozen = frozen[1:]
@@ -84,7 +87,7 @@ def wire(
     away=offload.away(
       settings.offload, actors, arrays, *(_names(part) for part in parts)
     ),
-    step=tuple(p.name for p in programs if p.name != "value update"),
+    step=tuple(p.name for p in step if p.name != "value update"),
     role=actors.plan.policy,
   )
   return phase, sampler

@@ -186,7 +186,7 @@ def report(pool: Pool, kept: np.ndarray) -> dict[str, float]:
     kept: [P, K] bool.
   """
   most = pool.score.shape[1]
-  ns = [2**i for i in range(most.bit_length()) if 2**i < most] + [most]
+  ns = best_of_n.curve_points(most)
   curve = best_of_n.best_of_n_curve(pool.score, pool.score, ns).mean(axis=0)
   winners = np.asarray(best_of_n.select_best(jnp.asarray(pool.score)))
   logprobs = np.take_along_axis(pool.logprob, winners[:, None], axis=1)[:, 0]

@@ -42,6 +42,7 @@ def fit(
   total_steps: int,
   identity: dict,
   show: tuple[tuple[str, str], ...],
+  measure: loop.Measure | None = None,
 ) -> PyTree:
   """Returns the trained tree; goes on from the newest checkpoint.
 
@@ -52,6 +53,7 @@ def fit(
     frozen: handed to the update.
     seed: of the key of each step.
     schedule, total_steps, identity, show: see loop.run_steps.
+    measure: trained tree -> metrics of held-out rows; None for none.
   """
   key, update = jax.random.key(seed), phase["update"]
 
@@ -73,5 +75,6 @@ def fit(
     identity=identity,
     iterators={"data": loader},
     show=show,
+    measure=None if measure is None else lambda x: measure(x["train"].params),
   )
   return arrays["train"].params

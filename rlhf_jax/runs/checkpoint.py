@@ -287,6 +287,15 @@ class Checkpoints:
     """Returns the finished step with the best score, or None."""
     return next(iter(self._best_of(self.steps())), None)
 
+  def is_best(self, score: float | None) -> bool:
+    """Says whether no kept step has a better score; False of None."""
+    if score is None:
+      return False
+    self.wait()
+    scores = [self._record(step).get("score") for step in self.steps()]
+    kept = [x for x in scores if x is not None]
+    return self._best([score, *kept]) == score
+
   def _best_of(self, steps: list[int]) -> list[int]:
     """Returns [the step with the best score, the newest of equals], or []."""
     scores = {s: self._record(s).get("score") for s in steps}

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import re
 import resource
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from rlhf_jax.types import PyTree, TrainState
 __all__ = ["NonFiniteError", "Schedule", "run_steps", "system_metrics"]
 SKIPPED_LIMIT = 3  # refused updates in a row that end a run (METHODS N14)
 OneStep = Callable[[int, PyTree, dict], tuple[PyTree, dict, dict]]
+Measure = Callable[[PyTree], dict[str, float]]
+MEASURED = ("validation/", "heldout/")  # how metrics of held-out data begin
 # Words in the names of metrics that say whether less or more is better, and
 # those that say neither.
 _LESS = {"loss", "perplexity", "nll", "error"}
@@ -51,6 +54,8 @@ class Schedule:
   # of a loss, the most of a score
   asynchronous: bool = False  # checkpoints are written while steps go on
   log_every: int = 1  # steps between metric rows
+  eval_every: int = 0  # steps between measurements on held-out data, besides
+  # that of the last step; 0: none while it trains
 
   def __post_init__(self) -> None:
     if self.batch_size < 1 or self.save_every < 1 or self.keep < 1:
@@ -64,6 +69,16 @@ class Schedule:
         f"steps={self.steps}, epochs={self.epochs}, log_every="
         f"{self.log_every}: need steps, epochs >= 0 and finite, and log_every "
         ">= 1."
+      )
+    if self.eval_every < 0:
+      raise FieldError(
+        f"eval_every={self.eval_every}: steps between measurements. Set >= 1, "
+        "or 0 for none."
+      )
+    if self.keep_best.startswith(MEASURED) and not self.eval_every:
+      raise FieldError(
+        f"keep_best={self.keep_best!r} with eval_every=0: it is measured on "
+        "held-out data, and nothing is while it trains. Set eval_every."
       )
     check_choice("best", self.best, ("", "max", "min"))
     _ = self.best_of  # of a metric whose name says nothing
@@ -130,6 +145,10 @@ class Schedule:
       )
     return "min" if is_less else "max"
 
+  def measures(self, step: int, *, is_last: bool) -> bool:
+    """Says whether held-out data are measured on after a step."""
+    return bool(self.eval_every) and (is_last or step % self.eval_every == 0)
+
   def describe(self) -> str:
     """Returns "20 steps of 64", or "2 epochs of", for people."""
     if self.steps:
@@ -149,6 +168,7 @@ def run_steps(
   identity: dict,
   iterators: dict[str, Any],
   show: Iterable[tuple[str, str]],
+  measure: Measure | None = None,
 ) -> tuple[PyTree, dict]:
   """Runs steps until the total, from the newest checkpoint if there is one.
 
@@ -165,6 +185,9 @@ def run_steps(
     identity: fields a checkpoint must agree with (model, tokenizer).
     iterators: name -> data iterator with get_state and set_state.
     show: (metric, short label) pairs of the progress line.
+    measure: arrays -> metrics of held-out data, whose names begin as MEASURED
+      says; it is asked every schedule.eval_every steps, and changes nothing
+      that the run goes on with.
 
   Returns:
     The final arrays and facts.
@@ -228,19 +251,24 @@ def run_steps(
           _refused_in_a_row(arrays), int(row.get("sys/skipped_updates", 0.0))
         )
         _check_finite(phase, step, refused, row, saved)
-        _score(row, schedule.keep_best)
-        if step % schedule.log_every == 0 or step == total_steps:
+        is_last = step == total_steps or bool(facts.get("halt"))
+        is_measured = schedule.measures(step, is_last=is_last)
+        if is_measured and measure is not None:
+          row |= _measured(measure, arrays)
+        score = _score(row, schedule.keep_best)
+        is_logged = is_measured or step % schedule.log_every == 0
+        if is_logged or step == total_steps:
           writer.write(step, row | system_metrics(), phase)
         progress.update(
           step, **{label: row[name] for name, label in show if name in row}
         )
-        is_last = step == total_steps or bool(facts.get("halt"))
         is_stopped = interrupt.should_stop(step)
         if is_stopped:
           break
+        is_best = is_measured and saved.is_best(score)
         # While updates are refused the weights may be spoilt: the good
         # checkpoints stay until one is accepted.
-        if saved.due(step) and not is_last and not refused:
+        if (is_best or saved.due(step)) and not is_last and not refused:
           save(is_final=False)
     is_done = step == total_steps or bool(facts.get("halt"))
     if is_done:
@@ -254,9 +282,23 @@ def run_steps(
   return arrays, facts
 
 
+def _measured(measure: Measure, arrays: PyTree) -> dict[str, float]:
+  """Returns the metrics of held-out data, and time/heldout_seconds."""
+  begun = time.perf_counter()
+  found = {name: float(value) for name, value in measure(arrays).items()}
+  return found | {"time/heldout_seconds": time.perf_counter() - begun}
+
+
 def _score(row: dict[str, float], name: str) -> float | None:
-  """Returns the metric that says how good a step is; None where none is set."""
+  """Returns the metric that says how good a step is.
+
+  None where none is set, and where it is of held-out data that this step did
+  not measure on.
+  """
   if not name or not row:  # no row: all steps were done before
+    return None
+  is_measured = any(key.startswith(MEASURED) for key in row)
+  if name.startswith(MEASURED) and not is_measured:
     return None
   if name not in row:
     raise FieldError(

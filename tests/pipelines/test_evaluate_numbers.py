@@ -13,7 +13,7 @@ from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.data import batches
 from rlhf_jax.models import heads, roles, trees
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import defaults, evaluate
+from rlhf_jax.pipelines import defaults, evaluate, results
 from rlhf_jax.programs import answers, compared
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
@@ -159,8 +159,9 @@ def test_without_a_judge_there_are_kl_length_and_diversity():
 
 
 def test_texts_hold_both_answers_and_raw_scores(tmp_path):
-  evaluate._write_texts(tmp_path / "texts.jsonl", BEFORE, AFTER)
-  rows = [json.loads(x) for x in (tmp_path / "texts.jsonl").open()]
+  path = tmp_path / "texts.jsonl"
+  results.write_rows(path, evaluate._rows(BEFORE, AFTER))
+  rows = [json.loads(x) for x in path.open()]
   assert len(rows) == 4
   assert rows[2] == {
     "prompt": "r",
@@ -328,20 +329,22 @@ def whole(files, tmp_path_factory):
   record = types.SimpleNamespace(asked=[], weights=[], answers={})
   words = [base.tokenizer.encode(f" {word}")[0] for word in tiny_runs.WORDS]
 
+  real_answer = answers.answer
+
   def watched_sample(params, prompts, key, **settings):
     record.asked.append((params, prompts.index.tolist()))
     return drawn(words, prompts, key, **settings)
 
   def watched_answer(sampler, params, judge, weights, *rest, name, **options):
     record.weights.append(weights)
-    record.answers[name] = answers.answer(
+    record.answers[name] = real_answer(
       sampler, params, judge, weights, *rest, name=name, **options
     )
     return record.answers[name]
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(generate, "with_streams", watched_sample)
-    patch.setattr(evaluate, "answer", watched_answer)
+    patch.setattr(answers, "answer", watched_answer)
     patch.setattr(compared.judge, "make_judge", lambda plan: scored)
     record.facts = pipelines.run(config, folder / "evaluation")
   return base, config, record

@@ -56,8 +56,10 @@ def test_all_sections_parse(path, files, sft_lora, reward_head, tmp_path):
     config.init_from = str(sft_lora)
     if not config.verifier.name:
       config.reward = str(reward_head)
-  if config.pipeline == "evaluate":
+  if config.pipeline in ("evaluate", "generate_answers"):
     config.prompts.source, config.policy = files.prompts, str(sft_lora)
+  if config.pipeline == "score_texts":
+    config.rewards = str(reward_head)
   if config.pipeline == "export":
     config.run = str(sft_lora)
   for stage in (config, *config.values()):

@@ -126,7 +126,8 @@ def test_validation_is_the_mean_of_all_tokens(tmp_path, monkeypatch):
     validation=Data(source=str(path), format="demonstration", max_length=8),
     schedule=sft.Schedule(batch_size=2),
   )
-  found = sft._validate(settings, Crafted(), jnp.float32(0.5), {})
+  validate = sft._validator(settings, Crafted(), {})
+  found = validate(jnp.float32(0.5))["validation/loss"]
   targets = [ord(c) for _, r in texts for c in r] + [2, 2, 2]  # and each end
   assert found == pytest.approx(0.5 * np.mean(targets))
 
@@ -146,9 +147,10 @@ def test_held_out_pairs_are_counted_once(monkeypatch):
       -params * batch.tokens * batch.loss_mask
     ),
   )
-  found = pairs.evaluate(
-    Method("dpo", dpo, dpo.Config(beta=0.2)), 2, Crafted(), 0.5, {}, held
+  evaluate = pairs.evaluator(
+    Method("dpo", dpo, dpo.Config(beta=0.2)), 2, Crafted(), {}, held
   )
+  found = evaluate(0.5)
   # Sums: -2.5, -2 and -4; of the reference -2, -2 and -3.
   rewards = 0.2 * np.array([-0.5, 0.0, -1.0])
   chosen, rejected = rewards, rewards[[1, 2, 0]]

@@ -46,6 +46,7 @@ def run(
   identity=IDENTITY,
   spoilt=0.0,
   metric="score",
+  measured=(),
   **plan,
 ):
   """Runs one step a score; returns arrays, facts and the numbers read.
@@ -58,6 +59,7 @@ def run(
     identity: of the run.
     spoilt: added to the weight in the last step.
     metric: the name of the scores.
+    measured: validation/accuracy after each step, where it is asked for.
     **plan: fields of Schedule.
   """
   numbers, read = Numbers(), []
@@ -88,6 +90,9 @@ def run(
     identity=identity,
     iterators={"numbers": numbers},
     show=(),
+    measure=lambda arrays: {
+      "validation/accuracy": measured[int(arrays["train"].step) - 1]
+    },
   )
   return types.SimpleNamespace(arrays=arrays, facts=facts, read=read)
 
@@ -195,6 +200,63 @@ def test_the_best_step_is_one_with_a_number(tmp_path):
   with pytest.warns(UserWarning, match="score not finite"):
     run(tmp_path, scores, save_every=1, keep=1, keep_best="score")
   assert saved_steps(tmp_path) == ([3, 5, 6], 3)  # best, newest, final
+
+
+def accuracies(workdir):
+  """Returns {step: validation/accuracy} of the rows that have one."""
+  rows = metrics.read_metrics(workdir / "metrics.jsonl")
+  name = "validation/accuracy"
+  return {row["step"]: row[name] for row in rows if name in row}
+
+
+def test_held_out_data_are_measured_on_every_so_many_steps(tmp_path):
+  """And after the last; rows of measured steps are always logged."""
+  found = [0.1, 0.2, 0.3, 0.4, 0.5]
+  run(tmp_path, [0.5] * 5, measured=found, eval_every=2, log_every=5)
+  assert accuracies(tmp_path) == {2: 0.2, 4: 0.4, 5: 0.5}
+  run(tmp_path / "none", [0.5] * 5, measured=found)
+  assert accuracies(tmp_path / "none") == {}
+
+
+def test_the_best_measured_step_is_kept_though_none_is_due(tmp_path):
+  """Steps 2, 4 and 6 are measured; 4 is the best, and a kill loses nothing."""
+  how = dict(
+    measured=[0.9, 0.5, 0.9, 0.8, 0.9, 0.6, 0.9],
+    eval_every=2,
+    save_every=5,
+    keep=1,
+    keep_best="validation/accuracy",
+  )
+  run(tmp_path / "whole", [0.5] * 6, **how)
+  assert saved_steps(tmp_path / "whole") == ([4, 5, 6], 4)
+  with pytest.raises(Killed):
+    run(tmp_path / "killed", [0.5] * 6, kill_at=6, **how)
+  run(tmp_path / "killed", [0.5] * 6, **how)
+  assert saved_steps(tmp_path / "killed") == ([4, 5, 6], 4)
+  for folder in ("whole", "killed"):
+    assert accuracies(tmp_path / folder) == {2: 0.5, 4: 0.8, 6: 0.6}
+
+
+def test_a_best_step_of_held_out_data_needs_a_measurement(tmp_path):
+  with pytest.raises(FieldError, match="keep_best='validation/loss' with eval"):
+    loop.Schedule(keep_best="validation/loss")
+  with pytest.raises(FieldError, match="eval_every=-1"):
+    loop.Schedule(eval_every=-1)
+  lessons = {"validation/loss": "min", "validation/accuracy": "max"}
+  lessons |= {"heldout/score": "max", "heldout/pass1": "max"}
+  lessons |= {"heldout/gold_score": "max", "heldout/passG": "max"}
+  for name, best in lessons.items():
+    assert loop.Schedule(keep_best=name, eval_every=1).best_of == best
+  with pytest.raises(
+    FieldError, match="no metric of this name.*validation/acc"
+  ):
+    run(
+      tmp_path,
+      [0.5] * 2,
+      measured=[0.5] * 2,
+      eval_every=1,
+      keep_best="validation/loss",
+    )
 
 
 def test_only_every_so_many_rows_are_logged(tmp_path):

@@ -117,6 +117,24 @@ def test_a_run_with_everything_parked_is_the_run_without(
   assert compiles[0] == compiles[1]  # what comes back is what was compiled for
 
 
+@pytest.mark.slow
+def test_held_out_answers_are_those_of_a_run_without(
+  files, sft_full, reward_full, one_device, tmp_path
+):
+  """They are judged by the weights that rest on the host, too."""
+  for name, trees in (("with", ALL), ("without", ())):
+    config = config_of(files, sft_full, reward_full, trees=trees)
+    held = {"source": files.prompts, "format": "prompt", "max_length": 24}
+    config.heldout.update(held)
+    config.evaluation.count = 10
+    config.schedule.update(steps=2, eval_every=1)
+    pipelines.run(config, tmp_path / name)
+    pretrained.forget()
+  rows = tiny_runs.rows_of(tmp_path / "with")
+  assert len(rows) == 2 and all(row["heldout/kl"] > -1.0 for row in rows)
+  assert rows == tiny_runs.rows_of(tmp_path / "without")
+
+
 def test_frozen_weights_are_deleted_where_nothing_reads_them(
   files, sft_full, reward_full, one_device
 ):

@@ -41,6 +41,14 @@ def grpo_config():
   return config
 
 
+def measured_config():
+  config = grpo_config()
+  config.schedule.eval_every = 2
+  config.heldout.max_length = 24
+  config.evaluation.count = 24
+  return config
+
+
 def preference_config(name):
   config = defaults.preference(name)
   config.model.update(source="shape:tiny", scan_layers=True)
@@ -50,12 +58,12 @@ def preference_config(name):
   return config
 
 
-def evaluate_config():
-  config = defaults.evaluate()
+def evaluate_config(pipeline="evaluate", **fields):
+  config = defaults.of(pipeline)
   config.model.update(source="shape:tiny", scan_layers=True, lora_rank=2)
   config.prompts.max_length = 24
   config.generate.max_new_tokens = 8
-  config.update(count=32, batch_size=16)
+  config.update({"count": 32, "batch_size": 16} | fields)
   config.mesh.update(data=2, fsdp=2, tensor=2)
   return config
 
@@ -72,6 +80,13 @@ SAMPLING = ["merge", "prefill", "decode", "judge"]
 WORKING = ("prefill", "decode", "judge", "reference", "refer", "update")
 OTHERS = {
   "grpo": (grpo_config, [*SAMPLING, "prepare", "update"]),
+  "held out": (
+    measured_config,
+    [
+      *(*SAMPLING, "prepare", "update"),
+      *(f"heldout {name}" for name in SAMPLING),
+    ],
+  ),
   "remax": (  # a greedy answer to each prompt beside the samples
     remax_config,
     [
@@ -105,6 +120,14 @@ OTHERS = {
       *("before prefill", "before decode", "before judge"),
       *("after prefill", "after decode", "after judge"),
     ],
+  ),
+  "evaluate many": (
+    lambda: evaluate_config("evaluate_many", policies="model"),
+    ["model prefill", "model decode", "model judge"],
+  ),
+  "generate": (
+    lambda: evaluate_config("generate_answers"),
+    ["policy prefill", "policy decode", "policy judge"],
   ),
   "bond": (
     lambda: sampled_config("bond"),

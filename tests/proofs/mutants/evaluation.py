@@ -11,8 +11,8 @@ FAULTS = (
     " evaluate_numbers::sentiment_is_of_prompt_and_answer",
     (
       "summary: before wins over after",
-      "rate = win_rate.win_rate(new, old)",
-      "rate = win_rate.win_rate(old, new)",
+      "outcomes = win_rate.group_outcomes(new, old)",
+      "outcomes = win_rate.group_outcomes(old, new)",
     ),
     (
       "summary: gold is read from the proxy",
@@ -36,34 +36,34 @@ FAULTS = (
       'f"{shown}_after": float(np.mean(old))',
     ),
     (
-      "summary: lengths of after are those of before",
+      "summary: the middle one of all lengths",
       "float(np.mean(answers.lengths))",
-      "float(np.mean(before.lengths))",
+      "float(np.median(answers.lengths))",
     ),
     (
-      "summary: ends of before are those of after",
+      "summary: answers that do not end",
       "float(np.mean(answers.ended))",
-      "float(np.mean(after.ended))",
+      "float(1.0 - np.mean(answers.ended))",
     ),
     (
       "summary: the KL of the policy before",
-      "win_rate.mean_with_error(after.kl)",
-      "win_rate.mean_with_error(before.kl)",
+      "after.by_prompt(after.kl)",
+      "before.by_prompt(before.kl)",
     ),
     (
       "summary: unpaired standard error",
-      "change = win_rate.paired_difference(new, old)",
-      "change = win_rate.mean_with_error(new)",
+      "win_rate.paired_difference(new.mean(axis=1), old.mean(axis=1))",
+      "win_rate.mean_with_error(new.mean(axis=1))",
     ),
     (
       "summary: sentiment without the prompt",
-      "new = lexicon.vader_scores(full_texts(after))",
-      "new = lexicon.vader_scores(after.texts)",
+      "lexicon.vader_scores(full_texts(answers))",
+      "lexicon.vader_scores(answers.texts)",
     ),
     (
-      "summary: duplicates of before",
+      "summary: duplicates of prompts",
       "diversity.duplicate_share(answers.texts)",
-      "diversity.duplicate_share(before.texts)",
+      "diversity.duplicate_share(answers.prompts)",
     ),
     (
       "summary: distinct words, not pairs of words",
@@ -112,8 +112,8 @@ FAULTS = (
     ),
     (
       "run: before is after",
-      'before, after = answers["before"], answers["after"]',
-      'before, after = answers["after"], answers["before"]',
+      'before, after = found["before"], found["after"]',
+      'before, after = found["after"], found["before"]',
     ),
     (
       "prompts: batches share their random keys",
@@ -133,8 +133,8 @@ FAULTS = (
     " evaluate_numbers::before_is_the_start_and_after_the_policy",
     (
       "run: the policy is its own reference",
-      'reference=policies["before"].variables',
-      'reference=policies["after"].variables',
+      "reference = policies[first] if has_kl else None",
+      "reference = policies[others[0]] if has_kl else None",
     ),
     (
       "run: the start is forgotten",

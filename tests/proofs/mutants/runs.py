@@ -35,8 +35,8 @@ FAULTS = (
     ),
     (
       "loop: saved while updates are refused",
-      "if saved.due(step) and not is_last and not refused:",
-      "if saved.due(step) and not is_last:",
+      "saved.due(step)) and not is_last and not refused:",
+      "saved.due(step)) and not is_last:",
     ),
     (
       "loop: epochs are rounded down",

@@ -1,0 +1,275 @@
+"""One policy or any number of them on held-out prompts, judged alike.
+
+    policies = "runs/sft,runs/dpo,runs/ppo@best,model"
+
+All answer the same prompts. Each gets numbers of its own: mean scores, pass@k
+and best-of-n curves of several answers to a prompt, diversity, length. Each but
+the first is compared with the first, paired by prompt: difference, win rate,
+KL. "model" is the model itself. Scores of reward models are in units of their
+own reference (mean 0, deviation 1 of the samples that they were normalised on).
+
+Left out: policies on different models in one run, whose KL means nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_jax import schema, terminal
+from rlhf_jax.data import overlap
+from rlhf_jax.data.dataset import Data
+from rlhf_jax.evaluation import win_rate
+from rlhf_jax.models import roles
+from rlhf_jax.models.pretrained import Base
+from rlhf_jax.pipelines import results
+from rlhf_jax.programs import (
+  answered,
+  answers,
+  build,
+  compared,
+  heldout,
+)
+from rlhf_jax.programs.answers import SCORES, Answers
+from rlhf_jax.programs.pipeline import Pipeline
+from rlhf_jax.programs.program import Phase
+from rlhf_jax.programs.world import World
+from rlhf_jax.rewards import texts
+from rlhf_jax.runs import stages
+from rlhf_jax.schema import FieldError, check_least
+
+RESULT_FILE = "evaluation.json"
+MODEL = "model"  # in `policies`: the model itself
+_SHOWN = ("_standard_error", "_low", "_high")  # beside a number, not rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(answered.Judged):
+  """Any number of policies on held-out prompts."""
+
+  policies: str = ""  # folders of finished policy runs, with commas between;
+  # "model": the model itself; the others are compared with the first
+  lexicon: bool = False  # VADER sentiment of the answers too
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    check_least(self, count=2, batch_size=1)
+    if len(self.named) < len(self.folders):
+      raise FieldError(
+        f"policies={self.policies!r}: one of them stands there twice. Leave it "
+        "out."
+      )
+
+  @property
+  def folders(self) -> list[str]:
+    """The folders of the policies, MODEL for the model itself."""
+    return results.listed(self.policies)
+
+  @property
+  def named(self) -> dict[str, str]:
+    """The folders by the shortest ends of their paths that differ."""
+    return results.named(self.folders)
+
+  @property
+  def runs(self) -> dict[str, str]:
+    """Field, or place in one -> folder of a finished stage, for messages."""
+    found = {f"policies: {x}": x for x in self.folders if x != MODEL}
+    return found | {"reward": self.reward, "gold": self.gold}
+
+
+def check(settings: Settings, world: World) -> None:
+  """Checks settings together and against the devices."""
+  answered.check(settings, world)
+  if not settings.folders:
+    raise FieldError(
+      "policies is empty: name folders of finished policy runs, "
+      "--config.policies=runs/sft,runs/ppo, or 'model'."
+    )
+  for folder in settings.folders:
+    if folder != MODEL:
+      schema.check_local(folder, "policies")
+      stages.need_stage(folder, stages.POLICY, "config.policies")
+
+
+def _wire(settings: Settings, world: World, base: Base) -> compared.Compared:
+  world.assume(stages.POLICY, roles.Role(model=base.config))
+  named = settings.named if settings.folders else {"policy": world.named("")}
+  policies = {
+    name: compared.model_policy(base)
+    if folder == MODEL
+    else stages.load(folder, stages.POLICY, base, world)
+    for name, folder in named.items()
+  }
+  return compared.wire(settings, world, base, policies)
+
+
+def phases(settings: Settings, world: World) -> list[Phase]:
+  """Returns the phase that a plan knows without data."""
+  build.check_rows(world, settings.batch_size, "batch_size")
+  return [_wire(settings, world, world.base(settings.model)).phase]
+
+
+def run(settings: Settings, world: World) -> dict:
+  """Evaluates policies; returns what evaluation.json holds."""
+  path = world.workdir / RESULT_FILE
+  origins = results.origins(settings.runs, settings.code())
+  if path.is_file():
+    results.check(path, origins, settings.runs)
+    return results.numbers(path)
+  base = world.base(settings.model)
+  world.workdir.mkdir(parents=True, exist_ok=True)
+  wired = _wire(settings, world, base)
+  overlap.say("evaluate", settings.prompts, Data(), base.tokenizer)
+  prompts = heldout.prompt_batches(
+    settings.prompts,
+    settings.generate.max_new_tokens,
+    settings.count,
+    settings.batch_size,
+    base,
+    "count",
+    "evaluate",
+  )
+  found = {
+    name: said.first(settings.count)
+    for name, said in answered.answer(
+      settings, wired, prompts, base, world.mesh
+    ).items()
+  }
+  facts = numbers_of(
+    found, settings.lexicon, texts.correct_above(settings.text_judge)
+  )
+  results.write(path, facts, origins, rows_of(found))
+  return facts
+
+
+def _columns(found: Answers) -> dict[str, np.ndarray]:
+  """Returns "proxy", "gold", "verifier" -> scores [P, G], those that are."""
+  return {
+    shown: found.by_prompt(found.scores[name])
+    for shown, name in SCORES.items()
+    if name in found.scores
+  }
+
+
+def numbers_of(
+  found: dict[str, Answers], uses_lexicon: bool, correct_above: float | None
+) -> dict:
+  """Returns the numbers of policies, each under its name in "policies".
+
+  JUDGE: mean score; verifier_pass_K, JUDGE_best_of_N: see answers.of_several.
+  JUDGE_difference, JUDGE_win_rate: against the first policy, paired.
+  kl_nats: of an answer, to the first policy.
+  *_standard_error: over prompts; several answers to one count as their mean.
+
+  Args:
+    found: answers of each policy to the same prompts.
+    uses_lexicon: VADER sentiment of the texts too.
+    correct_above: a verifier's score above it is a right answer, or None.
+  """
+  first, *_ = found
+  before = _columns(found[first])
+  policies = {}
+  for name, said in found.items():
+    own: dict[str, float | None] = {}
+    columns = _columns(said)
+    per_prompt = {shown: x.mean(axis=1) for shown, x in columns.items()}
+    per_prompt |= answers.of_several(columns, correct_above)
+    if uses_lexicon:
+      per_prompt["vader"] = answers.sentiment(said).mean(axis=1)
+    if said.kl is not None and name != first:
+      per_prompt["kl_nats"] = said.by_prompt(said.kl).mean(axis=1)
+    for key, values in per_prompt.items():
+      own |= _estimate(key, win_rate.mean_with_error(values))
+    if name != first:
+      for shown, scores in columns.items():
+        change = answers.difference(scores, before[shown])
+        own |= _estimate(f"{shown}_difference", change)
+        own |= answers.win_rates(shown, scores, before[shown])
+    policies[name] = own | answers.of_texts(said)
+  group = found[first].group
+  return {
+    "evaluation_prompts": len(found[first].texts) // group,
+    "evaluation_samples": group,
+    "policies": policies,
+  }
+
+
+def _estimate(name: str, found: win_rate.Estimate) -> dict[str, float]:
+  return {name: found.value, f"{name}_standard_error": found.standard_error}
+
+
+def rows_of(found: dict[str, Answers]) -> list[dict]:
+  """Returns every prompt with an answer of each policy and its raw scores."""
+  first = next(iter(found.values()))
+  return [
+    {
+      "prompt": prompt,
+      "sample": i % first.group,
+      "answers": {name: said.texts[i] for name, said in found.items()},
+      "scores": {
+        name: {
+          shown: float(said.scores[judge][i])
+          for shown, judge in SCORES.items()
+          if judge in said.scores
+        }
+        for name, said in found.items()
+      },
+    }
+    for i, prompt in enumerate(first.prompts)
+  ]
+
+
+def tell(settings: Settings, workdir: Path) -> None:
+  """Prints a table: a row a number, a column a policy."""
+  del settings
+  found = results.numbers(workdir / RESULT_FILE)
+  policies = found["policies"]
+  several = found["evaluation_samples"]
+  each = f", {several} answers to each" if several > 1 else ""
+  against = ""
+  if len(policies) > 1:
+    against = f"; differences and wins are against {next(iter(policies))}"
+  print(
+    f"\n{found['evaluation_prompts']} held-out prompts{each}; beside a number "
+    f"its standard error over prompts{against}\n"
+  )
+  show(policies)
+
+
+def show(policies: dict[str, dict]) -> None:
+  """Prints the numbers of policies: a row a number, a column a policy."""
+  names = {key: None for numbers in policies.values() for key in numbers}
+  rows = [
+    [
+      key.replace("_", " "),
+      *(_cell(numbers, key) for numbers in policies.values()),
+    ]
+    for key in names
+    if not key.endswith(_SHOWN)
+  ]
+  print(terminal.format_table(["", *policies], rows))
+
+
+def _cell(numbers: dict, key: str) -> str:
+  """Returns a number with its standard error, "" for none."""
+  value, error = numbers.get(key), numbers.get(f"{key}_standard_error")
+  if value is None or isinstance(value, int):
+    return "" if value is None else str(value)
+  shown = terminal.decimal(value, 3)
+  return shown if error is None else f"{shown} ({terminal.decimal(error, 3)})"
+
+
+PIPELINE = Pipeline(
+  name="evaluate_many",
+  Settings=Settings,
+  run=run,
+  phases=phases,
+  check=check,
+  result=RESULT_FILE,
+  describe=lambda settings: (
+    f"{settings.count} held-out prompts, {len(settings.folders)} policies"
+  ),
+  tell=tell,
+)
