@@ -21,7 +21,14 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["rlhf_jax", "rlhf_jax.*"]),
-  package_data={"rlhf_jax": ["evaluation/*.html"]},
+  package_data={
+    "rlhf_jax": [
+      "evaluation/*.html",
+      "dashboard/*.html",
+      "dashboard/*.css",
+      "dashboard/*.js",
+    ]
+  },
   install_requires=[
     "absl-py>=2.0",
     "etils[epath]>=1.9.1",

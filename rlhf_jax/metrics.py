@@ -1,5 +1,8 @@
 """What a run records: metrics.jsonl, samples, TensorBoard, seconds of parts.
 
+progress.json says how long a stage is and what rang: it is replaced as a whole,
+for whoever watches (dashboard/).
+
 Metrics are named area/name (METHODS 25) and written one JSON object a line
 with "step", "phase" and "time" (seconds since 1970). JSON has no NaN: it
 becomes null, with a warning. A killed and resumed run calls `truncate_after`
@@ -28,6 +31,7 @@ import numpy as np
 from rlhf_jax.schema import UserError
 
 RESERVED = ("step", "phase", "time")
+PROGRESS_FILE = "progress.json"
 _DAMAGED = "The file is damaged: correct or remove the line."
 
 
@@ -91,6 +95,7 @@ class MetricsWriter:
     self._clock = clock
     self._summaries: dict[str, Any] = {}
     self._purge: dict[str, int] = {}
+    self._progress: dict[str, Any] | None = None
     if is_enabled:
       self._workdir.mkdir(parents=True, exist_ok=True)
       for path in (self.metrics_path, self.samples_path):
@@ -166,6 +171,33 @@ class MetricsWriter:
     if self._is_enabled and self._writes_tensorboard:
       tag = f"{phase}/{name}" if phase else name
       self._summary(phase).add_text(tag, text, step)
+
+  def write_progress(
+    self,
+    phase: str,
+    total_steps: int,
+    alarms: Sequence[Sequence[Any]] = (),
+    halted: str | None = None,
+  ) -> None:
+    """Replaces progress.json, where it says something else.
+
+    Args:
+      phase: of the steps.
+      total_steps: of the finished stage.
+      alarms: (step, sentence) of each that rang.
+      halted: why the stage ended early, if it did.
+    """
+    if not self._is_enabled:
+      return
+    record = {
+      "phase": phase,
+      "total_steps": int(total_steps),
+      "alarms": [list(alarm) for alarm in alarms],
+      "halted": halted,
+    }
+    if record != self._progress:
+      _replace(self._workdir / PROGRESS_FILE, json.dumps(record) + "\n")
+      self._progress = record
 
   def truncate_after(self, step: int, phase: str = "") -> None:
     """Drops the rows of a phase with a larger step, before a resume.

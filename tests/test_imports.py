@@ -34,9 +34,9 @@ ORDER = (
   ("rewards", "evaluation"),
   ("programs",),
   ("exports",),
-  ("pipelines", "notebook"),
+  ("pipelines", "notebook", "dashboard"),
   ("planning", "lab"),
-  ("catalogue", "chat", "explain", "export"),
+  ("catalogue", "chat", "explain", "export", "watch"),
   ("main", "plan", "__main__"),
 )
 LEVEL = {name: i for i, names in enumerate(ORDER) for name in names}
