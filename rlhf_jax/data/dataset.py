@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from rlhf_jax.data import (
   formats,
   markup,
   sources,
+  statistics,
   streams,
 )
 from rlhf_jax.data.section import Data
@@ -147,13 +149,26 @@ def records(data: Data, tokenizer: Tokenizer) -> tuple[list, Counter]:
 
 
 def report_dropped(
-  phase: str, source: str, kept: int, dropped: Counter
+  phase: str,
+  source: str,
+  kept: int,
+  dropped: Counter,
+  lengths: Mapping[str, Sequence[int]],
 ) -> None:
-  """Prints how many records were read, what was left out or cut, and why."""
+  """Prints how many records were read, what was left out or cut, and why.
+
+  Args:
+    phase: what they are for.
+    source: where they come from.
+    kept: how many are used.
+    dropped: reason -> count.
+    lengths: part of an example -> tokens of each; see statistics.add.
+  """
   lost = ", ".join(f"{n} {why}" for why, n in sorted(dropped.items()))
   print(
     f"{phase}: {kept} examples from {source}" + (f"; {lost}" if lost else "")
   )
+  statistics.add(phase, source, kept, dropped, lengths)
 
 
 def _filter(found: list, data: Data, tokenizer: Tokenizer, dropped: Counter):

@@ -46,6 +46,7 @@ from rlhf_jax.types import PromptBatch
 
 RESULT_FILE = "evaluation.json"
 TEXTS_FILE = "texts.jsonl"
+PIECES_FILE = "token_ratios.jsonl"  # of the answers after training
 ORIGINS = "origins"  # in the result: fingerprints of the runs
 _RUNS = ("policy", "init_from", "reward", "gold")  # fields that name them
 
@@ -167,7 +168,8 @@ def load_prompts(settings: Settings, base: Base) -> list[PromptBatch]:
   count, size, data = settings.count, settings.batch_size, settings.prompts
   room = data.max_length - settings.generate.max_new_tokens
   ids, dropped = dataset.prompts(data, base.tokenizer, room)
-  dataset.report_dropped("evaluate", data.source, len(ids), dropped)
+  lengths = {"prompt": [len(row) for row in ids]}
+  dataset.report_dropped("evaluate", data.source, len(ids), dropped, lengths)
   overlap.say("evaluate", data, Data(), base.tokenizer)
   if len(ids) < count:
     raise FieldError(
@@ -216,6 +218,7 @@ def run(settings: Settings, world: World) -> dict:
   finite.check_facts(RESULT_FILE, facts)
   if distributed.is_first():
     _write_texts(world.workdir / TEXTS_FILE, before, after)
+    _write_pieces(world.workdir / PIECES_FILE, after)
     temporary = path.with_suffix(".tmp")
     record = facts | {ORIGINS: _origins(settings)}
     temporary.write_text(json.dumps(record, indent=2) + "\n")
@@ -249,6 +252,32 @@ def read_texts(folder: Path) -> list[dict]:
     {},
     "Delete the folder of the evaluation and run again.",
   )
+
+
+def _write_pieces(path: Path, answers: Answers) -> None:
+  """Writes tokens and log-ratios of answers, by their place in texts.jsonl."""
+  lines = [
+    json.dumps({"index": i, "pieces": pieces}, ensure_ascii=False) + "\n"
+    for i, pieces in enumerate(answers.pieces)
+    if pieces is not None
+  ]
+  path.write_text("".join(lines))
+
+
+def read_pieces(folder: Path) -> dict[int, list]:
+  """Returns [text, log-ratio in nats] of the tokens of answers, by place.
+
+  Older evaluations have none.
+  """
+  path = folder / PIECES_FILE
+  if not path.is_file():
+    return {}
+  rows = strict_json.read_rows(
+    path,
+    {"index": int, "pieces": list},
+    "Delete the folder of the evaluation and run again.",
+  )
+  return {row["index"]: row["pieces"] for row in rows}
 
 
 def tell(settings: Settings, workdir: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from rlhf_jax import distributed, generate, terminal
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.evaluation import diversity, lexicon, win_rate
 from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.programs import token_ratios
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import texts as texts_lib
@@ -67,6 +68,8 @@ class Answers:
 
   scores: scorer name -> [n], in units of that reward model's own reference.
   kl: [n] nats, sum over the response of log policy - log reference.
+  pieces: of each answer, its tokens with their part of that; None for those
+    beyond token_ratios.MOST_TOKENS, and where there is no reference.
   """
 
   prompts: list[str]
@@ -75,6 +78,7 @@ class Answers:
   kl: np.ndarray
   lengths: np.ndarray
   ended: np.ndarray
+  pieces: Sequence[token_ratios.Pieces | None] = ()
 
 
 def answer(
@@ -110,7 +114,8 @@ def answer(
   prompts: list[str] = []
   texts: list[str] = []
   columns: dict[str, list] = {}
-  usual = 0
+  pieces: list[token_ratios.Pieces | None] = []
+  usual, room = 0, token_ratios.MOST_TOKENS
   total = sum(len(batch.tokens) for batch in prompt_batches)
   with terminal.Progress(f"evaluate {name}", total, unit="prompt") as progress:
     for batch in prompt_batches:
@@ -131,8 +136,13 @@ def answer(
       scores, *logprobs = distributed.fetch(
         (scores, rollout.behaviour_logprobs, rollout.reference_logprobs)
       )
+      ratios = np.subtract(*logprobs)
+      pieces += token_ratios.of_samples(
+        sampler.base.tokenizer, on_host, ratios, room if ratios.any() else 0
+      )
+      room -= int(np.sum(on_host.response_mask))
       rows = {f"score/{k}": v for k, v in scores.items()} | {
-        "kl": np.sum(np.subtract(*logprobs), axis=1),
+        "kl": np.sum(ratios, axis=1),
         "length": np.sum(on_host.response_mask, axis=1),
         "ended": on_host.finish_reason == FINISH_EOS,
       }
@@ -151,6 +161,7 @@ def answer(
     kl=joined["kl"],
     lengths=joined["length"],
     ended=joined["ended"],
+    pieces=pieces,
   )
 
 
