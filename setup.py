@@ -10,6 +10,8 @@ import setuptools
 TFDS = ["tensorflow-datasets>=4.9.10"]
 MATH = ["sympy>=1.12"]
 HUB = ["huggingface_hub>=0.36.2"]
+WANDB = ["wandb>=0.19"]
+MLFLOW = ["mlflow-skinny>=2.19"]
 
 setuptools.setup(
   name="rlhf_jax",
@@ -52,8 +54,10 @@ setuptools.setup(
     "cuda": ["jax[cuda12]>=0.7.2"],
     "hub": HUB,
     "math": MATH,
+    "mlflow": MLFLOW,
     "tfds": TFDS,
     "tpu": ["jax[tpu]>=0.7.2", "gcsfs>=2024.2"],
+    "wandb": WANDB,
     "test": [
       "pytest>=8.0",
       "pytest-xdist>=3.8",

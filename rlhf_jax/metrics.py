@@ -8,9 +8,9 @@ with "step", "phase" and "time" (seconds since 1970). JSON has no NaN: it
 becomes null, with a warning. A killed and resumed run calls `truncate_after`
 with the step it resumes from, so that each step is there once.
 
-What a person reads while it runs is in terminal.py. Left out: remote
-directories (gs:// cannot append; copy the local ones) and
-hosted trackers, which can read the JSON lines.
+What a person reads while it runs is in terminal.py; wandb and MLflow, which are
+sent the same rows, in trackers.py. Left out: remote directories (gs:// cannot
+append; copy the local ones).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax import trackers
 from rlhf_jax.schema import UserError
 
 RESERVED = ("step", "phase", "time")
@@ -145,13 +146,16 @@ class MetricsWriter:
       )
     if not self._is_enabled:
       return
-    self._append(self.metrics_path, [self._header(step, phase) | row])
+    header = self._header(step, phase)
+    self._append(self.metrics_path, [header | row])
     if self._writes_tensorboard:
       summary = self._summary(phase)
       for name, value in row.items():
-        tag = f"{phase}/{name}" if phase else name
         if value is not None:
-          summary.add_scalar(tag, value, step)
+          summary.add_scalar(trackers.tag_of(phase, name), value, step)
+    tracking = trackers.current()
+    if tracking is not None:
+      tracking.write(header["step"], row, phase, header["time"])
 
   def write_samples(
     self, step: int, rows: Sequence[Mapping[str, Any]], phase: str = ""
@@ -169,7 +173,7 @@ class MetricsWriter:
   ) -> None:
     """Writes markdown to TensorBoard only."""
     if self._is_enabled and self._writes_tensorboard:
-      tag = f"{phase}/{name}" if phase else name
+      tag = trackers.tag_of(phase, name)
       self._summary(phase).add_text(tag, text, step)
 
   def write_progress(
