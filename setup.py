@@ -9,6 +9,8 @@ import setuptools
 
 MATH = ["sympy>=1.12"]
 HUB = ["huggingface_hub>=0.36.2"]
+WANDB = ["wandb>=0.19"]
+MLFLOW = ["mlflow-skinny>=2.19"]
 
 setuptools.setup(
   name="rlhf_jax",
@@ -20,7 +22,14 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["rlhf_jax", "rlhf_jax.*"]),
-  package_data={"rlhf_jax": ["evaluation/*.html"]},
+  package_data={
+    "rlhf_jax": [
+      "evaluation/*.html",
+      "dashboard/*.html",
+      "dashboard/*.css",
+      "dashboard/*.js",
+    ]
+  },
   install_requires=[
     "absl-py>=2.0",
     "etils[epath]>=1.9.1",
@@ -46,7 +55,10 @@ setuptools.setup(
     "cuda": ["jax[cuda12]>=0.7.2"],
     "hub": HUB,
     "math": MATH,
+    "mlflow": MLFLOW,
+    "tfds": TFDS,
     "tpu": ["jax[tpu]>=0.7.2", "gcsfs>=2024.2"],
+    "wandb": WANDB,
     "test": [
       "pytest>=8.0",
       "pytest-xdist>=3.8",

@@ -42,6 +42,7 @@ from rlhf_jax.schema import UserError
 OPTIONS = {
   "workdir": (None, "Where everything is written."),
   "distributed": ("auto", "auto, off or HOST:PORT,PROCESSES,INDEX."),
+  "track": ("", "Send metrics there, too: wandb, mlflow, or both."),
   "smoke": (False, "A short trial: two steps a stage, few and short rows."),
   "explain": (False, "Print the fields of the experiment; see explain.py."),
   "list": (False, "Print what there is to choose from; see catalogue.py."),
@@ -90,6 +91,7 @@ def run(
   *,
   is_smoke: bool = False,
   given: Collection[str] = (),
+  track: str = "",
 ) -> int:
   """Runs the pipeline that the configuration names; returns the exit code.
 
@@ -98,10 +100,11 @@ def run(
     workdir: of the run.
     is_smoke: whether it is cut to a short trial.
     given: fields that the command line sets, which no trial changes.
+    track: trackers that metrics are sent to, with commas between.
   """
   import jax
 
-  from rlhf_jax import distributed, interrupt, pipelines, startup
+  from rlhf_jax import distributed, interrupt, pipelines, startup, trackers
   from rlhf_jax.pipelines import closing, pinned, smoke
   from rlhf_jax.pipelines import workdir as workdir_lib
   from rlhf_jax.runs import lock, loop
@@ -109,6 +112,7 @@ def run(
   startup.begin(imports_seconds=time.perf_counter() - rlhf_jax.BEGUN)
   workdir = Path(workdir).expanduser()
   try:
+    names = trackers.parse(track) if distributed.is_first() else ()
     if is_smoke:
       smoke.shorten(config, workdir, given)
     pipelines.read(config, workdir)  # mistakes first, without a network
@@ -122,6 +126,7 @@ def run(
       with (
         workdir_lib.recorded(workdir, workdir_lib.describe(config, commits)),
         workdir_lib.explained(changes),
+        trackers.tracking(names, workdir, config.to_dict()),
       ):
         job.run(world)
       if distributed.is_first():
@@ -251,6 +256,7 @@ def main(argv: list[str]) -> int:
       Path(values.workdir),
       is_smoke=values.smoke,
       given=command.given(argv),
+      track=values.track,
     )
   interrupt.settle()
   _leave_if_alone(code)

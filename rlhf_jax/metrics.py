@@ -1,13 +1,16 @@
 """What a run records: metrics.jsonl, samples, TensorBoard, seconds of parts.
 
+progress.json says how long a stage is and what rang: it is replaced as a whole,
+for whoever watches (dashboard/).
+
 Metrics are named area/name (METHODS 25) and written one JSON object a line
 with "step", "phase" and "time" (seconds since 1970). JSON has no NaN: it
 becomes null, with a warning. A killed and resumed run calls `truncate_after`
 with the step it resumes from, so that each step is there once.
 
-What a person reads while it runs is in terminal.py. Left out: remote
-directories (gs:// cannot append; copy the local ones) and
-hosted trackers, which can read the JSON lines.
+What a person reads while it runs is in terminal.py; wandb and MLflow, which are
+sent the same rows, in trackers.py. Left out: remote directories (gs:// cannot
+append; copy the local ones).
 """
 
 from __future__ import annotations
@@ -25,9 +28,11 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax import trackers
 from rlhf_jax.schema import UserError
 
 RESERVED = ("step", "phase", "time")
+PROGRESS_FILE = "progress.json"
 _DAMAGED = "The file is damaged: correct or remove the line."
 
 
@@ -91,6 +96,7 @@ class MetricsWriter:
     self._clock = clock
     self._summaries: dict[str, Any] = {}
     self._purge: dict[str, int] = {}
+    self._progress: dict[str, Any] | None = None
     if is_enabled:
       self._workdir.mkdir(parents=True, exist_ok=True)
       for path in (self.metrics_path, self.samples_path):
@@ -140,13 +146,16 @@ class MetricsWriter:
       )
     if not self._is_enabled:
       return
-    self._append(self.metrics_path, [self._header(step, phase) | row])
+    header = self._header(step, phase)
+    self._append(self.metrics_path, [header | row])
     if self._writes_tensorboard:
       summary = self._summary(phase)
       for name, value in row.items():
-        tag = f"{phase}/{name}" if phase else name
         if value is not None:
-          summary.add_scalar(tag, value, step)
+          summary.add_scalar(trackers.tag_of(phase, name), value, step)
+    tracking = trackers.current()
+    if tracking is not None:
+      tracking.write(header["step"], row, phase, header["time"])
 
   def write_samples(
     self, step: int, rows: Sequence[Mapping[str, Any]], phase: str = ""
@@ -164,8 +173,35 @@ class MetricsWriter:
   ) -> None:
     """Writes markdown to TensorBoard only."""
     if self._is_enabled and self._writes_tensorboard:
-      tag = f"{phase}/{name}" if phase else name
+      tag = trackers.tag_of(phase, name)
       self._summary(phase).add_text(tag, text, step)
+
+  def write_progress(
+    self,
+    phase: str,
+    total_steps: int,
+    alarms: Sequence[Sequence[Any]] = (),
+    halted: str | None = None,
+  ) -> None:
+    """Replaces progress.json, where it says something else.
+
+    Args:
+      phase: of the steps.
+      total_steps: of the finished stage.
+      alarms: (step, sentence) of each that rang.
+      halted: why the stage ended early, if it did.
+    """
+    if not self._is_enabled:
+      return
+    record = {
+      "phase": phase,
+      "total_steps": int(total_steps),
+      "alarms": [list(alarm) for alarm in alarms],
+      "halted": halted,
+    }
+    if record != self._progress:
+      _replace(self._workdir / PROGRESS_FILE, json.dumps(record) + "\n")
+      self._progress = record
 
   def truncate_after(self, step: int, phase: str = "") -> None:
     """Drops the rows of a phase with a larger step, before a resume.

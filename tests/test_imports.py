@@ -14,7 +14,14 @@ PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 ORDER = (
   ("types", "imported", "output", "child_process", "startup", "allocator"),
   ("ops", "schema"),
-  ("strict_json", "experiment_file", "moments", "rounding", "terminal"),
+  (
+    "strict_json",
+    "experiment_file",
+    "moments",
+    "rounding",
+    "terminal",
+    "trackers",
+  ),
   (
     "algorithms",
     "config_tree",
@@ -33,10 +40,10 @@ ORDER = (
   ("rewards", "evaluation"),
   ("programs",),
   ("exports",),
-  ("pipelines", "notebook"),
+  ("pipelines", "notebook", "dashboard"),
   ("planning", "lab", "sweeps"),
   ("comparisons",),
-  ("catalogue", "chat", "compare", "explain", "export", "sweep"),
+  ("catalogue", "chat", "compare", "explain", "export", "sweep", "watch"),
   ("main", "plan", "__main__"),
 )
 LEVEL = {name: i for i, names in enumerate(ORDER) for name in names}

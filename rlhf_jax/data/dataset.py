@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from rlhf_jax.data import (
   mixture,
   reading,
   sources,
+  statistics,
   streamed,
   streams,
 )
@@ -169,13 +170,27 @@ def is_note(reason: str) -> bool:
 
 
 def report_dropped(
-  phase: str, source: str, kept: int, dropped: Counter
+  phase: str,
+  source: str,
+  kept: int,
+  dropped: Counter,
+  lengths: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
-  """Prints how many records were read, what was left out or cut, and why."""
+  """Prints how many records were read, what was left out or cut, and why.
+
+  Args:
+    phase: what they are for.
+    source: where they come from.
+    kept: how many are used.
+    dropped: reason -> count.
+    lengths: part of an example -> tokens of each, where they are known; see
+      statistics.add.
+  """
   lost = ", ".join(f"{n} {why}" for why, n in sorted(dropped.items()))
   print(
     f"{phase}: {kept} examples from {source}" + (f"; {lost}" if lost else "")
   )
+  statistics.add(phase, source, kept, dropped, lengths or {})
 
 
 def _filter(found: list, data: Data, tokenizer: Tokenizer, dropped: Counter):

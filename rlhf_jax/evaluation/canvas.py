@@ -29,15 +29,19 @@ PALETTE = {
   "muted": ("#66707a", "#98a2ac"),
   "grid": ("#e9ebed", "#2b3137"),
   "rule": ("#d5d9dd", "#3a424a"),
-  "before": ("#8d969f", "#8a949e"),
-  "after": ("#2463b4", "#6ea8f0"),
-  "gold": ("#c98a12", "#e3ad45"),
-  "fourth": ("#3d8c7a", "#62b8a4"),
-  "fifth": ("#8a5ba6", "#b88fd2"),
-  "halt": ("#b93a32", "#ee7d74"),
+  "before": ("#828990", "#878e96"),
+  "after": ("#0f63cc", "#8fbff3"),
+  "gold": ("#b07d10", "#f2b632"),
+  "fourth": ("#076a42", "#18bf85"),
+  "fifth": ("#7a3391", "#bd63da"),
+  "halt": ("#9c1f16", "#f65a3f"),
 }
+# Colours of series and marks: people who see no red, no green or no blue tell
+# any two of them apart, in light and in dark (tests/evaluation/test_canvas.py).
+SERIES = ("ink", "before", "after", "gold", "fourth", "fifth", "halt")
 LIGHT = {name: colours[0] for name, colours in PALETTE.items()}
 
+PNG_DOTS = 200  # dots per inch of a picture in a file of its own
 SMALL_INCHES = (3.35, 2.15)  # 241 x 155 points, scaled to the card's width
 DOTS_PER_INCH = 72
 
@@ -130,13 +134,36 @@ def inline_svg(
     content: its second argument.
     key: different for every figure of a page; makes its element ids unique.
   """
-  from matplotlib.backends.backend_svg import FigureCanvasSVG
-
   with styled({"svg.hashsalt": key}):
     figure, axes = new_figure(SMALL_INCHES)
     draw(axes[0, 0], content)
-    stream = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(stream)
+    return _svg_of(figure)
+
+
+def svg_and_png(
+  draw: Callable[[Axes, Any], None], content: Any, key: str, title: str
+) -> tuple[str, bytes]:
+  """Returns a figure as `inline_svg` does, and as a PNG with its title.
+
+  Args:
+    draw, content, key: see there.
+    title: above the PNG, which stands alone.
+  """
+  with styled({"svg.hashsalt": key}):
+    figure, axes = new_figure(SMALL_INCHES)
+    draw(axes[0, 0], content)
+    svg = _svg_of(figure)
+    has_legend = axes[0, 0].get_legend() is not None
+    axes[0, 0].set_title(title, pad=16 if has_legend else 6)
+    return svg, png_bytes(figure, PNG_DOTS)
+
+
+def _svg_of(figure: Figure) -> str:
+  """Returns a figure as an element whose colours and font are the page's."""
+  from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+  stream = io.StringIO()
+  FigureCanvasSVG(figure).print_svg(stream)
   svg = _PROLOGUE.sub("", stream.getvalue())
   svg = _NAMESPACE.sub("", svg)
   svg = _GROUP_NAME.sub("", svg)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MAX_POINTS = 200  # longer curves are averaged in blocks, and say so
 MINUS = "\N{MINUS SIGN}"
 MAX_DOTS = 500  # of a scatter
+# Of the first series, the second, ...: not by colour alone.
+DASHES = ("-", (0, (5, 1.6)), (0, (1.6, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,9 +197,8 @@ def draw_curve(axes: Axes, curve: Curve) -> None:
   ends, drawn = [], []
   block = 1
   colours = colours_of(list(curve.series))
-  for (label, (steps, values)), colour in zip(
-    curve.series.items(), colours, strict=True
-  ):
+  named = zip(curve.series.items(), colours, strict=True)
+  for number, ((label, (steps, values)), colour) in enumerate(named):
     if len(steps) != len(values):
       raise ValueError(
         f"{curve.title!r}, {label!r}: {len(steps)} steps but {len(values)} "
@@ -206,7 +207,8 @@ def draw_curve(axes: Axes, curve: Curve) -> None:
     x, y, size = block_means(np.asarray(steps, np.float64), with_gaps(values))
     block = max(block, size)
     drawn.append(y)
-    axes.plot(x, y, color=colour, label=label)
+    dashes = DASHES[number % len(DASHES)]
+    axes.plot(x, y, color=colour, label=label, ls=dashes)
     seen = np.isfinite(y)
     alone = seen & ~np.append(False, seen[:-1]) & ~np.append(seen[1:], False)
     axes.plot(x[alone], y[alone], "o", ms=3, color=colour)
@@ -260,6 +262,28 @@ def draw_histogram(axes: Axes, histogram: Histogram) -> None:
   axes.set_ylim(0, 1.08 * tallest)
   axes.set_xlabel(histogram.xlabel)
   axes.set_ylabel("share of texts")
+  axes.yaxis.get_major_locator().set_params(nbins=4)
+  _legend(axes)
+
+
+def draw_lengths(axes: Axes, lengths: Mapping[str, Mapping]) -> None:
+  """Draws how long the parts of examples are.
+
+  Args:
+    axes: where to draw.
+    lengths: part -> "edges" [b + 1] tokens, "counts" [b] and "mean", as
+      data/statistics.py writes them.
+  """
+  colours = colours_of(list(lengths))
+  for (label, found), colour in zip(lengths.items(), colours, strict=True):
+    counts = np.asarray(found["counts"], np.float64)
+    edges = np.asarray(found["edges"], np.float64)
+    share = counts / counts.sum()
+    axes.stairs(share, edges, fill=True, color=colour, alpha=0.22, lw=0)
+    axes.stairs(share, edges, color=colour, lw=1.4, label=label)
+    axes.axvline(found["mean"], color=colour, lw=1.0, ls=(0, (2, 2)))
+  axes.set_xlabel("tokens")
+  axes.set_ylabel("share of examples")
   axes.yaxis.get_major_locator().set_params(nbins=4)
   _legend(axes)
 

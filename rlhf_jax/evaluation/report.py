@@ -3,7 +3,9 @@
 The caller hands over numbers, arrays and sentences in a `Report`; parts that
 are empty or None are left out of the page. The page loads nothing: figures are
 inline SVG, styles are inline, and a content policy forbids scripts and
-requests. All text, generated samples above all, is escaped.
+requests: tabs, orders and filters are form elements that CSS reads. All text,
+generated samples above all, is escaped. What is drawn is also written as PNG
+and CSV (pictures.py).
 
 Left out: choosing what to report, and any judgement of the numbers; both are
 the pipeline's.
@@ -12,21 +14,22 @@ the pipeline's.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from etils import epath
 
-from rlhf_jax.evaluation import canvas, figures
+from rlhf_jax.evaluation import browser, canvas, figures, pictures
 from rlhf_jax.evaluation.figures import Curve, Histogram
+from rlhf_jax.evaluation.pictures import ABSENT, Card, Picture, number
 
-ABSENT = "\N{EN DASH}"
 LEVELS = ("refuse", "warn", "note")
 SAMPLE_KEYS = ("prompt", "before", "after")
-SCORES = ("proxy", "gold")
+SAMPLES_PRINTED = 24  # on paper; the page shows all
+OVER_TRAINING, HISTOGRAMS = "over training", "histograms"  # parts of the page
+REWARD_MODEL = "Reward model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,39 @@ class SummaryRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stage:
+  """A stage with a tab of its own beside the policy's.
+
+  name: of the tab; "Reward model" takes the calibration and the length bias.
+  facts: (name, value): what it was made of, and what came out.
+  curves: over its own steps.
+  """
+
+  name: str
+  facts: Sequence[tuple[str, Any]] = ()
+  curves: Sequence[Curve] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """What a stage read, as data/statistics.py wrote it.
+
+  stage, name: who read it, and what for.
+  source: where it came from.
+  kept: examples.
+  dropped: reason -> count of what was left out or cut.
+  lengths: part of an example -> its lengths, see figures.draw_lengths.
+  """
+
+  stage: str
+  name: str
+  source: str
+  kept: int
+  dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  lengths: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
   """What the page shows; every field but the title may stay empty.
 
@@ -63,7 +99,10 @@ class Report:
   histograms: distributions before and after.
   samples: dicts of "prompt", "before", "after" (answers without the prompt)
     and, where known, "proxy_before", "proxy_after", "gold_before",
-    "gold_after".
+    "gold_after", "verifier_before", "verifier_after", "kl" (nats), and
+    "pieces": (text, log-ratio in nats) of the tokens of the answer after.
+  stages: tabs of the stages beside the policy's curves.
+  data: what the stages read.
   warnings: (level, message) with level "refuse", "warn" or "note", as
     `reward_model.guard` returns.
   """
@@ -80,6 +119,8 @@ class Report:
   histograms: Sequence[Histogram] = ()
   samples: Sequence[Mapping[str, Any]] = ()
   warnings: Sequence[tuple[str, str]] = ()
+  stages: Sequence[Stage] = ()
+  data: Sequence[Source] = ()
 
   def __post_init__(self):
     for warning in self.warnings:
@@ -95,23 +136,6 @@ class Report:
           f"samples[{index}] has no {missing}: prompt, before and after are "
           "shown for each. Add the keys."
         )
-
-
-def number(
-  value: float | None, decimals: int = 2, *, sign: bool = False
-) -> str:
-  """Returns the value with a true minus sign, a dash for None and NaN.
-
-  Args:
-    value: any.
-    decimals: digits after the point.
-    sign: writes + before positive values.
-  """
-  if value is None or math.isnan(value):
-    return ABSENT
-  rounded = round(value, decimals) + 0.0  # never a zero with a minus sign
-  text = f"{rounded:{'+' if sign else ''},.{decimals}f}"
-  return text.replace("-", figures.MINUS)
 
 
 def duration(seconds: float) -> str:
@@ -156,103 +180,92 @@ def _phases(seconds: Mapping[str, float] | None) -> list[dict[str, Any]]:
   ]
 
 
-def _samples(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  rows = []
-  for sample in samples:
-    row: dict[str, Any] = {"prompt": sample["prompt"]}
-    for side in ("before", "after"):
-      scores = {name: sample.get(f"{name}_{side}") for name in SCORES}
-      row[side] = {
-        "text": sample[side],
-        "scores": [
-          (name, number(value, sign=True))
-          for name, value in scores.items()
-          if value is not None
-        ],
-      }
-    rows.append(row)
-  return rows
+def _parts(report: Report) -> dict[str, list[Picture]]:
+  """Returns the pictures of each part of the page, by its name."""
+  parts = {
+    OVER_TRAINING: pictures.of_curves(report.curves, "policy"),
+    REWARD_MODEL: pictures.of_reward_model(
+      report.calibration, report.length_bias
+    ),
+    HISTOGRAMS: pictures.of_histograms(report.histograms),
+  }
+  for stage in report.stages:
+    parts[f"stage {stage.name}"] = pictures.of_curves(stage.curves, stage.name)
+  for source in report.data:
+    name = f"{source.stage} {source.name}"
+    parts[f"data {name}"] = pictures.of_lengths(name, source.lengths)
+  return _with_names_of_their_own(parts)
 
 
-def _card(
-  title: str,
-  caption: str,
-  draw: Callable[..., None],
-  content: Any,
-  notes: Sequence[str] = (),
-) -> dict[str, Any]:
+def _with_names_of_their_own(
+  parts: dict[str, list[Picture]],
+) -> dict[str, list[Picture]]:
+  """Returns the pictures with a number behind a name that is there already."""
+  seen: dict[str, int] = {}
+  found = {}
+  for part, those in parts.items():
+    found[part] = []
+    for picture in those:
+      count = seen[picture.name] = seen.get(picture.name, 0) + 1
+      name = picture.name if count == 1 else f"{picture.name}_{count}"
+      found[part].append(dataclasses.replace(picture, name=name))
+  return found
+
+
+def _draw(report: Report, *, with_png: bool) -> dict[str, list[Card]]:
+  """Returns the pictures of each part, drawn."""
   return {
-    "title": title,
-    "caption": caption,
-    "notes": notes,
-    "svg": canvas.inline_svg(draw, content, key=f"{draw.__name__} {title}"),
+    part: pictures.draw(those, with_png=with_png)
+    for part, those in _parts(report).items()
   }
 
 
-def _curve_cards(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+def _stage_panels(
+  report: Report, cards: Mapping[str, list[Card]]
+) -> list[dict[str, Any]]:
+  """Returns the panels of the stages, the reward model's with its diagnosis."""
+  names = [stage.name for stage in report.stages]
+  if cards[REWARD_MODEL] and REWARD_MODEL not in names:
+    names.append(REWARD_MODEL)
+  panels = []
+  for name in names:
+    diagnosis = cards[REWARD_MODEL] if name == REWARD_MODEL else []
+    curves = cards.get(f"stage {name}", [])
+    facts = next((x.facts for x in report.stages if x.name == name), ())
+    if diagnosis or curves or facts:
+      panels.append(
+        {"name": name, "wide": diagnosis, "cards": curves, "facts": facts}
+      )
+  return panels
+
+
+def _data(
+  report: Report, cards: Mapping[str, list[Card]]
+) -> list[dict[str, Any]]:
   return [
-    _card(curve.title, curve.caption, figures.draw_curve, curve)
-    for curve in curves
-    if figures.has_points(curve)
+    {
+      "title": f"{source.stage}: {source.name}",
+      "source": source.source,
+      "kept": f"{source.kept:,}",
+      "dropped": [(why, f"{n:,}") for why, n in source.dropped.items()],
+      "cards": cards[f"data {source.stage} {source.name}"],
+    }
+    for source in report.data
   ]
-
-
-def _reward_model_cards(report: Report) -> list[dict[str, Any]]:
-  cards = []
-  if figures.has_pairs(report.calibration):
-    cards.append(
-      _card(
-        "Calibration",
-        "How often the answer the reward model prefers was preferred by "
-        "people, by how sure the model is. On the dashed line it is as sure "
-        "as it should be. Bars: 95 % Wilson intervals; area: pairs.",
-        figures.draw_calibration,
-        report.calibration,
-      )
-    )
-  bias = report.length_bias
-  shown = len(bias["length_difference"]) if bias else 0
-  if shown:
-    stride = figures.dot_stride(shown)
-    some = f" Drawn: 1 pair in {stride}." if stride > 1 else ""
-    cards.append(
-      _card(
-        "Length bias",
-        "Score difference against length difference in a pair. Blue: means of "
-        "groups of equal size. A slope means that the score follows length."
-        + some,
-        figures.draw_length_bias,
-        bias,
-      )
-    )
-  return cards
-
-
-def _histogram_cards(histograms: Sequence[Histogram]) -> list[dict[str, Any]]:
-  cards = []
-  for histogram in histograms:
-    series = figures.finite_series(histogram)
-    if not series:
-      continue
-    notes = [
-      f"{label.capitalize()}: mean {number(values.mean())}, "
-      f"deviation {number(values.std())}"
-      for label, values in series.items()
-    ]
-    cards.append(
-      _card(
-        histogram.title,
-        histogram.caption,
-        figures.draw_histogram,
-        histogram,
-        notes,
-      )
-    )
-  return cards
 
 
 def render_report(report: Report) -> str:
   """Returns the page as one HTML document that loads nothing."""
+  return _render(report, _draw(report, with_png=False))
+
+
+def _render(report: Report, cards: Mapping[str, list[Card]]) -> str:
+  """Returns the page.
+
+  Args:
+    report: what to show.
+    cards: part -> its pictures, drawn.
+  """
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -261,22 +274,38 @@ def render_report(report: Report) -> str:
     lstrip_blocks=True,
   )
   total = sum((report.phase_seconds or {}).values())
+  curves, histograms = cards[OVER_TRAINING], cards[HISTOGRAMS]
+  stages, data = _stage_panels(report, cards), _data(report, cards)
+  tabs = [("overview", "Overview")]
+  if report.samples:
+    tabs.append(("samples-tab", "Samples"))
+  if curves:
+    tabs.append(("policy", "Policy"))
+  tabs += [(f"stage-{i}", stage["name"]) for i, stage in enumerate(stages)]
+  if data:
+    tabs.append(("data", "Data"))
   return environment.get_template("report.html").render(
     report=report,
     palette=canvas.PALETTE,
     absent=ABSENT,
     summary=_summary(report.summary_rows),
-    curves=_curve_cards(report.curves),
-    reward_model=_reward_model_cards(report),
-    histograms=_histogram_cards(report.histograms),
-    samples=_samples(report.samples),
+    tabs=tabs,
+    curves=curves,
+    histograms=histograms,
+    stages=stages,
+    data=data,
+    browser=browser.make(report.samples),
+    ways=browser.WAYS,
+    printed=SAMPLES_PRINTED,
+    bounds=browser.BOUNDS,
+    files=pictures.FOLDER,
     phases=_phases(report.phase_seconds),
     total=duration(total),
   )
 
 
 def write_report(path: str | Path, report: Report) -> None:
-  """Writes the page.
+  """Writes the page, and its pictures as PNG and CSV into figures/ beside it.
 
   Args:
     path: an .html file; its folder is made.
@@ -284,7 +313,10 @@ def write_report(path: str | Path, report: Report) -> None:
   """
   target = epath.Path(path)
   target.parent.mkdir(parents=True, exist_ok=True)
-  target.write_bytes(render_report(report).encode("utf-8"))
+  cards = _draw(report, with_png=True)
+  target.write_bytes(_render(report, cards).encode("utf-8"))
+  everything = [card for those in cards.values() for card in those]
+  pictures.write(target.parent / pictures.FOLDER, everything)
 
 
 def _panels(report: Report) -> list[tuple[str, Any, Any]]:

@@ -13,9 +13,10 @@ evaluate_many.py takes one policy, or any number.
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
-from rlhf_jax import strict_json
+from rlhf_jax import distributed, strict_json
 from rlhf_jax.data import batches, dataset, overlap
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.evaluation import comparison
@@ -33,6 +34,7 @@ from rlhf_jax.types import PromptBatch
 
 RESULT_FILE = "evaluation.json"
 TEXTS_FILE = results.TEXTS
+PIECES_FILE = "token_ratios.jsonl"  # of the answers after training
 ORIGINS = results.ORIGINS
 _RUNS = ("policy", "init_from", "reward", "gold")  # fields that name them
 
@@ -116,7 +118,8 @@ def load_prompts(settings: Settings, base: Base) -> list[PromptBatch]:
   count, size, data = settings.count, settings.batch_size, settings.prompts
   room = data.max_length - settings.generate.max_new_tokens
   ids, dropped = dataset.prompts(data, base.tokenizer, room)
-  dataset.report_dropped("evaluate", data.source, len(ids), dropped)
+  lengths = {"prompt": [len(row) for row in ids]}
+  dataset.report_dropped("evaluate", data.source, len(ids), dropped, lengths)
   overlap.say("evaluate", data, Data(), base.tokenizer)
   if len(ids) < count:
     raise FieldError(
@@ -146,6 +149,8 @@ def run(settings: Settings, world: World) -> dict:
   before, after = found["before"], found["after"]
   right = texts.correct_above(settings.text_judge)
   facts = summarise(before, after, settings.lexicon, right)
+  if distributed.is_first():
+    _write_pieces(world.workdir / PIECES_FILE, after)
   results.write(path, facts, _origins(settings), _rows(before, after))
   return facts
 
@@ -179,6 +184,32 @@ def read_texts(folder: Path) -> list[dict]:
     {},
     "Delete the folder of the evaluation and run again.",
   )
+
+
+def _write_pieces(path: Path, answers: Answers) -> None:
+  """Writes tokens and log-ratios of answers, by their place in texts.jsonl."""
+  lines = [
+    json.dumps({"index": i, "pieces": pieces}, ensure_ascii=False) + "\n"
+    for i, pieces in enumerate(answers.pieces)
+    if pieces is not None
+  ]
+  path.write_text("".join(lines))
+
+
+def read_pieces(folder: Path) -> dict[int, list]:
+  """Returns [text, log-ratio in nats] of the tokens of answers, by place.
+
+  Older evaluations have none.
+  """
+  path = folder / PIECES_FILE
+  if not path.is_file():
+    return {}
+  rows = strict_json.read_rows(
+    path,
+    {"index": int, "pieces": list},
+    "Delete the folder of the evaluation and run again.",
+  )
+  return {row["index"]: row["pieces"] for row in rows}
 
 
 def tell(settings: Settings, workdir: Path) -> None:

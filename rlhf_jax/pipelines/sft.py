@@ -15,7 +15,14 @@ import numpy as np
 
 from rlhf_jax import distributed, generate, metrics, optimizer, schema
 from rlhf_jax.algorithms import sft
-from rlhf_jax.data import batches, dataset, layout, overlap, unread
+from rlhf_jax.data import (
+  batches,
+  dataset,
+  layout,
+  overlap,
+  statistics,
+  unread,
+)
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import pretrained
 from rlhf_jax.models.pretrained import Base, Model
@@ -166,7 +173,8 @@ def load_rows(settings: Settings, base: Base) -> tuple[list[dataset.Row], int]:
   """
   data = settings.data
   rows, dropped = dataset.demonstrations(data, base.tokenizer)
-  dataset.report_dropped("sft", data.source, len(rows), dropped)
+  lengths = statistics.of_rows(rows)
+  dataset.report_dropped("sft", data.source, len(rows), dropped, lengths)
   overlap.say("sft", data, settings.validation, base.tokenizer)
   examples = len(rows)
   pretrained.check_context(base, layout.longest(rows), "data")
@@ -257,7 +265,9 @@ def _validator(settings: Settings, phase: Phase, frozen: PyTree) -> Measure:
   tokenizer, size = phase.base.tokenizer, settings.schedule.batch_size
   source = settings.validation.source
   rows, dropped = dataset.demonstrations(settings.validation, tokenizer)
-  dataset.report_dropped("sft, validation", source, len(rows), dropped)
+  dataset.report_dropped(
+    "sft, validation", source, len(rows), dropped, statistics.of_rows(rows)
+  )
   pretrained.check_context(phase.base, layout.longest(rows), "validation")
   shape = layout.whole(rows)
   forward = jax.jit(
@@ -288,7 +298,13 @@ def sample_prompts(settings: Any, base: Base) -> tuple[list[list[int]], int]:
   room = settings.sample_prompts.max_length - settings.generate.max_new_tokens
   data = settings.sample_prompts
   ids, dropped = dataset.prompts(data, base.tokenizer, room)
-  dataset.report_dropped("sample prompts", data.source, len(ids), dropped)
+  dataset.report_dropped(
+    "sample prompts",
+    data.source,
+    len(ids),
+    dropped,
+    {"prompt": [len(row) for row in ids]},
+  )
   chosen = [ids[i % len(ids)] for i in range(settings.samples)]
   return chosen, max(len(row) for row in ids)
 

@@ -10,20 +10,40 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import metrics, strict_json, terminal
+from rlhf_jax.data import statistics
 from rlhf_jax.evaluation import comparison
 from rlhf_jax.evaluation import reward_model as diagnostics
-from rlhf_jax.evaluation.figures import Curve, Histogram
+from rlhf_jax.evaluation.figures import MINUS, Histogram
 from rlhf_jax.evaluation.report import (
+  REWARD_MODEL,
   Report,
+  Source,
+  Stage,
   write_overview_png,
   write_report,
 )
-from rlhf_jax.pipelines import evaluate, provenance
+from rlhf_jax.pipelines import evaluate, provenance, stage_curves
 from rlhf_jax.runs import stages
 
 SUMMARY_FILE = "summary.json"
 TIMES_FILE = "phase_seconds.jsonl"
-TEXTS_SHOWN = 12
+TEXTS_SHOWN = 256  # in the browser of the report
+# Stages with a tab of their own beside the policy's, and its name.
+TABS = {"sft": "SFT", "reward": REWARD_MODEL, "gold": "Gold model"}
+# Numbers of stage.json that a tab shows, and their names for people.
+FACTS = {
+  "steps": "steps",
+  "examples": "examples",
+  "comparisons": "comparisons",
+  "validation_loss": "validation loss (nats a token)",
+}
+DIAGNOSIS = {
+  "accuracy": "held-out accuracy",
+  "pairs": "held-out pairs",
+  "loss": "held-out loss",
+  "expected_calibration_error": "calibration error",
+  "length_spearman": "rank correlation of score and length",
+}
 TRIAL = "A short trial (--smoke): these numbers mean nothing."
 
 
@@ -40,91 +60,6 @@ def phase_seconds(workdir: Path) -> dict[str, float]:
     for row in strict_json.read_rows(path, kinds, "Remove the line."):
       total[row["phase"]] = total.get(row["phase"], 0.0) + row["seconds"]
   return total
-
-
-def _kl_lines(stage: Any, rows: list[dict]) -> dict[str, float]:
-  """Returns the target, and the limits where the KL came near to them."""
-  limits = getattr(stage, "shaping", getattr(stage, "guards", None))
-  if limits is None:
-    return {}
-  top = max((row.get("rollout/kl_k1_sum", 0.0) for row in rows), default=0.0)
-  lines = {"warn": limits.warn_nats, "halt": limits.halt_nats}
-  lines = {k: v for k, v in lines.items() if v < 1.5 * top}
-  if getattr(limits, "kl_controller", "") == "adaptive":
-    lines["target"] = limits.kl_target
-  return lines
-
-
-def curves(rows: list[dict], settings: Any) -> list[Curve]:
-  """Returns the curves of the policy stage from its metrics.jsonl."""
-  steps = [row["step"] for row in rows]
-
-  def series(*pairs: tuple[str, str]) -> dict:
-    return {
-      label: (steps, [row.get(name) for row in rows])
-      for label, name in pairs
-      if any(row.get(name) is not None for row in rows)
-    }
-
-  lines = _kl_lines(settings.policy.settings, rows)
-  return [
-    Curve(
-      "Reward",
-      "score (SFT deviations)",
-      series(
-        ("proxy", "rollout/score_mean"),
-        ("gold", "eval/gold"),
-        ("samples of a round", "rejection/score_mean"),
-        ("kept", "rejection/kept_score"),
-      ),
-    ),
-    Curve(
-      "KL to the reference",
-      "nats per answer",
-      series(
-        ("k1", "rollout/kl_k1_sum"),
-        ("k3", "rollout/kl_k3_sum"),
-        ("samples of a round", "rejection/kl"),
-      ),
-      lines,
-    ),
-    Curve(
-      "Pairs in the right order",
-      "share",
-      series(("training", "preference/accuracy")),
-    ),
-    Curve("Loss on pairs", "loss", series(("training", "preference/loss"))),
-    Curve(
-      "Entropy of the samples",
-      "nats per token",
-      series(("entropy", "rollout/entropy")),
-    ),
-    Curve("Answer length", "tokens", series(("mean", "rollout/length_mean"))),
-    Curve(
-      "Critic: explained variance",
-      "share",
-      series(("explained variance", "ppo/explained_variance")),
-    ),
-    Curve("KL coefficient", "beta", series(("beta", "ppo/kl_coefficient"))),
-    Curve(
-      "Clip fraction",
-      "share of tokens",
-      series(
-        ("above", "ppo/clip_fraction_high"),
-        ("below", "ppo/clip_fraction_low"),
-      ),
-    ),
-    Curve(
-      "Distinct bigrams in a rollout",
-      "share",
-      series(("distinct-2", "rollout/distinct_2")),
-    ),
-    Curve(
-      "Answers that end by themselves",
-      "share",
-      series(("ended", "rollout/eos_share")),
-    ),
-  ]
 
 
 def diagnosis(info: dict) -> dict[str, float]:
@@ -194,6 +129,47 @@ def numbers_of(
   }
 
 
+def _stage_facts(info: dict) -> list[tuple[str, str]]:
+  """Returns the numbers of a finished stage for its tab."""
+  held = diagnosis(info) if "diagnosis" in info else {}
+  named = [(FACTS, info), (DIAGNOSIS, held)]
+  return [
+    (text, terminal.short(numbers[name]).replace("-", MINUS))
+    for names, numbers in named
+    for name, text in names.items()
+    if isinstance(numbers.get(name), int | float)
+  ]
+
+
+def _stages(folders: dict[str, Path]) -> list[Stage]:
+  """Returns the tabs of the stages before the policy."""
+  found = []
+  for name, title in TABS.items():
+    path = folders[name] / "metrics.jsonl"
+    rows = metrics.read_metrics(path) if path.is_file() else []
+    facts = _stage_facts(stages.read_stage(folders[name]))
+    found.append(Stage(title, facts, stage_curves.of_supervised(rows)))
+  return found
+
+
+def _sources(folders: dict[str, Path]) -> list[Source]:
+  """Returns what the stages read; older ones do not say."""
+  found = []
+  for stage, folder in folders.items():
+    for name, entry in statistics.read(folder).items():
+      found.append(Source(stage, name, **entry))
+  return found
+
+
+def _samples(folder: Path) -> list[dict]:
+  """Returns the answers of an evaluation, with what is known of tokens."""
+  pieces = evaluate.read_pieces(folder)
+  return [
+    text | {"pieces": pieces.get(i, ())}
+    for i, text in enumerate(evaluate.read_texts(folder)[:TEXTS_SHOWN])
+  ]
+
+
 def make_report(
   settings: Any, workdir: Path, folders: dict[str, Path], numbers: dict
 ) -> Report:
@@ -224,7 +200,9 @@ def make_report(
     ],
     caveats=list(settings.caveats),
     summary_rows=comparison.summary_rows(numbers, method),
-    curves=curves(rows, settings),
+    curves=stage_curves.of_policy(rows, settings.policy.settings),
+    stages=_stages(folders),
+    data=_sources(folders),
     phase_seconds=numbers["phase_seconds"],
     calibration=calibration,
     length_bias=length_bias,
@@ -239,7 +217,7 @@ def make_report(
       )
       for name in ("proxy", "gold")
     ],
-    samples=texts[:TEXTS_SHOWN],
+    samples=_samples(folders["evaluation"]),
     warnings=warnings,
   )
 

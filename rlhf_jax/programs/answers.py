@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.evaluation import diversity, lexicon, win_rate
 from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.programs import token_ratios
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import texts as texts_lib
@@ -79,6 +80,8 @@ class Answers:
   kl: [n] nats, sum over the response of log policy - log reference; None where
     it cannot be told.
   group: answers to a prompt, which stand together.
+  pieces: of each answer, its tokens with their part of the KL; None for those
+    beyond token_ratios.MOST_TOKENS, and where there is no KL.
   """
 
   prompts: list[str]
@@ -88,6 +91,7 @@ class Answers:
   lengths: np.ndarray
   ended: np.ndarray
   group: int = 1
+  pieces: Sequence[token_ratios.Pieces | None] = ()
 
   def first(self, count: int) -> Answers:
     """Returns the answers to the first `count` prompts."""
@@ -100,6 +104,7 @@ class Answers:
       kl=None if self.kl is None else self.kl[:end],
       lengths=self.lengths[:end],
       ended=self.ended[:end],
+      pieces=self.pieces[:end],
     )
 
   def by_prompt(self, values: np.ndarray) -> np.ndarray:
@@ -142,7 +147,9 @@ def answer(
   prompts: list[str] = []
   texts: list[str] = []
   columns: dict[str, list] = {}
+  pieces: list[token_ratios.Pieces | None] = []
   usual, group, done = 0, 1, 0
+  room = token_ratios.MOST_TOKENS
   total = sum(len(batch.tokens) for batch in prompt_batches)
   with terminal.Progress(f"evaluate {name}", total, unit="prompt") as progress:
     for batch in prompt_batches:
@@ -163,8 +170,13 @@ def answer(
       scores, *logprobs = distributed.fetch(
         (scores, rollout.behaviour_logprobs, rollout.reference_logprobs)
       )
+      ratios = np.subtract(*logprobs)
+      pieces += token_ratios.of_samples(
+        sampler.base.tokenizer, on_host, ratios, room if ratios.any() else 0
+      )
+      room -= int(np.sum(on_host.response_mask))
       rows = {f"score/{k}": v for k, v in scores.items()} | {
-        "kl": np.sum(np.subtract(*logprobs), axis=1),
+        "kl": np.sum(ratios, axis=1),
         "length": np.sum(on_host.response_mask, axis=1),
         "ended": on_host.finish_reason == FINISH_EOS,
       }
@@ -186,6 +198,7 @@ def answer(
     lengths=joined["length"],
     ended=joined["ended"],
     group=group,
+    pieces=pieces,
   )
 
 

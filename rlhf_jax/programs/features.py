@@ -17,7 +17,14 @@ import numpy as np
 
 from rlhf_jax import distributed, terminal
 from rlhf_jax.algorithms import reward
-from rlhf_jax.data import batches, branches, dataset, layout, overlap
+from rlhf_jax.data import (
+  batches,
+  branches,
+  dataset,
+  layout,
+  overlap,
+  statistics,
+)
 from rlhf_jax.models import heads, roles, transformer, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -327,6 +334,12 @@ def split_heldout(
   return part(train), part(held)
 
 
+def _report(name: str, source: str, found: dataset.Comparisons) -> None:
+  """Prints and records what was read of a source."""
+  lengths = statistics.of_pairs(found.rows, found.pairs)
+  dataset.report_dropped(name, source, len(found.pairs), found.dropped, lengths)
+
+
 def load_comparisons(
   settings: Any,
   tokenizer: Any,
@@ -343,12 +356,10 @@ def load_comparisons(
   """
   data, heldout, seed = settings.data, settings.heldout, settings.seed
   train = load(data, tokenizer, seed)
-  dataset.report_dropped(name, data.source, len(train.pairs), train.dropped)
+  _report(name, data.source, train)
   overlap.say(name, data, heldout, tokenizer)
   if heldout.source:
     held = load(heldout, tokenizer, seed + 1)
-    dataset.report_dropped(
-      f"{name}, held out", heldout.source, len(held.pairs), held.dropped
-    )
+    _report(f"{name}, held out", heldout.source, held)
     return train, held
   return split_heldout(train, settings.heldout_fraction, seed)

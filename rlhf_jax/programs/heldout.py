@@ -65,7 +65,8 @@ def prompt_batches(
   """
   room = data.max_length - new_tokens
   ids, dropped = dataset.prompts(data, base.tokenizer, room)
-  dataset.report_dropped(name, data.source, len(ids), dropped)
+  lengths = {"prompt": [len(row) for row in ids]}
+  dataset.report_dropped(name, data.source, len(ids), dropped, lengths)
   count = count if count else len(ids)
   if len(ids) < count:
     raise FieldError(

@@ -14,8 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import config_tree, schema, startup
-from rlhf_jax.data import dataset
+from rlhf_jax import config_tree, distributed, schema, startup
+from rlhf_jax.data import dataset, statistics
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import model_sources
 from rlhf_jax.models.pretrained import Model
@@ -152,7 +152,12 @@ class Job:
   def run(self, world: World) -> dict:
     """Runs it; returns what the pipeline returns."""
     startup.begin()
-    with schema.located(self.prefix), mesh_lib.current(world.mesh):
+    folder = world.workdir if distributed.is_first() else None
+    with (
+      schema.located(self.prefix),
+      mesh_lib.current(world.mesh),
+      statistics.recording(folder),
+    ):
       return self.pipeline.run(self.settings, world)
 
   def phases(self, world: World) -> list[Phase]:

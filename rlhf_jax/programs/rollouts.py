@@ -75,7 +75,8 @@ def prompt_loader(
   """
   room = data.max_length - sampling.max_new_tokens
   ids, dropped = dataset.prompts(data, base.tokenizer, room)
-  dataset.report_dropped("policy", data.source, len(ids), dropped)
+  lengths = {"prompt": [len(row) for row in ids]}
+  dataset.report_dropped("policy", data.source, len(ids), dropped, lengths)
   overlap.say("policy", data, Data(), base.tokenizer)
   width = max(len(row) for row in ids)
 

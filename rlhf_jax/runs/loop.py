@@ -230,6 +230,10 @@ def run_steps(
       stages.reopen(workdir)
     writer.truncate_after(step, phase)
 
+    def tell() -> None:
+      alarms, halted = facts.get("alarms", []), facts.get("halt")
+      writer.write_progress(phase, total_steps, alarms, halted)
+
     def save(is_final: bool) -> None:
       positions = {name: it.get_state() for name, it in iterators.items()}
       saved.save(
@@ -240,6 +244,7 @@ def run_steps(
         score=_score(row, schedule.keep_best),
       )
 
+    tell()
     with terminal.Progress(phase, total_steps, initial=step) as progress:
       startup.loaded()
       while step < total_steps and not facts.get("halt"):
@@ -259,6 +264,7 @@ def run_steps(
         is_logged = is_measured or step % schedule.log_every == 0
         if is_logged or step == total_steps:
           writer.write(step, row | system_metrics(), phase)
+        tell()
         progress.update(
           step, **{label: row[name] for name, label in show if name in row}
         )

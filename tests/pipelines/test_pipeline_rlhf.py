@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rlhf_jax import pipelines
-from rlhf_jax.data import dataset
+from rlhf_jax.data import dataset, statistics
 from rlhf_jax.evaluation import lexicon
 from rlhf_jax.pipelines import (
   PIPELINES,
@@ -171,6 +172,27 @@ def test_everything_that_is_promised_is_written(finished):
   rows = tiny_runs.rows_of(folder / "evaluation", evaluate.TEXTS_FILE)
   assert len(rows) == 16
   assert {"prompt", "before", "after", "gold_after"} <= set(rows[0])
+
+
+def test_what_was_read_and_where_tokens_moved_is_kept(finished):
+  folder, _ = finished
+  for stage in rlhf.STAGES:
+    found = statistics.read(folder / stage)
+    assert found and all(x["kept"] > 0 and x["lengths"] for x in found.values())
+  texts = evaluate.read_texts(folder / "evaluation")
+  pieces = evaluate.read_pieces(folder / "evaluation")
+  assert sorted(pieces) == list(range(len(texts)))
+  for i, row in enumerate(texts):
+    assert "".join(text for text, _ in pieces[i]) == row["after"]
+    total = sum(ratio for _, ratio in pieces[i])
+    assert total == pytest.approx(row["kl"], abs=1e-4)
+  page = (folder / "report.html").read_text()
+  for tab in ("SFT", "Reward model", "Gold model", "Policy", "Samples", "Data"):
+    assert f">{tab}</label>" in page
+  named = re.findall(r"figures/(\w+)\.png, \.csv", page)
+  files = {path.name for path in (folder / "figures").iterdir()}
+  assert len(named) > 15 and len(set(named)) == len(named)
+  assert files == {f"{x}.{end}" for x in named for end in ("png", "csv")}
 
 
 def test_proxy_and_gold_read_disjoint_sentences(files, finished):

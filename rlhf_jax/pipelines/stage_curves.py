@@ -1,0 +1,143 @@
+"""The curves of the stages of a run, from the rows of their metrics.jsonl."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from rlhf_jax.evaluation.figures import Curve
+
+
+def _series(rows: list[dict], *pairs: tuple[str, str]) -> dict:
+  """Returns label -> (steps, values) of the metrics that are there.
+
+  Args:
+    rows: of metrics.jsonl.
+    pairs: (label, metric).
+  """
+  steps = [row["step"] for row in rows]
+  return {
+    label: (steps, [row.get(name) for row in rows])
+    for label, name in pairs
+    if any(row.get(name) is not None for row in rows)
+  }
+
+
+def of_supervised(rows: list[dict]) -> list[Curve]:
+  """Returns the curves of SFT or a reward model; those without rows are empty.
+
+  Args:
+    rows: of metrics.jsonl.
+  """
+  series = functools.partial(_series, rows)
+  return [
+    Curve(
+      "Loss",
+      "nats",
+      series(
+        ("training", "sft/loss"),
+        ("pairs", "reward_model/loss"),
+      ),
+      caption="Down is better.",
+    ),
+    Curve(
+      "Accuracy on pairs",
+      "share",
+      series(("training", "reward_model/accuracy")),
+      {"chance": 0.5},
+      caption="Of the training pairs of each step.",
+    ),
+    Curve("Margin", "score", series(("margin", "reward_model/margin"))),
+    Curve("Entropy", "nats per token", series(("entropy", "sft/entropy"))),
+    Curve(
+      "Gradient norm",
+      "norm",
+      series(
+        ("SFT", "sft/gradient_norm"),
+        ("reward model", "reward_model/gradient_norm"),
+      ),
+      caption="Before clipping; a spike is a batch to look at.",
+    ),
+  ]
+
+
+def _kl_lines(stage: Any, rows: list[dict]) -> dict[str, float]:
+  """Returns the target, and the limits where the KL came near to them."""
+  limits = getattr(stage, "shaping", getattr(stage, "guards", None))
+  if limits is None:
+    return {}
+  top = max((row.get("rollout/kl_k1_sum", 0.0) for row in rows), default=0.0)
+  lines = {"warn": limits.warn_nats, "halt": limits.halt_nats}
+  lines = {k: v for k, v in lines.items() if v < 1.5 * top}
+  if getattr(limits, "kl_controller", "") == "adaptive":
+    lines["target"] = limits.kl_target
+  return lines
+
+
+def of_policy(rows: list[dict], stage: Any) -> list[Curve]:
+  """Returns the curves of the policy stage.
+
+  Args:
+    rows: of its metrics.jsonl.
+    stage: its settings, with the limits of the KL.
+  """
+  series = functools.partial(_series, rows)
+  lines = _kl_lines(stage, rows)
+  return [
+    Curve(
+      "Reward",
+      "score (SFT deviations)",
+      series(
+        ("proxy", "rollout/score_mean"),
+        ("gold", "eval/gold"),
+        ("samples of a round", "rejection/score_mean"),
+        ("kept", "rejection/kept_score"),
+      ),
+    ),
+    Curve(
+      "KL to the reference",
+      "nats per answer",
+      series(
+        ("k1", "rollout/kl_k1_sum"),
+        ("k3", "rollout/kl_k3_sum"),
+        ("samples of a round", "rejection/kl"),
+      ),
+      lines,
+    ),
+    Curve(
+      "Pairs in the right order",
+      "share",
+      series(("training", "preference/accuracy")),
+    ),
+    Curve("Loss on pairs", "loss", series(("training", "preference/loss"))),
+    Curve(
+      "Entropy of the samples",
+      "nats per token",
+      series(("entropy", "rollout/entropy")),
+    ),
+    Curve("Answer length", "tokens", series(("mean", "rollout/length_mean"))),
+    Curve(
+      "Critic: explained variance",
+      "share",
+      series(("explained variance", "ppo/explained_variance")),
+    ),
+    Curve("KL coefficient", "beta", series(("beta", "ppo/kl_coefficient"))),
+    Curve(
+      "Clip fraction",
+      "share of tokens",
+      series(
+        ("above", "ppo/clip_fraction_high"),
+        ("below", "ppo/clip_fraction_low"),
+      ),
+    ),
+    Curve(
+      "Distinct bigrams in a rollout",
+      "share",
+      series(("distinct-2", "rollout/distinct_2")),
+    ),
+    Curve(
+      "Answers that end by themselves",
+      "share",
+      series(("ended", "rollout/eos_share")),
+    ),
+  ]
