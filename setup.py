@@ -56,7 +56,6 @@ setuptools.setup(
     "hub": HUB,
     "math": MATH,
     "mlflow": MLFLOW,
-    "tfds": TFDS,
     "tpu": ["jax[tpu]>=0.7.2", "gcsfs>=2024.2"],
     "wandb": WANDB,
     "test": [
