@@ -168,8 +168,7 @@ class Watched:
       for name, part in config.items()
       if isinstance(part, dict) and "pipeline" in part
     ]
-    order = ("sft", "reward", "gold", "policy", "evaluation")
-    known = [name for name in order if name in planned]
+    known = [name for name in self._order() if name in planned]
     known += [name for name in planned if name not in known]
     there = {stage["name"].partition("/")[0] for stage in stages}
     for name in known:
@@ -182,6 +181,13 @@ class Watched:
       kept,
       key=lambda x: (place.get(x["name"].partition("/")[0], -1), x["name"]),
     )
+
+  @staticmethod
+  def _order() -> tuple[str, ...]:
+    """Returns the stages of a whole run; imported late: it brings jax."""
+    from rlhf_jax.pipelines import rlhf
+
+    return rlhf.STAGES
 
   def _is_whole(self, name: str, config: dict) -> bool:
     """Says whether a run of which some stages are finished is finished."""
