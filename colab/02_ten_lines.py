@@ -91,7 +91,7 @@ def score(text):
 
 policy, rows = start, []
 config = grpo.Config(group_size=size["answers"])
-learn = lab.learner(policy, grpo, config, optax.adam(2e-4))
+learn = lab.learner(policy, grpo, config, optax.adam(4e-4))
 for step in range(size["steps"]):
   samples, texts = policy.sample(prompts, jax.random.key(step), **how)
   policy, metrics = learn(policy, samples, [score(text) for text in texts])
@@ -177,7 +177,7 @@ learn = lab.learner(
   policy,
   ppo,
   ppo.Config(),
-  {"policy": optax.adam(2e-4), "value": optax.adam(1e-2)},
+  {"policy": optax.adam(4e-4), "value": optax.adam(1e-2)},
   critic=critic.Value(init="random", mode="head"),
   shaping=shaping.Config(kl_coefficient=0.02),
 )

@@ -144,7 +144,6 @@ def execute(source: Path, size: str, folder: Path) -> tuple[Any, float]:
     nbclient.exceptions.CellExecutionError: a cell raised.
   """
   import nbclient
-  from traitlets.config import Config
 
   os.environ[SIZE] = size
   path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
@@ -155,7 +154,6 @@ def execute(source: Path, size: str, folder: Path) -> tuple[Any, float]:
     notebook,
     timeout=CELL_SECONDS,
     kernel_name="python3",
-    config=Config(KernelManager={"transport": "ipc"}),  # no open port
     resources={"metadata": {"path": str(folder)}},
   ).execute()
   return notebook, time.perf_counter() - begun

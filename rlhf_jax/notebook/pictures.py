@@ -106,7 +106,7 @@ def curves(
       figures.Curve(
         name,
         "",
-        {label: _series(found, name) for label, found in rows.items()},
+        {label: series(found, name) for label, found in rows.items()},
       )
       for name in names
     ),
@@ -121,11 +121,16 @@ def _rows(source: str | Path | Sequence[Row]) -> list[Row]:
   return list(source)
 
 
-def _series(rows: Sequence[Row], name: str) -> tuple[list, list]:
-  """Returns the steps and the values of one metric; rows without it count."""
+def series(source: str | Path | Sequence[Row], name: str) -> tuple[list, list]:
+  """Returns the steps and the values of a metric, as a Curve wants them.
+
+  Args:
+    source: folder of a run, or rows; those without the metric are left out.
+    name: of the metric.
+  """
   found = [
     (row.get("step", number), row[name])
-    for number, row in enumerate(rows, 1)
+    for number, row in enumerate(_rows(source), 1)
     if name in row
   ]
   return [step for step, _ in found], [value for _, value in found]
