@@ -13,7 +13,7 @@ TFDS = ["tensorflow-datasets>=4.9.10"]
 MATH = ["sympy>=1.12"]
 HUB = ["huggingface_hub>=0.36.2"]
 NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
-DOCS = ["mkdocs-material>=9.5", "mkdocstrings-python>=1.12"]
+DOCS = ["mkdocs-material>=9.6"]
 ROOT = Path(__file__).parent
 
 
@@ -74,7 +74,7 @@ setuptools.setup(
       "pytest>=8.0",
       "pytest-xdist>=3.8",
       "ruff>=0.6",
-      "build>=1.2",
+      "build>=1.2.1",
       *HUB,
       *MATH,
       *NOTEBOOKS,

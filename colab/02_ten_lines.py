@@ -36,7 +36,7 @@ import os
 SIZES = {
   # An untrained model of two layers, to see that every line runs.
   "ci": {"model": "blank", "steps": 2, "answers": 4, "tokens": 12},
-  "cpu": {"steps": 10, "answers": 4, "tokens": 16},
+  "cpu": {"steps": 8, "answers": 4, "tokens": 16},
   # Accelerators: not yet run. T4 has no bfloat16; L4 and TPU v5e have.
   "t4": {"steps": 60, "answers": 16, "tokens": 32},
   "l4": {"steps": 60, "answers": 16, "tokens": 32, "dtype": "bfloat16"},
@@ -166,7 +166,8 @@ pictures.curves(rows, "preference/loss", "preference/margin")
 #
 # The critic guesses how good an answer will be from its beginning. Here it is a head on
 # the policy's weights that starts at 0. The KL to the start is part of the reward.
-# `ppo/explained_variance` near 1 is a critic that knows; below 0 it does harm.
+# `ppo/explained_variance` near 1 is a critic that knows; below 0 it does harm. A few
+# steps are too few for this one: give it more, or start it as a reward model.
 
 # %%
 from rlhf_jax.algorithms.policy_gradient import ppo, shaping

@@ -25,12 +25,11 @@ if importlib.util.find_spec("rlhf_jax") is None:
 # # A reward model of your own, and what is wrong with it
 #
 # A policy does what its reward model says, not what you meant. So look at the reward
-# model before anything is trained on it. Here the comparisons have a flaw that we put
-# there ourselves: in a part of them the longer text wins, whatever people thought of
-# it. Tired labellers do the same. We train on them, find the flaw with four pictures,
+# model before anything is trained on it. Here the ratings have a flaw that we put
+# there ourselves: some raters look at nothing but the length. Tired people do that. We train on them, find the flaw with four pictures,
 # and see what it does to the best of n texts.
 #
-# The next cell sets the size. On two CPU cores the notebook takes about two minutes.
+# The next cell sets the size. On two CPU cores the notebook takes about a minute.
 
 # %%
 import os
@@ -58,19 +57,22 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_jax import lab, main, pipelines
-from rlhf_jax.data import formats
+from rlhf_jax.data import assets, formats
 from rlhf_jax.notebook import blank, pictures
 from rlhf_jax.pipelines import defaults
 
 main.set_up_jax()  # compiled programs are kept for the next time
 RUN = Path("runs/own_reward")
-MODEL, RATINGS = size["model"], "asset:movie-review-ratings"
+MODEL = size["model"]
 if MODEL == "blank":
   MODEL = blank.write(RUN / "model")
-  RATINGS = blank.ratings(RUN / "ratings.jsonl", count=400)
+  made_up = blank.ratings(RUN / "ratings.jsonl", count=400)
+  sentences = formats.load(made_up, "ratings")
+else:
+  sentences = assets.movie_reviews(assets.fetch("movie-review-ratings"))
 
 rng = np.random.default_rng(0)
-rated = {x.text: x.ratings for x in formats.load(RATINGS, "ratings")}
+rated = {sentence.text: sentence.ratings for sentence in sentences}
 texts = [text for text in rated if 5 <= len(text.split()) <= 15]
 texts = [texts[i] for i in rng.permutation(len(texts))]
 held, train = texts[: size["held"]], texts[size["held"] :][: size["train"]]
@@ -80,43 +82,47 @@ for text in sorted(held, key=truth.get)[:: len(held) // 4]:
   print(f"{truth[text]:5.2f}  {text}")
 
 # %% [markdown]
-# ## Comparisons
+# ## Your own file
 #
-# Two sentences, one random rater each, the higher rating wins. In `LONGER` of the
-# comparisons the longer one wins instead. A file for a reward model has one JSON object
-# a line: prompt, chosen, rejected.
+# A reward model reads comparisons, `{"prompt", "chosen", "rejected"}` a line, or ratings,
+# `{"text", "ratings"}`, of which it draws comparisons: two sentences, one random rater
+# each, the higher rating wins. Here are ratings. In the flawed file `TIRED` of the raters
+# were replaced by one who looks at the length alone.
 
 # %%
 PROMPT = "Movie review:"
-LONGER = 0.4
+TIRED = 0.4
+lengths = [len(text) for text in texts]
 
 
-def write_pairs(path, texts, count, longer):
-  lines = []
-  while len(lines) < count:
-    pair = [texts[i] for i in rng.choice(len(texts), 2, replace=False)]
-    by_length = rng.random() < longer
-    value = [len(x) if by_length else rng.choice(rated[x]) for x in pair]
-    if value[0] == value[1]:
-      continue
-    chosen, rejected = pair if value[0] > value[1] else pair[::-1]
-    row = {"prompt": PROMPT, "chosen": f" {chosen}", "rejected": f" {rejected}"}
-    lines.append(json.dumps(row))
-  path.write_text("\n".join(lines) + "\n")
+def by_length(text):
+  return np.clip(
+    np.rint(2 * (len(text) - np.mean(lengths)) / np.std(lengths)), -4, 4
+  )
+
+
+def write_ratings(path, texts, tired):
+  rows = []
+  for text in texts:
+    ratings = [
+      by_length(text) if rng.random() < tired else x for x in rated[text]
+    ]
+    rows.append({"text": text, "ratings": [int(x) for x in ratings]})
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
   return str(path)
 
 
 RUN.mkdir(parents=True, exist_ok=True)
-flawed = write_pairs(RUN / "flawed.jsonl", train, 8000, LONGER)
-sound = write_pairs(RUN / "sound.jsonl", train, 8000, 0.0)
-checked = write_pairs(RUN / "held.jsonl", held, 2000, 0.0)
+flawed = write_ratings(RUN / "flawed.jsonl", train, TIRED)
+sound = write_ratings(RUN / "sound.jsonl", train, 0.0)
+checked = write_ratings(RUN / "held.jsonl", held, 0.0)
 print(Path(flawed).open().readline())
 
 # %% [markdown]
 # ## Training
 #
 # A linear head on a frozen layer: the features of each sentence are computed once, then
-# training takes seconds. `heldout` are comparisons of sentences that it never saw.
+# training takes seconds. `heldout` are sentences that it never saw, with all their raters.
 
 
 # %%
@@ -126,9 +132,14 @@ def train_on(source, name):
   config.trainable.mode = "head"
   config.stop_layer = size["layer"]
   config.head.pooling = "mean_last"
-  rows = {"format": "comparison", "max_length": 160, "end_token": False}
-  config.data.update(rows, source=source)
-  config.heldout.update(rows, source=checked)
+  rows = {
+    "format": "ratings",
+    "prompt": PROMPT,
+    "max_length": 160,
+    "end_token": False,
+  }
+  config.data.update(rows, source=source, pairs=512 * size["steps"])
+  config.heldout.update(rows, source=checked, pairs=2000)
   config.schedule.update(batch_size=512, steps=size["steps"], log_every=5)
   config.optimizer.update(learning_rate=3e-3, weight_decay=1e-2, clip_norm=None)
   return pipelines.run(config, RUN / name)
@@ -191,7 +202,7 @@ picture
 # ## Ask it about texts that nobody would send you
 #
 # A policy will. It finds repetition, exclamation marks and padding, because nothing in
-# the comparisons spoke against them. Write down what must not win, and look.
+# the ratings spoke against them. Write down what must not win, and look.
 
 # %%
 base = "a warm and funny film"
@@ -265,9 +276,9 @@ draw(flawed_curves)
 # %% [markdown]
 # ## Mend it
 #
-# The flaw is in the comparisons, so it is mended there: the same sentences, the same
-# settings, comparisons by rating alone. Where you cannot ask people again, compare only
-# texts of about the same length.
+# The flaw is in the ratings, so it is mended there: the same sentences and settings,
+# without the tired rater. Where you cannot ask people again, compare only texts of about
+# the same length.
 
 # %%
 info = train_on(sound, "sound")

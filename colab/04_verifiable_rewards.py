@@ -29,7 +29,7 @@ if importlib.util.find_spec("rlhf_jax") is None:
 # one of its own, and then trains: a small model that answers three sums of ten rightly
 # learns to answer nearly all of them, from right or wrong alone.
 #
-# The next cell sets the size. On two CPU cores the notebook takes about three minutes.
+# The next cell sets the size. On two CPU cores the notebook takes less than a minute.
 
 # %%
 import os
@@ -37,12 +37,12 @@ import os
 SIZES = {
   # To see that every line runs.
   "ci": {"sft_steps": 5, "steps": 2, "hacked_steps": 2, "shown": 10},
-  "cpu": {"sft_steps": 400, "steps": 120, "hacked_steps": 30, "shown": 200},
+  "cpu": {"sft_steps": 400, "steps": 120, "hacked_steps": 60, "shown": 200},
   # A T4, an L4 or a TPU v5e chip want a larger problem: see the last cell.
   "accelerator": {
     "sft_steps": 500,
     "steps": 200,
-    "hacked_steps": 30,
+    "hacked_steps": 60,
     "shown": 200,
   },
 }
@@ -254,18 +254,26 @@ pictures.panels(
 # %% [markdown]
 # ## A verifier that can be fooled
 #
-# Now "right" means: the answer is one digit. That is what `pattern` checks, and no more.
-# Its reward rises to 1 and the sums are as wrong as before. What rises is what you check.
+# The same with a slip in the checker: `>=` in the place of `==`. Its reward rises to
+# nearly 1, as the right one did, and most of the sums are wrong. Nothing in the curves
+# says so. So check a verifier as you would check a program: with answers that must not
+# pass.
 
 # %%
-folder = grpo(
-  "hacked", size["hacked_steps"], name="pattern", settings={"pattern": "[0-9]"}
-)
-found["one digit"] = pass_at_k(folder)
+slip = RUN / "slip.py"
+slip.write_text("""
+def score(texts, references):
+  def one(text, reference):
+    return float(text.strip().isdecimal() and int(text) >= int(reference))
+
+  return [one(*pair) for pair in zip(texts, references, strict=True)]
+""")
+folder = grpo("hacked", size["hacked_steps"], name=f"{slip}:score")
+found["slip"] = pass_at_k(folder)
 print(
-  f"right answers: {found['before'][0]:.2f} before, {found['one digit'][0]:.2f} after"
+  f"right answers: {found['before'][0]:.2f} before, {found['slip'][0]:.2f} after"
 )
-pictures.curves(folder, "rollout/score_mean")
+pictures.curves(folder, "rollout/score_mean", "rollout/entropy")
 
 # %% [markdown]
 # ## Larger

@@ -27,7 +27,7 @@ if importlib.util.find_spec("rlhf_jax") is None:
 # From three files of yours to a folder that transformers and vLLM load, and a talk with
 # it. Every step is a pipeline, and each says what it left out of your data and why.
 #
-# The next cell sets the size. On two CPU cores the notebook takes about four minutes.
+# The next cell sets the size. On two CPU cores the notebook takes about two minutes.
 
 # %%
 import os
@@ -208,7 +208,7 @@ folder = export(RUN / "dpo", "exported/folder", dtype="bfloat16")
 export(RUN / "dpo", "exported/gguf", form="gguf", dtype="float16")
 for path in sorted(Path("exported").glob("*/*")):
   print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")
-print((folder / "README.md").read_text()[:600])
+print((folder / "README.md").read_text().partition("```")[0])
 
 # %% [markdown]
 # What was exported is a model as any other: it loads here, in transformers

@@ -28,7 +28,7 @@ if importlib.util.find_spec("rlhf_jax") is None:
 # simulated devices stand in for chips, so all of it runs on a CPU; on a TPU VM the same
 # lines use the chips that are there.
 #
-# The next cell sets the size. On two CPU cores the notebook takes about three minutes.
+# The next cell sets the size. On two CPU cores the notebook takes less than a minute.
 
 # %%
 import os
@@ -144,7 +144,7 @@ print(command("rlhf_jax.plan", recipe, "--topology=v5e:8x8", "--analytic"))
 #
 # Machines are preempted. A run saves checkpoints, each with a checksum, and the same
 # command goes on from the newest one. Here one is killed with `kill -9` after its first
-# checkpoint and started again; its last losses are those of a run that nobody killed.
+# checkpoints and started again; its last losses are those of a run that nobody killed.
 
 # %%
 import json
@@ -152,10 +152,7 @@ import signal
 import time
 
 data = RUN / "sums.jsonl"
-rows = [
-  {"prompt": f"{i % 9}+{i % 7}=", "response": str(i % 9 + i % 7)}
-  for i in range(200)
-]
+rows = [{"prompt": f"{i}+{i}=", "response": str(2 * i)} for i in range(200)]
 data.write_text("".join(json.dumps(row) + "\n" for row in rows))
 STEPS = 40
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import base64
 import os
+import platform
 import re
 import shutil
 import sys
@@ -27,6 +28,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ CELL_SECONDS = 3600  # a cell may take so long
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 INSTALL = HERE / "install.txt"  # the cell that installs, with REPOSITORY in it
 _HEAD = re.compile(r"\A.*?^# %% \[markdown\]\n# (?=# )", re.DOTALL | re.M)
+_CODE = re.compile(r"^```python\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
+_PROGRESS = re.compile(r"(.+) \d+/\d+  \S")  # "sft 3/40  8%"
 _COLOURS = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
 KERNEL = {
   "jupytext": {"cell_metadata_filter": "-all", "main_language": "python"},
@@ -125,11 +129,21 @@ def complaints() -> list[str]:
       found.append(f"{source.name}: its first cells are not those of `head`")
     if not twin.is_file() or twin.read_text() != as_json(notebook_of(text)):
       found.append(f"{twin.name}: is not that of {source.name}")
+    page = PAGES / f"{source.stem}.md"
+    shown = _CODE.findall(page.read_text()) if page.is_file() else []
+    if shown != [cell.source for cell in _shown_cells(notebook_of(text))]:
+      found.append(f"{page.name}: its code is not that of {source.name}")
   known = {source.stem for source in sources()}
   for twin in HERE.glob("*.ipynb"):
     if twin.stem not in known:
       found.append(f"{twin.name}: has no .py")
   return found
+
+
+def _shown_cells(notebook: Any) -> list[Any]:
+  """Returns the cells of code that a page shows: all but the installation."""
+  code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+  return code[1:]
 
 
 def execute(source: Path, size: str, folder: Path) -> tuple[Any, float]:
@@ -159,13 +173,21 @@ def execute(source: Path, size: str, folder: Path) -> tuple[Any, float]:
   return notebook, time.perf_counter() - begun
 
 
-def run(names: Sequence[str], size: str, output: str) -> dict[str, Any]:
-  """Runs notebooks and says their seconds; returns name -> the executed one."""
+def run(
+  names: Sequence[str], size: str, output: str
+) -> dict[str, tuple[Any, float]]:
+  """Runs notebooks and says their seconds; returns (executed, seconds) of each.
+
+  Args:
+    names: as for `sources`.
+    size: for $RLHF_JAX_NOTEBOOK_SIZE.
+    output: folder that executed notebooks are written to, or "".
+  """
   found = {}
   for source in sources(names):
     with tempfile.TemporaryDirectory() as folder:
       notebook, seconds = execute(source, size, Path(folder))
-    found[source.stem] = notebook
+    found[source.stem] = notebook, seconds
     print(f"{source.stem}: {seconds:.0f} s at size {size}", flush=True)
     if output:
       path = Path(output) / f"{source.stem}.ipynb"
@@ -176,44 +198,59 @@ def run(names: Sequence[str], size: str, output: str) -> dict[str, Any]:
 
 def render(names: Sequence[str], size: str, output: str) -> None:
   """Runs notebooks and writes a page of each, with pictures, into PAGES."""
-  for name, notebook in run(names, size, output).items():
+  for name, (notebook, seconds) in run(names, size, output).items():
     pictures = PAGES / name
     shutil.rmtree(pictures, ignore_errors=True)
     pictures.mkdir(parents=True)
-    (PAGES / f"{name}.md").write_text(page_of(notebook, name))
+    (PAGES / f"{name}.md").write_text(page_of(notebook, name, size, seconds))
 
 
-def page_of(notebook: Any, name: str) -> str:
+def page_of(notebook: Any, name: str, size: str, seconds: float) -> str:
   """Returns a notebook as Markdown; its pictures go into PAGES/name."""
-  parts, count = [], 0
-  for number, cell in enumerate(notebook.cells):
+  versions = [f"{x} {metadata.version(x)}" for x in ("jax", "flax", "numpy")]
+  made = (
+    f"*Run in {seconds:.0f} s at size `{size}` on {os.cpu_count()} CPU cores, "
+    f"Python {platform.python_version()}, {', '.join(versions)}. The notebook "
+    f"is `colab/{name}.ipynb`.*"
+  )
+  _, _, first, *cells = notebook.cells  # badge and installation are left out
+  title, _, text = first.source.partition("\n")
+  parts, count = [title, made, text.strip()], 0
+  for cell in cells:
     if cell.cell_type == "markdown":
       parts.append(cell.source)
       continue
-    if number == 1:  # installation
-      continue
     parts.append(f"```python\n{cell.source}\n```")
+    printed: list[str] = []
     for output in cell.outputs:
       data = output.get("data", {})
       if "image/png" in data:
         count += 1
         path = PAGES / name / f"{count}.png"
         path.write_bytes(base64.b64decode(data["image/png"]))
-        parts.append(f"![A picture that this cell draws]({name}/{count}.png)")
+        parts += [
+          _block(printed),
+          f"![What this cell draws]({name}/{count}.png)",
+        ]
+        printed = []
       else:
-        text = output.get("text", data.get("text/plain", ""))
-        parts.append(_block(text))
+        printed.append(output.get("text", data.get("text/plain", "")))
+    parts.append(_block(printed))
   return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _block(text: str) -> str:
-  """Returns what a cell printed; a line that was written over is left out."""
-  lines = [
-    line.rstrip("\r").rpartition("\r")[2].rstrip()
-    for line in _COLOURS.sub("", text).split("\n")
-  ]
-  kept = "\n".join(lines).strip("\n")
-  return f"```text\n{kept}\n```" if kept else ""
+def _block(printed: Sequence[str]) -> str:
+  """Returns what a cell printed; of lines of progress the last one stays."""
+  lines: list[str] = []
+  for line in _COLOURS.sub("", "\n".join(printed)).split("\n"):
+    line = line.rpartition("\r")[2].rstrip()
+    step = _PROGRESS.match(line)
+    before = _PROGRESS.match(lines[-1]) if lines else None
+    if step and before and step[1] == before[1]:
+      lines.pop()
+    if line:
+      lines.append(line)
+  return "```text\n" + "\n".join(lines) + "\n```" if lines else ""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import runpy
 import sys
+import textwrap
 from pathlib import Path
 
 from rlhf_jax import experiment_file, output
@@ -22,8 +23,8 @@ from rlhf_jax.imported import nearest
 
 _RUN = 'if __name__ == "__main__":'
 HELP = (
-  "Write `rlhf-jax COMMAND`, or `python -m rlhf_jax.COMMAND`; with --help it "
-  "says what\nit takes."
+  "Write `rlhf-jax COMMAND`, or `python -m rlhf_jax.COMMAND`; with --help\nit "
+  "says what it takes."
 )
 
 
@@ -67,10 +68,11 @@ def main(argv: list[str]) -> int:
     print("rlhf_jax: RLHF for JAX and TPU. Commands:\n")
     for command, text in known.items():
       print(f"  {command:{max(map(len, known))}}  {text}")
-    print(f"\n{HELP}\nExperiments, `rlhf-jax NAME`: {', '.join(experiments)}.")
+    names = f"Experiments, `rlhf-jax NAME`: {', '.join(experiments)}."
+    print(f"\n{HELP}\n\n{textwrap.fill(names, 80)}")
     return 0
   print(
-    f"error: {name!r}: no such command or experiment."
+    f"error: {name!r}: no such command."
     f"{nearest(name, [*known, *experiments])} There are {', '.join(known)}; "
     f"experiments {', '.join(experiments)}.",
     file=sys.stderr,

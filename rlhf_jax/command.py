@@ -326,13 +326,9 @@ def _check_file(name: str) -> None:
   path = Path(name)
   if path.is_file():
     return
-  found = sorted({*path.parent.glob("*.py"), *Path("configs").glob("*.py")})
-  names = {
-    Path(name).name + ".py": f"{experiment_file.SHIPPED}/{name}.py"
-    for name in experiment_file.shipped()
-    if "/" not in name
-  }
-  names |= {other.name: str(other) for other in found if other.is_file()}
+  names = {f"{x}.py": f"configs/{x}.py" for x in experiment_file.shipped()}
+  here = sorted({*path.parent.glob("*.py"), *Path("configs").glob("*.py")})
+  names |= {other.name: str(other) for other in here if other.is_file()}
   near = difflib.get_close_matches(path.with_suffix(".py").name, names, 1)
   hint = f" Did you mean {names[near[0]]}?" if near else ""
   raise CommandError(

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 ORDER = (
   ("types", "imported", "output", "child_process", "startup", "allocator"),
   ("ops", "schema"),
-  ("strict_json", "experiment_file", "moments", "rounding"),
+  ("strict_json", "experiment_file", "glossary", "moments", "rounding"),
   (
     "algorithms",
     "config_tree",
