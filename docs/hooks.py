@@ -31,7 +31,18 @@ _DEFINED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def on_config(config: Any) -> Any:
-  """Puts the pages of the reference where the navigation names their index."""
+  """Puts the pages of the reference where the navigation names their index.
+
+  A page of docs/ that it does not name becomes the last of "How to".
+  """
+  named = set(_named(config.nav))
+  further = [
+    path.relative_to(ROOT / "docs").as_posix()
+    for path in sorted((ROOT / "docs").glob("**/*.md"))
+  ]
+  for section in config.nav:
+    if "How to" in section:
+      section["How to"] += [page for page in further if page not in named]
   index = "reference/index.md"
   made = [name for name, _ in reference() if name != index]
   for section in config.nav:
@@ -41,6 +52,15 @@ def on_config(config: Any) -> Any:
         for x in entries
       ]
   return config
+
+
+def _named(nav: Any) -> Iterator[str]:
+  """Yields the pages that a navigation names."""
+  if isinstance(nav, str):
+    yield nav
+    return
+  for item in nav.values() if isinstance(nav, dict) else nav:
+    yield from _named(item)
 
 
 def on_files(files: Any, config: Any) -> Any:
