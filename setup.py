@@ -1,23 +1,42 @@
 """Packaging of rlhf_jax: floors, not pins; optional parts are extras.
 
 The floors are those of one environment that passes (tests.proofs.floors).
+configs/ stands beside the package; a wheel has a copy of it inside.
 """
 
 from pathlib import Path
 
 import setuptools
+from setuptools.command.build_py import build_py
 
 MATH = ["sympy>=1.12"]
 HUB = ["huggingface_hub>=0.36.2"]
 WANDB = ["wandb>=0.19"]
 MLFLOW = ["mlflow-skinny>=2.19"]
+NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
+DOCS = ["mkdocs-material>=9.6"]
+ROOT = Path(__file__).parent
+
+
+class WithConfigs(build_py):
+  """Copies configs/ into the package that is built."""
+
+  def run(self):
+    super().run()
+    if self.editable_mode:  # it is found beside the package
+      return
+    for source in sorted((ROOT / "configs").glob("**/*.py")):
+      target = Path(self.build_lib, "rlhf_jax", source.relative_to(ROOT))
+      self.mkpath(str(target.parent))
+      self.copy_file(str(source), str(target))
+
 
 setuptools.setup(
   name="rlhf_jax",
   version="0.1.0",
   description="RLHF for JAX and TPU pods: SFT, reward models and PPO as pure "
   "update functions over sharded pytrees.",
-  long_description=Path(__file__).with_name("README.md").read_text(),
+  long_description=(ROOT / "README.md").read_text(),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
@@ -28,8 +47,11 @@ setuptools.setup(
       "dashboard/*.html",
       "dashboard/*.css",
       "dashboard/*.js",
+      "py.typed",
     ]
   },
+  cmdclass={"build_py": WithConfigs},
+  entry_points={"console_scripts": ["rlhf-jax=rlhf_jax.__main__:script"]},
   install_requires=[
     "absl-py>=2.0",
     "etils[epath]>=1.9.1",
@@ -53,17 +75,21 @@ setuptools.setup(
   ],
   extras_require={
     "cuda": ["jax[cuda12]>=0.7.2"],
+    "docs": DOCS,
     "hub": HUB,
     "math": MATH,
     "mlflow": MLFLOW,
+    "notebooks": NOTEBOOKS,
     "tpu": ["jax[tpu]>=0.7.2", "gcsfs>=2024.2"],
     "wandb": WANDB,
     "test": [
       "pytest>=8.0",
       "pytest-xdist>=3.8",
       "ruff>=0.6",
+      "build>=1.2.1",
       *HUB,
       *MATH,
+      *NOTEBOOKS,
     ],
   },
 )

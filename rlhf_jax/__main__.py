@@ -1,11 +1,14 @@
-"""List the commands of the package, or run one of them.
+"""List the commands of the package, or run one of them, or an experiment.
 
     python -m rlhf_jax
     python -m rlhf_jax main --config=configs/sft.py --workdir=runs/sft
+    rlhf-jax quickstart --smoke
 
 A command is a module of the package that can be run, or a folder with a
 __main__.py, and the first line of its docstring says what it does: a new one
-needs no line here.
+needs no line here. Any other name is that of an experiment in configs/:
+`rlhf-jax NAME[:ARG]` is `main --config=configs/NAME.py[:ARG]
+--workdir=runs/NAME`, and --workdir may say more.
 """
 
 from __future__ import annotations
@@ -13,15 +16,16 @@ from __future__ import annotations
 import ast
 import runpy
 import sys
+import textwrap
 from pathlib import Path
 
-from rlhf_jax import output
+from rlhf_jax import experiment_file, output
 from rlhf_jax.imported import nearest
 
 _RUN = 'if __name__ == "__main__":'
 HELP = (
-  "Write `python -m rlhf_jax COMMAND`, or `python -m rlhf_jax.COMMAND`; with "
-  "--help\nit says what it takes."
+  "Write `rlhf-jax COMMAND`, or `python -m rlhf_jax.COMMAND`; with --help\nit "
+  "says what it takes."
 )
 
 
@@ -39,27 +43,51 @@ def commands() -> dict[str, str]:
   return found
 
 
+def _run(name: str, rest: list[str]) -> int:
+  """Runs a command with its arguments."""
+  sys.argv = [f"rlhf_jax.{name}", *rest]
+  runpy.run_module(f"rlhf_jax.{name}", run_name="__main__", alter_sys=True)
+  return 0
+
+
+def _experiment(name: str, rest: list[str]) -> int:
+  """Runs an experiment of the package by its name, in runs/NAME."""
+  stem, colon, argument = name.partition(":")
+  line = [f"--config=configs/{stem}.py{colon}{argument}", *rest]
+  if not any(x.lstrip("-").partition("=")[0] == "workdir" for x in rest):
+    line.append(f"--workdir=runs/{stem}")
+  print(f"rlhf_jax.main {' '.join(line)}", flush=True)
+  return _run("main", line)
+
+
 def main(argv: list[str]) -> int:
   """Runs the command that a command line names, or lists all of them."""
-  known = commands()
+  known, experiments = commands(), experiment_file.shipped()
   name = argv[1] if len(argv) > 1 else ""
   if name in known:
-    sys.argv = [f"rlhf_jax.{name}", *argv[2:]]
-    runpy.run_module(f"rlhf_jax.{name}", run_name="__main__", alter_sys=True)
-    return 0
+    return _run(name, argv[2:])
+  if name.partition(":")[0] in experiments:
+    return _experiment(name, argv[2:])
   if name in ("", "-h", "--help"):
     print("rlhf_jax: RLHF for JAX and TPU. Commands:\n")
     for command, text in known.items():
       print(f"  {command:{max(map(len, known))}}  {text}")
-    print(f"\n{HELP}")
+    names = f"Experiments, `rlhf-jax NAME`: {', '.join(experiments)}."
+    print(f"\n{HELP}\n\n{textwrap.fill(names, 80)}")
     return 0
   print(
-    f"error: {name!r}: no such command.{nearest(name, known)} There are "
-    f"{', '.join(known)}.",
+    f"error: {name!r}: no such command."
+    f"{nearest(name, [*known, *experiments])} There are {', '.join(known)}; "
+    f"experiments {', '.join(experiments)}.",
     file=sys.stderr,
   )
   return 2
 
 
-if __name__ == "__main__":
+def script() -> None:
+  """Is the command `rlhf-jax`."""
   output.run_command(main, sys.argv)
+
+
+if __name__ == "__main__":
+  script()

@@ -80,7 +80,7 @@ def parse(
     needs_workdir: whether --workdir must be given.
     example: options that are enough, for messages.
   """
-  argv = _with_home(argv)
+  argv = _with_places(argv)
   values = flags.FlagValues()  # of its own: nothing else defines options here
   config_flags.DEFINE_config_file(
     "config",
@@ -136,15 +136,26 @@ def given(argv: Sequence[str]) -> set[str]:
   }
 
 
-def _with_home(argv: Sequence[str]) -> list[str]:
-  """Returns a command line whose --config may begin with ~, as shells do."""
+def _with_places(argv: Sequence[str]) -> list[str]:
+  """Returns a command line whose --config says where the file is.
+
+  It may begin with ~, as shells do, or be one of the package; then that is
+  said.
+  """
   result = list(argv)
   for i, argument in enumerate(result):
     option, equals, value = argument.partition("=")
-    if option in ("--config", "-config") and equals:
-      result[i] = f"{option}={os.path.expanduser(value)}"
-    elif option in ("--config", "-config") and i + 1 < len(result):
-      result[i + 1] = os.path.expanduser(result[i + 1])
+    if option not in ("--config", "-config"):
+      continue
+    if not equals and i + 1 < len(result):
+      value = result[i + 1]
+    found = experiment_file.place(value)
+    if found != os.path.expanduser(value):
+      print(f"{value}: that of the package, {found}", file=sys.stderr)
+    if equals:
+      result[i] = f"{option}={found}"
+    elif i + 1 < len(result):
+      result[i + 1] = found
   return result
 
 
@@ -315,8 +326,9 @@ def _check_file(name: str) -> None:
   path = Path(name)
   if path.is_file():
     return
-  found = sorted({*path.parent.glob("*.py"), *Path("configs").glob("*.py")})
-  names = {other.name: str(other) for other in found if other.is_file()}
+  names = {f"{x}.py": f"configs/{x}.py" for x in experiment_file.shipped()}
+  here = sorted({*path.parent.glob("*.py"), *Path("configs").glob("*.py")})
+  names |= {other.name: str(other) for other in here if other.is_file()}
   near = difflib.get_close_matches(path.with_suffix(".py").name, names, 1)
   hint = f" Did you mean {names[near[0]]}?" if near else ""
   raise CommandError(

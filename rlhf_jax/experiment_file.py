@@ -1,15 +1,52 @@
-"""Experiment files: run for their configuration, and what is wrong in one."""
+"""Experiment files: where they are, their configuration, what is wrong in one.
+
+Those of configs/ come with the package: in a checkout they stand beside it, and
+an installed package has a copy inside (setup.py).
+"""
 
 from __future__ import annotations
 
 import os
 import runpy
+from pathlib import Path
 from typing import Any
+
+SHIPPED = "configs"  # the folder, and how paths into it begin
+
+
+def shipped() -> dict[str, Path]:
+  """Returns the experiments of the package: "sft", "recipes/ppo" -> file."""
+  package = Path(__file__).parent
+  folder = package / SHIPPED
+  if not folder.is_dir():
+    folder = package.parent / SHIPPED
+  return {
+    path.relative_to(folder).with_suffix("").as_posix(): path
+    for path in sorted(folder.glob("**/*.py"))
+  }
+
+
+def place(file: str) -> str:
+  """Returns where an experiment file is: as it is named, or in the package.
+
+  Args:
+    file: "my.py", "configs/sft.py:argument"; a name under configs/ that is not
+      here is that of the package.
+  """
+  name, colon, argument = os.path.expanduser(file).partition(":")
+  path = Path(name)
+  if path.exists() or path.parts[:1] != (SHIPPED,):
+    return name + colon + argument
+  known = path.relative_to(SHIPPED).with_suffix("").as_posix()
+  found = shipped().get(known) if path.suffix == ".py" else None
+  return (
+    name + colon + argument if found is None else f"{found}{colon}{argument}"
+  )
 
 
 def load(file: str) -> Any:
   """Returns what get_config() of an experiment file returns."""
-  name, colon, argument = file.partition(":")
+  name, colon, argument = place(file).partition(":")
   get_config = runpy.run_path(name)["get_config"]
   return get_config(argument) if colon else get_config()
 

@@ -17,6 +17,7 @@ ORDER = (
   (
     "strict_json",
     "experiment_file",
+    "glossary",
     "moments",
     "rounding",
     "terminal",

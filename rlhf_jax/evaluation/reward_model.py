@@ -254,10 +254,12 @@ def spread(scores: Array) -> float:
 def diagnose(scores: Array, labels: Array, lengths: Array) -> dict[str, float]:
   """Returns every diagnostic of held-out pairs under one flat name each.
 
-    reward_model/accuracy: lower is bad; with reward_model/accuracy_low and
-      reward_model/accuracy_high, 95 %, and reward_model/pairs, how many.
+    reward_model/accuracy: lower is bad.
+    reward_model/accuracy_low, reward_model/accuracy_high: its 95 % interval.
+    reward_model/pairs: how many it rests on.
     reward_model/loss: log loss, nats; higher is bad.
-    reward_model/margin: mean score of winner minus loser; reward_model/spread.
+    reward_model/margin: mean score of winner minus loser.
+    reward_model/spread: see `spread`.
     reward_model/expected_calibration_error: higher is bad.
     reward_model/temperature: far from 1 is bad.
     reward_model/length_pearson, reward_model/length_spearman,

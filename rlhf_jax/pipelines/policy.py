@@ -204,6 +204,7 @@ class Step:
 
     rollout/tokens_per_second: sampled tokens of the batch over the time of all
       its sampling, prompts and groups that were thrown away included.
+    time/rollout_seconds: of sampling, in a step.
     """
     row = {
       f"eval/{name}": float(jnp.mean(judged.scores[name]))

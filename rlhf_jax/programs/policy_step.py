@@ -59,6 +59,9 @@ def prepare(
 ) -> tuple[Rollout, shaping.Moments, Metrics]:
   """Returns the rollout with rewards, advantages and returns, packed.
 
+  rollout/fill: share of the trained positions that hold a token. Down is bad:
+    updates compute padding.
+
   Args:
     rollout: judged.
     moments: of the scores of earlier rollouts.

@@ -137,8 +137,10 @@ def select(
 ) -> tuple[np.ndarray, dict[str, float]]:
   """Returns [P, K] bool, the samples to fine-tune on, and what fell out.
 
-  Metrics, shares of all samples; up is bad, they were sampled for nothing:
-    rejection/duplicate_share, rejection/length_share, rejection/truncated_share
+  Metrics:
+    rejection/duplicate_share, rejection/length_share,
+      rejection/truncated_share: shares of all samples that fell out. Up is
+      bad: they were sampled for nothing.
 
   Args:
     pool: samples of a round.
@@ -166,9 +168,9 @@ def report(pool: Pool, kept: np.ndarray) -> dict[str, float]:
   """Returns what a round's samples are worth, and how far they move.
 
   Metrics:
-    rejection/score_mean, score_median, score_max: means over prompts of the
-      mean, median and best of K. Falling is bad; a maximum that stays at the
-      median leaves nothing to learn.
+    rejection/score_mean, rejection/score_median, rejection/score_max: means
+      over prompts of the mean, median and best of K. Falling is bad; a maximum
+      that stays at the median leaves nothing to learn.
     rejection/kept, rejection/kept_score: samples kept, and their mean score;
       the latter is absent where none is.
     rejection/prompts_share: prompts with a sample that was kept. Falling is

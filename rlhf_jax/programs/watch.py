@@ -57,7 +57,8 @@ class Guards:
 def text_metrics(tokenizer: Any, samples: Samples) -> dict[str, float]:
   """Returns diversity of a rollout's responses (down is bad), where defined.
 
-  rollout/distinct_2: unique bigrams over bigrams; absent without bigrams.
+  rollout/distinct_2: unique bigrams over bigrams; absent without bigrams. Down
+    is bad.
   rollout/duplicate_share: responses that repeat an earlier one; up is bad.
   """
   texts = [

@@ -315,7 +315,11 @@ def _score(row: dict[str, float], name: str) -> float | None:
 
 
 def system_metrics() -> dict[str, float]:
-  """Returns compilations so far and peak host memory in GiB (up is bad)."""
+  """Returns what the machine did.
+
+  sys/compiles: programs compiled so far. Growth after the first steps is bad.
+  sys/memory_peak_gib: largest resident memory of this process. Up is bad.
+  """
   peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return {
     "sys/compiles": float(startup.COMPILES.count),

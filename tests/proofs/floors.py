@@ -32,10 +32,12 @@ def requirements(setup: Path = SETUP) -> list[str]:
     for extra in (extras_require or {}).values():
       asked.extend(extra)
 
-  recorder = types.ModuleType("setuptools")
-  recorder.setup = record
-  recorder.find_packages = lambda **_: []
-  with mock.patch.dict(sys.modules, setuptools=recorder):
+  names = ("", ".command", ".command.build_py")
+  recorders = {f"setuptools{x}": types.ModuleType("setuptools") for x in names}
+  recorders["setuptools"].setup = record
+  recorders["setuptools"].find_packages = lambda **_: []
+  recorders["setuptools.command.build_py"].build_py = object
+  with mock.patch.dict(sys.modules, recorders):
     runpy.run_path(str(setup))
   return asked
 
