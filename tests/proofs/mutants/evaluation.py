@@ -72,8 +72,8 @@ FAULTS = (
     ),
     (
       "answers: the mean KL of tokens",
-      "np.sum(np.subtract(*logprobs), axis=1)",
-      "np.mean(np.subtract(*logprobs), axis=1)",
+      '"kl": np.sum(ratios, axis=1)',
+      '"kl": np.mean(ratios, axis=1)',
     ),
     (
       "answers: the KL turned round",
