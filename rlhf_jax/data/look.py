@@ -34,6 +34,7 @@ from rlhf_jax.data.unread import COMPARISONS, DEMONSTRATIONS, PROMPTS
 
 MOST = 10_000  # records of data beyond memory that are looked at
 FIRST = f"reading of the first records alone (limit, else {MOST}): store='disk'"
+REST = "in other parts of the split, or behind limit"
 PLACES = 3  # of what is left out, that are named
 BARS = 10  # of a histogram
 WIDE = 40  # characters of its longest bar
@@ -143,10 +144,10 @@ def take(
   """
   if data.store == "disk":
     found, refused = _first(data)
-    dropped, left_out = Counter({FIRST: 1}), ()
+    dropped, left_out, parts = Counter({FIRST: 1}), (), (found,)
   else:
     found, dropped = dataset.records(data, tokenizer)
-    _, refused, left_out = reading.read(data)
+    parts, refused, left_out = reading.read(data)
   look = Look(data, use_of(found, data, is_sampled), room=room)
   look.records = found
   for error in refused:
@@ -158,7 +159,10 @@ def take(
       look.cut[reason] += [None] * count
     elif reason not in look.left_out:
       look.left_out[reason] += [None] * count
-  look.read = len(found) + sum(map(len, look.left_out.values()))
+  look.read = sum(map(len, (*parts, refused, left_out)))
+  rest = look.read - len(found) - sum(map(len, look.left_out.values()))
+  if rest > 0 and not (data.weights or data.repeats):
+    look.left_out[REST] += [None] * rest
   if look.use == PROMPTS:
     for record in found:
       ids = dataset.prompt_ids(record, data, tokenizer)

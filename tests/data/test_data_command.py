@@ -99,6 +99,13 @@ def test_places_of_what_is_left_out_are_named(tmp_path):
   assert f"1 empty response ({path}:3)" in lines
 
 
+def test_records_behind_a_limit_are_counted(tmp_path):
+  source = write(tmp_path / "d.jsonl", *SOURCES["comparison"])
+  found = look.take(Data(source=source, limit=1), LETTERS)
+  assert found.read == 3 and len(found.items) == 1
+  assert len(found.left_out[look.REST]) == 2
+
+
 def test_a_mask_is_seen_with_and_without_colours():
   tokens, mask = [*map(ord, "ab\ncd"), 2], [0, 0, 0, 1, 1, 1]
   assert shown.render(tokens, mask, LETTERS) == "ab\n⟦cd<e>⟧"
