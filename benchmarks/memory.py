@@ -220,7 +220,7 @@ def small(model: str, changes: dict[str, Any], folder: Path) -> tuple[Any, Any]:
     return None, config
   config.update_from_flattened_dict(changes)
   reward = defaults.reward()
-  reward.model.update(config.model)
+  reward.model.update(config.model.to_dict())
   reward.model.lora_merge = True
   reward.trainable.mode = config.trainable.mode
   reward.data.update(source=comparisons, max_length=48)
