@@ -10,8 +10,8 @@ import setuptools
 TFDS = ["tensorflow-datasets>=4.9.10"]
 MATH = ["sympy>=1.12"]
 HUB = ["huggingface_hub>=0.36.2"]
-WANDB = ["wandb>=0.19"]
-MLFLOW = ["mlflow-skinny>=2.19"]
+WANDB = ["wandb>=0.21"]
+MLFLOW = ["mlflow-skinny>=3.4"]
 
 setuptools.setup(
   name="rlhf_jax",
