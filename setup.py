@@ -11,8 +11,8 @@ from setuptools.command.build_py import build_py
 
 MATH = ["sympy>=1.12"]
 HUB = ["huggingface_hub>=0.36.2"]
-WANDB = ["wandb>=0.19"]
-MLFLOW = ["mlflow-skinny>=2.19"]
+WANDB = ["wandb>=0.21"]
+MLFLOW = ["mlflow-skinny>=3.4"]
 NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
 DOCS = ["mkdocs-material>=9.6"]
 ROOT = Path(__file__).parent

@@ -239,7 +239,7 @@ class Tracking:
       except Exception as error:
         self.close(is_done=False)
         raise UserError(
-          f"--track: {name} cannot be opened ({error!r:.300}). Correct what it "
+          f"--track: {name} cannot be opened ({error!r:.800}). Correct what it "
           "says (WANDB_MODE=offline needs no network), or leave it out."
         ) from error
       known["run"] = tracker.run

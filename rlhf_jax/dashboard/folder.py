@@ -8,6 +8,7 @@ that belongs to no run is one of its own. Links are not followed.
 from __future__ import annotations
 
 import os
+import shlex
 import threading
 import time
 from collections.abc import Callable
@@ -154,7 +155,7 @@ class Watched:
       "id": name,
       "name": name if name else self.root.name,
       "title": str(config.get("title") or config.get("pipeline") or ""),
-      "command": str(record.get("command", "")),
+      "command": _line(record.get("command", "")),
       "is_trial": bool(record.get("is_smoke")),
       "state": state,
       "stages": stages,
@@ -209,6 +210,13 @@ class Watched:
       if isinstance(row.get("phase"), str) and seconds is not None:
         total[row["phase"]] = total.get(row["phase"], 0.0) + seconds
     return [{"name": k, "seconds": x} for k, x in total.items()]
+
+
+def _line(command: Any) -> str:
+  """Returns a command as one types it; config.json has it as words."""
+  if isinstance(command, list):
+    return shlex.join(map(str, command))
+  return str(command)
 
 
 def _is_file(entry: os.DirEntry) -> bool:

@@ -37,7 +37,8 @@ def write_lines(path, *rows, end="\n"):
 
 def config(run, **fields):
   run.mkdir(parents=True, exist_ok=True)
-  record = {"config": fields, "command": "python -m rlhf_jax.main"}
+  words = ["python", "-m", "rlhf_jax.main", "--workdir=my runs"]
+  record = {"config": fields, "command": words}
   (run / "config.json").write_text(json.dumps(record))
 
 
@@ -249,6 +250,7 @@ def test_runs_and_their_stages_in_order(tmp_path):
   alone, run = watched.runs()["runs"]
   assert (alone["id"], alone["state"]) == ("alone", "stopped")
   assert (run["id"], run["title"]) == ("sweep/trial1", "Whole")
+  assert run["command"] == "python -m rlhf_jax.main '--workdir=my runs'"
   assert [(x["name"], x["state"]) for x in run["stages"]] == [
     ("sft", "finished"),
     ("reward", "waiting"),
