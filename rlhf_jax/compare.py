@@ -199,7 +199,11 @@ def show(page: Any) -> None:
       wins = ""
       if row.wins is not None:
         wins = f"{row.wins:.3f} ({row.wins_low:.3f} to {row.wins_high:.3f})"
-      elo = f"{ranked.elo:+.0f} ({ranked.low:+.0f} to {ranked.high:+.0f})"
+      elo, low, high = (
+        terminal.decimal(x, 0, sign=True)
+        for x in (ranked.elo, ranked.low, ranked.high)
+      )
+      elo = f"{elo} ({low} to {high})"
       cells.append([row.name, elo, terminal.short(row.score, 4), wins])
     against = f"wins against {found.rows[0].name}"
     print(f"\n{found.judge}, {found.prompts} prompts (95 % over prompts)")

@@ -120,8 +120,9 @@ def _run_trials(
   with lock.held(workdir), processes.Signals() as signals:
     trials.record(workdir, found, facts)
     print(
-      f"{len(found)} trials, {plan.jobs} at once, {seeds} seeds of each "
-      f"setting; logs in {workdir}",
+      f"{len(found)} trials, {plan.jobs} at once, "
+      f"{seeds} {'seed' if seeds == 1 else 'seeds'} of each setting; logs in "
+      f"{workdir}",
       flush=True,
     )
     sweep = running.Sweep(plan, found, signals)

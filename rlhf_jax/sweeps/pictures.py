@@ -71,7 +71,8 @@ def write(
       place.set_xlabel(short[name])
       place.set_ylabel(metric)
     axes[0, 0].set_title(results.heading(metric, best))
-    figure.supxlabel(KEY, fontsize=7.5, color=LIGHT["muted"])
+    text = KEY if columns > 1 else KEY.replace("; line", "\nline")
+    figure.supxlabel(text, fontsize=7.5, color=LIGHT["muted"])
     picture = canvas.png_bytes(figure, 150)
   path.write_bytes(picture)
   return True

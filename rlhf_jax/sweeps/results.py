@@ -87,7 +87,8 @@ def group_rows(
 ) -> list[dict[str, Any]]:
   """Returns a row for each setting, its seeds together, the best first.
 
-  Settings of which no run has the metric come last.
+  With halving those that went further come first: numbers after other steps are
+  not comparable. Settings of which no run has the metric come last.
 
   Args:
     all_trials: of the sweep.
@@ -107,9 +108,12 @@ def group_rows(
       row["steps"] = max(x.get("steps", 0) for x in own)
     found.append(row | {"trials": " ".join(x["trial"] for x in own)})
   sign = 1.0 if best == "min" else -1.0
-  return sorted(
-    found, key=lambda x: math.inf if not x["runs"] else sign * x["mean"]
-  )
+
+  def place(row: Mapping[str, Any]) -> tuple[bool, int, float]:
+    mean = sign * row["mean"] if row["runs"] else 0.0
+    return not row["runs"], -row.get("steps", 0), mean
+
+  return sorted(found, key=place)
 
 
 def write(

@@ -58,6 +58,15 @@ def test_seeds_stand_together_and_the_best_comes_first(sweep):
   assert [x["a.rate"] for x in turned] == [10.0, 0.1]
 
 
+def test_settings_that_went_further_come_first(sweep):
+  folder, found = sweep
+  rows = results.trial_rows(folder, found, "sft/loss", "min")
+  steps = [2, 8, 2, 8, 2, 8]
+  rows = [row | {"steps": x} for row, x in zip(rows, steps, strict=True)]
+  settings = results.group_rows(found, rows, "min")
+  assert [(x["a.rate"], x["steps"]) for x in settings] == [(10.0, 8), (0.1, 2)]
+
+
 def test_the_files_say_the_same(sweep):
   folder, found = sweep
   results.write(folder, found, "sft/loss", "min")
