@@ -200,7 +200,11 @@ def tiny_inputs() -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def outputs(model) -> dict[str, np.ndarray]:
-  """Returns logits of whole and padded rows, and a greedy continuation."""
+  """Returns logits of whole and padded rows, and a greedy continuation.
+
+  Whole rows are computed in float64; the mask of padded ones has no softmax
+  there.
+  """
   inputs = tiny_inputs()
   tokens, mask, positions = (
     torch.from_numpy(inputs[key]) for key in ("tokens", "mask", "positions")
@@ -215,8 +219,9 @@ def outputs(model) -> dict[str, np.ndarray]:
     pad_token_id=0,
     eos_token_id=None,
   )
+  whole = model.double()(tokens)  # so that only the other side rounds
   return {
-    "logits": model(tokens).logits.numpy()[:, ::EVERY],
+    "logits": whole.logits.float().numpy()[:, ::EVERY],
     "padded": padded.logits.numpy()[:, ::EVERY],
     "greedy": greedy[0, tokens.shape[1] :].numpy().astype(np.int32),
   }
