@@ -3,8 +3,9 @@
     python benchmarks/parity.py [--peer=PYTHON] [FAMILY ...]
 
 Rows are the tiny models of tests/oracles/families.json; transformers computes
-whole rows in float64 (in float32 it is up to 1.5e-5 from that). A difference is of 1
-and half the number together: 2e-5 is the tests' atol=2e-5, rtol=1e-5. Columns:
+whole rows in float64 (in float32 it is up to 1.5e-5 from that). A difference is
+of 1 and half the number together: 2e-5 is the tests' atol=2e-5, rtol=1e-5.
+Columns:
 
   import         largest difference of logits to transformers
   padding        the same of rows with padding at the left; and at the right,

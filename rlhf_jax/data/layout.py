@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from rlhf_jax import ops
-from rlhf_jax.data import batches, branches
+from rlhf_jax.data import batches, branches, statistics
 from rlhf_jax.data.encode import Row
 from rlhf_jax.types import TokenBatch
 
@@ -63,26 +63,12 @@ class Shape:
   @staticmethod
   def of(rows: Sequence[Row]) -> Shape:
     """Returns the shape of rows that are what they are."""
-    sizes = sizes_of(rows)
+    sizes = statistics.sizes_of(rows)
     return Shape(
       batches.bucket_length(int(sizes[:, 0].max())),
       int(sizes[:, 1].max()),
       "segment_ids" in rows[0],
     )
-
-
-def sizes_of(rows: Sequence[Row]) -> np.ndarray:
-  """Returns [N, 2]: tokens and targets of each row."""
-  if hasattr(rows, "sizes"):  # on disk
-    return rows.sizes
-  return np.asarray(
-    [(len(row["tokens"]), int(np.sum(row["loss_mask"]))) for row in rows]
-  ).reshape(-1, 2)
-
-
-def longest(rows: Sequence[Row]) -> int:
-  """Returns the tokens of the longest row."""
-  return int(sizes_of(rows)[:, 0].max())
 
 
 def _shared(
@@ -138,7 +124,7 @@ def choose(
       sharing rows must be.
   """
   padded = Shape.of(rows)
-  sizes = sizes_of(rows)
+  sizes = statistics.sizes_of(rows)
   items = sizes[:, None] if pairs is None else sizes[pairs]
   if mode == "none" or batch_size * items.shape[1] < 2:
     return padded
@@ -198,7 +184,7 @@ def describe(
   pairs: np.ndarray | None = None,
 ) -> str:
   """Returns the layout in words, with how much of it is filled."""
-  sizes = sizes_of(rows)[:, 0]
+  sizes = statistics.sizes_of(rows)[:, 0]
   items = sizes[:, None] if pairs is None else sizes[pairs]
   count = batch_size * items.shape[1]
   tokens = float(np.mean(items)) * count
@@ -225,7 +211,7 @@ def whole(rows: Sequence[Row], prompts: str = "never") -> Shape:
     rows: of the data set.
     prompts: see `choose`; the first rows tell whether it is less to compute.
   """
-  alone, sizes = Shape.of(rows), sizes_of(rows)
+  alone, sizes = Shape.of(rows), statistics.sizes_of(rows)
   best = Shape(alone.length, _targets(sizes, alone.length), True)
   if prompts == "never":
     return best
@@ -252,7 +238,7 @@ def _placed(rows: Sequence[Row], shape: Shape) -> list[list[branches.Group]]:
   if shape.has_branches:
     groups, sizes = branches.group(rows, capacity)
   else:
-    groups, sizes = branches.alone(len(rows)), sizes_of(rows)
+    groups, sizes = branches.alone(len(rows)), statistics.sizes_of(rows)
   bins = ops.first_fit(sizes, capacity)
   return [[groups[n] for n in members] for members in bins]
 
@@ -395,7 +381,7 @@ def collate(examples: Sequence[Row], shape: Shape, pad_id: int) -> TokenBatch:
     pad_id: fills tokens.
   """
   capacity = np.asarray([shape.length, shape.targets])
-  bins = ops.first_fit(sizes_of(examples), capacity)
+  bins = ops.first_fit(statistics.sizes_of(examples), capacity)
   count = next(n for n in shape.counts if n >= len(bins))
   rows = [join([examples[n] for n in members]) for members in bins]
   empty = {key: value[:0] for key, value in rows[0].items()}

@@ -139,12 +139,24 @@ def summary(values: Sequence[int]) -> dict[str, Any]:
   }
 
 
+def sizes_of(rows: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+  """Returns [N, 2]: tokens and targets of each row."""
+  if hasattr(rows, "sizes"):  # on disk
+    return rows.sizes
+  return np.asarray(
+    [(len(row["tokens"]), int(np.sum(row["loss_mask"]))) for row in rows]
+  ).reshape(-1, 2)
+
+
+def longest(rows: Sequence[Mapping[str, np.ndarray]]) -> int:
+  """Returns the tokens of the longest row."""
+  return int(sizes_of(rows)[:, 0].max())
+
+
 def of_rows(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, list[int]]:
   """Returns the lengths of token rows, and of what of them is trained on."""
-  return {
-    "all": [len(row["tokens"]) for row in rows],
-    "trained on": [int(np.sum(row["loss_mask"] > 0)) for row in rows],
-  }
+  tokens, targets = sizes_of(rows).T.tolist()
+  return {"all": tokens, "trained on": targets}
 
 
 def of_pairs(

@@ -26,7 +26,7 @@ import numpy as np
 
 from rlhf_jax import distributed, metrics
 from rlhf_jax.algorithms.policy_gradient import kl_control, shaping
-from rlhf_jax.data import batches, dataset, layout, statistics, stops
+from rlhf_jax.data import batches, dataset, statistics, stops
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.models import pretrained, trees
 from rlhf_jax.models.pretrained import Base
@@ -64,7 +64,7 @@ def ptx_loader(settings: Settings, world: World, base: Base) -> Any:
   dataset.report_dropped(
     "ptx", settings.ptx.source, len(rows), dropped, lengths
   )
-  longest = layout.longest(rows)
+  longest = statistics.longest(rows)
   pretrained.check_context(base, longest, "ptx")
   return build.make_loader(
     world.mesh,

@@ -177,7 +177,7 @@ def load_rows(settings: Settings, base: Base) -> tuple[list[dataset.Row], int]:
   dataset.report_dropped("sft", data.source, len(rows), dropped, lengths)
   overlap.say("sft", data, settings.validation, base.tokenizer)
   examples = len(rows)
-  pretrained.check_context(base, layout.longest(rows), "data")
+  pretrained.check_context(base, statistics.longest(rows), "data")
   if data.pack == "all":
     rows, fill = layout.pack_examples(rows, data.max_length)
     print(f"sft: packed into {len(rows)} rows, {fill:.0%} filled")
@@ -268,7 +268,7 @@ def _validator(settings: Settings, phase: Phase, frozen: PyTree) -> Measure:
   dataset.report_dropped(
     "sft, validation", source, len(rows), dropped, statistics.of_rows(rows)
   )
-  pretrained.check_context(phase.base, layout.longest(rows), "validation")
+  pretrained.check_context(phase.base, statistics.longest(rows), "validation")
   shape = layout.whole(rows)
   forward = jax.jit(
     functools.partial(

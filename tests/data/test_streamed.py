@@ -15,6 +15,7 @@ from rlhf_jax.data import (
   layout,
   look,
   overlap,
+  statistics,
   streamed,
 )
 from rlhf_jax.data.dataset import Data
@@ -76,7 +77,7 @@ def test_rows_and_counts_are_those_of_memory(tmp_path, kind, settings):
     np.testing.assert_array_equal(mine["tokens"], other["tokens"])
     np.testing.assert_array_equal(mine["loss_mask"], other["loss_mask"])
     assert mine["loss_mask"].dtype == np.float32
-  np.testing.assert_array_equal(stored.sizes, layout.sizes_of(kept))
+  np.testing.assert_array_equal(stored.sizes, statistics.sizes_of(kept))
   assert layout.choose(stored, 4) == layout.choose(kept, 4)
   assert (
     len(stored[1:3]) == 2 and (stored[-1]["tokens"] == kept[-1]["tokens"]).all()
