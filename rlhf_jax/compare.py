@@ -218,8 +218,13 @@ def main(argv: Sequence[str]) -> int:
   try:
     from rlhf_jax.evaluation import compare_page
 
-    page = make(options)
     target = Path(options.output).expanduser()
+    if target.suffix != ".html":
+      raise UserError(
+        f"--output={options.output}: a browser reads a file by its ending. End "
+        "it with .html."
+      )
+    page = make(options)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(compare_page.render(page), encoding="utf-8")
   except (UserError, OSError) as error:

@@ -43,7 +43,7 @@ class Page:
   settings: (field, value of each run).
   curves: metric -> number of a run -> (steps, values).
   prompts: (prompt, answers of all policies).
-  count: prompts that all policies answered.
+  count: answers of each policy to the prompts that all answered.
   """
 
   title: str

@@ -298,6 +298,7 @@ def test_runs_without_texts_are_compared_by_their_curves(tmp_path):
     (["NOWHERE"], "no such folder"),
     (["EMPTY"], "holds no run"),
     (["a"], "stands twice"),
+    (["--output=page"], "End it with .html"),
   ],
 )
 def test_mistakes_are_told_in_one_line(runs, tmp_path, capsys, more, words):
