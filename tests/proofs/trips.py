@@ -55,6 +55,7 @@ WATCHERS = (
   "data/overlap.py",
   "data/statistics.py",
 )
+PREPARES = ("trackers.py",)  # is handed the whole experiment, to show it
 BEFORE = {  # before the wiring was rebuilt, counted by hand
   "clip_ratio": 9,
   "PPO gradient": 10,
@@ -175,7 +176,10 @@ def of_clip_ratio_and_gradient(root: Path) -> dict[str, list[str]]:
   finally:
     update.update = inner
   return {
-    "clip_ratio": ["main.py", *[name for name in clip if name != "main.py"]],
+    "clip_ratio": [
+      "main.py",
+      *[name for name in clip if name not in ("main.py", *PREPARES)],
+    ],
     "PPO gradient": [
       name
       for name in gradient
