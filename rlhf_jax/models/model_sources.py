@@ -53,6 +53,12 @@ def check_source(source: str, name: str = "model") -> None:
       f"{field}={source!r}: not a .gguf file. For safetensors give the folder "
       "that holds config.json."
     )
+  inner = path / "model"  # of an export
+  if (inner / "config.json").is_file() and not any(path.glob("*.safetensors")):
+    raise FieldError(
+      f"{field}={source!r}: holds no weights itself, its folder 'model' does. "
+      f"Give {os.path.join(source, 'model')!r}."
+    )
 
 
 def pinned_source(source: str) -> str:

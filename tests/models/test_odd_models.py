@@ -329,3 +329,14 @@ def test_two_sections_of_one_model_share_its_weights(folder, monkeypatch):
   leaves = map(jax.tree.leaves, (plain.params, lora.params))
   assert all(one is other for one, other in zip(*leaves, strict=True))
   assert len(reads) == 1
+
+
+def test_the_folder_of_an_export_names_the_one_inside(tmp_path):
+  (tmp_path / "model").mkdir()
+  for place in (tmp_path, tmp_path / "model"):
+    (place / "config.json").write_text("{}")
+  with pytest.raises(
+    FieldError, match="its folder 'model' does. Give .*/model"
+  ):
+    model_sources.check_source(str(tmp_path))
+  model_sources.check_source(str(tmp_path / "model"))
