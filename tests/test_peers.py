@@ -74,7 +74,7 @@ def test_what_cannot_be_run_is_named(words, said, capsys):
 def test_all_leaves_out_what_has_no_peer_and_says_so(capsys):
   names = asked("all", f"--peer={sys.executable}")
   assert "sft" in names and "ppo" not in names
-  assert "not named: ppo, tunix_generate" in capsys.readouterr().out
+  assert "not named: ppo, ppo_lora, tunix_generate" in capsys.readouterr().out
 
 
 def test_sides_that_do_other_work_are_named():

@@ -34,6 +34,8 @@ What is not the same:
   more by that.
 - ppo: all go twice over the rollout in two minibatches. TRL has 1.12 as its
   last version with PPO.
+- ppo_lora: factors of rank 16 on all linear maps of the layers, of the policy
+  and of the critic; TRL by PEFT. Ours hold one base, TRL one each.
 - tunix_ppo: the reward is a function, and all update twice on everything.
 - Tunix leaves it to its user how wide a row is: as the longest record here.
   It computes logits of whole prompts, and always waits for the longest answer.

@@ -6,6 +6,7 @@ import time
 
 # What both sides do in a step.
 BATCH = 16  # records of a supervised step
+RANK = 16  # of LoRA factors
 ANSWERS, GROUP, NEW = 64, 4, 64  # of a rollout; of a prompt in GRPO; tokens
 MAX_LENGTH = 256  # tokens of a record
 

@@ -47,6 +47,9 @@ COMPARISONS = {
     peer="ppo",
     is_sampled=True,
   ),
+  "ppo_lora": Comparison(
+    "ppo", 6, 3, ("lora",), ("lora",), peer="ppo", is_sampled=True
+  ),
 }
 TUNIX = {
   f"tunix_{name}": Comparison(

@@ -5,7 +5,7 @@
 set -euo pipefail
 version=${3:+==$3}
 case ${1:-} in
-  trl) packages=(torch transformers "trl$version" datasets accelerate) ;;
+  trl) packages=(torch transformers "trl$version" datasets accelerate peft) ;;
   tunix) packages=("google-tunix$version" transformers) ;;
   *) echo "usage: make_environment.sh trl|tunix FOLDER [VERSION]" >&2; exit 2 ;;
 esac

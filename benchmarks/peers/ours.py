@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import files
-from benchmarks.peers.clock import ANSWERS, BATCH, GROUP, MAX_LENGTH, NEW, Clock
+from benchmarks.peers.clock import (
+  ANSWERS,
+  BATCH,
+  GROUP,
+  MAX_LENGTH,
+  NEW,
+  RANK,
+  Clock,
+)
 
 CLOCK = Clock()  # before anything is imported
 
@@ -67,7 +75,8 @@ def experiment(name: str, folder: Path, steps: int, variant: str) -> Any:
     folder: of files.write.
     steps: of training.
     variant: "defaults"; "plain": an example a row, all rows to the end; of PPO
-      "shared_trunk": the critic is a head on the policy.
+      "shared_trunk": the critic is a head on the policy; "lora": policy and
+      critic are factors of rank 16 on one frozen base.
   """
   from rlhf_jax.pipelines import defaults
 
@@ -90,6 +99,10 @@ def experiment(name: str, folder: Path, steps: int, variant: str) -> Any:
   (config.prompts if "prompts" in config else config.data).source = source
   if variant == "shared_trunk":
     config.value.update(trunk="shared", init="random")
+  if variant == "lora":
+    config.model.lora_rank = RANK
+    config.trainable.mode = "lora"
+    config.value.update(mode="lora", init="random")
   config.model.source = str(folder / "model")
   rows = ANSWERS if name.endswith("ppo") else BATCH
   config.schedule.update(batch_size=rows, steps=steps, save_every=10**6)

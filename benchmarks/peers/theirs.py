@@ -12,7 +12,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from benchmarks.peers import files, judge
-from benchmarks.peers.clock import ANSWERS, BATCH, GROUP, MAX_LENGTH, NEW, Clock
+from benchmarks.peers.clock import (
+  ANSWERS,
+  BATCH,
+  GROUP,
+  MAX_LENGTH,
+  NEW,
+  RANK,
+  Clock,
+)
 
 CLOCK = Clock()  # before anything is imported
 
@@ -183,13 +191,26 @@ def dpo(folder, steps, variant):
 dpo_epoch = dpo
 
 
+def adapt(model):
+  """Puts factors on all linear maps of the layers, which alone train."""
+  import peft
+
+  kinds = ("q", "k", "v", "o", "gate", "up", "down")
+  targets = [f"{kind}_proj" for kind in kinds]
+  how = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets)
+  return peft.inject_adapter_in_model(how, model)
+
+
 def ppo(folder, steps, variant):
   """TRL's PPOTrainer with the epochs and minibatches that are ours."""
   import datasets
   from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-  del variant
   model, tokenizer = load(folder)
+  critic = scorer(folder, tokenizer)
+  if variant == "lora":
+    adapt(model)
+    adapt(critic).score.requires_grad_(True)
   tokenizer.padding_side = "left"
   prompts = [row["prompt"] for row in files.read(folder, "prompts")]
   sampled = count_tokens(model, tokenizer.pad_token_id)
@@ -209,7 +230,7 @@ def ppo(folder, steps, variant):
     model=model,
     ref_model=load(folder)[0],
     reward_model=scorer(folder, tokenizer),
-    value_model=scorer(folder, tokenizer),
+    value_model=critic,
     train_dataset=datasets.Dataset.from_list(
       [{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in prompts]
     ),
