@@ -42,6 +42,10 @@ INSTALL = HERE / "install.txt"  # the cell that installs, with REPOSITORY in it
 _HEAD = re.compile(r"\A.*?^# %% \[markdown\]\n# (?=# )", re.DOTALL | re.M)
 _CODE = re.compile(r"^```python\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
 _PROGRESS = re.compile(r"(.+) \d+/\d+  \S")  # "sft 3/40  8%"
+# Folders of the machine that a notebook ran on.
+_PLACES = re.compile(
+  f"{re.escape(str(ROOT))}/|{re.escape(tempfile.gettempdir())}/tmp[^/]+/"
+)
 _COLOURS = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
 KERNEL = {
   "jupytext": {"cell_metadata_filter": "-all", "main_language": "python"},
@@ -240,10 +244,13 @@ def page_of(notebook: Any, name: str, size: str, seconds: float) -> str:
 
 
 def _block(printed: Sequence[str]) -> str:
-  """Returns what a cell printed; of lines of progress the last one stays."""
+  """Returns what a cell printed; of lines of progress the last one stays.
+
+  Places are those within the repository, or the folder that it ran in.
+  """
   lines: list[str] = []
   for line in _COLOURS.sub("", "\n".join(printed)).split("\n"):
-    line = line.rpartition("\r")[2].rstrip()
+    line = _PLACES.sub("", line.rpartition("\r")[2].rstrip())
     step = _PROGRESS.match(line)
     before = _PROGRESS.match(lines[-1]) if lines else None
     if step and before and step[1] == before[1]:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,14 @@ def test_of_progress_the_last_line_stays():
   expected = "sft 4/4  100%  loss 1\nother 1/2  50%\ntwice"
   assert tool()._block(printed) == f"```text\n{expected}\n```"
   assert tool()._block(["\n", ""]) == ""
+
+
+def test_a_page_names_no_folder_of_the_machine_it_was_made_on():
+  root, place = Path(__file__).parents[2], f"{tempfile.gettempdir()}/tmp1x"
+  said = tool()._block([f"in {place}/runs/x, of {root}/configs/sft.py"])
+  assert said == "```text\nin runs/x, of configs/sft.py\n```"
+  pages = root.glob("docs/tutorials/*.md")
+  assert not [p for p in pages if re.search("/tmp/|/home/", p.read_text())]
 
 
 @pytest.mark.slow
