@@ -144,7 +144,7 @@ def test_every_path_may_begin_with_the_home(files, tmp_path, monkeypatch):
   assert stages.place("~/sft@best") == (written_to, "best")
   assert stages.need_stage("~/sft", stages.POLICY)["steps"] == 3
   assert WholeRun(reuse="~/x").folder("sft", "w") == tmp_path / "x" / "sft"
-  argv = command._with_home(["m", "--config=~/a.py", "--config", "~/b.py"])
+  argv = command._with_places(["m", "--config=~/a.py", "--config", "~/b.py"])
   assert argv[1:] == [
     f"--config={tmp_path}/a.py",
     "--config",
