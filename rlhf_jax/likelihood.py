@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from rlhf_jax import ops
+from rlhf_jax import ops, products
 from rlhf_jax.types import Array
 
 CHUNK_BYTES = 128 * 2**20  # of a chunk's float32 logits, on each device
@@ -189,11 +189,10 @@ def _products(
   to_hidden = jnp.matmul(
     slopes, unembedding.T, preferred_element_type=jnp.float32
   )
-  to_unembedding = jnp.einsum(
-    "wmd,wmv->wdv",
+  to_unembedding = products.rows_contracted(
     hidden.reshape(ways, -1, hidden.shape[-1]),
     slopes.reshape(ways, -1, slopes.shape[-1]),
-    preferred_element_type=jnp.float32,
+    dtype="float32",
   )
   return to_hidden.astype(hidden.dtype), to_unembedding
 

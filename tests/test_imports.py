@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 # own package; neighbours on one line do not know each other.
 ORDER = (
   ("types", "imported", "output", "child_process", "startup", "allocator"),
-  ("ops", "schema"),
+  ("ops", "products", "schema"),
   (
     "strict_json",
     "experiment_file",

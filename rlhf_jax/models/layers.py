@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import products
 from rlhf_jax.models import quantised
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
@@ -47,7 +48,7 @@ class Dense(nn.Module):
     elif (where := self._place_of_factors()) is not None:
       a = whole("lora_a", self.get_variable(where, "lora_a"))
       b = whole("lora_b", self.get_variable(where, "lora_b"))
-      y = y + jnp.matmul(self.lora_scale * jnp.matmul(x, a), b)
+      y = y + products.product(self.lora_scale * products.product(x, a), b)
     return y.reshape(*leading, self.features)
 
   def _place_of_factors(self) -> str | None:
@@ -75,7 +76,7 @@ class Dense(nn.Module):
       return quantised.product(x, kernel if is_alone else kernel.whole(path))
     kernel = kernel.astype(self.dtype)
     if is_alone:
-      return jnp.matmul(x, kernel)
+      return products.product(x, kernel)
     return rules.matmul(path, x, kernel, rows=leading[0])
 
   def _whole(self, name: str, weight: Array, leading: tuple[int, ...]) -> Array:

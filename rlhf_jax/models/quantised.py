@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import products
 from rlhf_jax.models import trees
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.parallel import rules
@@ -211,7 +212,7 @@ def product(x: Array, matrix: Quantised) -> Array:
   y = matmul(x, matrix.replace(factors=(), strengths=()))
   for factor, s in zip(matrix.factors, matrix.strengths, strict=True):
     a, b = (factor[name].astype(x.dtype) for name in ("lora_a", "lora_b"))
-    y = y + jnp.matmul(s * jnp.matmul(x, a), b)
+    y = y + products.product(s * products.product(x, a), b)
   return y
 
 
