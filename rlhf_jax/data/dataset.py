@@ -21,6 +21,7 @@ from rlhf_jax.data import (
   formats,
   markup,
   mixture,
+  ratings,
   reading,
   sources,
   statistics,
@@ -317,7 +318,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
         f"pairs={data.pairs}: comparisons are drawn from ratings; say how "
         "many, for example --config.data.pairs=20000."
       )
-    pairs, labels = formats.comparisons_from_ratings(
+    pairs, labels = ratings.comparisons_from_ratings(
       found, data.pairs, seed, data.ties
     )
     texts: dict[str, int] = {}  # a text that comes twice is one text
@@ -330,7 +331,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
       labels=labels,
       groups=np.asarray(numbers, np.int32)[pairs],
       dropped=dropped,
-      ceiling=formats.rater_ceiling(found, pairs, labels),
+      ceiling=ratings.rater_ceiling(found, pairs, labels),
     )
   if not isinstance(found[0], formats.Comparison):
     raise FieldError(
