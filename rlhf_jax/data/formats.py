@@ -20,13 +20,20 @@ from pathlib import Path
 from typing import get_args
 
 from rlhf_jax import imported
-from rlhf_jax.data import parsers, records, sources, transcripts
+from rlhf_jax.data import (
+  parsers,
+  ranking_parsers,
+  records,
+  sources,
+  transcripts,
+)
 from rlhf_jax.data.examples import (
   Comparison,
   Demonstration,
   Example,
   Labelled,
   Prompt,
+  Ranking,
   RatedText,
 )
 from rlhf_jax.data.sources import DataError
@@ -35,7 +42,9 @@ Dropped = Counter  # reason -> number of examples left out
 PARSED = ("record", "where")  # what a parser is given
 
 
-def prompt_messages(example: Demonstration | Comparison | Labelled | Prompt):
+def prompt_messages(
+  example: Demonstration | Comparison | Ranking | Labelled | Prompt,
+):
   """Returns the dialogue to answer; a text prompt is one user message.
 
   Of a demonstration that is all but a last answer.
@@ -49,7 +58,7 @@ def prompt_messages(example: Demonstration | Comparison | Labelled | Prompt):
 
 
 def prompt_text(
-  example: Demonstration | Comparison | Labelled | Prompt,
+  example: Demonstration | Comparison | Ranking | Labelled | Prompt,
 ) -> str:
   """Returns the prompt as plain text; a dialogue becomes an HH transcript.
 
@@ -125,9 +134,15 @@ def record_texts(example: Example) -> tuple[str, ...]:
   messages = getattr(example, "messages", None)
   if messages is not None:
     return asked_text(example), str(messages[-1]["content"])
+  return asked_text(example), "\n".join(_answers(example))
+
+
+def _answers(example: Example) -> tuple[str, ...]:
+  """Returns the answers of a record that is no dialogue."""
+  if isinstance(example, Ranking):
+    return example.answers
   names = ("response", "chosen", "rejected")
-  answers = [getattr(example, name, "") for name in names]
-  return asked_text(example), "\n".join(answers)
+  return tuple(getattr(example, name, "") for name in names)
 
 
 def record_key(example: Example) -> str:
@@ -137,12 +152,12 @@ def record_key(example: Example) -> str:
     return key + json.dumps(
       [_plain(str(m["content"])) for m in example.messages]
     )
-  names = ("response", "chosen", "rejected")
-  answers = [_plain(getattr(example, name, "")) for name in names]
-  return json.dumps([key, *answers])
+  return json.dumps([key, *map(_plain, _answers(example))])
 
 
-def response_text(example: Comparison | Labelled, response: str) -> str:
+def response_text(
+  example: Comparison | Ranking | Labelled, response: str
+) -> str:
   """Returns a response as it follows prompt_text."""
   return response if isinstance(example.prompt, str) else f" {response}"
 
@@ -150,6 +165,7 @@ def response_text(example: Comparison | Labelled, response: str) -> str:
 FORMATS: dict[str, Callable[[dict, str], Example]] = {
   "hh": parsers.parse_hh,
   "comparison": parsers.parse_comparison,
+  "ranking": ranking_parsers.parse_ranking,
   "labelled": parsers.parse_labelled,
   "demonstration": parsers.parse_demonstration,
   "messages": parsers.parse_messages,
@@ -157,6 +173,8 @@ FORMATS: dict[str, Callable[[dict, str], Example]] = {
   "ratings": parsers.parse_ratings,
   "gsm8k": parsers.parse_gsm8k,
 }
+
+RANKED = ("ranking",)  # formats of rankings
 
 
 def guess(record: dict, where: str) -> str:
@@ -250,9 +268,9 @@ def each(
     except records.RefusedExample as error:
       yield error
       continue
-    if isinstance(example, (Demonstration, Prompt)):
+    if isinstance(example, (Demonstration, Prompt, Comparison, Ranking)):
       example = replace(example, fields=record)
-    else:
+    if not isinstance(example, (Demonstration, Prompt, Ranking)):
       beside.update(records.judgements_beside(record, format))
     yield example
   for name, count in sorted(beside.items()):

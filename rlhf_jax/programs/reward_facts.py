@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import distributed, schema
-from rlhf_jax.data import dataset
+from rlhf_jax.data import comparison_rows, dataset
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import reward_model as diagnostics
 from rlhf_jax.models import roles
@@ -38,6 +38,7 @@ def _found(
     name: of the stage, for messages.
   """
   finite.check_facts(name, {"held-out scores": scores.tolist()})
+  held = comparison_rows.as_pairs(held)
   lengths = np.asarray([np.sum(row["loss_mask"]) for row in held.rows])
   return diagnostics.diagnose(
     scores[held.pairs], held.labels, lengths[held.pairs]
@@ -69,6 +70,7 @@ def diagnose(
   name: str,
 ) -> dict:
   """Returns held-out accuracy, calibration, length bias and the raw arrays."""
+  held = comparison_rows.as_pairs(held)
   found = scores(held.rows, features)
   diagnosis, lengths = _found(found, held, name)
   ceiling = (
