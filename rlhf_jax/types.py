@@ -70,6 +70,10 @@ class PreferenceBatch:
     (algorithms/policy_gradient/packing.py), or None.
   baseline: [B] float32 or None, what the value of an answer is compared with
     (kto.py), the same in all rows of a batch.
+  rank: [B, K] float32 or None: 0 is the best, equal ones tie, NaN is not
+    ranked or not there.
+  margin: [B] float32 or None, nats by which the better of two should win.
+  target: [B, K] float32 or None: the score that people gave, NaN for none.
   """
 
   tokens: Array
@@ -81,6 +85,9 @@ class PreferenceBatch:
   features: Array | None = None
   packing: PyTree | None = None
   baseline: Array | None = None
+  rank: Array | None = None
+  margin: Array | None = None
+  target: Array | None = None
 
 
 @flax.struct.dataclass

@@ -91,12 +91,13 @@ def sizes(rows: Sequence[Row], pairs: np.ndarray, length: int) -> np.ndarray:
 
   Args:
     rows: of the candidates.
-    pairs: [N, K] the rows of each comparison.
+    pairs: [N, K] the rows of each comparison, -1 for none.
     length: tokens of a group at most.
   """
   found = np.zeros((*pairs.shape, 2), int)
   for place, members in zip(found, pairs, strict=True):
-    _, counts = group([rows[n] for n in members], (length, length))
+    there = [rows[n] for n in members if n >= 0]
+    _, counts = group(there, (length, length))
     place[: len(counts)] = counts
   return found
 

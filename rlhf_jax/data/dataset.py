@@ -7,7 +7,6 @@ in silence. A file is read once in a process.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +16,20 @@ import numpy as np
 
 from rlhf_jax.data import (
   assets,
+  comparison_rows,
   encode,
   formats,
   markup,
   mixture,
+  rankings,
+  ratings,
   reading,
   sources,
   statistics,
   streamed,
   streams,
 )
+from rlhf_jax.data.comparison_rows import Comparisons
 from rlhf_jax.data.section import Data
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import Tokenizer
@@ -34,29 +37,6 @@ from rlhf_jax.schema import FieldError
 
 DRAWN = "drawn from"
 Row = dict[str, np.ndarray]  # {"tokens", "loss_mask"}, [n] each
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparisons:
-  """Pairs of rows that people compared.
-
-  rows: token rows {"tokens", "loss_mask"}, each distinct one once.
-  pairs: [P, 2] int32 indices into rows; the first is the preferred one.
-  labels: [P] float32, probability that the first is preferred.
-  groups: [P, G] int32, what a held-out set must not share with the training
-    set: the whole prompt, whatever of it fits into a row (G = 1), or both rated
-    sentences of a pair (G = 2).
-  dropped: reason -> count, of what was left out or cut.
-  ceiling: accuracy of the mean human rating against the single raters of
-    these pairs, or None when records carry no ratings.
-  """
-
-  rows: list[dict[str, np.ndarray]]
-  pairs: np.ndarray
-  labels: np.ndarray
-  groups: np.ndarray
-  dropped: Counter
-  ceiling: float | None
 
 
 def check(data: Data, name: str) -> None:
@@ -226,7 +206,7 @@ def check_left(rows: Sequence, data: Data, dropped: Counter) -> None:
     data: the section.
     dropped: reason -> count of what was left out.
   """
-  if rows:
+  if len(rows):
     return
   remedy = "Correct the records"
   if any("max_length" in reason for reason in dropped):
@@ -280,6 +260,10 @@ def encoder(
     common["train_on_prompt"] = data.train_on_prompt
     return functools.partial(encode.encode_demonstration, **common)
   common["end_token"] = data.end_token
+  if kind is formats.Ranking:
+    rankings.check_objective(found, data.objective)
+    common["objective"] = data.objective
+    return functools.partial(rankings.encode_one, **common)
   encode_one = encode.encode_comparison
   if kind is formats.Labelled:
     encode_one = encode.encode_labelled
@@ -317,7 +301,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
         f"pairs={data.pairs}: comparisons are drawn from ratings; say how "
         "many, for example --config.data.pairs=20000."
       )
-    pairs, labels = formats.comparisons_from_ratings(
+    pairs, labels = ratings.comparisons_from_ratings(
       found, data.pairs, seed, data.ties
     )
     texts: dict[str, int] = {}  # a text that comes twice is one text
@@ -330,28 +314,32 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
       labels=labels,
       groups=np.asarray(numbers, np.int32)[pairs],
       dropped=dropped,
-      ceiling=formats.rater_ceiling(found, pairs, labels),
+      ceiling=ratings.rater_ceiling(found, pairs, labels),
     )
-  if not isinstance(found[0], formats.Comparison):
+  if not isinstance(found[0], formats.Comparison | formats.Ranking):
     raise FieldError(
-      f"format={data.format!r} holds no comparisons: use 'comparison', 'hh' "
-      "or 'ratings'."
+      f"format={data.format!r} holds no comparisons: use 'comparison', 'hh', "
+      "'ranking' or 'ratings'."
     )
-  encoded, lost = encode.encode_all(encoder(found, data, tokenizer), found)
-  check_left(encoded, data, dropped + lost)
-  rows, pairs, groups = [], [], {}
-  group_of_pair = []
-  for example in encoded:
-    pairs.append((len(rows), len(rows) + 1))
-    rows += [example["chosen"], example["rejected"]]
-    group_of_pair.append(groups.setdefault(example["key"], len(groups)))
-  return Comparisons(
-    rows=rows,
-    pairs=np.asarray(pairs, np.int32).reshape(-1, 2),
-    labels=np.asarray([e["label"] for e in encoded], np.float32),
-    groups=np.asarray(group_of_pair, np.int32)[:, None],
-    dropped=dropped + lost,
-    ceiling=None,
+  encode_one = encoder(found, data, tokenizer)
+  encoded, kept, dropped = [], [], Counter(dropped)
+  for record, row, reasons in encode.each(encode_one, found):
+    dropped.update(reasons)
+    if row is not None:
+      encoded.append(row)
+      kept.append(record)
+  check_left(encoded, data, dropped)
+  if isinstance(found[0], formats.Ranking):
+    compared = comparison_rows.of_encoded_rankings(
+      encoded, data.rankings, data.ties, dropped
+    )
+    check_left(compared.pairs, data, dropped)
+    return compared
+  return comparison_rows.of_encoded_pairs(
+    encoded,
+    [rankings.strength_of(record) for record in kept],
+    [rankings.Judgement(rankings.carried(record)) for record in kept],
+    dropped,
   )
 
 

@@ -5,6 +5,8 @@ An encoded example is a dict of numpy arrays:
   comparison:    chosen and rejected (each tokens, loss_mask), label, prompt,
                  the tuple of ids that both start with, and key, what records
                  of the same whole prompt share
+  ranking:       answers (tokens, loss_mask each), prompt and key; what was said
+                 of them is added by rankings.py
   labelled:      answer (tokens, loss_mask), label, prompt and key
 
 loss_mask is aligned with targets (types.py): 1 at t says that token t is
@@ -15,8 +17,7 @@ A prompt that is too long gives way, for both candidates alike, and is counted:
 a text loses its left, a dialogue its first turns, up to one of the user's. An
 example that does not fit even so is left out and counted (METHODS 1).
 
-What tokens a prompt and an answer are is in streams.py. Left out: candidates
-K > 2.
+What tokens a prompt and an answer are is in streams.py.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from rlhf_jax.data.formats import (
   Demonstration,
   Dropped,
   Labelled,
+  Ranking,
 )
 from rlhf_jax.data.tokenizer_backends import EncodingError
 from rlhf_jax.data.tokenizers import Tokenizer
@@ -94,7 +96,7 @@ def _check_length(max_length: int) -> None:
 
 
 def encode_prompt(
-  example: formats.Prompt | Comparison | Demonstration | Labelled,
+  example: formats.Prompt | Comparison | Ranking | Demonstration | Labelled,
   tokenizer: Tokenizer,
   *,
   chat: bool = False,
@@ -182,7 +184,7 @@ def _chat_demonstration(
 
 
 def _fitted(
-  example: Comparison | Labelled | Demonstration,
+  example: Comparison | Ranking | Labelled | Demonstration,
   answers: Sequence[str],
   tokenizer: Tokenizer,
   max_length: int,
@@ -221,7 +223,7 @@ def _fitted(
 
 
 def _responses(
-  example: Comparison | Labelled | Demonstration,
+  example: Comparison | Ranking | Labelled | Demonstration,
   answers: Sequence[str],
   tokenizer: Tokenizer,
   prompt: list[int],
@@ -264,27 +266,49 @@ def encode_comparison(
     DroppedExample: a response does not fit or is empty, or both are equal.
     UserError: see `encode_demonstration`.
   """
+  texts = [example.chosen, example.rejected]
+  found = encode_answers(
+    example, texts, tokenizer, max_length, chat, end_token=end_token
+  )
+  chosen, rejected = found.pop("answers")
+  if np.array_equal(chosen["tokens"], rejected["tokens"]):
+    raise DroppedExample("candidates are equal", example.where)
+  label = np.float32(example.label)
+  return found | {"chosen": chosen, "rejected": rejected, "label": label}
+
+
+def encode_answers(
+  example: Comparison | Ranking,
+  texts: Sequence[str],
+  tokenizer: Tokenizer,
+  max_length: int,
+  chat: bool = False,
+  *,
+  end_token: bool = True,
+) -> dict:
+  """Encodes some answers to the prompt of an example behind it.
+
+  Args:
+    example: its prompt is encoded once.
+    texts: the answers.
+    tokenizer, max_length, chat, end_token: see `encode_comparison`; the prompt
+      gives way for the longest answer, for all alike.
+
+  Returns:
+    answers (tokens, loss_mask each), prompt, key, is_cut.
+
+  Raises:
+    DroppedExample: a response does not fit or is empty.
+  """
   _check_length(max_length)
   prompt, responses, is_cut = _fitted(
-    example,
-    [example.chosen, example.rejected],
-    tokenizer,
-    max_length,
-    chat,
-    end_token,
+    example, texts, tokenizer, max_length, chat, end_token
   )
-  if responses[0] == responses[1]:
-    raise DroppedExample("candidates are equal", example.where)
-  chosen, rejected = (
-    _answer_row(prompt, response, tokenizer, example.where)
-    for response in responses
-  )
+  rows = [_answer_row(prompt, r, tokenizer, example.where) for r in responses]
   return {
     "prompt": tuple(prompt),
     "key": formats.prompt_key(example),
-    "chosen": chosen,
-    "rejected": rejected,
-    "label": np.float32(example.label),
+    "answers": rows,
     "is_cut": is_cut,
   }
 

@@ -1,7 +1,4 @@
-"""What records become: the examples of every format.
-
-Left out: rankings of more than two answers, tool calls.
-"""
+"""What records become: the examples of every format."""
 
 from __future__ import annotations
 
@@ -36,6 +33,8 @@ class Comparison:
   prompt: text, or the dialogue so far; "" compares texts without a prompt.
   chosen, rejected: the answers.
   label: probability in [0, 1] that `chosen` wins; 0.5 is a tie.
+  margin: by how much the better one should win, in nats, or None.
+  fields: as of a Prompt.
   """
 
   where: str
@@ -43,6 +42,37 @@ class Comparison:
   chosen: str
   rejected: str
   label: float = 1.0
+  margin: float | None = None
+  fields: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Ranking:
+  """K answers to one prompt, and what people or judges said of them.
+
+  where: file:line.
+  prompt: text, or the dialogue so far.
+  answers: K texts.
+  ranks: K numbers, 0 the best, equal ones tie, None is not ranked; or None.
+    Of a choice they are 0 for the chosen one and 1 for the others.
+  scores: name of the objective ("" for the answer as a whole) -> K numbers,
+    more is better, None where there is none.
+  objectives: name of the objective -> K ranks.
+  strength: of the preference between two answers, one of rankings.STRENGTHS or
+    a number >= 0; or None.
+  acceptable: whether each answer is good by itself, or None.
+  fields: the whole record: annotator, time, guideline and whatever else.
+  """
+
+  where: str
+  prompt: str | list[Message]
+  answers: tuple[str, ...]
+  ranks: tuple[int | None, ...] | None = None
+  scores: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+  objectives: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
+  strength: str | float | None = None
+  acceptable: tuple[bool | None, ...] | None = None
+  fields: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -87,4 +117,4 @@ class RatedText:
   ratings: tuple[float, ...]
 
 
-Example = Demonstration | Comparison | Labelled | Prompt | RatedText
+Example = Demonstration | Comparison | Ranking | Labelled | Prompt | RatedText

@@ -17,28 +17,34 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
-
-import numpy as np
+from typing import get_args
 
 from rlhf_jax import imported
-from rlhf_jax.data import parsers, records, sources, transcripts
+from rlhf_jax.data import (
+  parsers,
+  ranking_parsers,
+  records,
+  sources,
+  transcripts,
+)
 from rlhf_jax.data.examples import (
   Comparison,
   Demonstration,
   Example,
   Labelled,
   Prompt,
+  Ranking,
   RatedText,
 )
 from rlhf_jax.data.sources import DataError
-from rlhf_jax.schema import UserError
 
 Dropped = Counter  # reason -> number of examples left out
 PARSED = ("record", "where")  # what a parser is given
 
 
-def prompt_messages(example: Demonstration | Comparison | Labelled | Prompt):
+def prompt_messages(
+  example: Demonstration | Comparison | Ranking | Labelled | Prompt,
+):
   """Returns the dialogue to answer; a text prompt is one user message.
 
   Of a demonstration that is all but a last answer.
@@ -52,7 +58,7 @@ def prompt_messages(example: Demonstration | Comparison | Labelled | Prompt):
 
 
 def prompt_text(
-  example: Demonstration | Comparison | Labelled | Prompt,
+  example: Demonstration | Comparison | Ranking | Labelled | Prompt,
 ) -> str:
   """Returns the prompt as plain text; a dialogue becomes an HH transcript.
 
@@ -128,9 +134,15 @@ def record_texts(example: Example) -> tuple[str, ...]:
   messages = getattr(example, "messages", None)
   if messages is not None:
     return asked_text(example), str(messages[-1]["content"])
+  return asked_text(example), "\n".join(_answers(example))
+
+
+def _answers(example: Example) -> tuple[str, ...]:
+  """Returns the answers of a record that is no dialogue."""
+  if isinstance(example, Ranking):
+    return example.answers
   names = ("response", "chosen", "rejected")
-  answers = [getattr(example, name, "") for name in names]
-  return asked_text(example), "\n".join(answers)
+  return tuple(getattr(example, name, "") for name in names)
 
 
 def record_key(example: Example) -> str:
@@ -140,12 +152,12 @@ def record_key(example: Example) -> str:
     return key + json.dumps(
       [_plain(str(m["content"])) for m in example.messages]
     )
-  names = ("response", "chosen", "rejected")
-  answers = [_plain(getattr(example, name, "")) for name in names]
-  return json.dumps([key, *answers])
+  return json.dumps([key, *map(_plain, _answers(example))])
 
 
-def response_text(example: Comparison | Labelled, response: str) -> str:
+def response_text(
+  example: Comparison | Ranking | Labelled, response: str
+) -> str:
   """Returns a response as it follows prompt_text."""
   return response if isinstance(example.prompt, str) else f" {response}"
 
@@ -153,6 +165,7 @@ def response_text(example: Comparison | Labelled, response: str) -> str:
 FORMATS: dict[str, Callable[[dict, str], Example]] = {
   "hh": parsers.parse_hh,
   "comparison": parsers.parse_comparison,
+  "ranking": ranking_parsers.parse_ranking,
   "labelled": parsers.parse_labelled,
   "demonstration": parsers.parse_demonstration,
   "messages": parsers.parse_messages,
@@ -160,6 +173,8 @@ FORMATS: dict[str, Callable[[dict, str], Example]] = {
   "ratings": parsers.parse_ratings,
   "gsm8k": parsers.parse_gsm8k,
 }
+
+RANKED = ("ranking",)  # formats of rankings
 
 
 def guess(record: dict, where: str) -> str:
@@ -253,9 +268,9 @@ def each(
     except records.RefusedExample as error:
       yield error
       continue
-    if isinstance(example, (Demonstration, Prompt)):
+    if isinstance(example, (Demonstration, Prompt, Comparison, Ranking)):
       example = replace(example, fields=record)
-    else:
+    if not isinstance(example, (Demonstration, Prompt, Ranking)):
       beside.update(records.judgements_beside(record, format))
     yield example
   for name, count in sorted(beside.items()):
@@ -313,99 +328,3 @@ def load(source: str | Path, format: str) -> list[Example]:
       f"refused: {counts})"
     )
   return kept
-
-
-def _rating_table(
-  texts: Sequence[RatedText],
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns ratings [texts, most raters], zero-padded, and counts [texts]."""
-  counts = np.array([len(t.ratings) for t in texts])
-  table = np.zeros((len(texts), counts.max()), np.float32)
-  for row, text in zip(table, texts, strict=True):
-    row[: len(text.ratings)] = text.ratings
-  return table, counts
-
-
-def comparisons_from_ratings(
-  texts: Sequence[RatedText],
-  count: int,
-  seed: int,
-  ties: Literal["drop", "soft"] = "drop",
-) -> tuple[np.ndarray, np.ndarray]:
-  """Draws pairs of texts and which of them a random rater of each prefers.
-
-    P(i beats j) = P(r_i > r_j),  r_i, r_j drawn from the raters of i and of j.
-
-  These are not judgements between two answers to one prompt: raters use the
-  scale differently, and rater_ceiling measures that noise.
-
-  Args:
-    texts: at least two, each with at least one rating.
-    count: pairs to return.
-    seed: >= 0; the same seed gives the same pairs.
-    ties: "drop" draws again until no pair is tied; "soft" labels ties 0.5.
-
-  Returns:
-    pairs [count, 2] int32, indices into texts, never equal in a row; label
-    [count] float32, 1.0 where the first wins, 0.0 or 0.5.
-
-  Raises:
-    ValueError: too few texts, count < 1, unknown `ties`, or nothing but ties.
-  """
-  if len(texts) < 2 or count < 1:
-    raise UserError(
-      f"{len(texts)} texts, count={count}: a comparison needs two texts. Give "
-      "at least 2 texts and count >= 1."
-    )
-  if ties not in ("drop", "soft"):
-    raise UserError(f"ties={ties!r} is unknown. Choose 'drop' or 'soft'.")
-  table, counts = _rating_table(texts)
-  values = {rating for text in texts for rating in text.ratings}
-  if ties == "drop" and len(values) == 1:
-    raise UserError(
-      f"every rating is {values.pop()}: all pairs tie, and ties='drop' would "
-      "draw forever. Set ties='soft' or give texts whose ratings differ."
-    )
-  random = np.random.default_rng(seed)
-  pairs, labels, found = [], [], 0
-  while found < count:
-    first = random.integers(0, len(texts), count)
-    second = (first + random.integers(1, len(texts), count)) % len(texts)
-    rating_a = table[first, random.integers(0, counts[first])]
-    rating_b = table[second, random.integers(0, counts[second])]
-    keep = np.flatnonzero((rating_a != rating_b) | (ties == "soft"))
-    pairs.append(np.stack([first, second], axis=1)[keep])
-    labels.append(0.5 + 0.5 * np.sign(rating_a - rating_b)[keep])
-    found += len(keep)
-  return (
-    np.concatenate(pairs)[:count].astype(np.int32),
-    np.concatenate(labels)[:count].astype(np.float32),
-  )
-
-
-def rater_ceiling(
-  texts: Sequence[RatedText], pairs: np.ndarray, labels: np.ndarray
-) -> float:
-  """Returns how often the higher mean rating agrees with the single raters.
-
-  Args:
-    texts: what `pairs` indexes.
-    pairs: [count, 2] int.
-    labels: [count] float, 1.0 where the first won; ties (0.5) are left out.
-
-  Returns:
-    accuracy in [0, 1]; equal means count one half.
-
-  Raises:
-    ValueError: every label is a tie.
-  """
-  decided = labels != 0.5
-  if not decided.any():
-    raise UserError(
-      f"all {len(labels)} labels are ties: accuracy is undefined. Give at "
-      "least one pair with label 0.0 or 1.0."
-    )
-  means = np.array([np.mean(t.ratings, dtype=np.float64) for t in texts])
-  gap = means[pairs[decided, 0]] - means[pairs[decided, 1]]
-  predicted = 0.5 + 0.5 * np.sign(gap)
-  return float(np.mean(1.0 - np.abs(predicted - labels[decided])))

@@ -60,6 +60,9 @@ def from_comparisons(data: dataset.Comparisons) -> dataset.Comparisons:
   return dataclasses.replace(
     data,
     pairs=single,
+    ranks=None,
+    targets=None,
+    strengths=None,
     labels=np.stack([data.labels, 1.0 - data.labels], axis=1).reshape(-1),
     groups=data.groups.reshape(-1, 1)
     if by_sentence

@@ -119,13 +119,13 @@ def choose(
     batch_size: examples of a batch, a multiple of unit.
     unit: what the number of rows must be a multiple of.
     mode: "auto", "batch" or "none".
-    pairs: [N, K] the rows of each example.
+    pairs: [N, K] the rows of each example, -1 for none.
     prompts: of PROMPTS; "auto" where it is less to compute, by as much as
       sharing rows must be.
   """
   padded = Shape.of(rows)
   sizes = statistics.sizes_of(rows)
-  items = sizes[:, None] if pairs is None else sizes[pairs]
+  items = sizes[:, None] if pairs is None else _sizes(sizes, pairs)
   if mode == "none" or batch_size * items.shape[1] < 2:
     return padded
   best = min(
@@ -142,6 +142,11 @@ def choose(
   branched = _branched(rows, pairs, batch_size, unit)
   is_worth = prompts == "always" or _cost(branched) < WORTH * cost
   return branched if is_worth else chosen
+
+
+def _sizes(sizes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+  """Returns [N, K, D] of the rows of comparisons, 0 where one is not there."""
+  return np.where(pairs[..., None] < 0, 0, sizes[pairs])
 
 
 def _cost(shape: Shape) -> float:
@@ -184,8 +189,8 @@ def describe(
   pairs: np.ndarray | None = None,
 ) -> str:
   """Returns the layout in words, with how much of it is filled."""
-  sizes = statistics.sizes_of(rows)[:, 0]
-  items = sizes[:, None] if pairs is None else sizes[pairs]
+  sizes = statistics.sizes_of(rows)[:, :1]
+  items = sizes[:, None] if pairs is None else _sizes(sizes, pairs)
   count = batch_size * items.shape[1]
   tokens = float(np.mean(items)) * count
   padded = tokens / (count * Shape.of(rows).length)

@@ -93,19 +93,33 @@ def use_of(records: Sequence[Any], data: Data, is_sampled: bool) -> str:
     return PROMPTS
   if isinstance(records[0], formats.RatedText):
     return COMPARISONS if data.pairs else DEMONSTRATIONS
-  is_pair = isinstance(records[0], formats.Comparison | formats.Labelled)
-  return COMPARISONS if is_pair else DEMONSTRATIONS
+  compared = formats.Comparison | formats.Ranking | formats.Labelled
+  is_compared = isinstance(records[0], compared)
+  return COMPARISONS if is_compared else DEMONSTRATIONS
 
 
 def _rows(row: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """Returns name -> (tokens, mask) of what an encoder made."""
   if "tokens" in row:
     return {"": (row["tokens"], row["loss_mask"])}
+  if "answers" in row:
+    return dict(_ranked(row))
   return {
     name: (row[name]["tokens"], row[name]["loss_mask"])
     for name in _NAMES
     if name in row
   }
+
+
+def _ranked(row: dict) -> Iterator[tuple[str, tuple]]:
+  """Yields (label, (tokens, mask)) of the answers of a ranking, best first."""
+  for n in np.argsort(row["ranks"], kind="stable"):
+    rank, target = row["ranks"][n], row["targets"][n]
+    said = "not ranked" if np.isnan(rank) else f"rank {int(rank)}"
+    if not np.isnan(target):
+      said += f", score {target:g}"
+    answer = row["answers"][n]
+    yield f"answer {n}, {said}", (answer["tokens"], answer["loss_mask"])
 
 
 def _first(data: Data) -> tuple[list, list]:

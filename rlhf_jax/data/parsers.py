@@ -19,6 +19,8 @@ from rlhf_jax.data.examples import (
 from rlhf_jax.data.sources import DataError
 
 MOST_RATING = 1e30  # ratings are compared in float32
+# Of a preference, in Llama-2's words (Touvron et al. 2023, section 3.2.1).
+STRENGTHS = ("significantly", "better", "slightly", "negligibly")
 
 
 def parse_hh(record: dict, where: str) -> Comparison:
@@ -44,7 +46,9 @@ def parse_hh(record: dict, where: str) -> Comparison:
 
 
 def parse_comparison(record: dict, where: str) -> Comparison:
-  """prompt (text or messages), chosen, rejected and an optional label.
+  """prompt (text or messages), chosen, rejected; label, margin, strength.
+
+  The last three may be missing.
 
   Answers are texts or messages; see records.answered.
   """
@@ -60,7 +64,31 @@ def parse_comparison(record: dict, where: str) -> Comparison:
     record, ("chosen", "rejected"), "comparison", where
   )
   prompt = records.with_tools(prompt, record, where)
-  return Comparison(where, prompt, *answers, label=float(label))
+  margin = record.get("margin")
+  if margin is not None and not is_number(margin):
+    raise DataError(
+      f"{where}: field 'margin' is {str(margin)[:60]!r}; it says by how much "
+      "the better answer should win. Give a finite number."
+    )
+  check_strength(record.get("strength"), where)
+  return Comparison(
+    where,
+    prompt,
+    *answers,
+    label=float(label),
+    margin=None if margin is None else float(margin),
+  )
+
+
+def check_strength(value: Any, where: str) -> None:
+  """Raises DataError unless a strength of preference is one, or None."""
+  if value is None or (isinstance(value, str) and value in STRENGTHS):
+    return
+  if isinstance(value, str) or not (is_number(value) and value >= 0):
+    raise DataError(
+      f"{where}: field 'strength' is {str(value)[:60]!r}; it is one of "
+      f"{', '.join(STRENGTHS)}, or a number >= 0. Correct the record."
+    )
 
 
 def parse_labelled(record: dict, where: str) -> Labelled:
@@ -136,7 +164,7 @@ def parse_ratings(record: dict, where: str) -> RatedText:
   """text and ratings, a list of numbers by different people."""
   text = records.field(record, "text", (str,), "ratings", where)
   ratings = records.field(record, "ratings", (list,), "ratings", where)
-  numbers = [rating for rating in ratings if _is_rating(rating)]
+  numbers = [rating for rating in ratings if is_number(rating)]
   if not ratings or len(numbers) < len(ratings):
     raise DataError(
       f"{where}: field 'ratings' is {str(ratings)[:60]}; it must hold finite "
@@ -148,9 +176,10 @@ def parse_ratings(record: dict, where: str) -> RatedText:
   )
 
 
-def _is_rating(value: Any) -> bool:
-  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  return is_number and -MOST_RATING <= value <= MOST_RATING  # NaN is not
+def is_number(value: Any) -> bool:
+  """Says whether a value of a record is a number that can be compared."""
+  is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return is_real and -MOST_RATING <= value <= MOST_RATING  # NaN is not
 
 
 def parse_gsm8k(record: dict, where: str) -> Demonstration:

@@ -20,6 +20,7 @@ from rlhf_jax.schema import UserError
 FIELDS = {
   "hh": ("chosen", "rejected"),
   "comparison": ("prompt", "chosen", "rejected"),
+  "ranking": ("prompt", "answers"),
   "labelled": ("prompt", "response", "label"),
   "demonstration": ("prompt", "response"),
   "messages": ("messages",),
@@ -36,6 +37,7 @@ _OTHER_NAMES = {
   "messages": ("conversations", "conversation", "dialogue"),
   "chosen": ("preferred",),
   "rejected": ("dispreferred",),
+  "answers": ("responses", "completions", "candidates"),
   "label": ("desirable",),
 }
 
@@ -60,11 +62,12 @@ class RefusedExample(DataError):
     self.reason = reason
 
 
-_OPTIONAL = {"comparison": ("label",)}
+_OPTIONAL = {"comparison": ("label", "margin", "strength")}
 # Types of those fields; a transcript is a text of its own kind.
 _KINDS = {
   "prompt": (str, list),
   "response": (str, list),
+  "answers": (list,),
   "label": (bool, int, float),
   "messages": (list,),
   "ratings": (list,),

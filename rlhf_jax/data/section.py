@@ -8,6 +8,8 @@ from rlhf_jax import imported
 from rlhf_jax.data import batches, formats, layout, mixture, sources
 from rlhf_jax.schema import FieldError, check_choice, check_least, check_seed
 
+RANKINGS = ("refuse", "pairs", "ends", "whole")  # data/comparison_rows.py
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -45,7 +47,13 @@ class Data:
   # as "test:700,A:1500,B:1500"
   split_seed: int = 0  # of the draw of splits
   pairs: int = 0  # comparisons drawn from ratings
-  ties: str = "drop"  # equal ratings: draw again, or the soft label 0.5
+  ties: str = "drop"  # answers that tie, or equal ratings: no pair (ratings:
+  # drawn again), or "soft", the label 0.5
+  objective: str = ""  # rankings only: by which objective answers are ordered;
+  # "": as a whole, or by the only one
+  rankings: str = "refuse"  # how more than two answers are read: "pairs", each
+  # against each below it; "ends", best against worst; "whole", for a loss of
+  # rankings (data/comparison_rows.py)
   limit: int = 0  # first so many records; 0: all
   store: str = "memory"  # SFT only: where rows are kept; "disk" for data that
   # memory does not hold, data/streamed.py
@@ -57,6 +65,7 @@ class Data:
     if self.max_length < 2:
       raise FieldError(f"max_length={self.max_length}: must be >= 2 tokens.")
     check_choice("ties", self.ties, ("drop", "soft"))
+    check_choice("rankings", self.rankings, RANKINGS)
     check_choice("pack", self.pack, layout.MODES)
     check_choice("share_prompts", self.share_prompts, layout.PROMPTS)
     for name in self.format.split(","):
@@ -148,6 +157,12 @@ class Data:
   def has_format(self, name: str) -> bool:
     """Says whether all parts of the source have a format."""
     return {part.strip() for part in self.format.split(",")} == {name}
+
+  @property
+  def has_rankings(self) -> bool:
+    """Whether all parts of the source hold rankings."""
+    names = {part.strip() for part in self.format.split(",")}
+    return names <= set(formats.RANKED)
 
   def split_sizes(self) -> dict[str, int]:
     """Returns {name: size} of `splits`, checked against `split`."""

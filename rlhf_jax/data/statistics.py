@@ -166,10 +166,16 @@ def of_pairs(
 
   Args:
     rows: token rows.
-    pairs: [P, 2] indices, the preferred one first; or [P, 1].
+    pairs: [P, 2] indices, the preferred one first; or [P, 1]. Of [P, K] the
+      answers behind the first are together; -1 is none.
   """
   sizes = np.asarray(
     [int(np.sum(row["loss_mask"] > 0)) for row in rows], np.int64
   )
-  names = ("preferred", "other") if pairs.shape[1] > 1 else ("answer",)
-  return {n: sizes[pairs[:, i]].tolist() for i, n in enumerate(names)}
+  if pairs.shape[1] == 1:
+    return {"answer": sizes[pairs[:, 0]].tolist()}
+  others = pairs[:, 1:]
+  return {
+    "preferred": sizes[pairs[:, 0]].tolist(),
+    "other": sizes[others[others >= 0]].tolist(),
+  }

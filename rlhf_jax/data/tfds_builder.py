@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data import formats
+from rlhf_jax.data import formats, rankings
 from rlhf_jax.data.examples import Comparison
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.schema import UserError
@@ -67,6 +67,9 @@ def read(source: str, format: str) -> tuple[list[Comparison], Counter]:
           "which the data set cannot hold. Train from the file itself, or "
           "leave the record out."
         )
+  beside = Counter(name for r in found for name in rankings.carried(r))
+  for name, count in sorted(beside.items()):
+    print(f"{source}: {count} records have a {name}, which is not kept")
   return found, Counter(error.reason for error in refused)
 
 

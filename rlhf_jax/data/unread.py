@@ -22,6 +22,7 @@ _ALWAYS = (
   *("duplicates", "near", "exclude"),
 )
 _OF_RATED = ("min_words", "max_text_tokens", "split", "splits", "split_seed")
+_OF_RANKINGS = ("ties", "objective", "rankings")
 # (what rows are made for, whether of rated texts) -> what is read besides
 _READ = {
   (DEMONSTRATIONS, True): ("prompt", "end_token", "train_on_prompt", "pack"),
@@ -49,6 +50,8 @@ def check(data: Data, name: str, use: str, *, packs: bool = True) -> None:
   if not data.source or (imported.is_path(data.format) and not is_rated):
     return  # a parser of one's own makes whatever it makes
   read = {*_ALWAYS, *_READ[use, is_rated], *(_OF_RATED if is_rated else ())}
+  if use == COMPARISONS and data.has_rankings:
+    read |= set(_OF_RANKINGS)
   if not packs:
     read -= {"pack", "share_prompts"}
   if not data.split:  # all records: nothing is drawn

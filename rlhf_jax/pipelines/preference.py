@@ -109,8 +109,26 @@ def check(settings: Settings, world: World) -> None:
   unread.check(settings.data, "data", use, packs=packs)
   unread.check(settings.heldout, "heldout", use, packs=False)
   build.check_pairs(settings)
+  _check_rankings(settings)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
   _check_rows(settings, world)
+
+
+def _check_rankings(settings: Settings) -> None:
+  """Raises FieldError for a reading of rankings that the method cannot use."""
+  for key in ("data", "heldout"):
+    data, name = getattr(settings, key), settings.algorithm.name
+    if data.rankings == "whole":
+      raise FieldError(
+        f"{key}.rankings='whole': {name!r} compares two answers. Set 'pairs' "
+        "(each answer against each below it) or 'ends' (best against worst)."
+      )
+    if data.rankings == "pairs" and settings.is_unpaired:
+      raise FieldError(
+        f"{key}.rankings='pairs': {name!r} reads single answers, and one in "
+        "the middle of a ranking would be desirable and undesirable. Set "
+        "'ends' (the best is, the worst is not)."
+      )
 
 
 def _check_rows(settings: Settings, world: World) -> None:

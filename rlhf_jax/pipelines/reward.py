@@ -9,18 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import zipfile
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax import distributed, optimizer, schema
+from rlhf_jax import optimizer, schema
 from rlhf_jax.algorithms import reward
 from rlhf_jax.data import batches, dataset, layout, unread
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import reward_model as diagnostics
 from rlhf_jax.models import heads, pretrained, roles, trees
 from rlhf_jax.models.pretrained import Base, Model
@@ -30,6 +25,7 @@ from rlhf_jax.programs import (
   abstract,
   build,
   features,
+  reward_facts,
   shared_rows,
   starts,
   supervised,
@@ -38,13 +34,9 @@ from rlhf_jax.programs.pipeline import Pipeline, stage_field
 from rlhf_jax.programs.program import Phase, Program, planned_steps
 from rlhf_jax.programs.work import Passes
 from rlhf_jax.programs.world import World
-from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.runs import finite, stages
 from rlhf_jax.runs.loop import Schedule
-from rlhf_jax.schema import FieldError, UserError
-from rlhf_jax.types import PyTree, Samples
-
-PAIRS_KEPT = 2000  # held-out pairs kept for the report's pictures
+from rlhf_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +183,7 @@ def run(settings: Settings, world: World) -> dict:
   )
   if info is not None:
     return info
-  _check_tokens(settings.reference_samples, base.tokenizer)
+  reward_facts.check_tokens(settings.reference_samples, base.tokenizer)
   train, held = features.load_comparisons(settings, base.tokenizer, name)
   check_labels(train, held, settings.loss)
   longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
@@ -257,7 +249,7 @@ def run(settings: Settings, world: World) -> dict:
       ("reward_model/accuracy", "accuracy"),
       ("validation/accuracy", "validation"),
     ),
-    measure=lambda params: _validate(
+    measure=lambda params: reward_facts.validate(
       score(params, rows=held.rows, features=held_pooled), held
     ),
   )
@@ -275,8 +267,8 @@ def run(settings: Settings, world: World) -> dict:
     "comparisons": len(train.pairs),
     "epochs": total * schedule.batch_size / len(train.pairs),
     "reads_end_token": settings.data.end_token,
-    **_diagnose(scores, held, held_pooled, name),
-    "normalisation": _normalise(
+    **reward_facts.diagnose(scores, held, held_pooled, name),
+    "normalisation": reward_facts.normalise(
       settings,
       phase.role,
       trees.merge(params, frozen),
@@ -310,156 +302,6 @@ def _features(
   if phase.role.trainable != "head":
     return None
   return features.row_features(phase, trunk, rows)
-
-
-def _found(
-  scores: np.ndarray, held: dataset.Comparisons, name: str
-) -> tuple[dict[str, float], np.ndarray]:
-  """Returns the diagnosis, and lengths [U] of held.rows in tokens.
-
-  Args:
-    scores: [U], raw, of held.rows.
-    held: held-out comparisons.
-    name: of the stage, for messages.
-  """
-  finite.check_facts(name, {"held-out scores": scores.tolist()})
-  lengths = np.asarray([np.sum(row["loss_mask"]) for row in held.rows])
-  return diagnostics.diagnose(
-    scores[held.pairs], held.labels, lengths[held.pairs]
-  ), lengths
-
-
-def _validate(
-  scores: np.ndarray, held: dataset.Comparisons
-) -> dict[str, float]:
-  """Returns metrics of held-out comparisons while the model trains.
-
-  Metrics:
-    validation/loss: -log P(the answer that people preferred wins). Up is bad.
-    validation/accuracy: share ordered as people did. Down is bad.
-
-  Args:
-    scores: [U], raw, of held.rows.
-    held: held-out comparisons.
-  """
-  found, _ = _found(scores, held, "validation")
-  return {
-    f"validation/{name}": found[f"reward_model/{name}"]
-    for name in ("loss", "accuracy")
-  }
-
-
-def _diagnose(
-  scores: Callable[..., np.ndarray],
-  held: dataset.Comparisons,
-  features: np.ndarray | None,
-  name: str,
-) -> dict:
-  """Returns held-out accuracy, calibration, length bias and the raw arrays."""
-  found = scores(held.rows, features)
-  diagnosis, lengths = _found(found, held, name)
-  ceiling = (
-    "" if held.ceiling is None else f", raters' ceiling {held.ceiling:.3f}"
-  )
-  print(
-    f"{name}: held-out accuracy {diagnosis['reward_model/accuracy']:.3f} on "
-    f"{len(held.pairs)} pairs{ceiling}"
-  )
-  first, second = held.pairs[:PAIRS_KEPT].T
-  return {
-    "diagnosis": diagnosis,
-    "ceiling": held.ceiling,
-    "heldout_pairs": {
-      "score_difference": (found[first] - found[second]).tolist(),
-      "length_difference": (lengths[first] - lengths[second]).tolist(),
-      "label": held.labels[:PAIRS_KEPT].tolist(),
-    },
-  }
-
-
-def _read_samples(path: Path) -> Samples:
-  """Returns the samples that an SFT run wrote."""
-  what = "It is samples.npz of an SFT run with --config.samples=256."
-  if not path.is_file():
-    raise FieldError(
-      f"reference_samples={str(path)!r}: {schema.absence(path)}. {what}"
-    )
-  try:
-    with np.load(path) as stored:
-      return Samples(**{k: stored[k] for k in stored.files})
-  except (
-    ValueError,
-    TypeError,
-    EOFError,
-    KeyError,
-    zipfile.BadZipFile,
-  ) as error:
-    raise FieldError(
-      f"reference_samples={str(path)!r}: damaged, or another file ({error}). "
-      f"{what}"
-    ) from error
-
-
-def _check_tokens(source: str, tokenizer: Tokenizer) -> None:
-  """Raises FieldError for samples whose tokens are another tokenizer's."""
-  path = Path(source).expanduser()
-  info = stages.read_stage(path.parent) if source else None
-  if info and info["tokenizer_fingerprint"] != tokenizer.fingerprint:
-    raise FieldError(
-      f"reference_samples={str(path)!r}: their tokens are those of "
-      f"{info['model_source']}, and {tokenizer.name} is another tokenizer. Set "
-      "'' to normalise on the training rows."
-    )
-
-
-def _normalise(
-  settings: Settings,
-  role: roles.Role,
-  variables: PyTree,
-  training_scores: Callable[[], np.ndarray],
-  row_scores: Callable[[list], np.ndarray] | None = None,
-) -> dict:
-  """Returns mean and deviation of raw scores on reference samples.
-
-  Args:
-    settings: of the pipeline.
-    role: of the reward model.
-    variables: merged.
-    training_scores: returns those of the training rows.
-    row_scores: of token rows, where features of a frozen trunk are read.
-  """
-  if not settings.reference_samples:
-    scores, source, digest = training_scores(), "training rows", None
-  else:
-    path = Path(settings.reference_samples).expanduser()
-    samples = _read_samples(path)
-    print(f"scores of {len(samples.tokens)} reference samples, to normalise")
-    scorer = reward_model.Scorer(role, settings.data.end_token)
-    if row_scores is not None:
-      scores = row_scores(reward_model.judged_rows(scorer, samples))
-    else:
-      zero, one = np.float32(0.0), np.float32(1.0)
-      weights = reward_model.Weights(variables, zero, one)
-      score = reward_model.make_score(scorer)
-      scores = distributed.fetch(score(weights, samples))
-    source = "samples of the SFT policy"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-  finite.check_facts(f"normalised on {source}", {"score": scores.tolist()})
-  scores = np.asarray(scores, np.float64)  # large equal ones deviate by 0
-  deviation = float(np.std(scores))
-  if not deviation > 1e-6:
-    raise UserError(
-      f"the reward model gives every reference sample the same score "
-      f"(deviation {deviation:.2g}): it has learned nothing to optimise. Look "
-      "at its accuracy and its data."
-    )
-  return {
-    "mean": float(np.mean(scores)),
-    "std": deviation,
-    "count": len(scores),
-    "source": source,
-    "sha256": digest,
-  }
 
 
 PIPELINE = Pipeline(

@@ -227,21 +227,27 @@ def collate(
   """Returns the PreferenceBatch of the comparisons with these numbers."""
   chosen = np.asarray(pairs)
   index = data.pairs[chosen]
-  labels = data.labels[chosen]
-  weight = np.ones(len(chosen), np.float32)
+  said = {
+    "label": data.labels[chosen],
+    "weight": np.ones(len(chosen), np.float32),
+    "rank": None if data.ranks is None else data.ranks[chosen],
+    "target": None if data.targets is None else data.targets[chosen],
+  }
   if features is not None:
     nothing = np.zeros((*index.shape, 1), np.int32)
-    exists = np.ones((*index.shape, 1), np.float32)
+    exists = np.float32(index >= 0)[..., None]
     return PreferenceBatch(
       tokens=nothing,
       valid_mask=exists,
       loss_mask=exists,
-      label=labels,
-      weight=weight,
-      features=features[index],
+      features=features[index],  # of one that is not there: of any other
+      **said,
     )
+  absent = {name: x[:0] for name, x in data.rows[0].items()}
   flat = batches.collate_tokens(
-    [data.rows[i] for i in index.reshape(-1)], length=width, pad_id=pad_id
+    [data.rows[i] if i >= 0 else absent for i in index.reshape(-1)],
+    length=width,
+    pad_id=pad_id,
   )
 
   def fold(x: np.ndarray) -> np.ndarray:
@@ -251,8 +257,7 @@ def collate(
     tokens=fold(flat.tokens),
     valid_mask=fold(flat.valid_mask),
     loss_mask=fold(flat.loss_mask),
-    label=labels,
-    weight=weight,
+    **said,
   )
 
 
@@ -323,15 +328,7 @@ def split_heldout(
   if lost:
     print(f"held out: {lost} comparisons across the split are left out")
 
-  def part(keep: np.ndarray) -> dataset.Comparisons:
-    return dataclasses.replace(
-      data,
-      pairs=data.pairs[keep],
-      labels=data.labels[keep],
-      groups=data.groups[keep],
-    )
-
-  return part(train), part(held)
+  return data.take(train), data.take(held)
 
 
 def _report(name: str, source: str, found: dataset.Comparisons) -> None:

@@ -53,7 +53,9 @@ def choose(
   shape, note = layout.choose(*parts, prompts), ""
   if shape.has_branches and attention not in attention_lib.BRANCHING:
     shape = layout.choose(*parts)
-    note = f"; prompts stand twice, as attention={attention!r} reads segments"
+    note = (
+      f"; prompts stand in each row, as attention={attention!r} reads segments"
+    )
   said = layout.describe(data.rows, batch_size, shape, data.pairs)
   print(f"{phase}: {said}{note}")
   return shape
@@ -101,7 +103,9 @@ def check_prompts(
   elif attention not in attention_lib.BRANCHING:
     why = f"model.attention={attention!r} reads whole segments"
   elif not any(
-    branches.common(*(data.rows[n] for n in pair[:2])) for pair in data.pairs
+    branches.common(*(data.rows[n] for n in pair[:2]))
+    for pair in data.pairs
+    if min(pair[:2]) >= 0
   ):
     why = "no two candidates begin with the same token"
   if why:

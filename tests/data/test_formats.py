@@ -1,12 +1,11 @@
-"""Records to examples: every format, every refusal, ratings to pairs."""
+"""Records to examples: every format, every refusal."""
 
 import json
 
-import numpy as np
 import pytest
 
 from rlhf_jax.data import examples, formats
-from rlhf_jax.data.formats import FORMATS, RatedText
+from rlhf_jax.data.formats import FORMATS
 from rlhf_jax.data.sources import DataError
 
 HH = {
@@ -215,7 +214,7 @@ def test_what_a_parser_does_wrong_names_the_record(toy):
     formats.load("d.jsonl", "toy.py:dict_parser")
   assert str(caught.value) == (
     "d.jsonl:1: format='toy.py:dict_parser' returned a dict. Return one of "
-    "Demonstration, Comparison, Labelled, Prompt, RatedText "
+    "Demonstration, Comparison, Ranking, Labelled, Prompt, RatedText "
     "(rlhf_jax/data/examples.py)."
   )
   (toy / "toy.py").write_text("def f(record, where):\n  return record['q']")
@@ -256,61 +255,3 @@ def test_errors_name_field_and_find(tmp_path):
   path = write(tmp_path / "e.jsonl", {"prompt": "p", "response": " "})
   with pytest.raises(DataError, match="every record was refused.*e.jsonl:1"):
     formats.load_and_count(path, "demonstration")
-
-
-TEXTS = [
-  RatedText("f:1", "low", (-2.0, -1.0)),
-  RatedText("f:2", "middle", (0.0, 0.0, 1.0)),
-  RatedText("f:3", "high", (1.0, 2.0, 2.0, 3.0)),
-  RatedText("f:4", "also high", (1.0, 2.0, 2.0, 3.0)),
-]
-
-
-@pytest.mark.parametrize("ties", ["drop", "soft"])
-def test_pairs_follow_the_raters(ties):
-  pairs, labels = formats.comparisons_from_ratings(TEXTS, 20_000, 3, ties)
-  assert pairs.shape == (20_000, 2) and pairs.dtype == np.int32
-  assert labels.shape == (20_000,) and labels.dtype == np.float32
-  assert (pairs[:, 0] != pairs[:, 1]).all()
-  for i, a in enumerate(TEXTS):
-    for j, b in enumerate(TEXTS):
-      if i == j:
-        continue
-      chosen = labels[(pairs == [i, j]).all(axis=1)]
-      draws = [0.5 + 0.5 * np.sign(x - y) for x in a.ratings for y in b.ratings]
-      if ties == "drop":
-        draws = [d for d in draws if d != 0.5]
-        assert not (chosen == 0.5).any()
-      expected = np.mean(draws)
-      assert len(chosen) > 600
-      assert abs(chosen.mean() - expected) < 4 * 0.5 / np.sqrt(len(chosen))
-
-
-def test_pairs_are_deterministic():
-  first = formats.comparisons_from_ratings(TEXTS, 50, 3)
-  again = formats.comparisons_from_ratings(TEXTS, 50, 3)
-  other = formats.comparisons_from_ratings(TEXTS, 50, 4)
-  np.testing.assert_array_equal(first[0], again[0])
-  np.testing.assert_array_equal(first[1], again[1])
-  assert (first[0] != other[0]).any()
-
-
-def test_pairs_that_cannot_be_drawn():
-  same = [RatedText("f:1", "a", (1.0,)), RatedText("f:2", "b", (1.0, 1.0))]
-  with pytest.raises(ValueError, match="all pairs tie"):
-    formats.comparisons_from_ratings(same, 5, 0)
-  labels = formats.comparisons_from_ratings(same, 5, 0, "soft")[1]
-  assert (labels == 0.5).all()
-  with pytest.raises(ValueError, match="all 5 labels are ties"):
-    formats.rater_ceiling(same, np.zeros((5, 2), int), labels)
-  with pytest.raises(ValueError, match="at least 2 texts"):
-    formats.comparisons_from_ratings(TEXTS[:1], 5, 0)
-  with pytest.raises(ValueError, match="ties='skip'"):
-    formats.comparisons_from_ratings(TEXTS, 5, 0, "skip")
-
-
-def test_rater_ceiling_known_value():
-  pairs = np.array([[0, 1], [1, 0], [1, 2], [2, 3], [0, 2]], np.int32)
-  labels = np.array([0.0, 1.0, 1.0, 1.0, 0.5], np.float32)
-  # right, right, wrong, equal means, tie left out
-  assert formats.rater_ceiling(TEXTS, pairs, labels) == (1 + 1 + 0 + 0.5) / 4

@@ -12,8 +12,8 @@ from rlhf_jax.algorithms.preference import dpo
 from rlhf_jax.data import dataset
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import reward, sft
-from rlhf_jax.programs import features, language_model, pairs
+from rlhf_jax.pipelines import sft
+from rlhf_jax.programs import features, language_model, pairs, reward_facts
 from rlhf_jax.runs import reference
 from rlhf_jax.runs.checkpoint import CheckpointError
 from rlhf_jax.schema import Method, UserError
@@ -63,7 +63,7 @@ def test_the_diagnosis_is_of_the_first_answer_against_the_second(capsys):
     asked.append((rows, features))
     return np.float32([2.0, 0.5, 1.0, -1.0])
 
-  found = reward._diagnose(scores, held, "features", "reward")
+  found = reward_facts.diagnose(scores, held, "features", "reward")
   assert asked == [(rows, "features")]
   assert found["heldout_pairs"] == {
     "score_difference": [1.5, -2.0, 1.5],
@@ -91,22 +91,22 @@ def test_scores_are_normalised_on_samples_of_the_policy(tmp_path, monkeypatch):
     seen.append(scorer)
     return lambda weights, samples: seen.append(weights) or jnp.float32([1, 5])
 
-  monkeypatch.setattr(reward.reward_model, "make_score", make_score)
+  monkeypatch.setattr(reward_facts.reward_model, "make_score", make_score)
   settings = types.SimpleNamespace(
     reference_samples=str(path), data=Data(end_token=False)
   )
   training = lambda: np.float32([1.0, 2.0, 3.0])  # noqa: E731
-  found = reward._normalise(settings, "role", "variables", training)
+  found = reward_facts.normalise(settings, "role", "variables", training)
   assert (found["mean"], found["std"], found["count"]) == (3.0, 2.0, 2)
   scorer, weights = seen
   assert (scorer.role, scorer.reads_end_token) == ("role", False)
   assert (weights.variables, weights.mean, weights.std) == ("variables", 0, 1)
   settings.reference_samples = ""
-  found = reward._normalise(settings, "role", "variables", training)
+  found = reward_facts.normalise(settings, "role", "variables", training)
   assert (found["mean"], found["count"]) == (2.0, 3)
   np.testing.assert_allclose(found["std"], np.sqrt(2 / 3))
   with pytest.raises(UserError, match="the same score"):
-    reward._normalise(settings, "role", {}, lambda: np.ones(4))
+    reward_facts.normalise(settings, "role", {}, lambda: np.ones(4))
 
 
 def test_validation_is_the_mean_of_all_tokens(tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ from rlhf_jax.data import formats, judged, records, unread
 from rlhf_jax.data.dataset import Data, check_left
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.transcripts import BEGIN
-from rlhf_jax.pipelines import defaults, reward
+from rlhf_jax.pipelines import defaults
 from rlhf_jax.pipelines.rlhf import Settings as WholeRun
+from rlhf_jax.programs import reward_facts
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import FieldError, UserError
 from tests.pipelines.test_odd_folders import INFO, written
@@ -158,7 +159,7 @@ def test_every_path_may_begin_with_the_home(files, tmp_path, monkeypatch):
   checked(config)
   (tmp_path / "samples.npz").write_bytes(b"PK no")
   with pytest.raises(FieldError, match="samples.npz'.* damaged, or another"):
-    reward._read_samples(Path("~/samples.npz").expanduser())
+    reward_facts.read_samples(Path("~/samples.npz").expanduser())
 
 
 # The command line.

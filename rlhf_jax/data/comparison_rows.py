@@ -1,0 +1,225 @@
+"""Encoded comparisons and rankings -> rows and which of them are compared.
+
+A ranking of K answers gives pairs, or one row of K candidates:
+
+  pairs  each answer against each that is ranked below it, at most K (K - 1) / 2
+  ends   the best against the worst
+  whole  all K together, for a loss over rankings
+  refuse more than two answers stop the run, so that nobody decides it unasked
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from rlhf_jax.data.rankings import Judgement
+from rlhf_jax.schema import FieldError
+
+EQUAL, TIED = "pairs of equal answers", "pairs of answers that tie"
+UNDECIDED = "rankings in which no answer is better than another"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparisons:
+  """Rows that people compared: pairs, or more answers to one prompt.
+
+  rows: token rows {"tokens", "loss_mask"}, each distinct one once.
+  pairs: [P, K] int32 indices into rows; the first is the preferred one. -1
+    where there are fewer than K answers.
+  labels: [P] float32, probability that the first is better than the second.
+  groups: [P, G] int32, what a held-out set must not share with the training
+    set: the whole prompt, whatever of it fits into a row (G = 1), or both rated
+    sentences of a pair (G = 2).
+  dropped: reason -> count, of what was left out or cut.
+  ceiling: accuracy of the mean human rating against the single raters of
+    these pairs, or None when records carry no ratings.
+  ranks: [P, K] float32, 0 is the best, NaN for none; or None: of pairs the
+    labels say it.
+  targets: [P, K] float32, the scores that people gave, NaN for none; or None.
+  strengths: [P] how strong each preference is: one of parsers.STRENGTHS, a
+    number, or None for none; or None.
+  judgements: what each record says, for what is not read to be named.
+  """
+
+  rows: list[dict[str, np.ndarray]]
+  pairs: np.ndarray
+  labels: np.ndarray
+  groups: np.ndarray
+  dropped: Counter
+  ceiling: float | None
+  ranks: np.ndarray | None = None
+  targets: np.ndarray | None = None
+  strengths: np.ndarray | None = None
+  judgements: tuple[Judgement, ...] = ()
+
+  def take(self, which: np.ndarray) -> Comparisons:
+    """Returns some of the comparisons, of the same rows.
+
+    Args:
+      which: [P] bool, or numbers.
+    """
+    names = ("pairs", "labels", "groups", "ranks", "targets", "strengths")
+    found = {name: getattr(self, name) for name in names}
+    return dataclasses.replace(
+      self, **{k: x if x is None else x[which] for k, x in found.items()}
+    )
+
+
+def of_encoded_pairs(
+  encoded: Sequence[dict],
+  strengths: Sequence[str | float | None],
+  judgements: Sequence[Judgement],
+  dropped: Counter,
+) -> Comparisons:
+  """Returns comparisons of what encode.encode_comparison made.
+
+  Args:
+    encoded: at least one.
+    strengths, judgements: of each of them.
+    dropped: reason -> count of what was left out.
+  """
+  rows, groups, numbers = [], {}, []
+  for example in encoded:
+    rows += [example["chosen"], example["rejected"]]
+    numbers.append(groups.setdefault(example["key"], len(groups)))
+  return Comparisons(
+    rows=rows,
+    pairs=np.arange(len(rows), dtype=np.int32).reshape(-1, 2),
+    labels=np.asarray([e["label"] for e in encoded], np.float32),
+    groups=np.asarray(numbers, np.int32)[:, None],
+    dropped=dropped,
+    ceiling=None,
+    strengths=_strengths(strengths),
+    judgements=tuple(judgements),
+  )
+
+
+def _strengths(found: Sequence[str | float | None]) -> np.ndarray | None:
+  if all(strength is None for strength in found):
+    return None
+  return np.asarray(found, object)
+
+
+def of_encoded_rankings(
+  encoded: Sequence[dict], how: str, ties: str, dropped: Counter
+) -> Comparisons:
+  """Returns comparisons of what rankings.encode_one made.
+
+  Args:
+    encoded: at least one.
+    how: of section.RANKINGS.
+    ties: "drop", or "soft": answers that tie are a pair of label 1/2.
+    dropped: reason -> count; what is left out here is added.
+
+  Raises:
+    FieldError: how="refuse" and a ranking of more than two answers.
+  """
+  if how == "refuse":
+    _check_two(encoded)
+  firsts = np.cumsum([0, *(len(e["answers"]) for e in encoded)])
+  found: list[tuple[int, Sequence[int], float]] = []
+  for n, example in enumerate(encoded):
+    if how == "whole":
+      found.append(_whole(n, example))
+    else:
+      is_ends = how == "ends"
+      found += [(n, *pair) for pair in _pairs(example, is_ends, ties, dropped)]
+  width = max((len(members) for _, members, _ in found), default=2)
+  shape = (len(found), max(width, 2))
+  pairs, ranks = (
+    np.full(shape, -1, np.int32),
+    np.full(shape, np.nan, np.float32),
+  )
+  targets = np.full(shape, np.nan, np.float32)
+  for place, (n, members, _) in enumerate(found):
+    chosen = list(members)
+    pairs[place, : len(chosen)] = firsts[n] + np.asarray(chosen)
+    ranks[place, : len(chosen)] = encoded[n]["ranks"][chosen]
+    targets[place, : len(chosen)] = encoded[n]["targets"][chosen]
+  groups: dict[str, int] = {}
+  keys = [groups.setdefault(e["key"], len(groups)) for e in encoded]
+  numbers = np.asarray([keys[n] for n, _, _ in found], np.int32)
+  strengths = _strengths([encoded[n]["strength"] for n, _, _ in found])
+  return Comparisons(
+    rows=[row for example in encoded for row in example["answers"]],
+    pairs=pairs,
+    labels=np.asarray([label for _, _, label in found], np.float32),
+    groups=numbers[:, None],
+    dropped=dropped,
+    ceiling=None,
+    ranks=ranks if how == "whole" else None,
+    targets=None if np.isnan(targets).all() else targets,
+    strengths=strengths,
+    judgements=tuple(e["judgement"] for e in encoded),
+  )
+
+
+def _check_two(encoded: Sequence[dict]) -> None:
+  """Raises FieldError for a ranking of more than two answers."""
+  many = [e for e in encoded if len(e["answers"]) > 2]
+  if many:
+    most = max(len(e["answers"]) for e in many)
+    raise FieldError(
+      f"data.rankings='refuse': {len(many)} of {len(encoded)} rankings have "
+      f"more than two answers (up to {most}), and nobody said how they are "
+      "read. Set data.rankings to 'pairs' (each answer against each below it), "
+      "'ends' (the best against the worst), or 'whole' for a reward model "
+      "whose loss reads rankings."
+    )
+
+
+def _whole(number: int, example: dict) -> tuple[int, list[int], float]:
+  """Returns all answers of a ranking, the best first, and its label."""
+  ranks = example["ranks"]
+  members = [int(i) for i in np.argsort(ranks, kind="stable")]  # NaN is last
+  is_tie = len(members) > 1 and not ranks[members[0]] < ranks[members[1]]
+  return number, members, 0.5 if is_tie else 1.0
+
+
+def _pairs(
+  example: dict, is_ends: bool, ties: str, dropped: Counter
+) -> Iterator[tuple[tuple[int, int], float]]:
+  """Yields ((better, worse), label) of a ranking, and counts what is none."""
+  ranks, answers = example["ranks"], example["answers"]
+  ranked = [int(n) for n in np.argsort(ranks, kind="stable")]
+  ranked = [n for n in ranked if not np.isnan(ranks[n])]
+  chosen = list(itertools.combinations(ranked, 2))
+  if is_ends:
+    chosen = [(ranked[0], ranked[-1])] if len(ranked) > 1 else []
+  if not chosen:
+    dropped[UNDECIDED] += 1
+  for first, second in chosen:
+    is_tie = ranks[first] == ranks[second]
+    if np.array_equal(answers[first]["tokens"], answers[second]["tokens"]):
+      dropped[EQUAL] += 1
+    elif is_tie and ties == "drop":
+      dropped[TIED] += 1
+    else:
+      yield (first, second), 0.5 if is_tie else 1.0
+
+
+def as_pairs(data: Comparisons) -> Comparisons:
+  """Returns comparisons of two answers each: all decided pairs of rankings.
+
+  Args:
+    data: of pairs already, which stay as they are, or of K candidates.
+  """
+  if data.ranks is None:
+    return data
+  better = data.ranks[:, :, None] < data.ranks[:, None, :]  # NaN is neither
+  place, first, second = np.nonzero(better)
+  found = data.take(place)
+  return dataclasses.replace(
+    found,
+    pairs=np.stack([data.pairs[place, first], data.pairs[place, second]], 1),
+    labels=np.ones(len(place), np.float32),
+    ranks=None,
+    targets=None
+    if data.targets is None
+    else np.stack([data.targets[place, first], data.targets[place, second]], 1),
+  )

@@ -1,0 +1,208 @@
+"""Parsers of K judged answers to one prompt: (record, where) -> Ranking.
+
+The layout of the project itself is "ranking": what the labelling page, AI
+judges and simulated annotators write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf_jax.data import parsers, records
+from rlhf_jax.data.examples import Ranking
+from rlhf_jax.data.messages import Message
+from rlhf_jax.data.sources import DataError
+
+JUDGED = ("ranks", "choice", "scores", "objectives")  # one of them is needed
+
+
+def parse_ranking(record: dict, where: str) -> Ranking:
+  """prompt, answers (K >= 2), and ranks, choice, scores or objectives.
+
+  ranks: K whole numbers, 0 the best, equal ones tie, null is not ranked.
+  choice: index of the best, null where none is good.
+  scores: K numbers or nulls, or {objective: them}; more is better.
+  objectives: {objective: ranks}.
+  strength, acceptable, shown, policies: see docs/comparisons.md; all other
+  fields are kept as they are.
+  """
+  prompt, answers = _answered(record, where)
+  count = len(answers)
+  if record.get("skipped"):
+    raise records.RefusedExample(
+      "skipped", f"{where}: the annotator skipped it. Remove the record."
+    )
+  for name in ("shown", "policies"):
+    _check_listed(record, name, count, where)
+  ranks = _ranks(record.get("ranks"), "ranks", count, where)
+  acceptable = _acceptable(record.get("acceptable"), count, where)
+  if "choice" in record:
+    ranks = _chosen(record["choice"], ranks, count, where)
+    if record["choice"] is None and acceptable is None:
+      acceptable = (False,) * count
+  scores = _scores(record.get("scores"), count, where)
+  objectives = _objectives(record.get("objectives"), count, where)
+  parsers.check_strength(record.get("strength"), where)
+  is_judged = scores or objectives or ranks is not None
+  if not is_judged and acceptable is None:
+    raise records.RefusedExample(
+      "no judgement",
+      f"{where}: none of {', '.join(JUDGED)} says anything. Remove the record.",
+    )
+  return Ranking(
+    where,
+    prompt,
+    tuple(answers),
+    ranks=ranks,
+    scores=scores,
+    objectives=objectives,
+    strength=record.get("strength"),
+    acceptable=acceptable,
+    fields=dict(record),
+  )
+
+
+def _answered(
+  record: dict, where: str
+) -> tuple[str | list[Message], list[str]]:
+  """Returns the prompt and the answers, texts or lists of messages."""
+  listed = records.field(record, "answers", (list,), "ranking", where)
+  if len(listed) < 2:
+    raise DataError(
+      f"{where}: field 'answers' has {len(listed)} of them; a ranking is of "
+      "two or more. Correct the record."
+    )
+  names = [f"answers[{n}]" for n in range(len(listed))]
+  named = dict(record) | dict(zip(names, listed, strict=True))
+  prompt, answers = records.answered(named, names, "ranking", where)
+  return records.with_tools(prompt, record, where), answers
+
+
+def _listed(value: Any, name: str, count: int, where: str) -> Sequence:
+  """Returns a list with an entry for each answer.
+
+  Raises:
+    DataError: it is none.
+  """
+  if not isinstance(value, list) or len(value) != count:
+    found = f"{len(value)} entries" if isinstance(value, list) else value
+    raise DataError(
+      f"{where}: field {name!r} has {str(found)[:60]}; it is a list with one "
+      f"entry for each of the {count} answers. Correct the record."
+    )
+  return value
+
+
+def _check_listed(record: dict, name: str, count: int, where: str) -> None:
+  """Raises DataError for "shown" or "policies" that does not fit."""
+  value = record.get(name)
+  if value is None:
+    return
+  listed = _listed(value, name, count, where)
+  if name == "shown" and sorted(map(str, listed)) != sorted(
+    map(str, range(count))
+  ):
+    raise DataError(
+      f"{where}: field 'shown' is {listed}; it is the order in which the "
+      f"answers stood, each of 0 to {count - 1} once. Correct the record."
+    )
+
+
+def _ranks(
+  value: Any, name: str, count: int, where: str
+) -> tuple[int | None, ...] | None:
+  """Returns ranks, None where there are none or all of them are null."""
+  if value is None:
+    return None
+  listed = _listed(value, name, count, where)
+  for rank in listed:
+    is_rank = parsers.is_number(rank) and rank >= 0 and rank == int(rank)
+    if rank is not None and not is_rank:
+      raise DataError(
+        f"{where}: field {name!r} holds {str(rank)[:60]!r}; a rank is a whole "
+        "number, 0 for the best, or null. Correct the record."
+      )
+  if all(rank is None for rank in listed):
+    return None
+  return tuple(None if rank is None else int(rank) for rank in listed)
+
+
+def _chosen(
+  choice: Any, ranks: tuple | None, count: int, where: str
+) -> tuple[int | None, ...] | None:
+  """Returns the ranks of a choice: given ones, which must agree with it."""
+  if choice is None:
+    return ranks
+  is_index = isinstance(choice, int) and not isinstance(choice, bool)
+  if not is_index or not 0 <= choice < count:
+    raise DataError(
+      f"{where}: field 'choice' is {str(choice)[:60]!r}; it is the number of "
+      f"the best answer, 0 to {count - 1}, or null. Correct the record."
+    )
+  if ranks is None:
+    return tuple(int(n != choice) for n in range(count))
+  if ranks[choice] != min(rank for rank in ranks if rank is not None):
+    raise DataError(
+      f"{where}: field 'choice' is {choice}, and 'ranks' {list(ranks)} put "
+      "another answer first. Correct the record."
+    )
+  return ranks
+
+
+def _scores(
+  value: Any, count: int, where: str
+) -> dict[str, tuple[float | None, ...]]:
+  """Returns objective -> scores; a plain list is of the whole answer, ""."""
+  if value is None:
+    return {}
+  named = value if isinstance(value, dict) else {"": value}
+  found = {}
+  for objective, numbers in named.items():
+    name = f"scores.{objective}" if objective else "scores"
+    for number in _listed(numbers, name, count, where):
+      if number is not None and not parsers.is_number(number):
+        raise DataError(
+          f"{where}: field {name!r} holds {str(number)[:60]!r}; a score is a "
+          "finite number, or null. Correct the record."
+        )
+    if any(number is not None for number in numbers):
+      found[str(objective)] = tuple(
+        None if number is None else float(number) for number in numbers
+      )
+  return found
+
+
+def _objectives(
+  value: Any, count: int, where: str
+) -> dict[str, tuple[int | None, ...]]:
+  """Returns objective -> ranks."""
+  if value is None:
+    return {}
+  if not isinstance(value, dict):
+    raise DataError(
+      f"{where}: field 'objectives' is {str(value)[:60]!r}; it is an object, "
+      "objective: ranks. Correct the record."
+    )
+  found = {}
+  for objective, listed in value.items():
+    ranks = _ranks(listed, f"objectives.{objective}", count, where)
+    if ranks is not None:
+      found[str(objective)] = ranks
+  return found
+
+
+def _acceptable(
+  value: Any, count: int, where: str
+) -> tuple[bool | None, ...] | None:
+  """Returns whether each answer is good by itself."""
+  if value is None:
+    return None
+  listed = _listed(value, "acceptable", count, where)
+  for entry in listed:
+    if entry is not None and not isinstance(entry, bool):
+      raise DataError(
+        f"{where}: field 'acceptable' holds {str(entry)[:60]!r}; it says true, "
+        "false or null of each answer. Correct the record."
+      )
+  return tuple(listed)

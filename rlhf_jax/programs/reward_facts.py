@@ -1,0 +1,177 @@
+"""What a reward run finds out about its model: diagnosis, scale.
+
+Held-out accuracy and its kin (evaluation/reward_model.py), and mean and
+deviation of the raw scores, by which later stages normalise (METHODS 2.5).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax import distributed, schema
+from rlhf_jax.data import comparison_rows, dataset
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.evaluation import reward_model as diagnostics
+from rlhf_jax.models import roles
+from rlhf_jax.rewards import model as reward_model
+from rlhf_jax.runs import finite, stages
+from rlhf_jax.schema import FieldError, UserError
+from rlhf_jax.types import PyTree, Samples
+
+PAIRS_KEPT = 2000  # held-out pairs kept for the report's pictures
+
+
+def _found(
+  scores: np.ndarray, held: dataset.Comparisons, name: str
+) -> tuple[dict[str, float], np.ndarray]:
+  """Returns the diagnosis, and lengths [U] of held.rows in tokens.
+
+  Args:
+    scores: [U], raw, of held.rows.
+    held: held-out comparisons.
+    name: of the stage, for messages.
+  """
+  finite.check_facts(name, {"held-out scores": scores.tolist()})
+  held = comparison_rows.as_pairs(held)
+  lengths = np.asarray([np.sum(row["loss_mask"]) for row in held.rows])
+  return diagnostics.diagnose(
+    scores[held.pairs], held.labels, lengths[held.pairs]
+  ), lengths
+
+
+def validate(scores: np.ndarray, held: dataset.Comparisons) -> dict[str, float]:
+  """Returns metrics of held-out comparisons while the model trains.
+
+  Metrics:
+    validation/loss: -log P(the answer that people preferred wins). Up is bad.
+    validation/accuracy: share ordered as people did. Down is bad.
+
+  Args:
+    scores: [U], raw, of held.rows.
+    held: held-out comparisons.
+  """
+  found, _ = _found(scores, held, "validation")
+  return {
+    f"validation/{name}": found[f"reward_model/{name}"]
+    for name in ("loss", "accuracy")
+  }
+
+
+def diagnose(
+  scores: Callable[..., np.ndarray],
+  held: dataset.Comparisons,
+  features: np.ndarray | None,
+  name: str,
+) -> dict:
+  """Returns held-out accuracy, calibration, length bias and the raw arrays."""
+  held = comparison_rows.as_pairs(held)
+  found = scores(held.rows, features)
+  diagnosis, lengths = _found(found, held, name)
+  ceiling = (
+    "" if held.ceiling is None else f", raters' ceiling {held.ceiling:.3f}"
+  )
+  print(
+    f"{name}: held-out accuracy {diagnosis['reward_model/accuracy']:.3f} on "
+    f"{len(held.pairs)} pairs{ceiling}"
+  )
+  first, second = held.pairs[:PAIRS_KEPT].T
+  return {
+    "diagnosis": diagnosis,
+    "ceiling": held.ceiling,
+    "heldout_pairs": {
+      "score_difference": (found[first] - found[second]).tolist(),
+      "length_difference": (lengths[first] - lengths[second]).tolist(),
+      "label": held.labels[:PAIRS_KEPT].tolist(),
+    },
+  }
+
+
+def read_samples(path: Path) -> Samples:
+  """Returns the samples that an SFT run wrote."""
+  what = "It is samples.npz of an SFT run with --config.samples=256."
+  if not path.is_file():
+    raise FieldError(
+      f"reference_samples={str(path)!r}: {schema.absence(path)}. {what}"
+    )
+  try:
+    with np.load(path) as stored:
+      return Samples(**{k: stored[k] for k in stored.files})
+  except (
+    ValueError,
+    TypeError,
+    EOFError,
+    KeyError,
+    zipfile.BadZipFile,
+  ) as error:
+    raise FieldError(
+      f"reference_samples={str(path)!r}: damaged, or another file ({error}). "
+      f"{what}"
+    ) from error
+
+
+def check_tokens(source: str, tokenizer: Tokenizer) -> None:
+  """Raises FieldError for samples whose tokens are another tokenizer's."""
+  path = Path(source).expanduser()
+  info = stages.read_stage(path.parent) if source else None
+  if info and info["tokenizer_fingerprint"] != tokenizer.fingerprint:
+    raise FieldError(
+      f"reference_samples={str(path)!r}: their tokens are those of "
+      f"{info['model_source']}, and {tokenizer.name} is another tokenizer. Set "
+      "'' to normalise on the training rows."
+    )
+
+
+def normalise(
+  settings: Any,
+  role: roles.Role,
+  variables: PyTree,
+  training_scores: Callable[[], np.ndarray],
+  row_scores: Callable[[list], np.ndarray] | None = None,
+) -> dict:
+  """Returns mean and deviation of raw scores on reference samples.
+
+  Args:
+    settings: of the pipeline.
+    role: of the reward model.
+    variables: merged.
+    training_scores: returns those of the training rows.
+    row_scores: of token rows, where features of a frozen trunk are read.
+  """
+  if not settings.reference_samples:
+    scores, source, digest = training_scores(), "training rows", None
+  else:
+    path = Path(settings.reference_samples).expanduser()
+    samples = read_samples(path)
+    print(f"scores of {len(samples.tokens)} reference samples, to normalise")
+    scorer = reward_model.Scorer(role, settings.data.end_token)
+    if row_scores is not None:
+      scores = row_scores(reward_model.judged_rows(scorer, samples))
+    else:
+      zero, one = np.float32(0.0), np.float32(1.0)
+      weights = reward_model.Weights(variables, zero, one)
+      score = reward_model.make_score(scorer)
+      scores = distributed.fetch(score(weights, samples))
+    source = "samples of the SFT policy"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  finite.check_facts(f"normalised on {source}", {"score": scores.tolist()})
+  scores = np.asarray(scores, np.float64)  # large equal ones deviate by 0
+  deviation = float(np.std(scores))
+  if not deviation > 1e-6:
+    raise UserError(
+      f"the reward model gives every reference sample the same score "
+      f"(deviation {deviation:.2g}): it has learned nothing to optimise. Look "
+      "at its accuracy and its data."
+    )
+  return {
+    "mean": float(np.mean(scores)),
+    "std": deviation,
+    "count": len(scores),
+    "source": source,
+    "sha256": digest,
+  }
