@@ -45,6 +45,8 @@ class Config:
   final_fraction: float | None = None  # where the schedule ends, as a share of
   # the peak; None: 0.1 for cosine, 0 for linear
   warmup_steps: int = 0  # updates of linear warm-up; InstructGPT 10
+  warmup_fraction: float = 0.0  # the same as a share of the run's updates; the
+  # longer of both counts; Llama-2's reward model 0.03, at least 5 steps
   warmup_max_fraction: float = 0.2  # of the run's updates: a longer warm-up is
   # cut to it, and the run says so; 1 cuts nothing, nor does a total_steps
   warmup_initial_fraction: float = 0.0  # of the peak, at the first update;
@@ -66,6 +68,7 @@ class Config:
     ranges = {
       "learning_rate": (0 <= self.learning_rate < _HUGE, ">= 0 and finite"),
       "warmup_steps": (self.warmup_steps >= 0, ">= 0"),
+      "warmup_fraction": (0 <= self.warmup_fraction < 1, "in [0, 1)"),
       "warmup_max_fraction": (
         0 <= self.warmup_max_fraction <= 1,
         "in [0, 1]",
@@ -90,6 +93,12 @@ class Config:
           f"optimizer.{field}={getattr(self, field)!r} is out of range: must "
           f"be {rule}."
         )
+    if self.warmup_fraction > self.warmup_max_fraction:
+      raise UserError(
+        f"optimizer.warmup_fraction={self.warmup_fraction:g} is more than "
+        f"warmup_max_fraction={self.warmup_max_fraction:g}, to which a warm-up "
+        "is cut. Raise that, or lower warmup_fraction."
+      )
     if self.schedule not in SCHEDULES:
       raise UserError(
         f"optimizer.schedule={self.schedule!r}: must be one of {SCHEDULES}."
@@ -137,14 +146,38 @@ def of_run(config: Config, updates: int) -> Config:
     return config
   # 0.07 * 100 is above 7
   most = math.floor(config.warmup_max_fraction * updates + 1e-6)
-  warmup = min(config.warmup_steps, most)
+  warmup = min(_warmup_steps(config, updates), most)
   if config.schedule != "constant" and warmup >= updates:
     raise UserError(
       f"warmup_steps={config.warmup_steps}: the run has {updates} updates in "
       "all, so it would end within the warm-up. Lower warmup_steps or "
       "warmup_max_fraction, or train longer."
     )
-  return dataclasses.replace(config, total_steps=updates, warmup_steps=warmup)
+  return dataclasses.replace(
+    config, total_steps=updates, warmup_steps=warmup, warmup_fraction=0.0
+  )
+
+
+def _warmup_steps(config: Config, updates: int | None) -> int:
+  """Returns the updates of the warm-up: of two settings the longer.
+
+  Args:
+    config: settings.
+    updates: of the whole run; None where nobody said.
+
+  Raises:
+    UserError: a share of a run of unknown length.
+  """
+  if not config.warmup_fraction:
+    return config.warmup_steps
+  if updates is None:
+    raise UserError(
+      f"optimizer.warmup_fraction={config.warmup_fraction:g} with "
+      "total_steps=None: a share of how many updates? Set total_steps, or "
+      "warmup_steps."
+    )
+  share = math.ceil(config.warmup_fraction * updates - 1e-6)
+  return max(config.warmup_steps, share)
 
 
 def schedule(config: Config) -> optax.Schedule:
@@ -163,20 +196,21 @@ def schedule(config: Config) -> optax.Schedule:
       f"optimizer.total_steps=None with schedule={config.schedule!r}: a decay "
       "needs an end. Set total_steps > warmup_steps."
     )
+  warmup_steps = _warmup_steps(config, config.total_steps)
   if config.schedule == "constant":
     after = optax.constant_schedule(peak)
   else:
-    decay_steps = config.total_steps - config.warmup_steps
+    decay_steps = config.total_steps - warmup_steps
     if config.schedule == "cosine":
       after = optax.cosine_decay_schedule(peak, decay_steps, alpha=final)
     else:
       after = optax.linear_schedule(peak, peak * final, decay_steps)
-  if config.warmup_steps == 0:
+  if warmup_steps == 0:
     return after
   warmup = optax.linear_schedule(
-    peak * config.warmup_initial_fraction, peak, config.warmup_steps
+    peak * config.warmup_initial_fraction, peak, warmup_steps
   )
-  return optax.join_schedules([warmup, after], [config.warmup_steps])
+  return optax.join_schedules([warmup, after], [warmup_steps])
 
 
 def decay_mask(params: PyTree) -> PyTree:

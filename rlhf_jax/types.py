@@ -73,7 +73,8 @@ class PreferenceBatch:
   rank: [B, K] float32 or None: 0 is the best, equal ones tie, NaN is not
     ranked or not there.
   margin: [B] float32 or None, nats by which the better of two should win.
-  target: [B, K] float32 or None: the score that people gave, NaN for none.
+  target: [B, K] float32 or None: the score that people gave, NaN for none; of
+    grades [B, K, 2], the thresholds around them (reward_losses.ordinal_loss).
   """
 
   tokens: Array

@@ -1,21 +1,12 @@
-"""Reward models: losses on comparisons of answers to one prompt.
+"""Reward models: the settings of their losses, and one update on comparisons.
 
-  pairwise  - p log s(d) - (1 - p) log s(-d),   d = r_0 - r_1 - m sign(p - 1/2)
-  k-wise    - mean over pairs i better than j of log s(r_i - r_j)
-  Plackett-Luce  - sum_k log softmax(r_k ... r_K)_k, best first
+The losses themselves are in reward_losses.py. A batch holds K candidates a
+prompt, [B, K]; its order is `rank`, or of two candidates their label. All of a
+prompt are in one forward, so a ranking costs K rows and not K (K - 1) (Ouyang
+et al. 2022, section 3.5).
 
-s is the logistic function, p the probability that candidate 0 is better (1
-for a plain choice, 1/2 for a tie), m a margin. Bradley and Terry 1952;
-k-wise: Ouyang et al. 2022, section 3.5 (arXiv:2203.02155); margin: Touvron et
-al. 2023, section 3.2.2 (arXiv:2307.09288). Only differences of scores of one
-prompt are identified; centring, eta (r_i + r_j)^2, pins the rest near 0
-(Eisenstein et al. 2023, arXiv:2312.09244).
-
-Left out: `update` passes no margin and takes candidates of K > 2 as listed
-best first, because a PreferenceBatch carries neither margins nor ranks; two
-candidates are ranked by their label. A tie in a ranking is excluded, not
-counted as 1/2, and a soft label is taken as certain: `check_labels` refuses
-both, 'pairwise' has them. L2 is the optimizer's business.
+Left out: L2 is the optimizer's business; a soft label is taken as certain by
+all losses but 'pairwise', so `check_labels` refuses it there.
 """
 
 from __future__ import annotations
@@ -24,24 +15,53 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import ops
+from rlhf_jax.algorithms import reward_losses
 from rlhf_jax.algorithms.accumulate import accumulate, apply_gradients
 from rlhf_jax.types import Array, Metrics, PreferenceBatch, PyTree, TrainState
 
-OBJECTIVES = ("pairwise", "k-wise", "plackett-luce")
+OBJECTIVES = (
+  *("pairwise", "k-wise", "plackett-luce", "choice"),
+  *("regression", "ordinal"),
+)
+SCORED = ("regression", "ordinal")  # those that read scores, not an order
+# Nats by which the better answer must win, by the strength of the preference:
+# Touvron et al. 2023, table 27; and what else a margin may come from.
+MARGINS = {
+  "small": {
+    "significantly": 1.0,
+    "better": 2 / 3,
+    "slightly": 1 / 3,
+    "negligibly": 0.0,
+  },
+  "large": {
+    "significantly": 3.0,
+    "better": 2.0,
+    "slightly": 1.0,
+    "negligibly": 0.0,
+  },
+}
+MOST_GRADES = 20
+OF_SCORES = "scores"  # margins that are differences of scores
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Settings of reward-model training."""
 
-  objective: str = "pairwise"  # two answers, or rankings of K >= 2: all their
-  # pairs (Ouyang et al. 2022), or Plackett-Luce
+  objective: str = "pairwise"  # two answers; or K of one prompt: "k-wise", all
+  # their pairs (Ouyang et al. 2022), "plackett-luce", "choice" of the best
+  # (Ziegler et al. 2019); or their scores: "regression", "ordinal"
+  margins: str = (
+    ""  # what the better must win by: "small" or "large", Llama-2's
+  )
+  # scales of its words; "given", numbers of the data; "scores", differences of
+  # theirs; "": nothing
   label_smoothing: float = 0.0  # epsilon: label p becomes p(1-e) + (1-p)e
+  counts_ties: bool = False  # k-wise: answers that tie are a pair of p = 1/2
   centering: float = 0.0  # eta of eta (r_i + r_j)^2, which holds scores near
   # 0; 0.01 in Eisenstein et al. 2023
   microbatches: int = 1  # parts of a batch; one part's activations at a time
@@ -51,15 +71,13 @@ class Config:
       raise ValueError(
         f"objective={self.objective!r}: must be one of {', '.join(OBJECTIVES)}."
       )
+    known = ("", *MARGINS, "given", OF_SCORES)
+    if self.margins not in known:
+      raise ValueError(f"margins={self.margins!r}: must be one of {known}.")
     if not 0.0 <= self.label_smoothing < 0.5:
       raise ValueError(
         f"label_smoothing={self.label_smoothing}: must be in [0, 0.5); at 0.5 "
         "labels say nothing."
-      )
-    if self.objective == "plackett-luce" and self.label_smoothing > 0.0:
-      raise ValueError(
-        f"label_smoothing={self.label_smoothing}: a ranking under "
-        "'plackett-luce' has no smoothed form. Set 0, or use 'k-wise'."
       )
     if self.centering < 0.0:
       raise ValueError(f"centering={self.centering}: must be >= 0.")
@@ -67,98 +85,27 @@ class Config:
       raise ValueError(
         f"microbatches={self.microbatches}: must be >= 1. Set 1 for no split."
       )
+    self._check_read()
 
-
-def pairwise_loss(
-  scores: Array,
-  label: Array,
-  *,
-  margin: Array | None = None,
-  label_smoothing: float = 0.0,
-) -> Array:
-  """Returns [B], the Bradley-Terry loss with soft labels, in nats.
-
-  Args:
-    scores: [B, 2] float32.
-    label: [B] in [0, 1], probability that candidate 0 is the better.
-    margin: [B] >= 0, by how much the better one must win; no effect on ties.
-    label_smoothing: epsilon, the assumed share of flipped labels.
-
-  Raises:
-    ValueError: K is not 2.
-  """
-  if scores.shape[-1] != 2:
-    raise ValueError(
-      f"scores have K={scores.shape[-1]} candidates: pairwise_loss takes 2. "
-      "Set objective to 'k-wise' or 'plackett-luce'."
-    )
-  difference = scores[:, 0] - scores[:, 1]
-  if margin is not None:
-    difference = difference - margin * jnp.sign(label - 0.5)
-  target = label * (1.0 - label_smoothing) + (1.0 - label) * label_smoothing
-  return -target * jax.nn.log_sigmoid(difference) - (
-    1.0 - target
-  ) * jax.nn.log_sigmoid(-difference)
-
-
-def pair_wins(rank: Array, valid: Array) -> Array:
-  """Returns [B, K, K], 1 where i and j are valid and i ranks above j.
-
-  Args:
-    rank: [B, K], 0 is best; equal ranks are ties and give no pair.
-    valid: [B, K], 0 where a prompt has fewer than K answers.
-  """
-  above = rank[:, :, None] < rank[:, None, :]
-  both = (valid[:, :, None] > 0) & (valid[:, None, :] > 0)
-  return (above & both).astype(jnp.float32)
-
-
-def pair_mean(x: Array, wins: Array) -> Array:
-  """Returns [B], the mean of x [B, K, K] over the pairs of each prompt."""
-  total = jnp.sum(ops.neutral(x, wins) * wins, (1, 2))
-  return total / jnp.maximum(jnp.sum(wins, (1, 2)), 1.0)
-
-
-def kwise_loss(
-  scores: Array, rank: Array, valid: Array, *, label_smoothing: float = 0.0
-) -> Array:
-  """Returns [B], the mean pairwise loss over all ordered pairs of a prompt.
-
-  Each prompt is divided by its own number of pairs (Ouyang et al. 2022, eq. 1,
-  where it is K choose 2).
-
-  Args:
-    scores: [B, K] float32.
-    rank: [B, K], 0 is best; tied pairs are excluded.
-    valid: [B, K]; a candidate that does not exist may score anything, NaN too.
-    label_smoothing: epsilon, the assumed share of flipped pairs.
-  """
-  scores = ops.neutral(scores, valid)
-  difference = scores[:, :, None] - scores[:, None, :]
-  losses = -(1.0 - label_smoothing) * jax.nn.log_sigmoid(
-    difference
-  ) - label_smoothing * jax.nn.log_sigmoid(-difference)
-  return pair_mean(losses, pair_wins(rank, valid))
-
-
-def plackett_luce_loss(scores: Array, rank: Array, valid: Array) -> Array:
-  """Returns [B], minus the log-likelihood of each ranking, in nats.
-
-  Plackett 1975. Candidates with equal rank stay in each other's choice set
-  (Breslow's approximation for ties).
-
-  Args:
-    scores: [B, K] float32.
-    rank: [B, K], 0 is best.
-    valid: [B, K], 0 where a prompt has fewer than K answers, whose scores may
-      be anything, NaN too.
-  """
-  scores = ops.neutral(scores, valid)
-  remaining = (rank[:, None, :] >= rank[:, :, None]) & (valid[:, None, :] > 0)
-  itself = jnp.eye(scores.shape[-1], dtype=bool)[None]  # keeps every row finite
-  logits = jnp.where(remaining | itself, scores[:, None, :], -jnp.inf)
-  losses = jax.nn.logsumexp(logits, axis=-1) - scores
-  return jnp.sum(losses * (valid > 0), axis=-1)
+  def _check_read(self) -> None:
+    """Raises ValueError for a setting that the objective does not read."""
+    of_pairs = ("pairwise", "k-wise")
+    for name, usual, readers in (
+      ("margins", "", of_pairs),
+      ("label_smoothing", 0.0, of_pairs),
+      ("counts_ties", False, ("k-wise",)),
+    ):
+      value = getattr(self, name)
+      if value != usual and self.objective not in readers:
+        raise ValueError(
+          f"{name}={value!r}: {self.objective!r} has no such form. Leave it at "
+          f"{usual!r}, or set objective to {' or '.join(map(repr, readers))}."
+        )
+    if self.centering and self.objective in SCORED:
+      raise ValueError(
+        f"centering={self.centering}: {self.objective!r} learns the score "
+        "itself, and centring pulls it to 0. Set 0."
+      )
 
 
 def _wins(batch: PreferenceBatch, objective: str) -> Array:
@@ -170,16 +117,70 @@ def _wins(batch: PreferenceBatch, objective: str) -> Array:
     return jnp.stack(
       [jnp.stack([zero, first], -1), jnp.stack([second, zero], -1)], axis=1
     )
-  return pair_wins(_rank(batch), _valid(batch))
+  return reward_losses.pair_wins(_rank(batch), _valid(batch))
 
 
 def _rank(batch: PreferenceBatch) -> Array:
-  """Returns [B, K] ranks, 0 is best: by label for K = 2, else as listed."""
-  rows, candidates = batch.tokens.shape[:2]
-  if candidates == 2:
-    first, second = batch.label < 0.5, batch.label > 0.5
-    return jnp.stack([first, second], axis=1).astype(jnp.int32)
-  return jnp.broadcast_to(jnp.arange(candidates)[None], (rows, candidates))
+  """Returns [B, K] ranks, 0 is best: those of the batch, or of two by label."""
+  if batch.rank is not None:
+    return batch.rank
+  candidates = batch.tokens.shape[1]
+  if candidates != 2:
+    raise ValueError(
+      f"rank=None with K={candidates} candidates: nobody says which is better. "
+      "Give the ranks [B, K], 0 for the best."
+    )
+  first, second = batch.label < 0.5, batch.label > 0.5
+  return jnp.stack([first, second], axis=1).astype(jnp.float32)
+
+
+def _margins(batch: PreferenceBatch, config: Config) -> Array | None:
+  """Returns [B, K, K], by how much i must win over j, or None."""
+  if config.margins == OF_SCORES:
+    apart = batch.target[:, :, None] - batch.target[:, None, :]
+    return jnp.where(jnp.isnan(apart), 0.0, apart)
+  if not config.margins:
+    return None
+  return batch.margin[:, None, None]
+
+
+def each_loss(
+  scores: Array, batch: PreferenceBatch, mask: Array, config: Config
+) -> Array:
+  """Returns [B], the loss of each prompt (reward_losses.py), without centring.
+
+  Args:
+    scores: [B, K] float32.
+    batch: these prompts.
+    mask: [B, K], 0 where there is no candidate.
+    config: settings.
+  """
+  smoothing, margins = config.label_smoothing, _margins(batch, config)
+  match config.objective:
+    case "pairwise":
+      if margins is not None:
+        towards = jnp.sign(batch.label - 0.5)
+        own = margins[:, 0, -1]
+        margins = own * towards if config.margins == OF_SCORES else own
+      return reward_losses.pairwise_loss(
+        scores, batch.label, margin=margins, label_smoothing=smoothing
+      )
+    case "k-wise":
+      return reward_losses.kwise_loss(
+        scores,
+        _rank(batch),
+        mask,
+        margin=margins,
+        label_smoothing=smoothing,
+        counts_ties=config.counts_ties,
+      )
+    case "plackett-luce":
+      return reward_losses.plackett_luce_loss(scores, _rank(batch), mask)
+    case "choice":
+      return reward_losses.choice_loss(scores, _rank(batch), mask)
+    case "regression":
+      return reward_losses.regression_loss(scores, batch.target, mask)
+  return reward_losses.ordinal_loss(scores, batch.target, mask)
 
 
 def _valid(batch: PreferenceBatch) -> Array:
@@ -202,8 +203,67 @@ def check_labels(labels: np.ndarray, config: Config) -> None:
       f"objective={config.objective!r}: {soft.size} of {labels.size} labels "
       f"are neither 0 nor 1 (for example {soft[0]:g}), and a ranking has no "
       "soft order. Use objective='pairwise', or leave them out (data.ties="
-      "'drop' for rated texts)."
+      "'drop')."
     )
+
+
+def margins_of(strengths: np.ndarray, margins: str) -> np.ndarray:
+  """Returns [P] float32 margins in nats; 0 where there is no strength.
+
+  Args:
+    strengths: [P], a word of MARGINS["small"], a number or None each.
+    margins: a scale of MARGINS for words, or "given" for numbers.
+
+  Raises:
+    ValueError: a number where words are asked for, or the other way round.
+  """
+  found = np.zeros(len(strengths), np.float32)
+  for n, strength in enumerate(strengths):
+    if strength is None:
+      continue
+    is_word = isinstance(strength, str)
+    if is_word != (margins in MARGINS):
+      asked = "words" if margins in MARGINS else "numbers"
+      other = "'given'" if margins in MARGINS else "'small' or 'large'"
+      raise ValueError(
+        f"margins={margins!r}: it reads {asked}, and a preference has the "
+        f"strength {strength!r}. Set margins={other}."
+      )
+    found[n] = MARGINS[margins][strength] if is_word else strength
+  return found
+
+
+def grade_bounds(
+  targets: np.ndarray, training: np.ndarray | None = None
+) -> np.ndarray:
+  """Returns [..., 2] float32, the thresholds of 'ordinal' around each grade.
+
+  A score of 0 then has the grades' shares of the training data: the threshold
+  below grade g is -logit P(grade >= g).
+
+  Args:
+    targets: grades, NaN for none.
+    training: grades whose shares count; None for the same.
+
+  Raises:
+    ValueError: fewer than two grades, or more than MOST_GRADES.
+  """
+  training = targets if training is None else training
+  known = training[~np.isnan(training)]
+  grades, counts = np.unique(known, return_counts=True)
+  if not 2 <= len(grades) <= MOST_GRADES:
+    raise ValueError(
+      f"objective='ordinal': the data have {len(grades)} different scores; "
+      f"grades are 2 to {MOST_GRADES}. Use objective='regression'."
+    )
+  above = 1.0 - np.cumsum(counts)[:-1] / counts.sum()  # P(grade > g)
+  inner = np.log(1.0 - above) - np.log(above)
+  edges = np.concatenate([[-np.inf], inner, [np.inf]])
+  place = np.searchsorted(grades, targets)
+  is_none = np.isnan(targets)
+  place = np.where(is_none, 0, np.minimum(place, len(grades) - 1))
+  bounds = np.stack([edges[place], edges[place + 1]], axis=-1)
+  return np.where(is_none[..., None], np.nan, bounds).astype(np.float32)
 
 
 def denominators(batch: PreferenceBatch, config: Config) -> Metrics:
@@ -221,7 +281,8 @@ def loss(
   """Returns the loss plus centring, as a contribution to the batch's.
 
   Metrics (over prompts; ties count in neither accuracy nor margin):
-    reward_model/loss: nats, without centring. Up is bad; log 2 is chance.
+    reward_model/loss: nats (of 'regression' squared deviations), without
+      centring. Up is bad; of pairs log 2 is chance.
     reward_model/accuracy: share of pairs ordered as labelled. Down is bad; 0.5
       is chance.
     reward_model/margin: score of the better minus score of the worse. Below 0
@@ -243,51 +304,30 @@ def loss(
     mask = mask * _valid(batch)
   scores = ops.neutral(scores, mask)
   wins = _wins(batch, config.objective)
-  if config.objective == "pairwise":
-    losses = pairwise_loss(
-      scores, batch.label, label_smoothing=config.label_smoothing
-    )
-  elif config.objective == "k-wise":
-    losses = kwise_loss(
-      scores, _rank(batch), mask, label_smoothing=config.label_smoothing
-    )
-  else:
-    losses = plackett_luce_loss(scores, _rank(batch), mask)
-
+  losses = each_loss(scores, batch, mask, config)
   prompts = jnp.maximum(denominators["prompts"], 1e-8)
   decided = jnp.maximum(denominators["decided"], 1e-8)
   value = jnp.sum(losses * weight) / prompts
-  centring = jnp.sum(centering_loss(scores, mask) * weight) / prompts
+  centring = (
+    jnp.sum(reward_losses.centering_loss(scores, mask) * weight) / prompts
+  )
   count = jnp.maximum(jnp.sum(mask > 0, -1), 1)
   mean = jnp.sum(scores, -1) / count
   deviation = jnp.where(mask > 0, scores - mean[:, None], 0.0)
   spread = jnp.sqrt(jnp.sum(jnp.square(deviation), -1) / count)
   difference = scores[:, :, None] - scores[:, None, :]
-  right = pair_mean((difference > 0) * 1.0, wins)
+  right = reward_losses.pair_mean((difference > 0) * 1.0, wins)
   metrics = {
     "reward_model/loss": value,
     "reward_model/accuracy": jnp.sum(right * weight) / decided,
-    "reward_model/margin": jnp.sum(pair_mean(difference, wins) * weight)
+    "reward_model/margin": jnp.sum(
+      reward_losses.pair_mean(difference, wins) * weight
+    )
     / decided,
     "reward_model/spread": jnp.sum(spread * weight) / prompts,
     "reward_model/score_mean": jnp.sum(mean * weight) / prompts,
   }
   return value + config.centering * centring, metrics
-
-
-def centering_loss(scores: Array, valid: Array) -> Array:
-  """Returns [B], the mean of (r_i + r_j)^2 over the pairs of valid candidates.
-
-  Args:
-    scores: [B, K] float32.
-    valid: [B, K], > 0 where the candidate exists.
-  """
-  candidates = jnp.broadcast_to(
-    jnp.arange(scores.shape[-1])[None], scores.shape
-  )
-  scores = ops.neutral(scores, valid)
-  total = scores[:, :, None] + scores[:, None, :]
-  return pair_mean(jnp.square(total), pair_wins(candidates, valid))
 
 
 def update(
@@ -313,8 +353,8 @@ def update(
   Args:
     state: donate it.
     frozen: weights that do not train.
-    batch: [B, K, L]; K = 2 is ordered by its label, more candidates are
-      listed best first; those without a response token are absent.
+    batch: [B, K, L]; K = 2 is ordered by its label where it has no rank;
+      candidates without a response token are absent.
     rng: unused.
     config: settings.
     apply: (params, frozen, batch) -> scores [B, K] float32.

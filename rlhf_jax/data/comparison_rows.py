@@ -43,6 +43,7 @@ class Comparisons:
   targets: [P, K] float32, the scores that people gave, NaN for none; or None.
   strengths: [P] how strong each preference is: one of parsers.STRENGTHS, a
     number, or None for none; or None.
+  margins: [P] float32, nats by which the first of two should win, or None.
   judgements: what each record says, for what is not read to be named.
   """
 
@@ -55,6 +56,7 @@ class Comparisons:
   ranks: np.ndarray | None = None
   targets: np.ndarray | None = None
   strengths: np.ndarray | None = None
+  margins: np.ndarray | None = None
   judgements: tuple[Judgement, ...] = ()
 
   def take(self, which: np.ndarray) -> Comparisons:
@@ -63,8 +65,10 @@ class Comparisons:
     Args:
       which: [P] bool, or numbers.
     """
-    names = ("pairs", "labels", "groups", "ranks", "targets", "strengths")
-    found = {name: getattr(self, name) for name in names}
+    names = ("pairs", "labels", "groups", "ranks", "targets")
+    found = {
+      name: getattr(self, name) for name in (*names, "strengths", "margins")
+    }
     return dataclasses.replace(
       self, **{k: x if x is None else x[which] for k, x in found.items()}
     )
@@ -106,7 +110,11 @@ def _strengths(found: Sequence[str | float | None]) -> np.ndarray | None:
 
 
 def of_encoded_rankings(
-  encoded: Sequence[dict], how: str, ties: str, dropped: Counter
+  encoded: Sequence[dict],
+  how: str,
+  ties: str,
+  dropped: Counter,
+  answers: int = 0,
 ) -> Comparisons:
   """Returns comparisons of what rankings.encode_one made.
 
@@ -115,9 +123,10 @@ def of_encoded_rankings(
     how: of section.RANKINGS.
     ties: "drop", or "soft": answers that tie are a pair of label 1/2.
     dropped: reason -> count; what is left out here is added.
+    answers: of a whole ranking at most; 0: as many as the longest has.
 
   Raises:
-    FieldError: how="refuse" and a ranking of more than two answers.
+    FieldError: a ranking of more answers than `how` and `answers` allow.
   """
   if how == "refuse":
     _check_two(encoded)
@@ -129,8 +138,13 @@ def of_encoded_rankings(
     else:
       is_ends = how == "ends"
       found += [(n, *pair) for pair in _pairs(example, is_ends, ties, dropped)]
-  width = max((len(members) for _, members, _ in found), default=2)
-  shape = (len(found), max(width, 2))
+  width = max([2, answers, *(len(members) for _, members, _ in found)])
+  if answers and width > answers:
+    raise FieldError(
+      f"data.answers={answers}: the longest ranking has {width}. Set it to "
+      f"{width}, or 0."
+    )
+  shape = (len(found), width)
   pairs, ranks = (
     np.full(shape, -1, np.int32),
     np.full(shape, np.nan, np.float32),

@@ -331,7 +331,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
   check_left(encoded, data, dropped)
   if isinstance(found[0], formats.Ranking):
     compared = comparison_rows.of_encoded_rankings(
-      encoded, data.rankings, data.ties, dropped
+      encoded, data.rankings, data.ties, dropped, data.answers
     )
     check_left(compared.pairs, data, dropped)
     return compared

@@ -186,11 +186,12 @@ def check_objective(found: Sequence[Ranking], objective: str) -> None:
     if ordered is not None or scored is not None:
       return
   names = sorted(set().union(*map(objectives, found)))
-  if not names:
+  if not names and not objective:
     raise FieldError(
-      f"data.objective={objective!r}: the records have no order of their "
-      "answers, and no scores. Give ranks, choice, scores or objectives."
+      "the records have no order of their answers, and no scores. Give ranks, "
+      "choice, scores or objectives."
     )
+  names = names or ["none by name: set ''"]
   raise FieldError(
     f"data.objective={objective!r}: no record is judged by it. They have "
     f"{', '.join(names)}: set data.objective to one of them."

@@ -54,6 +54,10 @@ class Data:
   rankings: str = "refuse"  # how more than two answers are read: "pairs", each
   # against each below it; "ends", best against worst; "whole", for a loss of
   # rankings (data/comparison_rows.py)
+  answers: int = (
+    0  # of a whole ranking at most, for which rows have room; 0: as
+  )
+  # many as the longest one has, which a plan cannot know
   limit: int = 0  # first so many records; 0: all
   store: str = "memory"  # SFT only: where rows are kept; "disk" for data that
   # memory does not hold, data/streamed.py
@@ -62,6 +66,12 @@ class Data:
     check_least(
       self, prefix_tokens=0, min_words=0, max_text_tokens=0, pairs=0, limit=0
     )
+    check_least(self, answers=0)
+    if self.answers and self.rankings != "whole":
+      raise FieldError(
+        f"answers={self.answers} with rankings={self.rankings!r}: it is of "
+        "rankings that stay whole. Set rankings='whole', or answers=0."
+      )
     if self.max_length < 2:
       raise FieldError(f"max_length={self.max_length}: must be >= 2 tokens.")
     check_choice("ties", self.ties, ("drop", "soft"))

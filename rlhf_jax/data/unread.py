@@ -22,7 +22,7 @@ _ALWAYS = (
   *("duplicates", "near", "exclude"),
 )
 _OF_RATED = ("min_words", "max_text_tokens", "split", "splits", "split_seed")
-_OF_RANKINGS = ("ties", "objective", "rankings")
+_OF_RANKINGS = ("ties", "objective", "rankings", "answers")
 # (what rows are made for, whether of rated texts) -> what is read besides
 _READ = {
   (DEMONSTRATIONS, True): ("prompt", "end_token", "train_on_prompt", "pack"),

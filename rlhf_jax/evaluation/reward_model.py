@@ -182,7 +182,7 @@ def _ranks(x: np.ndarray) -> np.ndarray:
   return (last - 0.5 * (counts - 1))[inverse]
 
 
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
   """Returns Pearson's correlation, NaN where one side does not vary."""
   x, y = x - x.mean(), y - y.mean()
   scale = math.sqrt(float(np.sum(x * x)) * float(np.sum(y * y)))
@@ -220,8 +220,8 @@ def length_bias(scores: Array, labels: Array, lengths: Array) -> dict[str, Any]:
   longer_won = proportion(hits[decided & winner_longer])
   both = np.concatenate([delta, -delta]), np.concatenate([longer, -longer])
   varies = delta.size > 0
-  pearson = _correlation(*both) if varies else math.nan
-  spearman = _correlation(*map(_ranks, both)) if varies else math.nan
+  pearson = correlation(*both) if varies else math.nan
+  spearman = correlation(*map(_ranks, both)) if varies else math.nan
   gap = longer_won.value - shorter_won.value
   return {
     "pearson": pearson,

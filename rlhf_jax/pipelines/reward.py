@@ -1,6 +1,7 @@
 """Reward model: human comparisons in, a scalar that agrees with people out.
 
-Bradley-Terry on pairs. The trunk may train fully, through LoRA, or stay
+Bradley-Terry on pairs, or losses on rankings of K answers, choices and scores
+(algorithms/reward_losses.py). The trunk may train fully, through LoRA, or stay
 frozen ("head"): then its pooled features are computed once for each distinct
 row and training is a matter of seconds.
 """
@@ -14,7 +15,7 @@ import numpy as np
 
 from rlhf_jax import optimizer, schema
 from rlhf_jax.algorithms import reward
-from rlhf_jax.data import batches, dataset, layout, unread
+from rlhf_jax.data import batches, comparison_rows, layout, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.evaluation import reward_model as diagnostics
 from rlhf_jax.models import heads, pretrained, roles, trees
@@ -25,6 +26,7 @@ from rlhf_jax.programs import (
   abstract,
   build,
   features,
+  reward_data,
   reward_facts,
   shared_rows,
   starts,
@@ -83,23 +85,20 @@ def check(settings: Settings, world: World) -> None:
   unread.check(settings.data, "data", use, packs=packs)  # features: of rows
   unread.check(settings.heldout, "heldout", use, packs=False)
   build.check_pairs(settings)
+  reward_data.check(settings)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
   build.check_rows(
     world, settings.schedule.batch_size, parts=settings.loss.microbatches
   )
 
 
-def check_labels(
-  train: dataset.Comparisons, held: dataset.Comparisons, loss: reward.Config
-) -> None:
-  """Raises FieldError for labels that the objective cannot express."""
-  with schema.as_field("loss."):
-    for data in (train, held):
-      reward.check_labels(data.labels, loss)
-
-
 def wire(
-  settings: Settings, world: World, base: Base, total: int, length: int
+  settings: Settings,
+  world: World,
+  base: Base,
+  total: int,
+  length: int,
+  candidates: int = 2,
 ) -> tuple[Phase, PyTree, PyTree, str]:
   """Returns the phase, the weights it starts from, what of them an update
   reads and does not train, and "merged_from".
@@ -110,6 +109,7 @@ def wire(
     base: the model underneath.
     total: optimizer steps.
     length: tokens of a row.
+    candidates: K, answers of a comparison at most.
   """
   role, variables, merged_from = starts.starting_reward(settings, base, world)
   params, frozen = roles.split(role, variables)
@@ -121,7 +121,14 @@ def wire(
   def arguments(flow: dict) -> tuple[tuple, dict]:
     del flow
     width = abstract.feature_width(role) if is_head else 0
-    batch = abstract.preference_batch(world.mesh, rows, length, width)
+    batch = abstract.preference_batch(
+      world.mesh,
+      rows,
+      length,
+      width,
+      candidates=candidates,
+      said=reward_data.said(settings),
+    )
     return (state, used, batch, abstract.key(world.mesh)), {}
 
   update = Program(
@@ -132,7 +139,7 @@ def wire(
     work=lambda: Passes(world.mesh).training(
       role,
       abstract.bytes_of(state.params),
-      2 * rows,
+      candidates * rows,
       length,
       0,
       parts=settings.loss.microbatches,
@@ -169,7 +176,10 @@ def phases(settings: Settings, world: World) -> list[Phase]:
   base = world.base(settings.model)
   total = planned_steps(settings.schedule)
   length = settings.data.row_length
-  phase, _, _, merged_from = wire(settings, world, base, total, length)
+  candidates = reward_data.planned_candidates(settings.data)
+  phase, _, _, merged_from = wire(
+    settings, world, base, total, length, candidates
+  )
   world.leave(world.workdir, phase.role, merged_from)
   return [phase]
 
@@ -185,7 +195,7 @@ def run(settings: Settings, world: World) -> dict:
     return info
   reward_facts.check_tokens(settings.reference_samples, base.tokenizer)
   train, held = features.load_comparisons(settings, base.tokenizer, name)
-  check_labels(train, held, settings.loss)
+  train, scale = reward_data.prepare(name, train, held, settings.loss)
   longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
   pretrained.check_context(base, longest, "data")
   total = build.announced(
@@ -193,7 +203,7 @@ def run(settings: Settings, world: World) -> dict:
   )
   width = batches.bucket_length(max(len(r["tokens"]) for r in train.rows))
   phase, variables, used, merged_from = wire(
-    settings, world, base, total, width
+    settings, world, base, total, width, train.pairs.shape[1]
   )
   phase = dataclasses.replace(phase, name=name)
   _, frozen = roles.split(phase.role, variables)
@@ -224,7 +234,7 @@ def run(settings: Settings, world: World) -> dict:
     np.arange(len(train.pairs)),
     schedule.batch_size,
     seed=settings.seed,
-    content=[train.rows, train.pairs, train.labels],
+    content=reward_data.content(train),
     collate=lambda numbers: shared_rows.placed(collate(numbers), shape),
     shares_rows=bool(shape.counts),
   )
@@ -236,6 +246,7 @@ def run(settings: Settings, world: World) -> dict:
     batch_size=schedule.batch_size,
     mesh=world.mesh,
   )
+  told: dict = {}
   params = supervised.fit(
     phase,
     loader,
@@ -252,6 +263,7 @@ def run(settings: Settings, world: World) -> dict:
     measure=lambda params: reward_facts.validate(
       score(params, rows=held.rows, features=held_pooled), held
     ),
+    told=told,
   )
 
   def scores(
@@ -263,10 +275,12 @@ def run(settings: Settings, world: World) -> dict:
     return scores(rows, _features(phase, variables["params"], rows))
 
   facts = {
-    "steps": total,
+    **told,
     "comparisons": len(train.pairs),
-    "epochs": total * schedule.batch_size / len(train.pairs),
+    "pairs": len(comparison_rows.as_pairs(train).pairs),
+    "epochs": told["steps"] * schedule.batch_size / len(train.pairs),
     "reads_end_token": settings.data.end_token,
+    **({"target": scale} if scale else {}),
     **reward_facts.diagnose(scores, held, held_pooled, name),
     "normalisation": reward_facts.normalise(
       settings,
@@ -277,7 +291,7 @@ def run(settings: Settings, world: World) -> dict:
     ),
   }
   facts["guards"] = diagnostics.guard(
-    facts["diagnosis"], facts["comparisons"], facts["epochs"]
+    facts["diagnosis"], facts["pairs"], facts["epochs"]
   )
   facts["diagnosis"] = finite.or_none(facts["diagnosis"])
   for level, message in facts["guards"]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -162,6 +164,8 @@ def preference_batch(
   features: int,
   *,
   has_reference: bool = False,
+  candidates: int = 2,
+  said: Mapping[str, int] = MappingProxyType({}),
 ) -> PreferenceBatch:
   """Returns an abstract batch of comparisons.
 
@@ -171,20 +175,29 @@ def preference_batch(
     length: tokens of a row.
     features: width of the precomputed features, 0 where the trunk trains.
     has_reference: whether log-probabilities of a reference are there.
+    candidates: K.
+    said: what else is there: "rank", "margin" and "target", and how many
+      dimensions each has.
   """
   length = 1 if features else length
+  shape = (rows, candidates, length)
+  further = {
+    name: spread(mesh, (rows, candidates, 2)[:dimensions], jnp.float32)
+    for name, dimensions in said.items()
+  }
   return PreferenceBatch(
-    tokens=spread(mesh, (rows, 2, length), jnp.int32),
-    valid_mask=spread(mesh, (rows, 2, length), jnp.float32),
-    loss_mask=spread(mesh, (rows, 2, length), jnp.float32),
+    tokens=spread(mesh, shape, jnp.int32),
+    valid_mask=spread(mesh, shape, jnp.float32),
+    loss_mask=spread(mesh, shape, jnp.float32),
     label=spread(mesh, (rows,), jnp.float32),
     weight=spread(mesh, (rows,), jnp.float32),
-    features=spread(mesh, (rows, 2, features), jnp.float32)
+    features=spread(mesh, (*shape[:2], features), jnp.float32)
     if features
     else None,
-    reference_logprobs=spread(mesh, (rows, 2, length), jnp.float32)
+    reference_logprobs=spread(mesh, shape, jnp.float32)
     if has_reference
     else None,
+    **further,
   )
 
 

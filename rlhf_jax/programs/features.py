@@ -231,6 +231,7 @@ def collate(
     "label": data.labels[chosen],
     "weight": np.ones(len(chosen), np.float32),
     "rank": None if data.ranks is None else data.ranks[chosen],
+    "margin": None if data.margins is None else data.margins[chosen],
     "target": None if data.targets is None else data.targets[chosen],
   }
   if features is not None:

@@ -38,11 +38,31 @@ def _found(
     name: of the stage, for messages.
   """
   finite.check_facts(name, {"held-out scores": scores.tolist()})
+  agreement = _target_agreement(scores, held)
   held = comparison_rows.as_pairs(held)
   lengths = np.asarray([np.sum(row["loss_mask"]) for row in held.rows])
-  return diagnostics.diagnose(
+  found = diagnostics.diagnose(
     scores[held.pairs], held.labels, lengths[held.pairs]
-  ), lengths
+  )
+  return found | agreement, lengths
+
+
+def _target_agreement(
+  scores: np.ndarray, held: dataset.Comparisons
+) -> dict[str, float]:
+  """Returns how scores follow those that people gave; {} where none did.
+
+  Metrics:
+    reward_model/target_correlation: Pearson's, of scored held-out answers.
+      Down is bad.
+  """
+  if held.targets is None:
+    return {}
+  is_known = (held.pairs >= 0) & ~np.isnan(held.targets)
+  rows, first = np.unique(held.pairs[is_known], return_index=True)
+  given = held.targets[is_known][first].astype(np.float64)
+  found = diagnostics.correlation(scores[rows].astype(np.float64), given)
+  return {"reward_model/target_correlation": found}
 
 
 def validate(scores: np.ndarray, held: dataset.Comparisons) -> dict[str, float]:
@@ -51,15 +71,19 @@ def validate(scores: np.ndarray, held: dataset.Comparisons) -> dict[str, float]:
   Metrics:
     validation/loss: -log P(the answer that people preferred wins). Up is bad.
     validation/accuracy: share ordered as people did. Down is bad.
+    validation/target_correlation: with the scores that people gave, where there
+      are some. Down is bad.
 
   Args:
     scores: [U], raw, of held.rows.
     held: held-out comparisons.
   """
   found, _ = _found(scores, held, "validation")
+  names = ("loss", "accuracy", "target_correlation")
   return {
     f"validation/{name}": found[f"reward_model/{name}"]
-    for name in ("loss", "accuracy")
+    for name in names
+    if f"reward_model/{name}" in found
   }
 
 

@@ -43,6 +43,7 @@ def fit(
   identity: dict,
   show: tuple[tuple[str, str], ...],
   measure: loop.Measure | None = None,
+  told: dict | None = None,
 ) -> PyTree:
   """Returns the trained tree; goes on from the newest checkpoint.
 
@@ -54,6 +55,8 @@ def fit(
     seed: of the key of each step.
     schedule, total_steps, identity, show: see loop.run_steps.
     measure: trained tree -> metrics of held-out rows; None for none.
+    told: is filled with "steps", those that were taken, and where the run ended
+      early with "halted", why.
   """
   key, update = jax.random.key(seed), phase["update"]
 
@@ -64,7 +67,7 @@ def fit(
     )
     return {"train": state}, facts, row
 
-  arrays, _ = loop.run_steps(
+  arrays, facts = loop.run_steps(
     one_step,
     phase=phase.name,
     workdir=phase.world.workdir,
@@ -77,4 +80,10 @@ def fit(
     show=show,
     measure=None if measure is None else lambda x: measure(x["train"].params),
   )
+  if told is not None:
+    told["steps"] = int(arrays["train"].step)
+  if facts.get("halt"):
+    print(f"{phase.name}: ended early: {facts['halt']}")
+    if told is not None:
+      told["halted"] = facts["halt"]
   return arrays["train"].params

@@ -56,6 +56,8 @@ class Schedule:
   log_every: int = 1  # steps between metric rows
   eval_every: int = 0  # steps between measurements on held-out data, besides
   # that of the last step; 0: none while it trains
+  patience: int = 0  # measurements in a row without a better keep_best that end
+  # the run; 0: it goes on
 
   def __post_init__(self) -> None:
     if self.batch_size < 1 or self.save_every < 1 or self.keep < 1:
@@ -79,6 +81,14 @@ class Schedule:
       raise FieldError(
         f"keep_best={self.keep_best!r} with eval_every=0: it is measured on "
         "held-out data, and nothing is while it trains. Set eval_every."
+      )
+    if self.patience < 0:
+      raise FieldError(f"patience={self.patience}: must be >= 0.")
+    if self.patience and not self.keep_best.startswith(MEASURED):
+      raise FieldError(
+        f"patience={self.patience} with keep_best={self.keep_best!r}: a run "
+        "ends early by a metric of held-out data. Set keep_best to one, such "
+        "as 'validation/loss', and eval_every."
       )
     check_choice("best", self.best, ("", "max", "min"))
     _ = self.best_of  # of a metric whose name says nothing
@@ -261,6 +271,9 @@ def run_steps(
         if is_measured and measure is not None:
           row |= _measured(measure, arrays)
         score = _score(row, schedule.keep_best)
+        if is_measured and schedule.patience and not is_last:
+          facts = _waiting(facts, score, schedule, step)
+          is_last = bool(facts.get("halt"))
         is_logged = is_measured or step % schedule.log_every == 0
         if is_logged or step == total_steps:
           writer.write(step, row | system_metrics(), phase)
@@ -286,6 +299,32 @@ def run_steps(
       interrupt.saved()
       raise Stopped(step, interrupt.signal)
   return arrays, facts
+
+
+def _waiting(
+  facts: dict, score: float | None, schedule: Schedule, step: int
+) -> dict:
+  """Returns facts with the best score, how long ago it was, perhaps "halt".
+
+  Args:
+    facts: of the run.
+    score: of this step, None where it is not finite.
+    schedule: with patience.
+    step: of the measurement.
+  """
+  best, waited = facts.get("best_score"), facts.get("waited", 0) + 1
+  if score is not None:
+    sign = -1.0 if schedule.best_of == "min" else 1.0
+    if best is None or sign * score > sign * best:
+      best, waited = score, 0
+  facts = facts | {"best_score": best, "waited": waited}
+  if waited < schedule.patience:
+    return facts
+  return facts | {
+    "halt": f"at step {step} {schedule.keep_best} had not become better than "
+    f"{best} in {waited} measurements (schedule.patience={schedule.patience}); "
+    "the best step is this folder with @best"
+  }
 
 
 def _measured(measure: Measure, arrays: PyTree) -> dict[str, float]:

@@ -103,15 +103,14 @@ def _section(config: Any, path: Sequence[str]) -> Any:
 def _check_rate(values: Any, field: str) -> None:
   if not hasattr(values, "get") or "learning_rate" not in values:
     return
-  is_even = values.get("schedule") == "constant" and not values.get(
-    "warmup_steps"
-  )
+  warmup = [values.get(f"warmup_{name}") for name in ("steps", "fraction")]
+  is_even = values.get("schedule") == "constant" and not any(warmup)
   if values.get("total_steps") is None and not is_even:
     raise UserError(
       f"{field}: schedule={values.get('schedule')!r}, warmup_steps="
-      f"{values.get('warmup_steps')}: with halving the rate would follow the "
-      "steps of each rung. Set total_steps to the updates of a whole run, or "
-      "schedule='constant' and warmup_steps=0."
+      f"{warmup[0]}, warmup_fraction={warmup[1]}: with halving the rate would "
+      "follow the steps of each rung. Set total_steps to the updates of a "
+      "whole run, or schedule='constant' and both 0."
     )
 
 

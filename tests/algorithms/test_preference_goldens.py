@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.algorithms import reward, sft
+from rlhf_jax.algorithms import reward, reward_losses, sft
 from rlhf_jax.algorithms.preference import (
   cpo,
   dpo,
@@ -218,7 +218,7 @@ def test_reward_losses_are_those_of_openrlhf(name):
 
   def total(scores):
     label = jnp.ones(len(scores))
-    return jnp.mean(reward.pairwise_loss(scores, label, margin=margin))
+    return jnp.mean(reward_losses.pairwise_loss(scores, label, margin=margin))
 
   scores = jnp.asarray(OPENRLHF["pair_scores"], jnp.float32)
   loss, gradient = jax.value_and_grad(total)(scores)

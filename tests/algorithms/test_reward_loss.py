@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlhf_jax.algorithms import reward
+from rlhf_jax.algorithms import reward, reward_losses
 from rlhf_jax.types import PreferenceBatch, TrainState
 
 RNG = np.random.default_rng(4)
@@ -25,9 +25,11 @@ def nll(difference):
 
 
 def test_pairwise_hand_computed():
-  found = reward.pairwise_loss(jnp.array([[2.0, 0.0]]), jnp.array([1.0]))
+  found = reward_losses.pairwise_loss(jnp.array([[2.0, 0.0]]), jnp.array([1.0]))
   np.testing.assert_allclose(found, [0.126928], rtol=1e-5)
-  wrong = reward.pairwise_loss(jnp.array([[0.0, 300.0]]), jnp.array([1.0]))
+  wrong = reward_losses.pairwise_loss(
+    jnp.array([[0.0, 300.0]]), jnp.array([1.0])
+  )
   np.testing.assert_allclose(wrong, [300.0])
 
 
@@ -35,18 +37,20 @@ def test_soft_labels_and_ties():
   difference = PAIR[:, 0] - PAIR[:, 1]
   label = jnp.asarray([0, 0.25, 0.5, 0.75, 1, 0.9, 0.1, 0.5], jnp.float32)
   np.testing.assert_allclose(
-    reward.pairwise_loss(PAIR, label),
+    reward_losses.pairwise_loss(PAIR, label),
     label * nll(difference) + (1 - label) * nll(-difference),
     rtol=1e-5,
   )
-  tie = jax.grad(lambda s: reward.pairwise_loss(s, jnp.array([0.5])).sum())
+  tie = jax.grad(
+    lambda s: reward_losses.pairwise_loss(s, jnp.array([0.5])).sum()
+  )
   np.testing.assert_allclose(tie(jnp.zeros((1, 2))), [[0.0, 0.0]], atol=1e-7)
 
 
 def test_t10_margin_0_and_smoothing_0_are_bradley_terry():
-  plain = reward.pairwise_loss(PAIR, ONES)
+  plain = reward_losses.pairwise_loss(PAIR, ONES)
   np.testing.assert_allclose(plain, nll(PAIR[:, 0] - PAIR[:, 1]), rtol=1e-5)
-  margin = reward.pairwise_loss(PAIR, ONES, margin=jnp.zeros(B))
+  margin = reward_losses.pairwise_loss(PAIR, ONES, margin=jnp.zeros(B))
   np.testing.assert_array_equal(margin, plain)
 
 
@@ -54,17 +58,17 @@ def test_margin_and_smoothing():
   difference = PAIR[:, 0] - PAIR[:, 1]
   margin = jnp.asarray(RNG.uniform(0, 3, B), jnp.float32)
   np.testing.assert_allclose(
-    reward.pairwise_loss(PAIR, ONES, margin=margin),
+    reward_losses.pairwise_loss(PAIR, ONES, margin=margin),
     nll(difference - margin),
     rtol=1e-5,
   )
   np.testing.assert_allclose(
-    reward.pairwise_loss(PAIR[:, ::-1], 0 * ONES, margin=margin),
+    reward_losses.pairwise_loss(PAIR[:, ::-1], 0 * ONES, margin=margin),
     nll(difference - margin),
     rtol=1e-5,
   )
   np.testing.assert_allclose(
-    reward.pairwise_loss(PAIR, ONES, label_smoothing=0.1),
+    reward_losses.pairwise_loss(PAIR, ONES, label_smoothing=0.1),
     0.9 * nll(difference) + 0.1 * nll(-difference),
     rtol=1e-5,
   )
@@ -74,7 +78,7 @@ def test_t10_gradient_of_centering():
   eta, pair = 0.01, jnp.array([[1.5, -0.25]])
 
   def centred(s):
-    return eta * reward.centering_loss(s, jnp.ones((1, 2))).sum()
+    return eta * reward_losses.centering_loss(s, jnp.ones((1, 2))).sum()
 
   np.testing.assert_allclose(
     jax.grad(centred)(pair), [[2 * eta * 1.25] * 2], rtol=1e-6
@@ -85,10 +89,10 @@ def test_t09_kwise_with_two_candidates_is_pairwise():
   rank = jnp.tile(jnp.array([[0, 1]]), (B, 1))
   for smoothing in (0.0, 0.2):
     np.testing.assert_allclose(
-      reward.kwise_loss(
+      reward_losses.kwise_loss(
         PAIR, rank, jnp.ones((B, 2)), label_smoothing=smoothing
       ),
-      reward.pairwise_loss(PAIR, ONES, label_smoothing=smoothing),
+      reward_losses.pairwise_loss(PAIR, ONES, label_smoothing=smoothing),
       rtol=1e-6,
     )
 
@@ -103,11 +107,11 @@ def test_t09_kwise_is_the_mean_of_the_pairs_and_so_is_its_gradient():
       order = np.argsort(np.asarray(rank[row]))
       for better, worse in itertools.combinations(order, 2):
         pair = jnp.stack([scores[row, better], scores[row, worse]])[None]
-        total += reward.pairwise_loss(pair, jnp.ones(1))[0] / 6
+        total += reward_losses.pairwise_loss(pair, jnp.ones(1))[0] / 6
     return total
 
   def together(scores):
-    return reward.kwise_loss(scores, rank, valid).sum()
+    return reward_losses.kwise_loss(scores, rank, valid).sum()
 
   a, b = (jax.value_and_grad(f)(SCORES) for f in (separately, together))
   jax.tree.map(
@@ -120,9 +124,9 @@ def test_t09_ties_and_missing_candidates_give_no_pair():
   rank = jnp.array([[0, 1, 0, 2]])
   valid = jnp.array([[1.0, 1.0, 1.0, 0.0]])
   expected = (nll(1.0) + nll(5.0)) / 2
-  found = reward.kwise_loss(scores, rank, valid)
+  found = reward_losses.kwise_loss(scores, rank, valid)
   np.testing.assert_allclose(found, [expected], rtol=1e-5)
-  nothing = reward.kwise_loss(scores, 0 * rank, valid)
+  nothing = reward_losses.kwise_loss(scores, 0 * rank, valid)
   np.testing.assert_array_equal(nothing, [0.0])
 
 
@@ -133,16 +137,16 @@ def test_plackett_luce_is_the_likelihood_of_the_ranking():
   for order in itertools.permutations(range(3)):
     rank = np.zeros((1, 4), np.int32)
     rank[0, list(order)] = range(3)
-    loss = reward.plackett_luce_loss(scores, jnp.asarray(rank), valid)
+    loss = reward_losses.plackett_luce_loss(scores, jnp.asarray(rank), valid)
     weights = np.exp(np.asarray(scores, np.float64)[0])[list(order)]
     by_hand = np.prod([weights[k] / weights[k:].sum() for k in range(3)])
     np.testing.assert_allclose(np.exp(-loss[0]), by_hand, rtol=1e-5)
     total += by_hand
   np.testing.assert_allclose(total, 1.0)
-  pair = reward.plackett_luce_loss(
+  pair = reward_losses.plackett_luce_loss(
     PAIR, jnp.tile(jnp.array([[0, 1]]), (B, 1)), jnp.ones((B, 2))
   )
-  expected = reward.pairwise_loss(PAIR, ONES)
+  expected = reward_losses.pairwise_loss(PAIR, ONES)
   np.testing.assert_allclose(pair, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -159,6 +163,10 @@ def preferences(candidates, label=LABEL, weight=ONES):
     loss_mask=jnp.ones(shape).at[:, :, 0].set(0.0),
     label=label,
     weight=weight,
+    rank=None
+    if candidates == 2
+    else jnp.asarray(rng.integers(0, 3, (B, candidates)), jnp.float32),
+    target=jnp.asarray(rng.integers(0, 3, (B, candidates)), jnp.float32),
   )
 
 
@@ -219,11 +227,15 @@ def test_golden_metrics_of_an_update():
 
 @pytest.mark.parametrize(
   ("objective", "candidates"),
-  [("pairwise", 2), ("k-wise", 4), ("plackett-luce", 4)],
+  [
+    *[("pairwise", 2), ("k-wise", 4), ("plackett-luce", 4)],
+    *[("choice", 4), ("regression", 4)],
+  ],
 )
 def test_trap_12_13_25_microbatches_sharding_and_jit(objective, candidates):
   batch = preferences(candidates, weight=jnp.arange(8.0) / 7)
-  settings = {"objective": objective, "centering": 0.1}
+  eta = 0.0 if objective in reward.SCORED else 0.1
+  settings = {"objective": objective, "centering": eta}
   plain = run(batch, jit=False, **settings)
   assert_same(plain, run(batch, microbatches=8, **settings))
   rows = NamedSharding(
@@ -241,7 +253,9 @@ def test_kwise_and_pairwise_updates_agree_for_two_candidates():
   )
 
 
-@pytest.mark.parametrize("objective", ["pairwise", "k-wise", "plackett-luce"])
+@pytest.mark.parametrize(
+  "objective", ["pairwise", "k-wise", "plackett-luce", "choice", "regression"]
+)
 def test_trap_27_dropped_rows_may_hold_anything(objective):
   def poisoned(params, frozen, batch):
     scores = apply(params, frozen, batch)
@@ -254,7 +268,7 @@ def test_trap_27_dropped_rows_may_hold_anything(objective):
   assert_same(metrics, run(batch, objective=objective)[1])
 
 
-@pytest.mark.parametrize("objective", ["k-wise", "plackett-luce"])
+@pytest.mark.parametrize("objective", ["k-wise", "plackett-luce", "choice"])
 def test_two_candidates_are_ranked_by_their_label(objective):
   """A label of 0 says that the second is the better, in every objective."""
   ones = np.ones((B, 2, 1), np.float32)
@@ -269,7 +283,7 @@ def test_two_candidates_are_ranked_by_their_label(objective):
   value, metrics = reward.loss(
     PAIR, batch, config, reward.denominators(batch, config)
   )
-  pairwise = reward.pairwise_loss(PAIR, batch.label)
+  pairwise = reward_losses.pairwise_loss(PAIR, batch.label)
   np.testing.assert_allclose(value, pairwise.mean(), rtol=1e-6)
   first_wins = np.asarray(PAIR[:, 0] > PAIR[:, 1])
   np.testing.assert_allclose(
@@ -290,6 +304,8 @@ def test_rankings_of_soft_labels_are_refused():
 def test_errors():
   with pytest.raises(ValueError, match="K=4 candidates"):
     run(preferences(4))
+  with pytest.raises(ValueError, match="rank=None with K=4"):
+    run(preferences(4).replace(rank=None), objective="k-wise")
   with pytest.raises(ValueError, match=r"label_smoothing=0.5: must be in"):
     reward.Config(label_smoothing=0.5)
   with pytest.raises(ValueError, match="objective='bt'"):

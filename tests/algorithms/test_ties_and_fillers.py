@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax.algorithms import reward, sft
+from rlhf_jax.algorithms import reward, reward_losses, sft
 from rlhf_jax.algorithms.policy_gradient import groups, grpo, shaping
 from rlhf_jax.algorithms.policy_gradient import registry as policy_registry
 from rlhf_jax.algorithms.policy_gradient import update as policy_update
@@ -46,7 +46,7 @@ def test_perplexity_is_of_tokens_whatever_the_loss_averages():
 def test_tied_candidates_stay_in_each_others_choice_set():
   """Two best of three: each is chosen among all, the last from itself."""
   scores = jnp.asarray([[1.0, 0.5, -1.0]])
-  found = reward.plackett_luce_loss(
+  found = reward_losses.plackett_luce_loss(
     scores, jnp.asarray([[0, 0, 1]]), jnp.ones((1, 3))
   )
   total = np.log(np.sum(np.exp(np.asarray(scores))))
@@ -188,17 +188,18 @@ def test_rows_without_weight_change_neither_step_nor_numbers(module):
     np.testing.assert_allclose(found["preference/kl"], z, rtol=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["k-wise", "plackett-luce"])
+@pytest.mark.parametrize("objective", ["k-wise", "plackett-luce", "choice"])
 def test_an_absent_candidate_may_be_anything(objective):
   """Value and slope of the others, with NaN where there is no answer."""
   rank, valid = jnp.asarray([[0, 1, 2]]), jnp.asarray([[1.0, 1.0, 0.0]])
   function = {
-    "k-wise": reward.kwise_loss,
-    "plackett-luce": reward.plackett_luce_loss,
+    "k-wise": reward_losses.kwise_loss,
+    "plackett-luce": reward_losses.plackett_luce_loss,
+    "choice": reward_losses.choice_loss,
   }[objective]
 
   def total(scores, valid=valid):
-    centring = reward.centering_loss(scores, valid)
+    centring = reward_losses.centering_loss(scores, valid)
     return (function(scores, rank, valid) + centring).sum()
 
   scores = jnp.asarray([[0.5, -1.0, 0.0]])
