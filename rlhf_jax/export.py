@@ -49,7 +49,7 @@ def export(
     folder: new, or empty.
     evaluation: see export_run.Settings.
     mesh: devices that a run is loaded on; None for one.
-    **how: fields of folders.How: form, dtype, max_shard_size, base.
+    **how: fields of folders.How: form, dtype, max_shard_size, base, member.
 
   Raises:
     UserError: nothing there that could leave, a form that it cannot have, or
@@ -99,6 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
   add("--dtype", default=usual.dtype, help="float32, bfloat16, float16, q8_0")
   add("--max_shard_size", default=usual.max_shard_size, help="of a file")
   add("--base", default=usual.base, help="what an adapter is for")
+  add("--member", type=int, help="of an ensemble of reward models, from 0")
   add("--evaluation", default="", help="folder of an evaluation of the run")
   given = vars(parser.parse_args(arguments))
   try:

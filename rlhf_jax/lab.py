@@ -186,6 +186,8 @@ def _load_reward_model(
   world = World.open(mesh, Path())
   base: Base = world.base(settings)
   scorer, weights, info = reward_scores.load(folder, base, world)
+  mean, std = np.asarray(weights.mean), np.asarray(weights.std)
+  several = scorer.role.members > 1
   return RewardModel(
     base,
     scorer.role,
@@ -193,8 +195,8 @@ def _load_reward_model(
     *split(scorer.role, weights.variables),
     methods=tuple(history.history(folder)),
     origin=Origin("", _merged_from(folder, info), folder),
-    mean=float(weights.mean),
-    std=float(weights.std),
+    mean=mean if several else float(mean),
+    std=std if several else float(std),
     reads_end_token=scorer.reads_end_token,
   )
 
@@ -396,5 +398,5 @@ def _judge_of(
   return plan, judge.Weights(
     base=base.params if plan.shared else {},
     reference=before.stage.variables,
-    scorers={name: weights for name, (_, weights) in scorers.items()},
+    **judge.scorer_weights(scorers),
   )

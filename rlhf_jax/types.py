@@ -75,6 +75,8 @@ class PreferenceBatch:
   margin: [B] float32 or None, nats by which the better of two should win.
   target: [B, K] float32 or None: the score that people gave, NaN for none; of
     grades [B, K, 2], the thresholds around them (reward_losses.ordinal_loss).
+  member_weight: [B, M] float32 or None, how often a row counts for each member
+    of an ensemble, beside weight.
   """
 
   tokens: Array
@@ -89,6 +91,7 @@ class PreferenceBatch:
   rank: Array | None = None
   margin: Array | None = None
   target: Array | None = None
+  member_weight: Array | None = None
 
 
 @flax.struct.dataclass

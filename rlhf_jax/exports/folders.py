@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from rlhf_jax import distributed
@@ -27,10 +28,12 @@ from rlhf_jax.models import (
   gguf,
   gguf_writer,
   huggingface,
+  members,
   peft,
   safetensors_writer,
   trees,
 )
+from rlhf_jax.runs import stage_file
 from rlhf_jax.schema import FieldError, UserError, check_choice
 
 FORMS = ("model", "adapter", "gguf")
@@ -55,6 +58,7 @@ class How:
   max_shard_size: str = "5GB"  # of the tensors of a file
   base: str = ""  # folder or hub name that an adapter says it is for; "": where
   # the run had its base model from
+  member: int | None = None  # of an ensemble of reward models, from 0
 
   def __post_init__(self) -> None:
     check_choice("form", self.form, FORMS)
@@ -78,6 +82,39 @@ class How:
       )
 
 
+def _where(leaving: Leaving) -> str:
+  return leaving.run if leaving.run else "the model in memory"
+
+
+def _member_of(leaving: Leaving, number: int | None) -> Leaving:
+  """Returns the member of an ensemble that is named, or the model as it is.
+
+  Raises:
+    FieldError: no member, or one that is not there, or no ensemble.
+  """
+  role, where = leaving.role, _where(leaving)
+  if role.members == 1 and number is None:
+    return leaving
+  if role.members == 1:
+    raise FieldError(f"member={number}: {where} is no ensemble. Leave it out.")
+  if number is None or not 0 <= number < role.members:
+    raise FieldError(
+      f"member={number}: {where} is an ensemble of {role.members} reward "
+      "models, and a folder holds one. Set member to one of 0 to "
+      f"{role.members - 1}; average_rewards makes one model of runs."
+    )
+  own, shared = members.parted(leaving.variables, own_factors=role.own_factors)
+  own = jax.tree.map(lambda x: x[number], own)
+  scale = stage_file.outputs(leaving.info)[number]
+  info = {k: x for k, x in leaving.info.items() if k != "outputs"}
+  return dataclasses.replace(
+    leaving,
+    role=role.alone,
+    variables=shared | own,
+    info=info | {"normalisation": scale},
+  )
+
+
 def check(leaving: Leaving, how: How) -> None:
   """Raises UserError for a model that cannot be written so.
 
@@ -85,7 +122,7 @@ def check(leaving: Leaving, how: How) -> None:
     leaving: the model.
     how: it would be written.
   """
-  where = leaving.run if leaving.run else "the model in memory"
+  where = _where(leaving)
   if leaving.is_reward and how.form == "model":
     classifier.check(leaving.role, where)
   elif leaving.is_reward:
@@ -147,6 +184,7 @@ def write(
   Raises:
     UserError: something is in the folder, or it cannot be written so.
   """
+  leaving = _member_of(leaving, how.member)
   check(leaving, how)
   with filled(Path(folder).expanduser()) as path:
     if how.form == "adapter":

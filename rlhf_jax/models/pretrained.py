@@ -20,7 +20,6 @@ from rlhf_jax.data.tokenizers import (
 )
 from rlhf_jax.models import (
   attention,
-  heads,
   lora_targets,
   model_sources,
   quantised,
@@ -220,9 +219,7 @@ def variable_shapes(role: roles.Role) -> PyTree:
   if role.trainable == "lora":
     variables["lora"] = jax.eval_shape(lambda k: roles.fresh_lora(role, k), key)
   if role.head is not None:
-    variables["head"] = jax.eval_shape(
-      lambda k: heads.init(role.head, role.model.width, k), key
-    )
+    variables["head"] = jax.eval_shape(lambda k: roles.fresh_head(role, k), key)
   return variables
 
 

@@ -21,12 +21,14 @@ rollout (or once a data set), and the functions below take it as `hidden`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax import likelihood, ops
 from rlhf_jax.models import heads, lora, quantised, transformer, trees
+from rlhf_jax.models import members as members_lib
 from rlhf_jax.models import targets as targets_lib
 from rlhf_jax.models.rows import Rows
 from rlhf_jax.schema import UserError, check_choice, check_least
@@ -54,9 +56,12 @@ class Role:
   first_layer: int = 0  # lowest layer that trains
   stop_layer: int | None = None  # the trunk ends before it; None: all layers
   head: heads.Config | None = None  # scalar head of reward and value roles
+  members: int = 1  # reward models in one: heads, stacked on their first axis
+  own_factors: bool = False  # each member has LoRA factors of its own too
 
   def __post_init__(self) -> None:
     layers = self.model.n_layers
+    self._check_members()
     if self.trainable not in ("full", "lora", "head"):
       raise UserError(
         f"trainable={self.trainable!r}: must be 'full', 'lora' or 'head'."
@@ -90,6 +95,23 @@ class Role:
       raise UserError(
         "trainable='lora' with lora_rank=0: set lora_rank, for example 16."
       )
+
+  def _check_members(self) -> None:
+    if self.members < 1 or (self.members > 1 and self.head is None):
+      raise UserError(
+        f"members={self.members}: must be >= 1, and 1 without a head."
+      )
+    if self.own_factors and (self.members == 1 or self.trainable != "lora"):
+      raise UserError(
+        f"own_factors=True with members={self.members} and trainable="
+        f"{self.trainable!r}: members have LoRA factors of their own. Set "
+        "trainable='lora' and two members at least."
+      )
+
+  @property
+  def alone(self) -> Role:
+    """The role of one member."""
+    return dataclasses.replace(self, members=1, own_factors=False)
 
   @property
   def stop(self) -> int:
@@ -137,8 +159,25 @@ def split(role: Role, variables: dict) -> tuple[PyTree, PyTree]:
   return parts
 
 
+def fresh_head(role: Role, key: Array) -> dict:
+  """Returns the parameters of a head; those of members are stacked."""
+
+  def make(key: Array) -> dict:
+    return heads.init(role.head, role.model.width, key)
+
+  if role.members == 1:
+    return make(key)
+  return members_lib.each(role.members, key, make)
+
+
 def fresh_lora(role: Role, key: Array) -> dict:
-  """Returns LoRA factors for the layers from first_layer to stop, B = 0."""
+  """Returns LoRA factors for the layers from first_layer to stop, B = 0.
+
+  Those of members that have their own are stacked, as in `fresh_head`.
+  """
+  if role.own_factors:
+    alone = functools.partial(fresh_lora, role.alone)
+    return members_lib.each(role.members, key, alone)
   config = dataclasses.replace(role.model, lora_first_layer=role.first_layer)
   shapes = jax.eval_shape(lambda k: transformer.init(config, k), key)["lora"]
   return lora.init(lora.chosen(shapes, config.lora_targets, role.stop), key)
@@ -324,12 +363,26 @@ def logprobs_at(
 def prefix_scores(
   role: Role, variables: dict, rows: Rows, hidden: Array | None = None
 ) -> Array:
-  """Returns [B, L, K]: the head's score of every prefix, token t included."""
+  """Returns [B, L, K]: the head's score of every prefix, token t included.
+
+  Of an ensemble [B, L, M K], see `head_scores`.
+  """
+  if role.own_factors:
+    hidden = below(role, variables, rows, hidden)
+    return members_lib.by_member(
+      variables, lambda its: prefix_scores(role.alone, its, rows, hidden)
+    )
   x = stream(role, variables, rows, hidden)
   features = rows.pooled(x, role.head.pooling)
-  return heads.ScalarHead(role.head).apply(
-    {"params": variables["head"]}, features
-  )
+  return head_scores(role, variables["head"], features)
+
+
+def head_scores(role: Role, head: dict, features: Array) -> Array:
+  """Returns [..., K], or [..., M K], scores of features [..., F].
+
+  See members.head_scores.
+  """
+  return members_lib.head_scores(role.head, role.members, head, features)
 
 
 def values(
@@ -372,9 +425,7 @@ def values_at(
     x: [B, C, D] the stream at columns.sources.
     columns: of the tokens that are valued.
   """
-  scores = heads.ScalarHead(role.head).apply(
-    {"params": variables["head"]}, heads.unit_rms(x)
-  )
+  scores = head_scores(role, variables["head"], heads.unit_rms(x))
   return columns.spread(scores[..., 0])
 
 
@@ -388,6 +439,8 @@ def score(
 ) -> Array:
   """Returns [B, K] scores of examples, read at the last 1 of score_mask.
 
+  Of an ensemble [B, M K], see `head_scores`.
+
   Args:
     role: a reward role.
     variables: merged trees.
@@ -397,11 +450,33 @@ def score(
     hidden: see `stream`.
     place: [B, L] int32, the cell of packed rows that holds each token.
   """
+  if role.own_factors:
+    hidden = below(role, variables, rows, hidden)
+    return members_lib.by_member(
+      variables,
+      lambda its: score(role.alone, its, rows, score_mask, hidden, place),
+    )
   x, kind = stream(role, variables, rows, hidden), role.head.pooling
   if place is None:
     features = heads.pool_last(x, score_mask, kind)
   else:
     features = heads.last_of(rows.pooled(x, kind), score_mask, place)
-  return heads.ScalarHead(role.head).apply(
-    {"params": variables["head"]}, features
-  )
+  return head_scores(role, variables["head"], features)
+
+
+def below(
+  role: Role, variables: dict, rows: Rows, hidden: Array | None
+) -> Array | None:
+  """Returns the stream into role.entrance, computed once for all members.
+
+  None where nothing is frozen below.
+
+  Args:
+    role, variables, rows: see `stream`.
+    hidden: where it is there already.
+  """
+  if hidden is not None or not role.entrance:
+    return hidden
+  plain = dataclasses.replace(role.model, lora_rank=0)
+  taps = (role.entrance,)
+  return frozen_streams(plain, variables["params"], rows, taps)[role.entrance]

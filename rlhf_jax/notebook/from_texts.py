@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import schema
@@ -186,6 +187,10 @@ def from_comparisons(
   def complete(batch: PreferenceBatch) -> PreferenceBatch:
     with schema.as_field():
       reward.check_labels(np.asarray(batch.label), method.config)
+    members = model.role.members
+    if members > 1:
+      ones = jnp.ones((len(batch.label), members))
+      return batch.replace(member_weight=ones)
     return batch
 
   optimizer = check_optimizer(optimizer)

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import distributed, generate
+from rlhf_jax.algorithms import ensemble
+from rlhf_jax.algorithms.ensemble import Combination
 from rlhf_jax.data import lists
 from rlhf_jax.imported import nearest
 from rlhf_jax.models import heads, trees
@@ -181,6 +183,7 @@ class Policy(Trained):
     first_layer: int = 0,
     stop_layer: int | None = None,
     head: heads.Config = HEAD,
+    members: int = 1,
     seed: int = 0,
   ) -> RewardModel:
     """Returns a reward model on this policy's weights, its head drawn anew.
@@ -190,11 +193,13 @@ class Policy(Trained):
       first_layer: lowest layer that trains.
       stop_layer: the trunk ends before it; None for all layers.
       head: settings of the head.
+      members: heads on the trunk, an ensemble; each learns from all pairs.
       seed: of what is drawn.
     """
     world, base = World(self.mesh, Path()), self.base
     section = Trainable(trainable, first_layer)
     role = build.make_role(base, section, stop_layer=stop_layer, head=head)
+    role = dataclasses.replace(role, members=members)
     params, folder = base.params, self.origin.folder
     if folder != "":
       params = world.merged(self.stage)
@@ -210,28 +215,51 @@ class Policy(Trained):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RewardModel(Trained):
-  """A reward model. Its scores are (raw - mean) / std."""
+  """A reward model. Its scores are (raw - mean) / std.
 
-  mean: float = 0.0
-  std: float = 1.0
+  An ensemble has a mean and a deviation of each member, [M], and a
+  combination that makes one score of theirs.
+  """
+
+  mean: float | np.ndarray = 0.0
+  std: float | np.ndarray = 1.0
   reads_end_token: bool = True
+  combination: Combination = reward_scores.ALONE
 
   @property
   def scorer(self) -> tuple[reward_scores.Scorer, reward_scores.Weights]:
     """The same as rewards/model.py knows it."""
-    scorer = reward_scores.Scorer(self.role, self.reads_end_token)
+    scorer = reward_scores.Scorer(
+      self.role, self.reads_end_token, self.combination
+    )
+    shape = (self.role.members,) if self.role.members > 1 else ()
     weights = reward_scores.Weights(
-      self.stage.variables, jnp.float32(self.mean), jnp.float32(self.std)
+      self.stage.variables,
+      jnp.broadcast_to(jnp.float32(self.mean), shape),
+      jnp.broadcast_to(jnp.float32(self.std), shape),
     )
     return scorer, weights
 
   def score(self, prompts: Any, texts: list[str]) -> np.ndarray:
-    """Returns [N] scores of texts.
+    """Returns [N] scores of texts, of an ensemble combined.
 
     Args:
       prompts: see Policy.sample.
       texts: [N] answers, those to one prompt beside each other.
     """
+    found = self.member_scores(prompts, texts)
+    return ensemble.combined(found, self.combination)
+
+  def member_scores(self, prompts: Any, texts: list[str]) -> np.ndarray:
+    """Returns [N, M] scores of members, each in its own deviations.
+
+    Args:
+      prompts, texts: see `score`.
+    """
+    return (self._raw(prompts, texts) - self.mean) / self.std
+
+  def _raw(self, prompts: Any, texts: list[str]) -> np.ndarray:
+    """Returns raw scores [N, M]; see `score`."""
     rows = lists.answers(
       prompts,
       texts,
@@ -240,7 +268,7 @@ class RewardModel(Trained):
       end_token=self.reads_end_token,
     )
     with mesh_lib.current(self.mesh):
-      raw = features.row_scores(
+      found = features.row_scores(
         self.base,
         self.role,
         self.params,
@@ -250,7 +278,7 @@ class RewardModel(Trained):
         min(len(rows), SCORED_ROWS),
         self.mesh,
       )
-    return (raw - self.mean) / self.std
+    return found.reshape(len(rows), -1)
 
   def score_samples(
     self,
@@ -291,28 +319,40 @@ class RewardModel(Trained):
 
     Give answers of the policy that will be trained; see `score`.
     """
-    raw = np.asarray(self.score(prompts, texts), np.float64)
-    raw = raw * self.std + self.mean
-    if not np.std(raw) > 1e-6:
+    raw = np.asarray(self._raw(prompts, texts), np.float64)
+    mean, std = np.mean(raw, axis=0), np.std(raw, axis=0)
+    if not np.all(std > 1e-6):
+      number = int(np.argmin(std))
       raise UserError(
-        f"all {len(raw)} texts have the score {raw[0]:g}: there is no "
+        f"all {len(raw)} texts have the score {raw[0, number]:g}: there is no "
         "deviation to divide by. Train the model first, or give more texts."
       )
+    several = self.role.members > 1
     return dataclasses.replace(
       self,
-      mean=float(np.mean(raw)),
-      std=float(np.std(raw)),
+      mean=mean if several else float(mean[0]),
+      std=std if several else float(std[0]),
       origin=dataclasses.replace(self.origin, folder=None),
     )
 
   def facts(self) -> dict[str, Any]:
     """Returns what stage.json says of a reward model."""
     unknown = "trained in a notebook; its held-out accuracy is not known."
-    return {
-      "reads_end_token": self.reads_end_token,
-      "normalisation": {"mean": self.mean, "std": self.std},
-      "guards": [["warn", unknown]],
-    }
+    facts = {"reads_end_token": self.reads_end_token}
+    facts["guards"] = [["warn", unknown]]
+    if self.role.members == 1:
+      return facts | {"normalisation": {"mean": self.mean, "std": self.std}}
+    members = self.role.members
+    scales = zip(
+      np.broadcast_to(self.mean, members).tolist(),
+      np.broadcast_to(self.std, members).tolist(),
+      strict=True,
+    )
+    outputs = [
+      {"name": f"member {i}", "mean": mean, "std": std}
+      for i, (mean, std) in enumerate(scales)
+    ]
+    return facts | {"normalisation": {}, "outputs": outputs}
 
 
 def placed(mesh: jax.sharding.Mesh, tree: PyTree) -> PyTree:

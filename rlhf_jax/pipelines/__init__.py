@@ -12,6 +12,7 @@ from typing import Any
 
 from rlhf_jax import imported
 from rlhf_jax.pipelines import (
+  average_rewards,
   bond,
   evaluate,
   evaluate_many,
@@ -33,6 +34,7 @@ from rlhf_jax.schema import UserError
 PIPELINES: dict[str, Pipeline] = {
   "sft": sft.PIPELINE,
   "reward": reward.PIPELINE,
+  "average_rewards": average_rewards.PIPELINE,
   "preference": preference.PIPELINE,
   "policy": policy.PIPELINE,
   "rejection": rejection.PIPELINE,

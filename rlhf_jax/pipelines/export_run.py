@@ -47,6 +47,7 @@ class Settings(schema.Settings):
   max_shard_size: str = How.max_shard_size  # of the tensors of a file
   base: str = How.base  # folder or hub name that an adapter says it is for; "":
   # where the run had its base model from
+  member: int | None = How.member  # of an ensemble of reward models, from 0
   source: str = ""  # where the run's base model is now; "": where it was
   evaluation: str = ""  # folder of an evaluation of the run, for the model
   # card; "": the one beside a stage of a whole run

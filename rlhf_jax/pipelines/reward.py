@@ -14,8 +14,8 @@ import functools
 import numpy as np
 
 from rlhf_jax import optimizer, schema
-from rlhf_jax.algorithms import reward
-from rlhf_jax.data import batches, comparison_rows, layout, unread
+from rlhf_jax.algorithms import ensemble, reward
+from rlhf_jax.data import batches, comparison_rows, dataset, layout, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.evaluation import reward_model as diagnostics
 from rlhf_jax.models import heads, pretrained, roles, trees
@@ -25,6 +25,7 @@ from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import (
   abstract,
   build,
+  ensemble_facts,
   features,
   reward_data,
   reward_facts,
@@ -38,6 +39,7 @@ from rlhf_jax.programs.work import Passes
 from rlhf_jax.programs.world import World
 from rlhf_jax.runs import finite, stages
 from rlhf_jax.runs.loop import Schedule
+from rlhf_jax.schema import FieldError
 from rlhf_jax.types import PyTree
 
 
@@ -52,6 +54,11 @@ class Settings(schema.Settings):
     stages.POLICY
   )  # folder of the finished policy run it starts from; "": the model itself
   head: heads.Config = heads.Config()  # the scalar head on the trunk
+  head_seed: int | None = (
+    None  # of the head at its start; None: seed. Runs that
+  )
+  # are averaged (average_rewards) must begin with one head
+  ensemble: ensemble.Config = ensemble.Config()  # several models in one
   stop_layer: int = 0  # the trunk ends before it; 0: all layers
   data: Data = Data()  # comparisons to train on
   heldout: Data = Data()  # comparisons for the diagnosis, and every
@@ -68,6 +75,14 @@ class Settings(schema.Settings):
   def __post_init__(self) -> None:
     schema.check_seed(self.seed)
     schema.check_least(self, stop_layer=0)
+    if self.head_seed is not None:
+      schema.check_seed(self.head_seed, "head_seed")
+    if self.ensemble.own_factors and self.trainable.mode != "lora":
+      raise FieldError(
+        f"ensemble.kind='adapters' with trainable.mode={self.trainable.mode!r}:"
+        " members have LoRA factors of their own. Set trainable.mode='lora', "
+        "or ensemble.kind='heads'."
+      )
     build.check_trainable(
       self.model,
       self.trainable,
@@ -128,6 +143,7 @@ def wire(
       width,
       candidates=candidates,
       said=reward_data.said(settings),
+      members=role.members,
     )
     return (state, used, batch, abstract.key(world.mesh)), {}
 
@@ -228,6 +244,7 @@ def run(settings: Settings, world: World) -> dict:
     features=pooled,
     width=width,
     pad_id=base.tokenizer.pad_id,
+    members=_member_weights(settings, train),
   )
   loader = build.make_loader(
     world.mesh,
@@ -261,7 +278,10 @@ def run(settings: Settings, world: World) -> dict:
       ("validation/accuracy", "validation"),
     ),
     measure=lambda params: reward_facts.validate(
-      score(params, rows=held.rows, features=held_pooled), held
+      ensemble_facts.together(
+        score(params, rows=held.rows, features=held_pooled)
+      ),
+      held,
     ),
     told=told,
   )
@@ -281,8 +301,11 @@ def run(settings: Settings, world: World) -> dict:
     "epochs": told["steps"] * schedule.batch_size / len(train.pairs),
     "reads_end_token": settings.data.end_token,
     **({"target": scale} if scale else {}),
-    **reward_facts.diagnose(scores, held, held_pooled, name),
-    "normalisation": reward_facts.normalise(
+    "head_seed": settings.seed
+    if settings.head_seed is None
+    else settings.head_seed,
+    **ensemble_facts.diagnose(scores, held, held_pooled, name),
+    **ensemble_facts.normalise(
       settings,
       phase.role,
       trees.merge(params, frozen),
@@ -306,6 +329,19 @@ def run(settings: Settings, world: World) -> dict:
     init_from=settings.init_from,
     merged_from=merged_from,
     **facts,
+  )
+
+
+def _member_weights(
+  settings: Settings, train: dataset.Comparisons
+) -> np.ndarray | None:
+  """Returns [P, M] how often comparisons count for members, None for one."""
+  several = settings.ensemble
+  if several.members == 1:
+    return None
+  share = 1.0 if several.share is None else several.share
+  return ensemble.member_weights(
+    train.groups, several.members, several.subsets, settings.seed, share
   )
 
 

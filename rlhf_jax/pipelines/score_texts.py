@@ -6,7 +6,8 @@ model reads text with the tokenizer and the model that its run had, so those of
 several families score together. Scores are in units of each model's own
 reference.
 
-    ensemble = mean over reward models;  spread = their deviation on one text
+    ensemble = mean (or min, uwo) over the members of all reward models
+    spread = their deviation on one text;  NAME_spread = that of one run's own
 
 A large spread says that the models were not taught about such texts (Coste et
 al. 2023, arXiv:2310.02743). Left out: scores of the tokens inside a text.
@@ -22,6 +23,8 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import distributed, schema, terminal
+from rlhf_jax.algorithms import ensemble
+from rlhf_jax.algorithms.ensemble import Combination
 from rlhf_jax.data import dataset, formats, retold, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.examples import Demonstration
@@ -51,12 +54,18 @@ class Settings(schema.Settings):
 
   rewards: str = ""  # folders of finished reward runs, with commas between
   source: str = ""  # model under all of them; "": what their stage.json says
+  combine: str = (
+    "mean"  # of members: "mean", "min" or "uwo", as scoring.combine
+  )
+  uncertainty_weight: float | None = None  # of "uwo"
   verifier: texts.Verifier = texts.Verifier()  # what else judges
   reward_fn: str = ""  # import path of a function that judges, in its place
   data: Data = Data(format="demonstration")  # prompts with answers
   mesh: mesh_lib.Config = mesh_lib.Config()
 
   def __post_init__(self) -> None:
+    with schema.as_field():
+      _ = self.combination
     if self.verifier.name and self.reward_fn:
       raise FieldError(
         f"verifier.name={self.verifier.name!r} and reward_fn="
@@ -67,6 +76,11 @@ class Settings(schema.Settings):
         f"rewards={self.rewards!r}: one of them stands there twice. Leave it "
         "out."
       )
+
+  @property
+  def combination(self) -> Combination:
+    """How the scores of members become one."""
+    return Combination(self.combine, self.uncertainty_weight)
 
   @functools.cached_property
   def text_judge(self) -> Bound | None:
@@ -150,7 +164,7 @@ def _read(
   found: list[Demonstration],
   answers: list[str],
 ) -> dict[str, np.ndarray]:
-  """Returns name -> [N] scores of each reward model, one after the other."""
+  """Returns name -> [N, M] scores of each reward model's members, in turn."""
   scores = {}
   for name, folder in settings.named.items():
     info = stages.need_stage(folder, stages.REWARD, "config.rewards")
@@ -187,7 +201,8 @@ def _in_chunks(
   parts = []
   with terminal.Progress(f"score {name}", len(ids), unit="text") as progress:
     for first in range(0, len(ids), CHUNK):
-      parts.append(reader.scores(ids[first : first + CHUNK], world.mesh))
+      part = ids[first : first + CHUNK]
+      parts.append(reader.member_scores(part, world.mesh))
       progress.update(min(first + CHUNK, len(ids)))
   return np.concatenate(parts)
 
@@ -261,7 +276,7 @@ def run(settings: Settings, world: World) -> dict:
   found, answers, records = load_texts(settings)
   columns = _verify(settings, found, answers, records)
   read = _read(settings, world, found, answers)
-  columns = read | ensemble(list(read.values())) | columns
+  columns = together(read, settings.combination) | columns
   lines = [
     record | {"scores": {name: float(x[i]) for name, x in columns.items()}}
     for i, record in enumerate(records)
@@ -272,19 +287,34 @@ def run(settings: Settings, world: World) -> dict:
   return facts
 
 
-def ensemble(scores: list[np.ndarray]) -> dict[str, np.ndarray]:
-  """Returns mean and population deviation [N] over reward models, of several.
+def together(
+  members: dict[str, np.ndarray], how: Combination
+) -> dict[str, np.ndarray]:
+  """Returns scores [N] of each run, and of all where there are several.
 
   Args:
-    scores: of each model, [N].
+    members: name of a run -> [N, M] scores of its members.
+    how: they are combined.
+
+  Raises:
+    FieldError: one model alone is to be combined.
   """
-  if len(scores) < 2:
-    return {}
-  together = np.stack(scores).astype(np.float64)
-  return {
-    ENSEMBLE: np.mean(together, axis=0),
-    SPREAD: np.std(together, axis=0),
-  }
+  found: dict[str, np.ndarray] = {}
+  for name, scores in members.items():
+    own = how if scores.shape[1] > 1 else Combination()
+    found[name] = ensemble.combined(scores, own)
+    if scores.shape[1] > 1:
+      found[f"{name}_{SPREAD}"] = ensemble.deviation(np.float64(scores))
+  if len(members) > 1:
+    every = np.concatenate(list(members.values()), axis=1).astype(np.float64)
+    found[ENSEMBLE] = ensemble.combined(every, how)
+    found[SPREAD] = ensemble.deviation(every)
+  elif how != Combination() and sum(x.shape[1] for x in members.values()) < 2:
+    raise FieldError(
+      f"combine={how.combine!r}: there is one reward model and nothing to "
+      "combine. Name several in rewards, or set 'mean'."
+    )
+  return found
 
 
 def summarise(

@@ -166,6 +166,7 @@ def preference_batch(
   has_reference: bool = False,
   candidates: int = 2,
   said: Mapping[str, int] = MappingProxyType({}),
+  members: int = 1,
 ) -> PreferenceBatch:
   """Returns an abstract batch of comparisons.
 
@@ -178,6 +179,7 @@ def preference_batch(
     candidates: K.
     said: what else is there: "rank", "margin" and "target", and how many
       dimensions each has.
+    members: of an ensemble; 1 of one model.
   """
   length = 1 if features else length
   shape = (rows, candidates, length)
@@ -196,6 +198,9 @@ def preference_batch(
     else None,
     reference_logprobs=spread(mesh, shape, jnp.float32)
     if has_reference
+    else None,
+    member_weight=spread(mesh, (rows, members), jnp.float32)
+    if members > 1
     else None,
     **further,
   )

@@ -23,8 +23,7 @@ from rlhf_jax.programs.critic import Value, start_critic
 from rlhf_jax.programs.pipeline import stage_field
 from rlhf_jax.programs.scorers import Scoring
 from rlhf_jax.programs.world import World
-from rlhf_jax.rewards import functions, judge, texts, verifiers
-from rlhf_jax.rewards import model as reward_model
+from rlhf_jax.rewards import ensembles, functions, judge, texts, verifiers
 from rlhf_jax.rewards.functions import Bound
 from rlhf_jax.rewards.reader import Reader
 from rlhf_jax.runs import stages
@@ -52,8 +51,9 @@ class Sampled(schema.Settings):
     stages.POLICY
   )  # folder of the policy that the KL is measured to; "": the start
   reward: str = stage_field(
-    stages.REWARD
-  )  # folder of the finished reward run that judges; "" where something else
+    stages.REWARD, several=True
+  )  # folder of the finished reward run that judges, or of several with commas
+  # between: one ensemble; "" where something else judges
   verifier: texts.Verifier = texts.Verifier()
   reward_fn: str = ""  # import path of a function that judges, file.py:name
   monitors: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -269,8 +269,8 @@ def load(
     name: scorers.load(path, name, settings, base, world)
     for name, path in folders.items()
   }
-  if folder:
-    check_reward(found["reward"].info, settings.force)
+  for part in found["reward"].alone if folder else ():
+    check_reward(part.info, settings.force)
   critic = None
   if value is not None:
     judging = found.get("reward")
@@ -293,7 +293,7 @@ def assemble(
   base: Base,
   policy: stages.Stage,
   critic: stages.Stage | None,
-  scorers: dict[str, tuple[reward_model.Scorer, reward_model.Weights]],
+  judges: ensembles.Judges,
   temperature: float,
   row_targets: int,
   reference: stages.Stage | None = None,
@@ -305,7 +305,7 @@ def assemble(
     policy: before training.
     critic: before training, or None without one; without "params" it is a head
       on the policy.
-    scorers: the reward model, named "reward" (absent with a verifier), and
+    judges: the reward model, named "reward" (absent with a verifier), and
       monitors.
     temperature: of sampling.
     row_targets: response tokens of a row at most.
@@ -313,7 +313,7 @@ def assemble(
   """
   reference = policy if reference is None else reference
   plan = judge.make_plan(
-    base, policy, reference, critic, scorers, temperature, row_targets
+    base, policy, reference, critic, judges, temperature, row_targets
   )
   plan, own = judge.with_own_trunk(
     plan, {"policy": policy, "reference": reference, "value": critic}
@@ -329,8 +329,8 @@ def assemble(
     weights=judge.Weights(
       base=base.params if plan.shared else {},
       reference=reference.variables,
-      scorers={name: weights for name, (_, weights) in scorers.items()},
       own=own,
+      **judge.scorer_weights(judges),
     ),
     params=params,
     frozen=frozen,

@@ -33,8 +33,10 @@ class Judged(schema.Settings):
 
   seed: int = 1  # of the answers
   model: Model = Model()
-  reward: str = stage_field(stages.REWARD)  # folder of the reward model, or ""
-  gold: str = stage_field(stages.REWARD)  # folder of a held-out one, or ""
+  # Folders of the reward model and of a held-out one, or ""; several with
+  # commas between are one ensemble.
+  reward: str = stage_field(stages.REWARD, several=True)
+  gold: str = stage_field(stages.REWARD, several=True)
   scoring: Scoring = Scoring()  # how reward models read answers
   verifier: texts.Verifier = texts.Verifier()  # what else judges
   reward_fn: str = ""  # import path of a function that judges, in its place

@@ -110,7 +110,7 @@ def wire(
     judge.make_plan,
     base,
     value=None,
-    scorers=tokens,
+    judges=tokens,
     temperature=how.temperature,
     row_targets=settings.packing.targets(
       settings.batch_size * how.num_samples, world.ways, how.max_new_tokens
@@ -135,7 +135,7 @@ def wire(
   weights = judge.Weights(
     base=base.params if shares else {},
     reference=reference.variables if reference else {},
-    scorers={name: weights for name, (_, weights) in tokens.items()},
+    **judge.scorer_weights(tokens),
   )
   samplers, programs = {}, []
   for name, (kind, plan) in ({first: sampled} | plans).items():

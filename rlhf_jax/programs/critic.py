@@ -19,6 +19,7 @@ from rlhf_jax.programs import scorers
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import model as reward_model
+from rlhf_jax.rewards.ensembles import Group, GroupWeights
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import FieldError
 from rlhf_jax.types import PyTree
@@ -38,6 +39,8 @@ class Value:
   # pass serves both; with init="random"
   stops_gradient: bool = False  # of a shared trunk: the value loss trains the
   # head alone
+  member: int | None = None  # of an ensemble that judges, the one that the
+  # critic starts as; None: the mean of linear heads
 
   def __post_init__(self) -> None:
     if self.init not in ("reward", "random"):
@@ -49,6 +52,11 @@ class Value:
       raise FieldError(
         f"pretrain_steps={self.pretrain_steps}, hidden_units="
         f"{self.hidden_units}: both must be >= 0."
+      )
+    if self.member is not None and (self.member < 0 or self.init == "random"):
+      raise FieldError(
+        f"member={self.member} with init={self.init!r}: is the number, from 0, "
+        "of the member that the critic starts as. Set None, or init='reward'."
       )
     schema.check_choice("trunk", self.trunk, ("own", "shared"))
     self._check_trunk()
@@ -114,7 +122,7 @@ def critic_role(
   Raises:
     FieldError: the setting cannot work on that reward model.
   """
-  judge_role = scorer.role
+  judge_role = scorer.role.alone
   goes_on = judge_role.trainable == "lora"
   is_moved = settings.first_layer != judge_role.first_layer
   if goes_on and settings.mode == "lora" and is_moved:
@@ -134,23 +142,66 @@ def critic_role(
     )
 
 
+def _member_of(
+  settings: Value,
+  scorer: reward_model.Scorer | Group,
+  weights: reward_model.Weights | GroupWeights,
+  world: World,
+) -> tuple[reward_model.Scorer, reward_model.Weights]:
+  """Returns what the critic starts as: of an ensemble one member, or the mean.
+
+  Raises:
+    FieldError: it cannot be what the settings say.
+  """
+  is_group = isinstance(scorer, Group)
+  count = len(scorer.parts) if is_group else scorer.role.members
+  chosen = 0 if settings.init == "random" else settings.member
+  if count == 1 and settings.member is not None:
+    raise FieldError(
+      f"value.member={chosen}: the reward model is no ensemble. Set None."
+    )
+  if count == 1:
+    return scorer, weights
+  has_mean = not is_group and not (
+    scorer.role.own_factors or scorer.role.head.hidden_units
+  )
+  if chosen is None and has_mean:
+    return scorer, weights
+  if chosen is None or chosen >= count:
+    raise FieldError(
+      f"value.member={chosen}: the reward model is an ensemble of {count}, and "
+      "a critic starts as one of its members, or as the mean where they are "
+      f"linear heads on one trunk. Set value.member to one of 0 to {count - 1},"
+      " or value.init='random'."
+    )
+  if is_group:
+    alone = dataclasses.replace(settings, member=None)
+    part = scorer.parts[chosen], weights.parts[chosen]
+    return _member_of(alone, *part, world)
+  return reward_model.of_member(scorer, weights, chosen, world.compute)
+
+
 def starting_critic(
   settings: Value,
-  scorer: reward_model.Scorer,
-  weights: reward_model.Weights,
+  scorer: reward_model.Scorer | Group,
+  weights: reward_model.Weights | GroupWeights,
   model: transformer.Config,
   key: jax.Array,
   world: World,
 ) -> stages.Stage:
   """Returns the critic: the reward model, in units of its normalised score."""
+  scorer, weights = _member_of(settings, scorer, weights, world)
   role = critic_role(settings, scorer, model)
+  fold = reward_model.fold_normalisation
+  if scorer.role.members > 1:
+    fold = reward_model.mean_head
 
   def make_head(
     key: jax.Array, head: PyTree, mean: jax.Array, std: jax.Array
   ) -> PyTree:
     made = heads.init(role.head, role.model.width, key)
     if settings.init == "reward":
-      made |= reward_model.fold_normalisation(head, mean, std)
+      made |= fold(head, mean, std)
     return {"head": made}
 
   if settings.init != "reward" and not world.is_planned:

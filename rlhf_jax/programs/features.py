@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import distributed, terminal
-from rlhf_jax.algorithms import reward
+from rlhf_jax.algorithms import ensemble, reward
 from rlhf_jax.data import (
   batches,
   branches,
@@ -25,7 +25,7 @@ from rlhf_jax.data import (
   overlap,
   statistics,
 )
-from rlhf_jax.models import heads, roles, transformer, trees
+from rlhf_jax.models import roles, transformer, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import abstract, shared_rows
@@ -41,36 +41,37 @@ FEATURE_ROWS = 64  # rows in one forward pass of a frozen trunk
 def apply(
   params: PyTree, frozen: PyTree, batch: PreferenceBatch, *, role: roles.Role
 ) -> Array:
-  """Returns scores [B, K] of the candidates of a batch."""
+  """Returns scores [B, K] of the candidates of a batch; of M members with M."""
   variables = trees.merge(params, frozen)
   if batch.features is not None:
-    scores = heads.ScalarHead(role.head).apply(
-      {"params": variables["head"]}, batch.features
-    )
-    return scores[..., 0]
-  return shared_rows.scores(role, variables, batch)
+    scores = roles.head_scores(role, variables["head"], batch.features)
+  else:
+    scores = shared_rows.scores(role, variables, batch)
+  first = scores[..., :: role.head.outputs]
+  return first if role.members > 1 else first[..., 0]
 
 
-def fresh(role: roles.Role, seed: int, world: World) -> PyTree:
+def fresh(
+  role: roles.Role, seed: int, world: World, head_seed: int | None = None
+) -> PyTree:
   """Returns what a reward model has beside a trunk: head, factors if any.
 
   Args:
     role: with a head.
     seed: of what is drawn.
     world: where it lives.
+    head_seed: of the head, if it is another.
   """
+  head_seed = seed if head_seed is None else head_seed
 
-  def make(key: jax.Array) -> PyTree:
-    made = {
-      "head": heads.init(
-        role.head, role.model.width, jax.random.fold_in(key, 2)
-      )
-    }
+  def make(key: jax.Array, head_key: jax.Array) -> PyTree:
+    made = {"head": roles.fresh_head(role, jax.random.fold_in(head_key, 2))}
     if role.trainable == "lora":
       made["lora"] = roles.fresh_lora(role, jax.random.fold_in(key, 1))
     return made
 
-  return world.compute(make, jax.random.key(seed))
+  keys = jax.random.key(seed), jax.random.key(head_seed)
+  return world.compute(make, *keys)
 
 
 def make_update(
@@ -88,8 +89,12 @@ def make_update(
     transform: an optax.GradientTransformation.
     donates: whether the new state takes the memory of the old one.
   """
+  take_step = reward.update
+  if role.members > 1:
+    is_shared = not (role.own_factors or role.trainable == "head")
+    take_step = functools.partial(ensemble.update, is_shared=is_shared)
   update = functools.partial(
-    reward.update,
+    take_step,
     config=loss,
     apply=functools.partial(apply, role=role),
     optimizer=transform,
@@ -99,7 +104,7 @@ def make_update(
 
 @functools.lru_cache(maxsize=16)
 def make_scores(role: roles.Role) -> Callable[..., Array]:
-  """Returns the compiled (params, frozen, PreferenceBatch) -> [B, K]."""
+  """Returns the compiled (params, frozen, PreferenceBatch) -> `apply`."""
   return jax.jit(functools.partial(apply, role=role))
 
 
@@ -223,8 +228,18 @@ def collate(
   features: np.ndarray | None,
   width: int,
   pad_id: int,
+  members: np.ndarray | None = None,
 ) -> PreferenceBatch:
-  """Returns the PreferenceBatch of the comparisons with these numbers."""
+  """Returns the PreferenceBatch of the comparisons with these numbers.
+
+  Args:
+    pairs: numbers.
+    data: all comparisons.
+    features: of data.rows, where the trunk is frozen.
+    width: tokens of a row.
+    pad_id: of the tokenizer.
+    members: [P, M] how often each counts for the members of an ensemble.
+  """
   chosen = np.asarray(pairs)
   index = data.pairs[chosen]
   said = {
@@ -233,6 +248,7 @@ def collate(
     "rank": None if data.ranks is None else data.ranks[chosen],
     "margin": None if data.margins is None else data.margins[chosen],
     "target": None if data.targets is None else data.targets[chosen],
+    "member_weight": None if members is None else members[chosen],
   }
   if features is not None:
     nothing = np.zeros((*index.shape, 1), np.int32)
@@ -272,11 +288,15 @@ def row_scores(
   batch_size: int,
   mesh: jax.sharding.Mesh,
 ) -> np.ndarray:
-  """Returns [U] raw scores of rows, from features where they are given."""
+  """Returns [U], or [U, M], raw scores of rows.
+
+  From features where they are given.
+  """
   if features is not None:
-    head = heads.ScalarHead(role.head)
-    scores = jax.jit(head.apply)({"params": params["head"]}, features)
-    return distributed.fetch(scores)[:, 0]
+    head_scores = jax.jit(functools.partial(roles.head_scores, role))
+    scores = distributed.fetch(head_scores(params["head"], features))
+    first = scores[:, :: role.head.outputs]
+    return first if role.members > 1 else first[:, 0]
   forward = make_scores(role)
   everything = dataset.Comparisons(
     rows=rows,
@@ -286,7 +306,8 @@ def row_scores(
     dropped=None,
     ceiling=None,
   )
-  scores = np.zeros(len(rows), np.float32)
+  several = (role.members,) if role.members > 1 else ()
+  scores = np.zeros((len(rows), *several), np.float32)
   lengths = [len(row["tokens"]) for row in rows]
   for part, width in layout.by_length(lengths, batch_size):
     filler = [int(part[-1])] * (batch_size - len(part))

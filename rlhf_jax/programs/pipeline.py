@@ -200,13 +200,15 @@ def stage_of_run(pipeline: Pipeline, *fields: str) -> Any:
   )
 
 
-def stage_field(kind: str) -> Any:
+def stage_field(kind: str, *, several: bool = False) -> Any:
   """Returns a field of Settings that names the folder of a finished stage.
 
   Args:
     kind: what the stage must leave, stages.POLICY or stages.REWARD.
+    several: whether it may name several, with commas between.
   """
-  return dataclasses.field(default="", metadata={"stage": kind})
+  metadata = {"stage": kind, "several": several}
+  return dataclasses.field(default="", metadata=metadata)
 
 
 def check_stages(settings: Any) -> None:
@@ -216,11 +218,13 @@ def check_stages(settings: Any) -> None:
     UserError: a folder without such a stage.
   """
   for field in dataclasses.fields(settings):
-    folder = getattr(settings, field.name)
-    if "stage" in field.metadata and folder:
-      kind = field.metadata["stage"]
+    if "stage" not in field.metadata:
+      continue
+    named = getattr(settings, field.name)
+    listed = stages.listed(named) if field.metadata["several"] else [named]
+    for folder in filter(None, listed):
       schema.check_local(folder, field.name)
-      stages.need_stage(folder, kind, f"config.{field.name}")
+      stages.need_stage(folder, field.metadata["stage"], f"config.{field.name}")
 
 
 def check_models(settings: Any) -> None:

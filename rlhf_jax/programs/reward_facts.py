@@ -65,6 +65,13 @@ def _target_agreement(
   return {"reward_model/target_correlation": found}
 
 
+def diagnosis_of(
+  scores: np.ndarray, held: dataset.Comparisons, name: str
+) -> dict[str, float]:
+  """Returns what evaluation/reward_model.py says of raw scores [U]."""
+  return _found(scores, held, name)[0]
+
+
 def validate(scores: np.ndarray, held: dataset.Comparisons) -> dict[str, float]:
   """Returns metrics of held-out comparisons while the model trains.
 
@@ -167,6 +174,29 @@ def normalise(
     training_scores: returns those of the training rows.
     row_scores: of token rows, where features of a frozen trunk are read.
   """
+  scores, facts = reference_scores(
+    settings, role, variables, training_scores, row_scores
+  )
+  mean, std = scale_of(scores, "the reward model")
+  return {"mean": mean, "std": std} | facts
+
+
+def reference_scores(
+  settings: Any,
+  role: roles.Role,
+  variables: PyTree,
+  training_scores: Callable[[], np.ndarray],
+  row_scores: Callable[[list], np.ndarray] | None = None,
+  make_score: Callable[..., Any] | None = None,
+) -> tuple[np.ndarray, dict]:
+  """Returns raw scores of reference samples [N, ...], and what they are of.
+
+  Args:
+    settings, role, variables, training_scores, row_scores: see `normalise`.
+    make_score: scorer -> (weights, samples) -> scores; None for
+      reward_model.make_score.
+  """
+  make_score = reward_model.make_score if make_score is None else make_score
   if not settings.reference_samples:
     scores, source, digest = training_scores(), "training rows", None
   else:
@@ -179,23 +209,33 @@ def normalise(
     else:
       zero, one = np.float32(0.0), np.float32(1.0)
       weights = reward_model.Weights(variables, zero, one)
-      score = reward_model.make_score(scorer)
+      score = make_score(scorer)
       scores = distributed.fetch(score(weights, samples))
     source = "samples of the SFT policy"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
   finite.check_facts(f"normalised on {source}", {"score": scores.tolist()})
+  facts = {"count": len(scores), "source": source, "sha256": digest}
+  if digest is not None:  # of runs that are one ensemble, to compare them by
+    facts["scores"] = np.reshape(scores, (len(scores), -1)).tolist()
+  return scores, facts
+
+
+def scale_of(scores: np.ndarray, who: str) -> tuple[float, float]:
+  """Returns mean and deviation of raw scores [N] on reference samples.
+
+  Args:
+    scores: of one output.
+    who: gave them, for the message.
+
+  Raises:
+    UserError: all are the same.
+  """
   scores = np.asarray(scores, np.float64)  # large equal ones deviate by 0
   deviation = float(np.std(scores))
   if not deviation > 1e-6:
     raise UserError(
-      f"the reward model gives every reference sample the same score "
+      f"{who} gives every reference sample the same score "
       f"(deviation {deviation:.2g}): it has learned nothing to optimise. Look "
       "at its accuracy and its data."
     )
-  return {
-    "mean": float(np.mean(scores)),
-    "std": deviation,
-    "count": len(scores),
-    "source": source,
-    "sha256": digest,
-  }
+  return float(np.mean(scores)), deviation

@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from rlhf_jax.algorithms.ensemble import Combination
 from rlhf_jax.data import dataset
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import pretrained, shapes
@@ -22,11 +23,13 @@ from rlhf_jax.programs.program import Program
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.work import Passes
 from rlhf_jax.programs.world import World
+from rlhf_jax.rewards import ensembles
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.rewards import reader as reader_lib
+from rlhf_jax.rewards.ensembles import Group, GroupWeights
 from rlhf_jax.rewards.reader import Reader, Readers
 from rlhf_jax.runs import stage_file, stages
-from rlhf_jax.schema import FieldError, UserError, check_choice
+from rlhf_jax.schema import FieldError, UserError, as_field, check_choice
 from rlhf_jax.types import PyTree
 
 READS = ("auto", "tokens", "text")
@@ -40,24 +43,43 @@ class Scoring:
   # "text": decoded and encoded again; "auto": text where tokenizers differ, or
   # chat templates that render the prompts
   source: str = ""  # model under the reward run; "": what its stage.json says
+  combine: str = "mean"  # members of an ensemble that judges: "mean"; "min",
+  # the worst case; "uwo", the mean less their variance (Coste et al. 2023)
+  uncertainty_weight: float | None = None  # variances that "uwo" takes off: 0.1
+  # for policy gradients, 0.5 for best of n
 
   def __post_init__(self) -> None:
     check_choice("reads", self.reads, READS)
+    with as_field():
+      Combination(self.combine, self.uncertainty_weight)
+
+  @property
+  def combination(self) -> Combination:
+    """How members become one score."""
+    return Combination(self.combine, self.uncertainty_weight)
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
   """A reward model, ready to score.
 
+  scorer, weights: of an ensemble of several runs a Group and its weights.
   base: the model under it.
   reader: where it reads text, else None.
+  parts: the runs of an ensemble of several.
   """
 
-  scorer: reward_model.Scorer
-  weights: reward_model.Weights
+  scorer: reward_model.Scorer | Group
+  weights: reward_model.Weights | GroupWeights
   info: dict
   base: Base
   reader: Reader | None
+  parts: tuple[Loaded, ...] = ()
+
+  @property
+  def alone(self) -> tuple[Loaded, ...]:
+    """Itself, or the runs that it is made of."""
+    return self.parts if self.parts else (self,)
 
 
 def load(
@@ -65,8 +87,11 @@ def load(
 ) -> Loaded:
   """Returns the reward model of a finished run; abstract in a planned world.
 
+  Several runs, with commas between, make one ensemble. What judges combines its
+  members as scoring.combine says; monitors and held-out models by their mean.
+
   Args:
-    folder: of the run.
+    folder: of the run, or of several.
     name: "reward", or of a monitor.
     settings: with model, scoring and prompts.
     base: the model under the policy.
@@ -76,12 +101,91 @@ def load(
     UserError: it is not there, or cannot read what the policy writes.
     CheckpointError: it was trained on another model or tokenizer than it says.
   """
-  other = other_model(folder, name, settings, base)
+  watches = name == "gold" or name in getattr(settings, "monitors", ())
+  how = Combination() if watches else settings.scoring.combination
+  folders = stages.listed(folder)
+  if len(folders) > 1:
+    return _load_group(folders, name, settings, base, world, how)
+  found = _load_one(folder, name, name, settings, base, world, how)
+  if found.scorer.role.members == 1 and how != Combination():
+    raise FieldError(
+      f"scoring.combine={how.combine!r}: {folder} is one reward model, so "
+      "there is nothing to combine. Train one with ensemble.members=4, name "
+      "several runs with commas between, or set 'mean'."
+    )
+  return found
+
+
+def _load_group(
+  folders: list[str],
+  name: str,
+  settings: Any,
+  base: Base,
+  world: World,
+  how: Combination,
+) -> Loaded:
+  """Returns several runs as one ensemble; see `load`."""
+  if len(set(folders)) < len(folders):
+    raise FieldError(
+      f"{name}={','.join(folders)!r}: one run stands there twice. Leave it out."
+    )
+
+  def loaded(settings: Any) -> tuple[Loaded, ...]:
+    return tuple(
+      _load_one(x, ensembles.part_name(name, i), name, settings, base, world)
+      for i, x in enumerate(folders)
+    )
+
+  parts = loaded(settings)
+  if len({x.reader is None for x in parts}) > 1:  # they are combined in a place
+    scoring = dataclasses.replace(settings.scoring, reads="text")
+    parts = loaded(dataclasses.replace(settings, scoring=scoring))
+  known = ensembles.reference_deviation([x.info for x in parts])
+  deviation = None if known is None else world.number(known)
+  if known is None and not world.is_planned:
+    print(
+      f"{name}: its runs were normalised on other samples, or long ago, so "
+      "what their deviation is on the reference is not known"
+    )
+  group = Group(tuple(x.scorer for x in parts), how)
+  weights = GroupWeights(tuple(x.weights for x in parts), deviation)
+  joined = ensembles.joined({name: (group, weights)})[0]
+  parts = tuple(
+    x
+    if x.reader is None
+    else dataclasses.replace(
+      x,
+      reader=dataclasses.replace(x.reader, group=joined, deviation=deviation),
+    )
+    for x in parts
+  )
+  first = parts[0]
+  return Loaded(group, weights, first.info, first.base, first.reader, parts)
+
+
+def _load_one(
+  folder: str,
+  name: str,
+  judge: str,
+  settings: Any,
+  base: Base,
+  world: World,
+  how: Combination = reward_model.ALONE,
+) -> Loaded:
+  """Returns the reward model of one run.
+
+  Args:
+    folder, settings, base, world: see `load`.
+    name: of the scorer.
+    judge: of what it judges as, alone or with others.
+    how: its members are combined.
+  """
+  other = other_model(folder, judge, settings, base)
   theirs = base if other is None else _their_base(other, folder, name, world)
   if other is not None and world.is_planned:
-    found = _planned(folder, theirs, world)
+    found = _planned(folder, theirs, world, how)
   else:
-    found = reward_model.load(folder, theirs, world)
+    found = reward_model.load(folder, theirs, world, how)
   is_text = _reads_text(name, settings, base, theirs, world)
   if other is not None and not world.is_planned:
     how = "decoded answers, encoded again" if is_text else "the policy's tokens"
@@ -91,7 +195,8 @@ def load(
       pretrained.check_context(theirs, settings.prompts.max_length, "prompts")
     return Loaded(*found, theirs, None)
   scorer, weights, _ = found
-  reader = Reader(name, scorer, weights, theirs.tokenizer)
+  tokenizer, deviation = theirs.tokenizer, weights.deviation
+  reader = Reader(name, scorer, weights, tokenizer, deviation=deviation)
   return Loaded(*found, theirs, reader)
 
 
@@ -106,14 +211,16 @@ def _their_base(model: Model, folder: str, name: str, world: World) -> Base:
     ) from error
 
 
-def _planned(folder: str, theirs: Base, world: World) -> tuple:
+def _planned(
+  folder: str, theirs: Base, world: World, how: Combination
+) -> tuple:
   """Returns what reward_model.load would, of a run on another model."""
   info, before = stages.read_stage(stages.place(folder)[0]), world.assumed
   facts = before[stages.REWARD] if info is None else info
   role = stage_file.role_of(facts["role"], theirs)
   world.assumed = dict(before)
   world.assume(stages.REWARD, role)
-  found = reward_model.load(folder, theirs, world)
+  found = reward_model.load(folder, theirs, world, how)
   world.assumed = before
   return found
 
@@ -277,12 +384,14 @@ def _program(
 
 def parted(
   found: Mapping[str, Loaded],
-) -> tuple[
-  dict[str, tuple[reward_model.Scorer, reward_model.Weights]],
-  tuple[Reader, ...],
-]:
+) -> tuple[ensembles.Judges, tuple[Reader, ...]]:
   """Returns those that read tokens, by name, and those that read text."""
-  readers = tuple(x.reader for x in found.values() if x.reader is not None)
+  readers = tuple(
+    part.reader
+    for x in found.values()
+    for part in x.alone
+    if part.reader is not None
+  )
   tokens = {
     name: (x.scorer, x.weights) for name, x in found.items() if x.reader is None
   }
@@ -294,6 +403,7 @@ def bases(found: Mapping[str, Loaded], base: Base) -> list[PyTree]:
 
   They stay in memory beside those that a reward model trained whole.
   """
-  others = {id(x.base.params): x.base.params for x in found.values()}
+  parts = [part for x in found.values() for part in x.alone]
+  others = {id(x.base.params): x.base.params for x in parts}
   others.pop(id(base.params), None)
   return list(others.values())

@@ -186,7 +186,7 @@ def spread(x: Array, batch: PreferenceBatch) -> Array:
 
 
 def scores(role: roles.Role, variables: dict, batch: PreferenceBatch) -> Array:
-  """Returns scores [B, K], read at the last token of each candidate."""
+  """Returns all scores [B, K, C], read at the last token of each candidate."""
   length, place = batch.tokens.shape[-1], None
   if batch.packing is not None:
     place = batch.packing.place.reshape(-1, length)
@@ -197,4 +197,4 @@ def scores(role: roles.Role, variables: dict, batch: PreferenceBatch) -> Array:
     batch.valid_mask.reshape(-1, length),
     place=place,
   )
-  return found[:, 0].reshape(batch.tokens.shape[:2])
+  return found.reshape(*batch.tokens.shape[:2], -1)

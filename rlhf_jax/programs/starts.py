@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from rlhf_jax.algorithms import ensemble
 from rlhf_jax.models import lora, roles
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.programs import build, features
@@ -184,30 +185,48 @@ def starting_reward(
   factors train on, beside the same base.
 
   Args:
-    settings: with init_from, trainable, stop_layer, head and seed.
+    settings: with init_from, trainable, stop_layer, head and seed, and perhaps
+      ensemble and head_seed.
     base: the model underneath.
     world: where it lives.
   """
   stop = settings.stop_layer if settings.stop_layer else None
+  several = getattr(settings, "ensemble", ensemble.Config())
+  head_seed = getattr(settings, "head_seed", None)
   if goes_on(settings, base):
+    if several.own_factors:
+      raise FieldError(
+        "model.lora_rank=0 with ensemble.kind='adapters': members have factors "
+        "of their own, and those of init_from are one for all. Set "
+        "model.lora_rank=16, or ensemble.kind='heads'."
+      )
     start = going_on(settings, base, world)
     with as_field():
       role = dataclasses.replace(
-        start.role, stop_layer=stop, head=settings.head
+        start.role,
+        stop_layer=stop,
+        head=settings.head,
+        members=several.members,
       )
     factors = lora.chosen(
       start.variables["lora"], role.model.lora_targets, role.stop
     )
     head = features.fresh(
-      dataclasses.replace(role, trainable="head"), settings.seed, world
+      dataclasses.replace(role, trainable="head"),
+      settings.seed,
+      world,
+      head_seed,
     )
     variables = start.variables | {"lora": factors} | head
     return role, variables, start.info["merged_from"]
   role = build.make_role(
     base, settings.trainable, stop_layer=stop, head=settings.head
   )
+  role = dataclasses.replace(
+    role, members=several.members, own_factors=several.own_factors
+  )
   plain = roles.Role(dataclasses.replace(base.config, lora_rank=0))
   world.assume(stages.POLICY, plain)
   params = stages.start_params(settings.init_from, base, world)
-  variables = {"params": params} | features.fresh(role, settings.seed, world)
-  return role, variables, settings.init_from
+  fresh = features.fresh(role, settings.seed, world, head_seed)
+  return role, {"params": params} | fresh, settings.init_from

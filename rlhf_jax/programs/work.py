@@ -143,6 +143,9 @@ class Passes:
     is_critic: bool = False,
   ) -> Work:
     model = role.model
+    if role.own_factors:  # they run once for each member
+      own = min(layers, role.stop - role.entrance)
+      layers += (role.members - 1) * own
     tokens = rows * length
     logits = rows * targets if role.head is None else 0
     reads = targets if logits or is_critic else length
@@ -251,6 +254,7 @@ class Passes:
     """
     model, tensor = role.model, self.mesh.shape["tensor"]
     layers = role.stop - role.entrance
+    layers *= role.members if role.own_factors else 1
     again = 1.0 if model.remat else 0.0
     passes = (3.0 if role.trainable == "full" else 2.0) + again
     logits = rows * targets if role.head is None else 0
@@ -287,7 +291,8 @@ class Passes:
       + (self._chunk(model, logits / parts / self.ways) if logits else 0.0),
     )
     if role.entrance and not is_lower_known:
-      work += self._forward(role, role.entrance, rows, length, 0)
+      below = role.alone  # once for all members
+      work += self._forward(below, role.entrance, rows, length, 0)
     return Work(
       flops=repeats * work.flops,
       traffic=repeats * work.traffic,

@@ -134,9 +134,9 @@ class World:
     """Returns weights that are read when they are indexed, as arrays."""
     return mesh_lib.place(tree, rules.sharding_tree(self.mesh, tree))
 
-  def number(self, value: float) -> Any:
-    """Returns a float32 array []."""
-    return jnp.float32(value)
+  def number(self, value: float | list[float]) -> Any:
+    """Returns a float32 array [], or [M] of a list."""
+    return jnp.asarray(value, jnp.float32)
 
   def compute(self, make: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """Returns make(*args), small new arrays: heads, factors; one program."""
@@ -251,7 +251,10 @@ class Planned(World):
       "tokenizer_fingerprint": self.tokenizer.fingerprint,
       "model_source": "",
       "reads_end_token": True,
-      "normalisation": {"mean": 0.0, "std": 1.0},
+      "normalisation": {"mean": 0.0, "std": 1.0, "deviation": 1.0},
+      "outputs": [
+        {"name": str(i), "mean": 0.0, "std": 1.0} for i in range(role.members)
+      ],
       "guards": [],
     }
 
@@ -289,10 +292,11 @@ class Planned(World):
 
   state = compute
 
-  def number(self, value: float) -> jax.Array:
-    """Returns an abstract float32 array [], on all devices."""
+  def number(self, value: float | list[float]) -> jax.Array:
+    """Returns an abstract float32 array [] or [M], on all devices."""
+    shape = (len(value),) if isinstance(value, list) else ()
     return jax.ShapeDtypeStruct(
-      (), jnp.float32, sharding=mesh_lib.replicated(self.mesh)
+      shape, jnp.float32, sharding=mesh_lib.replicated(self.mesh)
     )
 
 

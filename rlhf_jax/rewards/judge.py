@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -18,6 +19,7 @@ import jax
 from rlhf_jax.algorithms.policy_gradient.packing import Packing, pack, unpack
 from rlhf_jax.models import roles
 from rlhf_jax.models.pretrained import Base
+from rlhf_jax.rewards import ensembles
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.runs import stages
 from rlhf_jax.types import Array, PyTree, Rollout, Samples
@@ -31,6 +33,7 @@ class Plan:
     policy's own log-probabilities in the place of the reference's.
   value: critic, None without one.
   scorers: (name, Scorer) of the reward model, named "reward", and monitors.
+  groups: which scorers make one judge together.
   shared: names of roles whose entrance stream comes from the base model.
   own: names of those whose stream comes from the policy's weights, where they
     are others below its entrance: after whole fine-tuning, for example.
@@ -45,6 +48,7 @@ class Plan:
   row_targets: int  # response tokens of a (packed) row at most
   own: frozenset[str] = frozenset()
   is_value_on_policy: bool = False  # the critic is a head on the policy
+  groups: tuple[ensembles.Joined, ...] = ()
 
   @property
   def value_stream(self) -> str:
@@ -86,12 +90,24 @@ class Weights:
   """The frozen arrays: base parameters, reference, reward models by name.
 
   own: of the policy, below its entrance, where plan.own names someone.
+  deviations: name of a judge -> [] deviation of its members on the reference's
+    samples, where that is known.
   """
 
   base: PyTree
   reference: PyTree
   scorers: dict[str, reward_model.Weights]
   own: PyTree = flax.struct.field(default_factory=dict)
+  deviations: dict[str, Array] = flax.struct.field(default_factory=dict)
+
+
+def scorer_weights(judges: ensembles.Judges) -> dict[str, dict[str, Any]]:
+  """Returns the fields of Weights that reward models fill."""
+  flat = ensembles.flat(judges)
+  return {
+    "scorers": {name: weights for name, (_, weights) in flat.items()},
+    "deviations": ensembles.deviations(judges),
+  }
 
 
 def _below(entrance: int) -> set[str]:
@@ -124,7 +140,7 @@ def make_plan(
   policy: stages.Stage,
   reference: stages.Stage | None,
   value: stages.Stage | None,
-  scorers: dict[str, tuple[reward_model.Scorer, reward_model.Weights]],
+  judges: ensembles.Judges,
   temperature: float,
   row_targets: int,
 ) -> Plan:
@@ -132,6 +148,7 @@ def make_plan(
 
   A critic without "params" is a head on the policy's last hidden state.
   """
+  scorers = ensembles.flat(judges)
   on_policy = value is not None and "params" not in value.variables
   used = {"policy": policy, "reference": reference}
   if not on_policy:
@@ -154,6 +171,7 @@ def make_plan(
     temperature=temperature,
     row_targets=row_targets,
     is_value_on_policy=on_policy,
+    groups=ensembles.joined(judges),
   )
 
 
@@ -200,6 +218,8 @@ def judge(
 ) -> tuple[Rollout, dict[str, Array]]:
   """Returns the rollout and the scores [N] of every reward model by name.
 
+  Of ensembles there is more in them, see ensembles.scored.
+
   Args:
     weights: frozen arrays.
     value: merged variables of the critic, with those of the policy that it is
@@ -243,12 +263,15 @@ def judge(
       targets=plan.row_targets,
     )
     reference_logprobs = spread(found)
-  scores = {
-    name: reward_model.score(
+  members = {
+    name: reward_model.member_scores(
       scorer, weights.scorers[name], samples, hidden.get(name), rows, place
     )
     for name, scorer in plan.scorers
   }
+  scores = ensembles.scores_of(
+    plan.scorers, members, plan.groups, weights.deviations
+  )
   values = None
   if plan.value is not None:
     values = roles.values(

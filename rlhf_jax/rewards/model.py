@@ -3,7 +3,8 @@
 A reward model's raw scale means nothing (only differences are trained), so
 each carries the mean and deviation of its scores on samples of the reference
 policy, stored with its checkpoint (METHODS 2.5b; Ziegler et al. 2019). The
-KL coefficient has a meaning only relative to that scale.
+KL coefficient has a meaning only relative to that scale. Members of an ensemble
+each have their own, and are combined afterwards (METHODS 2.6).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flax.struct
 import jax
@@ -19,10 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import ops
-from rlhf_jax.models import roles, trees
+from rlhf_jax.algorithms import ensemble
+from rlhf_jax.algorithms.ensemble import Combination
+from rlhf_jax.models import members, roles, trees
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.runs import stages
+from rlhf_jax.runs import stage_file, stages
 from rlhf_jax.types import FINISH_EOS, Array, PyTree, Samples
+
+ALONE = Combination()  # of one model there is nothing to combine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +37,12 @@ class Scorer:
 
   reads_end_token: whether it was trained on rows that end with the end token;
     if not, a sampled end token is not judged.
+  combination: of the scores of its members, where it has several.
   """
 
   role: roles.Role
   reads_end_token: bool
+  combination: Combination = ALONE
 
 
 @flax.struct.dataclass
@@ -42,16 +50,22 @@ class Weights:
   """The arrays of a reward model.
 
   variables: merged {"params", "head", "lora"?}.
-  mean, std: [] float32, of raw scores on reference samples.
+  mean, std: [] or, of several outputs, [M] float32, of raw scores on reference
+    samples.
+  deviation: [] mean deviation over members on these, None of one model.
   """
 
   variables: PyTree
   mean: Array
   std: Array
+  deviation: Array | None = None
 
 
 def load(
-  folder: str | Path, base: Base, shelf: stages.Shelf
+  folder: str | Path,
+  base: Base,
+  shelf: stages.Shelf,
+  combination: Combination = ALONE,
 ) -> tuple[Scorer, Weights, dict]:
   """Returns a finished reward stage, ready to score, and its stage.json.
 
@@ -59,15 +73,25 @@ def load(
     folder: of the stage.
     base: the model underneath.
     shelf: where finished stages are.
+    combination: of members, if it has some.
   """
   stage = stages.load(folder, stages.REWARD, base, shelf)
-  normalisation = stage.info["normalisation"]
+  info, several = stage.info, stage.role.members > 1
+  outputs = stage_file.outputs(info)
+  found = {
+    name: shelf.number(
+      [x[name] for x in outputs] if several else outputs[0][name]
+    )
+    for name in ("mean", "std")
+  }
+  deviation = info["normalisation"].get("deviation") if several else None
   weights = Weights(
     stage.variables,
-    shelf.number(normalisation["mean"]),
-    shelf.number(normalisation["std"]),
+    **found,
+    deviation=None if deviation is None else shelf.number(deviation),
   )
-  return Scorer(stage.role, stage.info["reads_end_token"]), weights, stage.info
+  scorer = Scorer(stage.role, info["reads_end_token"], combination)
+  return scorer, weights, info
 
 
 def judged_mask(scorer: Scorer, samples: Samples) -> Array:
@@ -93,7 +117,7 @@ def judged_rows(
   ]
 
 
-def score(
+def member_scores(
   scorer: Scorer,
   weights: Weights,
   samples: Samples,
@@ -101,7 +125,7 @@ def score(
   rows: roles.Rows | None = None,
   place: Array | None = None,
 ) -> Array:
-  """Returns [N] scores in units of the reference policy's deviation.
+  """Returns [N, M] scores of members, each in its own reference deviations.
 
   Args:
     scorer: static part.
@@ -118,8 +142,27 @@ def score(
     judged_mask(scorer, samples),
     hidden,
     place,
-  )[:, 0]
-  return (raw - weights.mean) / weights.std
+  )
+  return normalised(scorer, weights, raw)
+
+
+def normalised(scorer: Scorer, weights: Weights, raw: Array) -> Array:
+  """Returns [N, M] normalised of raw [N, M K]: the first output of each."""
+  first = raw[:, :: scorer.role.head.outputs]
+  mean, std = (jnp.reshape(x, (1, -1)) for x in (weights.mean, weights.std))
+  return (first - mean) / std
+
+
+def score(
+  scorer: Scorer, weights: Weights, samples: Samples, *further: Any
+) -> Array:
+  """Returns [N] scores in units of the reference policy's deviation.
+
+  Those of members are combined as scorer.combination says; see
+  `member_scores` for the arguments.
+  """
+  found = member_scores(scorer, weights, samples, *further)
+  return ensemble.combined(found, scorer.combination)
 
 
 @functools.lru_cache(maxsize=16)
@@ -128,7 +171,41 @@ def make_score(scorer: Scorer) -> Callable[[Weights, Samples], Array]:
   return jax.jit(functools.partial(score, scorer))
 
 
-def fold_normalisation(head: PyTree, mean: float, std: float) -> PyTree:
+@functools.lru_cache(maxsize=16)
+def make_member_scores(scorer: Scorer) -> Callable[[Weights, Samples], Array]:
+  """Returns `member_scores` of whole samples, compiled."""
+  return jax.jit(functools.partial(member_scores, scorer))
+
+
+def of_member(
+  scorer: Scorer,
+  weights: Weights,
+  number: int,
+  compute: Callable[..., PyTree],
+) -> tuple[Scorer, Weights]:
+  """Returns one member of an ensemble as a reward model of its own.
+
+  Args:
+    scorer, weights: of the ensemble.
+    number: of the member, from 0.
+    compute: (make, *arrays) -> make(*arrays), World.compute.
+  """
+  role = scorer.role
+  stacked, shared = members.parted(
+    weights.variables, own_factors=role.own_factors
+  )
+  taken, mean, std = compute(
+    lambda *trees: jax.tree.map(lambda x: x[number], trees),
+    stacked,
+    weights.mean,
+    weights.std,
+  )
+  variables = shared | taken
+  alone = dataclasses.replace(scorer, role=role.alone, combination=ALONE)
+  return alone, Weights(variables, mean, std)
+
+
+def fold_normalisation(head: PyTree, mean: Array, std: Array) -> PyTree:
   """Returns head parameters whose output is (score - mean) / std.
 
   Used to start a critic in the units of the normalised reward.
@@ -141,3 +218,14 @@ def fold_normalisation(head: PyTree, mean: float, std: float) -> PyTree:
   }
   folded["output/bias"] = (flat["output/bias"] - mean) / std
   return trees.unflatten(flat | folded)
+
+
+def mean_head(head: PyTree, mean: Array, std: Array) -> PyTree:
+  """Returns the linear head whose output is the mean of normalised members.
+
+  Args:
+    head: stacked parameters of M linear heads.
+    mean, std: [M].
+  """
+  folded = jax.vmap(fold_normalisation)(head, mean, std)
+  return jax.tree.map(lambda x: jnp.mean(x, axis=0), folded)

@@ -20,11 +20,14 @@ import jax
 import numpy as np
 
 from rlhf_jax import distributed
+from rlhf_jax.algorithms import ensemble
 from rlhf_jax.data import batches, retold
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.models import roles
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.rewards.model import Scorer, Weights
+from rlhf_jax.rewards import ensembles
+from rlhf_jax.rewards.ensembles import Joined
+from rlhf_jax.rewards.model import Scorer, Weights, normalised
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import FINISH_EOS, Array, Samples, TokenBatch
 
@@ -60,7 +63,7 @@ def rows_of_pass(count: int, ways: int) -> int:
 
 
 def score(scorer: Scorer, weights: Weights, batch: TokenBatch) -> Array:
-  """Returns [B] scores of rows, in units of the reference's deviation.
+  """Returns [B, M] scores of rows, in units of the reference's deviation.
 
   Args:
     scorer: static part.
@@ -69,7 +72,7 @@ def score(scorer: Scorer, weights: Weights, batch: TokenBatch) -> Array:
   """
   rows = roles.Rows.of(batch)
   raw = roles.score(scorer.role, weights.variables, rows, batch.valid_mask)
-  return (raw[:, 0] - weights.mean) / weights.std
+  return normalised(scorer, weights, raw)
 
 
 @functools.lru_cache(maxsize=16)
@@ -85,12 +88,16 @@ class Reader:
   name: for messages and metrics.
   scorer, weights: see model.py.
   tokenizer: its own.
+  group: of the ensemble of several runs that it is a part of, or None.
+  deviation: [] of the members of its judge on the reference's samples, or None.
   """
 
   name: str
   scorer: Scorer
   weights: Weights
   tokenizer: Tokenizer
+  group: Joined | None = None
+  deviation: Array | None = None
 
   @property
   def most(self) -> int:
@@ -110,7 +117,14 @@ class Reader:
   def scores(
     self, rows: Sequence[Sequence[int]], mesh: jax.sharding.Mesh
   ) -> np.ndarray:
-    """Returns [N] float32 scores of token rows, each of 1 to `most` ids.
+    """Returns [N] float32 scores of token rows; see `member_scores`."""
+    found = self.member_scores(rows, mesh)
+    return ensemble.combined(found, self.scorer.combination)
+
+  def member_scores(
+    self, rows: Sequence[Sequence[int]], mesh: jax.sharding.Mesh
+  ) -> np.ndarray:
+    """Returns [N, M] float32 scores of token rows, each of 1 to `most` ids.
 
     Args:
       rows: the same on every process.
@@ -119,7 +133,9 @@ class Reader:
     size = rows_of_pass(len(rows), mesh_lib.row_ways(mesh))
     lengths = np.asarray([len(row) for row in rows])
     order = np.argsort(lengths, kind="stable")
-    forward, result = make_score(self.scorer), np.zeros(len(rows), np.float32)
+    forward = make_score(self.scorer)
+    shape = (len(rows), self.scorer.role.members)
+    result = np.zeros(shape, np.float32)
     for first in range(0, len(rows), size):
       part = order[first : first + size]
       longest = int(lengths[part[-1]])
@@ -160,6 +176,8 @@ class Readers:
   def __call__(self, samples: Samples, index: Any) -> dict[str, np.ndarray]:
     """Returns name -> [N] scores, and what of them is counted.
 
+    Of ensembles there is more, see ensembles.scored.
+
     COMPONENT + NAME_cut: 1.0 where not all fits into the reader's context;
     COMPONENT + NAME_unspelled: 1.0 where it has no token for a character. Up is
     bad: it judges another text.
@@ -170,19 +188,32 @@ class Readers:
     """
     samples, numbers = distributed.fetch((samples, index))
     of_row = np.repeat(numbers, len(samples.tokens) // len(numbers))
-    answers, found = self._said(samples, of_row), {}
+    answers, found, members = self._said(samples, of_row), {}, {}
     for reader in self.readers:
       prompts = self.prompts[reader.name]
       told = [
         reader.told(prompts[i], answer)
         for i, answer in zip(of_row, answers, strict=True)
       ]
+      read = [row.ids for row in told]
+      members[reader.name] = reader.member_scores(read, self.mesh)
       found |= {
-        reader.name: reader.scores([row.ids for row in told], self.mesh),
         f"{COMPONENT}{reader.name}_cut": _share(told, "is_cut"),
         f"{COMPONENT}{reader.name}_unspelled": _share(told, "is_unspelled"),
       }
-    return found
+    return found | self._judged(members)
+
+  def _judged(self, members: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns name of a judge -> [N] scores of the members' [N, M]."""
+    known = {
+      x.name if x.group is None else x.group.name: x.deviation
+      for x in self.readers
+      if x.deviation is not None
+    }
+    groups = tuple({x.group: None for x in self.readers if x.group is not None})
+    scorers = [(x.name, x.scorer) for x in self.readers]
+    found = ensembles.scores_of(scorers, members, groups, known)
+    return distributed.fetch(found)
 
   def _said(self, samples: Samples, of_row: np.ndarray) -> list[retold.Said]:
     """Returns sampled answers as text.

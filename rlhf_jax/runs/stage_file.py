@@ -45,6 +45,7 @@ FURTHER = {
   "merged_from": str,
   "merged_from_fingerprint": str,
   "normalisation": dict,
+  "outputs": list,
   "reads_end_token": bool,
   "heldout_pairs": dict,
   "guards": list,
@@ -58,11 +59,12 @@ ROLE = {
   "lora_scale": _NUMBER,
   "head": (dict, type(None)),
 }
-# Runs of before factors could be chosen do not have it.
-FURTHER_ROLE = {"lora_targets": list}
+# Not in older runs, and the last two of ensembles alone.
+FURTHER_ROLE = {"lora_targets": list, "members": int, "own_factors": bool}
 ASKED = {"steps": int, "epochs": _NUMBER, "rounds": int}  # some of them
 HEAD = {"pooling": str, "outputs": int, "hidden_units": int}
 NORMALISATION = {"mean": _NUMBER, "std": _NUMBER}
+OUTPUT = {"name": str} | NORMALISATION
 
 
 def read(workdir: str | Path) -> dict[str, Any] | None:
@@ -112,12 +114,39 @@ def _complaint(info: dict[str, Any]) -> str:
     }
     found = f"role.head has {sorted(unknown)}" if unknown else ""
     found = found or _wrong(head, HEAD, "role.head.")
-    values = info.get("normalisation")
-    if values is not None:
-      found = found or _wrong(
-        values, NORMALISATION, "normalisation.", is_needed=True
-      )
+    found = found or _complaint_of_scale(info)
   return found
+
+
+def _complaint_of_scale(info: dict[str, Any]) -> str:
+  """Returns what is wrong with the scale of a reward model's scores, or ""."""
+  values, found = info.get("normalisation"), ""
+  if "outputs" not in info:
+    if values is not None:
+      found = _wrong(values, NORMALISATION, "normalisation.", is_needed=True)
+    return found
+  for i, output in enumerate(info["outputs"]):
+    if not isinstance(output, dict):
+      return f"'outputs[{i}]' is {str(output)[:60]!r}"
+    found = found or _wrong(output, OUTPUT, f"outputs[{i}].", is_needed=True)
+  members = info["role"].get("members", 1)
+  if len(info["outputs"]) < members:
+    found = found or f"{len(info['outputs'])} outputs of {members} members"
+  return found
+
+
+def outputs(info: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Returns the name, mean and deviation of each output of a reward model.
+
+  Of members, and of runs that have one output and list none, "reward".
+
+  Args:
+    info: stage.json.
+  """
+  if "outputs" in info:
+    return list(info["outputs"])
+  scale = info.get("normalisation", {"mean": 0.0, "std": 1.0})
+  return [{"name": "reward", "mean": scale["mean"], "std": scale["std"]}]
 
 
 def _wrong(
@@ -142,7 +171,8 @@ def _wrong(
 
 def role_facts(role: Role) -> dict:
   """Returns what stage.json says of a role; `role_of` reads it."""
-  return {
+  members = {"members": role.members, "own_factors": role.own_factors}
+  return (members if role.members > 1 else {}) | {
     "trainable": role.trainable,
     "first_layer": role.first_layer,
     "stop_layer": role.stop_layer,

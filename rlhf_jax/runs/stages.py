@@ -70,8 +70,8 @@ class Shelf(Protocol):
   def placed(self, tree: PyTree) -> PyTree:
     """Returns weights that are read when they are indexed, as arrays."""
 
-  def number(self, value: float) -> Any:
-    """Returns a float32 array []."""
+  def number(self, value: float | list[float]) -> Any:
+    """Returns a float32 array [], or [M] of a list."""
 
 
 def place(folder: str | Path) -> tuple[Path, str]:
@@ -84,6 +84,17 @@ def place(folder: str | Path) -> tuple[Path, str]:
   if at and is_step and not Path(folder).expanduser().is_dir():
     return Path(head).expanduser(), step
   return Path(folder).expanduser(), ""
+
+
+def listed(folders: str | Path) -> list[str]:
+  """Returns folders of stages that are named together, with commas between.
+
+  A folder that is there under the whole name is that folder.
+  """
+  text = str(folders)
+  if "," not in text or place(text)[0].is_dir():
+    return [text] if text else []
+  return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def kind_of(info: dict) -> str:
@@ -107,10 +118,15 @@ def stage_fingerprint(workdir: str | Path) -> str:
   """Returns a digest of what a finished stage holds; "" of no directory.
 
   It covers stage.json but for its paths, and the sha256 of all arrays of the
-  newest step, or of the step that is named, which its manifest lists.
+  newest step, or of the step that is named, which its manifest lists. Of
+  several with commas between it covers all.
   """
   if not str(workdir):
     return ""
+  several = listed(workdir)
+  if len(several) > 1:
+    each = {str(i): stage_fingerprint(x) for i, x in enumerate(several)}
+    return integrity.fingerprint(each)
   folder, step = place(workdir)
   stage = read_stage(folder)
   if stage is not None and stage["pipeline"] == adapters.PIPELINE:

@@ -1,10 +1,15 @@
 """Policies and reward models of a notebook: compared, saved and loaded."""
 
+import dataclasses
+
 import jax
 import numpy as np
+import optax
 import pytest
 
 from rlhf_jax import lab, pipelines
+from rlhf_jax.algorithms import reward
+from rlhf_jax.algorithms.ensemble import Combination
 from rlhf_jax.pipelines import defaults
 from rlhf_jax.runs import history
 from rlhf_jax.schema import UserError
@@ -13,6 +18,7 @@ from tests.notebook.lab_runs import (
   GOOD,
   LENGTH,
   ONE,
+  PAIRS,
   PROMPTS,
   assert_same,
   sampled,
@@ -101,3 +107,27 @@ def test_a_pipeline_starts_from_what_is_saved(model, grpo_run, tmp_path):
   assert history.history(tmp_path / "orpo") == [("grpo", 6), ("orpo", 1)]
   found = lab.load(tmp_path / "orpo", mesh=ONE)
   assert found.methods == (("grpo", 6), ("orpo", 1))
+
+
+def test_an_ensemble_learns_and_each_member_has_its_scale(policy, tmp_path):
+  """Heads that begin apart, on all pairs; saved and loaded as it is."""
+  model = policy.reward_model(members=3)
+  learn = lab.learner(
+    model, reward, reward.Config(), optax.adam(3e-2), length=LENGTH
+  )
+  for _ in range(8):
+    model, metrics = learn(model, PAIRS)
+  assert metrics["reward_model/accuracy"] > 0.9
+  texts = [GOOD, BAD] * (len(PROMPTS) // 2)
+  model = model.normalised(PROMPTS, texts)
+  members = model.member_scores(PROMPTS, texts)
+  assert members.shape == (len(texts), 3)
+  np.testing.assert_allclose(members.mean(axis=0), 0.0, atol=1e-4)
+  np.testing.assert_allclose(members.std(axis=0), 1.0, atol=1e-4)
+  low = dataclasses.replace(model, combination=Combination("min"))
+  np.testing.assert_allclose(low.score(PROMPTS, texts), members.min(axis=1))
+  model.save(tmp_path / "three")
+  again = lab.load(tmp_path / "three", mesh=ONE)
+  np.testing.assert_allclose(
+    again.member_scores(PROMPTS, texts), members, atol=1e-5
+  )

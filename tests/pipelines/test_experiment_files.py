@@ -33,7 +33,9 @@ def test_there_are_files():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_all_sections_parse(path, files, sft_lora, reward_head, tmp_path):
+def test_all_sections_parse(
+  path, files, sft_lora, reward_head, reward_full, tmp_path
+):
   """As the command checks it, with the files that a user would name."""
   config = load(path)
   transcripts = tmp_path / "hh.jsonl"
@@ -60,6 +62,10 @@ def test_all_sections_parse(path, files, sft_lora, reward_head, tmp_path):
     config.prompts.source, config.policy = files.prompts, str(sft_lora)
   if config.pipeline == "score_texts":
     config.rewards = str(reward_head)
+  if config.pipeline == "average_rewards":
+    ends = f"{reward_full},{reward_full}@30"  # one run is alike at both
+    config.runs, config.heldout.source = ends, files.comparisons
+    config.heldout.end_token = False
   if config.pipeline == "export":
     config.run = str(sft_lora)
   for stage in (config, *config.values()):

@@ -50,8 +50,8 @@ def crafted(monkeypatch):
   )
   monkeypatch.setattr(
     judge.reward_model,
-    "score",
-    lambda scorer, weights, samples, *_: SCORES[weights],
+    "member_scores",
+    lambda scorer, weights, samples, *_: SCORES[weights][:, None],
   )
 
 
