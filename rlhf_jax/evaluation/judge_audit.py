@@ -10,7 +10,7 @@
 
 Kappa is Cohen's (1960), agreement beyond what two judges with these shares of
 choices have by chance. Ties, of either, are left out of agreement and counted.
-METHODS 27.7; Zheng et al. 2023, arXiv:2306.05685.
+METHODS 8.4; Zheng et al. 2023, arXiv:2306.05685.
 """
 
 from __future__ import annotations

@@ -220,7 +220,9 @@ def _judged(
   known = _principles(settings)
   judge_part = _pairs if settings.kind == PAIRS else _scores
   rows, told = [], []
-  with terminal.Progress("judge", len(items), unit="item") as progress:
+  total = _questions(settings, items)
+  with terminal.Progress("judge", total, unit="question") as progress:
+    judge.tell(lambda done: progress.update(min(done, total)))
     for first in range(0, len(items), CHUNK):
       part = items[first : first + CHUNK]
       drawn = [
@@ -235,8 +237,15 @@ def _judged(
         named = {"annotator": f"ai:{judge.voice.name}"} | more
         rows.append(item.row() | named | row)
         told.append(said)
-      progress.update(first + len(part))
   return rows, told
+
+
+def _questions(settings: Settings, items: list[Item]) -> int:
+  """Returns how many questions are asked, those with equal texts too."""
+  if settings.kind == SCORES:
+    return sum(len(item.answers) for item in items)
+  times = (1 + (settings.judging.orders == BOTH)) * settings.principles_drawn
+  return len(items) * times * (1 + settings.judging.reasoning)
 
 
 def _pairs(
@@ -328,9 +337,7 @@ def _audit(
   gold = np.array(
     [math.nan if i.label is None else i.label for i, _ in pairs], np.float64
   )
-  first, swapped = (
-    np.array([_logit(x, n) for _, x in pairs]) for n in range(2)
-  )
+  first, swapped = (np.array([x.logit(n) for _, x in pairs]) for n in range(2))
   s, _ = judgements.unswapped(first, swapped)
   longer = np.array([len(i.answers[0]) - len(i.answers[1]) for i, _ in pairs])
   found["label_entropy"] = float(np.mean(judgements.entropies(labels)))
@@ -347,19 +354,6 @@ def _audit(
     )
     found |= judge_audit.self_preference(labels, gold, is_own)
   return found
-
-
-def _logit(verdict: Verdict, order: int) -> float:
-  """Returns the logit of "A" in an order, +-inf for a vote.
-
-  Of an order that was not asked it is what leaves s that of the other.
-  """
-  if len(verdict.votes) <= order:
-    return -_logit(verdict, 0)
-  given = (verdict.first, verdict.swapped)[order]
-  if given is not None:
-    return given
-  return {"A": math.inf, "B": -math.inf, "": 0.0}[verdict.votes[order]]
 
 
 def tell(settings: Settings, workdir: Path) -> None:

@@ -22,6 +22,7 @@ mixes in (data.source with several files).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -150,14 +151,15 @@ def run(settings: Settings, world: World) -> dict:
   cache = speakers.cache_of(settings.cache, world)
   answerer, critic = _speakers(settings, world, cache)
   known = questions.principles(settings.principles)
+  total = len(talks) * (1 + 2 * settings.rounds)
   try:
-    with terminal.Progress("revise", len(talks), unit="prompt") as progress:
+    with terminal.Progress("revise", total, unit="text") as progress:
+      _tell(progress, (answerer, critic))
       for first in range(0, len(talks), CHUNK):
         part = talks[first : first + CHUNK]
         _answer(settings, answerer, part)
         for n in range(settings.rounds):
           _revise(settings, critic, part, known, n)
-        progress.update(first + len(part))
   finally:
     cache.close()
   chat = settings.prompts.chat
@@ -182,6 +184,18 @@ def run(settings: Settings, world: World) -> dict:
   }
   results.write(path, facts, origins, kept, REVISIONS_FILE)
   return facts
+
+
+def _tell(progress: terminal.Progress, judges: Sequence[Judge]) -> None:
+  """Has the texts of all judges shown."""
+  done: dict[int, int] = {}
+
+  def told(name: int, count: int) -> None:
+    done[name] = count
+    progress.update(sum(done.values()))
+
+  for judge in judges:
+    judge.tell(functools.partial(told, id(judge)))
 
 
 def _talks(settings: Settings) -> list[Talk]:

@@ -58,6 +58,8 @@ def test_all_sections_parse(path, files, sft_lora, reward_head, tmp_path):
       config.reward = str(reward_head)
   if config.pipeline in ("evaluate", "generate_answers"):
     config.prompts.source, config.policy = files.prompts, str(sft_lora)
+  if config.pipeline == "constitution":
+    config.prompts.source = files.prompts
   if config.pipeline == "score_texts":
     config.rewards = str(reward_head)
   if config.pipeline == "export":

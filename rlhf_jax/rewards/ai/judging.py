@@ -95,6 +95,18 @@ class Verdict:
   reasons: tuple[str, ...] = ()
   failure: str = ""
 
+  def logit(self, order: int) -> float:
+    """Returns the logit of "A" in an order, 0 or 1; +-inf for a vote.
+
+    Of an order that was not asked it is what leaves s that of the other.
+    """
+    if len(self.votes) <= order:
+      return -self.logit(0)
+    given = (self.first, self.swapped)[order]
+    if given is not None:
+      return given
+    return {"A": math.inf, "B": -math.inf, "": 0.0}[self.votes[order]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
@@ -114,7 +126,6 @@ class Judge:
     settings: Judging,
     cache: Cache,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
   ):
     """Makes a judge.
 
@@ -123,11 +134,11 @@ class Judge:
       settings: how.
       cache: of replies.
       seed: of what is sampled.
-      progress: told how many more questions are answered.
     """
     self.voice, self.settings = voice, settings
     self._cache, self._seed = cache, seed
-    self._progress = progress
+    self._progress: Callable[[int], None] | None = None
+    self._done = 0
     self._used: dict[str, Reply] = {}
     self.asked = 0  # questions that were not in the cache
 
@@ -284,6 +295,11 @@ class Judge:
     self._used |= found
     return [found[key] for key in keys]
 
+  def tell(self, progress: Callable[[int], None]) -> None:
+    """Has a function told how many questions are answered, from now on."""
+    self._progress, self._done = progress, 0
+
   def _told(self, count: int) -> None:
+    self._done += count
     if self._progress is not None and count:
-      self._progress(count)
+      self._progress(self._done)
