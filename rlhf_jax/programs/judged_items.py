@@ -21,7 +21,7 @@ import numpy as np
 
 from rlhf_jax.data import formats, transcripts
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.data.examples import Comparison, Demonstration
+from rlhf_jax.data.examples import Comparison, Demonstration, Ranking
 from rlhf_jax.data.messages import Message
 from rlhf_jax.schema import UserError
 
@@ -108,7 +108,7 @@ def items_of(found: Sequence[Any], data: Data) -> list[Item]:
   for number, record in enumerate(found):
     if isinstance(record, Comparison):
       items[str(number)] = _of_pair(record)
-    elif hasattr(record, "answers"):
+    elif isinstance(record, Ranking):
       items[str(number)] = _of_ranking(record)
     elif isinstance(record, Demonstration):
       _add(items, record)
@@ -129,13 +129,11 @@ def items_of(found: Sequence[Any], data: Data) -> list[Item]:
 
 
 def _kept(record: Any) -> dict[str, Any]:
-  fields = getattr(record, "fields", {})
-  return {name: x for name, x in fields.items() if name not in _WRITTEN}
+  return {n: x for n, x in record.fields.items() if n not in _WRITTEN}
 
 
 def _of_pair(record: Comparison) -> Item:
-  fields = getattr(record, "fields", {})
-  told = fields.get("policies", ())
+  told = record.fields.get("policies") or ()
   return Item(
     record.where,
     record.prompt,
@@ -147,8 +145,8 @@ def _of_pair(record: Comparison) -> Item:
   )
 
 
-def _of_ranking(record: Any) -> Item:
-  """Returns the item of an examples.Ranking: people's ranks, if any."""
+def _of_ranking(record: Ranking) -> Item:
+  """Returns the item of a ranking, with people's ranks if there are any."""
   ranks = (
     record.ranks if record.ranks is not None else [None] * len(record.answers)
   )
@@ -157,6 +155,7 @@ def _of_ranking(record: Any) -> Item:
     record.prompt,
     tuple(record.answers),
     tuple(None if rank is None else -float(rank) for rank in ranks),
+    soft=record.label,
     policies=tuple(map(str, record.fields.get("policies") or ())),
     fields=_kept(record),
   )

@@ -10,6 +10,7 @@ import pytest
 from rlhf_jax import pipelines
 from rlhf_jax.comparisons import judges
 from rlhf_jax.comparisons.sources import Policy
+from rlhf_jax.data import dataset
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.examples import Comparison, Demonstration, Prompt
 from rlhf_jax.pipelines import ai_feedback, defaults
@@ -134,6 +135,20 @@ def test_a_killed_run_pays_for_nothing_twice(finished, pairs, tmp_path):
   assert {x: again[x] for x in same} == same
   name = ai_feedback.FEEDBACK_FILE
   assert (tmp_path / name).read_text() == (whole / name).read_text()
+
+
+def test_its_labels_are_those_of_a_reward_run(finished, files):
+  folder, _, _ = finished
+  config = tiny_runs.reward_config(files, "head", "", folder / "none.npz")
+  config.data.update(
+    source=str(folder / ai_feedback.FEEDBACK_FILE), format="ranking"
+  )
+  data = tiny_runs.settings_of(config).data
+  base = tiny_runs.load_base(config)
+  found = dataset.comparisons(data, base.tokenizer, 0)
+  rows = tiny_runs.rows_of(folder, ai_feedback.FEEDBACK_FILE)
+  wanted = [max(row["label"], 1.0 - row["label"]) for row in rows]
+  np.testing.assert_allclose(found.labels, wanted, atol=1e-6)
 
 
 def test_one_order_leaves_the_bias_in(pairs, tmp_path):
