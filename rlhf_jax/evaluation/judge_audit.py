@@ -115,7 +115,7 @@ def lengths(
 
   longer_share: decided pairs of different lengths whose longer answer it
   prefers; gold_longer_share: that people prefer. length_slope, with its
-  standard error: nats for a standard deviation of the difference.
+  standard error: nats for a standard deviation of the difference; not of votes.
 
   Args:
     s: [N] logits that the first answer is better; +-inf for votes.
@@ -128,11 +128,11 @@ def lengths(
     if np.any(is_told):
       agrees = sided[is_told] == np.sign(longer[is_told])
       found[f"{name}longer_share"] = float(np.mean(agrees))
-  is_told = np.isfinite(s)
-  has_gold = bool(np.all(np.isfinite(gold[is_told])))
-  columns = [np.ones(np.sum(is_told)), longer[is_told].astype(np.float64)]
-  if has_gold and np.std(gold[is_told]) > 0.0:
-    columns.append(gold[is_told] - 0.5)
+  if not np.all(np.isfinite(s)):  # votes have no size
+    return found
+  columns = [np.ones(len(s)), longer.astype(np.float64)]
+  if np.all(np.isfinite(gold)) and np.std(gold) > 0.0:
+    columns.append(gold - 0.5)
   rows, deviation = len(columns[0]), float(np.std(columns[1]))
   if rows < max(LEAST, len(columns) + 1) or not deviation:
     return found
@@ -140,8 +140,8 @@ def lengths(
   x = np.stack(columns, axis=1)
   if np.linalg.matrix_rank(x) < x.shape[1]:
     return found
-  solved = np.linalg.lstsq(x, s[is_told], rcond=None)[0]
-  rest = s[is_told] - x @ solved
+  solved = np.linalg.lstsq(x, s, rcond=None)[0]
+  rest = s - x @ solved
   variance = float(rest @ rest) / (rows - x.shape[1])
   error = np.sqrt(variance * np.linalg.inv(x.T @ x)[1, 1])
   return found | {

@@ -18,26 +18,24 @@ comparisons that have none stand in unlabelled.jsonl with the reason.
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlhf_jax import schema, terminal
-from rlhf_jax.algorithms import judgements
 from rlhf_jax.data import dataset
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.evaluation import judge_audit
 from rlhf_jax.models.pretrained import Model
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import results
-from rlhf_jax.programs import build, judged_items, speakers
+from rlhf_jax.programs import build, judge_facts, judged_items, speakers
 from rlhf_jax.programs.judged_items import Item
 from rlhf_jax.programs.pipeline import Pipeline, optional_model, stage_field
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World
-from rlhf_jax.rewards.ai import questions
+from rlhf_jax.rewards.ai import direct, questions
 from rlhf_jax.rewards.ai.endpoint import Endpoint
 from rlhf_jax.rewards.ai.judging import (
   BOTH,
@@ -96,6 +94,13 @@ class Settings(schema.Settings):
         f"{self.endpoint.url!r}: one of them judges. Set one, and leave the "
         "other ''."
       )
+    if self.endpoint.url:
+      direct.check_unread(self.judging, "judging.")
+    if self.principles and self.judging.rubric != questions.RUBRIC:
+      raise FieldError(
+        f"judging.rubric={self.judging.rubric[:30]!r}... with principles="
+        f"{self.principles!r}: the principles stand in its place. Set one."
+      )
     if self.principles_drawn > 1 and not self.principles:
       raise FieldError(
         f"principles_drawn={self.principles_drawn} with principles='': there "
@@ -109,11 +114,15 @@ class Settings(schema.Settings):
             f"judging.{name}={getattr(self.judging, name)!r} with kind="
             f"'scores': is of pairs. Leave it at {usual[name]!r}."
           )
-      for name in ("principles_drawn", "pairs_of_prompt"):
-        if getattr(self, name) != 1:
+      for name, value in (
+        ("principles_drawn", 1),
+        ("pairs_of_prompt", 1),
+        ("own", ""),
+      ):
+        if getattr(self, name) != value:
           raise FieldError(
-            f"{name}={getattr(self, name)} with kind='scores': is of pairs. "
-            "Leave it at 1."
+            f"{name}={getattr(self, name)!r} with kind='scores': is of pairs. "
+            f"Leave it at {value!r}."
           )
 
 
@@ -194,7 +203,13 @@ def run(settings: Settings, world: World) -> dict:
   finally:
     cache.close()
   facts = {"judge": voice.name, "kind": settings.kind, "equal_answers": equal}
-  facts |= _counts(told) | judge.cost | _audit(settings, items, told)
+  facts |= (
+    judge_facts.counts(told)
+    | judge.cost
+    | judge_facts.audit(
+      items, rows, told, orders=settings.judging.orders, own=settings.own
+    )
+  )
   labelled = [row for row, x in zip(rows, told, strict=True) if not x.failure]
   left = [
     row | {"failure": x.failure}
@@ -204,8 +219,8 @@ def run(settings: Settings, world: World) -> dict:
   if not labelled:
     raise UserError(
       f"{voice.name}: none of {len(items)} replies was in form "
-      f"({_counts(told)}). Lower judging.least_mass, or take a judge that "
-      "follows instructions."
+      f"({judge_facts.counts(told)}). Lower judging.least_mass, or take a "
+      "judge that follows instructions."
     )
   if left:
     results.write_rows(world.workdir / UNLABELLED_FILE, left)
@@ -304,56 +319,6 @@ def _scores(
       row["people_label"] = item.label
     result.append((said, row))
   return result
-
-
-def _counts(told: list[Verdict | Mark]) -> dict[str, int]:
-  """Returns how many items were judged, and why others were not."""
-  found = {"items": len(told)}
-  found["labelled"] = sum(not x.failure for x in told)
-  return found | {
-    name: sum(x.failure == name for x in told) for name in FAILURES
-  }
-
-
-def _audit(
-  settings: Settings, items: list[Item], told: list[Verdict | Mark]
-) -> dict[str, float]:
-  """Returns what is known of the judge, over what it labelled.
-
-  label_mass: the mean probability of the labels. label_entropy: nats.
-  """
-  pairs = [
-    (item, x)
-    for item, x in zip(items, told, strict=True)
-    if not x.failure and isinstance(x, Verdict)
-  ]
-  masses = [x.mass for x in told if not x.failure]
-  if not masses:
-    return {}
-  found = {"label_mass": float(np.mean(masses))}
-  if not pairs:
-    return found
-  labels = np.array([x.label for _, x in pairs])
-  gold = np.array(
-    [math.nan if i.label is None else i.label for i, _ in pairs], np.float64
-  )
-  first, swapped = (np.array([x.logit(n) for _, x in pairs]) for n in range(2))
-  s, _ = judgements.unswapped(first, swapped)
-  longer = np.array([len(i.answers[0]) - len(i.answers[1]) for i, _ in pairs])
-  found["label_entropy"] = float(np.mean(judgements.entropies(labels)))
-  if settings.judging.orders == BOTH:
-    found |= judge_audit.positions(first, swapped)
-  found |= judge_audit.agreement(labels, gold)
-  found |= judge_audit.lengths(s, longer, gold)
-  if settings.own:
-    is_own = np.array(
-      [
-        [name == settings.own for name in (i.policies or ("", ""))]
-        for i, _ in pairs
-      ]
-    )
-    found |= judge_audit.self_preference(labels, gold, is_own)
-  return found
 
 
 def tell(settings: Settings, workdir: Path) -> None:

@@ -55,6 +55,8 @@ def test_the_slope_of_length_is_what_people_do_not_see_in_it():
   assert 0.6 < found["gold_longer_share"] < found["longer_share"]
   blind = judge_audit.lengths(s, longer, np.full(4000, NONE))
   assert blind["length_slope"] > 0.7 and "gold_longer_share" not in blind
+  votes = np.where(s > 1.0, np.inf, 0.0)
+  assert "length_slope" not in judge_audit.lengths(votes, longer, gold)
   assert judge_audit.lengths(s[:2], longer[:2], gold[:2]).keys() <= {
     "longer_share",
     "gold_longer_share",

@@ -176,6 +176,7 @@ def test_scores_of_each_answer(pairs, tmp_path):
     config.data.limit = 4
     facts = pipelines.run(config, tmp_path)
   assert facts["labelled"] == 4 and facts["label_mass"] == 1.0
+  assert facts["agreement"] == 0.75 and facts["gold_labels"] == 4
   for row in tiny_runs.rows_of(tmp_path, ai_feedback.FEEDBACK_FILE):
     wanted = [2.0 * (quality(x) - 1.0) / 9.0 - 1.0 for x in row["answers"]]
     assert row["scores"] == pytest.approx(wanted)
@@ -300,6 +301,12 @@ def test_pairs_are_drawn_and_keep_what_belongs_together():
       "principles_drawn=17: ours has 16",
     ),
     (lambda c: c.update(policy="gone"), "one of them answers"),
+    (lambda c: c.judging.update(batch_size=3), "batch_size=3 with an endp"),
+    (lambda c: c.update(kind="scores", own="me"), "own='me' with"),
+    (
+      lambda c: (c.update(principles="ours"), c.judging.update(rubric="x")),
+      "stand in its place",
+    ),
     (
       lambda c: c.endpoint.update(key_variable="NOT_SET_AT_ALL"),
       "NOT_SET_AT_ALL.*is not set",

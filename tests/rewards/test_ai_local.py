@@ -14,7 +14,7 @@ from rlhf_jax.models.pretrained import Model
 from rlhf_jax.models.roles import Role
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.rewards import verifiers
-from rlhf_jax.rewards.ai import direct, local, questions
+from rlhf_jax.rewards.ai import direct, local, questions, spelling
 from rlhf_jax.rewards.ai.questions import Question, user
 from rlhf_jax.rewards.ai.voices import LONG, Saying
 from rlhf_jax.rewards.rows import Answers
@@ -67,7 +67,7 @@ def test_labels_of_a_pair_by_the_whole_model(base):
 def test_ten_goes_on_from_one(base):
   """The tokenizer spells 10 as 1 and 0: P(1) is that of no 0 behind it."""
   (_, reply), *_ = voice(base).label_logprobs([SCORE])
-  spelled = local.spelling(
+  spelled = spelling.spelled(
     SCORE.prefix, SCORE.labels, base.tokenizer, is_single=False, space=" "
   )
   one, ten = spelled.labels[0], spelled.labels[9]
@@ -146,7 +146,7 @@ def test_spellings_that_cannot_be_read_are_refused(base, tmp_path):
   tokenizer = base.tokenizer
 
   def spell(labels, is_single=True, prefix="It is ("):
-    return local.spelling(prefix, labels, tokenizer, is_single=is_single)
+    return spelling.spelled(prefix, labels, tokenizer, is_single=is_single)
 
   with pytest.raises(UserError, match="'357' is 3 tokens .* must be one"):
     spell(("1", "357"))
@@ -154,7 +154,7 @@ def test_spellings_that_cannot_be_read_are_refused(base, tmp_path):
     spell(("A", "A"))
   assert len(spell(("1", "357"), is_single=False).labels[1]) == 3
   other = load_tokenizer(tiny.tiny_sentencepiece(tmp_path / "t.model"))
-  found = local.spelling("It is (", ("A", "B"), other, is_single=True)
+  found = spelling.spelled("It is (", ("A", "B"), other, is_single=True)
   assert [len(x) for x in found.labels] == [1, 1]
   assert other.decode([*found.prefix, *found.labels[1]]) == "It is (B"
 
@@ -183,6 +183,7 @@ def test_as_a_reward_it_scores_and_counts(folder, base, tmp_path):
   assert scores[0] == pytest.approx(wanted, abs=1e-4)
   assert logged["mass"][0] == pytest.approx(p.sum(), rel=1e-3)
   assert len([json.loads(x) for x in open(cache)]) == 3
+  assert logged["judge_tokens"][0] == reply.prompt_tokens
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ does: training, evaluation, scoring, comparing.
     is bad.
   reward/component/mass: the probability of the ten labels together. Falling is
     bad: the judge means to say something else.
+  reward/component/judge_tokens: that an answer's question and reply cost.
 
 Left out: several principles, orders, reasons (pipelines/ai_feedback.py has
 them); a judge that learns while the policy does.
@@ -42,8 +43,8 @@ from rlhf_jax.rewards.ai.reply_cache import Cache
 from rlhf_jax.rewards.ai.voices import FAILURES, Voice
 from rlhf_jax.schema import FieldError, UserError
 
-EMPTY, MASS = "empty", "mass"
-LOGGED = (*FAILURES, EMPTY, MASS)
+EMPTY, MASS, TOKENS = "empty", "mass", "judge_tokens"
+LOGGED = (*FAILURES, EMPTY, MASS, TOKENS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Config:
   template: str = ""  # see rewards/ai/judging.py
   least_mass: float = 0.01
   batch_size: int = 16
-  cache: str = ""  # file of replies; "": they are kept in memory
+  cache: str = ""  # file of replies; "": none is kept
 
   def __post_init__(self) -> None:
     if isinstance(self.endpoint, dict):
@@ -71,12 +72,28 @@ class Config:
       model_sources.check_source(self.source, "ai_judge")
     else:
       self.endpoint.key()
+      check_unread(self, "ai_judge.")
     self.judging()
 
   def judging(self) -> Judging:
     """Returns how it judges."""
     names = ("rubric", "template", "least_mass", "batch_size", "cache")
     return Judging(**{name: getattr(self, name) for name in names})
+
+
+def check_unread(settings: Any, name: str) -> None:
+  """Raises FieldError for what only a local judge reads.
+
+  Args:
+    settings: with batch_size.
+    name: of them, for the message, with a point.
+  """
+  usual = Judging.__dataclass_fields__["batch_size"].default
+  if settings.batch_size != usual:
+    raise FieldError(
+      f"{name}batch_size={settings.batch_size} with an endpoint: nothing reads "
+      f"it. Leave it at {usual}, and set endpoint.parallel."
+    )
 
 
 def _endpoint(values: dict[str, Any]) -> Endpoint:
@@ -167,8 +184,11 @@ def score(
   if rows:
     asked = [_asked(prompts[i], records[i] if records else {}) for i in rows]
     answers = [texts[i].strip() for i in rows]
-    marks = judge_of(config).scores(asked, answers, [config.rubric] * len(rows))
+    judge = judge_of(config)
+    marks = judge.scores(asked, answers, [config.rubric] * len(rows))
+    judge.forget()
     for i, mark in zip(rows, marks, strict=True):
+      logged[TOKENS][i] = mark.tokens
       if mark.failure:
         logged[mark.failure][i] = 1.0
       else:

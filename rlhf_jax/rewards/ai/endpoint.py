@@ -23,6 +23,7 @@ import json
 import math
 import os
 import re
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -112,12 +113,16 @@ class Endpoint:
         "key_variable: is the NAME of an environment variable, letters and "
         "digits; a key itself would be written into config.json."
       )
-    is_local = parts.hostname in _LOCAL
-    if self.key_variable and parts.scheme == "http" and not is_local:
+    if self.key_variable and parts.scheme == "http" and not self.is_local:
       raise FieldError(
         f"url={self.url!r} with key_variable={self.key_variable!r}: the key "
         "would go over the net unencrypted. Use https://."
       )
+
+  @property
+  def is_local(self) -> bool:
+    """Whether it is on this machine."""
+    return urllib.parse.urlsplit(self.url).hostname in _LOCAL
 
   def key(self) -> str:
     """Returns the key, "" where none is wanted.
@@ -162,7 +167,11 @@ class Remote:
       "model": settings.model,
       "reads": settings.reads,
     }
-    self._open = urllib.request.build_opener(_NoRedirect).open
+    handlers: list[Any] = [_NoRedirect]
+    if settings.is_local:  # nobody between who would see the key
+      handlers.append(urllib.request.ProxyHandler({}))
+    self._open = urllib.request.build_opener(*handlers).open
+    self._lock = threading.Lock()
     self._failed = 0  # questions in a row
     self._is_gone = False
 
@@ -253,10 +262,12 @@ class Remote:
         continue
       self._failed = 0
       return reply
-    self._failed += 1
-    if self._failed >= self.settings.stop_after:
+    with self._lock:
+      self._failed += 1
+      failed = self._failed
+    if failed >= self.settings.stop_after:
       raise JudgeGone(
-        f"endpoint.url={self.settings.url!r}: {self._failed} questions in a "
+        f"endpoint.url={self.settings.url!r}: {failed} questions in a "
         f"row were not answered in {self.settings.retries + 1} tries each, "
         f"the last: {why}. What was answered is kept; when the endpoint is "
         "back, the same command goes on."

@@ -110,11 +110,18 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-  """What a judge said of an answer: score in [-1, 1], None for a failure."""
+  """What a judge said of an answer.
+
+  score: in [-1, 1], None for a failure.
+  mass: probability of the labels.
+  failure: one of voices.FAILURES, or "".
+  tokens: that it cost, of the question and the reply.
+  """
 
   score: float | None
   mass: float = 0.0
   failure: str = ""
+  tokens: int = 0
 
 
 class Judge:
@@ -233,15 +240,7 @@ class Judge:
         )
       ]
     )
-    return [
-      Mark(None, failure=x.failure)
-      if x.failure
-      else Mark(
-        float(judgements.expected_scores([x.value], _VALUES)[0]),
-        float(judgements.masses([x.value])[0]),
-      )
-      for x in replies
-    ]
+    return [_mark(reply) for reply in replies]
 
   def _labels(self, asked: Sequence[Question]) -> list[Reply]:
     """Returns replies of labels; those with little probability are none."""
@@ -262,7 +261,9 @@ class Judge:
       return reply
     mass = float(judgements.masses([reply.value])[0])
     is_clear = math.isfinite(mass) and mass >= self.settings.least_mass
-    return reply if is_clear and mass > 0.0 else Reply(None, FORM)
+    if is_clear and mass > 0.0:
+      return reply
+    return dataclasses.replace(reply, value=None, failure=FORM)
 
   def texts(self, dialogues: Sequence[Messages], how: Saying) -> list[Reply]:
     """Returns a text that answers each dialogue."""
@@ -295,6 +296,11 @@ class Judge:
     self._used |= found
     return [found[key] for key in keys]
 
+  def forget(self) -> None:
+    """Forgets replies that are in no file, and what all of them cost."""
+    self._used = {}
+    self._cache.forget()
+
   def tell(self, progress: Callable[[int], None]) -> None:
     """Has a function told how many questions are answered, from now on."""
     self._progress, self._done = progress, 0
@@ -303,3 +309,12 @@ class Judge:
     self._done += count
     if self._progress is not None and count:
       self._progress(self._done)
+
+
+def _mark(reply: Reply) -> Mark:
+  tokens = reply.prompt_tokens + reply.answer_tokens
+  if reply.failure:
+    return Mark(None, failure=reply.failure, tokens=tokens)
+  score = judgements.expected_scores([reply.value], _VALUES)[0]
+  mass = judgements.masses([reply.value])[0]
+  return Mark(float(score), float(mass), tokens=tokens)

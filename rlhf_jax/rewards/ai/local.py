@@ -1,12 +1,8 @@
 """A judge on this machine: the probabilities of its labels, and its texts.
 
 A question is rendered with the chat template, or as a transcript where there is
-none, and the answer begins with the question's prefix. What follows are labels:
-as the tokenizer spells them behind the prefix, or an error that says why not.
-
-    tokens that all labels begin with   belong to the prefix
-    P(label)                            product over its further tokens
-    "1", where "10" goes on from it     P("1") (1 - P("0" | "1"))
+none, and the answer begins with the question's prefix. What follows are labels,
+as the tokenizer spells them (spelling.py).
 
 One pass reads every question, and one more each beginning that several labels
 share. The randomness of a text is folded from its dialogue, so it depends on no
@@ -15,7 +11,6 @@ batch and no restart.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -31,92 +26,17 @@ from rlhf_jax.data import (
   rendering,
   stops,
   streams,
-  tokenizers,
   transcripts,
 )
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.models import roles
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.rewards import reader
+from rlhf_jax.rewards.ai import spelling
 from rlhf_jax.rewards.ai.questions import Messages, Question
 from rlhf_jax.rewards.ai.voices import LONG, Replies, Reply, Saying
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import FINISH_EOS, Array, Samples, TokenBatch
-
-Path = tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Spelling:
-  """How a tokenizer writes labels behind a prefix.
-
-  prefix: ids that come before all of them.
-  labels: the further ids of each, none of them empty.
-  """
-
-  prefix: Path
-  labels: tuple[Path, ...]
-
-  @property
-  def nodes(self) -> list[Path]:
-    """The beginnings after which several labels, or a label's rest, follow."""
-    found = {path[:n] for path in self.labels for n in range(len(path))}
-    return sorted(found, key=lambda path: (len(path), path))
-
-
-def spelling(
-  prefix: str,
-  labels: Sequence[str],
-  tokenizer: Tokenizer,
-  *,
-  is_single: bool,
-  space: str = "",
-) -> Spelling:
-  """Returns the ids of labels behind a prefix, checked.
-
-  Args:
-    prefix: of the answer, without a space at its end.
-    labels: that follow it.
-    tokenizer: of the judge.
-    is_single: each must be one token.
-    space: between prefix and label.
-
-  Raises:
-    UserError: a label that melts into the prefix, is spelled as another one, or
-      is no single token where it must be.
-  """
-  before = tokenizers.encode_inside(prefix, tokenizer)
-  found = []
-  for label in labels:
-    ids = tokenizers.encode_inside(f"{prefix}{space}{label}", tokenizer)
-    if ids[: len(before)] != before or len(ids) == len(before):
-      raise UserError(
-        f"the label {label!r} after {prefix!r} changes the tokens before it in "
-        f"the tokenizer {tokenizer.name}, so its probability cannot be read. "
-        "Take another judge, or an endpoint."
-      )
-    found.append(tuple(ids[len(before) :]))
-  if len(set(found)) < len(found):
-    raise UserError(
-      f"the labels {', '.join(labels)} are not told apart by the tokenizer "
-      f"{tokenizer.name}: {found}. Take another judge, or an endpoint."
-    )
-  shared = 0
-  while all(len(x) > shared + 1 for x in found) and (
-    len({x[shared] for x in found}) == 1
-  ):
-    shared += 1
-  further = tuple(x[shared:] for x in found)
-  if is_single and any(len(x) > 1 for x in further):
-    label = next(
-      x for x, ids in zip(labels, further, strict=True) if len(ids) > 1
-    )
-    raise UserError(
-      f"the label {label!r} is {len(further[labels.index(label)])} tokens "
-      f"after {prefix!r} in the tokenizer {tokenizer.name}, and must be one. "
-      "Take another judge, or an endpoint."
-    )
-  return Spelling((*before, *found[0][:shared]), further)
 
 
 def next_logprobs(
@@ -206,47 +126,67 @@ class Local:
     text = transcripts.write(messages).lstrip()
     return [*streams.text_prompt(text, self._tokenizer), *prefix]
 
-  def spelled(self, question: Question) -> Spelling:
+  def spelled(self, question: Question) -> spelling.Spelling:
     """Returns how its tokenizer writes the labels of a question."""
     prefix = question.prefix if self._is_chat else f" {question.prefix}"
     is_single = all(len(label) == 1 for label in question.labels)
-    return _spelling(
-      prefix, question.labels, self._tokenizer, is_single, question.space
+    return spelling.spelled(
+      prefix,
+      question.labels,
+      self._tokenizer,
+      is_single=is_single,
+      space=question.space,
     )
 
   def label_logprobs(self, questions: Sequence[Question]) -> Replies:
     """See voices.Voice."""
-    for part in _parts(len(questions), self._size):
-      asked = [questions[i] for i in part]
-      spelled = [self.spelled(question) for question in asked]
-      before = [
-        self._ids(question.messages, spelling.prefix)
-        for question, spelling in zip(asked, spelled, strict=True)
-      ]
-      rows, owners = [], []
-      for n, (ids, spelling) in enumerate(zip(before, spelled, strict=True)):
-        longest = max(map(len, spelling.nodes))
-        if len(ids) + longest > self.most:
-          continue
-        for node in spelling.nodes:
-          rows.append([*ids, *node])
-          owners.append((n, node))
-      wanted = sorted({t for s in spelled for path in s.labels for t in path})
-      table = self._read(rows, wanted) if rows else np.zeros((0, 0))
-      column = {token: i for i, token in enumerate(wanted)}
-      of_node: dict[tuple[int, Path], np.ndarray] = dict(
-        zip(owners, table, strict=True)
+    spelled = [self.spelled(question) for question in questions]
+    before = [
+      self._ids(question.messages, found.prefix)
+      for question, found in zip(questions, spelled, strict=True)
+    ]
+    order = sorted(range(len(before)), key=lambda i: len(before[i]))
+    for places in _parts(len(order), self._size):
+      part = [order[i] for i in places]
+      yield from self._part(part, before, spelled)
+
+  def _part(
+    self,
+    part: Sequence[int],
+    before: Sequence[list[int]],
+    spelled: Sequence[spelling.Spelling],
+  ) -> Replies:
+    """Yields the labels of some questions, read together.
+
+    Args:
+      part: their numbers.
+      before: of all questions: ids before the label.
+      spelled: of all questions: their labels.
+    """
+    rows, owners = [], []
+    for i in part:
+      longest = max(map(len, spelled[i].nodes))
+      if len(before[i]) + longest > self.most:
+        continue
+      for node in spelled[i].nodes:
+        rows.append([*before[i], *node])
+        owners.append((i, node))
+    wanted = sorted(
+      {t for i in part for path in spelled[i].labels for t in path}
+    )
+    table = self._read(rows, wanted) if rows else np.zeros((0, 0))
+    column = {token: place for place, token in enumerate(wanted)}
+    of_node = dict(zip(owners, table, strict=True))
+    for i in part:
+      if (i, ()) not in of_node:
+        yield i, Reply(None, LONG)
+        continue
+      nodes = spelled[i].nodes
+      found = spelling.path_logprobs(
+        spelled[i].labels, {x: of_node[i, x] for x in nodes}, column
       )
-      for n, number in enumerate(part):
-        if (n, ()) not in of_node:
-          yield number, Reply(None, LONG)
-          continue
-        nodes = spelled[n].nodes
-        found = _path_logprobs(
-          spelled[n].labels, {x: of_node[n, x] for x in nodes}, column
-        )
-        cost = sum(len(before[n]) + len(x) for x in nodes)
-        yield number, Reply(found, prompt_tokens=cost)
+      cost = sum(len(before[i]) + len(x) for x in nodes)
+      yield i, Reply(found, prompt_tokens=cost)
 
   def _read(self, rows: list[list[int]], wanted: list[int]) -> np.ndarray:
     """Returns [N, C] log-probabilities of tokens after rows, as float64."""
@@ -336,46 +276,6 @@ class Local:
       text = text.partition(transcripts.BEGIN)[0]
     ended = int(samples.finish_reason[row]) == FINISH_EOS
     return Reply(text.strip(), "", asked, len(ids), ended)
-
-
-@functools.lru_cache(maxsize=32)
-def _spelling(
-  prefix: str,
-  labels: tuple[str, ...],
-  tokenizer: Tokenizer,
-  is_single: bool,
-  space: str,
-) -> Spelling:
-  return spelling(prefix, labels, tokenizer, is_single=is_single, space=space)
-
-
-def _path_logprobs(
-  labels: Sequence[Path],
-  nodes: dict[Path, np.ndarray],
-  column: dict[int, int],
-) -> list[float]:
-  """Returns the log-probability of each label.
-
-  Args:
-    labels: their tokens.
-    nodes: beginning -> [C] log-probabilities of the tokens after it.
-    column: token -> its place in these.
-  """
-  result = []
-  for path in labels:
-    total = 0.0
-    for n, token in enumerate(path):
-      total += float(nodes[path[:n]][column[token]])
-    if path in nodes:  # another label goes on from here
-      after = {other[len(path)] for other in labels if _goes_on(other, path)}
-      on = sum(np.exp(nodes[path][column[token]]) for token in after)
-      total += float(np.log(max(1.0 - on, 1e-12)))
-    result.append(total)
-  return result
-
-
-def _goes_on(other: Path, path: Path) -> bool:
-  return len(other) > len(path) and other[: len(path)] == path
 
 
 def _number(messages: Messages) -> int:

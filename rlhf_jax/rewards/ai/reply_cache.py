@@ -82,6 +82,11 @@ class Cache:
     self._file.write(_line(key, reply))
     self._file.flush()
 
+  def forget(self) -> None:
+    """Forgets what is in no file: in a long run nearly all texts are new."""
+    if self.path is None:
+      self._replies = {}
+
   def close(self) -> None:
     """Closes the file."""
     if self._file is not None:
