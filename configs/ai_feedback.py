@@ -19,7 +19,9 @@ With a judge behind a URL, which is sent all prompts and answers:
       --config.endpoint.model=NAME --workdir=runs/ai
 
 SmolLM2-135M-Instruct is the default since it is small, and it is no judge: on
-200 pairs of its own making it named the same letter in both orders in MEASURED.
+100 pairs of HH's harmlessness test set (principles='') it named the same letter
+in both orders in 82 %, and agreed with people in 53 % (43 to 62 %); 3.5 minutes
+on two CPU cores.
 """
 
 from ml_collections import ConfigDict

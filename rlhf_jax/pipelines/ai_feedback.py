@@ -252,6 +252,7 @@ def _judged(
         named = {"annotator": f"ai:{judge.voice.name}"} | more
         rows.append(item.row() | named | row)
         told.append(said)
+    progress.update(total)
   return rows, told
 
 

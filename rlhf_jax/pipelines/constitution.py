@@ -160,6 +160,7 @@ def run(settings: Settings, world: World) -> dict:
         _answer(settings, answerer, part)
         for n in range(settings.rounds):
           _revise(settings, critic, part, known, n)
+      progress.update(total)
   finally:
     cache.close()
   chat = settings.prompts.chat

@@ -221,7 +221,6 @@ def test_it_scores_policies_that_are_compared(model, template):
     judges.named("ai:gone", policies, keys, {})
 
 
-@pytest.mark.slow
 def test_it_is_the_reward_of_a_policy(model, template, files, tmp_path):
   config = defaults.policy("rloo")
   config.mesh.devices = 1

@@ -6,9 +6,11 @@ import threading
 
 import pytest
 
-from rlhf_jax.rewards.ai import questions
+from rlhf_jax.rewards import guard, verifiers
+from rlhf_jax.rewards.ai import direct, questions
 from rlhf_jax.rewards.ai.endpoint import Endpoint, Remote
 from rlhf_jax.rewards.ai.voices import FAILED, FORM, JudgeGone, Saying
+from rlhf_jax.rewards.rows import Answers
 from rlhf_jax.schema import FieldError, UserError
 from tests import fake_judge
 from tests.fake_judge import said
@@ -176,6 +178,38 @@ def test_the_key_is_sent_and_kept_nowhere(monkeypatch):
   monkeypatch.delenv("KEY_OF_TEST")
   with pytest.raises(FieldError, match="KEY_OF_TEST.*is not set"):
     Remote(settings(server, key_variable="KEY_OF_TEST"))
+
+
+def reward(server, **more):
+  usual = {"url": server.url, "model": "m", "retries": 0, "wait_seconds": 0.0}
+  return verifiers.bind_parts("ai_judge", endpoint=usual | more)
+
+
+def answers(*texts):
+  return Answers(list(texts), [None] * len(texts), ["q"] * len(texts))
+
+
+def test_as_a_reward_it_is_a_score_in_minus_one_to_one():
+  def scored(body):
+    is_good = "answer:\ngood\n" in body["messages"][-1]["content"]
+    return said("10" if is_good else "1 or so")
+
+  with fake_judge.serving(scored) as server:
+    judge = reward(server, reads="text")
+    scores, logged = judge(answers("good", "bad", ""))
+    assert len(server.bodies) == 2
+  assert scores.tolist() == [1.0, 0.0, -1.0]
+  assert logged["out_of_form"].tolist() == [0.0, 1.0, 0.0]
+  assert logged["judge_tokens"].tolist() == [11.0, 11.0, 0.0]
+
+
+def test_a_reward_that_is_gone_stops_the_run():
+  """And is no score of 0, as what else a reward function raises is."""
+  with fake_judge.serving(lambda body: (503, {}, b"")) as server:
+    judge = guard.Guard(reward(server, stop_after=2), direct.LOGGED)
+    with pytest.raises(JudgeGone, match="the same command goes on"):
+      judge(answers("a", "b", "c", "d"))
+    assert len(server.bodies) <= 5
 
 
 def test_texts_are_asked_with_a_seed_of_their_own():

@@ -134,17 +134,21 @@ def voice_of(
 
 
 @functools.lru_cache(maxsize=4)
-def judge_of(config: Config) -> Judge:
+def judge_of(config: Config, mesh: mesh_lib.Config) -> Judge:
   """Returns the judge of a config; a second call returns the same.
+
+  Args:
+    config: who judges.
+    mesh: where a local one lives.
 
   Raises:
     UserError: a model for several processes.
   """
   cache = Cache(config.cache if config.cache else None)
-  return Judge(_voice(config), config.judging(), cache)
+  return Judge(_voice(config, mesh), config.judging(), cache)
 
 
-def _voice(config: Config) -> Voice:
+def _voice(config: Config, mesh: mesh_lib.Config) -> Voice:
   if config.endpoint.url:
     return Remote(config.endpoint)
   if jax.process_count() > 1:
@@ -153,11 +157,20 @@ def _voice(config: Config) -> Voice:
       "answers, and a model of theirs is on all devices. Serve it, and set "
       "ai_judge.endpoint; or run one process."
     )
-  mesh = mesh_lib.make_mesh(mesh_lib.Config())
-  base = pretrained.load_base(Model(source=config.source), mesh)
+  devices = mesh_lib.make_mesh(mesh)
+  base = pretrained.load_base(Model(source=config.source), devices)
   role = roles.Role(model=base.config)
-  variables = {"params": base.params}
-  return voice_of(base.source, base, role, variables, mesh, config.batch_size)
+  return voice_of(
+    base.source, base, role, {"params": base.params}, devices, config.batch_size
+  )
+
+
+def _mesh_of_run() -> mesh_lib.Config:
+  """Returns the mesh that the run is on, all devices outside of one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return mesh_lib.Config()
+  return mesh_lib.Config(**dict(mesh.shape), devices=mesh.size)
 
 
 def score(
@@ -184,7 +197,7 @@ def score(
   if rows:
     asked = [_asked(prompts[i], records[i] if records else {}) for i in rows]
     answers = [texts[i].strip() for i in rows]
-    judge = judge_of(config)
+    judge = judge_of(config, _mesh_of_run())
     marks = judge.scores(asked, answers, [config.rubric] * len(rows))
     judge.forget()
     for i, mark in zip(rows, marks, strict=True):

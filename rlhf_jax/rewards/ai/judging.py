@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from rlhf_jax.rewards.ai.voices import FORM, Reply, Saying, Voice
 from rlhf_jax.schema import FieldError, check_choice, check_least
 
 BOTH, FIRST = "both", "first"
+TELL_SECONDS = 0.5  # between two calls of a progress line
 _VALUES = [float(label) for label in questions.SCORE_LABELS]
 
 
@@ -145,7 +147,7 @@ class Judge:
     self.voice, self.settings = voice, settings
     self._cache, self._seed = cache, seed
     self._progress: Callable[[int], None] | None = None
-    self._done = 0
+    self._done, self._told_at = 0, 0.0
     self._used: dict[str, Reply] = {}
     self.asked = 0  # questions that were not in the cache
 
@@ -307,7 +309,9 @@ class Judge:
 
   def _told(self, count: int) -> None:
     self._done += count
-    if self._progress is not None and count:
+    now = time.monotonic()
+    if self._progress is not None and now - self._told_at > TELL_SECONDS:
+      self._told_at = now  # replies come in bursts, which tell no pace
       self._progress(self._done)
 
 
