@@ -5,7 +5,9 @@ Bai et al. 2022, arXiv:2212.08073, section 3: prompts that provoke bad answers
 each, temperature 1; then SFT of the pretrained model on the last revisions,
 with helpful samples beside them so that it stays helpful. They had a 52B model
 that was trained to be helpful, and few-shot examples; here an instructed one
-answers and criticises. Small models criticise badly: read revisions.jsonl.
+answers and criticises. Small models do not: SmolLM2-135M-Instruct's critiques
+of 12 HH prompts were nonsense at temperature 1, and at 0.3 its revisions often
+were the critique again ("repeated" in constitution.json). Read revisions.jsonl.
 
   python -m rlhf_jax.main --config=configs/constitution.py \\
       --config.prompts.source=red_team.jsonl --workdir=runs/constitution

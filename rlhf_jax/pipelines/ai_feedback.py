@@ -181,7 +181,9 @@ def run(settings: Settings, world: World) -> dict:
   found, dropped = dataset.records(settings.data, None)
   dataset.report_dropped("judge", settings.data.source, len(found), dropped)
   items, equal = judged_items.items_of(found, settings.data), 0
-  if settings.kind == PAIRS:
+  if settings.kind == SCORES:
+    items = judged_items.shuffled(items, settings.seed)
+  else:
     items, equal = judged_items.pairs_of(
       items, settings.pairs_of_prompt, settings.seed
     )

@@ -342,15 +342,17 @@ def _numbers(talks: Sequence[Talk]) -> dict[str, Any]:
   """Returns what happened.
 
   prompts; revised: those that got through; failures by name. changed: share of
-  these whose last text is not the first answer. ended: share of last texts that
-  ended before the limit. answer_characters, revision_characters: means. Few
-  changed, or revisions much shorter, say that the critic does not criticise.
+  these whose last text is not the first answer. repeated: share whose last text
+  is the critique itself, word for word. ended: share of last texts that ended
+  before the limit. answer_characters, revision_characters: means. Few changed,
+  or many repeated, say that the critic does not criticise.
   """
   done = [talk for talk in talks if not talk.failure]
   found = {"prompts": len(talks), "revised": len(done)} | _failures(talks)
   first = [talk.stages[0]["answer"] for talk in done]
   return found | {
     "changed": _mean(t.said != x for t, x in zip(done, first, strict=True)),
+    "repeated": _mean(t.said == t.stages[-1]["critique"] for t in done),
     "ended": _mean(talk.stages[-1]["has_ended"] for talk in done),
     "answer_characters": _mean(map(len, first)),
     "revision_characters": _mean(len(talk.said) for talk in done),

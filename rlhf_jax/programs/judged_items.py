@@ -193,6 +193,15 @@ def _add(items: dict[str, Item], record: Demonstration) -> None:
   )
 
 
+def shuffled(items: Sequence[Item], seed: int) -> list[Item]:
+  """Returns items whose answers stand in a drawn order."""
+  found = []
+  for number, item in enumerate(items):
+    random = np.random.default_rng([seed, number])
+    found.append(item.taken(random.permutation(len(item.answers)).tolist()))
+  return found
+
+
 def pairs_of(
   items: Sequence[Item], most: int, seed: int
 ) -> tuple[list[Item], int]:

@@ -7,12 +7,13 @@ import threading
 import numpy as np
 import pytest
 
-from rlhf_jax import pipelines
+from rlhf_jax import lab, pipelines
 from rlhf_jax.comparisons import judges
 from rlhf_jax.comparisons.sources import Policy
 from rlhf_jax.data import dataset
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.examples import Comparison, Demonstration, Prompt
+from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import ai_feedback, defaults
 from rlhf_jax.programs import judged_items
 from rlhf_jax.schema import FieldError, UserError
@@ -173,10 +174,11 @@ def test_scores_of_each_answer(pairs, tmp_path):
   with fake_judge.serving(scores) as server:
     config = make_config(pairs, server)
     config.kind, config.endpoint.reads = "scores", "text"
-    config.data.limit = 4
+    config.data.limit = 8
     facts = pipelines.run(config, tmp_path)
-  assert facts["labelled"] == 4 and facts["label_mass"] == 1.0
-  assert facts["agreement"] == 0.75 and facts["gold_labels"] == 4
+  assert facts["labelled"] == 8 and facts["label_mass"] == 1.0
+  assert facts["agreement"] == 0.75 and facts["gold_labels"] == 8
+  assert facts["kappa"] > 0.3  # the order of the answers was drawn
   for row in tiny_runs.rows_of(tmp_path, ai_feedback.FEEDBACK_FILE):
     wanted = [2.0 * (quality(x) - 1.0) / 9.0 - 1.0 for x in row["answers"]]
     assert row["scores"] == pytest.approx(wanted)
@@ -206,6 +208,27 @@ def test_a_model_judges_by_principles(model, template, pairs, tmp_path):
   assert all(0.0 < row["label"] < 1.0 for row in rows)
   assert all(len(set(row["principles"])) == 2 for row in rows)
   assert len({tuple(row["principles"]) for row in rows}) > 2
+
+
+def test_a_finished_policy_judges(model, template, pairs, tmp_path):
+  """Of one whose factors are fresh the labels are those of its base."""
+  policy = lab.load(model, lora_rank=2, mesh=mesh_lib.Config(devices=1))
+  policy.save(tmp_path / "policy")
+  config = make_config(pairs)
+  config.model.update(source=model, lora_rank=2)
+  config.judging.update(template=template, least_mass=0.0)
+  config.judging.cache = str(tmp_path / "shared.jsonl")
+  config.data.limit = 3
+  found = []
+  for name in ("", str(tmp_path / "policy")):
+    config.policy = name
+    facts = pipelines.run(config, tmp_path / f"of_{bool(name)}")
+    assert facts["paid_now"] == 6  # another judge, so another reply
+    rows = tiny_runs.rows_of(
+      tmp_path / f"of_{bool(name)}", ai_feedback.FEEDBACK_FILE
+    )
+    found.append([row["label"] for row in rows])
+  np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
 def test_it_scores_policies_that_are_compared(model, template):

@@ -82,6 +82,7 @@ def test_every_stage_is_recorded(finished):
   assert left["prompt"] == PROMPTS[1] and left["failure"] == "empty"
   assert (facts["prompts"], facts["revised"], facts["empty"]) == (5, 4, 1)
   assert facts["changed"] == 1.0 and facts["calls"] == 23
+  assert facts["repeated"] == 0.0
   assert facts["revision_characters"] > facts["answer_characters"]
 
 
@@ -116,6 +117,14 @@ def test_a_model_criticises_itself(make_config, tmp_path, capsys):
   constitution.tell(pipelines.read(config).settings, tmp_path)
   said = capsys.readouterr().out
   assert "format='messages'" in said and "revision characters" in said
+
+
+def test_a_revision_that_is_the_critique_is_counted(make_config, tmp_path):
+  with fake_judge.serving(lambda body: fake_judge.said("same")) as server:
+    config = make_config(server)
+    config.update(rounds=1, count=2)
+    facts = pipelines.run(config, tmp_path)
+  assert facts["repeated"] == facts["changed"] == 1.0
 
 
 def test_its_data_is_that_of_sft(finished, files, make_config):
