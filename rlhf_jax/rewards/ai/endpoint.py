@@ -24,7 +24,6 @@ import math
 import os
 import re
 import threading
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -173,7 +172,7 @@ class Remote:
     self._open = urllib.request.build_opener(*handlers).open
     self._lock = threading.Lock()
     self._failed = 0  # questions in a row
-    self._is_gone = False
+    self._gone = threading.Event()  # nobody is asked any more
 
   def label_logprobs(self, questions: Sequence[Question]) -> Replies:
     """See voices.Voice."""
@@ -206,7 +205,7 @@ class Remote:
   def _all(self, asked: list[tuple]) -> Replies:
     """Yields replies as they come, so many questions at a time."""
     pool = concurrent.futures.ThreadPoolExecutor(self.settings.parallel)
-    self._is_gone = False
+    self._gone.clear()
     try:
       work = {pool.submit(self._ask, *x): i for i, x in enumerate(asked)}
       gone = None
@@ -216,7 +215,7 @@ class Remote:
         except (UserError, concurrent.futures.CancelledError) as error:
           if isinstance(error, UserError) and gone is None:
             gone = error
-            self._is_gone = True
+            self._gone.set()
             for other in work:
               other.cancel()
           continue
@@ -224,7 +223,7 @@ class Remote:
       if gone is not None:
         raise gone
     except BaseException:  # also where nobody wants the rest
-      self._is_gone = True  # ends what waits to try again
+      self._gone.set()  # ends what waits to try again
       raise
     finally:
       pool.shutdown(wait=True, cancel_futures=True)
@@ -246,7 +245,7 @@ class Remote:
     content = json.dumps(body | {self.settings.limit_field: tokens}).encode()
     wait, why = self.settings.wait_seconds, ""
     for trial in range(self.settings.retries + 1):
-      if self._is_gone:
+      if self._gone.is_set():
         raise JudgeGone("another question found that nobody answers.")
       try:
         reply = replies.read(self._post(content), read)
@@ -257,7 +256,7 @@ class Remote:
         why = str(error)
         if trial < self.settings.retries:
           asked = wait if error.seconds is None else error.seconds
-          time.sleep(min(max(asked, 0.0), MOST_WAIT_SECONDS))
+          self._gone.wait(min(max(asked, 0.0), MOST_WAIT_SECONDS))
           wait = min(2.0 * wait, MOST_WAIT_SECONDS)
         continue
       self._failed = 0
