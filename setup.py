@@ -47,6 +47,7 @@ setuptools.setup(
       "dashboard/*.html",
       "dashboard/*.css",
       "dashboard/*.js",
+      "rewards/ai/*.txt",
       "py.typed",
     ]
   },

@@ -6,8 +6,8 @@ Each run is the --workdir of any pipeline. What an evaluation left in
 texts.jsonl (configs/evaluate.py, or a whole run) brings policies. They are
 ranked on the prompts that all of them answered, by every judge that scored all,
 or by --judge=NAME: gold, proxy, verifier, vader, length, the folder of a reward
-run, a function FILE.py:NAME. The page is one file that loads nothing;
-docs/compare.md.
+run, a function FILE.py:NAME, a language model ai:MODEL. The page is one file
+that loads nothing; docs/compare.md.
 
 Exit codes: 0 written, 2 a mistake (one line says which value, which rule and
 what to do).

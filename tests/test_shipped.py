@@ -91,7 +91,8 @@ def test_a_wheel_is_used_without_the_repository(tmp_path):
   [wheel] = (tmp_path / "dist").glob("*.whl")  # made from the source package
   names = zipfile.ZipFile(wheel).namelist()
   inside = {f"rlhf_jax/configs/{x}.py" for x in experiment_file.shipped()}
-  assert inside | {"rlhf_jax/py.typed"} <= set(names)
+  inside |= {"rlhf_jax/py.typed", "rlhf_jax/rewards/ai/principles.txt"}
+  assert inside <= set(names)
   assert not any(name.startswith(("tests/", "configs/")) for name in names)
   venv.create(tmp_path / "bare", with_pip=True)
   programs = tmp_path / "bare" / "bin"

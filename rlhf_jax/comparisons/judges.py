@@ -5,6 +5,8 @@
   length                  characters: what no judge should follow
   runs/reward             a reward model, which reads the answers now
   FILE.py:NAME            a reward function, see docs/extending.md
+  ai:MODEL                a language model's score from 1 to 10, of any
+                          model.source; see docs/ai_feedback.md
 
 Scores on disk count where every policy has them from the same judge: two reward
 models of one name in two runs are two judges.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +27,7 @@ from rlhf_jax.schema import UserError
 
 Scores = np.ndarray  # [policies, prompts]
 _OWN = ("vader", "length")
+_AI = "ai:"
 
 
 def on_disk(
@@ -87,14 +91,17 @@ def named(
     return np.array([[float(len(x)) for x in row] for row in texts])
   if judge == "vader":
     return _each(texts, lambda row: lexicon.vader_scores(_joined(asked, row)))
+  if judge.startswith(_AI):
+    return _each(texts, _language_model(judge, asked))
   if imported.is_path(judge):
     return _each(texts, _function(judge, asked))
   if Path(judge).expanduser().is_dir():
     return _each(texts, _reward_model(judge, asked))
+  names = [*known, *_OWN]
   raise UserError(
-    f"--judge={judge}: no such judge. Name one of "
-    f"{', '.join([*known, *_OWN])}, the folder of a reward run, or a function, "
-    f"FILE.py:NAME.{imported.nearest(judge, [*known, *_OWN])}"
+    f"--judge={judge}: no such judge. Name one of {', '.join(names)}, the "
+    "folder of a reward run, a function, FILE.py:NAME, or a language model, "
+    f"ai:MODEL.{imported.nearest(judge, names)}"
   )
 
 
@@ -112,7 +119,7 @@ def _function(
   path: str, prompts: list[str]
 ) -> Callable[[list[str]], np.ndarray]:
   """Returns what a reward function says of one answer to each prompt."""
-  from rlhf_jax.rewards import functions, rows
+  from rlhf_jax.rewards import functions
 
   try:
     function = imported.load(path, "--judge")
@@ -126,6 +133,27 @@ def _function(
       "have. Judge by texts and prompts alone, or when evaluating "
       "(configs/evaluate.py)."
     )
+  return _scores_of(bound, prompts)
+
+
+def _language_model(
+  judge: str, prompts: list[str]
+) -> Callable[[list[str]], np.ndarray]:
+  """Returns what a language model says of one answer to each prompt."""
+  from rlhf_jax.rewards import verifiers
+
+  try:
+    bound = verifiers.bind_parts("ai_judge", source=judge.removeprefix(_AI))
+  except ValueError as error:
+    raise UserError(f"--judge={judge}: {error}") from error
+  return _scores_of(bound, prompts)
+
+
+def _scores_of(
+  bound: Any, prompts: list[str]
+) -> Callable[[list[str]], np.ndarray]:
+  """Returns the scores of one answer to each prompt, by a reward function."""
+  from rlhf_jax.rewards import rows
 
   def score(texts: list[str]) -> np.ndarray:
     none = [None] * len(texts)

@@ -192,7 +192,15 @@ def _whole(number: int, example: dict) -> tuple[int, list[int], float]:
   ranks = example["ranks"]
   members = [int(i) for i in np.argsort(ranks, kind="stable")]  # NaN is last
   is_tie = len(members) > 1 and not ranks[members[0]] < ranks[members[1]]
-  return number, members, 0.5 if is_tie else 1.0
+  return number, members, _label(example, members[0], is_tie)
+
+
+def _label(example: dict, better: int, is_tie: bool) -> float:
+  """Returns the probability that the better of two answers is better."""
+  label = example.get("label")
+  if label is None:
+    return 0.5 if is_tie else 1.0
+  return label if better == 0 else 1.0 - label
 
 
 def _pairs(
@@ -214,7 +222,7 @@ def _pairs(
     elif is_tie and ties == "drop":
       dropped[TIED] += 1
     else:
-      yield (first, second), 0.5 if is_tie else 1.0
+      yield (first, second), _label(example, first, is_tie)
 
 
 def as_pairs(data: Comparisons) -> Comparisons:

@@ -61,6 +61,7 @@ class Ranking:
   strength: of the preference between two answers, one of rankings.STRENGTHS or
     a number >= 0; or None.
   acceptable: whether each answer is good by itself, or None.
+  label: of two answers, probability that the first is better, or None.
   fields: the whole record: annotator, time, guideline and whatever else.
   """
 
@@ -72,6 +73,7 @@ class Ranking:
   objectives: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
   strength: str | float | None = None
   acceptable: tuple[bool | None, ...] | None = None
+  label: float | None = None
   fields: dict[str, Any] = field(default_factory=dict, compare=False)
 
 

@@ -24,6 +24,7 @@ def parse_ranking(record: dict, where: str) -> Ranking:
   choice: index of the best, null where none is good.
   scores: K numbers or nulls, or {objective: them}; more is better.
   objectives: {objective: ranks}.
+  label: of two answers, the probability that the first is better.
   strength, acceptable, shown, policies: see docs/comparisons.md; all other
   fields are kept as they are.
   """
@@ -41,6 +42,9 @@ def parse_ranking(record: dict, where: str) -> Ranking:
     ranks = _chosen(record["choice"], ranks, count, where)
     if record["choice"] is None and acceptable is None:
       acceptable = (False,) * count
+  label = _label(record.get("label"), ranks, count, where)
+  if label is not None and ranks is None:
+    ranks = (int(label < 0.5), int(label > 0.5))
   scores = _scores(record.get("scores"), count, where)
   objectives = _objectives(record.get("objectives"), count, where)
   parsers.check_strength(record.get("strength"), where)
@@ -59,6 +63,7 @@ def parse_ranking(record: dict, where: str) -> Ranking:
     objectives=objectives,
     strength=record.get("strength"),
     acceptable=acceptable,
+    label=label,
     fields=dict(record),
   )
 
@@ -148,6 +153,32 @@ def _chosen(
       "another answer first. Correct the record."
     )
   return ranks
+
+
+def _label(
+  value: Any, ranks: tuple | None, count: int, where: str
+) -> float | None:
+  """Returns the probability that the first of two answers is better, or None.
+
+  Raises:
+    DataError: it is none, or ranks say otherwise.
+  """
+  if value is None:
+    return None
+  if count != 2 or not parsers.is_number(value) or not 0 <= value <= 1:
+    raise DataError(
+      f"{where}: field 'label' is {str(value)[:60]!r}; it is the probability "
+      f"that the first of two answers is better, and there are {count}. "
+      "Correct the record."
+    )
+  if ranks is not None and None not in ranks:
+    first, second = ranks
+    if (value > 0.5, value < 0.5) != (first < second, first > second):
+      raise DataError(
+        f"{where}: field 'label' is {value}, and the order of the answers is "
+        f"{list(ranks)}: they do not agree. Correct the record."
+      )
+  return float(value)
 
 
 def _scores(

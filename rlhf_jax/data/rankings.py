@@ -130,7 +130,7 @@ def encode_one(
 
   Returns:
     answers (tokens, loss_mask each), ranks and targets [K] float32 (NaN for
-    none), strength, judgement, prompt, key, is_cut.
+    none), label, strength, judgement, prompt, key, is_cut.
 
   Raises:
     DroppedExample: a response does not fit or is empty, or the record says
@@ -157,6 +157,7 @@ def encode_one(
   return found | {
     "ranks": _numbers(ranks[n] for n in kept),
     "targets": _numbers(targets[n] for n in kept),
+    "label": example.label if ordered == "ranks" and len(kept) == 2 else None,
     "strength": example.strength if count == 2 else None,
     "judgement": Judgement(carried(example), ordered, scored),
   }

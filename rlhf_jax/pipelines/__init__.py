@@ -12,8 +12,10 @@ from typing import Any
 
 from rlhf_jax import imported
 from rlhf_jax.pipelines import (
+  ai_feedback,
   average_rewards,
   bond,
+  constitution,
   evaluate,
   evaluate_many,
   export_run,
@@ -44,6 +46,8 @@ PIPELINES: dict[str, Pipeline] = {
   "evaluate_many": evaluate_many.PIPELINE,
   "generate_answers": generate_answers.PIPELINE,
   "score_texts": score_texts.PIPELINE,
+  "ai_feedback": ai_feedback.PIPELINE,
+  "constitution": constitution.PIPELINE,
   "export": export_run.PIPELINE,
   "rlhf": rlhf.PIPELINE,
 }

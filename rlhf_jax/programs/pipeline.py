@@ -227,6 +227,11 @@ def check_stages(settings: Any) -> None:
       stages.need_stage(folder, field.metadata["stage"], f"config.{field.name}")
 
 
+def optional_model() -> Any:
+  """Returns a field of Settings that may name no model at all."""
+  return dataclasses.field(default=Model(), metadata={"is_optional": True})
+
+
 def check_models(settings: Any) -> None:
   """Checks that models are there.
 
@@ -235,7 +240,8 @@ def check_models(settings: Any) -> None:
   """
   for field in dataclasses.fields(settings):
     value = getattr(settings, field.name)
-    if isinstance(value, Model):
+    is_optional = field.metadata.get("is_optional", False)
+    if isinstance(value, Model) and (value.source or not is_optional):
       model_sources.check_source(value.source, field.name)
 
 

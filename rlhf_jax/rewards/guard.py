@@ -3,7 +3,8 @@
 A batch on which a judge raises is halved until the answers are found that it
 raises on; the others keep their scores. The first is shown with its answer and
 traceback. A judge that raises on every answer of the first batch is wrong
-itself, and is refused by texts.Judge, which sees the batch of all processes.
+itself, and is refused by texts.Judge, which sees the batch of all processes. A
+judge elsewhere that nobody reaches any more does stop the run.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.rewards.ai.voices import JudgeGone
 from rlhf_jax.rewards.functions import Bound, Parts
 from rlhf_jax.rewards.rows import Answers
 from rlhf_jax.schema import UserError
@@ -48,6 +50,8 @@ class Guard:
     try:
       scores, logged = self._judge(answers)
       check_logged(logged, self._logged)
+    except JudgeGone:
+      raise
     except (Exception, SystemExit) as error:
       raised = error
     else:

@@ -36,6 +36,7 @@ from rlhf_jax.rewards import (
   rows,
   text_matches,
 )
+from rlhf_jax.rewards.ai import direct
 from rlhf_jax.rewards.functions import Bound, Parts
 from rlhf_jax.rewards.rows import Answers
 from rlhf_jax.schema import UserError
@@ -48,12 +49,13 @@ class Verifier(NamedTuple):
 
   Config: its frozen dataclass.
   score: a reward function with `config`.
-  prepare: (references, config) -> None, see functions.Bound.
+  prepare, full_marks: see functions.Bound; prepare gets the config too.
   """
 
   Config: type
   score: Callable[..., Any]
   prepare: Callable[[Sequence[Any], Any], None] | None = None
+  full_marks: float | None = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +208,7 @@ VERIFIERS: dict[str, Verifier] = {
   "tags": Verifier(text_matches.TagsConfig, text_matches.score_tags),
   "constraints": Verifier(constraints.Config, constraints.score),
   "code": Verifier(code_tests.Config, code_tests.score, code_tests.prepare),
+  "ai_judge": Verifier(direct.Config, direct.score, None, None),
   "sum": Verifier(SumConfig, score_sum, prepare_sum),
 }
 
@@ -245,7 +248,7 @@ def bind_parts(name: str, /, **settings: Any) -> Bound:
     bound = dataclasses.replace(bound, prepare=prepare)
   if isinstance(config, SumConfig):
     return _bind_sum(bound, config)
-  return dataclasses.replace(bound, full_marks=1.0)
+  return dataclasses.replace(bound, full_marks=verifier.full_marks)
 
 
 def _config(name: str, kind: type, settings: dict[str, Any]) -> Any:

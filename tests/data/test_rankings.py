@@ -1,5 +1,6 @@
 """K judged answers: what a record says, and the pairs and rows it becomes."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -258,3 +259,36 @@ def test_rankings_are_shown_best_first(tmp_path):
     "answer 0, rank 1",
     "answer 2, rank 1",
   ]
+
+
+def test_a_label_of_two_answers_is_the_pairs_label(tmp_path):
+  two = {"prompt": "p", "answers": ["a", "bb"]}
+  rows = [
+    two | {"label": 0.75},
+    two | {"label": 0.25, "ranks": [1, 0]},
+    two | {"choice": 0},
+    two | {"label": 0.5},
+  ]
+  source = write(tmp_path / "labels.jsonl", *rows)
+  data = Data(source=source, format="ranking", max_length=8)
+  found = dataset.comparisons(data, LETTERS, 0)
+  assert found.labels.tolist() == [0.75, 0.75, 1.0]
+  assert spelt(found) == [["a", "bb"], ["bb", "a"], ["a", "bb"]]
+  whole = dataclasses.replace(data, rankings="whole")
+  labels = dataset.comparisons(whole, LETTERS, 0).labels.tolist()
+  assert labels == [0.75, 0.75, 1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    ({"label": 0.5}, "there are 3"),
+    ({"answers": ["a", "b"], "label": 1.5}, "is '1.5'"),
+    ({"answers": ["a", "b"], "label": "x"}, "is 'x'"),
+    ({"answers": ["a", "b"], "label": 0.9, "choice": 1}, "do not agree"),
+    ({"answers": ["a", "b"], "label": 0.5, "choice": 1}, "do not agree"),
+  ],
+)
+def test_a_label_that_cannot_be_is_named(fields, message):
+  with pytest.raises(DataError, match=message):
+    parse(**fields)

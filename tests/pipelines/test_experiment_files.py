@@ -60,6 +60,8 @@ def test_all_sections_parse(
       config.reward = str(reward_head)
   if config.pipeline in ("evaluate", "generate_answers"):
     config.prompts.source, config.policy = files.prompts, str(sft_lora)
+  if config.pipeline == "constitution":
+    config.prompts.source = files.prompts
   if config.pipeline == "score_texts":
     config.rewards = str(reward_head)
   if config.pipeline == "average_rewards":

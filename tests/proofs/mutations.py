@@ -135,6 +135,7 @@ def everything() -> tuple[Mutation, ...]:
     data,
     evaluation,
     exports,
+    judges,
     losses,
     policy,
     rollouts,
@@ -151,6 +152,7 @@ def everything() -> tuple[Mutation, ...]:
     runs,
     data,
     verifiers,
+    judges,
     tools,
     exports,
   )
