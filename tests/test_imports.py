@@ -39,6 +39,7 @@ ORDER = (
   ("decoding",),
   ("generate", "runs"),
   ("rewards", "evaluation"),
+  ("labelling",),
   ("programs",),
   ("exports",),
   ("pipelines", "notebook"),
