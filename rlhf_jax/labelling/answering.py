@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_jax.labelling import assignment, database, judgements
+from rlhf_jax.labelling import assignment, database, verdicts
 from rlhf_jax.labelling.task import Task
 from rlhf_jax.schema import UserError
 
@@ -73,7 +73,7 @@ def submit(
     return False
   if row["state"] in ("done", "skipped"):
     raise TakenError("You answered this item already, perhaps elsewhere.")
-  found = judgements.read(told, json.loads(row["shown"]), task)
+  found = verdicts.read(told, json.loads(row["shown"]), task)
   db.execute(
     "INSERT INTO judgements (id, assignment, body, time) VALUES (?, ?, ?, ?)",
     (
@@ -130,7 +130,7 @@ def qualify(db: sqlite3.Connection, annotator: str, task: Task) -> None:
     (annotator,),
   ).fetchall()
   right = [
-    judgements.is_right(json.loads(x["said"]), json.loads(x["body"])["ranks"])
+    verdicts.is_right(json.loads(x["said"]), json.loads(x["body"])["ranks"])
     for x in rows
   ]
   share = sum(right) / len(right) if right else 1.0

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.labelling import assignment, judgements
+from rlhf_jax.labelling import assignment, verdicts
 from rlhf_jax.labelling.database import Database
 from rlhf_jax.labelling.task import Task
 
@@ -167,7 +167,7 @@ def _person(
   told = [(row, x) for row, x in said if not x.get("skipped")]
   seconds = [x["seconds"] for _, x in told if x.get("seconds") is not None]
   gold = [
-    judgements.is_right(x, json.loads(row["body"])["ranks"])
+    verdicts.is_right(x, json.loads(row["body"])["ranks"])
     for row, x in told
     if row["kind"] == "gold"
   ]
@@ -191,7 +191,7 @@ def _person(
 def _firsts(told: Sequence[tuple[Mapping[str, Any], Any]]) -> Iterator[bool]:
   for row, said in told:
     shown = json.loads(row["shown"])
-    ranks = judgements.ranks_of(said, len(shown))
+    ranks = verdicts.ranks_of(said, len(shown))
     best = [answer for answer in shown if ranks[answer] == 0]
     if len(best) == 1:
       yield best[0] == shown[0]
@@ -202,9 +202,9 @@ def _checks(told: Sequence[tuple[Mapping[str, Any], Any]]) -> Iterator[bool]:
   for row, again in told:
     if row["kind"] == "check" and row["name"] in first:
       count = len(json.loads(row["shown"]))
-      one = judgements.ranks_of(first[row["name"]], count)
-      yield judgements.signs(one) == judgements.signs(
-        judgements.ranks_of(again, count)
+      one = verdicts.ranks_of(first[row["name"]], count)
+      yield verdicts.signs(one) == verdicts.signs(
+        verdicts.ranks_of(again, count)
       )
 
 
@@ -227,6 +227,6 @@ def disputed(database: Database) -> list[dict[str, Any]]:
       "decision": decided.get(name),
     }
     for name, said in by_item.items()
-    if judgements.is_disputed(said, len(said[0]["answers"]))
+    if verdicts.is_disputed(said, len(said[0]["answers"]))
   ]
   return sorted(found, key=lambda x: x["decision"] is not None)

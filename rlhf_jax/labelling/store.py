@@ -26,8 +26,8 @@ from rlhf_jax.labelling import (
   assignment,
   database,
   items,
-  judgements,
   results,
+  verdicts,
 )
 from rlhf_jax.labelling.answering import TakenError as TakenError
 from rlhf_jax.labelling.items import Item
@@ -276,7 +276,7 @@ class Store:
     ).fetchone()
     previous = None
     if undone is not None:
-      previous = judgements.by_place(json.loads(undone["body"]), shown)
+      previous = verdicts.by_place(json.loads(undone["body"]), shown)
     return Turn(
       state="item",
       assignment=row["id"],
@@ -302,7 +302,7 @@ class Store:
     Args:
       annotator: who.
       assignment_id: of the turn.
-      told: what was said, by place (judgements.read).
+      told: what was said, by place (verdicts.read).
       submit_id: made once for each answer that a person gives; the same one
         again, after a lost reply or a double click, changes nothing.
 

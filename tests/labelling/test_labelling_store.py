@@ -7,7 +7,7 @@ import sqlite3
 
 import pytest
 
-from rlhf_jax.labelling import items, judgements, loop, results
+from rlhf_jax.labelling import items, loop, results, verdicts
 from rlhf_jax.labelling.store import Store, TakenError
 from rlhf_jax.labelling.task import Task, draw, shuffled
 from rlhf_jax.schema import UserError
@@ -132,7 +132,7 @@ def test_a_submission_counts_once_and_undo_brings_it_back(tmp_path):
 def test_what_was_asked_must_be_told(told, rule):
   task = Task(strengths=True, ties=False, dimensions=("kind",))
   with pytest.raises(UserError, match=rule):
-    judgements.read(told, [1, 0], task)
+    verdicts.read(told, [1, 0], task)
 
 
 def test_judgements_go_from_places_to_answers_and_back():
@@ -144,29 +144,29 @@ def test_judgements_go_from_places_to_answers_and_back():
     "reason": "short",
     "all_bad": False,
   }
-  found = judgements.read(told, [1, 0], task)
+  found = verdicts.read(told, [1, 0], task)
   assert found["ranks"] == [1, 0] and found["strength"] == "slightly"
   assert found["objectives"] == {"kind": [0, 1], "true": [0, 0]}
-  assert judgements.by_place(found, [1, 0]) == told
+  assert verdicts.by_place(found, [1, 0]) == told
   bad = {"ranks": [0, 0], "all_bad": True}
-  found = judgements.read(bad, [0, 1], Task(ties=False))
+  found = verdicts.read(bad, [0, 1], Task(ties=False))
   assert found["acceptable"] == [False, False]
-  partial = judgements.read({"ranks": [1, None, 0]}, [2, 0, 1], Task())
+  partial = verdicts.read({"ranks": [1, None, 0]}, [2, 0, 1], Task())
   assert partial["ranks"] == [None, 0, 1]
   choice = Task(ask="choice")
-  found = judgements.read({"choice": 2}, [2, 0, 1], choice)
-  assert found["choice"] == 1 and judgements.ranks_of(found, 3) == [1, 0, 1]
-  found = judgements.read({"all_bad": True}, [2, 0, 1], choice)
-  assert found["choice"] is None and judgements.is_all_bad(found)
+  found = verdicts.read({"choice": 2}, [2, 0, 1], choice)
+  assert found["choice"] == 1 and verdicts.ranks_of(found, 3) == [1, 0, 1]
+  found = verdicts.read({"all_bad": True}, [2, 0, 1], choice)
+  assert found["choice"] is None and verdicts.is_all_bad(found)
 
 
 def test_right_and_disputed():
   known = [0, 1, 1]
-  assert judgements.is_right({"ranks": [0, 2, 1]}, known)
-  assert not judgements.is_right({"ranks": [0, 0, 1]}, known)
-  assert judgements.is_right({"choice": 0}, known)
-  assert not judgements.is_right({"choice": 2}, known)
-  disputed = judgements.is_disputed
+  assert verdicts.is_right({"ranks": [0, 2, 1]}, known)
+  assert not verdicts.is_right({"ranks": [0, 0, 1]}, known)
+  assert verdicts.is_right({"choice": 0}, known)
+  assert not verdicts.is_right({"choice": 2}, known)
+  disputed = verdicts.is_disputed
   assert disputed([{"ranks": [0, 1]}, {"ranks": [0, 0]}], 2)
   assert not disputed([{"ranks": [0, 1]}, {"ranks": [0, 1]}], 2)
   assert not disputed([{"ranks": [0, 1, None]}, {"ranks": [0, 1, 2]}], 3)
