@@ -138,3 +138,23 @@ def qualify(db: sqlite3.Connection, annotator: str, task: Task) -> None:
   db.execute(
     "UPDATE annotators SET state = ? WHERE name = ?", (state, annotator)
   )
+
+
+def adjudicate(
+  db: sqlite3.Connection, item: str, told: Mapping[str, Any], task: Task
+) -> None:
+  """Does what Store.adjudicate says."""
+  row = db.execute("SELECT body FROM items WHERE name = ?", (item,)).fetchone()
+  if row is None:
+    raise UserError(f"item {item!r}: is not known.")
+  order = list(range(len(json.loads(row["body"])["answers"])))
+  found = verdicts.read(told, order, task)
+  if found.get("skipped"):
+    raise UserError("item: a decision cannot be skipped.")
+  db.execute(
+    "INSERT INTO adjudications (item, body, shown, time) VALUES (?, ?, ?, ?)",
+    (
+      *(item, json.dumps(found, ensure_ascii=False)),
+      *(json.dumps(order), database.now()),
+    ),
+  )

@@ -29,7 +29,7 @@ JUDGED = frozenset(
     *("annotator", "shown", "seconds", "time", "guideline", "reason"),
     *("skipped", "choice", "objectives", "strength", "acceptable", "scores"),
     *("chosen_by", "check", "adjudicated", "judgement", "batch"),
-    *("annotator_fields",),
+    *("annotator_fields", "gold_ranks"),
   )
 )
 _OWN = frozenset(

@@ -15,12 +15,17 @@ from rlhf_jax.labelling.database import Database
 from rlhf_jax.labelling.task import Task
 
 KINDS = ("item", "gold", "check", "qualification")
+SAID = (  # of a record: what a person said
+  *("ranks", "choice", "objectives", "strength", "acceptable", "scores"),
+  *("reason", "seconds", "skipped"),
+)
 ADJUDICATOR = "adjudicator"
 _HOLDING = """
   SELECT judgements.id, judgements.body AS said, judgements.time, items.batch,
     assignments.annotator, assignments.kind, assignments.shown,
     assignments.guideline, items.name, items.body, items.chosen_by,
-    annotators.fields, items.kind AS item_kind
+    annotators.fields, items.kind AS item_kind, items.deviation,
+    items.probability
   FROM judgements JOIN assignments ON assignments.id = judgements.assignment
   JOIN items ON items.name = assignments.item
   JOIN annotators ON annotators.name = assignments.annotator
@@ -54,7 +59,9 @@ def _record(row: Mapping[str, Any]) -> dict[str, Any]:
     "check": row["kind"] == "check",
     "gold_ranks": item["ranks"],
   }
-  return record | {key: value for key, value in further.items() if value}
+  record |= {key: value for key, value in further.items() if value}
+  numbers = {key: row[key] for key in ("deviation", "probability")}
+  return record | {k: v for k, v in numbers.items() if v is not None}
 
 
 def records(
@@ -90,6 +97,7 @@ def _decided(database: Database) -> dict[str, dict[str, Any]]:
   rows = database.rows(
     "SELECT adjudications.body AS said, adjudications.time, shown, items.name, "
     "items.body, items.batch, items.chosen_by, items.kind AS item_kind, "
+    "items.deviation, items.probability, "
     "'item' AS kind, '' AS guideline, '{}' AS fields, ? AS annotator, "
     "'adjudication ' || adjudications.number AS id FROM adjudications JOIN "
     "items ON items.name = adjudications.item ORDER BY adjudications.number",
@@ -98,24 +106,36 @@ def _decided(database: Database) -> dict[str, dict[str, Any]]:
   return {row["name"]: _record(row) | {"adjudicated": True} for row in rows}
 
 
-def export(database: Database, path: Path) -> int:
-  """Writes every judgement that holds, one a line; returns how many.
+def everything(database: Database) -> list[dict[str, Any]]:
+  """Returns every judgement that holds, marked as what it is.
 
-  People's own and decisions about them, gold, checks, qualification and skips:
-  all are marked as what they are.
+  People's own and decisions about them, checks, qualification, skips; for each
+  gold and qualification item that was judged also a record without an annotator
+  that says what is right.
   """
-  everything = records(
-    database, kinds=KINDS, with_skips=True, is_adjudicated=False
-  )
-  everything += _decided(database).values()
+  found = records(database, kinds=KINDS, with_skips=True, is_adjudicated=False)
+  own = (*SAID, "annotator", "shown", "time", "judgement", "guideline")
+  own += ("annotator_fields", "check", "gold_ranks", "chosen_by")
+  known = {
+    x["item"]: {k: v for k, v in x.items() if k not in own}
+    | {"ranks": x["gold_ranks"]}
+    for x in found
+    if "gold_ranks" in x
+  }
+  return [*known.values(), *found, *_decided(database).values()]
+
+
+def export(database: Database, path: Path) -> int:
+  """Writes `everything`, one record a line; returns how many."""
+  found = everything(database)
   part = path.with_name(path.name + ".part")
   with part.open("w", encoding="utf-8") as file:
-    for record in everything:
+    for record in found:
       file.write(json.dumps(record, ensure_ascii=False) + "\n")
     file.flush()
     os.fsync(file.fileno())
   part.replace(path)
-  return len(everything)
+  return len(found)
 
 
 def progress(
@@ -209,7 +229,7 @@ def _checks(told: Sequence[tuple[Mapping[str, Any], Any]]) -> Iterator[bool]:
 
 
 def disputed(database: Database) -> list[dict[str, Any]]:
-  """Returns items that people judge otherwise, with what each of them said.
+  """Returns items on which people disagree, with what each of them said.
 
   Each: item, prompt, answers, judgements (records), decision (a record or
   None). Undecided ones come first.
@@ -230,3 +250,13 @@ def disputed(database: Database) -> list[dict[str, Any]]:
     if verdicts.is_disputed(said, len(said[0]["answers"]))
   ]
   return sorted(found, key=lambda x: x["decision"] is not None)
+
+
+def judged_by(database: Database, annotator: str) -> int:
+  """Returns how many answers of a person hold, skips among them."""
+  [row] = database.rows(
+    "SELECT COUNT(*) AS count FROM assignments WHERE annotator = ? AND state "
+    "IN ('done', 'skipped')",
+    (annotator,),
+  )
+  return row["count"]

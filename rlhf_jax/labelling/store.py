@@ -146,8 +146,8 @@ class Store:
         body = item.body()
         if known.setdefault(item.name, body) != body:
           raise UserError(
-            f"item {item.name!r}: other texts are there under this name. Give "
-            "each item a name of its own."
+            f"item {item.name!r}: other texts or fields are there under this "
+            "name. Give each item a name of its own."
           )
         db.execute(
           "INSERT INTO items (name, batch, kind, body, deviation, probability) "
@@ -365,6 +365,19 @@ class Store:
     skipped it, or it was withdrawn.
     """
     return results.progress(self.database, self.task, batch)
+
+  def adjudicate(self, item: str, told: Mapping[str, Any]) -> None:
+    """Decides an item on which people disagree; the newest decision holds.
+
+    Args:
+      item: its name.
+      told: as `submit` takes it, with the answers in their own order.
+
+    Raises:
+      UserError: there is no such item, or what was asked is not told.
+    """
+    with self.database.change() as db:
+      answering.adjudicate(db, item, told, self.task)
 
   def export(self, path: str | Path) -> int:
     """Writes every judgement that holds to a .jsonl; returns how many."""

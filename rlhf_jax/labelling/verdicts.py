@@ -203,7 +203,7 @@ def is_right(judgement: Mapping[str, Any], known: Ranks) -> bool:
 
 
 def is_disputed(judgements: Sequence[Mapping[str, Any]], count: int) -> bool:
-  """Says whether two people see a pair of answers otherwise.
+  """Says whether two people order a pair of answers differently.
 
   Or one calls all K = `count` answers bad, and another does not.
   """
