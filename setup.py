@@ -10,6 +10,7 @@ import setuptools
 from setuptools.command.build_py import build_py
 
 MATH = ["sympy>=1.12"]
+LABEL = ["starlette>=0.40", "uvicorn>=0.30"]
 HUB = ["huggingface_hub>=0.36.2"]
 WANDB = ["wandb>=0.21"]
 MLFLOW = ["mlflow-skinny>=3.4"]
@@ -48,6 +49,9 @@ setuptools.setup(
       "dashboard/*.css",
       "dashboard/*.js",
       "rewards/ai/*.txt",
+      "labelling/*.html",
+      "labelling/*.css",
+      "labelling/*.js",
       "py.typed",
     ]
   },
@@ -78,6 +82,7 @@ setuptools.setup(
     "cuda": ["jax[cuda12]>=0.7.2"],
     "docs": DOCS,
     "hub": HUB,
+    "label": LABEL,
     "math": MATH,
     "mlflow": MLFLOW,
     "notebooks": NOTEBOOKS,
@@ -88,7 +93,10 @@ setuptools.setup(
       "pytest-xdist>=3.8",
       "ruff>=0.6",
       "build>=1.2.1",
+      "httpx>=0.27",
+      "playwright>=1.49",
       *HUB,
+      *LABEL,
       *MATH,
       *NOTEBOOKS,
     ],

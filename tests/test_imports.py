@@ -39,12 +39,16 @@ ORDER = (
   ("decoding",),
   ("generate", "runs"),
   ("rewards", "evaluation"),
+  ("labelling",),
   ("programs",),
   ("exports",),
   ("pipelines", "notebook"),
   ("planning", "lab", "sweeps", "dashboard"),
   ("comparisons",),
-  ("catalogue", "chat", "compare", "explain", "export", "sweep", "watch"),
+  (
+    *("catalogue", "chat", "compare", "explain", "export", "label", "sweep"),
+    "watch",
+  ),
   ("main", "plan", "__main__"),
 )
 LEVEL = {name: i for i, names in enumerate(ORDER) for name in names}

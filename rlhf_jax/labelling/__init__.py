@@ -1,0 +1,1 @@
+"""People compare answers on a page; their judgements become records."""
