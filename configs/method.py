@@ -29,11 +29,13 @@ METHODS = {
   "dapo": (16, 0.0, {}),  # Yu 2025: G 16, clip 0.2 / 0.28, no KL; resamples
   "gspo": (8, 0.0, {}),  # Zheng 2025: clip 3e-4 / 4e-4 of a sequence
   "cispo": (8, 0.0, {}),  # MiniMax 2025
+  "gdpo": (8, 0.0, {}),  # Liu 2026: several judges (docs/objectives.md)
 }
 # no importance ratio, or, in GRPO, one step as published
-ONE_STEP = ("reinforce", "remax", "grpo")
+ONE_STEP = ("reinforce", "remax", "grpo", "gdpo")
 SHAPING = {
   "reinforce_pp": {"clip": 10.0},
+  "gdpo": {"clip": None},  # it reads the scores of judges by themselves
   # as Yu 2025: a fifth of the room, in which the penalty grows to 1
   "dapo": {"overlong_tokens": TOKENS, "overlong_cache": TOKENS // 5},
 }

@@ -95,12 +95,20 @@ def tables() -> list[Table]:
 
 
 def _methods() -> Iterator[Table]:
-  """Yields the methods of each pipeline that has some to choose from."""
+  """Yields the methods of each pipeline that has some to choose from.
+
+  What combines several judges is the same in all that have it.
+  """
+  seen = set()
   for name, pipeline in pipelines.PIPELINES.items():
     for field in dataclasses.fields(pipeline.Settings):
-      if "family" in field.metadata:
+      title = f"methods of {name}"
+      if field.name == "combination":
+        title = "combinations of judges"
+      if "family" in field.metadata and title not in seen:
+        seen.add(title)
         yield Table(
-          title=f"methods of {name}",
+          title=title,
           field=f"config.{field.name}.name, or an import path",
           rows={
             method: describe.summary(module)

@@ -190,7 +190,9 @@ def _method(place: Place, settings: Any) -> Part:
   filled = None  # what a pipeline fills in where nobody set anything
   if settings is not None:
     method = getattr(settings, field.name)
-    module, filled = method.module, getattr(settings, "method", method.config)
+    module, filled = method.module, method.config
+    if place.declared.name == "algorithm":
+      filled = getattr(settings, "method", filled)
   elif value.name in family:
     module = family[value.name]
   else:  # unknown, or a file of which a run says what is wrong

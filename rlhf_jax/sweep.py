@@ -30,6 +30,7 @@ OPTIONS = {
   "sweep": ("sweep", "The function of the experiment file."),
   "metric": ("", "What trials are told by; NAME:best, :mean, :tail too."),
   "best": ("", "max or min, where the name does not tell."),
+  "pareto": ("", "Two or more metrics: their front; -NAME: less is better."),
   "halving": ("0", "Successive halving: one setting in so many goes on."),
   "least": ("0", "Steps of the first rung of halving."),
   "steps_field": ("schedule.steps", "The field of the steps, for halving."),
@@ -81,7 +82,7 @@ def run(values: Any, argv: list[str]) -> int:
         f"{shlex.join(['python', '-m', 'rlhf_jax.sweep', *argv[1:]])}"
       )
       return code
-  return report(workdir, found, values.metric, values.best)
+  return report(workdir, found, values.metric, values.best, values.pareto)
 
 
 def _run_trials(
@@ -96,7 +97,7 @@ def _run_trials(
 
   from rlhf_jax.pipelines import workdir as workdir_lib
   from rlhf_jax.runs import lock, numbers
-  from rlhf_jax.sweeps import processes, running, trials
+  from rlhf_jax.sweeps import fronts, processes, running, trials
 
   jax.config.update("jax_platforms", "cpu")  # chips are for the trials
   eta, seeds = _whole(values, "halving", 0), _whole(values, "seeds", 1)
@@ -112,6 +113,8 @@ def _run_trials(
   configs = trials.check(found, file, common, workdir)
   if values.metric:
     numbers.split(values.metric)
+  if values.pareto:
+    fronts.read(values.pareto)
   halved = _halving(values, configs, found, eta) if eta else None
   facts = {"options": common, "smoke": values.smoke}
   if halved is not None:
@@ -160,7 +163,9 @@ def _halving(values: Any, configs: list, found: list, eta: int) -> Any:
   )
 
 
-def report(workdir: Path, found: list, metric: str, best: str) -> int:
+def report(
+  workdir: Path, found: list, metric: str, best: str, pareto: str = ""
+) -> int:
   """Writes and prints the tables; returns 0 where all trials are done, else 1.
 
   Args:
@@ -168,12 +173,13 @@ def report(workdir: Path, found: list, metric: str, best: str) -> int:
     found: its trials.
     metric: that was asked for, or "".
     best: "max", "min" or "".
+    pareto: metrics, with commas between, whose front is asked for too; or "".
 
   Raises:
-    UserError: no trial has the metric, or the folder has no trials.
+    UserError: no trial has a metric, or the folder has no trials.
   """
   from rlhf_jax.runs import numbers
-  from rlhf_jax.sweeps import pictures, results, running
+  from rlhf_jax.sweeps import fronts, pictures, results, running
 
   if not workdir.is_dir():
     raise UserError(f"--workdir={str(workdir)!r}: no such folder.")
@@ -186,6 +192,10 @@ def report(workdir: Path, found: list, metric: str, best: str) -> int:
   files = ["results.md", "results.csv", "results.jsonl", "trials.csv"]
   if pictures.write(workdir / "results.png", rows, settings, metric, best):
     files.append("results.png")
+  if pareto:
+    headers, cells = fronts.write(workdir, found, fronts.read(pareto))
+    print(f"\n{terminal.format_table(headers, cells)}")
+    files += ["pareto.md", "pareto.csv", "pareto.png"]
   print(f"In {workdir}: {', '.join(files)}")
   over = (running.DONE, running.HALVED)
   open_ = [row for row in rows if row["status"] not in over]

@@ -130,13 +130,32 @@ class Samples:
 
 
 @flax.struct.dataclass
+class Components:
+  """The scores of several judges, before they become one.
+
+  values: [N, K] float32, of judge k, each on the scale of its own; 0 where
+    it does not judge.
+  mask: [N, K] float32, 1 where judge k judges the answer.
+  tagged: [N] float32, 1 where the prompt carries the tag that a combination
+    asks for, else 0.
+  """
+
+  values: Array
+  mask: Array
+  tagged: Array
+
+
+@flax.struct.dataclass
 class Rollout:
   """Samples, judged: everything that an update reads, fixed for all epochs.
 
   tokens, valid_mask, response_mask, behaviour_logprobs, finish_reason: as in
     Samples; behaviour_logprobs is what the importance ratio divides by.
   reference_logprobs: [N, L] float32.
-  score: [N] float32, the reward model's or verifier's, before any shaping.
+  score: [N] float32, the reward model's or verifier's, or what several judges
+    make together, before any shaping.
+  components: the scores of several judges, or None; `advantages` uses them
+    up.
   values: [N, L] float32 or None (critic-free methods).
   rewards, advantages, returns: [N, L] float32, 0 off the response; None until
     shaping and `advantages` have run; returns stay None without a critic.
@@ -165,6 +184,7 @@ class Rollout:
   advantages: Array | None = None
   returns: Array | None = None
   further: dict[str, Rollout] = flax.struct.field(default_factory=dict)
+  components: Components | None = None
   importance_weights: Array | None = None
   hidden: dict[str, Array] = flax.struct.field(default_factory=dict)
   segment_ids: Array | None = None

@@ -70,6 +70,8 @@ RULES: tuple[tuple[str, tuple], ...] = (
   # scalar heads: [F, units], [F, K], [K]
   (r"\w*head/(output|hidden|residual)/kernel", (None, None)),
   (r"\w*head/(output|hidden|residual)/bias", (None,)),
+  # [K] of several judges, the state of a combination
+  ("combination/moments/(count|mean|m2)", (None,)),
   # KV cache [B, heads, S, d], by layer or stacked
   ("(key|value)", (BATCH_AXES, "tensor?", None, None)),
   ("(key|value)_scale", (BATCH_AXES, "tensor?", None)),  # of int8

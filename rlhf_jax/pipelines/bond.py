@@ -197,12 +197,26 @@ def update(
   )
 
 
-def initial_arrays(params: PyTree, *, transform: Any) -> PyTree:
-  """Returns what a run carries from step to step, before the first."""
-  return {
+def initial_arrays(
+  params: PyTree,
+  *,
+  transform: Any,
+  combination: Callable[[], PyTree] | None = None,
+) -> PyTree:
+  """Returns what a run carries from step to step, before the first.
+
+  Args:
+    params: trainable tree of the policy.
+    transform: an optax.GradientTransformation.
+    combination: makes the state of what combines several judges; None with one.
+  """
+  arrays = {
     "train": supervised.initial_state(params, transform),
     "anchor": jax.tree.map(jnp.copy, params),
   }
+  if combination is not None:
+    arrays["combination"] = combination()
+  return arrays
 
 
 def make_update(
@@ -245,7 +259,9 @@ def wire(settings: Settings, opened: own_samples.Opened, total: int) -> Phase:
   world = opened.world
   transform = build.make_optimizer(settings.optimizer, total)
   arrays = world.state(
-    functools.partial(initial_arrays, transform=transform),
+    functools.partial(
+      initial_arrays, transform=transform, combination=settings.first_state
+    ),
     opened.actors.params["policy"],
   )
   state, anchor = arrays["train"], arrays["anchor"]
@@ -321,9 +337,18 @@ def run(settings: Settings, world: World) -> dict:
   def one_step(step: int, arrays: PyTree, facts: dict):
     anchor_key, own_key = jax.random.split(jax.random.fold_in(key, step))
     state, prompts = arrays["train"], source.prompts()
-    anchor = source.answer(arrays["anchor"], {}, prompts, anchor_key)
-    own = source.answer(state.params, {}, prompts, own_key, alone)
-    row = own_samples.report(own, settings.monitors)
+    anchor = source.answer(
+      arrays["anchor"],
+      {},
+      prompts,
+      anchor_key,
+      state=arrays.get("combination"),
+    )
+    own = source.answer(
+      state.params, {}, prompts, own_key, alone, state=anchor.combination
+    )
+    anchor = source.again(anchor, own.combination)  # on one scale
+    row = own_samples.report(own, settings.monitors, source.panel, 1)
     facts = watch.guard(facts, row, step, settings.guards, NAME)
     with source.timer("update"):
       state, moved, found = phase["update"](
@@ -337,7 +362,8 @@ def run(settings: Settings, world: World) -> dict:
     row |= own_samples.write_texts(
       opened, source.timer, own, writer, step, NAME
     )
-    return {"train": state, "anchor": moved}, facts, row
+    after, combined = own_samples.moved(source, own)
+    return {"train": state, "anchor": moved} | after, facts, row | combined
 
   return own_samples.train(
     opened,

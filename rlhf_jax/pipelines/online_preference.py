@@ -190,17 +190,26 @@ def learn(
   return arrays, row
 
 
-def initial_arrays(params: PyTree, *, transform: Any, moves: bool) -> PyTree:
+def initial_arrays(
+  params: PyTree,
+  *,
+  transform: Any,
+  moves: bool,
+  combination: Callable[[], PyTree] | None = None,
+) -> PyTree:
   """Returns what a run carries from step to step, before the first.
 
   Args:
     params: trainable tree of the policy.
     transform: an optax.GradientTransformation.
     moves: whether the reference follows the policy.
+    combination: makes the state of what combines several judges; None with one.
   """
   arrays = {"train": supervised.initial_state(params, transform)}
   if moves:
     arrays["reference"] = jax.tree.map(jnp.copy, params)
+  if combination is not None:
+    arrays["combination"] = combination()
   return arrays
 
 
@@ -252,6 +261,7 @@ def wire(settings: Settings, opened: own_samples.Opened, total: int) -> Phase:
       initial_arrays,
       transform=transform,
       moves=settings.has_moving_reference,
+      combination=settings.first_state,
     ),
     opened.actors.params["policy"],
   )
@@ -333,8 +343,10 @@ def run(settings: Settings, world: World) -> dict:
 
   def one_step(step: int, arrays: PyTree, facts: dict):
     sample_key, learn_key = jax.random.split(jax.random.fold_in(key, step))
-    judged = source.batch(arrays["train"].params, {}, sample_key)
-    row = own_samples.report(judged, settings.monitors)
+    state = arrays.get("combination")
+    judged = source.batch(arrays["train"].params, {}, sample_key, state=state)
+    group = settings.generate.num_samples
+    row = own_samples.report(judged, settings.monitors, source.panel, group)
     facts = watch.guard(facts, row, step, settings.guards, NAME)
     with source.timer("update"):
       arrays, found = learn(
@@ -346,10 +358,12 @@ def run(settings: Settings, world: World) -> dict:
         learn_key,
         step,
       )
-    row |= found | own_samples.write_texts(
+    moved, combined = own_samples.moved(source, judged)
+    row |= found | combined
+    row |= own_samples.write_texts(
       opened, source.timer, judged, writer, step, NAME
     )
-    return arrays, facts, row
+    return arrays | moved, facts, row
 
   return own_samples.train(
     opened,

@@ -9,8 +9,8 @@ Roles `full` (four trees) or `lora` (one frozen base; the reference is the
 base with the factors the policy started from). For the first
 `value.pretrain_steps` rollouts only the critic learns. config.algorithm.name
 chooses the method; those without a critic have no value tree at all. Sampling
-and judging, DAPO's resampling too, are in programs/rollouts.py, the compiled
-functions in programs/policy_step.py.
+and judging are in programs/rollouts.py, DAPO's resampling in resampling.py, the
+compiled functions in policy_step.py.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ from rlhf_jax.programs import (
   policy_programs,
   policy_settings,
   policy_step,
+  resampling,
   rollouts,
   scorers,
+  several,
   starts,
 )
 from rlhf_jax.programs.pipeline import Pipeline
@@ -50,6 +52,7 @@ from rlhf_jax.programs.program import Phase, planned_steps
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.watch import shown, text_metrics, unended, watch
 from rlhf_jax.programs.world import World
+from rlhf_jax.rewards import combination
 from rlhf_jax.rewards import texts as texts_lib
 from rlhf_jax.runs import loop, stages
 from rlhf_jax.types import Array, PyTree, Rollout, Samples
@@ -83,11 +86,12 @@ def ptx_loader(settings: Settings, world: World, base: Base) -> Any:
 class Step:
   """One step of policy training: (step, arrays, facts) -> the same, row.
 
-  draw: see rollouts.drawer.
+  draw: see resampling.drawer.
   text: iterator of text mixed into the updates (PPO-ptx), or None.
   key: every step's keys are folded out of it.
   monitors: names of further scores that are logged.
   resting: the judge's weights where some are on the host between phases.
+  panel: several judges, or None where one judges.
   """
 
   settings: Settings
@@ -101,6 +105,7 @@ class Step:
   monitors: tuple[str, ...]
   writer: metrics.MetricsWriter
   resting: offload.Frozen | None = None
+  panel: combination.Panel | None = None
 
   def __call__(
     self, step: int, arrays: PyTree, facts: dict
@@ -115,7 +120,8 @@ class Step:
     params = arrays["train"].params
     if is_pretraining:
       params = params | {"value": arrays["critic"].params}
-    judged, drawn = self._sample(params, keys[0], usual)
+    state = arrays.get("combination")
+    judged, drawn = self._sample(params, keys[0], usual, state)
     facts = facts | {"rows": judged.rows}
     if resting.prefetch:
       arrays = offload.fetch(resting, arrays)
@@ -131,6 +137,8 @@ class Step:
         self.settings.shaping,
       )
     arrays = arrays | {"moments": moments, "beta": beta}
+    moved, combined = self._move(judged, is_still=is_pretraining)
+    arrays, row = arrays | moved, row | combined
     row = jax.device_get(row | drawn | found)
     row = {name: float(value) for name, value in row.items()}
     samples = distributed.fetch(rollouts.samples_of(judged.rollout))
@@ -140,13 +148,28 @@ class Step:
     shape = self.settings.shaping
     return arrays, watch(facts, row, step, shape, remedy), row
 
+  def _move(
+    self, judged: rollouts.Judged, *, is_still: bool
+  ) -> tuple[dict, dict]:
+    """Returns the state of several judges after a rollout, and metrics.
+
+    A multiplier is still while only the critic learns.
+    """
+    if self.panel is None:
+      return {}, {}
+    state, row = judged.combination, {}
+    if not is_still:
+      state, row = self.panel.update(state, judged.rollout)
+    return {"combination": state}, row
+
   def _sample(
-    self, params: PyTree, key: Array, usual: int
+    self, params: PyTree, key: Array, usual: int, state: PyTree
   ) -> tuple[rollouts.Judged, dict]:
     value: PyTree = {}
     if "value" in params:
       value = trees.merge(params["value"], self._beside_value(params))
-    return self.draw(params["policy"], value, key, usual)
+    several = () if state is None else (state,)
+    return self.draw(params["policy"], value, key, usual, *several)
 
   def _beside_value(self, params: PyTree) -> PyTree:
     """Returns what the critic reads and does not train alone."""
@@ -210,7 +233,11 @@ class Step:
       f"eval/{name}": float(jnp.mean(judged.scores[name]))
       for name in self.monitors
     }
-    row |= texts_lib.component_means(judged.scores)
+    if self.panel is None:
+      row |= texts_lib.component_means(judged.scores)
+    else:
+      group = self.settings.generate.num_samples
+      row |= self.panel.means(judged.scores, group)
     row |= self.timer.pop()
     row |= text_metrics(self.tokenizer, samples)
     sampled = float(np.sum(samples.response_mask))
@@ -255,6 +282,13 @@ def _make_source(
     readers=scorers.open_readers(
       actors.readers, settings.prompts, sampler, phase.mesh
     ),
+    panel=combination.open_panel(
+      settings.named_judges,
+      settings.combination,
+      settings.prompts,
+      phase.base.tokenizer,
+      phase.mesh,
+    ),
     resting=resting,
   )
 
@@ -270,7 +304,7 @@ def _make_step(
     settings=settings,
     phase=phase,
     actors=source.actors,
-    draw=rollouts.drawer(
+    draw=resampling.drawer(
       source,
       getattr(settings.method, "resample_rounds", 1),
       settings.group_size,
@@ -283,6 +317,7 @@ def _make_step(
     monitors=tuple(settings.monitors),
     writer=writer,
     resting=source.resting,
+    panel=source.panel,
   )
 
 
@@ -370,6 +405,7 @@ def run(settings: Settings, world: World) -> dict:
     reference=settings.reference,
     merged_from=actors.merged_from,
     kl_coefficient=float(arrays["beta"]),
+    **several.facts(settings),
     alarms=facts["alarms"],
     halted=facts.get("halt"),
   )

@@ -25,6 +25,7 @@ PPO afterwards (init_from of configs/ppo.py takes this run).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -32,6 +33,7 @@ import jax
 from rlhf_jax import distributed, integrity, metrics, optimizer
 from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.algorithms import sft as sft_algorithm
+from rlhf_jax.algorithms.combination import registry
 from rlhf_jax.data import batches, layout
 from rlhf_jax.models import roles
 from rlhf_jax.programs import (
@@ -41,6 +43,7 @@ from rlhf_jax.programs import (
   language_model,
   own_samples,
   rejection_samples,
+  several,
 )
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.program import Phase, planned_steps
@@ -54,6 +57,7 @@ from rlhf_jax.types import PyTree
 
 NAME = "rejection"
 KEPT_FILE = "kept.jsonl"
+STATE_FILE = "combination.json"  # of a round, where several judge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,12 @@ class Settings(actors.Sampled):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    if registry.moves(self.combination.module) and self.named_judges:
+      raise FieldError(
+        f"combination.name={self.combination.name!r}: it moves once a rollout, "
+        "and a round of rejection sampling has a single one. Take a policy "
+        "gradient (configs/ppo.py) or online preferences, or 'sum' here."
+      )
     if self.selection.rule == "pooled":
       raise FieldError(
         "selection.rule='pooled': rounds of a run have other "
@@ -153,6 +163,7 @@ def sample_round(
     FieldError: fewer samples are kept than fill a batch.
   """
   rounds, workdir = settings.rounds, opened.world.workdir
+  make = settings.first_state
   pool = rejection_samples.collect(
     source,
     params,
@@ -160,15 +171,19 @@ def sample_round(
     rounds.prompts // rounds.batch_size,
     settings.generate.num_samples,
     tuple(settings.monitors),
+    None if make is None else make(),
   )
   kept, row = rejection_samples.select(pool, rounds, settings.selection)
-  row |= rejection_samples.report(pool, kept)
+  row |= rejection_samples.report(pool, kept, source.panel)
   writer.truncate_after(number - 1, NAME)
   writer.write(number, row, NAME)
   rows = rejection_samples.kept_rows(pool, kept, opened.base.tokenizer, number)
   earlier, _ = rejection_samples.read_kept(_files(workdir, rounds, number)[:-1])
   _check_enough(len(earlier) + len(rows), settings.schedule, number)
-  rejection_samples.write_kept(folder_of(workdir, number) / KEPT_FILE, rows)
+  folder = folder_of(workdir, number)
+  if pool.state is not None:
+    rejection_samples.write_state(folder / STATE_FILE, pool.state)
+  rejection_samples.write_kept(folder / KEPT_FILE, rows)
   print(
     f"rejection: round {number} of {rounds.count}: best of "
     f"{settings.generate.num_samples} {row['rejection/score_max']:+.3f}, "
@@ -333,13 +348,25 @@ def run(settings: Settings, world: World) -> dict:
         sample_round(settings, opened, source, params, number, writer)
       done = stages.read_stage(folder)
       if done is None:
-        params = train_round(settings, opened, params, number, origins, measure)
+        told = _measure_of(settings, measure, folder)
+        params = train_round(settings, opened, params, number, origins, told)
       else:
         if "origins" in done:  # older runs do not say
           integrity.check_meta(done["origins"], origins)
         stage = stages.load(folder, stages.POLICY, base, world)
         params, _ = roles.split(stage.role, stage.variables)
   return _finish(settings, opened, params)
+
+
+def _measure_of(
+  settings: Settings, measure: heldout.Heldout | None, folder: Path
+) -> Measure | None:
+  """Returns what measures in a round: its judges say what those of it said."""
+  make = settings.first_state
+  if measure is None or make is None:
+    return measure
+  state = rejection_samples.read_state(folder / STATE_FILE, make())
+  return functools.partial(measure, state=state)
 
 
 def _finish(
@@ -373,6 +400,7 @@ def _finish(
     init_from=settings.init_from,
     reference=settings.reference,
     merged_from=opened.actors.merged_from,
+    **several.facts(settings),
   )
 
 

@@ -156,7 +156,8 @@ def _fill_in(values: Any, reused: tuple, workdir: Path) -> None:
   _give(values.reward, reference_samples=samples)
   _give(values.gold, reference_samples=samples)
   # No reward where people's comparisons are the data.
-  _give(values.policy, init_from=folder["sft"], reward=folder["reward"])
+  _give(values.policy, init_from=folder["sft"])
+  _give_reward(values.policy, folder["reward"])
   if "monitors" in values.policy:
     with values.unlocked():
       values.policy.monitors.gold = folder["gold"]
@@ -167,6 +168,20 @@ def _fill_in(values: Any, reused: tuple, workdir: Path) -> None:
     reward=folder["reward"],
     gold=folder["gold"],
   )
+
+
+def _give_reward(policy: Any, folder: str) -> None:
+  """Names the reward model of the run as the judge, or as one of several.
+
+  Of several it is each whose reward is "".
+  """
+  several = policy.get("judges")
+  if not several:
+    _give(policy, reward=folder)
+    return
+  for judge in several.values():
+    if hasattr(judge, "get") and judge.get("reward") == "":
+      judge["reward"] = folder
 
 
 def _give(stage: Any, **found: str) -> None:

@@ -74,6 +74,14 @@ def _kl_lines(stage: Any, rows: list[dict]) -> dict[str, float]:
   return lines
 
 
+def _judges(rows: list[dict]) -> list[tuple[str, str]]:
+  """Returns (label, metric) of several judges: those with standard errors."""
+  start, end = "reward/component/", "_standard_error"
+  names = dict.fromkeys(name for row in rows for name in row)
+  found = [x.removesuffix(end) for x in names if x.endswith(end)]
+  return [(x.removeprefix(start), x) for x in found if x.startswith(start)]
+
+
 def of_policy(rows: list[dict], stage: Any) -> list[Curve]:
   """Returns the curves of the policy stage.
 
@@ -93,6 +101,28 @@ def of_policy(rows: list[dict], stage: Any) -> list[Curve]:
         ("samples of a round", "rejection/score_mean"),
         ("kept", "rejection/kept_score"),
       ),
+    ),
+    Curve(
+      "Objectives",
+      "score of each judge",
+      series(*_judges(rows)),
+      caption="On the scale of each. One that falls while others rise is "
+      "traded away.",
+    ),
+    Curve(
+      "Decided by the safety score",
+      "share of answers",
+      series(("by safety", "combination/by_safety")),
+    ),
+    Curve(
+      "Constraint",
+      "multiplier, violation",
+      series(
+        ("multiplier", "combination/multiplier"),
+        ("violation", "combination/violation"),
+      ),
+      {"holds": 0.0},
+      caption="A violation above 0 makes the multiplier grow.",
     ),
     Curve(
       "KL to the reference",

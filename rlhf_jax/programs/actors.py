@@ -9,21 +9,37 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from rlhf_jax import generate, imported, schema
+from rlhf_jax.algorithms.combination import registry
 from rlhf_jax.data import unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import heads, roles
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import build, heldout_settings, scorers, starts
+from rlhf_jax.programs import (
+  build,
+  heldout_settings,
+  scorers,
+  several,
+  starts,
+)
 from rlhf_jax.programs.critic import Value, start_critic
 from rlhf_jax.programs.pipeline import stage_field
 from rlhf_jax.programs.scorers import Scoring
 from rlhf_jax.programs.world import World
-from rlhf_jax.rewards import ensembles, functions, judge, texts, verifiers
+from rlhf_jax.rewards import (
+  combination,
+  ensembles,
+  functions,
+  judge,
+  named_judges,
+  texts,
+  verifiers,
+)
 from rlhf_jax.rewards.functions import Bound
 from rlhf_jax.rewards.reader import Reader
 from rlhf_jax.runs import stages
@@ -38,7 +54,8 @@ _COLUMNS = ("prompt", "response")  # of samples.jsonl, beside scores
 class Sampled(schema.Settings):
   """What every pipeline can be told that learns from its own, judged samples.
 
-  A reward model, a verifier or a function judges: one of them.
+  A reward model, a verifier or a function judges: one of them, or several that
+  have names, as `judges`.
   """
 
   seed: int = 0  # where all random numbers of the run start
@@ -56,6 +73,12 @@ class Sampled(schema.Settings):
   # between: one ensemble; "" where something else judges
   verifier: texts.Verifier = texts.Verifier()
   reward_fn: str = ""  # import path of a function that judges, file.py:name
+  judges: dict[str, Any] = dataclasses.field(
+    default_factory=dict
+  )  # name -> one of several judges, {"reward": folder, "weight": 1.0}, say
+  combination: schema.Method = schema.method(
+    registry.COMBINATIONS, "sum", registry.check_module
+  )  # what becomes of the scores of several judges
   monitors: dict[str, Any] = dataclasses.field(default_factory=dict)
   # name -> folder of a reward model that only watches
   scoring: Scoring = Scoring()  # how reward models read answers
@@ -104,6 +127,30 @@ class Sampled(schema.Settings):
         f"{judges[0]}: its scores would be written over {self.judge_name!r} in "
         "samples.jsonl. Call the function otherwise."
       )
+    several.check(self, judges)
+
+  @functools.cached_property
+  def named_judges(self) -> dict[str, named_judges.Named]:
+    """The judges of the section `judges`, by name; {} where one judges."""
+    return named_judges.read(self.judges)
+
+  @property
+  def judge_folders(self) -> dict[str, str]:
+    """Name -> folder of those of them that are reward models."""
+    return {
+      name: found.reward
+      for name, found in self.named_judges.items()
+      if found.is_model
+    }
+
+  @property
+  def first_state(self) -> Callable[[], PyTree] | None:
+    """Makes the state of the combination before the first rollout, or None."""
+    if not self.named_judges:
+      return None
+    return functools.partial(
+      combination.init_state, self.named_judges, self.combination
+    )
 
   @functools.cached_property
   def text_judge(self) -> Bound | None:
@@ -115,11 +162,13 @@ class Sampled(schema.Settings):
     folders = stages.origins(
       init_from=self.init_from, reward=self.reward, reference=self.reference
     )
+    folders |= several.origins(self)
     return folders | imported.fingerprints(**self.code())
 
   def code(self) -> dict[str, str]:
     """Returns field -> what may be the import path of a user's own code."""
-    return {"reward_fn": self.reward_fn} | self.verifier.code()
+    found = {"reward_fn": self.reward_fn} | self.verifier.code()
+    return found | several.code(self)
 
   @property
   def judge_name(self) -> str:
@@ -130,6 +179,11 @@ class Sampled(schema.Settings):
   def has_verifier(self) -> bool:
     """Whether a verifier or a function judges, and no reward model."""
     return bool(self.verifier.name or self.reward_fn)
+
+  @property
+  def has_one_model(self) -> bool:
+    """Whether one reward model judges, and nothing else."""
+    return not self.has_verifier and not self.named_judges
 
 
 def bound_judge(verifier: texts.Verifier, reward_fn: str) -> Bound | None:
@@ -158,11 +212,12 @@ def check_sampled(settings: Sampled, world: World) -> None:
   Raises:
     FieldError: nothing judges, no prompts, or sampling that does not fit.
   """
-  if not settings.has_verifier and not settings.reward:
+  if settings.has_one_model and not settings.reward:
     raise FieldError(
       "reward is empty: name the --workdir of a finished "
       "configs/reward.py run, or set verifier.name or reward_fn."
     )
+  several.check_folders(settings)
   build.check_needed(settings.prompts, "prompts")
   unread.check(settings.prompts, "prompts", unread.PROMPTS)
   check_sampling(settings.generate)
@@ -207,15 +262,21 @@ def check_sampling(settings: generate.Config) -> None:
     )
 
 
-def check_reward(info: dict, force: bool) -> None:
-  """Refuses a reward model that is no better than chance (METHODS 19)."""
+def check_reward(info: dict, force: bool, name: str = "reward model") -> None:
+  """Refuses a reward model that is no better than chance (METHODS 19).
+
+  Args:
+    info: its stage.json.
+    force: go on all the same.
+    name: in messages.
+  """
   for level, message in info["guards"]:
     if level == "refuse" and not force:
       raise FieldError(
-        f"force=False: reward model: {message} Pass --config.force=True to go "
+        f"force=False: {name}: {message} Pass --config.force=True to go "
         "on anyway."
       )
-    print(f"policy: reward model: {level}: {message}")
+    print(f"policy: {name}: {level}: {message}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,14 +324,22 @@ def load(
   guess = dataclasses.replace(policy.role, trainable=mode, head=heads.Config())
   field = "value.mode" if has_own_critic else "trainable.mode"
   world.assume(stages.REWARD, guess, field)
-  folder = "" if settings.has_verifier else world.named(settings.reward)
-  folders = ({"reward": folder} if folder else {}) | settings.monitors
+  folders = {
+    name: world.named(path) for name, path in settings.judge_folders.items()
+  }
+  if settings.has_one_model:
+    folder = world.named(settings.reward)
+    folders = {"reward": folder} if folder else {}
+  judging = tuple(folders)
+  folders |= settings.monitors
   found = {
     name: scorers.load(path, name, settings, base, world)
     for name, path in folders.items()
   }
-  for part in found["reward"].alone if folder else ():
-    check_reward(part.info, settings.force)
+  for name in judging:
+    said = "reward model" if name == "reward" else f"judges.{name}"
+    for part in found[name].alone:
+      check_reward(part.info, settings.force, said)
   critic = None
   if value is not None:
     judging = found.get("reward")
@@ -305,8 +374,8 @@ def assemble(
     policy: before training.
     critic: before training, or None without one; without "params" it is a head
       on the policy.
-    judges: the reward model, named "reward" (absent with a verifier), and
-      monitors.
+    judges: the reward model, named "reward" (absent with a verifier), or those
+      of several judges by their names, and monitors.
     temperature: of sampling.
     row_targets: response tokens of a row at most.
     reference: what the KL is measured to; None for the policy before training.

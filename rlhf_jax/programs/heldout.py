@@ -30,7 +30,7 @@ from rlhf_jax.programs.program import Flow, Program, prompt_width
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.work import Passes
 from rlhf_jax.programs.world import World
-from rlhf_jax.rewards import judge, texts
+from rlhf_jax.rewards import combination, judge, texts
 from rlhf_jax.schema import FieldError
 from rlhf_jax.types import FINISH_EOS, PromptBatch, PyTree
 
@@ -153,6 +153,14 @@ class Heldout:
       further={},
       timer=metrics.Timer(),
       readers=scorers.open_readers(actors.readers, data, sampler, source.mesh),
+      panel=combination.open_panel(
+        settings.named_judges,
+        settings.combination,
+        data,
+        base.tokenizer,
+        source.mesh,
+        is_whole=False,
+      ),
     )
     count = settings.evaluation.count
     is_same = how.temperature == settings.generate.temperature
@@ -168,23 +176,31 @@ class Heldout:
       key=jax.random.fold_in(jax.random.key(settings.seed), KEY),
     )
 
-  def __call__(self, policy: PyTree) -> dict[str, float]:
-    """Returns the metrics of `measured` of a policy's trained tree."""
-    parts = [self._answered(policy, batch) for batch in self.batches]
+  def __call__(self, policy: PyTree, state: PyTree = None) -> dict[str, float]:
+    """Returns the metrics of `measured` of a policy's trained tree.
+
+    Args:
+      policy: its trained tree.
+      state: of what combines several judges; None with one.
+    """
+    parts = [self._answered(policy, batch, state) for batch in self.batches]
     group = self.source.sampler.config.num_samples
     joined = {
       name: np.concatenate([part[name] for part in parts])[: self.count * group]
       for name in parts[0]
     }
     columns = {name: x.reshape(-1, group) for name, x in joined.items()}
-    return measured(columns, self.correct_above)
+    has_errors = self.source.panel is not None
+    return measured(columns, self.correct_above, has_errors=has_errors)
 
   def _answered(
-    self, policy: PyTree, prompts: PromptBatch
+    self, policy: PyTree, prompts: PromptBatch, state: PyTree
   ) -> dict[str, np.ndarray]:
     """Returns column -> [N] of the answers to a batch of prompts."""
     placed = mesh_lib.spread_batch(self.source.mesh, prompts)
-    found = self.source.answer(policy, {}, placed, self.key)
+    found = self.source.answer(
+      policy, {}, placed, self.key, state=state, observes=False
+    )
     rollout, scores = found.rollout, found.scores
     mask, reason, ours, theirs, score, scores = distributed.fetch(
       (
@@ -207,13 +223,16 @@ class Heldout:
     for name, values in scores.items():
       if name in self.monitors:
         columns[f"{name}_score"] = values
-      elif name.startswith(texts.COMPONENT):
+      elif name.startswith((texts.COMPONENT, combination.COMBINATION)):
         columns[name] = values
     return columns
 
 
 def measured(
-  columns: dict[str, np.ndarray], correct_above: float | None
+  columns: dict[str, np.ndarray],
+  correct_above: float | None,
+  *,
+  has_errors: bool = False,
 ) -> dict[str, float]:
   """Returns what answers to held-out prompts are worth.
 
@@ -225,15 +244,27 @@ def measured(
       one, where the judge says what is right. Falling is bad.
     heldout/NAME_score: mean score of a monitor. Falling is bad.
     heldout/component/NAME: mean of a part of the score, as reward/component.
+    heldout/combination/NAME: as combination/NAME.
+    heldout/score_standard_error, heldout/component/NAME_standard_error: of
+      these means over prompts, where several judge.
     heldout/kl: nats an answer to the reference. Up is drift.
     heldout/length, heldout/eos_share: tokens, and share that ends by itself.
 
   Args:
     columns: name -> [P, G].
     correct_above: a score above it is a right answer; None: nobody knows.
+    has_errors: gives standard errors of scores too.
   """
   columns = {name: np.asarray(x, np.float64) for name, x in columns.items()}
-  found = {f"heldout/{name}": float(np.mean(x)) for name, x in columns.items()}
+  found = {}
+  for name, x in columns.items():
+    is_part = name.startswith(texts.COMPONENT)
+    mean, error = combination.mean_and_error(x)
+    if is_part and mean is None:  # no prompt is of a kind that it judges
+      continue
+    found[f"heldout/{name}"] = mean if is_part else float(np.mean(x))
+    if has_errors and (is_part or name == "score") and error is not None:
+      found[f"heldout/{name}_standard_error"] = error
   score = columns["score"]
   if score.shape[1] > 1:
     found["heldout/score_best"] = float(np.mean(np.max(score, axis=1)))
@@ -254,7 +285,9 @@ def of_arrays(
     heldout: see Heldout.of.
     policy: arrays of the run -> the policy's trained tree.
   """
-  return None if heldout is None else lambda arrays: heldout(policy(arrays))
+  if heldout is None:
+    return None
+  return lambda x: heldout(policy(x), x.get("combination"))
 
 
 def programs(

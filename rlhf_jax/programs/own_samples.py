@@ -27,6 +27,7 @@ from rlhf_jax.programs import (
   heldout,
   rollouts,
   scorers,
+  several,
   starts,
   watch,
 )
@@ -40,7 +41,7 @@ from rlhf_jax.programs.program import (
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.work import Passes, Work
 from rlhf_jax.programs.world import World
-from rlhf_jax.rewards import judge, texts
+from rlhf_jax.rewards import combination, judge, texts
 from rlhf_jax.runs import loop, stages
 from rlhf_jax.schema import FieldError
 from rlhf_jax.types import FINISH_LENGTH, Array, PyTree, Rollout
@@ -141,6 +142,13 @@ class Opened:
       timer=metrics.Timer(),
       readers=scorers.open_readers(
         self.actors.readers, settings.prompts, self.sampler, mesh
+      ),
+      panel=combination.open_panel(
+        settings.named_judges,
+        settings.combination,
+        settings.prompts,
+        self.base.tokenizer,
+        mesh,
       ),
     )
     return source, count
@@ -274,16 +282,43 @@ def _without_end(rollout: Rollout, penalty: float) -> Rollout:
   return rollout.replace(score=rollout.score - penalty * is_cut)
 
 
-def report(batch: rollouts.Judged, monitors: Any) -> dict[str, float]:
+def moved(
+  source: rollouts.Source, batch: rollouts.Judged
+) -> tuple[dict, dict[str, float]]:
+  """Returns {"combination": its state after a rollout}, and metrics.
+
+  {} and {} where one judges.
+
+  Args:
+    source: of the batch.
+    batch: judged; its state saw the scores.
+  """
+  if source.panel is None:
+    return {}, {}
+  state, row = source.panel.update(batch.combination, batch.rollout)
+  row = {name: float(x) for name, x in distributed.fetch(row).items()}
+  return {"combination": state}, row
+
+
+def report(
+  batch: rollouts.Judged,
+  monitors: Any,
+  panel: combination.Panel | None,
+  group: int,
+) -> dict[str, float]:
   """Returns shaping.rollout_metrics, eval/NAME of monitors, verifiers' parts.
 
   Args:
     batch: judged.
     monitors: names of reward models that only watch.
+    panel: several judges, or None.
+    group: answers to a prompt.
   """
   found = _rollout_metrics(batch.rollout.replace(hidden={}))
   found |= {f"eval/{name}": jnp.mean(batch.scores[name]) for name in monitors}
   means = {name: float(x) for name, x in distributed.fetch(found).items()}
+  if panel is not None:
+    return means | panel.means(batch.scores, group)
   return means | texts.component_means(batch.scores)
 
 
@@ -360,6 +395,7 @@ def train(
     ),
     measure=heldout.of_arrays(measure, lambda x: x["train"].params),
   )
+  facts = facts | several.facts(settings)
   return stages.write_stage(
     workdir,
     phase.name,

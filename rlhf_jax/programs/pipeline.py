@@ -225,6 +225,11 @@ def check_stages(settings: Any) -> None:
     for folder in filter(None, listed):
       schema.check_local(folder, field.name)
       stages.need_stage(folder, field.metadata["stage"], f"config.{field.name}")
+  for name, named in getattr(settings, "judge_folders", {}).items():
+    where = f"judges.{name}.reward"
+    for folder in filter(None, stages.listed(named)):
+      schema.check_local(folder, where)
+      stages.need_stage(folder, stages.REWARD, f"config.{where}")
 
 
 def optional_model() -> Any:

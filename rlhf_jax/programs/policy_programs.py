@@ -54,6 +54,7 @@ def wire(
       transforms=transforms,
       beta=settings.shaping.kl_coefficient,
       has_pretraining=settings.value.pretrain_steps > 0,
+      combination=settings.first_state,
     ),
     actors.params,
   )

@@ -99,12 +99,52 @@ class Settings(actors.Sampled):
         "algorithm.ptx_coefficient=0. Set a coefficient, or ptx.source=''."
       )
     unread.check(self.ptx, "ptx", unread.DEMONSTRATIONS, packs=False)
-    if "reward" in self.offload.trees and self.has_verifier:
-      if not self.monitors:
+    if "reward" in self.offload.trees and not self.has_one_model:
+      if not self.judge_folders and not self.monitors:
         raise FieldError(
-          "offload.trees: 'reward': a verifier or function judges, and there "
-          "are no monitors. Leave it out."
+          "offload.trees: 'reward': no reward model judges, and there are no "
+          "monitors. Leave it out."
         )
+    self._check_separate()
+
+  def _check_separate(self) -> None:
+    """Checks what a method reads that takes each judge's score by itself."""
+    if not hasattr(self.method, "reward_weights"):
+      return
+    if not self.named_judges:
+      if self.method.reward_weights is not None:
+        raise FieldError(
+          f"algorithm.reward_weights={self.method.reward_weights}: there are "
+          "no judges to weigh. Set judges, or None."
+        )
+      return
+    name, shape = self.algorithm.name, self.shaping
+    if self.combination.name != "sum":
+      raise FieldError(
+        f"combination.name={self.combination.name!r}: {name!r} adds what it "
+        "makes of each judge, and nothing would read this. Set 'sum', or "
+        "algorithm.name to another method, such as 'grpo'."
+      )
+    usual = type(shape)(clip=None, kl_coefficient=0.0, kl_controller="fixed")
+    for field in (
+      "clip",
+      "kl_coefficient",
+      "normalise",
+      "length_penalty",
+      "overlong_tokens",
+    ):
+      if getattr(shape, field) != getattr(usual, field):
+        raise FieldError(
+          f"shaping.{field}={getattr(shape, field)!r}: {name!r} reads the "
+          f"scores of judges, not the shaped one. Set "
+          f"{getattr(usual, field)!r}; a KL may be in the loss "
+          "(algorithm.kl_loss), a penalty a judge (judges.NAME.reward_fn)."
+        )
+    if shape.missing_eos not in ("keep", "mask"):
+      raise FieldError(
+        f"shaping.missing_eos={shape.missing_eos!r}: {name!r} reads the scores "
+        "of judges, not the shaped one. Set 'keep' or 'mask'."
+      )
 
   def code(self) -> dict[str, str]:
     return super().code() | {
@@ -117,17 +157,21 @@ class Settings(actors.Sampled):
   def method(self) -> Any:
     """The method's Config; a group is all the answers to one prompt.
 
-    Where nobody set group_size it is generate.num_samples.
+    Where nobody set group_size it is generate.num_samples, and reward_weights
+    are those of several judges.
     """
-    config = self.algorithm.config
-    if "group_size" in self.algorithm.given or not hasattr(
-      config, "group_size"
-    ):
-      return config
-    if config.group_size is None:
+    config, given = self.algorithm.config, self.algorithm.given
+    filled: dict[str, Any] = {}
+    if getattr(config, "group_size", None) is not None:
+      filled["group_size"] = self.generate.num_samples
+    if hasattr(config, "reward_weights") and self.named_judges:
+      judges = self.named_judges.values()
+      filled["reward_weights"] = tuple(judge.weight for judge in judges)
+    filled = {name: x for name, x in filled.items() if name not in given}
+    if not filled:
       return config
     with schema.as_field("algorithm."):
-      return dataclasses.replace(config, group_size=self.generate.num_samples)
+      return dataclasses.replace(config, **filled)
 
   @functools.cached_property
   def objective(self) -> Callable[..., Any] | None:
@@ -250,10 +294,12 @@ def _imported(
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   actors.check_sampled(settings, world)
-  if settings.has_verifier and settings.has_critic:
+  if not settings.has_one_model and settings.has_critic:
     if settings.value.init != "random":
       field = "reward_fn" if settings.reward_fn else "verifier.name"
       name = settings.reward_fn or settings.verifier.name
+      if settings.named_judges:
+        field, name = "judges", ", ".join(settings.named_judges)
       raise FieldError(
         f"{field}={name!r}: {settings.algorithm.name!r} needs a critic, "
         "which starts as the reward model (value.init="

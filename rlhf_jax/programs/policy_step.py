@@ -76,7 +76,7 @@ def prepare(
   rollout = further_rollouts.attach(rollout, further, moments, settings.shaping)
   rollout = registry.compute_advantages(
     settings.advantages, rollout, settings.method
-  )
+  ).replace(components=None)
   if settings.group_size is not None:
     row |= groups.metrics(
       rollout, settings.group_size, texts.correct_above(settings.text_judge)
@@ -270,8 +270,17 @@ def initial_arrays(
   transforms: dict[str, Any],
   beta: float,
   has_pretraining: bool,
+  combination: Callable[[], PyTree] | None = None,
 ) -> PyTree:
-  """Returns what a run carries from step to step, before the first."""
+  """Returns what a run carries from step to step, before the first.
+
+  Args:
+    params: trainable trees.
+    transforms: optimizers.
+    beta: of the KL.
+    has_pretraining: whether a critic learns alone at first.
+    combination: makes the state of what combines several judges; None with one.
+  """
   arrays = {
     "train": supervised.initial_state(params, transforms["both"]),
     "moments": shaping.init_moments(),
@@ -281,6 +290,8 @@ def initial_arrays(
     arrays["critic"] = supervised.initial_state(
       params["value"], transforms["value"]
     )
+  if combination is not None:
+    arrays["combination"] = combination()
   return arrays
 
 

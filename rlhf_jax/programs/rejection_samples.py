@@ -22,8 +22,9 @@ import numpy as np
 from rlhf_jax import distributed, strict_json, terminal
 from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.programs import own_samples, rollouts
+from rlhf_jax.rewards import combination, texts
 from rlhf_jax.schema import FieldError
-from rlhf_jax.types import FINISH_EOS, PyTree
+from rlhf_jax.types import FINISH_EOS, Components, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,9 @@ class Pool:
     policy that sampled it, and its log-ratio to the start of the run.
   ended: [P, K] bool.
   monitors: name of a reward model that only watches -> [P, K] scores.
+  parts: what several judges said of each answer, by the names of rewards/
+    combination.py -> [P, K]; {} with one judge.
+  state: of what combined them, after all samples; None with one judge.
   """
 
   tokens: np.ndarray
@@ -82,6 +86,8 @@ class Pool:
   kl: np.ndarray
   ended: np.ndarray
   monitors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  parts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  state: PyTree = None
 
 
 def collect(
@@ -91,8 +97,12 @@ def collect(
   count: int,
   num_samples: int,
   monitors: Iterable[str] = (),
+  state: PyTree = None,
 ) -> Pool:
   """Returns the judged samples of the next `count` batches of prompts.
+
+  What several judges say is combined once all of them are there, so that all
+  samples of a round are on one scale.
 
   Args:
     source: open.
@@ -101,12 +111,15 @@ def collect(
     count: batches of prompts.
     num_samples: K.
     monitors: names of reward models that only watch.
+    state: of what combines several judges, before the round; None with one.
   """
   parts = []
   with terminal.Progress("sample", count) as progress:
     for number in range(count):
-      batch = source.batch(params, {}, jax.random.fold_in(key, number))
-      rollout = batch.rollout
+      several = {} if state is None else {"state": state}
+      batch_key = jax.random.fold_in(key, number)
+      batch = source.batch(params, {}, batch_key, **several)
+      rollout, state = batch.rollout, batch.combination
       parts.append(
         distributed.fetch(
           {
@@ -119,17 +132,52 @@ def collect(
             "ended": rollout.finish_reason == FINISH_EOS,
           }
           | {f"eval/{name}": batch.scores[name] for name in monitors}
+          | _said(batch)
         )
       )
       progress.update(number + 1)
-  joined = {
-    name: own_samples.by_prompt(
-      np.concatenate([p[name] for p in parts]), num_samples
-    )
-    for name in parts[0]
-  }
+  flat = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+  if state is not None:
+    found = Components(*(flat.pop(name) for name in _COMPONENTS))
+    flat |= distributed.fetch(source.panel.again(found, state))
+  joined = {n: own_samples.by_prompt(x, num_samples) for n, x in flat.items()}
   watched = {name: joined.pop(f"eval/{name}") for name in monitors}
-  return Pool(**joined, monitors=watched)
+  said = {name: joined.pop(name) for name in flat if name.startswith(_PARTS)}
+  return Pool(**joined, monitors=watched, parts=said, state=state)
+
+
+_COMPONENTS = ("values", "mask", "tagged")  # of types.Components
+_PARTS = (texts.COMPONENT, combination.COMBINATION)
+
+
+def _said(batch: rollouts.Judged) -> dict[str, Any]:
+  """Returns what several judges said of a batch, {} with one."""
+  found = batch.rollout.components
+  if found is None:
+    return {}
+  parts = {name: getattr(found, name) for name in _COMPONENTS}
+  return parts | {
+    name: x for name, x in batch.scores.items() if name.startswith(_PARTS)
+  }
+
+
+def write_state(path: Path, state: PyTree) -> None:
+  """Writes the state of several judges after a round; all processes wait."""
+  if distributed.is_first():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    leaves = [np.asarray(x).tolist() for x in jax.tree.leaves(state)]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"leaves": leaves}) + "\n")
+    os.replace(temporary, path)
+  distributed.barrier(str(path.name))
+
+
+def read_state(path: Path, like: PyTree) -> PyTree:
+  """Returns what `write_state` wrote, in the form of `like`."""
+  remedy = "Delete the round's folder."
+  leaves = strict_json.read_object(path, remedy)["leaves"]
+  found = [np.asarray(x, np.float32) for x in leaves]
+  return jax.tree.unflatten(jax.tree.structure(like), found)
 
 
 def select(
@@ -164,7 +212,9 @@ def select(
   }
 
 
-def report(pool: Pool, kept: np.ndarray) -> dict[str, float]:
+def report(
+  pool: Pool, kept: np.ndarray, panel: combination.Panel | None = None
+) -> dict[str, float]:
   """Returns what a round's samples are worth, and how far they move.
 
   Metrics:
@@ -186,6 +236,7 @@ def report(pool: Pool, kept: np.ndarray) -> dict[str, float]:
   Args:
     pool: samples of a round.
     kept: [P, K] bool.
+    panel: several judges, or None.
   """
   most = pool.score.shape[1]
   ns = best_of_n.curve_points(most)
@@ -207,6 +258,9 @@ def report(pool: Pool, kept: np.ndarray) -> dict[str, float]:
     },
     **{f"eval/{name}": float(x.mean()) for name, x in pool.monitors.items()},
   }
+  if panel is not None:
+    said = {name: x.reshape(-1) for name, x in pool.parts.items()}
+    found |= panel.means(said, most)
   if kept.any():
     found["rejection/kept_score"] = float(pool.score[kept].mean())
   return found

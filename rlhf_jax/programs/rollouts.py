@@ -2,39 +2,23 @@
 
     prompts = next(loader);  samples = generate(policy);  judge(samples)
 
-With `resample_rounds` (DAPO, Yu et al. 2025, section 3.2, arXiv:2503.14476)
-more prompts are drawn until every group has answers of different scores:
-
-    batch = first prompts
-    while a group of the batch teaches nothing, at most resample_rounds times:
-      draw a whole batch more; its informative groups take those places
-
-Shapes never change, and every process takes the same decisions, from scores
-that all of them hold. The prompts of a round differ from those before, and its
-random keys too; the loader's position after the step is what a checkpoint
-holds, so a run that goes on draws the same prompts. Places that stay
-uninformative after the last round keep groups of equal scores, whose advantages
-are 0, and are counted. Informative groups beyond the batch are not used.
+programs/resampling.py draws until every group teaches something (DAPO).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import distributed, generate, metrics
 from rlhf_jax.algorithms.policy_gradient import (
-  groups,
   groups_in_rows,
   packing,
-  returns,
 )
 from rlhf_jax.data import batches, dataset, overlap
 from rlhf_jax.data.dataset import Data
@@ -43,10 +27,9 @@ from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import build, offload
 from rlhf_jax.programs.actors import Actors
 from rlhf_jax.programs.sampler import Sampler
-from rlhf_jax.rewards import texts
+from rlhf_jax.rewards import combination, texts
 from rlhf_jax.rewards.reader import Readers
 from rlhf_jax.types import (
-  FINISH_LENGTH,
   Array,
   PromptBatch,
   PyTree,
@@ -143,12 +126,15 @@ class Judged:
   scores: name of a reward model, a monitor or the verifier -> [N].
   further: name -> the judged further answers to each prompt.
   layout: how the samples are packed into rows, or None.
+  combination: state of what combines several judges, which saw these scores;
+    None with one judge.
   """
 
   rollout: Rollout
   scores: dict[str, Array]
   further: dict[str, Rollout] = flax.struct.field(default_factory=dict)
   layout: packing.Packing | None = None
+  combination: PyTree = None
 
   @property
   def rows(self) -> int:
@@ -166,6 +152,7 @@ class Source:
   further: name -> how further answers to each prompt are sampled, where a
     method wants them.
   readers: the reward models that read text, or None.
+  panel: several judges, or None where one judges.
   timer: takes the seconds of sampling ("rollout") and judging ("score").
   resting: the judge's weights where some are on the host between phases.
   """
@@ -183,6 +170,7 @@ class Source:
   groups: groups_in_rows.Groups = groups_in_rows.ALONE
   further: dict[str, generate.Config] = dataclasses.field(default_factory=dict)
   readers: Readers | None = None
+  panel: combination.Panel | None = None
   resting: offload.Frozen | None = None
 
   def prompts(self) -> PromptBatch:
@@ -190,10 +178,16 @@ class Source:
     return mesh_lib.shard_batch(self.mesh, next(self.loader))
 
   def batch(
-    self, policy: PyTree, critic: PyTree, key: Array, usual: int = 0
+    self,
+    policy: PyTree,
+    critic: PyTree,
+    key: Array,
+    usual: int = 0,
+    state: PyTree = None,
   ) -> Judged:
     """Returns the judged samples of the next prompts; see `answer`."""
-    return self.answer(policy, critic, self.prompts(), key, usual=usual)
+    prompts = self.prompts()
+    return self.answer(policy, critic, prompts, key, usual=usual, state=state)
 
   def answer(
     self,
@@ -203,6 +197,9 @@ class Source:
     key: Array,
     how: generate.Config | None = None,
     usual: int = 0,
+    state: PyTree = None,
+    *,
+    observes: bool = True,
   ) -> Judged:
     """Returns the judged samples of prompts.
 
@@ -213,6 +210,8 @@ class Source:
       key: random key of the samples.
       how: to sample; None for the settings of the run.
       usual: rows of the batch before, see packing.plan.
+      state: of what combines several judges; None with one.
+      observes: whether that sees these scores.
     """
     with self.timer("rollout"):
       if self.resting is not None:
@@ -227,14 +226,32 @@ class Source:
       }
     with self.timer("score"):
       layout = self.layout(samples, usual)
-      rollout, scores = self._judged(critic, samples, prompts, layout, streams)
+      rollout, scores, state = self._judged(
+        critic, samples, prompts, layout, streams, state, observes
+      )
       others = {
-        name: self._judged(critic, found, prompts, None, kept)[0]
+        name: self._judged(critic, found, prompts, None, kept, state)[0]
         for name, (found, kept) in further.items()
       }
       if self.resting is not None:
         self.resting.drop()
-    return Judged(rollout, scores, others, layout)
+    return Judged(rollout, scores, others, layout, state)
+
+  def again(self, judged: Judged, state: PyTree) -> Judged:
+    """Returns judged samples, scored under another state of the combination.
+
+    Args:
+      judged: from `answer`, its further answers not scored anew.
+      state: see `answer`; None with one judge, which changes nothing.
+    """
+    if self.panel is None:
+      return judged
+    found = self.panel.again(judged.rollout.components, state)
+    return judged.replace(
+      rollout=judged.rollout.replace(score=found["score"]),
+      scores=judged.scores | found,
+      combination=state,
+    )
 
   def _judged(
     self,
@@ -243,8 +260,10 @@ class Source:
     prompts: PromptBatch,
     layout: packing.Packing | None,
     streams: dict[int, Array],
-  ) -> tuple[Rollout, dict[str, Array]]:
-    """Returns samples with their scores, and all scores by name."""
+    state: PyTree = None,
+    observes: bool = False,
+  ) -> tuple[Rollout, dict[str, Array], PyTree]:
+    """Returns samples with their scores, all scores by name, the state."""
     weights = self.actors.weights
     if self.resting is not None:
       weights = self.resting.weights()
@@ -252,12 +271,16 @@ class Source:
     if self.readers is not None:
       found = self.readers(samples, prompts.index)
       rollout, scores = with_read(rollout, scores, found, self.mesh)
+    if self.panel is not None:
+      return self.panel(
+        rollout, scores, prompts.index, state, observes=observes
+      )
     if self.verifier is None:
-      return rollout, scores
+      return rollout, scores, None
     rollout, found = judge_texts(
       self.verifier, self.name, rollout, prompts, self.mesh
     )
-    return rollout, scores | found
+    return rollout, scores | found, None
 
   def layout(self, samples: Samples, usual: int) -> packing.Packing | None:
     """Returns how samples are packed into rows, None where they are not."""
@@ -269,146 +292,3 @@ class Source:
       self.packing, *samples.tokens.shape, new, self.unit, self.groups
     )
     return None if shape is None else packing.plan(samples, shape, usual)
-
-
-@functools.partial(jax.jit, static_argnames=("group_size", "drops_truncated"))
-def _informative(
-  rollout: Rollout, *, group_size: int, drops_truncated: bool
-) -> tuple[Array, Array]:
-  """Returns [P] which groups teach something, and the mean score []."""
-  exists = returns.exists(rollout)
-  counts = exists
-  if drops_truncated:
-    counts = exists * (rollout.finish_reason != FINISH_LENGTH)
-  found = groups.informative(rollout.score, counts, group_size)
-  return found, jnp.mean(rollout.score)
-
-
-@functools.partial(jax.jit, static_argnames="mesh")
-def _put(
-  kept: Judged, new: Judged, row: Array, is_new: Array, *, mesh: Any
-) -> Judged:
-  """Returns `kept` with rows of `new` where is_new [N]; row [N] says which."""
-
-  def one(old: Array, other: Array) -> Array:
-    choose = is_new.reshape(-1, *[1] * (old.ndim - 1))
-    return jnp.where(choose, jnp.take(other, row, axis=0), old)
-
-  return mesh_lib.constrain_rows(mesh, jax.tree.map(one, kept, new))
-
-
-def places(
-  is_good: np.ndarray, found: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns which groups of a batch are replaced, and by which new ones.
-
-  Informative new groups take the uninformative places, both in order.
-
-  Args:
-    is_good: [P] bool, which groups of the batch are informative.
-    found: [P] bool, which of the new ones are.
-
-  Returns:
-    is_new [P] bool and source [P] int32, its own number where nothing changes.
-  """
-  empty, ready = np.flatnonzero(~is_good), np.flatnonzero(found)
-  count = min(len(empty), len(ready))
-  is_new = np.zeros(len(is_good), bool)
-  source = np.arange(len(is_good), dtype=np.int32)
-  is_new[empty[:count]] = True
-  source[empty[:count]] = ready[:count]
-  return is_new, source
-
-
-def informative_batch(
-  source: Source,
-  policy: PyTree,
-  critic: PyTree,
-  key: Array,
-  usual: int = 0,
-  *,
-  group_size: int,
-  rounds: int,
-  drops_truncated: bool,
-) -> tuple[Judged, dict[str, float]]:
-  """Returns a batch of informative groups, as far as `rounds` batches give.
-
-  Metrics:
-    group/accepted_share: informative groups over groups drawn. Down is bad:
-      samples are thrown away, and easy and hard prompts leave the training.
-    group/rounds: batches of prompts drawn. Up is bad: time.
-    group/unfilled_share: groups of the batch that still teach nothing. Above 0
-      is bad: raise resample_rounds or change the prompts.
-    group/drawn_score: mean score of all that was drawn; rollout/score_mean is
-      that of the batch. Falling is bad.
-
-  Args:
-    source: of judged samples.
-    policy, critic: see Source.batch.
-    key: random key of the step; the first round uses it as it is.
-    usual: rows of the batch before, see packing.plan.
-    group_size: answers to a prompt.
-    rounds: batches of prompts at most; 1 takes the first as it is.
-    drops_truncated: answers without an end leave the loss (shaping.missing_eos
-      is "mask"), so they do not make a group informative.
-  """
-  drawn, accepted, scores = 0, 0, []
-  batch, is_good = None, None
-  for number in range(rounds):
-    step_key = key if number == 0 else jax.random.fold_in(key, number)
-    new = source.batch(policy, critic, step_key, usual)
-    found, score = distributed.fetch(
-      _informative(
-        new.rollout, group_size=group_size, drops_truncated=drops_truncated
-      )
-    )
-    drawn += len(found)
-    accepted += int(np.sum(found))
-    scores.append(float(score))
-    if batch is None:
-      batch, is_good = new, found
-    else:
-      is_new, origin = places(is_good, found)
-      first = np.repeat(origin, group_size) * group_size
-      row = first + np.tile(np.arange(group_size), len(origin))
-      batch = _put(
-        batch.replace(layout=None),
-        new.replace(layout=None),
-        row.astype(np.int32),
-        np.repeat(is_new, group_size),
-        mesh=source.mesh,
-      )
-      is_good = is_good | is_new
-    if is_good.all():
-      break
-  if len(scores) > 1:
-    layout = source.layout(samples_of(batch.rollout), usual)
-    batch = batch.replace(layout=layout)
-  return batch, {
-    "group/accepted_share": accepted / drawn,
-    "group/rounds": float(len(scores)),
-    "group/unfilled_share": float(np.mean(~is_good)),
-    "group/drawn_score": float(np.mean(scores)),
-  }
-
-
-def drawer(
-  source: Source, rounds: int, group_size: int | None, drops_truncated: bool
-) -> Callable[[PyTree, PyTree, Array, int], tuple[Judged, dict[str, float]]]:
-  """Returns (policy, critic, key, usual) -> a batch and metrics.
-
-  Args:
-    source: of judged samples.
-    rounds: batches of prompts at most; 1 does not resample.
-    group_size: answers to a prompt that are compared.
-    drops_truncated: see `informative_batch`.
-  """
-  if rounds == 1:
-    return lambda *arguments: (source.batch(*arguments), {})
-  return functools.partial(
-    informative_batch,
-    source,
-    group_size=group_size,
-    rounds=rounds,
-    drops_truncated=drops_truncated,
-  )

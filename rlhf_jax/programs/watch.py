@@ -219,7 +219,11 @@ def shown(tokenizer: Any, samples: Samples, scores: dict) -> list[dict]:
     {
       "prompt": prompt,
       "response": response,
-      **{name: float(values[i]) for name, values in scores.items()},
+      **{
+        name: float(values[i])
+        for name, values in scores.items()
+        if not math.isnan(values[i])  # a judge of other prompts
+      },
     }
     for i, (prompt, response) in enumerate(
       texts_lib.sample_texts(tokenizer, few)

@@ -150,6 +150,8 @@ class Judge:
   references, records: of each prompt in the data.
   tokenizer: of the model.
   logged: names of what the verifier logs, the same in every call.
+  judged: [prompts in the data] bool, which of them it judges; answers to others
+    score 0, and NaN in what is logged. None for all.
   """
 
   parts: guard.Guard
@@ -157,6 +159,7 @@ class Judge:
   records: list[dict[str, Any]]
   tokenizer: Tokenizer
   logged: tuple[str, ...] = ()
+  judged: np.ndarray | None = None
 
   def __call__(
     self, samples: Samples, index: Any
@@ -173,24 +176,32 @@ class Judge:
     numbers = distributed.fetch(index)
     answers = self.answers(samples, numbers)
     group = len(answers) // len(numbers)
+    mine = np.ones(len(numbers), bool)
+    if self.judged is not None:
+      mine = self.judged[numbers]
 
     def share(prompts: slice) -> Parts:
       """Returns the scores [prompts, group] of whole groups."""
-      rows = range(prompts.start * group, prompts.stop * group)
+      shape = (prompts.stop - prompts.start, group)
       names = (*self.logged, guard.RAISED)
-      scores, logged = np.zeros(0), dict.fromkeys(names, np.zeros(0))
-      if rows:  # a process may have no share
-        scores, logged = self.parts(answers.take(rows))
-      return scores.reshape(-1, group), {
-        name: values.reshape(-1, group) for name, values in logged.items()
-      }
+      scores = np.zeros(shape, np.float32)
+      logged = {name: np.full(shape, np.nan, np.float32) for name in names}
+      own = np.flatnonzero(mine[prompts])
+      rows = (own[:, None] + prompts.start) * group + np.arange(group)
+      if rows.size:  # a process may have no share
+        found, beside = self.parts(answers.take(rows.reshape(-1).tolist()))
+        scores[own] = found.reshape(rows.shape)
+        for name in names:
+          logged[name][own] = beside[name].reshape(rows.shape)
+      return scores, logged
 
     scores, logged = distributed.by_share(share, len(numbers))
-    if not np.all(logged[guard.RAISED]):
+    raised = logged[guard.RAISED][mine]
+    if not np.all(raised):
       self.parts.has_judged = True
-    elif len(answers) and not self.parts.has_judged:
+    elif raised.size and not self.parts.has_judged:
       raise UserError(
-        f"the verifier raises on each of the first {len(answers)} answers: "
+        f"the verifier raises on each of the first {raised.size} answers: "
         f"{self.parts.first_error or 'in another process'}"
       )
     return np.asarray(scores, np.float32).reshape(-1), {
@@ -220,6 +231,36 @@ class Judge:
       ],
       has_ended=(reason == FINISH_EOS).tolist(),
     )
+
+
+def judge_of_some(
+  parts: Bound,
+  found: Sequence[Any],
+  tokenizer: Tokenizer,
+  prompts: Sequence[str] | None,
+  judged: np.ndarray,
+) -> Judge:
+  """Returns `judge_of` the prompts that are judged; nothing is asked of others.
+
+  Args:
+    parts, found, tokenizer, prompts: see `judge_of`.
+    judged: [prompts] bool.
+
+  Raises:
+    UserError: as `judge_of`.
+  """
+  own = np.flatnonzero(judged).tolist()
+  said = None if prompts is None else [prompts[i] for i in own]
+  inner = judge_of(parts, [found[i] for i in own], tokenizer, said)
+  wanted: list[Any] = [None] * len(found)
+  records: list[dict[str, Any]] = [{} for _ in found]
+  for i, reference, record in zip(
+    own, inner.references, inner.records, strict=True
+  ):
+    wanted[i], records[i] = reference, record
+  return dataclasses.replace(
+    inner, references=wanted, records=records, judged=judged
+  )
 
 
 def judge_of(
@@ -304,8 +345,20 @@ def correct_above(parts: Bound | None) -> float | None:
   return parts.full_marks - ROUNDING
 
 
-def load(parts: Bound | None, data: Data, tokenizer: Tokenizer) -> Judge | None:
-  """Returns the judge of answers to these prompts, None without a verifier."""
+def load(
+  parts: Bound | None,
+  data: Data,
+  tokenizer: Tokenizer,
+  judged: np.ndarray | None = None,
+) -> Judge | None:
+  """Returns the judge of answers to these prompts, None without a verifier.
+
+  Args:
+    parts: see Verifier.bound.
+    data: the section of the prompts.
+    tokenizer: of the model.
+    judged: [prompts] bool, which of them it judges; None for all.
+  """
   if parts is None:
     return None
   found, _ = dataset.records(data, tokenizer)
@@ -313,4 +366,6 @@ def load(parts: Bound | None, data: Data, tokenizer: Tokenizer) -> Judge | None:
   if "prompts" in parts.takes:
     ids, _ = dataset.prompts(data, tokenizer, data.max_length)
     prompts = [tokenizer.decode(row) for row in ids]
+  if judged is not None:
+    return judge_of_some(parts, found, tokenizer, prompts, judged)
   return judge_of(parts, found, tokenizer, prompts)

@@ -146,7 +146,7 @@ class Schedule:
     area, _, name = self.keep_best.rpartition("/")
     words = set(re.split("[/_]", name))
     if not words & (_LESS | _MORE):
-      words |= {area}
+      words |= set(area.split("/"))
     is_less, is_more = bool(words & _LESS), bool(words & _MORE)
     if is_less == is_more or words & _UNSAID:
       raise FieldError(

@@ -142,7 +142,7 @@ def direction(metric: str, best: str = "") -> str:
   if not best and "win_rate" in name:
     return "max"
   try:
-    return loop.Schedule(keep_best=name, best=best).best_of
+    return loop.Schedule(keep_best=name, best=best, eval_every=1).best_of
   except FieldError as error:
     raise UserError(
       f"--metric={metric}: the name does not say whether more or less of it is "

@@ -174,7 +174,7 @@ def test_right_runs_are_not():
     registry.check_run(
       config,
       num_samples=1 if size is None else size,
-      kl_coefficient=0.0 if name == "grpo" else 0.1,
+      kl_coefficient=0.0 if name in ("grpo", "gdpo") else 0.1,
       steps_per_rollout=1,
     )
 

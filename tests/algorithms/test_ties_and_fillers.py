@@ -110,7 +110,7 @@ def test_equal_rewards_give_exactly_nothing_whatever_they_are():
 
 
 @pytest.mark.parametrize(
-  "name", ["rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo"]
+  "name", ["rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "gdpo"]
 )
 def test_a_group_without_a_comparison_has_no_advantage(name):
   """Equal scores of any size; one answer that counts; none."""

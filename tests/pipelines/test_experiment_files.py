@@ -52,11 +52,14 @@ def test_all_sections_parse(
   if issubclass(find(config.pipeline).Settings, Sampled):
     problem = tmp_path / "problems.jsonl"
     problem.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
-    config.prompts.source = {"prompt": files.prompts, "gsm8k": str(problem)}[
-      config.prompts.format
-    ]
+    if not config.prompts.source:
+      known = {"prompt": files.prompts, "gsm8k": str(problem)}
+      config.prompts.source = known[config.prompts.format]
     config.init_from = str(sft_lora)
-    if not config.verifier.name:
+    for judge in config.judges.values():
+      if "reward" in judge:
+        judge.reward = str(reward_head)
+    if not config.verifier.name and not config.judges:
       config.reward = str(reward_head)
   if config.pipeline in ("evaluate", "generate_answers"):
     config.prompts.source, config.policy = files.prompts, str(sft_lora)

@@ -12,7 +12,7 @@ from rlhf_jax import pipelines
 from rlhf_jax.algorithms.policy_gradient import dapo
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import defaults
-from rlhf_jax.programs import rollouts
+from rlhf_jax.programs import resampling, rollouts
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, Rollout
@@ -68,7 +68,7 @@ class Crafted:
 
 def drawn(source, rounds, drops_truncated=False):
   """Returns the origins [P, G] of the batch, its scores, the metrics."""
-  batch, row = rollouts.informative_batch(
+  batch, row = resampling.informative_batch(
     source,
     {},
     {},
@@ -92,12 +92,14 @@ SCORES = np.array(
 
 
 def test_places_by_hand():
-  is_new, source = rollouts.places(
+  is_new, source = resampling.places(
     np.array([True, False, True, False]), np.array([False, False, True, True])
   )
   assert is_new.tolist() == [False, True, False, True]
   assert source.tolist() == [0, 2, 2, 3]
-  is_new, source = rollouts.places(np.zeros(3, bool), np.array([0, 1, 0], bool))
+  is_new, source = resampling.places(
+    np.zeros(3, bool), np.array([0, 1, 0], bool)
+  )
   assert is_new.tolist() == [True, False, False]
   assert source.tolist() == [1, 1, 2]
 

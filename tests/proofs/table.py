@@ -17,6 +17,7 @@ from tests.proofs import (
   fixed_points,
   kl_laws,
   modular_addition,
+  objectives,
   planted_judge,
   preference_optima,
   reward_recovery,
@@ -35,6 +36,7 @@ MODULES = {
     preference_optima,
     selection,
     transformer_optima,
+    objectives,
     modular_addition,
   )
 }

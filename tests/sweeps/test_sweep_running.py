@@ -239,6 +239,8 @@ def test_numbers_of_a_run_and_what_is_meant_by_them(tmp_path):
   assert numbers.direction("sft/loss:tail") == "min"
   assert numbers.direction("gold_win_rate") == "max"
   assert numbers.direction("policy/rollout/score_mean") == "max"
+  assert numbers.direction("heldout/score") == "max"
+  assert numbers.direction("heldout/component/helpful") == "max"
   with pytest.raises(UserError, match="Give --best=max or --best=min"):
     numbers.direction("steps")
 

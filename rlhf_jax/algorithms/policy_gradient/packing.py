@@ -28,7 +28,8 @@ from rlhf_jax.types import Array, Rollout, Samples
 
 # Fields of a rollout that are not one array [N, L, ...] to be packed.
 _OTHERWISE = frozenset(
-  "score finish_reason further hidden segment_ids positions branch_ids".split()
+  "score finish_reason further components hidden segment_ids positions "
+  "branch_ids".split()
 )
 
 
@@ -353,8 +354,8 @@ def unpack(x: Array, packing: Packing) -> Array:
 def pack_rollout(rollout: Rollout, packing: Packing) -> Rollout:
   """Returns the rollout with every per-token field packed.
 
-  score and finish_reason stay one a sample. Shape rewards and compute
-  advantages before: they need whole samples, and use `further` up.
+  score, components and finish_reason stay one a sample. Shape rewards and
+  compute advantages before: they need whole samples, and use `further` up.
   """
   per_token = {
     name: pack(value, packing)

@@ -33,6 +33,7 @@ from rlhf_jax.algorithms.policy_gradient import (
   cispo,
   dapo,
   dr_grpo,
+  gdpo,
   grpo,
   gspo,
   ppo,
@@ -54,6 +55,7 @@ ALGORITHMS: dict[str, ModuleType] = {
   "dapo": dapo,
   "gspo": gspo,
   "cispo": cispo,
+  "gdpo": gdpo,
 }
 FUNCTIONS = {
   "advantages": ("rollout", "config"),

@@ -94,15 +94,16 @@ def token_fields(rollout: Rollout) -> Rollout:
   """Returns the rollout with nothing but fields indexed by row.
 
   score and finish_reason have one entry per sample, which is not one per row
-  when rows are packed, and `further` has rows of its own; no loss reads them:
-  they become zeros [rows] and {}. All else can then be permuted and split by
-  row.
+  when rows are packed, and `further` has rows of its own; no loss reads them,
+  nor the components: they become zeros [rows], {} and None. All else can then
+  be permuted and split by row.
   """
   rows = rollout.tokens.shape[0]
   return rollout.replace(
     score=jnp.zeros((rows,), jnp.float32),
     finish_reason=jnp.zeros((rows,), jnp.int32),
     further={},
+    components=None,
   )
 
 
