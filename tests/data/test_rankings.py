@@ -253,7 +253,10 @@ def test_a_comparison_has_margin_strength_and_fields(tmp_path):
 
 def test_rankings_are_shown_best_first(tmp_path):
   data = data_of(tmp_path, FOUR, TWO, rankings="whole")
-  (item, _) = look.take(data, LETTERS).items
+  found = look.take(data, LETTERS)
+  said = "judgements beside the answers: ranks 2, strength 1"
+  assert said in "\n".join(look.counts(found))
+  (item, _) = found.items
   assert list(item.rows) == [
     "answer 1, rank 0",
     "answer 0, rank 1",
