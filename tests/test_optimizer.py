@@ -169,6 +169,9 @@ def test_decaying_schedules(settings, expected):
     ({"warmup_steps": 9, "warmup_max_fraction": 0.07}, 100, 7),
     ({"warmup_steps": 9, "warmup_max_fraction": 0.0}, 100, 0),
     ({"warmup_steps": 3, "warmup_max_fraction": 1.0}, 4, 3),
+    ({"warmup_fraction": 0.03}, 1000, 30),
+    ({"warmup_fraction": 0.03, "warmup_steps": 5}, 100, 5),  # Llama-2's
+    ({"warmup_fraction": 0.03}, 10, 1),
   ],
 )
 def test_the_warm_up_scales_with_the_run(settings, updates, expected):
@@ -261,6 +264,8 @@ def test_trap_31_no_state_for_what_is_not_trained():
     {"epsilon": np.inf},
     {"clip_norm": np.inf},
     {"warmup_steps": -1},
+    {"warmup_fraction": 1.0},
+    {"warmup_fraction": 0.3},  # above warmup_max_fraction
     {"warmup_initial_fraction": 1.5},
     {"beta1": 1.0},
     {"beta2": -0.1},

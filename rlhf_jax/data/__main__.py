@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
   add = found.add_argument
   add("source", metavar="SOURCE", help="as config.data.source; docs/data.md")
   add("--format", default="", help="of a record; that of the first one")
+  add("--objective", default="", help="by which rankings are ordered")
   add("--model", default=MODEL, help=f"whose tokenizer; {MODEL}")
   add("--tokenizer", default="", help="file or folder; the model's own")
   add("--chat-template", default="", help="a Jinja file; its own")
@@ -146,6 +147,7 @@ def show_source(options: argparse.Namespace) -> None:
     source=options.source,
     max_length=options.max_length,
     chat=not options.plain,
+    objective=options.objective,
   )
   name = options.format
   if not name and not options.source.startswith("asset:"):

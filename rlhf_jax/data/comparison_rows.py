@@ -77,6 +77,7 @@ class Comparisons:
 def of_encoded_pairs(
   encoded: Sequence[dict],
   strengths: Sequence[str | float | None],
+  scores: Sequence[tuple[float, float] | None],
   judgements: Sequence[Judgement],
   dropped: Counter,
 ) -> Comparisons:
@@ -84,13 +85,15 @@ def of_encoded_pairs(
 
   Args:
     encoded: at least one.
-    strengths, judgements: of each of them.
+    strengths, scores, judgements: of each of them.
     dropped: reason -> count of what was left out.
   """
   rows, groups, numbers = [], {}, []
   for example in encoded:
     rows += [example["chosen"], example["rejected"]]
     numbers.append(groups.setdefault(example["key"], len(groups)))
+  none = (np.nan, np.nan)
+  targets = np.asarray([none if x is None else x for x in scores], np.float32)
   return Comparisons(
     rows=rows,
     pairs=np.arange(len(rows), dtype=np.int32).reshape(-1, 2),
@@ -98,6 +101,7 @@ def of_encoded_pairs(
     groups=np.asarray(numbers, np.int32)[:, None],
     dropped=dropped,
     ceiling=None,
+    targets=None if np.isnan(targets).all() else targets,
     strengths=_strengths(strengths),
     judgements=tuple(judgements),
   )

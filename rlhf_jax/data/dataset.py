@@ -338,7 +338,8 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
   return comparison_rows.of_encoded_pairs(
     encoded,
     [rankings.strength_of(record) for record in kept],
-    [rankings.Judgement(rankings.carried(record)) for record in kept],
+    [rankings.pair_scores(record) for record in kept],
+    [rankings.judgement_of(record) for record in kept],
     dropped,
   )
 

@@ -52,7 +52,8 @@ class Ranking:
 
   where: file:line.
   prompt: text, or the dialogue so far.
-  answers: K texts.
+  answers: K texts; or the rests of K dialogues, which differ in more than their
+    last message.
   ranks: K numbers, 0 the best, equal ones tie, None is not ranked; or None.
     Of a choice they are 0 for the chosen one and 1 for the others.
   scores: name of the objective ("" for the answer as a whole) -> K numbers,
@@ -67,7 +68,7 @@ class Ranking:
 
   where: str
   prompt: str | list[Message]
-  answers: tuple[str, ...]
+  answers: tuple[str, ...] | tuple[list[Message], ...]
   ranks: tuple[int | None, ...] | None = None
   scores: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
   objectives: dict[str, tuple[int | None, ...]] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from typing import get_args
 from rlhf_jax import imported
 from rlhf_jax.data import (
   parsers,
+  public_rankings,
   ranking_parsers,
   records,
   sources,
@@ -84,6 +85,8 @@ def prompt_key(example: Example) -> str:
   """
   if isinstance(example, RatedText):
     return _plain(example.text)
+  if isinstance(example, Ranking) and not example.prompt:
+    return example.where  # dialogues that have nothing in common
   return _key_of_messages(prompt_messages(example))
 
 
@@ -140,7 +143,8 @@ def record_texts(example: Example) -> tuple[str, ...]:
 def _answers(example: Example) -> tuple[str, ...]:
   """Returns the answers of a record that is no dialogue."""
   if isinstance(example, Ranking):
-    return example.answers
+    texts = [x if isinstance(x, str) else _content(x) for x in example.answers]
+    return tuple(texts)
   names = ("response", "chosen", "rejected")
   return tuple(getattr(example, name, "") for name in names)
 
@@ -166,6 +170,13 @@ FORMATS: dict[str, Callable[[dict, str], Example]] = {
   "hh": parsers.parse_hh,
   "comparison": parsers.parse_comparison,
   "ranking": ranking_parsers.parse_ranking,
+  "nectar": public_rankings.parse_nectar,
+  "ultrafeedback": public_rankings.parse_ultrafeedback,
+  "helpsteer": public_rankings.parse_helpsteer,
+  "helpsteer2_preference": public_rankings.parse_helpsteer2,
+  "helpsteer3": public_rankings.parse_helpsteer3,
+  "best_of": public_rankings.parse_best_of,
+  "summaries": public_rankings.parse_summaries,
   "labelled": parsers.parse_labelled,
   "demonstration": parsers.parse_demonstration,
   "messages": parsers.parse_messages,
@@ -174,7 +185,11 @@ FORMATS: dict[str, Callable[[dict, str], Example]] = {
   "gsm8k": parsers.parse_gsm8k,
 }
 
-RANKED = ("ranking",)  # formats of rankings
+RANKED = (
+  *("ranking", "nectar", "ultrafeedback", "helpsteer", "helpsteer3"),
+  *("helpsteer2_preference", "best_of", "summaries"),
+)  # formats of rankings
+_JOINED = {"helpsteer": public_rankings.joined}  # of several records
 
 
 def guess(record: dict, where: str) -> str:
@@ -260,6 +275,14 @@ def each(
     source: see rlhf_jax/data/sources.py.
     format: see `find`.
   """
+  found = _each(source, format)
+  yield from _JOINED[format](found) if format in _JOINED else found
+
+
+def _each(
+  source: str | Path, format: str
+) -> Iterator[Example | records.RefusedExample]:
+  """Yields what `each` does, a record at a time."""
   parse = find(format)
   beside: Counter = Counter()
   for where, record in sources.each(source):
@@ -268,7 +291,8 @@ def each(
     except records.RefusedExample as error:
       yield error
       continue
-    if isinstance(example, (Demonstration, Prompt, Comparison, Ranking)):
+    kinds = (Demonstration, Prompt, Comparison, Ranking)
+    if isinstance(example, kinds) and not example.fields:
       example = replace(example, fields=record)
     if not isinstance(example, (Demonstration, Prompt, Ranking)):
       beside.update(records.judgements_beside(record, format))

@@ -21,6 +21,7 @@ from rlhf_jax.data import (
   encode,
   formats,
   overlap,
+  rankings,
   reading,
   shown,
   sources,
@@ -238,6 +239,15 @@ def counts(look: Look) -> Iterator[str]:
     f"{data.source}, format {data.format!r}, for {look.use}: {look.read} "
     f"records, {len(look.items)} kept"
   )
+  judged = Counter(
+    name
+    for record in look.records
+    if isinstance(record, formats.Comparison | formats.Ranking)
+    for name in rankings.carried(record)
+  )
+  if judged:
+    listed = ", ".join(f"{name} {n}" for name, n in sorted(judged.items()))
+    yield f"  judgements beside the answers: {listed}"
   yield from _counted(look.left_out, "left out:")
   yield from _counted(look.cut, "noticed:")
 

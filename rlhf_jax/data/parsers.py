@@ -71,6 +71,12 @@ def parse_comparison(record: dict, where: str) -> Comparison:
       "the better answer should win. Give a finite number."
     )
   check_strength(record.get("strength"), where)
+  for name in (name for pair in records.PAIR_SCORES for name in pair):
+    if record.get(name) is not None and not is_number(record[name]):
+      raise DataError(
+        f"{where}: field {name!r} is {str(record[name])[:60]!r}; it is the "
+        "score of an answer. Give a finite number, or null."
+      )
   return Comparison(
     where,
     prompt,

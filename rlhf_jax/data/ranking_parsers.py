@@ -26,7 +26,8 @@ def parse_ranking(record: dict, where: str) -> Ranking:
   objectives: {objective: ranks}.
   label: of two answers, the probability that the first is better.
   strength, acceptable, shown, policies: see docs/comparisons.md; all other
-  fields are kept as they are.
+  fields are kept as they are. Answers are texts, messages, or whole dialogues:
+  what these begin with alike is the prompt.
   """
   prompt, answers = _answered(record, where)
   count = len(answers)
@@ -68,20 +69,55 @@ def parse_ranking(record: dict, where: str) -> Ranking:
   )
 
 
-def _answered(
-  record: dict, where: str
-) -> tuple[str | list[Message], list[str]]:
-  """Returns the prompt and the answers, texts or lists of messages."""
+def _answered(record: dict, where: str) -> tuple[str | list[Message], list]:
+  """Returns the prompt and the answers, texts or rests of dialogues."""
   listed = records.field(record, "answers", (list,), "ranking", where)
   if len(listed) < 2:
     raise DataError(
       f"{where}: field 'answers' has {len(listed)} of them; a ranking is of "
       "two or more. Correct the record."
     )
+  if all(isinstance(answer, list) for answer in listed):
+    found = _dialogues(record, listed, where)
+    if found is not None:
+      return found
   names = [f"answers[{n}]" for n in range(len(listed))]
   named = dict(record) | dict(zip(names, listed, strict=True))
   prompt, answers = records.answered(named, names, "ranking", where)
   return records.with_tools(prompt, record, where), answers
+
+
+def _dialogues(
+  record: dict, listed: Sequence[list], where: str
+) -> tuple[list[Message], list[list[Message]]] | None:
+  """Returns what dialogues begin with alike, and the rest of each.
+
+  None where only their last messages differ: these are answers.
+  """
+  before: list = []
+  if "prompt" in record:
+    prompt = records.prompt(record, "ranking", where)
+    is_text = isinstance(prompt, str)
+    before = [{"role": "user", "content": prompt}] if is_text else prompt
+  whole = []
+  for answer in listed:
+    turns = records.dialogue(answer, where) if answer else []
+    if not turns or turns[-1]["role"] != "assistant":
+      raise DataError(
+        f"{where}: field 'answers' has a dialogue that ends with "
+        f"{str(turns[-1:])[:60]}; the assistant's message is the last. Correct "
+        "the record."
+      )
+    is_given = turns[: len(before)] == before
+    whole.append(turns if is_given else [*before, *turns])
+  shortest, shared = min(map(len, whole)) - 1, 0
+  while shared < shortest and all(
+    turns[shared] == whole[0][shared] for turns in whole
+  ):
+    shared += 1
+  if all(len(turns) == shared + 1 for turns in whole):
+    return None
+  return whole[0][:shared], [turns[shared:] for turns in whole]
 
 
 def _listed(value: Any, name: str, count: int, where: str) -> Sequence:

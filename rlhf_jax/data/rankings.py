@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_jax.data import encode
+from rlhf_jax.data import dialogue_rows, encode, records
 from rlhf_jax.data.examples import Comparison, Ranking
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import FieldError
@@ -39,8 +39,11 @@ class Judgement(NamedTuple):
 def carried(example: Comparison | Ranking) -> frozenset[str]:
   """Returns the names of the fields in which a record judges its answers."""
   if isinstance(example, Comparison):
-    strength = example.fields.get("strength")
-    found = {"margin": example.margin, "strength": strength}
+    found = {
+      "margin": example.margin,
+      "strength": example.fields.get("strength"),
+      "scores": pair_scores(example),
+    }
     return frozenset(name for name, x in found.items() if x is not None)
   names = {f"scores.{n}" if n else "scores" for n in example.scores}
   names |= {f"objectives.{name}" for name in example.objectives}
@@ -48,6 +51,21 @@ def carried(example: Comparison | Ranking) -> frozenset[str]:
     if getattr(example, name) is not None:
       names.add(name)
   return frozenset(names)
+
+
+def pair_scores(example: Comparison) -> tuple[float, float] | None:
+  """Returns the scores of both answers of a comparison that has them."""
+  for names in records.PAIR_SCORES:
+    first, second = (example.fields.get(name) for name in names)
+    if first is not None and second is not None:
+      return float(first), float(second)
+  return None
+
+
+def judgement_of(example: Comparison) -> Judgement:
+  """Returns what a comparison says beside who won."""
+  found = carried(example)
+  return Judgement(found, target="scores" if "scores" in found else "")
 
 
 def scores(
@@ -146,13 +164,12 @@ def encode_one(
   ]
   if not kept:
     raise encode.DroppedExample(_unjudged(objective), example.where)
-  found = encode.encode_answers(
-    example,
-    [example.answers[n] for n in kept],
-    tokenizer,
-    max_length,
-    chat,
-    end_token=end_token,
+  texts = [example.answers[n] for n in kept]
+  encode_them = encode.encode_answers
+  if not isinstance(texts[0], str):
+    encode_them = dialogue_rows.encode_dialogues
+  found = encode_them(
+    example, texts, tokenizer, max_length, chat, end_token=end_token
   )
   return found | {
     "ranks": _numbers(ranks[n] for n in kept),

@@ -21,6 +21,18 @@ FIELDS = {
   "hh": ("chosen", "rejected"),
   "comparison": ("prompt", "chosen", "rejected"),
   "ranking": ("prompt", "answers"),
+  "nectar": ("prompt", "answers"),
+  "ultrafeedback": ("instruction", "completions"),
+  "helpsteer": (
+    *("prompt", "response", "helpfulness", "correctness", "coherence"),
+    *("complexity", "verbosity"),
+  ),
+  "helpsteer2_preference": (
+    *("prompt", "response_1", "response_2", "preference_strength"),
+  ),
+  "helpsteer3": ("context", "response1", "response2", "overall_preference"),
+  "best_of": ("query", "sample0", "sample1", "best"),
+  "summaries": ("info", "summaries", "choice"),
   "labelled": ("prompt", "response", "label"),
   "demonstration": ("prompt", "response"),
   "messages": ("messages",),
@@ -62,12 +74,31 @@ class RefusedExample(DataError):
     self.reason = reason
 
 
-_OPTIONAL = {"comparison": ("label", "margin", "strength")}
+# Scores of both answers of a comparison, as binarised rankings write them.
+PAIR_SCORES = (
+  ("score_chosen", "score_rejected"),
+  ("chosen_score", "rejected_score"),
+  ("chosen-rating", "rejected-rating"),
+)
+_OPTIONAL = {
+  "comparison": (
+    *("label", "margin", "strength"),
+    *(name for pair in PAIR_SCORES for name in pair),
+  )
+}
 # Types of those fields; a transcript is a text of its own kind.
 _KINDS = {
   "prompt": (str, list),
   "response": (str, list),
-  "answers": (list,),
+  **dict.fromkeys(("answers", "completions", "context", "summaries"), (list,)),
+  **dict.fromkeys(
+    (
+      *("preference_strength", "overall_preference", "best", "choice"),
+      *("helpfulness", "correctness", "coherence", "complexity", "verbosity"),
+    ),
+    (int, float),
+  ),
+  "info": (dict,),
   "label": (bool, int, float),
   "messages": (list,),
   "ratings": (list,),
@@ -82,6 +113,10 @@ def _fits(record: dict, name: str) -> bool:
       kinds = (str, list)
     if not isinstance(record.get(field_name), kinds):
       return False
+    if field_name == "answers":
+      first = next(iter(record[field_name]), None)
+      if isinstance(first, dict) != (name == "nectar"):
+        return False
     if name == "hh" and not record[field_name].startswith(transcripts.BEGIN):
       return False
   return True

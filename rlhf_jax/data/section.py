@@ -54,10 +54,8 @@ class Data:
   rankings: str = "refuse"  # how more than two answers are read: "pairs", each
   # against each below it; "ends", best against worst; "whole", for a loss of
   # rankings (data/comparison_rows.py)
-  answers: int = (
-    0  # of a whole ranking at most, for which rows have room; 0: as
-  )
-  # many as the longest one has, which a plan cannot know
+  answers: int = 0  # of a whole ranking at most, for which rows have room
+  # 0: as many as the longest one has
   limit: int = 0  # first so many records; 0: all
   store: str = "memory"  # SFT only: where rows are kept; "disk" for data that
   # memory does not hold, data/streamed.py

@@ -21,7 +21,7 @@ import numpy as np
 from rlhf_jax import imported, optimizer, schema
 from rlhf_jax.algorithms.preference import registry
 from rlhf_jax.algorithms.preference import update as preference
-from rlhf_jax.data import dataset, judged, layout, unread
+from rlhf_jax.data import dataset, judged, layout, rankings, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import pretrained
 from rlhf_jax.models.pretrained import Base, Model
@@ -32,6 +32,7 @@ from rlhf_jax.programs import (
   build,
   features,
   pairs,
+  reward_data,
   shared_rows,
   starts,
   supervised,
@@ -152,6 +153,8 @@ def load_data(
     parts = _load_judged(settings, base)
   else:
     parts = features.load_comparisons(settings, base.tokenizer, "preference")
+  by = f"algorithm.name={settings.algorithm.name!r}"
+  reward_data.say_unread("preference", parts[0], {rankings.ORDER}, by)
   with schema.as_field("algorithm."):
     for labels in (np.concatenate([p.labels for p in parts]), parts[0].labels):
       registry.check_labels(settings.algorithm.module, labels)

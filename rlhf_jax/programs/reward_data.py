@@ -13,9 +13,11 @@ import numpy as np
 
 from rlhf_jax import schema
 from rlhf_jax.algorithms import reward
-from rlhf_jax.data import rankings
+from rlhf_jax.data import rankings, reading
 from rlhf_jax.data.dataset import Comparisons, Data
-from rlhf_jax.schema import FieldError
+from rlhf_jax.schema import FieldError, UserError
+
+ASSUMED = 4  # answers of a ranking, where neither settings nor data tell
 
 
 def check(settings: Any) -> None:
@@ -75,19 +77,23 @@ def said(settings: Any) -> dict[str, int]:
 
 
 def planned_candidates(data: Data) -> int:
-  """Returns K, the answers of a comparison, as far as the section says.
+  """Returns K, the answers of a comparison: as the section or the data say.
 
-  Raises:
-    FieldError: whole rankings, and only the data know.
+  Where whole rankings are not there yet, so many are assumed, and that is said.
   """
-  if data.rankings != "whole":
-    return 2
-  if not data.answers:
-    raise FieldError(
-      "data.answers=0: a plan reads no data and does not know how many answers "
-      "the longest ranking has. Set data.answers to that."
+  if data.rankings != "whole" or data.answers:
+    return data.answers if data.answers else 2
+  try:
+    parts = reading.read(data).parts
+  except (UserError, OSError):
+    print(
+      f"plan: {ASSUMED} answers to a prompt are assumed, as data.source="
+      f"{data.source!r} is not there. Set data.answers to those of the longest "
+      "ranking."
     )
-  return data.answers
+    return ASSUMED
+  counts = [len(record.answers) for part in parts for record in part]
+  return max([2, *counts])
 
 
 def content(data: Comparisons) -> list[Any]:

@@ -253,7 +253,10 @@ def test_a_comparison_has_margin_strength_and_fields(tmp_path):
 
 def test_rankings_are_shown_best_first(tmp_path):
   data = data_of(tmp_path, FOUR, TWO, rankings="whole")
-  (item, _) = look.take(data, LETTERS).items
+  found = look.take(data, LETTERS)
+  said = "judgements beside the answers: ranks 2, strength 1"
+  assert said in "\n".join(look.counts(found))
+  (item, _) = found.items
   assert list(item.rows) == [
     "answer 1, rank 0",
     "answer 0, rank 1",
@@ -292,3 +295,41 @@ def test_a_label_of_two_answers_is_the_pairs_label(tmp_path):
 def test_a_label_that_cannot_be_is_named(fields, message):
   with pytest.raises(DataError, match=message):
     parse(**fields)
+
+
+def test_whole_dialogues_against_each_other(tmp_path):
+  """What they begin with alike is the prompt; the rest of each is judged."""
+  first = [*MESSAGES, {"role": "assistant", "content": "a"}]
+  more = {"role": "user", "content": "ok"}
+  answers = [
+    [*first, more, {"role": "assistant", "content": "yes"}],
+    [*MESSAGES, {"role": "assistant", "content": "ab"}],
+  ]
+  record = {"answers": answers, "choice": 0}
+  found = formats.FORMATS["ranking"](record, "f:1")
+  assert found.prompt == MESSAGES
+  assert found.answers == (answers[0][1:], answers[1][1:])
+  apart = [[{"role": "user", "content": x}, answers[0][-1]] for x in "pq"]
+  parted = formats.FORMATS["ranking"]({"answers": apart, "choice": 1}, "f:2")
+  assert parted.prompt == [] and formats.prompt_key(parted) == "f:2"
+  data = data_of(tmp_path, record)
+  made = dataset.comparisons(data, LETTERS, 0)
+  texts = [LETTERS.decode(row["tokens"]) for row in made.rows]
+  alike = "\n\nHuman: hi\n\nAssistant: a"
+  assert texts == [alike + "\n\nHuman: ok\n\nAssistant: yes", alike + "b"]
+  for row, text in zip(made.rows, texts, strict=True):
+    learned = row["loss_mask"] > 0
+    assert LETTERS.decode(row["tokens"][learned]) == text[len(alike) :]
+  with pytest.raises(DataError, match="the assistant's message is the last"):
+    formats.FORMATS["ranking"]({"answers": [first[:1], first]}, "f:1")
+
+
+def test_scores_of_binarised_pairs_are_kept(tmp_path):
+  pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+  rows = [pair | {"score_chosen": 8.5, "score_rejected": 7}, pair]
+  path = write(tmp_path / "p.jsonl", *rows)
+  made = dataset.comparisons(Data(source=path), LETTERS, 0)
+  np.testing.assert_array_equal(made.targets, [[8.5, 7.0], [np.nan, np.nan]])
+  assert [j.target for j in made.judgements] == ["scores", ""]
+  with pytest.raises(DataError, match="field 'score_chosen' is 'high'"):
+    formats.FORMATS["comparison"](pair | {"score_chosen": "high"}, "f:1")

@@ -42,8 +42,13 @@ def test_all_sections_parse(
   transcripts.write_text(json.dumps(HH) + "\n")
   judged = tmp_path / "judged.jsonl"
   judged.write_text('{"prompt": "Is it?", "response": "No.", "label": true}\n')
+  ranked = tmp_path / "ranked.jsonl"
+  ranked.write_text(
+    '{"prompt": "Is it?", "answers": ["a", "b"], "choice": 0}\n'
+  )
   if "data" in config:
     config.data.source = {
+      "ranking": str(ranked),
       "demonstration": files.demonstrations,
       "comparison": files.comparisons,
       "hh": str(transcripts),

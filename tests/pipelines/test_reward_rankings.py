@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import pipelines
+from rlhf_jax.pipelines import preference
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import FieldError
 from tests.pipelines import tiny_runs
@@ -184,3 +185,37 @@ def test_what_does_not_go_together_is_refused(files, source, changes, message):
     config[section][field] = value
   with pytest.raises((FieldError, ValueError), match=message):
     pipelines.run(config, files.root / "rankings_refused")
+
+
+def test_dpo_reads_rankings_as_pairs_and_names_the_rest(files, source, capsys):
+  config = tiny_runs.dpo_config(files, "")
+  config.data.update(source=source, format="ranking", rankings="pairs")
+  config.heldout_fraction = 0.25
+  settings = tiny_runs.settings_of(config)
+  base = tiny_runs.load_base(config)
+  train, held = preference.load_data(settings, base)
+  assert train.pairs.shape[1] == 2 and train.ranks is None
+  assert len(train.pairs) + len(held.pairs) == 800
+  said = capsys.readouterr().out
+  assert (
+    "algorithm.name='dpo' does not read these judgements: scores (240), "
+    "strength (80)" in said
+  )
+
+
+@pytest.mark.parametrize(
+  "name, rankings, message",
+  [
+    ("dpo", "whole", "'dpo' compares two answers. Set 'pairs'"),
+    ("kto", "pairs", "would be desirable and undesirable. Set 'ends'"),
+    ("dpo", "all", "rankings='all'"),
+  ],
+)
+def test_policies_refuse_what_they_cannot_read(
+  files, source, name, rankings, message
+):
+  config = tiny_runs.dpo_config(files, "")
+  config.algorithm.name = name
+  config.data.update(source=source, format="ranking", rankings=rankings)
+  with pytest.raises((FieldError, ValueError), match=message):
+    tiny_runs.checked(config)
