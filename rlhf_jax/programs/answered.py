@@ -33,10 +33,12 @@ class Judged(schema.Settings):
 
   seed: int = 1  # of the answers
   model: Model = Model()
-  # Folders of the reward model and of a held-out one, or ""; several with
-  # commas between are one ensemble.
-  reward: str = stage_field(stages.REWARD, several=True)
-  gold: str = stage_field(stages.REWARD, several=True)
+  reward: str = stage_field(
+    stages.REWARD, several=True
+  )  # folder of the reward model, or of several: one ensemble; or ""
+  gold: str = stage_field(
+    stages.REWARD, several=True
+  )  # folder of a held-out one, or of several, or ""
   scoring: Scoring = Scoring()  # how reward models read answers
   verifier: texts.Verifier = texts.Verifier()  # what else judges
   reward_fn: str = ""  # import path of a function that judges, in its place

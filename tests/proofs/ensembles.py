@@ -7,7 +7,7 @@ count and turns 2 to 3 deviations of the reference out,
 
   gold = sum_v a_v (s_v z_v - z_v^2 / (2 t_v)),   t_v in [2, 3], s_v = +-1,
 
-scaled to deviation 1 on the reference. Reward models (32 hidden units on z, all
+scaled to deviation 1 on the reference. Reward models (6 hidden units on z, all
 weights train) learn from 1,000 pairs of reference answers with 25 % of
 labels flipped, where hardly anything stands beyond a turning point. REINFORCE
 without a KL penalty then follows a score for 300 steps; the policy is one
@@ -42,12 +42,13 @@ from rlhf_jax.algorithms.ensemble import Combination
 from rlhf_jax.types import PreferenceBatch, TrainState
 from tests.proofs.rows import Row, show
 
-LENGTH, VOCABULARY, HIDDEN = 48, 12, 32
+LENGTH, VOCABULARY, HIDDEN = 48, 12, 6
 PAIRS, FLIPS, MEMBERS = 1_000, 0.25, 4
 STEPS, SAMPLES = 300, 128  # of the policy
-EPOCHS, RATE, DECAY = 8, 3e-2, 1e-2  # of the reward models
+EPOCHS, RATE, DECAY = 20, 3e-2, 1e-2  # of the reward models
 REFERENCE_SAMPLES = 512  # members are normalised on them
-SEEDS = 16
+SEEDS = 48
+FIRST_SEED = 100  # widths and epochs were chosen on others, 0 to 23
 RULES = {
   "single": Combination(),
   "mean": Combination(),
@@ -159,7 +160,8 @@ def fresh(key: jax.Array):
 def train(key: jax.Array, world: World, weights: jax.Array):
   """Returns trained heads, stacked: one for each column of weights [PAIRS, M].
 
-  Half a dozen epochs in batches of 50, as a small head needs.
+  EPOCHS over all pairs in batches of 50: small models of noisy labels, that
+  have learnt some of the noise.
   """
   keys = jax.random.split(key, 5)
   z = world.features(draw(keys[0], world.reference, 2 * PAIRS))
@@ -269,7 +271,8 @@ def own_units(key: jax.Array, raw: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns zeros and scales [M] that no comparison fixes, see above."""
   members = raw.shape[1]
   scale = raw.std(0) * jnp.exp2(-jnp.linspace(0.0, 2.0, members))
-  return raw.mean(0) + scale * jax.random.normal(key, (members,)), scale
+  zero = 10.0 * scale * jax.random.normal(key, (members,))
+  return raw.mean(0) + zero, scale
 
 
 def curves(rules: tuple[str, ...], seeds: int = SEEDS) -> dict[str, Curves]:
@@ -279,10 +282,10 @@ def curves(rules: tuple[str, ...], seeds: int = SEEDS) -> dict[str, Curves]:
   weights = np.stack(
     [
       ensemble.member_weights(groups, members, subsets, seed)
-      for seed in range(seeds)
+      for seed in range(FIRST_SEED, FIRST_SEED + seeds)
     ]
   )
-  found = run(jnp.arange(seeds), weights, rules)
+  found = run(FIRST_SEED + jnp.arange(seeds), weights, rules)
   return {
     name: Curves(np.asarray(gold, np.float64), np.asarray(kl, np.float64))
     for name, (gold, kl) in found.items()

@@ -14,6 +14,7 @@ import sys
 import time
 
 from tests.proofs import (
+  ensembles,
   fixed_points,
   kl_laws,
   modular_addition,
@@ -33,6 +34,7 @@ MODULES = {
     kl_laws,
     reward_recovery,
     planted_judge,
+    ensembles,
     preference_optima,
     selection,
     transformer_optima,

@@ -41,6 +41,48 @@ FAULTS = (
   ),
   *of(
     "losses",
+    "algorithms/ensemble.py",
+    "ensemble",
+    (
+      "ensemble: disagreement is rewarded",
+      "scores.mean(-1) - how.uncertainty_weight",
+      "scores.mean(-1) + how.uncertainty_weight",
+    ),
+    (
+      "ensemble: members learn from all pairs alike",
+      "    part = plain.replace(weight=plain.weight * weight)\n"
+      "    return reward.loss(",
+      "    part = plain.replace(weight=plain.weight + 0.0 * weight)\n"
+      "    return reward.loss(",
+    ),
+    (
+      "ensemble: a bootstrap is the same for all members",
+      "rng = np.random.default_rng([seed, member])",
+      "rng = np.random.default_rng([seed, 0])",
+    ),
+    (
+      "ensemble: a shared trunk moves by the sum",
+      "return jnp.mean(values) if is_shared else",
+      "return jnp.sum(values) if is_shared else",
+    ),
+  ),
+  *of(
+    "losses",
+    "rewards/model.py",
+    "ensemble_runs::members_are_diagnosed_and_normalised_each",
+    (
+      "ensemble: members keep their own zero",
+      "return (first - mean) / std",
+      "return (first - 0.0 * mean) / std",
+    ),
+    (
+      "ensemble: members keep their own scale",
+      "return (first - mean) / std",
+      "return (first - mean) / jnp.mean(std)",
+    ),
+  ),
+  *of(
+    "losses",
     "algorithms/reward.py",
     "reward_loss::margin_and_smoothing"
     " reward_loss::t10_gradient_of_centering"

@@ -483,8 +483,8 @@ FAULTS = (
     ),
     (
       "reader: the scale of another reference",
-      "return (raw[:, 0] - weights.mean) / weights.std",
-      "return raw[:, 0] - weights.mean",
+      "return normalised(scorer, weights, raw)",
+      "return raw + 0.0 * normalised(scorer, weights, raw)",
     ),
   ),
   *of(

@@ -176,13 +176,13 @@ FAULTS = (
     " roles::folded_normalisation_gives_normalised_scores",
     (
       "reward: scores are not normalised",
-      "return (raw - weights.mean) / weights.std",
-      "return raw",
+      "return (first - mean) / std",
+      "return first + 0.0 * mean",
     ),
     (
       "reward: the deviation multiplies",
-      "(raw - weights.mean) / weights.std",
-      "(raw - weights.mean) * weights.std",
+      "(first - mean) / std",
+      "(first - mean) * std",
     ),
     (
       "critic: not in units of the score",
@@ -197,7 +197,7 @@ FAULTS = (
   ),
   *of(
     "stages",
-    "pipelines/reward.py",
+    "programs/reward_facts.py",
     "heldout_numbers::scores_are_normalised_on_samples_of_the_policy",
     (
       "reward: the deviation of a sample",
