@@ -42,8 +42,11 @@ def test_all_sections_parse(
   transcripts.write_text(json.dumps(HH) + "\n")
   judged = tmp_path / "judged.jsonl"
   judged.write_text('{"prompt": "Is it?", "response": "No.", "label": true}\n')
+  steps = tmp_path / "steps.jsonl"
+  steps.write_text('{"prompt": "Is it?", "steps": ["No."], "labels": [1]}\n')
   if "data" in config:
     config.data.source = {
+      "steps": str(steps),
       "demonstration": files.demonstrations,
       "comparison": files.comparisons,
       "hh": str(transcripts),

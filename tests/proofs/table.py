@@ -21,6 +21,7 @@ from tests.proofs import (
   preference_optima,
   reward_recovery,
   selection,
+  token_rewards,
   transformer_optima,
 )
 from tests.proofs.rows import show
@@ -34,6 +35,7 @@ MODULES = {
     planted_judge,
     preference_optima,
     selection,
+    token_rewards,
     transformer_optima,
     modular_addition,
   )
