@@ -186,6 +186,11 @@ def _load_reward_model(
   world = World.open(mesh, Path())
   base: Base = world.base(settings)
   scorer, weights, info = reward_scores.load(folder, base, world)
+  if scorer.score_of_steps:
+    raise UserError(
+      f"{folder}: judges steps, which a notebook's reward model does not read. "
+      "Use it in an experiment: reward in a policy run, or configs/score.py."
+    )
   mean, std = np.asarray(weights.mean), np.asarray(weights.std)
   several = scorer.role.members > 1
   return RewardModel(

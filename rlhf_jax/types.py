@@ -95,6 +95,27 @@ class PreferenceBatch:
 
 
 @flax.struct.dataclass
+class StepBatch:
+  """Answers whose steps were judged.
+
+  tokens, valid_mask, segment_ids, positions: as in TokenBatch.
+  step_mask: [B, L] float32, 1 on the last token of each judged step; with
+    features [B, M], 1 where there is a step.
+  labels: of the shape of step_mask, probability that the step is right.
+  features: [B, M, F] float32 or None: what the frozen trunk makes of each
+    step's last token, when only a head trains; tokens are then not read.
+  """
+
+  tokens: Array
+  valid_mask: Array
+  step_mask: Array
+  labels: Array
+  segment_ids: Array | None = None
+  positions: Array | None = None
+  features: Array | None = None
+
+
+@flax.struct.dataclass
 class PromptBatch:
   """Prompts, padded on the left.
 
@@ -157,6 +178,10 @@ class Rollout:
   components: the scores of several judges, or None; `advantages` uses them
     up.
   values: [N, L] float32 or None (critic-free methods).
+  prefix_values: [N, L] float32, what the judge thinks of the text up to and
+    with token t, in units of the score, where prefix_mask is 1; both None
+    unless shaping asks for token rewards, and after it.
+  prefix_mask: [N, L] float32.
   rewards, advantages, returns: [N, L] float32, 0 off the response; None until
     shaping and `advantages` have run; returns stay None without a critic.
   further: name -> judged answers to the same prompts, drawn otherwise, where
@@ -180,6 +205,8 @@ class Rollout:
   reference_logprobs: Array
   score: Array
   values: Array | None = None
+  prefix_values: Array | None = None
+  prefix_mask: Array | None = None
   rewards: Array | None = None
   advantages: Array | None = None
   returns: Array | None = None

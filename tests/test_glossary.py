@@ -12,6 +12,7 @@ from rlhf_jax import glossary
 PACKAGE = Path(glossary.__file__).parent
 # Literals that are no names of metrics: beginnings of some, a barrier.
 OTHERS = {
+  "process/answer_auc_",
   "preference/logprob_",
   "preference/reward_",
   "preference/tokens_",

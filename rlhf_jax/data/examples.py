@@ -112,12 +112,45 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Steps:
+  """An answer in steps, each judged or not.
+
+  where: file:line.
+  prompt: text, or the dialogue so far.
+  steps: their texts, in order.
+  labels: of each the probability that it is right, None where nobody said.
+  """
+
+  where: str
+  prompt: str | list[Message]
+  steps: tuple[str, ...]
+  labels: tuple[float | None, ...]
+
+  @property
+  def response(self) -> str:
+    """All steps, a line each."""
+    return "\n".join(self.steps)
+
+
+@dataclass(frozen=True)
 class RatedText:
-  """A text with the ratings that several people gave it. where: file:line."""
+  """A text, or a dialogue, with the ratings that people gave it.
+
+  where: file:line.
+  text: of a dialogue all that is said.
+  ratings: one of each person.
+  messages: of a dialogue, else None.
+  objectives: of a dialogue, name -> rating; () are then its ratings until an
+    objective is chosen.
+  """
 
   where: str
   text: str
   ratings: tuple[float, ...]
+  messages: list[Message] | None = None
+  objectives: dict[str, float] = field(default_factory=dict, compare=False)
 
 
-Example = Demonstration | Comparison | Ranking | Labelled | Prompt | RatedText
+Example = (
+  Demonstration | Comparison | Ranking | Labelled | Prompt | RatedText | Steps
+)

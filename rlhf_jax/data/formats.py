@@ -14,7 +14,7 @@ import functools
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -26,6 +26,7 @@ from rlhf_jax.data import (
   ranking_parsers,
   records,
   sources,
+  step_parsers,
   transcripts,
 )
 from rlhf_jax.data.examples import (
@@ -183,6 +184,10 @@ FORMATS: dict[str, Callable[[dict, str], Example]] = {
   "prompt": parsers.parse_prompt,
   "ratings": parsers.parse_ratings,
   "gsm8k": parsers.parse_gsm8k,
+  "steps": step_parsers.parse_steps,
+  "prm800k": step_parsers.parse_prm800k,
+  "math_shepherd": step_parsers.parse_math_shepherd,
+  "rated_dialogue": parsers.parse_rated_dialogue,
 }
 
 RANKED = (
@@ -259,8 +264,15 @@ def _parse(parse: Callable, label: str, record: dict, where: str) -> Example:
 def _parse_all(
   source: str | Path, format: str
 ) -> tuple[list[Example], list[records.RefusedExample]]:
+  return divided(each(source, format))
+
+
+def divided(
+  examples: Iterable[Example | records.RefusedExample],
+) -> tuple[list[Example], list[records.RefusedExample]]:
+  """Returns what is usable of `each`, and what was refused."""
   kept, refused = [], []
-  for found in each(source, format):
+  for found in examples:
     is_refused = isinstance(found, records.RefusedExample)
     (refused if is_refused else kept).append(found)
   return kept, refused
@@ -283,9 +295,22 @@ def _each(
   source: str | Path, format: str
 ) -> Iterator[Example | records.RefusedExample]:
   """Yields what `each` does, a record at a time."""
+  yield from parsed(sources.each(source), format, source)
+
+
+def parsed(
+  located: Iterable[tuple[str, dict]], format: str, source: str | Path
+) -> Iterator[Example | records.RefusedExample]:
+  """Yields what `each` does, of records that were read.
+
+  Args:
+    located: (where, record) of each.
+    format: see `find`.
+    source: for messages.
+  """
   parse = find(format)
   beside: Counter = Counter()
-  for where, record in sources.each(source):
+  for where, record in located:
     try:
       example = parse(record, where)
     except records.RefusedExample as error:

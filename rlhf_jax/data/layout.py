@@ -348,6 +348,8 @@ def join(members: Sequence[Row]) -> Row:
       [np.arange(count, dtype=np.int32) for count in counts]
     ),
   }
+  if "labels" in members[0]:
+    row["labels"] = np.concatenate([member["labels"] for member in members])
   if "branch_ids" in members[0]:
     for name in ("positions", "branch_ids"):
       row[name] = np.concatenate([member[name] for member in members])

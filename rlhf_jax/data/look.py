@@ -25,10 +25,12 @@ from rlhf_jax.data import (
   reading,
   shown,
   sources,
+  steps,
   stops,
 )
 from rlhf_jax.data import records as records_lib
 from rlhf_jax.data.dataset import Data
+from rlhf_jax.data.examples import Steps
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.data.unread import COMPARISONS, DEMONSTRATIONS, PROMPTS
@@ -184,7 +186,10 @@ def take(
       row = (np.asarray(ids, np.int32), np.zeros(len(ids), np.float32))
       look.items.append(Item(record.where, {"": row}))
     return look
-  encoder = dataset.encoder(found, data, tokenizer)
+  if isinstance(found[0], Steps):
+    encoder = steps.encoder(data, tokenizer)
+  else:
+    encoder = dataset.encoder(found, data, tokenizer)
   for record, row, reasons in encode.each(encoder, found):
     notes = look.cut if row is not None else look.left_out
     for reason in reasons:

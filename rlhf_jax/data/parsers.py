@@ -188,6 +188,38 @@ def is_number(value: Any) -> bool:
   return is_real and -MOST_RATING <= value <= MOST_RATING  # NaN is not
 
 
+def parse_rated_dialogue(record: dict, where: str) -> RatedText:
+  """messages, rated as a whole: {"witty": 7, ...}, numbers of one person."""
+  messages = records.dialogue(
+    records.field(record, "messages", (list,), "rated_dialogue", where), where
+  )
+  given = records.field(record, "ratings", (dict,), "rated_dialogue", where)
+  ratings = {
+    str(name): _rating(x, str(name), where) for name, x in given.items()
+  }
+  if not ratings:
+    raise records.RefusedExample(
+      "no rating", f"{where}: nobody rated this dialogue. Remove the record."
+    )
+  if all(message["role"] != "assistant" for message in messages):
+    raise records.RefusedExample(
+      "no assistant turn",
+      f"{where}: no message has the role 'assistant': there is no answer to "
+      "judge. Remove the record.",
+    )
+  text = "\n".join(f"{m['role']}: {m['content']}" for m in messages)
+  return RatedText(where, text, (), messages, ratings)
+
+
+def _rating(value: Any, name: str, where: str) -> float:
+  if not is_number(value):
+    raise DataError(
+      f"{where}: ratings.{name} is {value!r}; it must be a finite number. "
+      "Correct the record."
+    )
+  return float(value)
+
+
 def parse_gsm8k(record: dict, where: str) -> Demonstration:
   """question and answer; a line break joins them (Cobbe et al. 2021)."""
   question = records.field(record, "question", (str,), "gsm8k", where)

@@ -13,7 +13,7 @@ import os
 from typing import Any, NamedTuple
 
 from rlhf_jax import imported
-from rlhf_jax.data import assets, formats, near, records, sources
+from rlhf_jax.data import assets, chitchat, formats, near, records, sources
 from rlhf_jax.data.section import Data
 from rlhf_jax.data.sources import DataError
 
@@ -55,8 +55,12 @@ def _read(
   """
   del changed
   if part.startswith("asset:"):
-    path = assets.fetch(part.removeprefix("asset:"))
-    return assets.movie_reviews(path), []
+    name, _, piece = part.removeprefix("asset:").partition(":")
+    path = assets.fetch(name)
+    if assets.is_rated(part):
+      return assets.movie_reviews(path), []
+    found = chitchat.located(path, piece)
+    return formats.divided(formats.parsed(found, format, part))
   return formats.load_and_refuse(part, format)
 
 

@@ -39,6 +39,10 @@ FIELDS = {
   "prompt": ("prompt",),
   "ratings": ("text", "ratings"),
   "gsm8k": ("question", "answer"),
+  "steps": ("prompt", "steps", "labels"),
+  "prm800k": ("question", "label"),
+  "math_shepherd": ("input", "label"),
+  "rated_dialogue": ("messages", "ratings"),
 }
 
 
@@ -102,6 +106,12 @@ _KINDS = {
   "label": (bool, int, float),
   "messages": (list,),
   "ratings": (list,),
+  "steps": (list,),
+  "labels": (list,),
+  ("prm800k", "question"): (dict,),
+  ("prm800k", "label"): (dict,),
+  ("math_shepherd", "label"): (str,),
+  ("rated_dialogue", "ratings"): (dict,),
 }
 
 
@@ -109,6 +119,7 @@ def _fits(record: dict, name: str) -> bool:
   """Says whether a record has the fields of a format, with their types."""
   for field_name in FIELDS[name]:
     kinds = _KINDS.get(field_name, (str,))
+    kinds = _KINDS.get((name, field_name), kinds)
     if name == "comparison" and field_name != "prompt":
       kinds = (str, list)
     if not isinstance(record.get(field_name), kinds):

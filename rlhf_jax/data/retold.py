@@ -59,6 +59,7 @@ class Told:
   """A prompt and its answer in the judge's tokens.
 
   ids: of both.
+  answer: how many of them, at the end, are the answer's.
   is_cut: not all of it fits.
   is_unspelled: it has no token for a character of the answer.
   """
@@ -66,6 +67,7 @@ class Told:
   ids: list[int]
   is_cut: bool = False
   is_unspelled: bool = False
+  answer: int = 0
 
 
 @dataclass(frozen=True)
@@ -248,8 +250,9 @@ def told(
     number, before = number + 1, shorter
     shorter = prompt.shortened(number)
   if shorter is not None:
-    return Told([*shorter, *ids], number > 0, is_unspelled)
-  return Told(_cut(before, ids, tokenizer, most), True, is_unspelled)
+    return Told([*shorter, *ids], number > 0, is_unspelled, len(ids))
+  found = _cut(before, ids, tokenizer, most)
+  return Told(found, True, is_unspelled, min(len(ids), most - 1))
 
 
 def _answer_ids(

@@ -49,13 +49,20 @@ class Data:
   pairs: int = 0  # comparisons drawn from ratings
   ties: str = "drop"  # answers that tie, or equal ratings: no pair (ratings:
   # drawn again), or "soft", the label 0.5
-  objective: str = ""  # rankings only: by which objective answers are ordered;
-  # "": as a whole, or by the only one
+  objective: str = ""  # rankings, rated dialogues: by which objective they are
+  # ordered; "": as a whole, by the only one, or by the mean of the ratings
   rankings: str = "refuse"  # how more than two answers are read: "pairs", each
   # against each below it; "ends", best against worst; "whole", for a loss of
   # rankings (data/comparison_rows.py)
   answers: int = 0  # of a whole ranking at most, for which rows have room
   # 0: as many as the longest one has
+  answers: int = (
+    0  # of a whole ranking at most, for which rows have room; 0: as
+  )
+  # many as the longest one has, which a plan cannot know
+  max_turns: int = 0  # of a dialogue, its first ones; 0: all
+  max_prompt_tokens: int = 0  # prompts only: longer ones are left out, as no
+  # answer has room behind them; 0: they are refused
   limit: int = 0  # first so many records; 0: all
   store: str = "memory"  # SFT only: where rows are kept; "disk" for data that
   # memory does not hold, data/streamed.py
@@ -70,6 +77,7 @@ class Data:
         f"answers={self.answers} with rankings={self.rankings!r}: it is of "
         "rankings that stay whole. Set rankings='whole', or answers=0."
       )
+    check_least(self, max_turns=0, max_prompt_tokens=0)
     if self.max_length < 2:
       raise FieldError(f"max_length={self.max_length}: must be >= 2 tokens.")
     check_choice("ties", self.ties, ("drop", "soft"))

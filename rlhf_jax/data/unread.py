@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 
 from rlhf_jax import imported
+from rlhf_jax.data import assets
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.schema import FieldError
 
-DEMONSTRATIONS, COMPARISONS, PROMPTS = (
+DEMONSTRATIONS, COMPARISONS, PROMPTS, STEPS = (
   "demonstrations",
   "comparisons",
   "prompts",
+  "steps",
 )
 _ALWAYS = (
   *("source", "format", "max_length", "limit", "weights", "repeats"),
@@ -26,14 +28,22 @@ _OF_RANKINGS = ("ties", "objective", "rankings", "answers")
 # (what rows are made for, whether of rated texts) -> what is read besides
 _READ = {
   (DEMONSTRATIONS, True): ("prompt", "end_token", "train_on_prompt", "pack"),
-  (DEMONSTRATIONS, False): ("chat", "train_on_prompt", "pack", "store"),
+  (DEMONSTRATIONS, False): (
+    *("chat", "train_on_prompt", "pack", "store", "max_turns"),
+  ),
   (COMPARISONS, True): (
     *("prompt", "end_token", "pairs", "ties"),
     "share_prompts",
   ),
   (COMPARISONS, False): ("chat", "end_token", "share_prompts"),
   (PROMPTS, True): ("prompt", "prefix_tokens"),
-  (PROMPTS, False): ("chat",),
+  (COMPARISONS, "dialogue"): (
+    *("chat", "end_token", "pairs", "ties", "objective", "max_turns"),
+    "share_prompts",
+  ),
+  (PROMPTS, False): ("chat", "max_turns", "max_prompt_tokens"),
+  (STEPS, True): (),  # rated texts have none, and are refused when read
+  (STEPS, False): ("chat", "end_token", "pack"),
 }
 
 
@@ -43,13 +53,16 @@ def check(data: Data, name: str, use: str, *, packs: bool = True) -> None:
   Args:
     data: the section; one without a source is not looked at.
     name: of the section, for the message.
-    use: DEMONSTRATIONS, COMPARISONS or PROMPTS.
+    use: DEMONSTRATIONS, COMPARISONS, PROMPTS or STEPS.
     packs: whether rows are shared as data.pack and data.share_prompts say.
   """
-  is_rated = data.has_format("ratings") or data.source.startswith("asset:")
+  is_rated = data.has_format("ratings") or assets.is_rated(data.source)
   if not data.source or (imported.is_path(data.format) and not is_rated):
     return  # a parser of one's own makes whatever it makes
-  read = {*_ALWAYS, *_READ[use, is_rated], *(_OF_RATED if is_rated else ())}
+  kind: bool | str = is_rated
+  if use == COMPARISONS and data.has_format("rated_dialogue"):
+    kind = is_rated = "dialogue"
+  read = {*_ALWAYS, *_READ[use, kind], *(_OF_RATED if is_rated else ())}
   if use == COMPARISONS and data.has_rankings:
     read |= set(_OF_RANKINGS)
   if not packs:

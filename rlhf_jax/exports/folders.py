@@ -123,6 +123,12 @@ def check(leaving: Leaving, how: How) -> None:
     how: it would be written.
   """
   where = _where(leaving)
+  if "process" in leaving.info:
+    raise FieldError(
+      f"run={where!r}: judges steps, and a classifier reads an answer at its "
+      "end: its scores would be others. There is no form for it; export a "
+      "policy, or a reward model of whole answers."
+    )
   if leaving.is_reward and how.form == "model":
     classifier.check(leaving.role, where)
   elif leaving.is_reward:

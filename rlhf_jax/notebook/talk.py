@@ -270,7 +270,9 @@ class Talk:
     asked = retold.asked(before, self.reader.tokenizer)
     told = [self.reader.told(asked, said) for said in self.answers]
     mesh = self.speakers[0].streamer.policy.mesh
-    found = self.reader.scores([row.ids for row in told], mesh)
+    found = self.reader.scores(
+      [row.ids for row in told], mesh, [row.answer for row in told]
+    )
     marks = [""] if len(found) == 1 else [f"[{i + 1}] " for i in range(2)]
     text = "  ".join(f"{m}{x:+.2f}" for m, x in zip(marks, found, strict=True))
     self._write(f"reward {text}\n", DIM)

@@ -367,6 +367,7 @@ def run(settings: Settings, world: World) -> dict:
     world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
   )
   starts.say_reference(settings, "policy")
+  policy_programs.warn_of_rewards(settings)
   policy_programs.say_rows(settings, world.ways, base.config.attention)
   resting = offload.opened(settings.offload, actors, base, world.mesh)
   source = _make_source(settings, phase, sampler, actors, loader, resting)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax import distributed, schema, terminal
+from rlhf_jax.algorithms import process
 from rlhf_jax.data import overlap
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.pipelines import closing, evaluate, forecast, summary
@@ -193,6 +194,11 @@ def check(settings: Settings, world: World) -> None:
   """Checks every stage, before the first one begins."""
   for name, job in settings.jobs.items():
     job.check(job.open(world.workdir / name), is_alone=False)
+    if isinstance(getattr(job.settings, "loss", None), process.Config):
+      raise FieldError(
+        f"{name}.pipeline={job.pipeline.name!r}: learns from judged steps, and "
+        "the report tells of comparisons. Run the stages one by one for it."
+      )
   with schema.located(settings.evaluation.prefix):
     answers.check_sampling(settings.evaluation.settings.generate)
   if settings.sft.settings.samples < 2:

@@ -185,7 +185,7 @@ def _read(
       count = sum(getattr(row, what) for row in told)
       if count:
         print(f"score: {name}: {count} of {len(told)} texts: {_WHAT[what]}")
-    scores[name] = _in_chunks(name, reader, [row.ids for row in told], world)
+    scores[name] = _in_chunks(name, reader, told, world)
   return scores
 
 
@@ -196,14 +196,15 @@ _WHAT = {
 
 
 def _in_chunks(
-  name: str, reader: Reader, ids: list[list[int]], world: World
+  name: str, reader: Reader, told: list[retold.Told], world: World
 ) -> np.ndarray:
   parts = []
-  with terminal.Progress(f"score {name}", len(ids), unit="text") as progress:
-    for first in range(0, len(ids), CHUNK):
-      part = ids[first : first + CHUNK]
-      parts.append(reader.member_scores(part, world.mesh))
-      progress.update(min(first + CHUNK, len(ids)))
+  with terminal.Progress(f"score {name}", len(told), unit="text") as progress:
+    for first in range(0, len(told), CHUNK):
+      part = told[first : first + CHUNK]
+      ids, answers = zip(*((row.ids, row.answer) for row in part), strict=True)
+      parts.append(reader.member_scores(ids, world.mesh, answers))
+      progress.update(min(first + CHUNK, len(told)))
   return np.concatenate(parts)
 
 

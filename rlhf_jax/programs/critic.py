@@ -123,6 +123,12 @@ def critic_role(
     FieldError: the setting cannot work on that reward model.
   """
   judge_role = scorer.role.alone
+  if settings.init == "reward" and scorer.score_of_steps:
+    raise FieldError(
+      "value.init='reward': the reward model judges steps, and its score of an "
+      "answer is made of their probabilities, so a critic cannot start as it. "
+      "Set value.init='random'."
+    )
   goes_on = judge_role.trainable == "lora"
   is_moved = settings.first_layer != judge_role.first_layer
   if goes_on and settings.mode == "lora" and is_moved:

@@ -98,6 +98,16 @@ def _names(programs: list[Program]) -> list[str]:
   return [program.name for program in programs]
 
 
+def warn_of_rewards(settings: Settings) -> None:
+  """Prints a warning where rewards of tokens change what is optimal."""
+  if settings.shaping.token_rewards == "raw":
+    print(
+      "policy: warning: shaping.token_rewards='raw' is no potential: an answer "
+      "with more steps earns more, and the optimum is another one than that of "
+      "the score. Set 'potential' to keep it."
+    )
+
+
 def say_rows(settings: Settings, ways: int, attention: str) -> None:
   """Prints how the answers of a rollout lie.
 
@@ -224,7 +234,11 @@ class _Wired:
       arguments=judged,
       rows=rows,
       work=lambda: Passes(mesh).judge(
-        judge_plan(actors.plan), rows, length, new, actors.plan.taps()
+        judge_plan(actors.plan, self.settings),
+        rows,
+        length,
+        new,
+        actors.plan.taps(),
       ),
       result=f"{label}judged",
       calls=self.calls,

@@ -82,6 +82,7 @@ class Settings(actors.Sampled):
         objective=self.objective,
       )
     _ = self.advantages  # its signature is checked
+    self._check_token_rewards()
     if self.importance.cap is not None and self.model.dtype == "float32":
       raise FieldError(
         f"importance.cap={self.importance.cap}: with model.dtype="
@@ -145,6 +146,20 @@ class Settings(actors.Sampled):
         f"shaping.missing_eos={shape.missing_eos!r}: {name!r} reads the scores "
         "of judges, not the shaped one. Set 'keep' or 'mask'."
       )
+
+  def _check_token_rewards(self) -> None:
+    """Checks that something reads beginnings of answers, and their rewards."""
+    mode = self.shaping.token_rewards
+    if mode == "none":
+      return
+    if self.has_verifier:
+      raise FieldError(
+        f"shaping.token_rewards={mode!r}: a verifier or function judges whole "
+        "answers only. Set 'none', or let a reward model judge."
+      )
+    if not self.advantage_fn:
+      with schema.as_field("shaping."):
+        registry.check_token_rewards(self.algorithm.module, self.method, mode)
 
   def code(self) -> dict[str, str]:
     return super().code() | {

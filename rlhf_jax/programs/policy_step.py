@@ -38,6 +38,7 @@ from rlhf_jax.programs.program import (
   Phase,
 )
 from rlhf_jax.rewards import judge, texts
+from rlhf_jax.schema import FieldError
 from rlhf_jax.types import Array, Metrics, PyTree, Rollout
 
 
@@ -125,14 +126,36 @@ def recompute(
   return rollout, found | {"rollout/sampler_gap": gap}
 
 
-def judge_plan(plan: judge.Plan) -> judge.Plan:
+def judge_plan(plan: judge.Plan, settings: Settings) -> judge.Plan:
   """Returns what the judge computes: no values where `recompute` gives them.
 
-  A critic on the policy's trunk then costs no pass of its own.
+  A critic on the policy's trunk then costs no pass of its own. Where tokens are
+  rewarded the reward model is read on all beginnings of an answer.
 
   Args:
     plan: of all roles.
+    settings: of the pipeline.
+
+  Raises:
+    FieldError: these rewards need one that reads the policy's tokens.
   """
+  mode = settings.shaping.token_rewards
+  if mode != "none":
+    judging = dict(plan.scorers).get("reward")
+    if judging is None:
+      raise FieldError(
+        f"shaping.token_rewards={mode!r}: no single reward model reads the "
+        "policy's tokens: there are several, or it reads text, as its "
+        "tokenizer or template is another one. Set 'none', or take one that "
+        "does."
+      )
+    if judging.role.members > 1:
+      raise FieldError(
+        f"shaping.token_rewards={mode!r}: the reward model has "
+        f"{judging.role.members} members, and beginnings of answers are read "
+        "by one. Set 'none', or average them (average_rewards)."
+      )
+    plan = dataclasses.replace(plan, reads_prefixes=True)
   if plan.is_value_on_policy and plan.policy.model.dtype != "float32":
     return dataclasses.replace(plan, value=None)
   return plan
@@ -224,7 +247,7 @@ def make_functions(
   )
   is_exact = plan.policy.model.dtype == "float32"
   return Functions(
-    judge=judge.make_judge(judge_plan(plan)),
+    judge=judge.make_judge(judge_plan(plan, settings)),
     prepare=jax.jit(functools.partial(prepare, settings=settings)),
     update=jax.jit(update, donate_argnums=donated),
     value_update=value_update,

@@ -49,6 +49,8 @@ class Plan:
   own: frozenset[str] = frozenset()
   is_value_on_policy: bool = False  # the critic is a head on the policy
   groups: tuple[ensembles.Joined, ...] = ()
+  reads_prefixes: bool = False  # the reward model's value of each beginning of
+  # an answer is wanted
 
   @property
   def value_stream(self) -> str:
@@ -272,6 +274,16 @@ def judge(
   scores = ensembles.scores_of(
     plan.scorers, members, plan.groups, weights.deviations
   )
+  prefixes = {}
+  if plan.reads_prefixes:
+    prefixes = reward_model.prefixes(
+      dict(plan.scorers)["reward"],
+      weights.scorers["reward"],
+      samples,
+      hidden.get("reward"),
+      rows,
+      place,
+    )
   values = None
   if plan.value is not None:
     values = roles.values(
@@ -290,6 +302,7 @@ def judge(
     reference_logprobs=reference_logprobs,
     score=scores["reward"] if "reward" in scores else no_score,
     values=values,
+    **prefixes,
     hidden={
       name: spread(stream)
       for name, stream in hidden.items()

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import ops
-from rlhf_jax.algorithms import ensemble
+from rlhf_jax.algorithms import ensemble, process
 from rlhf_jax.algorithms.ensemble import Combination
+from rlhf_jax.data import steps
 from rlhf_jax.models import members, roles, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.runs import stage_file, stages
@@ -38,11 +39,14 @@ class Scorer:
   reads_end_token: whether it was trained on rows that end with the end token;
     if not, a sampled end token is not judged.
   combination: of the scores of its members, where it has several.
+  score_of_steps: of a process reward model, which of process.SCORES; "" for one
+    that reads an answer at its end.
   """
 
   role: roles.Role
   reads_end_token: bool
   combination: Combination = ALONE
+  score_of_steps: str = ""
 
 
 @flax.struct.dataclass
@@ -53,12 +57,14 @@ class Weights:
   mean, std: [] or, of several outputs, [M] float32, of raw scores on reference
     samples.
   deviation: [] mean deviation over members on these, None of one model.
+  delimiter: of a process reward model, the table of process.step_ends.
   """
 
   variables: PyTree
   mean: Array
   std: Array
   deviation: Array | None = None
+  delimiter: Array | None = None
 
 
 def load(
@@ -77,7 +83,7 @@ def load(
   """
   stage = stages.load(folder, stages.REWARD, base, shelf)
   info, several = stage.info, stage.role.members > 1
-  outputs = stage_file.outputs(info)
+  outputs, judged = stage_file.outputs(info), info.get("process")
   found = {
     name: shelf.number(
       [x[name] for x in outputs] if several else outputs[0][name]
@@ -89,9 +95,28 @@ def load(
     stage.variables,
     **found,
     deviation=None if deviation is None else shelf.number(deviation),
+    delimiter=None
+    if judged is None
+    else delimiter_table(judged["delimiter"], base, shelf),
   )
-  scorer = Scorer(stage.role, info["reads_end_token"], combination)
+  how = "" if judged is None else judged["score"]
+  scorer = Scorer(stage.role, info["reads_end_token"], combination, how)
   return scorer, weights, info
+
+
+def delimiter_table(delimiter: str, base: Base, shelf: stages.Shelf) -> PyTree:
+  """Returns the table by which a process reward model finds steps.
+
+  Args:
+    delimiter: between steps.
+    base: whose tokenizer and vocabulary.
+    shelf: of a run, or of a plan, which has no tokenizer.
+  """
+  rows = base.config.vocab_size
+  if not hasattr(base.tokenizer, "pieces") and shelf.is_planned:
+    shape = (len(delimiter.encode()) + 1, rows)
+    return shelf.compute(lambda: jnp.zeros(shape, jnp.int32))
+  return jnp.asarray(steps.table(delimiter, base.tokenizer, rows))
 
 
 def judged_mask(scorer: Scorer, samples: Samples) -> Array:
@@ -135,6 +160,11 @@ def member_scores(
     rows: what the decoder reads; None for the samples as they are.
     place: where the tokens of the samples stand in packed rows, or None.
   """
+  if scorer.score_of_steps:
+    read = _prefix_scores(scorer, weights, samples, hidden, rows, place)
+    mask = _step_ends(scorer, weights, samples)
+    raw = process.answer_score(read, mask, scorer.score_of_steps)
+    return normalised(scorer, weights, raw[:, None])
   raw = roles.score(
     scorer.role,
     weights.variables,
@@ -163,6 +193,62 @@ def score(
   """
   found = member_scores(scorer, weights, samples, *further)
   return ensemble.combined(found, scorer.combination)
+
+
+def prefixes(
+  scorer: Scorer,
+  weights: Weights,
+  samples: Samples,
+  hidden: Array | None = None,
+  rows: roles.Rows | None = None,
+  place: Array | None = None,
+) -> dict[str, Array]:
+  """Returns the Rollout's fields of beginnings of answers.
+
+  A reward model values the prompt and each prefix of the answer, a process
+  reward model each step that has ended, by its probability; both in units of
+  the score.
+
+  Args:
+    scorer: of one model, without members.
+    weights, samples, hidden, rows, place: see `member_scores`.
+  """
+  read = _prefix_scores(scorer, weights, samples, hidden, rows, place)
+  if scorer.score_of_steps:
+    mask = _step_ends(scorer, weights, samples)
+    read = jax.nn.sigmoid(read)
+  else:  # from the last token of the prompt on, which values the prompt
+    after = jnp.pad(samples.response_mask[:, 1:], ((0, 0), (0, 1)))
+    within = jnp.maximum(samples.response_mask, after)
+    mask = judged_mask(scorer, samples) * within
+  values = (read - weights.mean) / weights.std
+  return {
+    "prefix_values": jnp.where(mask > 0, values, 0.0),
+    "prefix_mask": mask,
+  }
+
+
+def _prefix_scores(
+  scorer: Scorer,
+  weights: Weights,
+  samples: Samples,
+  hidden: Array | None,
+  rows: roles.Rows | None,
+  place: Array | None,
+) -> Array:
+  """Returns [N, L] raw scores of all prefixes of one model."""
+  rows = roles.Rows.of(samples) if rows is None else rows
+  read = roles.prefix_scores(scorer.role, weights.variables, rows, hidden)
+  if place is None:
+    return read[..., 0]
+  flat = read[..., 0].reshape(-1)
+  return jnp.take(flat, place, mode="fill", fill_value=0)
+
+
+def _step_ends(scorer: Scorer, weights: Weights, samples: Samples) -> Array:
+  """Returns [N, L], 1 where a step of the answer ends."""
+  answer = judged_mask(scorer, samples) * samples.response_mask
+  return process.step_ends(samples.tokens, answer, weights.delimiter)
 
 
 @functools.lru_cache(maxsize=16)

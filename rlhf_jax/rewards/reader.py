@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import distributed
-from rlhf_jax.algorithms import ensemble
+from rlhf_jax.algorithms import ensemble, process
 from rlhf_jax.data import batches, retold
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.models import roles
@@ -68,9 +68,15 @@ def score(scorer: Scorer, weights: Weights, batch: TokenBatch) -> Array:
   Args:
     scorer: static part.
     weights: arrays.
-    batch: [B, L], padded right; each is read at its last token.
+    batch: [B, L], padded right; each is read at its last token, or at the ends
+      of the steps that loss_mask covers.
   """
   rows = roles.Rows.of(batch)
+  if scorer.score_of_steps:
+    read = roles.prefix_scores(scorer.role, weights.variables, rows)[..., 0]
+    mask = process.step_ends(batch.tokens, batch.loss_mask, weights.delimiter)
+    found = process.answer_score(read, mask, scorer.score_of_steps)
+    return normalised(scorer, weights, found[:, None])
   raw = roles.score(scorer.role, weights.variables, rows, batch.valid_mask)
   return normalised(scorer, weights, raw)
 
@@ -115,21 +121,30 @@ class Reader:
     )
 
   def scores(
-    self, rows: Sequence[Sequence[int]], mesh: jax.sharding.Mesh
+    self,
+    rows: Sequence[Sequence[int]],
+    mesh: jax.sharding.Mesh,
+    answers: Sequence[int] | None = None,
   ) -> np.ndarray:
     """Returns [N] float32 scores of token rows; see `member_scores`."""
-    found = self.member_scores(rows, mesh)
+    found = self.member_scores(rows, mesh, answers)
     return ensemble.combined(found, self.scorer.combination)
 
   def member_scores(
-    self, rows: Sequence[Sequence[int]], mesh: jax.sharding.Mesh
+    self,
+    rows: Sequence[Sequence[int]],
+    mesh: jax.sharding.Mesh,
+    answers: Sequence[int] | None = None,
   ) -> np.ndarray:
     """Returns [N, M] float32 scores of token rows, each of 1 to `most` ids.
 
     Args:
       rows: the same on every process.
       mesh: where the weights are.
+      answers: how many ids at the end of each row are the answer's, in which
+        steps are looked for; None for all.
     """
+    answers = [len(row) for row in rows] if answers is None else answers
     size = rows_of_pass(len(rows), mesh_lib.row_ways(mesh))
     lengths = np.asarray([len(row) for row in rows])
     order = np.argsort(lengths, kind="stable")
@@ -141,7 +156,7 @@ class Reader:
       longest = int(lengths[part[-1]])
       width = next(w for w in widths(self.most) if w >= longest)
       batch = batches.collate_tokens(
-        [_row(rows[i]) for i in part],
+        [_row(rows[i], answers[i]) for i in part],
         width,
         self.tokenizer.pad_id,
         rows=size,
@@ -152,9 +167,10 @@ class Reader:
     return result
 
 
-def _row(ids: Sequence[int]) -> dict[str, np.ndarray]:
+def _row(ids: Sequence[int], answer: int) -> dict[str, np.ndarray]:
   tokens = np.asarray(ids, np.int32)
-  return {"tokens": tokens, "loss_mask": np.ones(len(tokens), np.float32)}
+  mask = np.arange(len(tokens)) >= len(tokens) - answer
+  return {"tokens": tokens, "loss_mask": mask.astype(np.float32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,8 +211,9 @@ class Readers:
         reader.told(prompts[i], answer)
         for i, answer in zip(of_row, answers, strict=True)
       ]
-      read = [row.ids for row in told]
-      members[reader.name] = reader.member_scores(read, self.mesh)
+      members[reader.name] = reader.member_scores(
+        [row.ids for row in told], self.mesh, [row.answer for row in told]
+      )
       found |= {
         f"{COMPONENT}{reader.name}_cut": _share(told, "is_cut"),
         f"{COMPONENT}{reader.name}_unspelled": _share(told, "is_unspelled"),

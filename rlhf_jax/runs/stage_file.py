@@ -47,6 +47,7 @@ FURTHER = {
   "normalisation": dict,
   "outputs": list,
   "reads_end_token": bool,
+  "process": dict,
   "heldout_pairs": dict,
   "guards": list,
   "diagnosis": dict,
@@ -63,6 +64,7 @@ ROLE = {
 FURTHER_ROLE = {"lora_targets": list, "members": int, "own_factors": bool}
 ASKED = {"steps": int, "epochs": _NUMBER, "rounds": int}  # some of them
 HEAD = {"pooling": str, "outputs": int, "hidden_units": int}
+PROCESS = {"delimiter": str, "score": str}
 NORMALISATION = {"mean": _NUMBER, "std": _NUMBER}
 OUTPUT = {"name": str} | NORMALISATION
 
@@ -114,6 +116,10 @@ def _complaint(info: dict[str, Any]) -> str:
     }
     found = f"role.head has {sorted(unknown)}" if unknown else ""
     found = found or _wrong(head, HEAD, "role.head.")
+    if "process" in info:
+      found = found or _wrong(
+        info["process"], PROCESS, "process.", is_needed=True
+      )
     found = found or _complaint_of_scale(info)
   return found
 

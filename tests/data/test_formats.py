@@ -214,7 +214,7 @@ def test_what_a_parser_does_wrong_names_the_record(toy):
     formats.load("d.jsonl", "toy.py:dict_parser")
   assert str(caught.value) == (
     "d.jsonl:1: format='toy.py:dict_parser' returned a dict. Return one of "
-    "Demonstration, Comparison, Ranking, Labelled, Prompt, RatedText "
+    "Demonstration, Comparison, Ranking, Labelled, Prompt, RatedText, Steps "
     "(rlhf_jax/data/examples.py)."
   )
   (toy / "toy.py").write_text("def f(record, where):\n  return record['q']")

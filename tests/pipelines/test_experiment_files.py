@@ -49,6 +49,11 @@ def test_all_sections_parse(
   if "data" in config:
     config.data.source = {
       "ranking": str(ranked),
+  steps = tmp_path / "steps.jsonl"
+  steps.write_text('{"prompt": "Is it?", "steps": ["No."], "labels": [1]}\n')
+  if "data" in config:
+    config.data.source = {
+      "steps": str(steps),
       "demonstration": files.demonstrations,
       "comparison": files.comparisons,
       "hh": str(transcripts),

@@ -23,6 +23,7 @@ from tests.proofs import (
   preference_optima,
   reward_recovery,
   selection,
+  token_rewards,
   transformer_optima,
 )
 from tests.proofs.rows import show
@@ -37,6 +38,7 @@ MODULES = {
     ensembles,
     preference_optima,
     selection,
+    token_rewards,
     transformer_optima,
     objectives,
     modular_addition,

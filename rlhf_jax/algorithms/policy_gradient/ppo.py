@@ -29,6 +29,7 @@ from rlhf_jax.algorithms.policy_gradient import importance, objectives
 from rlhf_jax.types import Array, Metrics, Rollout
 
 HAS_CRITIC = True
+TOKEN_REWARDS = True
 
 
 @dataclasses.dataclass(frozen=True)

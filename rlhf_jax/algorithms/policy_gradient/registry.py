@@ -11,6 +11,8 @@ A method is a module with
 and, where it needs them,
 
   HAS_CRITIC = True             it trains a critic (ppo.py)
+  TOKEN_REWARDS = True          a token's advantage is made of the rewards from
+                                it on, not of the answer's whole reward
   further(config) -> {name: changes of the sampling settings}
                                 other answers to the prompts (remax.py)
 
@@ -92,6 +94,38 @@ def has_critic(module: Any) -> bool:
   return getattr(module, "HAS_CRITIC", False)
 
 
+def check_token_rewards(module: Any, config: Any, mode: str) -> None:
+  """Raises ValueError for rewards of tokens that a method does not tell apart.
+
+  Args:
+    module: the method.
+    config: its Config.
+    mode: of token_rewards.py.
+  """
+  label, reason = signatures.name_of(module).rpartition(".")[2], ""
+  if not _takes_tokens(module):
+    reason = "gives all tokens of an answer its whole reward"
+  elif not has_critic(module) and getattr(config, "group_size", None):
+    reason = f"compares whole answers in groups of {config.group_size}"
+  if reason:
+    able = [name for name, x in ALGORITHMS.items() if _takes_tokens(x)]
+    raise ValueError(
+      f"token_rewards={mode!r}: {label} {reason}, so rewards of its tokens "
+      f"would only be summed. Set 'none', or use {', '.join(able)} (without "
+      "groups); a method of your own says TOKEN_REWARDS = True."
+    )
+  discount = getattr(config, "discount", 1.0)
+  if mode == "potential" and discount != 1.0:
+    raise ValueError(
+      f"token_rewards='potential' with discount={discount}: the potential is "
+      "taken off without discount, and the optimum would move. Set discount=1."
+    )
+
+
+def _takes_tokens(module: Any) -> bool:
+  return getattr(module, "TOKEN_REWARDS", False)
+
+
 def further_of(module: Any, config: Any) -> dict[str, dict[str, Any]]:
   """Returns the further rollouts of a method: name -> changes of sampling.
 
@@ -135,7 +169,7 @@ def check_method(module: Any) -> None:
       f"method {label}: Config has no {', '.join(lacking)}; an update reads "
       "them. Extend surrogate.Config, or ppo.Config for a method with a critic."
     )
-  signatures.check_claims(module, ("HAS_CRITIC",))
+  signatures.check_claims(module, ("HAS_CRITIC", "TOKEN_REWARDS"))
   if hasattr(module, "further"):
     signatures.check_call(module.further, "further", ("config",))
 

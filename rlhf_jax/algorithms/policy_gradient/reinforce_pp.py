@@ -21,6 +21,8 @@ from rlhf_jax import ops
 from rlhf_jax.algorithms.policy_gradient import groups, returns, surrogate
 from rlhf_jax.types import Rollout
 
+TOKEN_REWARDS = True
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(surrogate.Config):

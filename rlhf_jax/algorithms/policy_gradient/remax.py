@@ -25,6 +25,8 @@ from rlhf_jax.algorithms.policy_gradient import (
 )
 from rlhf_jax.types import Rollout
 
+TOKEN_REWARDS = True
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(surrogate.Config):

@@ -14,6 +14,9 @@ The length penalty is linear in the tokens over a start, or the soft overlong
 penalty of DAPO (Yu et al. 2025, arXiv:2503.14476): 0 up to L_max - L_cache
 tokens, then falling linearly to -1 at L_max and beyond; or both.
 
+A judge that reads beginnings of answers may reward their tokens too
+(token_rewards.py); that changes the optimum only where it is no potential.
+
 A truncated answer ends the episode: no value is bootstrapped at the cut.
 Left out: whitening of the whole per-token reward.
 """
@@ -26,6 +29,7 @@ import flax.struct
 import jax.numpy as jnp
 
 from rlhf_jax import ops
+from rlhf_jax.algorithms.policy_gradient import token_rewards
 from rlhf_jax.types import FINISH_LENGTH, Array, Metrics, Rollout
 
 
@@ -46,6 +50,9 @@ class Config:
   # divided by the deviation, or the mean taken off too
   clip: float | None = 5.0  # c, bound on the score after normalising; 5 in
   # DeepSpeed-Chat; None for no clipping
+  token_rewards: str = "none"  # what the reward model says of the beginnings
+  # of an answer: "potential" leaves the optimum as it is, "raw" does not
+  token_coefficient: float = 1.0  # scale of these values, in units of the score
   kl_estimator: str = "k1"  # of the KL in the reward; only k1 has a gradient
   kl_coefficient: float = 0.1  # beta of the KL in the reward, at the start; 0
   # for a KL in the loss
@@ -61,6 +68,7 @@ class Config:
     choices = {
       "missing_eos": ("keep", "replace", "subtract", "mask"),
       "normalise": ("none", "scale", "standardise"),
+      "token_rewards": token_rewards.MODES,
       "kl_controller": ("fixed", "adaptive"),
     }
     for name, allowed in choices.items():
@@ -89,7 +97,7 @@ class Config:
           f"{name}={getattr(self, name)}: must be >= 0; its sign is already in "
           "the formula."
         )
-    for name in ("kl_target", "kl_horizon", "kl_clip"):
+    for name in ("kl_target", "kl_horizon", "kl_clip", "token_coefficient"):
       if getattr(self, name) <= 0:
         raise ValueError(f"{name}={getattr(self, name)}: must be > 0.")
     if self.kl_controller == "adaptive" and self.kl_coefficient == 0:
@@ -250,6 +258,11 @@ def shape_rewards(
     reward/shaped: mean score after shaping, before the KL. Falling is bad.
     reward/kl_term: mean of -beta KL per answer. Far below 0 is bad.
     reward/total: shaped + kl_term, the objective. Falling is bad.
+    reward/token_sum: mean of what token rewards add to an answer; of a
+      potential its start's, with a minus, which no policy moves. Of raw values
+      rising while reward/shaped does not is bad: it is longer, not better.
+    reward/token_size: mean size of these, a token. Far above the size of the
+      score is bad: they drown it.
     reward/missing_eos: mean change by that rule. Far below 0 is bad.
     reward/length_penalty: mean change by length. Far below 0 is bad.
     reward/kept_share: answers not masked. Down is bad: wasted samples.
@@ -291,6 +304,13 @@ def shape_rewards(
   is_last = (columns == ops.last_index(mask)[:, None]) & (mask > 0)
   kl_term = -kl_coefficient * difference
   rewards = kl_term + jnp.where(is_last, score[:, None], 0.0)
+  if config.token_rewards != "none":
+    added = mask * token_rewards.of_rollout(
+      rollout, config.token_rewards, config.token_coefficient
+    )
+    rewards = rewards + added
+    metrics["reward/token_sum"] = ops.masked_mean(jnp.sum(added, -1), kept)
+    metrics["reward/token_size"] = ops.masked_mean(jnp.abs(added), mask)
 
   kl_mean = ops.masked_mean(jnp.sum(kl_term, -1), kept)
   shaped = ops.masked_mean(score, kept)
@@ -303,7 +323,10 @@ def shape_rewards(
     "reward/running_std": standard_deviation(moments),
     "ppo/kl_coefficient": jnp.asarray(kl_coefficient, jnp.float32),
   }
-  return rollout.replace(rewards=rewards, response_mask=mask), moments, metrics
+  rollout = rollout.replace(
+    rewards=rewards, response_mask=mask, prefix_values=None, prefix_mask=None
+  )
+  return rollout, moments, metrics
 
 
 def rollout_metrics(rollout: Rollout) -> Metrics:
