@@ -28,8 +28,9 @@ PEOPLE = (
 )
 GROUPS = (
   "Preferences are somebody's. Within: agreement of annotators of one group; "
-  "between: of one of them with one of another group. Where within is far "
-  "above between, one reward model cannot speak for both."
+  "between: of one of them with one of another group; others: of those among "
+  "themselves. Where both sides agree more among themselves than across, they "
+  "want different things, and one reward model cannot speak for both."
 )
 
 
@@ -178,11 +179,13 @@ def _groups(facts: Mapping[str, Any]) -> list[Table]:
         f"{row['annotators']:,}",
         f"{row['judgements']:,}",
         Cell(number(row["within"], 3)),
-        Cell(number(row["between"], 3)),
+        Cell(number(row["between"], 3), f"{row['pairs']:,} pairs of votes"),
+        Cell(number(row["others"], 3)),
       ]
       for row in rows
     ]
     heads = [field, "annotators", "judgements", "within", "between"]
+    heads.append("others")
     found.append(Table(heads, cells))
   return found
 

@@ -307,13 +307,29 @@ def agreement_with(votes: np.ndarray, truth: np.ndarray) -> Proportion:
   return proportion((votes[both] == truth[both]).astype(np.float64))
 
 
+class Split(NamedTuple):
+  """Shares of pairs of votes on one unit that agree; pairs count the same.
+
+  within: of two annotators of a group.
+  between: of one of them with one of another group.
+  others: of two annotators of other groups.
+  pairs: how many `between` rests on.
+  """
+
+  within: float
+  between: float
+  others: float
+  pairs: int
+
+
 def between_groups(
   table: np.ndarray, groups: Sequence[str]
-) -> dict[str, tuple[float, float]]:
-  """Returns group -> agreement within it, and with annotators of other groups.
+) -> dict[str, Split]:
+  """Returns group -> agreement within it, with others, and among those.
 
-  Each is the share of pairs of votes on one unit that agree; pairs count the
-  same. Within far above between: the groups want different things.
+  Where both sides agree more among themselves than across, they want different
+  things. Skill alone does not do that: careful annotators agree with each other
+  more than with careless ones, but those agree among themselves even less.
 
   Args:
     table: [R, U].
@@ -329,11 +345,13 @@ def between_groups(
   everyone = sum(counts.values(), np.zeros((table.shape[1], len(values))))
   found = {}
   for name, own in counts.items():
-    others = everyone - own
-    n, m = own.sum(axis=1), others.sum(axis=1)
-    found[name] = (
+    rest = everyone - own
+    n, m = own.sum(axis=1), rest.sum(axis=1)
+    found[name] = Split(
       _ratio(np.sum(own * (own - 1)), np.sum(n * (n - 1))),
-      _ratio(np.sum(own * others), np.sum(n * m)),
+      _ratio(np.sum(own * rest), np.sum(n * m)),
+      _ratio(np.sum(rest * (rest - 1)), np.sum(m * (m - 1))),
+      int(np.sum(n * m)),
     )
   return found
 

@@ -14,7 +14,8 @@ from rlhf_jax.labelling.judgements import Judgement
 
 MIN_GOLD = 10  # judgements of gold items that say something of an annotator
 MIN_POSITION_P = 0.01
-MAX_GAP = 0.10  # agreement within a group above that between groups
+MAX_GAP = 0.10  # agreement among themselves above that across groups
+MIN_PAIRS = 50  # of votes across groups, that say something
 MAX_INTRANSITIVE = 0.10
 FAST = 1 / 3  # of the median time of all
 
@@ -55,14 +56,15 @@ def warnings(
     found += _of_annotator(row, _median(facts["by_annotator"]))
   for field, rows in facts["groups"].items():
     for row in rows:
-      gap = row["within"] - row["between"]
-      if gap > MAX_GAP:
+      gap = min(row["within"], row["others"]) - row["between"]
+      if gap > MAX_GAP and row["pairs"] >= MIN_PAIRS:
         found.append(
           (
             "warn",
             f"{field}={row['value']}: these annotators agree among themselves "
-            f"in {row['within']:.1%} and with others in {row['between']:.1%}. "
-            "Their preferences are their own: train and report by group.",
+            f"in {row['within']:.1%} and others among themselves in "
+            f"{row['others']:.1%}, but only in {row['between']:.1%} across: "
+            "they want different things. Train and report by group.",
           )
         )
   is_gold = any(x.is_gold for x in given)

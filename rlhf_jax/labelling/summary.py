@@ -288,15 +288,14 @@ def _groups(
   groups = [value[name] for name in votes.annotators]
   split = agreement.between_groups(votes.table, groups)
   rows = []
-  for name, (within, between) in split.items():
+  for name, shares in split.items():
     members = [x for x, group in value.items() if group == name]
     rows.append(
       {
         "value": name,
         "annotators": len(members),
         "judgements": sum(len(by_name[x]) for x in members),
-        "within": within,
-        "between": between,
+        **shares._asdict(),
       }
     )
   return sorted(rows, key=lambda row: -row["judgements"])

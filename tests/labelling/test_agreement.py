@@ -167,7 +167,7 @@ def test_majority_of_the_others():
 def test_groups_that_want_different_things():
   rows = np.array([[1.0, 1, -1, 1]] * 2 + [[-1.0, -1, 1, 1]] * 2)
   found = agreement.between_groups(rows, ["a", "a", "b", "b"])
-  assert found == {"a": (1.0, 0.25), "b": (1.0, 0.25)}
+  assert found == {"a": (1.0, 0.25, 1.0, 16), "b": (1.0, 0.25, 1.0, 16)}
 
 
 def test_refusals():

@@ -120,6 +120,25 @@ def test_the_summary_sees_what_was_planted():
   assert groups["X"]["within"] > groups["Y"]["within"]
 
 
+def test_groups_are_told_apart_by_what_they_want_and_not_by_skill():
+  records, _ = planted.records({"a": 0.95, "b": 0.95, "c": 0.6, "d": 0.6}, 300)
+  for record in records:
+    record["group"] = "X" if record["annotator"] in "ab" else "Y"
+
+  def said():
+    facts = summary.summarise(parsed(*records), by=["group"])
+    return [x for _, x in facts["warnings"] if "want different things" in x]
+
+  assert not said()  # Y is careless
+  records, _ = planted.records(dict.fromkeys("abcd", 0.95), 300)
+  for record in records:
+    record["group"] = "X" if record["annotator"] in "ab" else "Y"
+    is_half = int(record["prompt"].split()[1]) % 2
+    if is_half and record["group"] == "Y":
+      record["ranks"] = record["ranks"][::-1]
+  assert len(said()) == 2
+
+
 def test_agreement_below_70_percent_is_warned_of():
   records, _ = planted.records({"a": 0.7, "b": 0.7}, 200)
   facts = summary.summarise(parsed(*records))
