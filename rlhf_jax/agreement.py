@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax import output
+from rlhf_jax import output, strict_json
 from rlhf_jax.schema import UserError
 
 EXIT_USAGE = 2
@@ -127,17 +127,6 @@ def write_weights(
       stream.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def plain(value: Any) -> Any:
-  """Returns a tree as JSON has it: null for NaN, objects for named tuples."""
-  if hasattr(value, "_asdict"):
-    return plain(value._asdict())
-  if isinstance(value, Mapping):
-    return {str(key): plain(x) for key, x in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [plain(x) for x in value]
-  return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def show(facts: Mapping[str, Any]) -> None:
   """Prints agreement, annotators and warnings."""
   from rlhf_jax import terminal
@@ -206,7 +195,7 @@ def main(argv: Sequence[str]) -> int:
       facts, "Agreement among annotators", options.sources
     )
     table_page.write(target, page)
-    numbers = json.dumps(plain(facts), indent=2, ensure_ascii=False)
+    numbers = json.dumps(strict_json.plain(facts), indent=2, ensure_ascii=False)
     target.with_suffix(".json").write_text(numbers + "\n", encoding="utf-8")
   except (UserError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)

@@ -21,6 +21,7 @@ from typing import get_args
 
 from rlhf_jax import imported
 from rlhf_jax.data import (
+  benchmark_parsers,
   parsers,
   ranking_parsers,
   records,
@@ -172,9 +173,13 @@ FORMATS: dict[str, Callable[[dict, str], Example]] = {
   "prompt": parsers.parse_prompt,
   "ratings": parsers.parse_ratings,
   "gsm8k": parsers.parse_gsm8k,
+  "rewardbench": benchmark_parsers.parse_rewardbench,
+  "llmbar": benchmark_parsers.parse_llmbar,
+  "judgebench": benchmark_parsers.parse_judgebench,
 }
 
-RANKED = ("ranking",)  # formats of rankings
+# Formats of rankings.
+RANKED = ("ranking", "rewardbench", "llmbar", "judgebench")
 
 
 def guess(record: dict, where: str) -> str:

@@ -27,6 +27,9 @@ FIELDS = {
   "prompt": ("prompt",),
   "ratings": ("text", "ratings"),
   "gsm8k": ("question", "answer"),
+  "rewardbench": ("prompt", "chosen", "rejected", "subset"),
+  "llmbar": ("input", "output_1", "output_2", "label"),
+  "judgebench": ("question", "response_A", "response_B"),
 }
 
 
@@ -78,7 +81,8 @@ def _fits(record: dict, name: str) -> bool:
   """Says whether a record has the fields of a format, with their types."""
   for field_name in FIELDS[name]:
     kinds = _KINDS.get(field_name, (str,))
-    if name == "comparison" and field_name != "prompt":
+    is_text = field_name in ("prompt", "subset")
+    if name in ("comparison", "rewardbench") and not is_text:
       kinds = (str, list)
     if not isinstance(record.get(field_name), kinds):
       return False

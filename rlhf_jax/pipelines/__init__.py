@@ -24,6 +24,7 @@ from rlhf_jax.pipelines import (
   policy,
   preference,
   rejection,
+  report_card,
   reward,
   rlhf,
   score_texts,
@@ -48,6 +49,7 @@ PIPELINES: dict[str, Pipeline] = {
   "score_texts": score_texts.PIPELINE,
   "ai_feedback": ai_feedback.PIPELINE,
   "constitution": constitution.PIPELINE,
+  "report_card": report_card.PIPELINE,
   "export": export_run.PIPELINE,
   "rlhf": rlhf.PIPELINE,
 }
