@@ -46,17 +46,8 @@ ORDER = (
   ("planning", "lab", "sweeps", "dashboard"),
   ("comparisons",),
   (
-<<<<<<< HEAD
-    *("catalogue", "chat", "compare", "explain", "export", "label", "sweep"),
-=======
-    "agreement",
-    "catalogue",
-    "chat",
-    "compare",
-    "explain",
-    "export",
-    "sweep",
->>>>>>> fcae419 (How far annotators agree, who they are, and what their labels weigh)
+    *("agreement", "catalogue", "chat", "compare", "explain", "export"),
+    *("label", "sweep"),
     "watch",
   ),
   ("main", "plan", "__main__"),

@@ -48,6 +48,7 @@ def members(
   lengths: Sequence[np.ndarray],
   outputs: Sequence[np.ndarray],
   names: Sequence[str],
+  usual: float | None = None,
 ) -> dict[str, Any]:
   """Returns a row for each output of a reward model that has several.
 
@@ -56,6 +57,7 @@ def members(
     scores: combined.
     outputs: of each item, [K, M].
     names: [M].
+    usual: mean deviation over members on the reference samples, if known.
   """
   rows = {}
   differences = []
@@ -78,4 +80,9 @@ def members(
     rows[name] = row
   together = pairs_of(items, scores, lengths)
   deviation = np.std(np.stack(differences), axis=0)
-  return {"rows": rows, "deviation": error_by_deviation(together, deviation)}
+  here = float(np.mean([np.std(x, axis=1).mean() for x in outputs]))
+  return {
+    "rows": rows,
+    "deviation": error_by_deviation(together, deviation),
+    "times_usual": here / usual if usual else math.nan,
+  }

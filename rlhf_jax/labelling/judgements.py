@@ -12,7 +12,6 @@ Left out: answers that are equal, which nobody can order (they are counted).
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data import sources
+from rlhf_jax.data import formats, ranking_parsers, sources
+from rlhf_jax.data.records import RefusedExample
 from rlhf_jax.data.sources import DataError
 
 OVERALL = "overall"  # the objective of ranks that name none
@@ -119,12 +119,33 @@ def read(source: str | Path) -> tuple[list[Judgement], Counter]:
   Raises:
     DataError: a record of another shape, with file and line.
   """
+  return of_records(sources.each(source))
+
+
+def of_records(
+  records: Iterable[tuple[str, Mapping[str, Any]]],
+) -> tuple[list[Judgement], Counter]:
+  """Returns the judgements of records, and what was left out of them.
+
+  Those of the qualification before labelling are left out; a decision about
+  what annotators disagreed on says what is right.
+
+  Args:
+    records: (FILE:LINE, record).
+  """
   found, left_out = [], Counter()
-  for where, record in sources.each(source):
+  for where, record in records:
     if record.get("skipped"):
       left_out["skipped by the annotator"] += 1
-      continue
-    found.append(parse(record, where))
+    elif record.get("qualification"):
+      left_out["of the qualification"] += 1
+    elif record.get("adjudicated"):
+      found.append(parse({**record, "annotator": None, "gold": True}, where))
+    else:
+      try:
+        found.append(parse(record, where))
+      except RefusedExample as error:
+        left_out[error.reason] += 1
   return found, left_out
 
 
@@ -146,28 +167,20 @@ def parse(record: Mapping[str, Any], where: str) -> Judgement:
   Raises:
     DataError: value, rule and remedy.
   """
-  answers = record.get("answers")
-  is_list = isinstance(answers, list) and len(answers) >= 2
-  if not is_list or not all(isinstance(text, str) for text in answers):
-    raise DataError(
-      f"{where}: field 'answers' is {str(answers)[:60]}; it is a list of at "
-      "least two texts. Correct the record."
-    )
-  if not isinstance(record.get("prompt"), (str, list)):
-    raise DataError(
-      f"{where}: field 'prompt' is missing, or no text or list of messages; "
-      f"the record has {sorted(record)}. Add it."
-    )
-  count = len(answers)
-  scores = _scores(record, count, where)
-  orders = _orders(record, count, where)
+  example = ranking_parsers.parse_ranking(dict(record), where)
+  scores = {
+    name or OVERALL: [math.nan if x is None else x for x in values]
+    for name, values in example.scores.items()
+  }
+  orders = {
+    name: _of_ranks(ranks) for name, ranks in example.objectives.items()
+  }
+  if "choice" in record and record.get("ranks") is None:
+    orders[OVERALL] = _of_choice(record["choice"], len(example.answers))
+  elif example.ranks is not None:
+    orders[OVERALL] = _of_ranks(example.ranks)
   for name, values in scores.items():
     orders.setdefault(name, _of_scores(values))
-  if not orders:
-    raise DataError(
-      f"{where}: has none of 'ranks', 'choice', 'scores', 'objectives', so it "
-      "says nothing of its answers. Add one, or 'skipped': true."
-    )
   annotator, is_gold = record.get("annotator"), bool(record.get("gold"))
   if annotator in (None, ""):
     if not is_gold:
@@ -177,65 +190,26 @@ def parse(record: Mapping[str, Any], where: str) -> Judgement:
         "known to be right."
       )
     annotator = GOLD
-  acceptable = record.get("acceptable")
+  acceptable, shown = example.acceptable, record.get("shown")
   return Judgement(
     where=where,
     annotator=str(annotator),
-    prompt=json.dumps(record["prompt"], sort_keys=True),
-    answers=tuple(answers),
+    prompt=formats.prompt_key(example),
+    answers=example.answers,
     orders=orders,
     scores=scores,
-    strength=_strength(record, where),
-    shown=_shown(record, count, where),
+    strength=_strength(example.strength),
+    shown=() if shown is None else tuple(map(int, shown)),
     seconds=_seconds(record, where),
     is_gold=is_gold,
-    is_bad=isinstance(acceptable, list)
-    and bool(acceptable)
-    and not any(acceptable),
+    is_bad=acceptable is not None
+    and all(entry is False for entry in acceptable),
     fields=record,
   )
 
 
-def _numbers(values: Any, name: str, count: int, where: str) -> list[float]:
-  """Returns one number for each answer, NaN for null."""
-  is_right = isinstance(values, list) and len(values) == count
-  if not is_right or not all(
-    x is None or (isinstance(x, (int, float)) and not isinstance(x, bool))
-    for x in values
-  ):
-    raise DataError(
-      f"{where}: field {name!r} is {str(values)[:60]}; it holds a number or "
-      f"null for each of {count} answers. Correct the record."
-    )
-  return [math.nan if x is None else float(x) for x in values]
-
-
-def _scores(
-  record: Mapping[str, Any], count: int, where: str
-) -> dict[str, list[float]]:
-  given = record.get("scores")
-  if given is None:
-    return {}
-  named = given if isinstance(given, dict) else {OVERALL: given}
-  return {
-    name: _numbers(values, f"scores.{name}", count, where)
-    for name, values in named.items()
-  }
-
-
-def _orders(
-  record: Mapping[str, Any], count: int, where: str
-) -> dict[str, Order]:
-  found: dict[str, Order] = {}
-  for name, ranks in (record.get("objectives") or {}).items():
-    values = _numbers(ranks, f"objectives.{name}", count, where)
-    found[name] = _of_scores([-x for x in values])
-  if record.get("ranks") is not None:
-    values = _numbers(record["ranks"], "ranks", count, where)
-    found[OVERALL] = _of_scores([-x for x in values])
-  elif "choice" in record:
-    found[OVERALL] = _of_choice(record["choice"], count, where)
-  return found
+def _of_ranks(ranks: Sequence[float | None]) -> Order:
+  return _of_scores([math.nan if x is None else -x for x in ranks])
 
 
 def _of_scores(values: Sequence[float]) -> Order:
@@ -248,48 +222,17 @@ def _of_scores(values: Sequence[float]) -> Order:
   ]
 
 
-def _of_choice(choice: Any, count: int, where: str) -> Order:
+def _of_choice(choice: int | None, count: int) -> Order:
   """Returns the pairs that a choice among K orders; none is good: all tie."""
   if choice is None:
     return [(i, j, 0) for i in range(count) for j in range(i + 1, count)]
-  is_index = isinstance(choice, int) and not isinstance(choice, bool)
-  if not is_index or not 0 <= choice < count:
-    raise DataError(
-      f"{where}: field 'choice' is {choice!r}; it is the index of the best of "
-      f"{count} answers, from 0, or null. Correct the record."
-    )
   return [(choice, other, 1) for other in range(count) if other != choice]
 
 
-def _strength(record: Mapping[str, Any], where: str) -> float:
-  given = record.get("strength")
+def _strength(given: str | float | None) -> float:
   if given is None:
     return math.nan
-  if isinstance(given, str) and given in STRENGTHS:
-    return float(STRENGTHS[given])
-  is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
-  if not is_number or not given >= 0:
-    raise DataError(
-      f"{where}: field 'strength' is {given!r}; it is one of "
-      f"{', '.join(STRENGTHS)}, or a number >= 0. Correct the record."
-    )
-  return float(given)
-
-
-def _shown(
-  record: Mapping[str, Any], count: int, where: str
-) -> tuple[int, ...]:
-  given = record.get("shown")
-  if given is None:
-    return ()
-  if not isinstance(given, list) or sorted(map(str, given)) != sorted(
-    map(str, range(count))
-  ):
-    raise DataError(
-      f"{where}: field 'shown' is {str(given)[:60]}; it is the indices 0 to "
-      f"{count - 1} of the answers, left to right. Correct the record."
-    )
-  return tuple(map(int, given))
+  return float(STRENGTHS[given] if isinstance(given, str) else given)
 
 
 def _seconds(record: Mapping[str, Any], where: str) -> float:
@@ -303,6 +246,14 @@ def _seconds(record: Mapping[str, Any], where: str) -> float:
       "the record."
     )
   return float(given)
+
+
+def said(judgement: Judgement, field: str) -> Any:
+  """Returns a field of a record, or of its annotator_fields; None for none."""
+  own = judgement.fields
+  if field in own:
+    return own[field]
+  return (own.get("annotator_fields") or {}).get(field)
 
 
 def objectives(found: Iterable[Judgement]) -> list[str]:

@@ -17,6 +17,7 @@ from rlhf_jax.labelling import agreement, annotators, judgements, remarks
 from rlhf_jax.labelling.judgements import GOLD, OVERALL, Judgement, Votes
 from rlhf_jax.schema import UserError
 
+_THEIRS = "annotator_fields"  # of the labelling page
 MOST_IN_MATRIX = 12  # annotators of a table of all against all
 
 
@@ -68,7 +69,7 @@ def summarise(
       name: _ratings(judgements.ratings(given, name))
       for name in judgements.scored_objectives(given)
     },
-    "position": _position(given),
+    "position": positions(given),
     "model": model,
     "by_annotator": rows,
     "matrix": _matrix(votes[first]),
@@ -168,7 +169,8 @@ def _hits(given: Sequence[Judgement]) -> dict[int, list[bool]]:
   return hits
 
 
-def _position(given: Sequence[Judgement]) -> dict[int, agreement.Position]:
+def positions(given: Sequence[Judgement]) -> dict[int, agreement.Position]:
+  """Returns K -> how often the first of K answers is called the best."""
   return {
     count: agreement.position_bias(hits, count)
     for count, hits in sorted(_hits(given).items())
@@ -260,7 +262,8 @@ def _value_of(
   """Returns what most records of an annotator say of a field."""
   if field in fields:
     return str(fields[field])
-  said = Counter(str(x.fields[field]) for x in own if field in x.fields)
+  values = [judgements.said(x, field) for x in own]
+  said = Counter(str(value) for value in values if value is not None)
   return said.most_common(1)[0][0] if said else "not said"
 
 
@@ -275,7 +278,8 @@ def _groups(
   for judgement in given:
     by_name[judgement.annotator].append(judgement)
   known = {x for own in people.values() for x in own}
-  known |= {x for judgement in given for x in judgement.fields}
+  for judgement in given:
+    known |= {*judgement.fields, *(judgement.fields.get(_THEIRS) or {})}
   if field not in known:
     raise UserError(
       f"--by={field}: no record and no annotator has this field. There are "

@@ -206,14 +206,16 @@ def _is_choice(fields: dict[str, Any]) -> bool:
 
 def _other_people(records: Sequence[Any]) -> float | None:
   """Returns how often two annotators agree, None where none judged the same."""
-  found = [
-    judgements.parse(record.fields, record.where)
+  known = [
+    (record.where, record.fields)
     for record in records
     if isinstance(record, Ranking)
     and record.fields.get("annotator")
     and isinstance(record.fields.get("answers"), list)
     and all(isinstance(x, str) for x in record.fields["answers"])
   ]
+  found, _ = judgements.of_records(known)
+  found = [x for x in found if x.annotator != judgements.GOLD]
   if not found:
     return None
   name = judgements.objectives(found)[0]

@@ -37,7 +37,7 @@ from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.rewards.reader import Reader
-from rlhf_jax.runs import stages
+from rlhf_jax.runs import stage_file, stages
 from rlhf_jax.schema import FieldError
 
 RESULT_FILE = "report_card.json"
@@ -153,9 +153,13 @@ def score(
   with terminal.Progress(name, len(distinct), unit="text") as progress:
     for first in range(0, len(distinct), CHUNK):
       part = distinct[first : first + CHUNK]
-      parts.append(reader.scores(part, world.mesh)[:, None])
+      parts.append(reader.member_scores(part, world.mesh))
       progress.update(min(first + CHUNK, len(distinct)))
   return np.concatenate(parts).astype(np.float64)[places]
+
+
+def _number(value: Any) -> float | None:
+  return None if value is None else float(np.mean(distributed.fetch(value)))
 
 
 def _by_item(values: np.ndarray, judged: Judged) -> list[np.ndarray]:
@@ -229,7 +233,8 @@ def run(settings: Settings, world: World) -> dict:
       scores,
       lengths,
       _by_item(outputs, judged),
-      [str(x["name"]) for x in info["outputs"]],
+      [str(x["name"]) for x in stage_file.outputs(info)],
+      usual=_number(weights.deviation),
     )
   lost = 0
   if settings.probes:

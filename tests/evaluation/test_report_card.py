@@ -127,8 +127,10 @@ def test_members_disagree_where_they_err():
   ]
   mean = [x.mean(axis=1) for x in outputs]
   found = member_card.members(
-    items, mean, lengths, outputs, ["m0", "m1", "m2", "kind"]
+    items, mean, lengths, outputs, ["m0", "m1", "m2", "kind"], usual=0.2
   )
+  here = np.mean([x.std(axis=1).mean() for x in outputs])
+  assert found["times_usual"] == pytest.approx(here / 0.2)
   assert found["rows"]["m0"]["accuracy"].count == 600
   assert found["rows"]["m0"]["own_objective"].count == 0
   assert found["rows"]["kind"]["own_objective"].count == 300

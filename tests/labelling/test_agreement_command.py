@@ -27,7 +27,7 @@ def test_orders_do_not_depend_on_how_answers_are_listed():
   other = {**PAIR, "annotator": "b", "answers": ["y", "x"]}
   found = parsed({**PAIR, "ranks": [0, 1]}, {**other, "ranks": [1, 0]})
   votes = judgements.votes(found)
-  assert votes.units == [('"q"', "x", "y")]
+  assert [unit[1:] for unit in votes.units] == [("x", "y")]
   assert votes.value.tolist() == [1, 1]
 
 
@@ -213,6 +213,28 @@ def test_mistakes_are_said(more, message, tmp_path, capsys):
   argv = ["agreement", source, f"--output={tmp_path / 'a.html'}", *more]
   assert command.main(argv) == 2
   assert message in capsys.readouterr().err
+
+
+def test_records_of_the_page_are_what_they_are():
+  """Qualification, adjudication, checks and what is told of annotators."""
+  pair = {**PAIR, "annotator_fields": {"country": "X"}}
+  records = [
+    {**pair, "choice": 0},
+    {**pair, "choice": 1, "check": True},
+    {**pair, "annotator": "b", "choice": 1},
+    {**pair, "annotator": "c", "choice": 0, "qualification": True},
+    {**pair, "annotator": "adjudicator", "choice": 0, "adjudicated": True},
+  ]
+  found, left_out = judgements.of_records(
+    (f"f:{n}", record) for n, record in enumerate(records)
+  )
+  assert left_out == {"of the qualification": 1}
+  facts = summary.summarise(found, by=["country"])
+  assert [x["name"] for x in facts["by_annotator"]] == ["a", "b"]
+  rows = {x["name"]: x for x in facts["by_annotator"]}
+  assert rows["a"]["gold"].value == 1.0 and rows["b"]["gold"].value == 0.0
+  assert facts["objectives"]["overall"]["itself"].count == 1
+  assert [x["value"] for x in facts["groups"]["country"]] == ["X"]
 
 
 def test_nobody_judged_anything():
