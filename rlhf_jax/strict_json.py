@@ -115,6 +115,25 @@ def read_rows(
   return rows
 
 
+def plain(value: Any) -> Any:
+  """Returns a tree as JSON has it: null for NaN, objects for named tuples.
+
+  Args:
+    value: mappings, sequences, arrays, numbers and texts.
+  """
+  if hasattr(value, "_asdict"):
+    return plain(value._asdict())
+  if isinstance(value, Mapping):
+    return {str(key): plain(x) for key, x in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain(x) for x in value]
+  if hasattr(value, "tolist"):
+    return plain(value.tolist())
+  return (
+    None if isinstance(value, float) and not math.isfinite(value) else value
+  )
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   found = dict(pairs)
   if len(found) < len(pairs):

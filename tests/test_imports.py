@@ -46,7 +46,8 @@ ORDER = (
   ("planning", "lab", "sweeps", "dashboard"),
   ("comparisons",),
   (
-    *("catalogue", "chat", "compare", "explain", "export", "label", "sweep"),
+    *("agreement", "catalogue", "chat", "compare", "explain", "export"),
+    *("label", "sweep"),
     "watch",
   ),
   ("main", "plan", "__main__"),

@@ -44,6 +44,7 @@ class Comparisons:
   strengths: [P] how strong each preference is: one of parsers.STRENGTHS, a
     number, or None for none; or None.
   margins: [P] float32, nats by which the first of two should win, or None.
+  weights: [P] float32, what each counts in a loss, or None for 1.
   judgements: what each record says, for what is not read to be named.
   """
 
@@ -57,6 +58,7 @@ class Comparisons:
   targets: np.ndarray | None = None
   strengths: np.ndarray | None = None
   margins: np.ndarray | None = None
+  weights: np.ndarray | None = None
   judgements: tuple[Judgement, ...] = ()
 
   def take(self, which: np.ndarray) -> Comparisons:
@@ -66,9 +68,8 @@ class Comparisons:
       which: [P] bool, or numbers.
     """
     names = ("pairs", "labels", "groups", "ranks", "targets")
-    found = {
-      name: getattr(self, name) for name in (*names, "strengths", "margins")
-    }
+    further = ("strengths", "margins", "weights")
+    found = {name: getattr(self, name) for name in (*names, *further)}
     return dataclasses.replace(
       self, **{k: x if x is None else x[which] for k, x in found.items()}
     )
@@ -103,6 +104,7 @@ def of_encoded_pairs(
     ceiling=None,
     targets=None if np.isnan(targets).all() else targets,
     strengths=_strengths(strengths),
+    weights=_weights([e.get("weight", 1.0) for e in encoded]),
     judgements=tuple(judgements),
   )
 
@@ -111,6 +113,12 @@ def _strengths(found: Sequence[str | float | None]) -> np.ndarray | None:
   if all(strength is None for strength in found):
     return None
   return np.asarray(found, object)
+
+
+def _weights(found: Sequence[float]) -> np.ndarray | None:
+  """Returns weights, None where all are 1."""
+  weights = np.asarray(found, np.float32)
+  return None if np.all(weights == 1) else weights
 
 
 def of_encoded_rankings(
@@ -173,6 +181,7 @@ def of_encoded_rankings(
     ranks=ranks if how == "whole" else None,
     targets=None if np.isnan(targets).all() else targets,
     strengths=strengths,
+    weights=_weights([encoded[n].get("weight", 1.0) for n, _, _ in found]),
     judgements=tuple(e["judgement"] for e in encoded),
   )
 

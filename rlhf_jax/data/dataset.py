@@ -353,7 +353,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
   for record, row, reasons in encode.each(encode_one, found):
     dropped.update(reasons)
     if row is not None:
-      encoded.append(row)
+      encoded.append(row | {"weight": rankings.weight_of(record)})
       kept.append(record)
   check_left(encoded, data, dropped)
   if isinstance(found[0], formats.Ranking):

@@ -21,6 +21,7 @@ from typing import get_args
 
 from rlhf_jax import imported
 from rlhf_jax.data import (
+  benchmark_parsers,
   parsers,
   public_rankings,
   ranking_parsers,
@@ -195,6 +196,13 @@ RANKED = (
   *("helpsteer2_preference", "best_of", "summaries"),
 )  # formats of rankings
 _JOINED = {"helpsteer": public_rankings.joined}  # of several records
+  "rewardbench": benchmark_parsers.parse_rewardbench,
+  "llmbar": benchmark_parsers.parse_llmbar,
+  "judgebench": benchmark_parsers.parse_judgebench,
+}
+
+# Formats of rankings.
+RANKED = ("ranking", "rewardbench", "llmbar", "judgebench")
 
 
 def guess(record: dict, where: str) -> str:

@@ -64,6 +64,7 @@ def from_comparisons(data: dataset.Comparisons) -> dataset.Comparisons:
     targets=None,
     strengths=None,
     margins=None,
+    weights=None,
     labels=np.stack([data.labels, 1.0 - data.labels], axis=1).reshape(-1),
     groups=data.groups.reshape(-1, 1)
     if by_sentence

@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlhf_jax.data import dialogue_rows, encode, records
+from rlhf_jax.data import encode, parsers
 from rlhf_jax.data.examples import Comparison, Ranking
+from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import FieldError
 
 # What a method may read of a record.
 ORDER, TARGET, STRENGTH, MARGIN = "order", "target", "strength", "margin"
+WEIGHT = "weight"  # what a record counts in the loss, 1 where it says nothing
 
 
 class Judgement(NamedTuple):
@@ -44,12 +47,17 @@ def carried(example: Comparison | Ranking) -> frozenset[str]:
       "strength": example.fields.get("strength"),
       "scores": pair_scores(example),
     }
+    strength = example.fields.get("strength")
+    found = {"margin": example.margin, "strength": strength}
+    found |= {WEIGHT: example.fields.get(WEIGHT)}
     return frozenset(name for name, x in found.items() if x is not None)
   names = {f"scores.{n}" if n else "scores" for n in example.scores}
   names |= {f"objectives.{name}" for name in example.objectives}
   for name in ("ranks", "strength", "acceptable"):
     if getattr(example, name) is not None:
       names.add(name)
+  if example.fields.get(WEIGHT) is not None:
+    names.add(WEIGHT)
   return frozenset(names)
 
 
@@ -223,11 +231,11 @@ def unread(
 
   Args:
     judgements: of all records.
-    reads: of ORDER, TARGET, STRENGTH and MARGIN.
+    reads: of ORDER, TARGET, STRENGTH, MARGIN and WEIGHT.
   """
   counts: Counter = Counter()
   for judgement in judgements:
-    known = {name for name in (STRENGTH, MARGIN) if name in reads}
+    known = {x for x in (STRENGTH, MARGIN, WEIGHT) if x in reads}
     known |= {judgement.order} if ORDER in reads else set()
     known |= {judgement.target} if TARGET in reads else set()
     counts.update(judgement.carried - known)
@@ -241,3 +249,20 @@ def strength_of(example: Any) -> str | float | None:
   if example.margin is not None:
     return example.margin
   return example.fields.get("strength")
+
+
+def weight_of(example: Comparison | Ranking) -> float:
+  """Returns what a record counts in a loss, 1 where it says nothing.
+
+  Raises:
+    DataError: it is no finite number >= 0.
+  """
+  value = example.fields.get(WEIGHT)
+  if value is None:
+    return 1.0
+  if not parsers.is_number(value) or value < 0:
+    raise DataError(
+      f"{example.where}: field 'weight' is {value!r}; it is what the record "
+      "counts in the loss, a finite number >= 0. Correct the record."
+    )
+  return float(value)

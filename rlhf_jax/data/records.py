@@ -43,6 +43,9 @@ FIELDS = {
   "prm800k": ("question", "label"),
   "math_shepherd": ("input", "label"),
   "rated_dialogue": ("messages", "ratings"),
+  "rewardbench": ("prompt", "chosen", "rejected", "subset"),
+  "llmbar": ("input", "output_1", "output_2", "label"),
+  "judgebench": ("question", "response_A", "response_B"),
 }
 
 
@@ -121,6 +124,8 @@ def _fits(record: dict, name: str) -> bool:
     kinds = _KINDS.get(field_name, (str,))
     kinds = _KINDS.get((name, field_name), kinds)
     if name == "comparison" and field_name != "prompt":
+    is_text = field_name in ("prompt", "subset")
+    if name in ("comparison", "rewardbench") and not is_text:
       kinds = (str, list)
     if not isinstance(record.get(field_name), kinds):
       return False

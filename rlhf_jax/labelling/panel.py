@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import itertools
+import math
 from typing import Any
 
-from rlhf_jax.labelling import verdicts
+from rlhf_jax.labelling import agreement as statistics
+from rlhf_jax.labelling import judgements, summary, verdicts
 from rlhf_jax.labelling.store import Store
 
 LEAST = 0.70  # raw agreement below it is a warning
@@ -24,7 +26,8 @@ def agreement(store: Store) -> dict[str, Any]:
     warnings: sentences.
   """
   by_item = collections.defaultdict(list)
-  for record in store.records(is_adjudicated=False):
+  records = store.records(is_adjudicated=False)
+  for record in records:
     ranks = verdicts.ranks_of(record, len(record["answers"]))
     by_item[record["item"]].append(verdicts.signs(ranks))
   same = [
@@ -46,6 +49,41 @@ def agreement(store: Store) -> dict[str, Any]:
   return {
     "raw": raw,
     "pairs": len(same),
-    "numbers": [("raw agreement", text)],
+    "numbers": [("raw agreement", text), *_further(records)],
     "warnings": warnings,
   }
+
+
+def _further(records: list[dict[str, Any]]) -> list[tuple[str, str]]:
+  """Returns alpha, position and the agreement of each with the others.
+
+  Args:
+    records: of judgements that hold.
+  """
+  found, _ = judgements.of_records(
+    (f"judgement {record.get('judgement')}", record) for record in records
+  )
+  if not found:
+    return []
+  votes = judgements.votes(found, judgements.objectives(found)[0])
+  table = votes.table
+  alpha = statistics.krippendorff_alpha(table)
+  rows = []
+  if not math.isnan(alpha):
+    rows.append(("Krippendorff's alpha", f"{alpha:.2f}; 0 is chance"))
+  for count, position in summary.positions(found).items():
+    share = position.share
+    rows.append(
+      (
+        f"first of {count} called best",
+        f"{share.value:.1%} of {share.count}; {position.expected:.0%} without "
+        f"a bias, p={position.p_value:.2g}",
+      )
+    )
+  for number, name in enumerate(votes.annotators):
+    others = statistics.majority(table, without=number)
+    same = statistics.agreement_with(table[number], others)
+    if same.count:
+      text = f"{same.value:.1%} of {same.count}"
+      rows.append((f"{name} with most of the others", text))
+  return rows

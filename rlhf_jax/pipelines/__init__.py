@@ -25,6 +25,7 @@ from rlhf_jax.pipelines import (
   preference,
   process_reward,
   rejection,
+  report_card,
   reward,
   rlhf,
   score_texts,
@@ -50,6 +51,7 @@ PIPELINES: dict[str, Pipeline] = {
   "score_texts": score_texts.PIPELINE,
   "ai_feedback": ai_feedback.PIPELINE,
   "constitution": constitution.PIPELINE,
+  "report_card": report_card.PIPELINE,
   "export": export_run.PIPELINE,
   "rlhf": rlhf.PIPELINE,
 }

@@ -103,6 +103,16 @@ class Settings(schema.Settings):
     return Path(workdir) / name
 
 
+def stage_seed(seed: int, stage: str) -> int:
+  """Returns the seed of a stage of a whole run.
+
+  Args:
+    seed: of the run.
+    stage: of STAGES.
+  """
+  return seed + 1000 * STAGES.index(stage)
+
+
 def connect(values: Any, name: str, workdir: Path) -> Any:
   """Tells each stage its seed and where the stages before it are.
 
@@ -150,9 +160,9 @@ def _fill_in(values: Any, reused: tuple, workdir: Path) -> None:
     )
     for stage in STAGES
   }
-  for offset, stage in enumerate(STAGES):
+  for stage in STAGES:
     if type(values.seed) is int and 0 <= values.seed < schema.SEED_LIMIT:
-      values[stage].seed = values.seed + 1000 * offset
+      values[stage].seed = stage_seed(values.seed, stage)
   samples = str(Path(folder["sft"]) / "samples.npz")
   _give(values.reward, reference_samples=samples)
   _give(values.gold, reference_samples=samples)

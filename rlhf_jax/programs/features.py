@@ -221,6 +221,13 @@ def _last_cells(
   )
 
 
+def _weights(data: dataset.Comparisons, chosen: np.ndarray) -> np.ndarray:
+  """Returns what the chosen comparisons count in the loss [B]."""
+  if data.weights is None:
+    return np.ones(len(chosen), np.float32)
+  return data.weights[chosen]
+
+
 def collate(
   pairs: list[int],
   *,
@@ -244,7 +251,7 @@ def collate(
   index = data.pairs[chosen]
   said = {
     "label": data.labels[chosen],
-    "weight": np.ones(len(chosen), np.float32),
+    "weight": _weights(data, chosen),
     "rank": None if data.ranks is None else data.ranks[chosen],
     "margin": None if data.margins is None else data.margins[chosen],
     "target": None if data.targets is None else data.targets[chosen],
@@ -324,6 +331,18 @@ def row_scores(
   return scores
 
 
+def held_groups(groups: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+  """Returns which of the groups are held out.
+
+  Args:
+    groups: sorted, each once.
+    fraction: of them.
+    seed: of the run.
+  """
+  count = int(round(fraction * len(groups)))
+  return np.random.default_rng(seed).permutation(groups)[:count]
+
+
 def split_heldout(
   data: dataset.Comparisons, fraction: float, seed: int
 ) -> tuple[dataset.Comparisons, dataset.Comparisons]:
@@ -336,9 +355,7 @@ def split_heldout(
     FieldError: a fraction that leaves one side empty.
   """
   groups = np.unique(data.groups)
-  count = int(round(fraction * len(groups)))
-  chosen = np.random.default_rng(seed).permutation(groups)[:count]
-  is_held = np.isin(data.groups, chosen)
+  is_held = np.isin(data.groups, held_groups(groups, fraction, seed))
   train, held = ~is_held.any(axis=1), is_held.all(axis=1)
   if not train.any() or not held.any():
     raise FieldError(

@@ -55,8 +55,8 @@ def check(settings: Any) -> None:
 def reads(loss: reward.Config) -> set[str]:
   """Returns what of rankings.py's judgements a loss reads."""
   if loss.objective in reward.SCORED:
-    return {rankings.TARGET}
-  found = {rankings.ORDER}
+    return {rankings.TARGET, rankings.WEIGHT}
+  found = {rankings.ORDER, rankings.WEIGHT}
   if loss.margins == reward.OF_SCORES:
     found |= {rankings.TARGET}
   elif loss.margins:
@@ -98,7 +98,7 @@ def planned_candidates(data: Data) -> int:
 
 def content(data: Comparisons) -> list[Any]:
   """Returns what a loader's position belongs to: rows and what was said."""
-  further = (data.ranks, data.margins, data.targets)
+  further = (data.ranks, data.margins, data.targets, data.weights)
   found = [x for x in further if x is not None]
   return [data.rows, data.pairs, data.labels, *found]
 

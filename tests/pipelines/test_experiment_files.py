@@ -75,6 +75,8 @@ def test_all_sections_parse(
     config.prompts.source, config.policy = files.prompts, str(sft_lora)
   if config.pipeline == "constitution":
     config.prompts.source = files.prompts
+  if config.pipeline == "report_card":
+    config.reward = str(reward_head)
   if config.pipeline == "score_texts":
     config.rewards = str(reward_head)
   if config.pipeline == "average_rewards":
