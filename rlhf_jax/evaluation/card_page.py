@@ -12,6 +12,7 @@ from rlhf_jax.evaluation import pictures, probes
 from rlhf_jax.evaluation.card_items import Item, Pairs, mistakes
 from rlhf_jax.evaluation.figures import Histogram
 from rlhf_jax.evaluation.pictures import ABSENT, number
+from rlhf_jax.evaluation.report_card import MAX_OUTSIDE
 from rlhf_jax.evaluation.table_page import (
   Cell,
   Example,
@@ -118,7 +119,7 @@ def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
   if facts["ceiling"] is not None:
     reached = facts["reached"]
     text = ABSENT if math.isnan(reached) else f"{100 * reached:.0f} %"
-    note = f"another person reaches {number(facts['ceiling'], 3)}"
+    note = f"people reach {number(facts['ceiling'], 3)}"
     found.append(("Of the way to people", text, note))
   probe = facts.get("probes", {}).get("nonsense")
   if probe is not None:
@@ -136,34 +137,34 @@ def _finite(value: float) -> float:
 
 
 def _main(facts: Mapping[str, Any]) -> Table:
-  scores = facts["scores"]
+  scores, ece = facts["scores"], facts["calibration"]["ece"]
+
+  def row(
+    name: str, value: float, small: str, *, is_bad: bool = False
+  ) -> list[Cell | str]:
+    return [name, Cell(number(_finite(value), 3), small, is_bad=is_bad)]
+
+  cooled = f"{number(facts['ece_cooled'], 3)} once divided by the temperature"
   rows = [
-    ["accuracy", share(facts["accuracy"]), "ties left out"],
-    ["log loss", plain(_of(facts, "loss"), 3), "nats; chance is 0.693"],
-    [
-      "margin of the better answer",
-      plain(_of(facts, "margin"), 3),
-      "nats",
-    ],
-    [
-      "calibration error",
-      plain(facts["calibration"]["ece"], 3),
-      f"{number(facts['ece_cooled'], 3)} once divided by the temperature",
-    ],
-    [
+    ["accuracy, without ties", share(facts["accuracy"])],
+    row("log loss", _of(facts, "loss"), "nats; chance is 0.693"),
+    row("margin of the better answer", _of(facts, "margin"), "nats"),
+    row("calibration error", ece, cooled),
+    row(
       "temperature",
-      plain(_finite(_of(facts, "temperature"))),
+      _of(facts, "temperature"),
       "above 1: too sure, below: not sure enough",
-    ],
-    ["spread within a prompt", plain(scores["spread"], 3), "deviations"],
-    [
+    ),
+    row("spread within a prompt", scores["spread"], "deviations"),
+    row(
       "outside of the support",
-      Cell(f"{100 * scores['outside']:.1f} %", is_bad=scores["outside"] > 0.05),
-      f"of {scores['answers']:,} scores lie beyond 3 deviations",
-    ],
-    ["mean score", plain(scores["mean"], 3), "0 on the reference samples"],
+      scores["outside"],
+      f"share of {scores['answers']:,} scores beyond 3 deviations",
+      is_bad=scores["outside"] > MAX_OUTSIDE,
+    ),
+    row("mean score", scores["mean"], "deviations; 0 on the reference samples"),
   ]
-  return Table(["", "value", ""], rows)
+  return Table(["", "value"], rows)
 
 
 def _length(facts: Mapping[str, Any]) -> Table:
@@ -284,7 +285,7 @@ def _by(field: str, groups: Mapping[str, Any]) -> Table:
     ]
     for name, row in groups.items()
   ]
-  heads = [field, "accuracy", "'longer wins'", "calibration error"]
+  heads = ["", "accuracy", "'longer wins'", "calibration error"]
   return Table(heads, rows, field.capitalize())
 
 
@@ -304,7 +305,7 @@ def _pictures(facts: Mapping[str, Any], pairs: Pairs) -> list[pictures.Picture]:
     "score (deviations of the reference)",
     {
       "preferred": np.where(first, a, b),
-      "not preferred (before)": np.where(first, b, a),
+      "not preferred": np.where(first, b, a),
     },
     "The better a model tells them apart, the less they overlap; of one prompt "
     "they are farther apart than here, where prompts differ.",
