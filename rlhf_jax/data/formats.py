@@ -189,20 +189,17 @@ FORMATS: dict[str, Callable[[dict, str], Example]] = {
   "prm800k": step_parsers.parse_prm800k,
   "math_shepherd": step_parsers.parse_math_shepherd,
   "rated_dialogue": parsers.parse_rated_dialogue,
-}
-
-RANKED = (
-  *("ranking", "nectar", "ultrafeedback", "helpsteer", "helpsteer3"),
-  *("helpsteer2_preference", "best_of", "summaries"),
-)  # formats of rankings
-_JOINED = {"helpsteer": public_rankings.joined}  # of several records
   "rewardbench": benchmark_parsers.parse_rewardbench,
   "llmbar": benchmark_parsers.parse_llmbar,
   "judgebench": benchmark_parsers.parse_judgebench,
 }
 
-# Formats of rankings.
-RANKED = ("ranking", "rewardbench", "llmbar", "judgebench")
+RANKED = (
+  *("ranking", "nectar", "ultrafeedback", "helpsteer", "helpsteer3"),
+  *("helpsteer2_preference", "best_of", "summaries"),
+  *("rewardbench", "llmbar", "judgebench"),
+)  # formats of rankings
+_JOINED = {"helpsteer": public_rankings.joined}  # of several records
 
 
 def guess(record: dict, where: str) -> str:

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_jax.data import dialogue_rows, encode, records
-from rlhf_jax.data import encode, parsers
+from rlhf_jax.data import dialogue_rows, encode, parsers, records
 from rlhf_jax.data.examples import Comparison, Ranking
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import Tokenizer

@@ -123,7 +123,6 @@ def _fits(record: dict, name: str) -> bool:
   for field_name in FIELDS[name]:
     kinds = _KINDS.get(field_name, (str,))
     kinds = _KINDS.get((name, field_name), kinds)
-    if name == "comparison" and field_name != "prompt":
     is_text = field_name in ("prompt", "subset")
     if name in ("comparison", "rewardbench") and not is_text:
       kinds = (str, list)

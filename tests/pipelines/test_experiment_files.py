@@ -46,13 +46,11 @@ def test_all_sections_parse(
   ranked.write_text(
     '{"prompt": "Is it?", "answers": ["a", "b"], "choice": 0}\n'
   )
-  if "data" in config:
-    config.data.source = {
-      "ranking": str(ranked),
   steps = tmp_path / "steps.jsonl"
   steps.write_text('{"prompt": "Is it?", "steps": ["No."], "labels": [1]}\n')
   if "data" in config:
     config.data.source = {
+      "ranking": str(ranked),
       "steps": str(steps),
       "demonstration": files.demonstrations,
       "comparison": files.comparisons,
