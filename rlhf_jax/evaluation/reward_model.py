@@ -12,7 +12,8 @@ each pair in both orders.
 
 Wilson 1927; Guo et al. 2017, arXiv:1706.04599 (ECE, temperature); Bai et al.
 2022, arXiv:2204.05862 (calibration of preference models). Left out: noise
-ceilings, which need several annotators per pair, and ensembles.
+ceilings, which need several annotators per pair. Members of ensembles are each
+diagnosed so (programs/ensemble_facts.py).
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ class World:
 
   def of_counts(self, counts: jax.Array) -> jax.Array:
     """Returns [..., V] of counts [..., V]."""
-    return (counts - LENGTH * self.reference) / self.deviation
+    mean = like(LENGTH * self.reference, counts)
+    return (counts - mean) / like(self.deviation, counts)
 
   @property
   def deviation(self) -> jax.Array:
@@ -109,6 +110,11 @@ class World:
     variance = LENGTH * policy * (1.0 - policy) / jnp.square(self.deviation)
     second = jnp.square(mean) + variance
     return (mean @ self.slope - second @ self.bend) / self.scale
+
+
+def like(x: jax.Array, rows: jax.Array) -> jax.Array:
+  """Returns x [V] beside each of rows [..., V]."""
+  return jnp.broadcast_to(x, rows.shape)
 
 
 def make_world(key: jax.Array) -> World:
@@ -140,7 +146,7 @@ def scores(params, z: jax.Array) -> jax.Array:
 
   def one(member):
     hidden = jnp.dot(z, member["in"])
-    hidden = jnp.tanh(hidden + jnp.broadcast_to(member["bias"], hidden.shape))
+    hidden = jnp.tanh(hidden + like(member["bias"], hidden))
     return hidden @ member["out"]
 
   return jax.vmap(one, out_axes=-1)(params)
@@ -221,7 +227,8 @@ def optimise(key, world: World, params, shift, scale, how: Combination):
     logits, moments = carry
     tokens = draw(key, jax.nn.softmax(logits), SAMPLES)
     counts = jax.nn.one_hot(tokens, VOCABULARY).sum(-2)
-    each = (scores(params, world.of_counts(counts)) - shift) / scale
+    raw = scores(params, world.of_counts(counts))
+    each = (raw - like(shift, raw)) / like(scale, raw)
     found = ensemble.combined(each, how)
     advantage = found - found.mean()
 

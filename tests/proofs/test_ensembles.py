@@ -10,9 +10,10 @@ from tests.proofs import ensembles as proof
 
 @pytest.mark.slow
 def test_a3_worst_case_and_uncertainty_weights_hold_on_to_gold():
-  """Six seeds: what min and UWO gain is many times the error."""
-  single = proof.curves(("single",), 6)["single"]
-  low = proof.curves(("min",), 6)["min"]
-  assert (single.peak - single.end).mean() > 5.0
-  assert (low.end - single.end).mean() > 3.0
-  assert low.peak.mean() > 0.95 * single.peak.mean()
+  """On a third of the seeds: all ends are above that of one model."""
+  single = proof.curves(("single",), 16)["single"]
+  found = proof.curves(("mean", "uwo", "min"), 16)
+  assert (single.peak - single.end).mean() > 1.0
+  for curve in found.values():
+    assert (curve.end - single.end).mean() > 0.3
+    assert curve.peak.mean() > 0.95 * single.peak.mean()
