@@ -18,7 +18,13 @@ the data (train, other, test) share no dialogue.
 Model: SmolLM2-135M-Instruct as in the quickstart: LoRA on layers 22-29 for the
 policy, heads on a frozen layer for reward models and critic.
 Methods: SFT; Bradley-Terry; PPO with adaptive KL (Ziegler et al. 2019).
-Hardware: 2 CPU cores, 4 GiB.
+Hardware: 2 CPU cores, 4 GiB; 6 min 23 s while others used them too.
+
+What came out (seed 0, one run): the reward model orders 0.596 (0.574 to 0.617)
+of held-out pairs as they were rated, "the longer one wins" 0.586; it is right
+in 0.79 of pairs where the longer dialogue won and in 0.33 of the others. PPO
+gains 0.23 +- 0.10 deviations by it and loses 0.26 +- 0.12 by the held-out one:
+with such ratings there is little to be gained, and the report says so.
 
   python -m rlhf_jax.main --config=configs/dialogue.py --workdir=runs/dialogue
 """

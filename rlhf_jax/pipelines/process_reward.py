@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax import distributed, optimizer, schema
+from rlhf_jax import optimizer, schema
 from rlhf_jax.algorithms import process
 from rlhf_jax.data import dataset, layout, overlap, statistics, steps, unread
 from rlhf_jax.data.dataset import Data
@@ -32,6 +29,7 @@ from rlhf_jax.programs import (
   features,
   reward_facts,
   starts,
+  step_facts,
   step_rows,
   supervised,
 )
@@ -39,7 +37,6 @@ from rlhf_jax.programs.pipeline import Pipeline, stage_field
 from rlhf_jax.programs.program import Phase, Program, planned_steps
 from rlhf_jax.programs.work import Passes
 from rlhf_jax.programs.world import World
-from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.runs import finite, stages
 from rlhf_jax.runs.loop import Schedule
 from rlhf_jax.schema import FieldError, check_choice
@@ -223,16 +220,11 @@ def load_data(
 def _report(name: str, source: str, found: steps.Judged) -> None:
   lengths = statistics.of_rows(found.rows)
   dataset.report_dropped(name, source, len(found.rows), found.dropped, lengths)
-  labels = np.concatenate(_labels(found))
+  labels = np.concatenate(step_facts.labels(found))
   print(
     f"{name}: {len(labels)} judged steps, {np.mean(labels > 0.5):.0%} of them "
     "right"
   )
-
-
-def _labels(data: steps.Judged) -> list[np.ndarray]:
-  """Returns the labels of each answer's judged steps."""
-  return [row["labels"][row["loss_mask"] > 0] for row in data.rows]
 
 
 def run(settings: Settings, world: World) -> dict:
@@ -280,19 +272,19 @@ def run(settings: Settings, world: World) -> dict:
       ("process/accuracy", "accuracy"),
       ("validation/auc", "validation"),
     ),
-    measure=lambda params: _validate(
+    measure=lambda params: step_facts.validate(
       read(params, rows=held.rows, found=held_found), held
     ),
   )
   logits = read(params, rows=held.rows, found=held_found)
-  diagnosis = _diagnose(logits, held, name)
+  diagnosis = step_facts.diagnose(logits, held, name)
   facts = {
     "steps": total,
     "answers": len(train.rows),
     "epochs": total * schedule.batch_size / len(rows),
     "reads_end_token": settings.data.end_token,
     "process": dataclasses.asdict(settings.steps),
-    "normalisation": _normalise(
+    "normalisation": step_facts.normalise(
       settings,
       phase.role,
       trees.merge(params, frozen),
@@ -372,91 +364,6 @@ def _loader(
     collate=collate,
     shares_rows=bool(shape.counts),
   )
-
-
-def _scores(logits: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-  """Returns name -> [N], each score of answers from logits at their steps."""
-  most = max(len(x) for x in logits)
-  table, mask = np.zeros((2, len(logits), most), np.float32)
-  for line, kept, own in zip(table, mask, logits, strict=True):
-    line[: len(own)], kept[: len(own)] = own, 1.0
-  return {
-    name: np.asarray(process.answer_score(table, mask, name))
-    for name in process.SCORES
-  }
-
-
-def _validate(logits: list[np.ndarray], held: steps.Judged) -> dict[str, float]:
-  """Returns metrics of held-out answers while the model trains.
-
-  Metrics:
-    validation/loss: nats a step. Up is bad.
-    validation/auc: P(a right step is above a wrong one). Down is bad.
-  """
-  finite.check_facts("validation", {"logits": np.concatenate(logits).tolist()})
-  found = step_model.diagnose(logits, _labels(held), {})
-  return {
-    "validation/loss": found["process/heldout_loss"],
-    "validation/auc": found["process/auc"],
-  }
-
-
-def _diagnose(
-  logits: list[np.ndarray], held: steps.Judged, name: str
-) -> dict[str, float]:
-  """Returns what the model is worth on held-out answers, and says it."""
-  finite.check_facts(name, {"held-out": np.concatenate(logits).tolist()})
-  found = step_model.diagnose(logits, _labels(held), _scores(logits))
-  print(
-    f"{name}: held-out accuracy {found['process/heldout_accuracy']:.3f} on "
-    f"{found['process/steps']:.0f} steps (always right: "
-    f"{found['process/always_right']:.3f}), area {found['process/auc']:.3f}"
-  )
-  return found
-
-
-def _normalise(
-  settings: Settings,
-  role: roles.Role,
-  variables: PyTree,
-  table: np.ndarray,
-  training: functools.partial,
-) -> dict:
-  """Returns mean and deviation of the scores of reference answers.
-
-  Args:
-    settings: of the pipeline.
-    role: of the reward model.
-    variables: merged.
-    table: of the delimiter.
-    training: returns the logits of the training rows.
-  """
-  how, digest = settings.steps.score, None
-  if not settings.reference_samples:
-    scores, source = _scores(training())[how], "training rows"
-  else:
-    path = Path(settings.reference_samples).expanduser()
-    samples = reward_facts.read_samples(path)
-    print(f"scores of {len(samples.tokens)} reference samples, to normalise")
-    scorer = reward_model.Scorer(
-      role, settings.data.end_token, score_of_steps=how
-    )
-    zero, one = np.float32(0.0), np.float32(1.0)
-    weights = reward_model.Weights(variables, zero, one, delimiter=table)
-    scores = distributed.fetch(
-      reward_model.make_score(scorer)(weights, samples)
-    )
-    source = "samples of the SFT policy"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-  finite.check_facts(f"normalised on {source}", {"score": scores.tolist()})
-  mean, deviation = reward_facts.scale_of(scores, "the process reward model")
-  return {
-    "mean": mean,
-    "std": deviation,
-    "count": len(scores),
-    "source": source,
-    "sha256": digest,
-  }
 
 
 PIPELINE = Pipeline(

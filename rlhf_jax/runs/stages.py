@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,6 +57,7 @@ class Shelf(Protocol):
   """Where finished stages are: on disk, or only planned (programs/world.py)."""
 
   mesh: Any
+  is_planned: bool
 
   def info(self, folder: str | Path, kind: str) -> dict:
     """Returns stage.json of a finished stage that leaves a `kind`."""
@@ -72,6 +73,9 @@ class Shelf(Protocol):
 
   def number(self, value: float | list[float]) -> Any:
     """Returns a float32 array [], or [M] of a list."""
+
+  def compute(self, make: Callable[..., PyTree], *args: PyTree) -> PyTree:
+    """Returns make(*args), small new arrays."""
 
 
 def place(folder: str | Path) -> tuple[Path, str]:
