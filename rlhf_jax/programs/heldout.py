@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -190,8 +190,9 @@ class Heldout:
       for name in parts[0]
     }
     columns = {name: x.reshape(-1, group) for name, x in joined.items()}
-    has_errors = self.source.panel is not None
-    return measured(columns, self.correct_above, has_errors=has_errors)
+    panel = self.source.panel
+    told = () if panel is None else ("score", *panel.components)
+    return measured(columns, self.correct_above, told)
 
   def _answered(
     self, policy: PyTree, prompts: PromptBatch, state: PyTree
@@ -231,8 +232,7 @@ class Heldout:
 def measured(
   columns: dict[str, np.ndarray],
   correct_above: float | None,
-  *,
-  has_errors: bool = False,
+  told: Collection[str] = (),
 ) -> dict[str, float]:
   """Returns what answers to held-out prompts are worth.
 
@@ -253,7 +253,7 @@ def measured(
   Args:
     columns: name -> [P, G].
     correct_above: a score above it is a right answer; None: nobody knows.
-    has_errors: gives standard errors of scores too.
+    told: columns whose mean has its standard error beside it.
   """
   columns = {name: np.asarray(x, np.float64) for name, x in columns.items()}
   found = {}
@@ -263,7 +263,7 @@ def measured(
     if is_part and mean is None:  # no prompt is of a kind that it judges
       continue
     found[f"heldout/{name}"] = mean if is_part else float(np.mean(x))
-    if has_errors and (is_part or name == "score") and error is not None:
+    if name in told and error is not None:
       found[f"heldout/{name}_standard_error"] = error
   score = columns["score"]
   if score.shape[1] > 1:

@@ -92,6 +92,11 @@ class Panel:
   mesh: Any
 
   @property
+  def components(self) -> tuple[str, ...]:
+    """Names of the judges' scores among all that are logged."""
+    return tuple(f"{COMPONENT}{judge.name}" for judge in self.judges)
+
+  @property
   def _how(self) -> tuple[Any, Any, components.Judges]:
     return self.method.module, self.method.config, self.judges
 
@@ -150,10 +155,7 @@ class Panel:
     )
     scores = {name: x for name, x in scores.items() if name not in own}
     scores |= logged | self._named(details) | {"score": score}
-    scores |= {
-      f"{COMPONENT}{judge.name}": shown[:, k]
-      for k, judge in enumerate(self.judges)
-    }
+    scores |= {name: shown[:, k] for k, name in enumerate(self.components)}
     return rollout.replace(score=score, components=parts), scores, state
 
   def _check_range(self, name: str, values: np.ndarray) -> None:
@@ -210,14 +212,13 @@ class Panel:
     """
     kept = (COMPONENT, COMBINATION)
     scores = {k: x for k, x in scores.items() if k.startswith(kept)}
-    own = {f"{COMPONENT}{judge.name}" for judge in self.judges}
     found = {}
     for name, values in distributed.fetch(scores).items():
       full = name if name.startswith(COMBINATION) else f"reward/{name}"
       mean, error = mean_and_error(np.asarray(values).reshape(-1, group))
       if mean is not None:  # some answer is judged
         found[full] = mean
-      if error is not None and name in own:
+      if error is not None and name in self.components:
         found[f"{full}_standard_error"] = error
     return found
 

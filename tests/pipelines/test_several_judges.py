@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from rlhf_jax import pipelines
-from rlhf_jax.pipelines import defaults
+from rlhf_jax.pipelines import defaults, rlhf, stage_curves
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
@@ -122,6 +122,26 @@ def test_a_run_logs_every_judge_and_the_multiplier(whole):
   info = stages.read_stage(folder)
   assert list(info["judges"]) == ["helpful", "safe", "word"]
   assert info["combination"]["name"] == "lagrangian"
+
+
+def test_the_report_draws_the_judges_and_the_constraint(whole):
+  config, folder = whole
+  rows = tiny_runs.rows_of(folder)
+  curves = stage_curves.of_policy(rows, tiny_runs.settings_of(config))
+  found = {curve.title: list(curve.series) for curve in curves}
+  assert found["Objectives"] == ["helpful", "safe", "word"]
+  assert found["Constraint"] == ["multiplier", "violation"]
+  assert found["Decided by the safety score"] == []
+
+
+def test_a_whole_run_names_its_own_reward_model(tmp_path):
+  config = defaults.rlhf()
+  several = {"liked": {"reward": ""}, "other": {"reward": "runs/x"}}
+  config.policy.judges = ConfigDict(several)
+  rlhf.connect(config, "", tmp_path)
+  judges = config.policy.judges
+  assert judges.liked.reward == str(tmp_path / "reward")
+  assert (judges.other.reward, config.policy.reward) == ("runs/x", "")
 
 
 def test_samples_say_what_each_judge_said(whole):
