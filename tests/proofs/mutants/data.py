@@ -146,8 +146,8 @@ FAULTS = (
   ),
   *of(
     "data",
-    "data/formats.py",
-    "formats::pairs_follow_the_raters formats::pairs_that_cannot_be_drawn",
+    "data/ratings.py",
+    "ratings::pairs_follow_the_raters ratings::pairs_that_cannot_be_drawn",
     (
       "ratings: labels are turned round",
       "np.sign(rating_a - rating_b)[keep]",
@@ -287,8 +287,8 @@ FAULTS = (
     ),
     (
       "batches: labels in the order of the data",
-      "labels = data.labels[chosen]",
-      "labels = data.labels[: len(chosen)]",
+      '"label": data.labels[chosen]',
+      '"label": data.labels[: len(chosen)]',
     ),
   ),
   *of(

@@ -345,8 +345,8 @@ FAULTS = (
     ),
     (
       "collect: each batch has the same key",
-      "source.batch(params, {}, jax.random.fold_in(key, number))",
-      "source.batch(params, {}, key)",
+      "batch_key = jax.random.fold_in(key, number)",
+      "batch_key = key",
     ),
     (
       "collect: the mean log-probability",

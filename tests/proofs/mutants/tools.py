@@ -12,17 +12,17 @@ FAULTS = (
     " optimizer::the_warm_up_scales_with_the_run",
     (
       "schedule: the warm-up of a short run is not cut",
-      "min(config.warmup_steps, most)",
-      "config.warmup_steps",
+      "min(_warmup_steps(config, updates), most)",
+      "_warmup_steps(config, updates)",
     ),
     (
       "schedule: no warm-up",
-      "optax.join_schedules([warmup, after], [config.warmup_steps])",
+      "optax.join_schedules([warmup, after], [warmup_steps])",
       "optax.join_schedules([warmup, after], [0])",
     ),
     (
       "schedule: the warm-up is not part of the total",
-      "decay_steps = config.total_steps - config.warmup_steps",
+      "decay_steps = config.total_steps - warmup_steps",
       "decay_steps = config.total_steps",
     ),
     (
