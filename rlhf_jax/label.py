@@ -33,9 +33,7 @@ from rlhf_jax.labelling.store import Store
 from rlhf_jax.labelling.task import Task
 from rlhf_jax.schema import UserError, absence
 
-PORT = 8766
 FOLDER = "labelling"  # of a run
-ALONE = "me"  # who labels where nobody is named
 _REMEDY = "Correct the file."
 _RESPONSES = ("response", "text", "answer")
 
@@ -56,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
   add("--qualification", default="", help="the same, asked first")
   add("--answers", type=int, default=0, help="most answers an item; 0: all")
   add("--batch", default="", help="a name for these items in the records")
-  add("--port", type=int, default=PORT, help=f"{PORT}; 0: any")
+  add("--port", type=int, default=loop.PORT, help=f"{loop.PORT}; 0: any")
   add("--host", default=loop.HOST, help="to listen on; this machine alone")
   add("--name", action="append", default=[], help="of the host, for others")
   add("--export", default="", help="write all judgements to a file, and end")
@@ -275,7 +273,7 @@ def add_people(store: Store, given: str) -> None:
     for name in filter(None, (x.strip() for x in given.split(","))):
       store.add_annotator(name)
   if not store.annotators():
-    store.add_annotator(ALONE)
+    store.add_annotator(loop.ALONE)
 
 
 def prepare(options: argparse.Namespace, store: Store) -> None:

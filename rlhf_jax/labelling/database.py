@@ -40,7 +40,9 @@ CREATE TABLE IF NOT EXISTS assignments (
   kind TEXT NOT NULL, shown TEXT NOT NULL, guideline TEXT NOT NULL,
   state TEXT NOT NULL, opened REAL NOT NULL, turn INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS by_item ON assignments (item, state);
-CREATE INDEX IF NOT EXISTS by_annotator ON assignments (annotator, state);
+CREATE INDEX IF NOT EXISTS by_annotator
+  ON assignments (annotator, item, state, kind);
+CREATE INDEX IF NOT EXISTS by_state ON assignments (annotator, state, turn);
 CREATE TABLE IF NOT EXISTS judgements (
   number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, assignment TEXT NOT NULL,
   body TEXT NOT NULL, time TEXT NOT NULL, undone TEXT);

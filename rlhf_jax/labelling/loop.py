@@ -13,15 +13,19 @@ import dataclasses
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rlhf_jax.labelling import server
 from rlhf_jax.labelling.store import Store
+from rlhf_jax.labelling.task import Task
 from rlhf_jax.labelling.tokens import Tokens
 from rlhf_jax.schema import UserError
 
 HOST = "127.0.0.1"
+PORT = 8766
+ALONE = "me"  # who labels where nobody is named
 POLL_SECONDS = 1.0
 TELL_SECONDS = 60.0  # between two words about the same state
 
@@ -168,3 +172,38 @@ def wait_for(
     if should_stop():
       return None
     time.sleep(poll_seconds)
+
+
+def ask(
+  items: Sequence[Mapping[str, Any]],
+  folder: str | Path,
+  seed: int = 0,
+  *,
+  task: Task | None = None,
+  annotators: Sequence[str] = (ALONE,),
+  port: int = PORT,
+  tell: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+  """Puts items before people, waits until all are judged, returns the records.
+
+  A judge that a loop may name by import path. After a kill the same call goes
+  on.
+
+  Args:
+    items: lines of items (labelling/items.py).
+    folder: of the store.
+    seed: of orders, where no task is given.
+    task: what is asked.
+    annotators: who may label; the admin's page adds more.
+    port: of the page, on this machine.
+    tell: gets the links, and how far people are.
+  """
+  with Store(folder, Task(seed=seed) if task is None else task) as store:
+    for name in annotators:
+      store.add_annotator(name)
+    store.add_items(items)
+    with serve(store, port) as page:
+      tell(page.links())
+      found = wait_for(store, tell=tell)
+  assert found is not None  # nobody asked it to stop
+  return found

@@ -68,6 +68,7 @@ class Desk:
 
   def __init__(self, store: Store) -> None:
     self.store, self.tokens = store, Tokens(store.folder)
+    self.agreement = panel.Panel(store)
 
   def answer(self, path: str, token: str, content: bytes) -> Answer:
     """Returns the answer to a question.
@@ -167,7 +168,7 @@ class Desk:
         "is_paused": self.store.is_paused(),
         "progress": self.store.progress(),
         "people": people,
-        "agreement": panel.agreement(self.store),
+        "agreement": self.agreement(),
         "disputed": len(results.disputed(self.store.database)),
       },
     )

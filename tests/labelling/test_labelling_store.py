@@ -7,7 +7,8 @@ import sqlite3
 
 import pytest
 
-from rlhf_jax.labelling import items, loop, results, verdicts
+from rlhf_jax.data import ranking_parsers
+from rlhf_jax.labelling import assignment, items, loop, results, verdicts
 from rlhf_jax.labelling.store import Store, TakenError
 from rlhf_jax.labelling.task import Task, draw, shuffled
 from rlhf_jax.schema import UserError
@@ -360,6 +361,53 @@ def test_waiting(tmp_path):
     label(found, "anna")  # the rest of r1 is withdrawn
     assert len(found.records("r1")) == 2 and len(found.records("r2")) == 2
     assert len(loop.wait_for(found, "r1", **waits)) == 2
+
+
+def test_what_somebody_did_is_looked_up_by_item(tmp_path):
+  """Else each turn would read all of a person's work for each item."""
+  with store(tmp_path) as found:
+    values = {"annotator": "anna", "overlap": 1, "stale": 0.0}
+    plan = found.database.rows(f"EXPLAIN QUERY PLAN {assignment._FREE}", values)
+    told = " ".join(row["detail"] for row in plan)
+    assert "by_annotator (annotator=? AND item=?" in told
+
+
+def test_what_was_exported_is_read_as_rankings(tmp_path):
+  task = dict(dimensions=("kind",), strengths=True, overlap=2, check_share=0.2)
+  with store(tmp_path / "s", ("anna", "ben"), **task) as found:
+    found.add_items(rows(30, k=2) + [x | {"item": "k"} for x in rows(1, k=3)])
+
+    def tell(turn):
+      told = best_last(turn)
+      told["dimensions"] = {"kind": told["ranks"]}
+      return told | ({"strength": "better"} if len(turn.answers) == 2 else {})
+
+    label(found, "anna", tell)
+    bad = {"all_bad": True, "ranks": [0, 0], "dimensions": {"kind": [0, 1]}}
+    turn = found.next_item("ben")
+    if len(turn.answers) == 2:
+      found.submit("ben", turn.assignment, bad, "x")
+    for record in found.records(kinds=("item", "check")):
+      ranking = ranking_parsers.parse_ranking(record, "x:1")
+      assert ranking.ranks == tuple(record["ranks"])
+      assert ranking.fields["annotator"] in ("anna", "ben")
+
+
+def test_asking_people_is_one_call(tmp_path):
+  pytest.importorskip("uvicorn", reason="pip install -e '.[label]'")
+  said = []
+
+  def tell(text):
+    said.append(text)
+    if text.startswith("waiting"):  # the page is there; somebody labels
+      with Store(tmp_path) as other:
+        label(other, "anna")
+
+  records = loop.ask(
+    rows(3), tmp_path, 7, annotators=("anna",), port=0, tell=tell
+  )
+  assert [x["ranks"] for x in records] == [[1, 0]] * 3
+  assert "http://127.0.0.1:" in said[0]
 
 
 @pytest.mark.parametrize(
