@@ -5,13 +5,42 @@ from __future__ import annotations
 import collections
 import itertools
 import math
+import time
 from typing import Any
 
 from rlhf_jax.labelling import agreement as statistics
 from rlhf_jax.labelling import judgements, summary, verdicts
 from rlhf_jax.labelling.store import Store
+from rlhf_jax.schema import UserError
 
 LEAST = 0.70  # raw agreement below it is a warning
+MOST_SHARE = 0.1  # of the time that goes by, spent on keeping it up to date
+
+
+class Panel:
+  """The agreement of a store, computed again when there is more to say.
+
+  It takes long with many judgements, and the page asks every few seconds: an
+  answer stands until the time it took is a small share of the time since.
+  """
+
+  def __init__(self, store: Store) -> None:
+    self._store = store
+    self._known: dict[str, Any] | None = None
+    self._count, self._at, self._seconds = (0, 0), 0.0, 0.0
+
+  def __call__(self) -> dict[str, Any]:
+    """Returns what `agreement` does, perhaps of a moment ago."""
+    [row] = self._store.database.rows(
+      "SELECT COUNT(*), COUNT(undone) FROM judgements"
+    )
+    start = time.monotonic()
+    is_late = (start - self._at) * MOST_SHARE >= self._seconds
+    if self._known is None or (tuple(row) != self._count and is_late):
+      self._known, self._count = agreement(self._store), tuple(row)
+      self._at = time.monotonic()
+      self._seconds = self._at - start
+    return self._known
 
 
 def agreement(store: Store) -> dict[str, Any]:
@@ -46,10 +75,15 @@ def agreement(store: Store) -> dict[str, Any]:
       f"People agree in {raw:.1%}, below {LEAST:.0%}: read the disputed items, "
       "and sharpen the guidelines."
     )
+  numbers = [("raw agreement", text)]
+  try:
+    numbers += _further(records)
+  except UserError as error:  # the admin still sees the rest
+    warnings.append(str(error))
   return {
     "raw": raw,
     "pairs": len(same),
-    "numbers": [("raw agreement", text), *_further(records)],
+    "numbers": numbers,
     "warnings": warnings,
   }
 

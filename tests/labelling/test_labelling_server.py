@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rlhf_jax.labelling import server, transfer
+from rlhf_jax.labelling import panel, server, transfer
 from rlhf_jax.labelling.store import Store
 from rlhf_jax.labelling.task import Task
 from rlhf_jax.labelling.tokens import Tokens
@@ -206,6 +206,31 @@ def test_an_admin_sees_decides_and_exports(found, tmp_path):
   assert asked(found, HOSTILE)("/api/next").json()["state"] == "paused"
   name = ask("/api/admin/backup").json()["file"]
   assert (tmp_path / "backups" / name).is_file()
+
+
+def test_whole_dialogues_against_each_other(tmp_path):
+  talks = [[{"role": "assistant", "content": text}] for text in "ab"]
+  with store(tmp_path, ("anna", "ben"), overlap=2) as found:
+    found.add_items(
+      [{"prompt": prompt, "answers": talks} for prompt in ("q", talks[0])]
+    )
+    for name in ("anna", "ben"):
+      turn = asked(found, name)("/api/next").json()
+      assert sorted(x[0]["content"] for x in turn["answers"]) == ["a", "b"]
+      label(found, name, lambda turn: {"ranks": [0, 1]})
+    state = asked(found, "admin")("/api/admin/state").json()
+    assert state["agreement"]["pairs"] == 2
+    # What training would refuse is told, and the page goes on.
+    assert "nothing to answer" in str(state["agreement"]["warnings"])
+
+
+def test_agreement_is_counted_again_when_there_is_more(found):
+  shown = panel.Panel(found)
+  assert shown()["raw"] is None and shown() is shown()
+  label(found, "anna")
+  label(found, "ben")
+  shown._at = float("-inf")
+  assert shown()["raw"] == 1.0 and shown()["pairs"] == 4
 
 
 def test_what_is_exported_can_be_read_again(tmp_path):
