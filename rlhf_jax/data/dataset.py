@@ -322,7 +322,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
       )
     rows = None
     if found[0].messages is not None:
-      found, rows, lost = _dialogues(found, data, tokenizer)
+      found, rows, lost = dialogues(found, data, tokenizer)
       dropped += lost
     pairs, labels = ratings.comparisons_from_ratings(
       found, data.pairs, seed, data.ties
@@ -371,7 +371,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
   )
 
 
-def _dialogues(
+def dialogues(
   found: list, data: Data, tokenizer: Tokenizer
 ) -> tuple[list, list[Row], Counter]:
   """Returns rated dialogues that fit, their rows, and what was left out.

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data import dataset, encode, formats, rankings, ratings
+from rlhf_jax.data import dataset, encode, formats, rankings
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.examples import Comparison, Ranking, RatedText
 from rlhf_jax.data.tokenizers import Tokenizer
@@ -25,7 +25,7 @@ from rlhf_jax.exports import opened
 from rlhf_jax.labelling import agreement, judgements
 from rlhf_jax.pipelines import rlhf
 from rlhf_jax.programs import features
-from rlhf_jax.schema import FieldError
+from rlhf_jax.schema import FieldError, UserError
 
 Row = dict[str, np.ndarray]
 
@@ -239,6 +239,8 @@ def _rated(
   drawn = dataset.comparisons(data, tokenizer, seed)
   if fraction:
     drawn = features.split_heldout(drawn, fraction, seed)[1]
+  if found[0].messages is not None:  # those that the pairs are drawn from
+    found, _, _ = dataset.dialogues(list(found), data, tokenizer)
   records = [(found[i], found[j]) for i, j in drawn.pairs]
   items = [
     Item(
@@ -246,12 +248,20 @@ def _rated(
       data.prompt,
       (first.text, second.text),
       [(0, 1, float(label))],
+      objectives=_by_rating(first, second),
     )
     for (first, second), label in zip(records, drawn.labels, strict=True)
   ]
   rows = [[drawn.rows[i], drawn.rows[j]] for i, j in drawn.pairs]
-  ceiling = ratings.rater_ceiling(found, drawn.pairs, drawn.labels)
-  return Judged(records, items, rows, Counter(drawn.dropped), ceiling)
+  return Judged(records, items, rows, Counter(drawn.dropped), drawn.ceiling)
+
+
+def _by_rating(first: RatedText, second: RatedText) -> dict[str, list[Pair]]:
+  """Returns objective -> the pair, of dialogues that were rated by several."""
+  return {
+    name: _of_ranks((-first.objectives[name], -second.objectives[name]))
+    for name in first.objectives.keys() & second.objectives.keys()
+  }
 
 
 def changed_rows(
@@ -270,6 +280,8 @@ def changed_rows(
   if not isinstance(record, tuple):
     return encode_answers(record, texts, data, tokenizer)["answers"]
   first = record[0]
+  if first.messages is not None:
+    raise UserError(f"{first.where}: a whole dialogue has no one answer.")
   rated = [dataclasses.replace(first, text=text) for text in texts]
   encode_one = dataset.encoder(rated, data, tokenizer)
   return [encode_one(text) for text in rated]

@@ -96,7 +96,7 @@ def _check_data(data: Data) -> None:
     unread.check(data, "data", unread.COMPARISONS, packs=False)
     dataset.check(data, "data")
     names = ["end_token", "rankings"]
-    if not data.has_format("ratings"):
+    if not any(map(data.has_format, ("ratings", "rated_dialogue"))):
       names.append("ties")
     why = "the reward model and the records say it"
   else:

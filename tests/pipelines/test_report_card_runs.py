@@ -187,6 +187,37 @@ def test_pairs_drawn_from_ratings(files, reward_head, tmp_path):
   assert 0.5 < facts["ceiling"] <= 1.0
 
 
+def test_dialogues_that_were_rated_as_a_whole(reward_head, tmp_path):
+  """Pairs by the mean of all ratings, and how each objective sees them."""
+  rows = []
+  for n in range(8):
+    turns = [
+      {"role": "user", "content": " is the"},
+      {"role": "assistant", "content": " cat" + " a" * n},
+    ]
+    ratings = {"witty": n, "upbeat": 9 - n // 2, "calm": 5}
+    rows.append({"messages": turns, "ratings": ratings})
+  rows[0]["messages"][0]["content"] = " is" * 90  # does not fit
+  source = write(tmp_path / "rated.jsonl", rows)
+  config = make_config(
+    reward_head,
+    source=source,
+    format="rated_dialogue",
+    pairs=30,
+    chat=True,
+    max_length=60,
+  )
+  config.probes = 5
+  facts = pipelines.run(config, tmp_path / "card")
+  assert facts["pairs"] == 30 and facts["ceiling"] is None
+  by = facts["by"]["objective"]
+  assert by["witty"]["accuracy"]["count"] == 30
+  assert by["calm"]["accuracy"]["count"] == 0  # all tie
+  assert facts["not_probed"] == 5 and not facts["probes"]
+  rows = tiny_runs.rows_of(tmp_path / "card", report_card.SCORES_FILE)
+  assert ":1" not in {x["where"][-2:] for x in rows}
+
+
 @pytest.mark.parametrize(
   "change, message",
   [
