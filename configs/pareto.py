@@ -4,7 +4,8 @@ Task: continue a movie review. One judge is the quickstart's reward model, which
 likes what people like; the other wants few words, which a plain function
 says. The weight goes from one to the other; each setting is a short RLOO run.
 Needs a finished quickstart (its SFT model and its reward model).
-Time: not yet run whole.
+Time: about two minutes a setting on two CPU cores; docs/objectives.md has
+what one seed gave.
 
   python -m rlhf_jax.sweep --config=configs/pareto.py --workdir=runs/pareto \\
       --pareto=heldout/component/liked,heldout/component/brief

@@ -103,8 +103,8 @@ class Settings(actors.Sampled):
     if "reward" in self.offload.trees and not self.has_one_model:
       if not self.judge_folders and not self.monitors:
         raise FieldError(
-          "offload.trees: 'reward': no reward model judges, and there are no "
-          "monitors. Leave it out."
+          "offload.trees: 'reward': a verifier or function judges, and there "
+          "are no monitors. Leave it out."
         )
     self._check_separate()
 
