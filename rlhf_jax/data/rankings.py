@@ -45,10 +45,8 @@ def carried(example: Comparison | Ranking) -> frozenset[str]:
       "margin": example.margin,
       "strength": example.fields.get("strength"),
       "scores": pair_scores(example),
+      WEIGHT: example.fields.get(WEIGHT),
     }
-    strength = example.fields.get("strength")
-    found = {"margin": example.margin, "strength": strength}
-    found |= {WEIGHT: example.fields.get(WEIGHT)}
     return frozenset(name for name, x in found.items() if x is not None)
   names = {f"scores.{n}" if n else "scores" for n in example.scores}
   names |= {f"objectives.{name}" for name in example.objectives}

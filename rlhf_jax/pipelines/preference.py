@@ -21,18 +21,16 @@ import numpy as np
 from rlhf_jax import imported, optimizer, schema
 from rlhf_jax.algorithms.preference import registry
 from rlhf_jax.algorithms.preference import update as preference
-from rlhf_jax.data import dataset, judged, layout, rankings, unread
+from rlhf_jax.data import dataset, layout, unread
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.models import pretrained
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import (
   abstract,
   build,
-  features,
   pairs,
-  reward_data,
+  preference_data,
   shared_rows,
   starts,
   supervised,
@@ -110,26 +108,9 @@ def check(settings: Settings, world: World) -> None:
   unread.check(settings.data, "data", use, packs=packs)
   unread.check(settings.heldout, "heldout", use, packs=False)
   build.check_pairs(settings)
-  _check_rankings(settings)
+  preference_data.check_rankings(settings)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
   _check_rows(settings, world)
-
-
-def _check_rankings(settings: Settings) -> None:
-  """Raises FieldError for a reading of rankings that the method cannot use."""
-  for key in ("data", "heldout"):
-    data, name = getattr(settings, key), settings.algorithm.name
-    if data.rankings == "whole":
-      raise FieldError(
-        f"{key}.rankings='whole': {name!r} compares two answers. Set 'pairs' "
-        "(each answer against each below it) or 'ends' (best against worst)."
-      )
-    if data.rankings == "pairs" and settings.is_unpaired:
-      raise FieldError(
-        f"{key}.rankings='pairs': {name!r} reads single answers, and one in "
-        "the middle of a ranking would be desirable and undesirable. Set "
-        "'ends' (the best is, the worst is not)."
-      )
 
 
 def _check_rows(settings: Settings, world: World) -> None:
@@ -139,42 +120,6 @@ def _check_rows(settings: Settings, world: World) -> None:
     parts=settings.accumulation.microbatches,
     cut="accumulation.microbatches",
   )
-
-
-def load_data(
-  settings: Settings, base: Base
-) -> tuple[dataset.Comparisons, dataset.Comparisons]:
-  """Returns (training, held-out) comparisons, or judged answers for KTO.
-
-  Raises:
-    FieldError: labels that the method cannot express.
-  """
-  if settings.is_unpaired:
-    parts = _load_judged(settings, base)
-  else:
-    parts = features.load_comparisons(settings, base.tokenizer, "preference")
-  by = f"algorithm.name={settings.algorithm.name!r}"
-  reward_data.say_unread("preference", parts[0], {rankings.ORDER}, by)
-  with schema.as_field("algorithm."):
-    for labels in (np.concatenate([p.labels for p in parts]), parts[0].labels):
-      registry.check_labels(settings.algorithm.module, labels)
-  train, held = (judged.compact(part) for part in parts)
-  longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
-  pretrained.check_context(base, longest, "data")
-  return train, held
-
-
-def _load_judged(settings: Settings, base: Base) -> list[dataset.Comparisons]:
-  data, heldout = settings.data, settings.heldout
-  parts = features.load_comparisons(
-    settings, base.tokenizer, "preference", judged.load
-  )
-  return [
-    judged.with_mismatched(part, of.max_length, settings.seed, of.source)
-    for part, of in zip(
-      parts, (data, heldout if heldout.source else data), strict=True
-    )
-  ]
 
 
 def add_reference(
@@ -338,7 +283,7 @@ def run(settings: Settings, world: World) -> dict:
   )
   if info is not None:
     return info
-  train, held = load_data(settings, base)
+  train, held = preference_data.load(settings, base, "preference")
   pairs.report_balance(algorithm, train.labels, "preference")
   total = build.announced(
     schedule, len(train.pairs), "preference", {"optimizer": settings.optimizer}

@@ -126,8 +126,8 @@ def prepare(
   say_unread(name, train, reads(loss), by)
   with schema.as_field("loss."):
     for data in (train, held):
-      if data.ranks is None and loss.objective not in reward.SCORED:
-        reward.check_labels(data.labels, loss)
+      if loss.objective not in reward.SCORED:
+        reward.check_labels(_decided(data), loss)
     if loss.margins and loss.margins != reward.OF_SCORES:
       train = _with_margins(name, train, loss.margins)
   if rankings.TARGET not in reads(loss):
@@ -141,6 +141,13 @@ def prepare(
   if loss.margins:
     return train, {}
   return _scaled(train, loss)
+
+
+def _decided(data: Comparisons) -> np.ndarray:
+  """Returns the labels that say who won; of rankings ties say it as ranks."""
+  if data.ranks is None:
+    return data.labels
+  return data.labels[data.ranks[:, 0] < data.ranks[:, 1]]
 
 
 def say_unread(name: str, data: Comparisons, read: set[str], by: str) -> None:

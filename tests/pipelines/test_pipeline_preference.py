@@ -11,7 +11,7 @@ from rlhf_jax import pipelines
 from rlhf_jax.data import dataset, judged
 from rlhf_jax.models import roles, trees
 from rlhf_jax.pipelines import defaults, preference
-from rlhf_jax.programs import pairs, starts
+from rlhf_jax.programs import pairs, preference_data, starts
 from rlhf_jax.runs import reference, stages
 from rlhf_jax.runs.checkpoint import CheckpointError
 from rlhf_jax.schema import UserError
@@ -85,7 +85,7 @@ def test_kto_needs_both_kinds_of_answers_to_train_on(files, sft_lora):
   settings = tiny_runs.settings_of(config)
   base = tiny_runs.load_base(config)
   with pytest.raises(UserError, match="all 20 labels are 1"):
-    preference.load_data(settings, base)
+    preference_data.load(settings, base, "preference")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def loaded(files, name, mode, start):
   settings, world = tiny_runs.settings_of(config), tiny_runs.world_of(config)
   base = world.base(settings.model)
   stage = starts.starting_policy(settings, base, world)
-  return base, stage, preference.load_data(settings, base)
+  return base, stage, preference_data.load(settings, base, "preference")
 
 
 @pytest.mark.slow

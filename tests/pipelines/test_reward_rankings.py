@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import pipelines
-from rlhf_jax.pipelines import preference
+from rlhf_jax.programs import preference_data
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import FieldError
 from tests.pipelines import tiny_runs
@@ -71,6 +71,17 @@ def test_each_loss_learns_the_planted_order(files, source, objective, capsys):
   assert ("target" in info) == is_scored
   if is_scored:
     assert info["diagnosis"]["reward_model/target_correlation"] > 0.5
+
+
+def test_members_of_an_ensemble_learn_rankings(files, source):
+  config = config_of(files, source, objective="k-wise")
+  config.ensemble.members = 2
+  config.schedule.steps = 10
+  folder = files.root / "rankings_members"
+  pipelines.run(config, folder)
+  info = stages.read_stage(folder)
+  assert info["diagnosis"]["reward_model/accuracy"] > 0.7
+  assert len(info["outputs"]) == 2
 
 
 def test_a_prompt_that_stands_once_changes_no_number(files, source):
@@ -193,7 +204,7 @@ def test_dpo_reads_rankings_as_pairs_and_names_the_rest(files, source, capsys):
   config.heldout_fraction = 0.25
   settings = tiny_runs.settings_of(config)
   base = tiny_runs.load_base(config)
-  train, held = preference.load_data(settings, base)
+  train, held = preference_data.load(settings, base, "preference")
   assert train.pairs.shape[1] == 2 and train.ranks is None
   assert len(train.pairs) + len(held.pairs) == 800
   said = capsys.readouterr().out
