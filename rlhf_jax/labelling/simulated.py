@@ -33,6 +33,8 @@ import numpy as np
 from rlhf_jax.schema import FieldError, check_least
 
 NAME = "simulated-"  # before the number of an annotator
+# Touvron et al. 2023 (arXiv:2307.09288), section 3.2.1.
+WORDS = ("significantly", "better", "slightly", "negligibly")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,9 @@ class Config:
   flips: float = 0.0  # share of rankings that are turned round
   ties: float = 0.0  # preferences that differ by less are a tie
   position_bias: float = 0.0  # nats that stand first adds to an answer
+  strengths: str = ""  # of two answers: preferences that differ by as much are
+  # "significantly" better, "better", "slightly", such as "2,1,0.5", by less
+  # "negligibly"; "": nobody says
   seconds: float = 30.0  # that an item takes, on average
 
   def __post_init__(self) -> None:
@@ -67,15 +72,33 @@ class Config:
         "[0, 1], one for each annotator, with commas between."
       )
 
+    bounds = self.bounds
+    is_falling = sorted(bounds, reverse=True) == list(bounds)
+    if self.strengths and (len(bounds) != 3 or not is_falling):
+      raise FieldError(
+        f"strengths={self.strengths!r}: must be three falling numbers, such as "
+        "'2,1,0.5'."
+      )
+
+  @property
+  def bounds(self) -> tuple[float, ...]:
+    """Of strengths; () where they are no list of numbers."""
+    return _numbers(self.strengths)
+
   @property
   def reliabilities(self) -> tuple[float, ...]:
     """Of each annotator; () where it is no list of numbers."""
     if not self.reliability:
       return (1.0,) * self.count
-    try:
-      return tuple(float(x) for x in self.reliability.split(","))
-    except ValueError:
-      return ()
+    return _numbers(self.reliability)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+  """Returns the numbers of a text with commas between; () of another text."""
+  try:
+    return tuple(float(x) for x in text.split(","))
+  except ValueError:
+    return ()
 
 
 def label(
@@ -122,9 +145,19 @@ def label(
           "shown": [int(i) for i in shown],
           "seconds": round(float(rng.exponential(config.seconds)), 1),
         }
+        | strength(of_item, config)
         | fields
       )
   return records
+
+
+def strength(scores: Sequence[float], config: Config) -> dict[str, str]:
+  """Returns {"strength": word} of two answers, {} where nobody says."""
+  if not config.strengths or len(scores) != 2:
+    return {}
+  difference = abs(scores[0] - scores[1])
+  place = sum(difference < bound for bound in config.bounds)
+  return {"strength": WORDS[place]}
 
 
 def judge(

@@ -110,6 +110,21 @@ def test_records_keep_the_fields_of_items_and_who_judged():
   assert abs(np.mean([r["seconds"] for r in records]) - 30) < 2
 
 
+def test_strengths_are_words_of_the_difference_of_two():
+  config = simulated.Config(strengths="2,1,0.5")
+  gaps = {
+    2.0: "significantly",
+    -1.5: "better",
+    0.6: "slightly",
+    0.1: "negligibly",
+  }
+  for gap, word in gaps.items():
+    (record,) = simulated.label(items(1), [[gap, 0.0]], config, seed=0)
+    assert record["strength"] == word
+  (record,) = simulated.label(items(1, 3), [[9, 5, 1]], config, seed=0)
+  assert "strength" not in record
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
@@ -117,6 +132,7 @@ def test_records_keep_the_fields_of_items_and_who_judged():
     ({"count": 2, "reliability": "1"}, "^reliability='1': must be 2 numbers"),
     ({"flips": 0.6}, r"^flips=0.6: must be in \[0, 0.5\]"),
     ({"temperature": 0.0, "position_bias": 1.0}, "^position_bias=1.0 with"),
+    ({"strengths": "1,2,3"}, "^strengths='1,2,3': must be three falling"),
     ({"count": 0}, "^count=0: must be >= 1"),
   ],
 )

@@ -1,4 +1,4 @@
-"""An engineered gold that saturates: METHODS annex A2b.
+"""An engineered gold that saturates, for METHODS annex A14.
 
 Answers are bags: L = 48 tokens of V = 12 kinds, drawn one by one from a policy
 that has one logit a kind. The gold rises with the count of each kind up to a
