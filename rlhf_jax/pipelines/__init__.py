@@ -20,6 +20,7 @@ from rlhf_jax.pipelines import (
   evaluate_many,
   export_run,
   generate_answers,
+  iterate,
   online_preference,
   policy,
   preference,
@@ -54,6 +55,7 @@ PIPELINES: dict[str, Pipeline] = {
   "report_card": report_card.PIPELINE,
   "export": export_run.PIPELINE,
   "rlhf": rlhf.PIPELINE,
+  "iterate": iterate.PIPELINE,
 }
 
 

@@ -47,12 +47,13 @@ class Settings(answered.Judged):
     stages.POLICY
   )  # folder of the finished policy run that answers; "": the model itself
   count: int = 0  # prompts that are answered, the first of all; 0: all
+  skip: int = 0  # prompts that are passed over; behind the last comes the first
   choose: str = ""  # who chooses the answer to a prompt that is kept: "proxy"
   # (the reward model), "gold" or "verifier" (or function); "": all are kept
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    check_least(self, count=0, batch_size=1)
+    check_least(self, count=0, skip=0, batch_size=1)
     check_choice("choose", self.choose, ("", *SCORES))
     if not self.choose:
       return
@@ -118,7 +119,9 @@ def run(settings: Settings, world: World) -> dict:
     base,
     "count",
     "generate",
+    settings.skip,
   )
+  records = [records[(settings.skip + i) % len(records)] for i in range(count)]
   found = answered.answer(settings, wired, prompts, base, world.mesh)
   said = found[NAME].first(count)
   kept = chosen(said, settings.choose)

@@ -53,6 +53,9 @@ class Settings(schema.Settings):
   init_from: str = stage_field(
     stages.POLICY
   )  # folder of the finished policy run it starts from; "": the model itself
+  continue_from: str = stage_field(
+    stages.REWARD
+  )  # folder of a finished reward run, trained as this one is, that trains on
   head: heads.Config = heads.Config()  # the scalar head on the trunk
   head_seed: int | None = (
     None  # of the head at its start; None: seed. Runs that
@@ -91,6 +94,11 @@ class Settings(schema.Settings):
       samples=False,
     )
     build.check_fraction(self)
+    if self.continue_from and self.init_from:
+      raise FieldError(
+        f"continue_from={self.continue_from!r} and init_from="
+        f"{self.init_from!r}: it starts from one of them. Set the other to ''."
+      )
 
 
 def check(settings: Settings, world: World) -> None:
@@ -105,6 +113,14 @@ def check(settings: Settings, world: World) -> None:
   build.check_rows(
     world, settings.schedule.batch_size, parts=settings.loss.microbatches
   )
+
+
+def _origins(settings: Settings) -> dict[str, str]:
+  """Returns what a checkpoint must agree with about the runs it builds on."""
+  found = stages.origins(init_from=settings.init_from)
+  if settings.continue_from:  # older checkpoints do not say
+    found |= stages.origins(continue_from=settings.continue_from)
+  return found
 
 
 def wire(
@@ -271,7 +287,7 @@ def run(settings: Settings, world: World) -> dict:
     seed=settings.seed,
     schedule=schedule,
     total_steps=total,
-    identity=base.identity | stages.origins(init_from=settings.init_from),
+    identity=base.identity | _origins(settings),
     show=(
       ("reward_model/loss", "loss"),
       ("reward_model/accuracy", "accuracy"),
@@ -327,6 +343,7 @@ def run(settings: Settings, world: World) -> dict:
     best=schedule.best_of,
     asked=schedule.asked,
     init_from=settings.init_from,
+    continue_from=settings.continue_from,
     merged_from=merged_from,
     **facts,
   )

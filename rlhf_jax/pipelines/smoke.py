@@ -18,7 +18,7 @@ from typing import Any
 
 from rlhf_jax import generate, pipelines
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.programs import heldout_settings
+from rlhf_jax.programs import heldout_settings, iterated_settings
 from rlhf_jax.programs.critic import Value
 from rlhf_jax.programs.pipeline import Job
 from rlhf_jax.programs.rejection_samples import Rounds
@@ -33,6 +33,8 @@ LENGTHS = {
   Rounds: {"count": 2},
   Value: {"pretrain_steps": 1},
   heldout_settings.Config: {"count": 8},
+  iterated_settings.Rounds: {"count": 2, "late_from": 2},
+  iterated_settings.Comparisons: {"count": 16, "test": 8, "candidates": 2},
 }
 ANSWERS = {generate.Config: {"max_new_tokens": 16}}
 # Type of a section -> field -> how many times the rows of a batch.
@@ -62,6 +64,8 @@ def shorten(config: Any, workdir: Path, given: Collection[str] = ()) -> None:
     _set(config, _steps(stage) | _cut(stage, LENGTHS), given)
   pipelines.read(config, workdir)
   for name, stage in stages.items():
+    if stage.pipeline.stages is not None:
+      continue  # has no batches of its own
     for rows in BATCHES:
       if _try(config, workdir, _cut(stage, ROWS, rows), given, [name]):
         break
@@ -73,10 +77,10 @@ def shorten(config: Any, workdir: Path, given: Collection[str] = ()) -> None:
 
 
 def _stages(job: Job) -> dict[str, Job]:
-  """Returns the stages of a whole run by name, or the job itself as ""."""
+  """Returns the job itself as "", and the stages of a whole run by name."""
   if job.pipeline.stages is None:
     return {"": job}
-  return job.pipeline.stages(job.settings)
+  return {"": job} | job.pipeline.stages(job.settings)
 
 
 def _sections(stage: Job) -> Iterator[tuple[str, type, Any]]:
@@ -172,4 +176,6 @@ def _say(before: Mapping[str, Job], after: Mapping[str, Job]) -> None:
         if was != now and not dataclasses.is_dataclass(now):
           label = f"{old[0].removeprefix(stage.prefix)}{field.name}"
           parts.append(f"{label} {was} -> {now}")
+    if stage.pipeline.stages is not None and not parts:
+      continue
     print(f"  {name}{': ' if name else ''}{', '.join(parts)}", flush=True)

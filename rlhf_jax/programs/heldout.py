@@ -46,8 +46,11 @@ def prompt_batches(
   base: Base,
   field: str,
   name: str = "held out",
+  skip: int = 0,
 ) -> list[PromptBatch]:
-  """Returns the first `count` prompts in batches, on the host.
+  """Returns `count` prompts in batches, on the host: the first after `skip`.
+
+  The list goes round: behind the last prompt comes the first.
 
   The last batch is filled up with its last prompt.
 
@@ -59,6 +62,7 @@ def prompt_batches(
     base: whose tokenizer.
     field: that says `count`, for the message.
     name: of what asks, for the line that says how many there are.
+    skip: prompts that are passed over.
 
   Raises:
     FieldError: fewer prompts than wanted.
@@ -74,10 +78,11 @@ def prompt_batches(
       f"{field.rpartition('.')[2]}, or give more prompts; a prompt is not used "
       "twice."
     )
-  width = max(len(row) for row in ids[:count])
+  places = [(skip + i) % len(ids) for i in range(count)]
+  width = max(len(ids[i]) for i in places)
   found = []
   for first in range(0, count, size):
-    index = [min(first + i, count - 1) for i in range(size)]
+    index = [places[min(first + i, count - 1)] for i in range(size)]
     rows = [ids[i] for i in index]
     found.append(
       batches.collate_prompts(rows, base.tokenizer.pad_id, width, index=index)

@@ -59,6 +59,8 @@ class Pipeline:
   connect: (tree, prefix, workdir) -> the tree with what the pipeline itself
     fills in, before it is read.
   stages: settings -> name -> job of each stage, of a run that has some.
+  results: (settings, folder) -> (prefix of its fields, file that marks it done)
+    of each stage; None where each has a folder of its name.
   tell: (settings, folder) prints what it found, when it runs alone; None for
     the numbers of stage.json.
   """
@@ -74,6 +76,7 @@ class Pipeline:
   result: str = stages.STAGE_FILE
   connect: Callable[[Any, str, Path], Any] = _no_change
   stages: Callable[[Any], dict[str, Job]] | None = None
+  results: Callable[[Any, Path], list[tuple[str, Path]]] | None = None
   tell: Callable[[Any, Path], None] | None = None
 
   def read(
@@ -167,6 +170,8 @@ class Job:
 
   def results(self, workdir: Path) -> list[tuple[str, Path]]:
     """Returns (prefix of its fields, file that marks it done) of each stage."""
+    if self.pipeline.results is not None:
+      return self.pipeline.results(self.settings, workdir)
     if self.pipeline.stages is None:
       return [("", workdir / self.pipeline.result)]
     return [

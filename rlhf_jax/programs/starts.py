@@ -176,6 +176,36 @@ def say_reference(settings: Any, phase: str) -> None:
   print(f"{phase}: the reference is {folder}{which} ({info['pipeline']} run)")
 
 
+def _continued_reward(
+  settings: Any, base: Base, world: World
+) -> tuple[roles.Role, PyTree, str]:
+  """Returns a finished reward model that trains on.
+
+  Raises:
+    FieldError: it was trained otherwise than the settings say.
+  """
+  folder = settings.continue_from
+  start = stages.load(folder, stages.REWARD, base, world)
+  fields = {
+    "trainable.mode": (start.role.trainable, settings.trainable.mode),
+    "head": (start.role.head, settings.head),
+    "stop_layer": (
+      start.role.stop_layer,
+      settings.stop_layer if settings.stop_layer else None,
+    ),
+    "ensemble": (start.role.members, settings.ensemble.members),
+  }
+  for field, (before, now) in fields.items():
+    if before != now:
+      raise FieldError(
+        f"continue_from={folder!r}: was trained with {field}={before!r}, and "
+        f"this run has {now!r}. Set what it had, or start anew."
+      )
+  merged = stages.merged_folder(folder, start.info)
+  _say(world, f"{folder}: this reward model trains on")
+  return start.role, start.variables, str(merged)
+
+
 def starting_reward(
   settings: Any, base: Base, world: World
 ) -> tuple[roles.Role, PyTree, str]:
@@ -191,6 +221,8 @@ def starting_reward(
     world: where it lives.
   """
   stop = settings.stop_layer if settings.stop_layer else None
+  if getattr(settings, "continue_from", ""):
+    return _continued_reward(settings, base, world)
   several = getattr(settings, "ensemble", ensemble.Config())
   head_seed = getattr(settings, "head_seed", None)
   if goes_on(settings, base):

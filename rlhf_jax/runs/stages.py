@@ -34,6 +34,7 @@ PATHS = (
   "init_from",
   "merged_from",
   "reference",
+  "continue_from",
 )  # in stage.json, relative to its folder
 # Where a checkpoint has the policy's trainable tree.
 TRAINED, BESIDE_CRITIC = "train/params", "train/params/policy"

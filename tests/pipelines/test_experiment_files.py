@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from rlhf_jax import schema
+from rlhf_jax import pipelines, schema
 from rlhf_jax.pipelines import PIPELINES, defaults, find, smoke
 from rlhf_jax.programs.actors import Sampled
 from rlhf_jax.programs.pipeline import Job
@@ -89,9 +89,11 @@ def test_all_sections_parse(
   checked(config)
   smoke.shorten(config, tmp_path)
   checked(config)
-  for stage in (config, *config.values()):
-    is_stage = isinstance(stage, ConfigDict) and "mesh" in stage
-    if is_stage and "schedule" in stage:
+  job = pipelines.read(config, tmp_path)
+  stages = job.pipeline.stages
+  names = stages(job.settings) if stages else ()
+  for stage in (config, *(config[name] for name in names)):
+    if "mesh" in stage and "schedule" in stage:
       assert (stage.schedule.steps, stage.schedule.epochs) == (2, 0.0)
       assert stage.schedule.batch_size <= 16
   known = set(getattr(defaults, config.pipeline)())
@@ -146,8 +148,8 @@ def test_a_budget_that_means_nothing_is_refused(argument):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_misspelt_field_is_named(path):
   config = load(path)
-  stage = config.sft if config.pipeline == "rlhf" else config
-  prefix = "sft." if config.pipeline == "rlhf" else ""
+  stage = config.sft if "sft" in config else config
+  prefix = "sft." if "sft" in config else ""
   section, wrong, right = "model", "lora_rnak", "lora_rank"
   if section not in stage:
     section, wrong, right = "mesh", "fsdq", "fsdp"

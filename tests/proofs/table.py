@@ -16,6 +16,7 @@ import time
 from tests.proofs import (
   ensembles,
   fixed_points,
+  iterated_online,
   kl_laws,
   modular_addition,
   objectives,
@@ -39,6 +40,7 @@ MODULES = {
     preference_optima,
     selection,
     token_rewards,
+    iterated_online,
     transformer_optima,
     objectives,
     modular_addition,

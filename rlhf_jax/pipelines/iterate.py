@@ -1,0 +1,436 @@
+"""Rounds of labels: sample, label, reward model, policy, evaluation, again.
+
+    round k:  the policies so far answer prompts; some answers are compared
+              people, simulated annotators or a judge say which are better
+              they agree, or the run says so (or stops)
+              a reward model learns from this and the earlier rounds
+              a policy learns from it, and meets the first one, the SFT's
+
+Bai et al. 2022 (arXiv:2204.05862, section 4) iterate so weekly; Llama 2
+(Touvron et al. 2023, section 3.2) did five times. What a later round stands on
+is a choice with a name: what the KL is measured to (rounds.reference), where
+its policy starts (rounds.policy_start), whether its reward model is fresh
+(rounds.reward_start) and how much of its data is old (rounds.old_share).
+
+Each round is a folder, round_1/, with all that it read and made: items.jsonl
+(what was compared), labels.jsonl (every judgement: who, when, on answers of
+which policies), reward/, policy/, evaluation/. What is finished is not
+repeated, what was stopped goes on, and where people are waited for the same
+command goes on when they are done.
+
+Left out: prompts that people write; rounds that overlap in time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax import distributed, imported, schema
+from rlhf_jax.labelling import simulated
+from rlhf_jax.models.pretrained import Model
+from rlhf_jax.pipelines import (
+  ai_feedback,
+  evaluate,
+  generate_answers,
+  labelled_rounds,
+  rounds_report,
+  summary,
+)
+from rlhf_jax.pipelines import policy as policy_pipeline
+from rlhf_jax.pipelines import reward as reward_pipeline
+from rlhf_jax.pipelines import sft as sft_pipeline
+from rlhf_jax.programs import (
+  answers,
+  iterated,
+  iterated_settings,
+  pipeline,
+)
+from rlhf_jax.programs.pipeline import Job, Pipeline, stage_of_run
+from rlhf_jax.programs.program import Phase
+from rlhf_jax.programs.world import World
+from rlhf_jax.runs import stages
+from rlhf_jax.schema import FieldError, UserError
+
+STAGES = (
+  *("sft", "gold", "sampling", "reward", "policy", "late_policy"),
+  *("evaluation", "judge"),
+)
+REUSABLE = ("sft", "gold")
+# What the run itself fills in, and what stands there before.
+_GIVEN = {
+  "seed": (0, 1),
+  "init_from": ("",),
+  "reference": ("",),
+  "reference_samples": ("",),
+  "reward": ("",),
+  "gold": ("",),
+  "policy": ("",),
+  "skip": (0,),
+}
+
+
+# Of its own accord it names neither a model nor an endpoint.
+_JUDGE = ai_feedback.Settings(model=Model(source="asset:smollm2-135m-instruct"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(schema.Settings):
+  """Rounds of labels, reward models and policies; METHODS 10."""
+
+  title: str = "Rounds of labels"  # of the report
+  seed: int = 0  # of the first stage; each other one has its own
+  reuse: str = ""  # folder of another whole run whose stages are taken over
+  reuse_stages: tuple = REUSABLE  # which of them
+  rounds: iterated_settings.Rounds = iterated_settings.Rounds()
+  comparisons: iterated_settings.Comparisons = iterated_settings.Comparisons()
+  labels: iterated_settings.Labels = iterated_settings.Labels()
+  annotators: simulated.Config = simulated.Config()  # where they are simulated
+  agreement: iterated_settings.Agreement = iterated_settings.Agreement()
+  # the first policy
+  sft: Job = stage_of_run(sft_pipeline.PIPELINE, "samples")
+  # a reward model that simulated annotators prefer by, and none trains on
+  gold: Job = stage_of_run(reward_pipeline.PIPELINE, "reference_samples")
+  # answers that are compared
+  sampling: Job = stage_of_run(
+    generate_answers.PIPELINE, "policy", "reward", "skip", "choose"
+  )
+  # what learns from the comparisons of each round; its data, if there are any,
+  # are mixed in from the first round on
+  reward: Job = stage_of_run(reward_pipeline.PIPELINE, "reference_samples")
+  # what is aligned in each round, by any pipeline that samples
+  policy: Job = stage_of_run(
+    policy_pipeline.PIPELINE, "init_from", "reference", "reward"
+  )
+  # the same from rounds.late_from on
+  late_policy: Job = stage_of_run(
+    policy_pipeline.PIPELINE, "init_from", "reference", "reward"
+  )
+  # each round's policy against the first one
+  evaluation: Job = stage_of_run(
+    evaluate.PIPELINE, "init_from", "policy", "reward", "gold"
+  )
+  # a language model that labels, with labels.by="judge"
+  judge: Job = dataclasses.field(
+    default=Job(ai_feedback.PIPELINE, _JUDGE),
+    metadata={
+      "leaves": ai_feedback.PIPELINE.leaves,
+      "fields": ("data", "principles", "pairs_of_prompt"),
+    },
+  )
+  facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  # of the report: name -> text
+  caveats: tuple = ()  # of the report: what to keep in mind, a text each
+
+  def __post_init__(self) -> None:
+    schema.check_seed(self.seed)
+    late = self.rounds.late_from
+    if late > self.rounds.count:
+      raise FieldError(
+        f"rounds.late_from={late}: there are rounds.count={self.rounds.count} "
+        "rounds. Lower it; 0 for never."
+      )
+    self._check_sampling()
+    if not self.is_simulated:
+      for name, usual in (
+        ("annotators", simulated.Config()),
+        ("labels.preference", iterated_settings.Labels().preference),
+      ):
+        section, _, field = name.partition(".")
+        value = getattr(self, section)
+        value = getattr(value, field) if field else value
+        if value != usual:
+          raise FieldError(
+            f"{name}: nothing reads it with labels.by={self.labels.by!r}. "
+            "Leave it as it is, or set labels.by='simulated'."
+          )
+    elif self.labels.overlap > self.annotators.count:
+      raise FieldError(
+        f"labels.overlap={self.labels.overlap}: there are "
+        f"{self.annotators.count} simulated annotators. Lower it, or raise "
+        "annotators.count."
+      )
+    if self.agreement.action != "off" and self.labels.overlap < 2:
+      raise FieldError(
+        f"agreement.action={self.agreement.action!r} with labels.overlap=1: "
+        "agreement is not known where nobody judges the same. Set "
+        "labels.overlap=2, or agreement.action='off'."
+      )
+    if (
+      self.labels.by == iterated_settings.JUDGE
+      and self.comparisons.answers != 2
+    ):
+      raise FieldError(
+        f"comparisons.answers={self.comparisons.answers}: a judge compares two "
+        "answers. Set 2."
+      )
+    held = self.reward.settings.heldout.source
+    if self.comparisons.test and held:
+      raise FieldError(
+        f"comparisons.test={self.comparisons.test}: the frozen test set, and "
+        f"reward.heldout.source={held!r} is another. Set one of them."
+      )
+
+  def _check_sampling(self) -> None:
+    """Raises FieldError where stages sample from other policies."""
+    for field in ("temperature", "max_new_tokens"):
+      values = {
+        name: getattr(job.settings.generate, field)
+        for name, job in self.jobs.items()
+        if hasattr(job.settings, "generate")
+      }
+      if len(set(values.values())) > 1:
+        shown = ", ".join(
+          f"{k}.generate.{field}={v}" for k, v in values.items()
+        )
+        raise FieldError(
+          f"{shown}: must be equal. It is part of what a policy is, so people "
+          "would judge other policies than those that learn."
+        )
+
+  @property
+  def is_simulated(self) -> bool:
+    """Whether annotators are simulated."""
+    return self.labels.by == iterated_settings.SIMULATED
+
+  @property
+  def has_gold(self) -> bool:
+    """Whether simulated annotators prefer by a gold reward model."""
+    return (
+      self.is_simulated and self.labels.preference == iterated_settings.GOLD
+    )
+
+  @property
+  def jobs(self) -> dict[str, Job]:
+    """The stages that run, by name, in their order."""
+    absent = set() if self.has_gold else {"gold"}
+    if not self.rounds.late_from:
+      absent.add("late_policy")
+    if self.rounds.late_from == 1:
+      absent.add("policy")
+    if self.labels.by != iterated_settings.JUDGE:
+      absent.add("judge")
+    return {x: getattr(self, x) for x in STAGES if x not in absent}
+
+  @property
+  def planned(self) -> dict[str, Job]:
+    """The stages, those with data that name some that come to be in a round."""
+    found = self.jobs
+    for name in ("reward", "judge"):
+      if name in found and not found[name].settings.data.source:
+        of = found[name].settings
+        path = f"round_1/{iterated.LABELS}"
+        data = dataclasses.replace(
+          of.data, source=path, format=iterated.RANKING
+        )
+        settings = dataclasses.replace(of, data=data)
+        found[name] = dataclasses.replace(found[name], settings=settings)
+    return found
+
+  def folder(self, name: str, workdir: Path) -> Path:
+    """Returns the folder of a stage before the rounds; maybe another run's."""
+    if self.reuse and name in self.reuse_stages:
+      return Path(self.reuse).expanduser() / name
+    return Path(workdir) / name
+
+
+def connect(values: Any, name: str, workdir: Path) -> Any:
+  """Tells each stage its seed, and refuses what the run itself sets.
+
+  Args:
+    values: tree of the whole run; it is changed.
+    name: where it stands, "".
+    workdir: of the run.
+
+  Raises:
+    UserError: something is set that the run itself sets, or `reuse_stages` are
+      no stages that can be taken over.
+  """
+  dotted = f"config.{name}." if name else "config."
+  if any(stage not in values for stage in (*STAGES, "reuse", "reuse_stages")):
+    return values  # schema.read says so
+  for stage in STAGES:
+    for field, usual in _GIVEN.items():
+      found = values[stage].get(field, usual[0])
+      is_start = field == "init_from" and stage in ("reward", "gold")
+      if found not in usual and not is_start:
+        raise UserError(
+          f"{dotted}{stage}.{field}={found!r}: the run itself sets it, in each "
+          f"round ({dotted}rounds says how). Leave it at {usual[0]!r}."
+        )
+  for stage, is_read, how in (
+    ("late_policy", bool(values.rounds.get("late_from")), "rounds.late_from"),
+    (
+      "judge",
+      values.labels.get("by") == iterated_settings.JUDGE,
+      "labels.by='judge'",
+    ),
+  ):
+    if not is_read and _is_changed(values, stage):
+      raise UserError(
+        f"{dotted}{stage}: nothing reads it. Set {dotted}{how}, or leave it as "
+        "it is."
+      )
+  reused = tuple(values.reuse_stages)
+  if "sft" not in reused or not set(reused) <= set(REUSABLE):
+    raise UserError(
+      f"{dotted}reuse_stages={reused}: must hold 'sft', on whose samples the "
+      f"others are normalised, and otherwise only some of {REUSABLE}."
+    )
+  first = Path(workdir) / "round_1"
+  sft = Path(values.reuse or workdir).expanduser() / "sft"
+  for stage, folder in (
+    ("reward", ""),
+    ("gold", ""),
+    ("policy", first / "reward"),
+    ("late_policy", first / "reward"),
+  ):
+    part = values[stage]
+    if "reference_samples" in part:
+      part.reference_samples = str(sft / "samples.npz")
+    if folder and "reward" in part:  # as in the first round, for the checks
+      part.update(init_from=str(sft), reference=str(sft), reward=str(folder))
+  values.sampling.policy = str(sft)
+  values.evaluation.update(
+    init_from=str(sft),
+    policy=str(first / "policy"),
+    reward=str(first / "reward"),
+  )
+  for offset, stage in enumerate(STAGES):
+    if type(values.seed) is int and 0 <= values.seed < schema.SEED_LIMIT:
+      values[stage].seed = values.seed + 1000 * offset
+  return values
+
+
+def _is_changed(values: Any, stage: str) -> bool:
+  """Says whether the tree of a stage is not the usual one."""
+  usual = Settings.__dataclass_fields__[stage].default.as_tree()
+  found, usual = values[stage].to_dict(), usual.to_dict()
+  for tree in (found, usual):
+    tree.get("mesh", {}).clear()  # where it runs, and not what it does
+  return found != usual
+
+
+def check(settings: Settings, world: World) -> None:
+  """Checks every stage, before the first one begins."""
+  for name, job in settings.jobs.items():
+    of = job.settings
+    with schema.located(job.prefix):
+      there = job.open(world.workdir)
+      pipeline.check_models(of)
+      job.pipeline.check(settings.planned[name].settings, there)
+      pipeline.check_data(of)
+  with schema.located(settings.evaluation.prefix):
+    answers.check_sampling(settings.evaluation.settings.generate)
+  if settings.sampling.settings.generate.num_samples != 1:
+    raise FieldError(
+      "sampling.generate.num_samples: comparisons.answers says how many "
+      "answers a prompt gets. Leave it at 1."
+    )
+  if settings.sft.settings.samples < 2:
+    raise FieldError(
+      f"sft.samples={settings.sft.settings.samples}: reward scores are "
+      "normalised on samples of the SFT policy. Set 2 or more; 256 is usual."
+    )
+  for field, path in (
+    ("labels.by", settings.labels.by),
+    ("labels.preference", settings.labels.preference),
+  ):
+    if imported.is_path(path):
+      with schema.as_field():
+        imported.load(path, field)
+  schema.check_local(settings.reuse, "reuse")
+  for name in settings.reuse_stages if settings.reuse else ():
+    folder = settings.folder(name, world.workdir)
+    if name in settings.jobs and stages.read_stage(folder) is None:
+      raise FieldError(
+        f"reuse={settings.reuse!r}: {folder} is not finished. "
+        "Finish that run first, or set reuse=''."
+      )
+
+
+def run(settings: Settings, world: World) -> dict:
+  """Runs all rounds and writes summary.json and report.html."""
+  world.workdir.mkdir(parents=True, exist_ok=True)
+  rounds = settings.rounds
+  print(
+    f"{settings.title}: {_describe(settings)}\n"
+    f"  reference of each round: {_which(rounds.reference)}\n"
+    f"  each round's policy starts from: {_which(rounds.policy_start)}\n"
+    f"  each round's reward model: {rounds.reward_start}",
+    flush=True,
+  )
+  for name in REUSABLE:
+    if name in settings.jobs:
+      folder = settings.folder(name, world.workdir)
+      labelled_rounds.run_stage(settings.jobs[name], folder, world)
+  for number in range(1, rounds.count + 1):
+    labelled_rounds.Round(settings, world, number).run()
+  if not distributed.is_first():
+    return {}
+  return rounds_report.write(settings, world.workdir)
+
+
+def _which(choice: str) -> str:
+  return {
+    iterated_settings.FIRST: "the first one, of the SFT stage",
+    iterated_settings.LAST: "the policy of the round before",
+  }[choice]
+
+
+def phases(settings: Settings, world: World) -> list[Phase]:
+  """Returns the phases of a round, and of the stages before it."""
+  found = []
+  for name, job in settings.jobs.items():
+    is_before = name in REUSABLE
+    folder = world.workdir / ("" if is_before else "round_1") / name
+    with schema.located(job.prefix):
+      there = world.beside(job.settings.mesh, folder)
+    found += [
+      dataclasses.replace(phase, name=name) for phase in job.phases(there)
+    ]
+  return found
+
+
+def _results(settings: Settings, workdir: Path) -> list[tuple[str, Path]]:
+  """Returns (prefix of its fields, file that marks it done) of each stage."""
+  found = [
+    (f"{name}.", workdir / name / settings.jobs[name].pipeline.result)
+    for name in REUSABLE
+    if name in settings.jobs
+  ]
+  for number in range(1, settings.rounds.count + 1):
+    folder = workdir / f"round_{number}"
+    policy = labelled_rounds.policy_of(settings, number)
+    for name, place in (
+      ("sampling", "answers_0"),
+      ("reward", "reward"),
+      (policy, "policy"),
+      ("evaluation", "evaluation"),
+    ):
+      job = settings.jobs[name]
+      found.append((f"{name}.", folder / place / job.pipeline.result))
+  return found
+
+
+def _describe(settings: Settings) -> str:
+  by = settings.labels.by
+  return (
+    f"{settings.rounds.count} rounds of {settings.comparisons.count} "
+    f"comparisons, labels by {by}"
+  )
+
+
+PIPELINE = Pipeline(
+  name="iterate",
+  Settings=Settings,
+  run=run,
+  phases=phases,
+  check=check,
+  result=summary.SUMMARY_FILE,
+  describe=_describe,
+  connect=connect,
+  stages=lambda settings: settings.planned,
+  results=_results,
+)
