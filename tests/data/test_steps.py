@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.algorithms import process
-from rlhf_jax.data import formats, layout, records, steps
+from rlhf_jax.data import formats, layout, look, records, steps
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import load_tokenizer
@@ -142,6 +142,16 @@ def test_a_delimiter_inside_is_counted_not_lost(tmp_path, tokenizer, table):
   found = loaded(tmp_path, tokenizer, table, rows)
   assert len(found.rows) == 1
   assert found.dropped[steps.INSIDE] == 2 and sum(found.dropped.values()) == 3
+
+
+def test_the_command_shows_where_steps_end(tmp_path, tokenizer):
+  path = tmp_path / "steps.jsonl"
+  rows = [RECORD, {**RECORD, "steps": ["a\nb", "c", "d"]}]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  found = look.take(Data(source=str(path), format="steps"), tokenizer)
+  assert found.left_out[steps.INSIDE] == [f"{path}:2"]
+  ((tokens, mask),) = found.items[0].rows.values()
+  assert mask.sum() == 3 and len(mask) == len(tokens)
 
 
 def test_samples_are_read_as_rows_are(tokenizer, table):

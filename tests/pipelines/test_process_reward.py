@@ -12,6 +12,7 @@ from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.data import steps
 from rlhf_jax.models import roles
 from rlhf_jax.pipelines import defaults
+from rlhf_jax.planning import report, topology
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.rewards import reader as reader_lib
 from rlhf_jax.rewards.reader import Reader
@@ -71,7 +72,9 @@ def make_config(files, judged, mode="head", samples=""):
 def process_head(files, judged, sft_lora):
   folder = files.root / "process_head"
   samples = sft_lora / "samples.npz"
-  pipelines.run(make_config(files, judged, samples=samples), folder)
+  config = make_config(files, judged, samples=samples)
+  config.schedule.update(eval_every=120, keep_best="validation/auc", best="max")
+  pipelines.run(config, folder)
   return folder
 
 
@@ -97,6 +100,8 @@ def test_planted_errors_are_learned(process_head):
   assert found["process/answer_auc_min"] > 0.75
   assert info["process"] == {"delimiter": DELIMITER, "score": "min"}
   assert not any(level == "refuse" for level, _ in info["guards"])
+  rows = tiny_runs.rows_of(process_head)
+  assert rows[-1]["validation/auc"] == pytest.approx(found["process/auc"])
   saved = tiny_runs.saved_arrays(process_head)
   trained = [p for p in saved if p.startswith("train/params/")]
   assert sorted(trained) == [
@@ -202,6 +207,32 @@ def test_t20_a_run_that_was_killed_ends_as_one_that_was_not(
       pipelines.run(config, folder)
   pipelines.run(config, folder)
   test_pipeline_resume.assert_same_run(folder, process_full, 8)
+
+
+@pytest.mark.slow
+def test_factors_train_on_packed_rows(files, judged, sft_lora):
+  config = make_config(files, judged, "lora", sft_lora / "samples.npz")
+  config.init_from = str(sft_lora)
+  config.data.update(pack="all", max_length=64)
+  config.schedule.update(steps=60, save_every=60)
+  folder = files.root / "process_lora"
+  info = pipelines.run(config, folder)
+  assert info["diagnosis"]["process/auc"] > 0.6
+  _, scorer, weights, _ = loaded(files, judged, folder)
+  samples = tiny_runs.load_samples(sft_lora / "samples.npz")
+  found = reward_model.make_score(scorer)(weights, samples)
+  np.testing.assert_allclose(np.std(found), 1.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["head", "full"])
+def test_it_is_planned(files, judged, mode):
+  config = make_config(files, judged, mode)
+  config.mesh.update(devices=0, data=2, fsdp=4)
+  config.schedule.batch_size = 8
+  found = report.make(config, topology.parse("cpu:8"), compiles=False)
+  names = [line.program for line in found.lines]
+  assert names == ["features", "update"][mode == "full" :]
+  assert not found.too_large
 
 
 def policy_config(files, sft_lora, folder, mode):

@@ -205,7 +205,7 @@ def rows(steps: int = STEPS) -> Iterator[Row]:
       begin = time.perf_counter()
       mode = "none" if judge is None else "potential"
       used = judge or "prefixes"
-      label = f"potential of {judge}" if judge else "score alone"
+      label = f"potential: {judge}" if judge else "score alone"
       found = distances(name, used, mode, seeds, steps)
       control = distances(name, used, "raw", seeds, steps)
       yield Row(
