@@ -10,7 +10,7 @@ first: Bradley and Terry (1952); of K the ranking is Plackett's and Luce's. Then
 
   reliability a: with probability 1 - a the annotator does not look, and all
                  s_i count as equal: p = a sigmoid(.) + (1 - a) / 2 (METHODS
-                 27.8);
+                 10);
   ties t:        answers next to each other whose preferences differ by less
                  than t are a tie;
   flips e:       with probability e the whole ranking is turned round.
