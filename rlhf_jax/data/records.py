@@ -68,6 +68,9 @@ _JUDGEMENT = re.compile(r"scor|rating|rated|margin|reward|rank|strength|label")
 def judgements_beside(record: dict, format: str) -> list[str]:
   """Returns the fields of a record that judge answers and are not read."""
   read = {*FIELDS.get(format, record), *_OPTIONAL.get(format, ())}
+  for pair in PAIR_SCORES:
+    if not record.keys() >= set(pair):  # one score alone compares nothing
+      read -= set(pair)
   return [
     name for name in record if name not in read and _JUDGEMENT.search(name)
   ]

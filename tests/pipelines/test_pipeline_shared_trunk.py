@@ -193,13 +193,15 @@ def test_the_judge_leaves_values_to_the_pass_that_recomputes():
   plan = judge.Plan(
     role, None, role, (), frozenset(), 1.0, 4, is_value_on_policy=True
   )
-  assert policy_step.judge_plan(plan) is plan
+  rewards = types.SimpleNamespace(token_rewards="none")
+  settings = types.SimpleNamespace(shaping=rewards)
+  assert policy_step.judge_plan(plan, settings) is plan
   low = dataclasses.replace(
     plan, policy=roles.Role(dataclasses.replace(model, dtype="bfloat16"))
   )
-  assert policy_step.judge_plan(low).value is None
+  assert policy_step.judge_plan(low, settings).value is None
   own = dataclasses.replace(low, is_value_on_policy=False)
-  assert policy_step.judge_plan(own) is own
+  assert policy_step.judge_plan(own, settings) is own
 
 
 @pytest.mark.parametrize(

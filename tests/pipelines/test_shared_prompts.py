@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax.algorithms import reward as reward_loss
+from rlhf_jax.algorithms import reward_losses
 from rlhf_jax.algorithms.preference import dpo
 from rlhf_jax.data import dataset, layout
 from rlhf_jax.models import heads, roles, rows, transformer, trees
@@ -179,7 +179,7 @@ def test_rewards_and_their_gradient_do_not_change(data, pooling):
 
   def loss(params, batch):
     scores = features.apply(params, frozen, batch, role=role)
-    return reward_loss.pairwise_loss(scores, batch.label).sum(), scores
+    return reward_losses.pairwise_loss(scores, batch.label).sum(), scores
 
   gradient = jax.jit(jax.grad(loss, has_aux=True))
   (expected, scores), (found, others) = (
@@ -253,7 +253,9 @@ def test_where_prompts_are_left_apart(data, capsys):
   shape = choose(data, microbatches=1, attention="splash")
   assert not shape.has_branches
   said = capsys.readouterr().out
-  assert "prompts stand twice, as attention='splash' reads segments" in said
+  assert (
+    "prompts stand in each row, as attention='splash' reads segments" in said
+  )
   assert not choose(data, microbatches=1, prompts="never").has_branches
   assert not choose(data, microbatches=2).has_branches
   short = [  # 46 tokens instead of 48

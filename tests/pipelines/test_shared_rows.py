@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax.algorithms import reward as reward_loss
+from rlhf_jax.algorithms import reward_losses
 from rlhf_jax.data import dataset, layout
 from rlhf_jax.models import heads, roles, trees
 from rlhf_jax.programs import features, pairs, shared_rows
@@ -66,7 +66,7 @@ def test_scores_and_gradients_do_not_change(data, base, pooling):
 
   def loss(params, batch):
     scores = features.apply(params, frozen, batch, role=role)
-    return reward_loss.pairwise_loss(scores, batch.label).sum(), scores
+    return reward_losses.pairwise_loss(scores, batch.label).sum(), scores
 
   gradient = jax.jit(jax.grad(loss, has_aux=True))
   (expected, scores), (found, shared_scores) = (
