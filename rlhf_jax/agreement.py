@@ -1,4 +1,4 @@
-"""Say how far annotators agree, who they are, and what their labels weigh.
+"""Say how annotators agree, who they are, what their labels weigh.
 
     python -m rlhf_jax.agreement judgements.jsonl --by=country
 

@@ -183,12 +183,12 @@ def test_a_dialogue_has_no_reference():
 
 
 def test_records_are_needed_by_who_reads_them():
-  found = [examples.Comparison("f:1", "c", "d", "e")]
+  found = [examples.Labelled("f:1", "c", "d", 1.0)]
   needy = functions.bind(lambda records: [0.0] * len(records), {}, "f")
   with pytest.raises(UserError) as caught:
     texts.judge_of(needy, found, Letters())
   assert str(caught.value) == (
-    "f:1: a Comparison keeps no further fields, and the verifier reads "
+    "f:1: a Labelled keeps no further fields, and the verifier reads "
     "records. Give prompts or demonstrations."
   )
   free = functions.bind(lambda texts: [0.0], {}, "f")

@@ -55,8 +55,9 @@ class Config:
   endpoint: Endpoint = Endpoint()  # or an endpoint: {"url": ..., "model": ...}
   rubric: str = RUBRIC  # what is good, in words
   template: str = ""  # see rewards/ai/judging.py
-  least_mass: float = 0.01
-  batch_size: int = 16
+  least_mass: float = 0.01  # of the probability that all ten scores have
+  # together: below it the judge has not answered
+  batch_size: int = 16  # questions that a model here reads at a time
   cache: str = ""  # file of replies; "": none is kept
 
   def __post_init__(self) -> None:
