@@ -65,8 +65,10 @@ class Config:
         f"position_bias={self.position_bias} with temperature=0: nothing "
         "outweighs a preference without noise. Set temperature > 0."
       )
-    found = self.reliabilities
-    if len(found) != self.count or not all(0.0 <= x <= 1.0 for x in found):
+    given = _numbers(self.reliability) if self.reliability else None
+    if given is not None and not (
+      len(given) == self.count and all(0.0 <= x <= 1.0 for x in given)
+    ):
       raise FieldError(
         f"reliability={self.reliability!r}: must be {self.count} numbers in "
         "[0, 1], one for each annotator, with commas between."
