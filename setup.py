@@ -14,7 +14,7 @@ LABEL = ["starlette>=0.40", "uvicorn>=0.30"]
 HUB = ["huggingface_hub>=0.36.2"]
 WANDB = ["wandb>=0.21"]
 MLFLOW = ["mlflow-skinny>=3.4"]
-NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10"]
+NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10", *LABEL]
 DOCS = ["mkdocs-material>=9.6"]
 ROOT = Path(__file__).parent
 

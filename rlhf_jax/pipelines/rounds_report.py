@@ -36,11 +36,12 @@ COLUMNS = {
 def judge_of(settings: Any) -> str:
   """Returns who says what answers are worth, as evaluation.json names it.
 
-  The preference of simulated annotators; where it is not known, the reward
-  model of the round itself, which trained the policy.
+  The preference of simulated annotators; where it is not known, the function
+  of the evaluation, if there is one, else the reward model of the round itself,
+  which trained the policy.
   """
   if not settings.is_simulated:
-    return "proxy"
+    return "verifier" if settings.evaluation.settings.reward_fn else "proxy"
   preference = settings.labels.preference
   names = {iterated_settings.GOLD: "gold", iterated_settings.LEXICON: "vader"}
   return names.get(preference, "verifier")
