@@ -343,7 +343,9 @@ rows = numbers["rounds"]
 
 
 def by_round(name):
-  return [row["round"] for row in rows], [row[name] for row in rows]
+  values = [row[name] for row in rows]  # None where it is not known
+  rounded = [x if x is None else round(x, 3) for x in values]
+  return [row["round"] for row in rows], rounded
 
 
 pictures.panels(
