@@ -158,7 +158,17 @@ def record_key(example: Example) -> str:
     return key + json.dumps(
       [_plain(str(m["content"])) for m in example.messages]
     )
-  return json.dumps([key, *map(_plain, _answers(example))])
+  texts = [key, *map(_plain, _answers(example))]
+  if annotator := annotator_of(example):  # another one's judgement is another
+    texts.append(annotator)
+  return json.dumps(texts)
+
+
+def annotator_of(example: Example) -> str:
+  """Returns who judged the answers of a record, "" where it does not say."""
+  if not isinstance(example, Comparison | Ranking):
+    return ""
+  return str(example.fields.get("annotator") or "")
 
 
 def response_text(

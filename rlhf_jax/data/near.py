@@ -108,3 +108,12 @@ class Index:
     hashes = (found[:, None] * _FACTORS + _SHIFTS) % _PRIME
     least = hashes.min(axis=0).astype(np.uint32).reshape(BANDS, ROWS)
     return [(band, row.tobytes()) for band, row in enumerate(least)]
+
+
+def indices(least: float) -> defaultdict[str, Index]:
+  """Returns indices by name, each empty at first: texts apart are not compared.
+
+  Args:
+    least: see Index.
+  """
+  return defaultdict(lambda: Index(least))

@@ -53,13 +53,14 @@ def nearly_repeated(
     least: near.py's J of the prompts, and of the answers, at least.
   """
   seen: set[str] = set()
-  index = near.Index(least)
+  indices = near.indices(least)
   pairs = []
   for record in found:
     key = formats.record_key(record)
     if key in seen:
       continue
     seen.add(key)
+    index = indices[formats.annotator_of(record)]
     other = index.find(formats.record_texts(record), record.where)
     if other is not None:
       pairs.append((record.where, other))

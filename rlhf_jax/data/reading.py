@@ -154,7 +154,7 @@ def _once(parts: list, least: float, left_out: list) -> list:
   """Returns the parts without what repeats an earlier record of any of them."""
   announce(sum(map(len, parts)) if least else 0)
   seen: set[str] = set()
-  index = near.Index(least) if least else None
+  indices = near.indices(least)
   found = []
   for part in parts:
     kept = []
@@ -162,7 +162,7 @@ def _once(parts: list, least: float, left_out: list) -> list:
       key = formats.record_key(record)
       if key in seen:
         left_out.append((REPEATED, record.where))
-      elif index is not None and index.find(
+      elif least and indices[formats.annotator_of(record)].find(
         formats.record_texts(record), record.where
       ):
         left_out.append((NEARLY, record.where))

@@ -147,6 +147,24 @@ def test_what_held_out_data_asks_is_said_and_left_out(tmp_path, capsys):
   assert len(dataset.records(exact, LETTERS)[0]) == 2
 
 
+@pytest.mark.parametrize("duplicates", ["exact", "near"])
+def test_two_annotators_of_the_same_answers_do_not_repeat(
+  tmp_path, capsys, duplicates
+):
+  item = {"prompt": "p", "answers": ["one", "two"], "ranks": [0, 1]}
+  told = [{**item, "annotator": name} for name in ("anna", "ben", "anna")]
+  data = Data(
+    source=write(tmp_path / "t.jsonl", *told),
+    format="ranking",
+    duplicates=duplicates,
+  )
+  found, dropped = dataset.records(data, LETTERS)
+  assert [x.fields["annotator"] for x in found] == ["anna", "ben"]
+  assert sum(dropped.values()) == 1
+  assert not overlap.nearly_repeated(found, 0.8)
+  assert not overlap.repeated(found)
+
+
 @pytest.mark.parametrize(
   ("settings", "words"),
   [
