@@ -56,9 +56,9 @@ class Seen:
       self.arrays = park(config, arrays)
       return self.arrays
 
-    def watched_sample(step, params, key, usual):
+    def watched_sample(step, *given):
       self.note("rollout", self.arrays)
-      judged = draw(step, params, key, usual)
+      judged = draw(step, *given)
       self.note("judged", self.arrays)
       return judged
 
