@@ -8,7 +8,7 @@ A judge with z1 = s + b and z2 = -s + b, a planted position bias b, gives s back
 exactly. The mean of the two probabilities (Lee et al. 2023, arXiv:2309.00267)
 is 1/2 at s = 0 as well, but smaller than sigma(|s|) elsewhere. A position bias
 is all that two orders remove: one for length, or for the judge's own answers,
-is the same in both (evaluation/judge_audit.py measures them).
+is the same in both (labelling/judge_audit.py measures them).
 
 A judge that gives no probabilities votes: z is +inf or -inf, and two votes that
 disagree leave 1/2.

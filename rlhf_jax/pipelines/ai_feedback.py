@@ -8,7 +8,7 @@ a comparison; RLAIF (Lee et al. 2023, arXiv:2309.00267) asks in both orders.
 feedback.jsonl is data of format "ranking": a reward run on it is RLAIF. Where
 the records have people's labels the judge is audited against them: agreement,
 kappa, what position, length and its own answers are worth to it
-(evaluation/judge_audit.py). People's labels are never shown to the judge.
+(labelling/judge_audit.py). People's labels are never shown to the judge.
 
 Every reply is kept in judge_cache.jsonl: a run that was killed goes on by the
 same command and asks no question twice. Replies out of form leave no label; the
@@ -26,7 +26,7 @@ import numpy as np
 from rlhf_jax import schema, terminal
 from rlhf_jax.data import dataset
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.evaluation import judge_audit
+from rlhf_jax.labelling import judge_audit
 from rlhf_jax.models.pretrained import Model
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import results

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.algorithms import judgements
-from rlhf_jax.evaluation import judge_audit
+from rlhf_jax.labelling import judge_audit
 from rlhf_jax.programs.judged_items import Item
 from rlhf_jax.rewards.ai.judging import BOTH, Mark, Verdict
 from rlhf_jax.rewards.ai.voices import FAILURES
@@ -35,7 +35,7 @@ def audit(
   """Returns what is known of a judge, over what it labelled.
 
   label_mass: the mean probability of the labels. label_entropy: nats. The
-  others are those of evaluation/judge_audit.py.
+  others are those of labelling/judge_audit.py.
 
   Args:
     items: that were judged.

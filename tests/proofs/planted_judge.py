@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 from rlhf_jax.algorithms import reward
-from rlhf_jax.evaluation import judge_audit
+from rlhf_jax.labelling import judge_audit
 from rlhf_jax.rewards.ai.judging import BOTH, FIRST, Judge, Judging, Pair
 from rlhf_jax.rewards.ai.reply_cache import Cache
 from rlhf_jax.types import PreferenceBatch, TrainState

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_jax.evaluation import judge_audit
+from rlhf_jax.labelling import judge_audit
 
 NONE = math.nan
 
@@ -27,8 +27,9 @@ def test_kappa_by_hand():
   """Cohen 1960 by hand: 50 items, 20 both yes, 15 both no, 5 and 10 not."""
   ours = np.array([True] * 25 + [False] * 25)
   theirs = np.array([True] * 20 + [False] * 5 + [True] * 10 + [False] * 15)
-  assert judge_audit.kappa(ours, theirs) == pytest.approx(0.4)
-  assert judge_audit.kappa(ours[:3], theirs[:3]) is None
+  found = judge_audit.agreement(ours * 1.0, theirs * 1.0)
+  assert found["kappa"] == pytest.approx(0.4)
+  assert "kappa" not in judge_audit.agreement(ours[:3] * 1.0, theirs[:3] * 1.0)
 
 
 def test_ties_are_counted_and_left_out():

@@ -15,6 +15,7 @@ METHODS 8.4; Zheng et al. 2023, arXiv:2306.05685.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 
 from rlhf_jax import terminal
 from rlhf_jax.evaluation import win_rate
+from rlhf_jax.labelling import agreement as annotators
 
 SHOWN = (
   *("label_mass", "label_entropy", "flip_rate", "first_share"),
@@ -61,18 +63,6 @@ def positions(first: np.ndarray, swapped: np.ndarray) -> dict[str, float]:
   return found
 
 
-def kappa(ours: np.ndarray, theirs: np.ndarray) -> float | None:
-  """Returns Cohen's kappa of two judges' choices [N] bool.
-
-  None where chance alone agrees always: one of them never varies, nor does the
-  other.
-  """
-  agreed = float(np.mean(ours == theirs))
-  p, q = float(np.mean(ours)), float(np.mean(theirs))
-  chance = p * q + (1.0 - p) * (1.0 - q)
-  return None if chance == 1.0 else (agreed - chance) / (1.0 - chance)
-
-
 def agreement(labels: np.ndarray, gold: np.ndarray) -> dict[str, float]:
   """Returns how a judge agrees with people.
 
@@ -102,8 +92,8 @@ def agreement(labels: np.ndarray, gold: np.ndarray) -> dict[str, float]:
       "agreement_low": share.low,
       "agreement_high": share.high,
     }
-    beyond = kappa(ours, theirs)
-    if beyond is not None:
+    beyond = annotators.cohen_kappa(ours * 1.0, theirs * 1.0)
+    if math.isfinite(beyond):  # else chance alone agrees always
       found["kappa"] = beyond
   return found
 
