@@ -35,6 +35,10 @@ HEADLINES = (
   "preference/loss",
   "reward_model/loss",
   "sft/loss",
+  "heldout/score",
+  "heldout/pass1",
+  "validation/accuracy",
+  "validation/loss",
 )
 
 
@@ -69,7 +73,6 @@ class Stage:
     self._columns: dict[str, tuple[array.array, array.array]] = {}
     self._marks: list[tuple[int, float]] = []  # (step, time) of each row
     self._missing: dict[str, tuple[int, int]] = {}  # metric -> count, last step
-    self._last: dict[str, Any] = {}
 
   def refresh(self) -> None:
     """Reads what was written since the last call."""
@@ -106,7 +109,6 @@ class Stage:
       values.append(math.nan if found is None else found)
     time = number(row.get("time"))
     self._marks.append((step, math.nan if time is None else time))
-    self._last = row
 
   @property
   def step(self) -> int:
@@ -207,7 +209,7 @@ class Stage:
       "alarms": len(self.alarms()),
       "headline": headline,
       "curve": [] if headline is None else self.curve(headline, 60),
-      "value": None if headline is None else number(self._last.get(headline)),
+      "value": None if headline is None else self._newest_of(headline),
     }
 
   def detail(self, now: float) -> dict[str, Any]:
@@ -220,6 +222,10 @@ class Stage:
       "samples": [shown(row) for row in reversed(self._newest)][:SAMPLES_SHOWN],
       "pairs": [shown(row) for row in self._pairs],
     }
+
+  def _newest_of(self, name: str) -> float | None:
+    """Returns the newest value of a metric, None where it is not finite."""
+    return number(self._columns[name][1][-1])
 
   def curve(self, name: str, most: int = POINTS_SHOWN) -> list[list]:
     """Returns [[step, value or None], ...], at most `most` and the last one."""
@@ -250,7 +256,7 @@ class Stage:
         found.append({"name": part, "seconds": total})
     pace, spent = self.pace(), sum(part["seconds"] for part in found)
     if found and pace is not None:
-      whole = pace * len(self._marks)
+      whole = pace * len({step for step, _ in self._marks})
       if whole > spent:
         found.append({"name": "rest", "seconds": whole - spent})
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rlhf_jax.types import PyTree
 
 RECORD = "config.json"  # of a run; main.py writes it
 EVALUATION = "evaluation.json"  # in the folder of one
+_ROUND = re.compile(r"round_\d+")
 # Of a Model section: what says which weights and which tokenizer, and not how
 # they run or what trains.
 _FIELDS = frozenset(
@@ -112,8 +114,11 @@ def recorded(folder: Path) -> dict[str, Any]:
   """Returns the settings of a stage as config.json has them, or {}.
 
   Args:
-    folder: of the stage; the record of a whole run is beside its stages.
+    folder: of the stage; the record of a whole run is beside its stages, and
+      that of a round in the folder of its run.
   """
+  if _ROUND.fullmatch(folder.name) and not (folder / RECORD).is_file():
+    return recorded(folder.parent)
   for path, inside in ((folder, ""), (folder.parent, folder.name)):
     if not (path / RECORD).is_file():
       continue

@@ -16,7 +16,9 @@ A finished round is not repeated; the same command goes on with the one that
 was interrupted. kept.jsonl is written when a round's samples are complete.
 
 Held-out prompts are answered every schedule.eval_every steps of a round, and at
-its end (round_N/metrics.jsonl); round_N@best is the best step of a round.
+its end (round_N/metrics.jsonl, and its last numbers in the run's own);
+round_N@best is the best step of a round, and FOLDER@best that of all rounds,
+where schedule.keep_best is of held-out prompts.
 
 Left out: a temperature of its own for each round (start a run a round), and
 PPO afterwards (init_from of configs/ppo.py takes this run).
@@ -43,14 +45,14 @@ from rlhf_jax.programs import (
   language_model,
   own_samples,
   rejection_samples,
-  several,
+  round_results,
 )
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.program import Phase, planned_steps
 from rlhf_jax.programs.rejection_samples import Rounds
 from rlhf_jax.programs.rollouts import Source
 from rlhf_jax.programs.world import World
-from rlhf_jax.runs import checkpoint, stages
+from rlhf_jax.runs import stages
 from rlhf_jax.runs.loop import Measure, Schedule
 from rlhf_jax.schema import FieldError
 from rlhf_jax.types import PyTree
@@ -355,7 +357,10 @@ def run(settings: Settings, world: World) -> dict:
           integrity.check_meta(done["origins"], origins)
         stage = stages.load(folder, stages.POLICY, base, world)
         params, _ = roles.split(stage.role, stage.variables)
-  return _finish(settings, opened, params)
+      if distributed.is_first():
+        round_results.tell(writer, number, folder, NAME)
+  folders = [folder_of(workdir, n) for n in range(1, rounds.count + 1)]
+  return round_results.finish(settings, opened, params, folders, NAME)
 
 
 def _measure_of(
@@ -367,41 +372,6 @@ def _measure_of(
     return measure
   state = rejection_samples.read_state(folder / STATE_FILE, make())
   return functools.partial(measure, state=state)
-
-
-def _finish(
-  settings: Settings, opened: own_samples.Opened, params: PyTree
-) -> dict:
-  """Saves the policy of the last round as that of the run."""
-  number, workdir = settings.rounds.count, opened.world.workdir
-  with checkpoint.Checkpoints(str(workdir / "checkpoints")) as saved:
-    if saved.latest() != number:
-      saved.save(
-        number,
-        {"train": {"params": params}},
-        opened.identity,
-        is_final=True,
-      )
-  reports = []
-  if distributed.is_first():
-    reports = [
-      {k: v for k, v in row.items() if k.startswith("rejection/")}
-      for row in metrics.read_metrics(workdir / "metrics.jsonl")
-      if row.get("phase") == NAME
-    ]
-  return stages.write_stage(
-    workdir,
-    NAME,
-    opened.base,
-    opened.actors.plan.policy,
-    asked=settings.asked,
-    steps=number,
-    rounds=reports,
-    init_from=settings.init_from,
-    reference=settings.reference,
-    merged_from=opened.actors.merged_from,
-    **several.facts(settings),
-  )
 
 
 def _describe(settings: Settings) -> str:

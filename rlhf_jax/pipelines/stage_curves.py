@@ -15,12 +15,13 @@ def _series(rows: list[dict], *pairs: tuple[str, str]) -> dict:
     rows: of metrics.jsonl.
     pairs: (label, metric).
   """
-  steps = [row["step"] for row in rows]
-  return {
-    label: (steps, [row.get(name) for row in rows])
-    for label, name in pairs
-    if any(row.get(name) is not None for row in rows)
-  }
+  found = {}
+  for label, name in pairs:
+    told = [(row["step"], row[name]) for row in rows if name in row]
+    if any(value is not None for _, value in told):
+      steps, values = zip(*told, strict=True)
+      found[label] = list(steps), list(values)
+  return found
 
 
 def of_supervised(rows: list[dict]) -> list[Curve]:
@@ -37,15 +38,20 @@ def of_supervised(rows: list[dict]) -> list[Curve]:
       series(
         ("training", "sft/loss"),
         ("pairs", "reward_model/loss"),
+        ("held-out", "validation/loss"),
       ),
       caption="Down is better.",
     ),
     Curve(
       "Accuracy on pairs",
       "share",
-      series(("training", "reward_model/accuracy")),
+      series(
+        ("training", "reward_model/accuracy"),
+        ("held-out", "validation/accuracy"),
+      ),
       {"chance": 0.5},
-      caption="Of the training pairs of each step.",
+      caption="Of the training pairs of each step, and of those held out where "
+      "they were measured.",
     ),
     Curve("Margin", "score", series(("margin", "reward_model/margin"))),
     Curve("Entropy", "nats per token", series(("entropy", "sft/entropy"))),
@@ -98,8 +104,17 @@ def of_policy(rows: list[dict], stage: Any) -> list[Curve]:
       series(
         ("proxy", "rollout/score_mean"),
         ("gold", "eval/gold"),
+        ("held out", "heldout/score"),
         ("samples of a round", "rejection/score_mean"),
         ("kept", "rejection/kept_score"),
+      ),
+    ),
+    Curve(
+      "Right answers to held-out prompts",
+      "share",
+      series(
+        ("of answers", "heldout/pass1"),
+        ("of prompts, one of several", "heldout/passG"),
       ),
     ),
     Curve(
@@ -131,21 +146,33 @@ def of_policy(rows: list[dict], stage: Any) -> list[Curve]:
         ("k1", "rollout/kl_k1_sum"),
         ("k3", "rollout/kl_k3_sum"),
         ("samples of a round", "rejection/kl"),
+        ("held-out", "heldout/kl"),
       ),
       lines,
     ),
     Curve(
       "Pairs in the right order",
       "share",
-      series(("training", "preference/accuracy")),
+      series(
+        ("training", "preference/accuracy"),
+        ("held-out", "validation/accuracy"),
+      ),
     ),
-    Curve("Loss on pairs", "loss", series(("training", "preference/loss"))),
+    Curve(
+      "Loss on pairs",
+      "loss",
+      series(("training", "preference/loss"), ("held-out", "validation/loss")),
+    ),
     Curve(
       "Entropy of the samples",
       "nats per token",
       series(("entropy", "rollout/entropy")),
     ),
-    Curve("Answer length", "tokens", series(("mean", "rollout/length_mean"))),
+    Curve(
+      "Answer length",
+      "tokens",
+      series(("mean", "rollout/length_mean"), ("held-out", "heldout/length")),
+    ),
     Curve(
       "Critic: explained variance",
       "share",

@@ -287,6 +287,10 @@ class Checkpoints:
     """Returns the finished step with the best score, or None."""
     return next(iter(self._best_of(self.steps())), None)
 
+  def score(self, step: int) -> float | None:
+    """Returns how good a finished step is, None where nobody said."""
+    return self._record(step).get("score")
+
   def is_best(self, score: float | None) -> bool:
     """Says whether no kept step has a better score; False of None."""
     if score is None:

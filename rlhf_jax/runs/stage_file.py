@@ -34,6 +34,7 @@ FURTHER = {
   "prompt_end": str,
   "quantize": str,
   "best": str,
+  "best_at": str,
   "trained": str,
   "steps": int,
   "asked": dict,

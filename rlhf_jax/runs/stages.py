@@ -82,12 +82,17 @@ class Shelf(Protocol):
 def place(folder: str | Path) -> tuple[Path, str]:
   """Returns (folder, step) of FOLDER, FOLDER@best or FOLDER@12; "" for none.
 
-  A folder that is there under the whole name is that folder.
+  A folder that is there under the whole name is that folder. The best step of
+  a run of rounds is in one of them, which its stage.json names.
   """
   head, at, step = str(folder).rpartition("@")
   is_step = step == "best" or (step.isascii() and step.isdigit())
   if at and is_step and not Path(folder).expanduser().is_dir():
-    return Path(head).expanduser(), step
+    path = Path(head).expanduser()
+    within = (stage_file.read(path) or {}).get("best_at", "")
+    if step == "best" and within:
+      return path / within.rpartition("@")[0], step
+    return path, step
   return Path(folder).expanduser(), ""
 
 

@@ -213,6 +213,20 @@ def test_rounds_answer_held_out_prompts(files, sft_lora, reward_head):
     best = max(scores, key=scores.get)
     assert stages.step_of(f"{of_round}@best") == best
   assert scores[4] > measured(folder, "rejection/score_mean")[1]
+  told = measured(folder, "heldout/score")  # of all rounds, in the run's rows
+  kept = {}
+  for number in (1, 2):
+    scores = measured(rejection.folder_of(folder, number), "heldout/score")
+    assert told[number] == scores[4]
+    kept[number] = max(scores.values())
+  best = max(kept, key=lambda number: (kept[number], number))
+  inside = rejection.folder_of(folder, best)
+  assert stages.place(f"{folder}@best") == (inside, "best")
+  assert stages.step_of(f"{folder}@best") == stages.step_of(f"{inside}@best")
+  assert stages.read_stage(folder)["rounds"][1]["heldout/score"] == told[2]
+  rows = tiny_runs.rows_of(folder)
+  pipelines.run(config, folder)
+  assert tiny_runs.rows_of(folder) == rows  # told once
 
 
 @pytest.mark.slow
