@@ -10,8 +10,9 @@ four continuations.
   PPO      adaptive KL to the first policy: 0.15 at the start, target 6 nats, a
            tenth of the error a rollout; 512 answers a rollout, 4 epochs, 1e-5
            linear to 0; clip 0.2, critic clip 0.2, c_v 0.1, gamma 1, lambda
-           0.95; Adam as TensorFlow has it, epsilon 1e-5; advantages whitened;
-           temperature 0.7; 24 tokens; no fitting end: score -1
+           0.95; Adam as TensorFlow has it, epsilon 1e-5; rewards of tokens
+           whitened about their mean, advantages whitened; temperature 0.7; 24
+           tokens; no fitting end: score -1
   online   the policy's own continuations are labelled while it trains
 
 Changed: SmolLM2-135M-Instruct in place of GPT-2. They labelled all through
@@ -78,6 +79,7 @@ def get_config() -> ConfigDict:
     kl_coefficient=0.15,
     kl_target=6.0,
     kl_horizon=5120.0,  # 512 answers a rollout: a tenth
+    whitening="keep_mean",
     clip=None,
   )
   policy.algorithm.update(

@@ -83,6 +83,7 @@ class Settings(actors.Sampled):
       )
     _ = self.advantages  # its signature is checked
     self._check_token_rewards()
+    self._check_whitening()
     if self.importance.cap is not None and self.model.dtype == "float32":
       raise FieldError(
         f"importance.cap={self.importance.cap}: with model.dtype="
@@ -133,6 +134,7 @@ class Settings(actors.Sampled):
       "normalise",
       "length_penalty",
       "overlong_tokens",
+      "whitening",
     ):
       if getattr(shape, field) != getattr(usual, field):
         raise FieldError(
@@ -160,6 +162,16 @@ class Settings(actors.Sampled):
     if not self.advantage_fn:
       with schema.as_field("shaping."):
         registry.check_token_rewards(self.algorithm.module, self.method, mode)
+
+  def _check_whitening(self) -> None:
+    """Checks that a baseline is in the units of the whitened rewards."""
+    further = registry.further_of(self.algorithm.module, self.method)
+    if self.shaping.whitening != "none" and further:
+      raise FieldError(
+        f"shaping.whitening={self.shaping.whitening!r}: {self.algorithm.name!r}"
+        f" takes the score of its {', '.join(further)} answers off, which is "
+        "not whitened. Set 'none', or shaping.normalise='scale'."
+      )
 
   def code(self) -> dict[str, str]:
     return super().code() | {

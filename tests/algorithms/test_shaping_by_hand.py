@@ -37,6 +37,47 @@ def test_scale_divides_and_standardise_shifts_too():
   np.testing.assert_allclose(found, [-1.0, 1.0], rtol=1e-5)
 
 
+def test_whitening_is_of_the_rewards_of_all_tokens():
+  """Rewards 2 | 0 0 0 2: mean 0.8, variance 0.96."""
+  deviation = np.sqrt(0.96)
+  found, row = shaped([2.0, 2.0], [1, 4], whitening="scale")
+  np.testing.assert_allclose(found, [2 / deviation] * 2, rtol=1e-5)
+  np.testing.assert_allclose(row["reward/deviation"], deviation, rtol=1e-5)
+  assert float(row["reward/shaped"]) == 2.0  # in units of the score
+  # About the mean each token gains as much, so the longer answer more.
+  found, _ = shaped([2.0, 2.0], [1, 4], whitening="keep_mean")
+  gain = 0.8 * (1 - 1 / deviation)
+  np.testing.assert_allclose(
+    found, [2 / deviation + gain, 2 / deviation + 4 * gain], rtol=1e-5
+  )
+
+
+def test_ppo_max_normalises_and_clips_by_running_moments():
+  """Zheng et al. 2023: clip((r - mean) / deviation, -c, c)."""
+  mask = jnp.ones((4, 1))
+  rollout = Rollout(
+    tokens=jnp.zeros((4, 1), jnp.int32),
+    valid_mask=mask,
+    response_mask=mask,
+    behaviour_logprobs=-mask,
+    finish_reason=jnp.full(4, FINISH_EOS),
+    reference_logprobs=-mask,
+    score=jnp.array([1.0, 2.0, 3.0, 10.0]),
+  )
+  config = shaping.Config(normalise="standardise", clip=1.0)
+  moments, seen = shaping.init_moments(), []
+  for shift in (0.0, 5.0):
+    score = rollout.score + shift
+    seen += np.asarray(score).tolist()
+    found, moments, _ = shaping.shape_rewards(
+      rollout.replace(score=score), moments, jnp.float32(0.1), config
+    )
+    expected = (np.asarray(score) - np.mean(seen)) / np.std(seen)
+    np.testing.assert_allclose(
+      found.rewards[:, 0], np.clip(expected, -1.0, 1.0), rtol=1e-4
+    )
+
+
 def test_the_overlong_penalty_sets_in_late_and_rewards_nobody():
   """From 2 tokens on, in full at 4."""
   found, row = shaped(

@@ -121,6 +121,7 @@ def test_a_method_learns_the_planted_word(files, sft_lora, reward_head):
     ("rloo", {"shaping.kl_estimator": "k3"}, "kl_estimator='k3'"),
     ("remax", {"epochs.epochs": 2}, "2 steps per rollout"),
     ("grpo", {"value.pretrain_steps": 2}, "no critic to train"),
+    ("remax", {"shaping.whitening": "scale"}, "greedy answers off, which"),
   ],
 )
 def test_what_is_known_to_be_wrong_is_refused(

@@ -5,6 +5,7 @@ policy, one number per position as the critic, and the package's own shaping,
 advantages and update in between. METHODS annex A1 and A6.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -58,10 +59,20 @@ def sample(params, reference, reward, key, count):
 
 
 @functools.partial(
-  jax.jit, static_argnames=("steps", "count", "rate", "is_targeted")
+  jax.jit,
+  static_argnames=("steps", "count", "rate", "is_targeted", "shape"),
 )
 def train(
-  reward, reference, beta, key, *, steps, count, rate, is_targeted=False
+  reward,
+  reference,
+  beta,
+  key,
+  *,
+  steps,
+  count,
+  rate,
+  is_targeted=False,
+  shape=SHAPING,
 ):
   """Returns params and the rollout metrics of `steps` updates."""
   optimizer = optax.adam(
@@ -75,7 +86,7 @@ def train(
     sample_key, update_key = jax.random.split(key)
     rollout = sample(state.params, reference, reward, sample_key, count)
     rollout, moments, metrics = shaping.shape_rewards(
-      rollout, moments, beta, SHAPING
+      rollout, moments, beta, shape
     )
     rollout = ppo.advantages(rollout, PPO)
     state, step_metrics = update.update(
@@ -134,6 +145,27 @@ def test_a1_ppo_reaches_the_kl_regularised_optimum(seed, beta):
   # Control: with the sign of the KL flipped it must miss by far.
   flipped, _ = train(reward, reference, -beta, key, **settings)
   assert kl_to_optimum(flipped, reward, reference, beta) > 0.5
+
+
+@pytest.mark.parametrize(
+  "whitening", ["scale", pytest.param("keep_mean", marks=pytest.mark.slow)]
+)
+def test_whitened_rewards_of_one_length_move_no_optimum(whitening):
+  """Score and KL are divided by the same number."""
+  reward, reference = bandit(0)
+  shape = dataclasses.replace(SHAPING, whitening=whitening)
+  params, metrics = train(
+    4.0 * reward,
+    reference,
+    2.0,
+    jax.random.key(0),
+    steps=500,
+    count=1024,
+    rate=0.05,
+    shape=shape,
+  )
+  assert float(metrics["reward/deviation"][0]) > 2.0  # it does divide
+  assert kl_to_optimum(params, 4.0 * reward, reference, 2.0) < 5e-3
 
 
 @pytest.mark.slow

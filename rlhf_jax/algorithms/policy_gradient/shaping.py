@@ -17,8 +17,17 @@ tokens, then falling linearly to -1 at L_max and beyond; or both.
 A judge that reads beginnings of answers may reward their tokens too
 (token_rewards.py); that changes the optimum only where it is no potential.
 
+The rewards of all tokens of a rollout, score and KL alike, may be whitened at
+the end. Ziegler et al. 2019's code ("whiten_rewards"; Huang et al. 2024,
+arXiv:2403.17031) has (r - mean) / deviation + mean, "keep_mean" here: what the
+mean gains is the same on each token, so answers of other lengths gain other
+amounts, and only where all have one length the optimum stays where it was.
+"scale" is r / deviation, which moves no optimum.
+
+PPO-max (Zheng et al. 2023, arXiv:2307.04964, section 5.2) is normalise
+"standardise" and a clip; its "reward scaling" is "scale".
+
 A truncated answer ends the episode: no value is bootstrapped at the cut.
-Left out: whitening of the whole per-token reward.
 """
 
 from __future__ import annotations
@@ -53,6 +62,8 @@ class Config:
   token_rewards: str = "none"  # what the reward model says of the beginnings
   # of an answer: "potential" leaves the optimum as it is, "raw" does not
   token_coefficient: float = 1.0  # scale of these values, in units of the score
+  whitening: str = "none"  # of the rewards of all tokens of a rollout: "scale"
+  # divides by their deviation, "keep_mean" about their mean (Ziegler 2019)
   kl_estimator: str = "k1"  # of the KL in the reward; only k1 has a gradient
   kl_coefficient: float = 0.1  # beta of the KL in the reward, at the start; 0
   # for a KL in the loss
@@ -69,6 +80,7 @@ class Config:
       "missing_eos": ("keep", "replace", "subtract", "mask"),
       "normalise": ("none", "scale", "standardise"),
       "token_rewards": token_rewards.MODES,
+      "whitening": ("none", "scale", "keep_mean"),
       "kl_controller": ("fixed", "adaptive"),
     }
     for name, allowed in choices.items():
@@ -258,6 +270,8 @@ def shape_rewards(
     reward/shaped: mean score after shaping, before the KL. Falling is bad.
     reward/kl_term: mean of -beta KL per answer. Far below 0 is bad.
     reward/total: shaped + kl_term, the objective. Falling is bad.
+    reward/deviation: of the rewards of tokens before whitening, which divides
+      by it. Towards 0 is bad: noise becomes the reward.
     reward/token_sum: mean of what token rewards add to an answer; of a
       potential its start's, with a minus, which no policy moves. Of raw values
       rising while reward/shaped does not is bad: it is longer, not better.
@@ -312,6 +326,9 @@ def shape_rewards(
     metrics["reward/token_sum"] = ops.masked_mean(jnp.sum(added, -1), kept)
     metrics["reward/token_size"] = ops.masked_mean(jnp.abs(added), mask)
 
+  if config.whitening != "none":
+    rewards, metrics["reward/deviation"] = _whitened(rewards, mask, config)
+
   kl_mean = ops.masked_mean(jnp.sum(kl_term, -1), kept)
   shaped = ops.masked_mean(score, kept)
   metrics |= monitored | {
@@ -327,6 +344,20 @@ def shape_rewards(
     rewards=rewards, response_mask=mask, prefix_values=None, prefix_mask=None
   )
   return rollout, moments, metrics
+
+
+def _whitened(
+  rewards: Array, mask: Array, config: Config
+) -> tuple[Array, Array]:
+  """Returns rewards [N, L] of unit deviation, and the deviation [] before.
+
+  Statistics are of all response tokens of the rollout, so sharding has no
+  effect; variance is divided by n, 1e-8 inside the root.
+  """
+  deviation = jnp.sqrt(ops.masked_variance(rewards, mask) + 1e-8)
+  if config.whitening == "keep_mean":
+    return ops.whiten(rewards, mask, shifts_mean=False), deviation
+  return ops.neutral(rewards, mask) / deviation, deviation
 
 
 def rollout_metrics(rollout: Rollout) -> Metrics:
