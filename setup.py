@@ -16,6 +16,7 @@ WANDB = ["wandb>=0.21"]
 MLFLOW = ["mlflow-skinny>=3.4"]
 NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10", *LABEL]
 DOCS = ["mkdocs-material>=9.6"]
+EMBEDDINGS = ["onnxruntime>=1.20"]
 ROOT = Path(__file__).parent
 
 
@@ -81,6 +82,7 @@ setuptools.setup(
   extras_require={
     "cuda": ["jax[cuda12]>=0.7.2"],
     "docs": DOCS,
+    "embeddings": EMBEDDINGS,
     "hub": HUB,
     "label": LABEL,
     "math": MATH,
@@ -95,6 +97,7 @@ setuptools.setup(
       "build>=1.2.1",
       "httpx>=0.27",
       "playwright>=1.49",
+      *EMBEDDINGS,
       *HUB,
       *LABEL,
       *MATH,

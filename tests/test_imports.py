@@ -51,6 +51,7 @@ ORDER = (
     "watch",
   ),
   ("main", "plan", "__main__"),
+  ("advise",),
 )
 LEVEL = {name: i for i, names in enumerate(ORDER) for name in names}
 FORBIDDEN = ("torch", "tensorflow", "clu")

@@ -55,11 +55,7 @@ class Data:
   # against each below it; "ends", best against worst; "whole", for a loss of
   # rankings (data/comparison_rows.py)
   answers: int = 0  # of a whole ranking at most, for which rows have room
-  # 0: as many as the longest one has
-  answers: int = (
-    0  # of a whole ranking at most, for which rows have room; 0: as
-  )
-  # many as the longest one has, which a plan cannot know
+  # 0: as many as the longest one has, which a plan cannot know
   max_turns: int = 0  # of a dialogue, its first ones; 0: all
   max_prompt_tokens: int = 0  # prompts only: longer ones are left out, as no
   # answer has room behind them; 0: they are refused

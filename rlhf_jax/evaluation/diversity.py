@@ -1,16 +1,20 @@
-"""Diversity of sampled texts: distinct-n, self-BLEU, duplicates, repetition.
+"""Diversity of a set of texts, by their words.
 
   distinct-n = U / C        U unique, C total n-grams   Li et al. 2016
+  EAD = U / (V (1 - ((V - 1) / V)^C))                   Liu et al. 2022
+  entropy = -sum_g p_g log p_g over n-grams             Zhang et al. 2018
   self-BLEU = mean_i BLEU-4(text_i | the other texts)   Zhu et al. 2018
 
-Lower distinct-n, higher self-BLEU, duplicates and repetition mean less
-diversity. All fall or rise with the number and the length of the texts: compare
-policies at equal sample counts, under identical sampling settings, and cut to a
-common length (`max_words`) where lengths differ.
+Lower distinct-n, EAD and entropy, higher self-BLEU, duplicates and repetition
+mean less diversity. All but EAD move with the number and the length of the
+texts: compare policies at equal sample counts, under identical sampling
+settings, and cut to a common length (`max_words`) where lengths differ. EAD
+divides by the number of unique n-grams that C draws from V equally likely ones
+would have, which takes most of the length out.
 
 Words come from one fixed rule, `words`: what stands between spaces, in lower
-case, punctuation included. Left out: corrections for length (EAD, Liu et al.
-2022, arXiv:2202.13587), embedding distances and cross-prompt similarity.
+case, punctuation included. Answers to one prompt against those to others, and
+embeddings: `spread.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ import numpy as np
 
 BLEU_ORDER = 4
 SMOOTHING_EPSILON = 0.1  # method 1 of Chen & Cherry 2014
+VOCABULARY = 50_000  # V of EAD: one for all, so that runs can be compared
+EAD_ORDERS = (1, 2, 3, 4, 5)  # averaged, as Kirk et al. 2024 do
 
 Words = tuple[str, ...]
 
@@ -79,6 +85,90 @@ def distinct_n(
     counts.update(_grams(tokens, n))
   total = counts.total()
   return len(counts) / total if total else math.nan
+
+
+def expectation_adjusted_distinct(
+  texts: Sequence[str],
+  orders: Sequence[int] = EAD_ORDERS,
+  *,
+  vocabulary: int = VOCABULARY,
+) -> float:
+  """Returns unique n-grams over those expected at this length, mean of orders.
+
+  Liu et al. 2022 (arXiv:2202.13587), averaged over n = 1..5 as in Kirk et al.
+  2024 (arXiv:2310.06452). About 1: as many unique n-grams as equally likely
+  words would give; natural text has less of short ones.
+
+  Args:
+    texts: any number of texts.
+    orders: the n; those that no text is long enough for do not count.
+    vocabulary: V, the same for whatever is compared, >= 2.
+
+  Returns:
+    The mean ratio, or NaN where no text holds an n-gram.
+
+  Raises:
+    ValueError: no texts, no order, or a vocabulary below 2.
+  """
+  if vocabulary < 2 or not orders:
+    raise ValueError(
+      f"vocabulary={vocabulary}, orders={tuple(orders)}: EAD needs a "
+      "vocabulary of 2 words and one order. Set both."
+    )
+  found = []
+  for n in orders:
+    counts = _corpus_grams(texts, n)
+    if total := counts.total():
+      # V (1 - (1 - 1 / V)^C), without cancellation
+      drawn = -vocabulary * math.expm1(total * math.log1p(-1.0 / vocabulary))
+      found.append(len(counts) / drawn)
+  return float(np.mean(found)) if found else math.nan
+
+
+def ngram_entropy(texts: Sequence[str], n: int = 2) -> float:
+  """Returns the entropy of the corpus' n-grams in nats (Zhang et al. 2018).
+
+  0: one n-gram alone; at most log C of C n-grams. arXiv:1809.05972, section 4.
+
+  Returns:
+    The entropy, or NaN where no text holds n words.
+  """
+  counts = np.array(list(_corpus_grams(texts, n).values()), np.float64)
+  if not counts.size:
+    return math.nan
+  shares = counts / counts.sum()
+  return max(0.0, float(-np.sum(shares * np.log(shares))))
+
+
+def jaccard_distance(texts: Sequence[str]) -> float:
+  """Returns the mean of 1 - |A & B| / |A | B| over all pairs of texts' words.
+
+  0: all texts have the same words; 1: no two share any. Two empty texts are the
+  same.
+
+  Raises:
+    ValueError: fewer than 2 texts.
+  """
+  _check(texts, 1, at_least=2)
+  sets = [set(words(text)) for text in texts]
+  index = {word: i for i, word in enumerate(set().union(*sets))}
+  has = np.zeros((len(sets), max(1, len(index))), np.float32)
+  for row, own in zip(has, sets, strict=True):
+    row[[index[word] for word in own]] = 1.0
+  shared = has @ has.T
+  sizes = np.diag(shared)
+  union = sizes[:, None] + sizes[None, :] - shared
+  alike = np.where(union > 0, shared / np.maximum(union, 1.0), 1.0)
+  pairs = np.triu_indices(len(sets), k=1)
+  return float(np.mean(1.0 - alike[pairs]))
+
+
+def _corpus_grams(texts: Sequence[str], n: int) -> Counter[Words]:
+  _check(texts, n)
+  counts: Counter[Words] = Counter()
+  for text in texts:
+    counts.update(_grams(words(text), n))
+  return counts
 
 
 def _best_two(

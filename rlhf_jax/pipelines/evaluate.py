@@ -19,7 +19,7 @@ from pathlib import Path
 from rlhf_jax import distributed, strict_json
 from rlhf_jax.data import batches, dataset, overlap
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.evaluation import comparison
+from rlhf_jax.evaluation import comparison, embeddings
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.pipelines import results
 from rlhf_jax.programs import answered, build, compared
@@ -48,6 +48,8 @@ class Settings(answered.Judged):
     stages.POLICY
   )  # folder of the run that it is compared with
   lexicon: bool = False  # VADER sentiment of the answers too
+  embeddings: str = ""  # folder of an ONNX sentence model: how far answers are
+  # from one another
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -141,6 +143,7 @@ def run(settings: Settings, world: World) -> dict:
   if path.is_file():
     check_result(settings, world.workdir)
     return read_result(world.workdir)
+  embed = embeddings.load(settings.embeddings)
   base = world.base(settings.model)
   world.workdir.mkdir(parents=True, exist_ok=True)
   wired = _wire(settings, world, base)
@@ -148,7 +151,7 @@ def run(settings: Settings, world: World) -> dict:
   found = answered.answer(settings, wired, prompts, base, world.mesh)
   before, after = found["before"], found["after"]
   right = texts.correct_above(settings.text_judge)
-  facts = summarise(before, after, settings.lexicon, right)
+  facts = summarise(before, after, settings.lexicon, right, embed)
   if distributed.is_first():
     _write_pieces(world.workdir / PIECES_FILE, after)
   results.write(path, facts, _origins(settings), _rows(before, after))

@@ -21,7 +21,7 @@ import numpy as np
 from rlhf_jax import schema, terminal
 from rlhf_jax.data import overlap
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.evaluation import win_rate
+from rlhf_jax.evaluation import embeddings, win_rate
 from rlhf_jax.models import roles
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.pipelines import results
@@ -52,6 +52,8 @@ class Settings(answered.Judged):
   policies: str = ""  # folders of finished policy runs, with commas between;
   # "model": the model itself; the others are compared with the first
   lexicon: bool = False  # VADER sentiment of the answers too
+  embeddings: str = ""  # folder of an ONNX sentence model: how far answers are
+  # from one another
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -118,6 +120,7 @@ def run(settings: Settings, world: World) -> dict:
   if path.is_file():
     results.check(path, origins, settings.runs)
     return results.numbers(path)
+  embed = embeddings.load(settings.embeddings)
   base = world.base(settings.model)
   world.workdir.mkdir(parents=True, exist_ok=True)
   wired = _wire(settings, world, base)
@@ -138,7 +141,7 @@ def run(settings: Settings, world: World) -> dict:
     ).items()
   }
   facts = numbers_of(
-    found, settings.lexicon, texts.correct_above(settings.text_judge)
+    found, settings.lexicon, texts.correct_above(settings.text_judge), embed
   )
   results.write(path, facts, origins, rows_of(found))
   return facts
@@ -154,7 +157,10 @@ def _columns(found: Answers) -> dict[str, np.ndarray]:
 
 
 def numbers_of(
-  found: dict[str, Answers], uses_lexicon: bool, correct_above: float | None
+  found: dict[str, Answers],
+  uses_lexicon: bool,
+  correct_above: float | None,
+  embed: embeddings.Embed | None = None,
 ) -> dict:
   """Returns the numbers of policies, each under its name in "policies".
 
@@ -167,6 +173,7 @@ def numbers_of(
     found: answers of each policy to the same prompts.
     uses_lexicon: VADER sentiment of the texts too.
     correct_above: a verifier's score above it is a right answer, or None.
+    embed: texts -> vectors, or None.
   """
   first, *_ = found
   before = _columns(found[first])
@@ -187,7 +194,7 @@ def numbers_of(
         change = answers.difference(scores, before[shown])
         own |= _estimate(f"{shown}_difference", change)
         own |= answers.win_rates(shown, scores, before[shown])
-    policies[name] = own | answers.of_texts(said)
+    policies[name] = own | answers.of_texts(said, embed)
   group = found[first].group
   return {
     "evaluation_prompts": len(found[first].texts) // group,

@@ -29,6 +29,7 @@ from typing import Any
 import jax
 
 from rlhf_jax.parallel import overlap
+from rlhf_jax.schema import UserError
 
 GIB = 2**30
 
@@ -63,7 +64,7 @@ CHIPS = {
 }
 
 
-class TopologyError(ValueError):
+class TopologyError(UserError):
   """A topology that cannot be planned for."""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from rlhf_jax import distributed, generate, terminal
 from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.algorithms.policy_gradient import packing
-from rlhf_jax.evaluation import diversity, lexicon, win_rate
+from rlhf_jax.evaluation import diversity, embeddings, lexicon, spread, win_rate
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import token_ratios
 from rlhf_jax.programs.sampler import Sampler
@@ -222,6 +222,7 @@ def summarise(
   after: Answers,
   uses_lexicon: bool,
   correct_above: float | None = None,
+  embed: embeddings.Embed | None = None,
 ) -> dict[str, float]:
   """Returns the numbers of the report, by their names in summary.json.
 
@@ -238,6 +239,7 @@ def summarise(
     uses_lexicon: VADER sentiment of the texts too.
     correct_above: a verifier's score above it is a right answer; None: nobody
       knows.
+    embed: as in of_texts.
   """
   facts: dict[str, float] = {
     "evaluation_prompts": len(before.texts) // before.group
@@ -271,7 +273,7 @@ def summarise(
     kl = win_rate.mean_with_error(after.by_prompt(after.kl).mean(axis=1))
     facts |= {"kl_nats": kl.value, "kl_standard_error": kl.standard_error}
   for name, answers in (("before", before), ("after", after)):
-    found = of_texts(answers)
+    found = of_texts(answers, embed)
     facts |= {f"{key}_{name}": value for key, value in found.items()}
   return facts
 
@@ -342,21 +344,37 @@ def sentiment(answers: Answers) -> np.ndarray:
   return answers.by_prompt(lexicon.vader_scores(full_texts(answers)))
 
 
-def of_texts(answers: Answers) -> dict[str, float | None]:
+def of_texts(
+  answers: Answers, embed: embeddings.Embed | None = None
+) -> dict[str, float | None]:
   """Returns diversity and length of a policy's answers.
 
-  None where these answers do not define a statistic.
+  With several answers to a prompt also the diversity within prompts and across
+  them, at equal counts (evaluation/spread.py). None where these answers do not
+  define a statistic.
+
+  Args:
+    answers: of one policy.
+    embed: texts -> vectors, for the mean distance of answers, or None.
   """
-  return finite.or_none(
-    {
-      "distinct_2": diversity.distinct_n(answers.texts, 2),
-      "self_bleu": diversity.self_bleu(answers.texts[:64]),
-      "duplicate_share": diversity.duplicate_share(answers.texts),
-      "repeated_3grams": diversity.repeated_ngram_rate(answers.texts),
-      "length": float(np.mean(answers.lengths)),
-      "eos_share": float(np.mean(answers.ended)),
-    }
-  )
+  texts, group = answers.texts, answers.group
+  ead = diversity.expectation_adjusted_distinct(texts)
+  found = {
+    "distinct_2": diversity.distinct_n(texts, 2),
+    "expectation_adjusted_distinct": ead,
+    "bigram_entropy_nats": diversity.ngram_entropy(texts, 2),
+    "self_bleu": diversity.self_bleu(texts[:64]),
+    "duplicate_share": diversity.duplicate_share(texts),
+    "repeated_3grams": diversity.repeated_ngram_rate(texts),
+    "length": float(np.mean(answers.lengths)),
+    "eos_share": float(np.mean(answers.ended)),
+  }
+  if embed is not None:
+    found["embedding_distance"] = spread.embedding_distance(embed(texts))
+  if group > 1:
+    groups = [texts[i : i + group] for i in range(0, len(texts), group)]
+    found |= spread.facts(groups, embed)
+  return finite.or_none(found)
 
 
 def full_texts(answers: Answers) -> list[str]:

@@ -94,3 +94,49 @@ def test_duplicates_and_repetition():
 def test_one_string_is_refused():
   with pytest.raises(ValueError, match="not a list of texts"):
     diversity.distinct_n("a a b", 1)
+
+
+def test_ead_is_unique_over_expected():
+  # 4 unigrams of which 3 are unique; of V = 10 equally likely words 4 draws
+  # find 10 (1 - 0.9^4) = 3.439.
+  found = diversity.expectation_adjusted_distinct(
+    ["a b", "a c"], (1,), vocabulary=10
+  )
+  assert found == pytest.approx(3 / 3.439)
+  # Orders that no text is long enough for do not count.
+  same = diversity.expectation_adjusted_distinct(
+    ["a b", "a c"], (1, 3), vocabulary=10
+  )
+  assert same == pytest.approx(found)
+  assert math.isnan(diversity.expectation_adjusted_distinct(["", ""]))
+
+
+def test_ead_of_equally_likely_words_does_not_move_with_length():
+  """What distinct-1 does, and Liu et al. 2022 mend."""
+  rng = np.random.default_rng(0)
+  found, plain = [], []
+  for length in (20, 2000):
+    texts = [" ".join(map(str, rng.integers(0, 500, length))) for _ in range(8)]
+    found.append(
+      diversity.expectation_adjusted_distinct(texts, (1,), vocabulary=500)
+    )
+    plain.append(diversity.distinct_n(texts, 1))
+  assert found == pytest.approx([1.0, 1.0], abs=0.05)
+  assert plain[1] < 0.1 * plain[0]
+
+
+def test_entropy_and_jaccard_by_hand():
+  # ab, bc, ab: shares 2/3 and 1/3
+  expected = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
+  assert diversity.ngram_entropy(["a b c", "a b"], 2) == pytest.approx(expected)
+  assert diversity.ngram_entropy(["a b", "A b"], 2) == 0.0
+  assert math.isnan(diversity.ngram_entropy(["a"], 2))
+  # {a, b} and {b, c}: 1 - 1/3; both against {}: 1
+  found = diversity.jaccard_distance(["a b b", "b c", ""])
+  assert found == pytest.approx((2 / 3 + 1 + 1) / 3)
+  assert diversity.jaccard_distance(["", ""]) == 0.0
+
+
+def test_ead_refuses_a_vocabulary_of_one():
+  with pytest.raises(ValueError, match="vocabulary=1"):
+    diversity.expectation_adjusted_distinct(["a"], vocabulary=1)

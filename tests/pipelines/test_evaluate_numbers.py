@@ -49,6 +49,14 @@ AFTER = answers.Answers(
 )
 # Win, tie, win, loss; and loss, tie, loss, win: the same spread.
 RATE_ERROR = np.sqrt((2 * 0.375**2 + 0.125**2 + 0.625**2) / 3) / 2
+V = 50_000
+
+
+def of_drawn(unique, count):
+  """Returns unique n-grams over those of `count` draws from V."""
+  return unique / (V * (1 - (1 - 1 / V) ** count))
+
+
 SUMMARY = {
   "evaluation_prompts": 4,
   "proxy_before": 0.0,
@@ -71,6 +79,15 @@ SUMMARY = {
   # bigrams: ab, ab, cd, de; and ab, ba, ab, ab
   "distinct_2_before": 3 / 4,
   "distinct_2_after": 2 / 4,
+  # unigrams, bigrams and so on: unique ones of all
+  "expectation_adjusted_distinct_before": np.mean(
+    [of_drawn(5, 8), of_drawn(3, 4), of_drawn(1, 1)]
+  ),
+  "expectation_adjusted_distinct_after": np.mean(
+    [of_drawn(4, 8), of_drawn(2, 4), of_drawn(2, 2), of_drawn(1, 1)]
+  ),
+  "bigram_entropy_nats_before": 1.5 * np.log(2),
+  "bigram_entropy_nats_after": np.log(4) - 0.75 * np.log(3),
   # "a b" twice: 1 each. "c d e": one word of three, of two bigrams and one
   # trigram a tenth. "c": found, but half as long as the closest.
   "self_bleu_before": (1 + 1 + (1 / 3 * 0.1 / 2 * 0.1) ** (1 / 3) + np.exp(-1))

@@ -1,0 +1,109 @@
+"""What stages of advice take on a slice: memory, hours, money.
+
+Hours are steps x seconds of a step by `report`: between all of compute, HBM
+and interconnect overlapped and none, at the peak rates of the documentation.
+Nothing runs at those, so the true hours are more. Reading weights, compiling,
+evaluation and whatever goes wrong come on top.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from rlhf_jax import experiment_file
+from rlhf_jax.planning import report, topology
+from rlhf_jax.planning.advice import Stage
+from rlhf_jax.planning.data_facts import Facts
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """Of one stage.
+
+  peak, limit: bytes of one device at the fullest moment, and what it has.
+  steps: of the run. low, high: hours, everything overlapped or nothing.
+  chips: of the slice.
+  why_not: why there is no plan, or "".
+  """
+
+  peak: float = math.nan
+  limit: float = math.nan
+  steps: int = 0
+  low: float = math.nan
+  high: float = math.nan
+  chips: int = 0
+  why_not: str = ""
+
+  @property
+  def fits(self) -> bool:
+    """Whether the fullest moment fits."""
+    return self.peak <= self.limit
+
+  def money(self, price: float) -> tuple[float, float]:
+    """Returns the cost between both bounds, for a price of a chip-hour."""
+    return self.low * self.chips * price, self.high * self.chips * price
+
+
+def _records(stage: Stage, facts: Facts) -> int:
+  """Returns the records that a stage goes through once."""
+  if stage.config == "configs/sft.py":
+    return facts.demonstrations
+  if stage.config == "configs/kto.py":
+    return facts.labelled
+  if stage.config == "configs/process_reward.py":
+    return facts.steps
+  if stage.config == "configs/reward_rankings.py":
+    return facts.comparisons
+  return facts.pairs
+
+
+def _configuration(stage: Stage, model: str) -> Any:
+  config = experiment_file.load(stage.config)
+  config.model.source = model
+  if model.startswith("shape:"):
+    config.model.update(dtype="bfloat16", scan_layers=True, remat=True)
+  if "mesh" in config and "fsdp" in config.mesh:
+    config.mesh.update(data=1, fsdp=-1)
+  return config
+
+
+def of(
+  stage: Stage, facts: Facts, model: str, slice_: topology.Topology
+) -> Cost | None:
+  """Returns what a stage takes, or None for one that nothing plans.
+
+  Args:
+    stage: of advice.
+    facts: of the data, for the number of steps.
+    model: as model.source; "shape:llama3_8b" needs no weights.
+    slice_: the devices.
+  """
+  if not stage.is_experiment:
+    return None
+  config = _configuration(stage, model)
+  if "schedule" not in config:  # nothing is trained
+    return None
+  try:
+    found = report.make(config, slice_, compiles=False)
+  except ValueError as error:  # also UserError: what cannot be planned so
+    return Cost(why_not=str(error))
+  steps = _steps(config, _records(stage, facts))
+  in_step = [line for line in found.lines if line.is_in_step]
+  per_hour = steps / 3600
+  return Cost(
+    peak=max(line.peak for line in found.lines),
+    limit=found.limit,
+    steps=steps,
+    low=per_hour * sum(line.overlapped for line in in_step),
+    high=per_hour * sum(line.serial for line in in_step),
+    chips=slice_.chips,
+  )
+
+
+def _steps(config: Any, records: int) -> int:
+  schedule = config.schedule
+  if schedule.epochs:
+    return max(1, math.ceil(schedule.epochs * records / schedule.batch_size))
+  return int(schedule.steps)

@@ -1,0 +1,143 @@
+"""Which method to start with: bounds, sources, costs, and the command."""
+
+import json
+
+import pytest
+
+from rlhf_jax import advise
+from rlhf_jax.data.examples import Comparison, Prompt, Ranking
+from rlhf_jax.planning import advice, costs, data_facts, topology
+from rlhf_jax.planning.data_facts import Facts
+from rlhf_jax.schema import UserError
+
+
+def configs(**counts):
+  return [stage.config for stage in advice.stages(Facts(**counts))]
+
+
+def write(path, records):
+  path.write_text("".join(json.dumps(x) + "\n" for x in records))
+  return str(path)
+
+
+def pairs(count, **fields):
+  return [
+    {"prompt": f"p{i}", "chosen": "long one", "rejected": "x", **fields}
+    for i in range(count)
+  ]
+
+
+@pytest.mark.parametrize(
+  ("count", "has"),
+  [
+    (4_999, ("configs/dpo.py",)),
+    (
+      5_000,
+      ("configs/dpo.py", "configs/reward.py", "configs/report_card.py"),
+    ),
+    (10_000, ("configs/reward.py", "configs/report_card.py")),
+  ],
+)
+def test_the_number_of_pairs_decides(count, has):
+  found = configs(pairs=count, comparisons=count)
+  ppo = () if count < 5_000 else ("configs/ppo.py",)
+  assert found == [*has, *ppo, "configs/evaluate.py"]
+
+
+def test_other_data_starts_elsewhere():
+  assert configs(references=1, prompts=1)[0] == "configs/method.py:grpo"
+  assert configs(labelled=9)[0] == "configs/kto.py"
+  assert configs(steps=9)[0] == "configs/process_reward.py"
+  assert configs(prompts=9)[0] == "python -m rlhf_jax.label"
+  assert configs(demonstrations=9)[0] == "configs/sft.py"
+  # K ranked answers of a prompt hold more pairs than records
+  assert "configs/reward_rankings.py" in configs(pairs=60_000, comparisons=9)
+  with pytest.raises(UserError, match="no record"):
+    advice.stages(Facts())
+
+
+def test_every_line_names_what_it_rests_on():
+  facts = Facts(
+    demonstrations=9,
+    pairs=6_000,
+    comparisons=6_000,
+    references=3,
+    longer=0.7,
+    ties=0.5,
+    annotators={"a": 1},
+    languages={"en": 99, "de": 1},
+    refused=2,
+  )
+  notes = advice.risks(facts)
+  assert len(notes) == 8
+  assert all(x.source for x in (*notes, *advice.stages(facts)))
+  assert any("de" in x.text and "5%" in x.text for x in notes)
+
+
+def test_facts_of_examples_by_hand():
+  ranked = Ranking(
+    where="",
+    prompt="p",
+    answers=("aaa", "bb", "c"),
+    ranks=(1, 0, None),
+    fields={"annotator": "anna", "language": "en"},
+  )
+  scored = Ranking(
+    where="", prompt="q", answers=("a", "b"), scores={"help": (2.0, 2.0)}
+  )
+  pair = Comparison(where="", prompt="p", chosen="aa", rejected="b", label=0.0)
+  found = data_facts.of([ranked, scored, pair, Prompt("", "z", reference="1")])
+  # "bb" before "aaa" and "b" before "aa": never the longer one
+  assert (found.comparisons, found.pairs, found.longer) == (3, 2, 0.0)
+  assert found.ties == pytest.approx(1 / 3)
+  assert (found.prompts, found.references, found.prompt_keys) == (1, 1, 2)
+  assert (found.annotators, found.languages) == ({"anna": 1}, {"en": 1})
+  assert found.objectives == ("help",)
+
+
+def test_hours_grow_with_the_data_and_money_with_the_price():
+  slice_ = topology.parse("cpu:1")
+  stage = next(
+    x
+    for x in advice.stages(Facts(pairs=640, comparisons=640))
+    if x.config == "configs/dpo.py"
+  )
+  few = costs.of(stage, Facts(pairs=640), "shape:gemma_2b", slice_)
+  many = costs.of(stage, Facts(pairs=6_400), "shape:gemma_2b", slice_)
+  assert (few.steps, many.steps) == (10, 100)  # one epoch in batches of 64
+  assert many.low == pytest.approx(10 * few.low)
+  assert 0 < few.low <= few.high
+  assert few.money(2.0) == pytest.approx((2 * few.low, 2 * few.high))
+  assert not few.fits  # 2 billion parameters in 1 GiB
+
+
+def test_the_command_says_all_of_it(tmp_path, capsys):
+  name = write(tmp_path / "pairs.jsonl", pairs(20, annotator="anna"))
+  code = advise.main(
+    ["", f"--data={name}", "--annotation=0.5", f"--json={tmp_path / 'o.json'}"]
+  )
+  said = capsys.readouterr().out
+  assert code == 0
+  assert "1. DPO: configs/dpo.py" in said
+  assert "the longer answer wins 100% of the pairs" in said
+  assert "4,980 more, to 5,000 for a reward model: 2,490.00" in said
+  assert "a stop at 20" in said
+  assert max(map(len, said.splitlines())) <= 80 + len(name)
+  written = json.loads((tmp_path / "o.json").read_text())
+  assert written["data"]["pairs"] == 20
+  assert written["stages"][0]["cost"] is None
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (["--price=1"], "Add --chips"),
+    (["--annotation=-1"], "price is >= 0"),
+    (["--chips=v9:2x2"], "--chips=v9:2x2: no such generation"),
+  ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, options, message):
+  name = write(tmp_path / "pairs.jsonl", pairs(2))
+  assert advise.main(["", f"--data={name}", *options]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
