@@ -141,6 +141,8 @@ def stage_lines(
     low, high = cost.money(price)
     hours += f"; {low:,.2f} to {high:,.2f} for {cost.chips} chips"
   yield _fill(hours, "     ", "   ")
+  fields = " ".join(f"--config.{k}={v}" for k, v in cost.changes.items())
+  yield _fill(fields, "     ", "   with ")
 
 
 def guard_lines() -> Iterator[str]:

@@ -96,10 +96,10 @@ def _compared(facts: Facts) -> Iterator[Stage]:
     yield Stage(
       "DPO",
       loss,
-      f"{facts.pairs:,} pairs, fewer than {bound:,}: "
+      f"{facts.pairs:,} of the {bound:,} pairs that a reward model wants: "
       + (
-        "a reward model of so few tells good from bad samples of a policy "
-        "badly, and PPO would find where"
+        "one of so few tells good from bad samples of a policy badly, and PPO "
+        "would find where"
         if few
         else "DPO is the cheaper of both, and the baseline that PPO must beat"
       ),

@@ -25,6 +25,7 @@ class Cost:
   peak, limit: bytes of one device at the fullest moment, and what it has.
   steps: of the run. low, high: hours, everything overlapped or nothing.
   chips: of the slice.
+  changes: field -> value that the plan has other than the experiment.
   why_not: why there is no plan, or "".
   """
 
@@ -34,6 +35,7 @@ class Cost:
   low: float = math.nan
   high: float = math.nan
   chips: int = 0
+  changes: dict[str, Any] = dataclasses.field(default_factory=dict)
   why_not: str = ""
 
   @property
@@ -59,14 +61,35 @@ def _records(stage: Stage, facts: Facts) -> int:
   return facts.pairs
 
 
-def _configuration(stage: Stage, model: str) -> Any:
+def _configuration(
+  stage: Stage, model: str, devices: int, is_accelerator: bool
+) -> tuple[Any, dict[str, Any]]:
+  """Returns the experiment of a stage on so many devices, and what is changed.
+
+  Rows of a step must divide among the devices: microbatches are 1, and a batch
+  that does not divide becomes the next larger one that does. On accelerators
+  weights are computed with in bfloat16 and activations computed again.
+  """
   config = experiment_file.load(stage.config)
-  config.model.source = model
-  if model.startswith("shape:"):
-    config.model.update(dtype="bfloat16", scan_layers=True, remat=True)
-  if "mesh" in config and "fsdp" in config.mesh:
-    config.mesh.update(data=1, fsdp=-1)
-  return config
+  changes: dict[str, Any] = {"model.source": model}
+  if is_accelerator:
+    changes |= {"model.dtype": "bfloat16", "model.scan_layers": True}
+    changes |= {"model.remat": True}
+  changes |= {"mesh.data": 1, "mesh.fsdp": -1}
+  if "accumulation" in config:
+    changes["accumulation.microbatches"] = 1
+  parts = 1
+  if "epochs" in config:
+    changes["epochs.microbatches"] = 1
+    parts = config.epochs.minibatches
+  unit = devices * parts
+  size = config.schedule.batch_size
+  if size % unit:
+    changes["schedule.batch_size"] = size + -size % unit
+  if "generate" in config:
+    changes["generate.batch_size"] = None
+  config.update_from_flattened_dict(changes)
+  return config, changes
 
 
 def of(
@@ -82,9 +105,10 @@ def of(
   """
   if not stage.is_experiment:
     return None
-  config = _configuration(stage, model)
-  if "schedule" not in config:  # nothing is trained
-    return None
+  if "schedule" not in experiment_file.load(stage.config):
+    return None  # nothing is trained
+  is_accelerator = slice_.chip.generation != "cpu"
+  config, changes = _configuration(stage, model, slice_.devices, is_accelerator)
   try:
     found = report.make(config, slice_, compiles=False)
   except ValueError as error:  # also UserError: what cannot be planned so
@@ -99,6 +123,7 @@ def of(
     low=per_hour * sum(line.overlapped for line in in_step),
     high=per_hour * sum(line.serial for line in in_step),
     chips=slice_.chips,
+    changes=changes,
   )
 
 
