@@ -66,9 +66,10 @@ def _configuration(
 ) -> tuple[Any, dict[str, Any]]:
   """Returns the experiment of a stage on so many devices, and what is changed.
 
-  Rows of a step must divide among the devices: microbatches are 1, and a batch
-  that does not divide becomes the next larger one that does. On accelerators
-  weights are computed with in bfloat16 and activations computed again.
+  Rows of a step must divide among the devices: a batch that does not becomes the
+  next larger one that does, and a microbatch has one row of each device. On
+  accelerators weights are computed with in bfloat16 and activations computed
+  again.
   """
   config = experiment_file.load(stage.config)
   changes: dict[str, Any] = {"model.source": model}
@@ -76,16 +77,12 @@ def _configuration(
     changes |= {"model.dtype": "bfloat16", "model.scan_layers": True}
     changes |= {"model.remat": True}
   changes |= {"mesh.data": 1, "mesh.fsdp": -1}
-  if "accumulation" in config:
-    changes["accumulation.microbatches"] = 1
-  parts = 1
-  if "epochs" in config:
-    changes["epochs.microbatches"] = 1
-    parts = config.epochs.minibatches
-  unit = devices * parts
-  size = config.schedule.batch_size
-  if size % unit:
-    changes["schedule.batch_size"] = size + -size % unit
+  unit = devices * (config.epochs.minibatches if "epochs" in config else 1)
+  size = config.schedule.batch_size + -config.schedule.batch_size % unit
+  changes["schedule.batch_size"] = size
+  for section in ("accumulation", "epochs"):
+    if section in config:
+      changes[f"{section}.microbatches"] = size // unit
   if "generate" in config:
     changes["generate.batch_size"] = None
   config.update_from_flattened_dict(changes)
