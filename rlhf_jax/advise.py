@@ -126,7 +126,7 @@ def stage_lines(
     yield _fill(f"not planned: {cost.why_not}", "     ", "   ")
     return
   gib = 2**30
-  verdict = "fits" if cost.fits else "DOES NOT FIT: see rlhf_jax.plan"
+  verdict = "fits" if cost.fits else "DOES NOT FIT"
   yield _fill(
     f"memory: {cost.peak / gib:.2f} of {cost.limit / gib:.2f} GiB a device, "
     f"{verdict}",
@@ -143,6 +143,8 @@ def stage_lines(
   yield _fill(hours, "     ", "   ")
   fields = " ".join(f"--config.{k}={v}" for k, v in cost.changes.items())
   yield _fill(fields, "     ", "   with ")
+  for line in cost.remedies.splitlines():
+    yield _fill(line.strip(), "     ", "   ")
 
 
 def guard_lines() -> Iterator[str]:

@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 from rlhf_jax import experiment_file
-from rlhf_jax.planning import report, topology
+from rlhf_jax.planning import remedies, report, topology
 from rlhf_jax.planning.advice import Stage
 from rlhf_jax.planning.data_facts import Facts
 
@@ -26,6 +26,7 @@ class Cost:
   steps: of the run. low, high: hours, everything overlapped or nothing.
   chips: of the slice.
   changes: field -> value that the plan has other than the experiment.
+  remedies: what would make it fit, a line each; "" where it fits.
   why_not: why there is no plan, or "".
   """
 
@@ -36,6 +37,7 @@ class Cost:
   high: float = math.nan
   chips: int = 0
   changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+  remedies: str = ""
   why_not: str = ""
 
   @property
@@ -66,8 +68,8 @@ def _configuration(
 ) -> tuple[Any, dict[str, Any]]:
   """Returns the experiment of a stage on so many devices, and what is changed.
 
-  Rows of a step must divide among the devices: a batch that does not becomes the
-  next larger one that does, and a microbatch has one row of each device. On
+  Rows of a step must divide among the devices: a batch that does not becomes
+  the next larger one that does, and a microbatch has one row of each device. On
   accelerators weights are computed with in bfloat16 and activations computed
   again.
   """
@@ -121,6 +123,7 @@ def of(
     high=per_hour * sum(line.serial for line in in_step),
     chips=slice_.chips,
     changes=changes,
+    remedies=remedies.advice(config, found) if found.too_large else "",
   )
 
 
