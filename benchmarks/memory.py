@@ -3,7 +3,7 @@
     python benchmarks/memory.py                      # both tables
     python benchmarks/memory.py --table=plan         # of a large shape, by plan
     python benchmarks/memory.py --table=measured     # of SmolLM2-135M, run here
-    python benchmarks/memory.py --only=lora,int4     # some rows
+    python benchmarks/memory.py --only=lora/int4     # some rows
 
 The plan's table: GiB of one chip of a slice, at rest in the phase where most
 is (weights of all roles, and moments), at the peak, and the same at rest over
@@ -61,6 +61,7 @@ ROWS: dict[str, dict[str, Any]] = {
   "lora, bfloat16 weights": LORA | NARROW,
   "lora, int8": LORA | NARROW | {"model.quantize": "int8"},
   "lora, int4": LORA | NARROW | {"model.quantize": "int4"},
+  "lora, int4, offload": LORA | NARROW | OFFLOAD | {"model.quantize": "int4"},
   "lora, int4, 8-bit moments": LORA
   | NARROW
   | SMALL
@@ -357,13 +358,13 @@ def main() -> None:
   parser.add_argument("--tensor", type=int, default=4)
   parser.add_argument("--compile", action="store_true", help="needs libtpu")
   parser.add_argument("--model", default=SMOLLM2)
-  parser.add_argument("--only", default="", help="parts of names of rows")
+  parser.add_argument("--only", default="", help="parts of names of rows, with / between")
   parser.add_argument("--row", default="", help=argparse.SUPPRESS)
   arguments = parser.parse_args()
   if arguments.row:
     print(json.dumps(measured(arguments.model, arguments.row)))
     return
-  parts = arguments.only.split(",")
+  parts = arguments.only.split("/")
   rows = {k: v for k, v in ROWS.items() if any(part in k for part in parts)}
   if arguments.table in ("plan", "both"):
     plan_table(arguments, rows)
