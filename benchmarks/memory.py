@@ -42,6 +42,8 @@ from rlhf_jax import plan  # noqa: E402  (after the path is set)
 GIB, MIB = 2**30, 2**20
 FULL: dict[str, Any] = {"trainable.mode": "full", "value.mode": "full"}
 OFFLOAD = {"offload.trees": ("reference", "reward", "optimizer")}
+# With factors the roles share one frozen base, which every phase reads.
+LORA_OFFLOAD = {"offload.trees": ("optimizer",)}
 SMALL = {"policy_optimizer.moments": "8bit", "value_optimizer.moments": "8bit"}
 NARROW = {"model.weights": "bfloat16"}
 LORA = {
@@ -61,7 +63,10 @@ ROWS: dict[str, dict[str, Any]] = {
   "lora, bfloat16 weights": LORA | NARROW,
   "lora, int8": LORA | NARROW | {"model.quantize": "int8"},
   "lora, int4": LORA | NARROW | {"model.quantize": "int4"},
-  "lora, int4, offload": LORA | NARROW | OFFLOAD | {"model.quantize": "int4"},
+  "lora, int8, offload": LORA
+  | NARROW
+  | LORA_OFFLOAD
+  | {"model.quantize": "int8"},
   "lora, int4, 8-bit moments": LORA
   | NARROW
   | SMALL
@@ -69,7 +74,7 @@ ROWS: dict[str, dict[str, Any]] = {
   "lora, int4, 8-bit moments, offload": LORA
   | NARROW
   | SMALL
-  | OFFLOAD
+  | LORA_OFFLOAD
   | {"model.quantize": "int4"},
 }
 SMOLLM2 = "asset:smollm2-135m-instruct"
@@ -358,7 +363,9 @@ def main() -> None:
   parser.add_argument("--tensor", type=int, default=4)
   parser.add_argument("--compile", action="store_true", help="needs libtpu")
   parser.add_argument("--model", default=SMOLLM2)
-  parser.add_argument("--only", default="", help="parts of names of rows, with / between")
+  parser.add_argument(
+    "--only", default="", help="parts of names of rows, with / between"
+  )
   parser.add_argument("--row", default="", help=argparse.SUPPRESS)
   arguments = parser.parse_args()
   if arguments.row:
