@@ -358,7 +358,9 @@ def main() -> None:
   parser.add_argument("--tensor", type=int, default=4)
   parser.add_argument("--compile", action="store_true", help="needs libtpu")
   parser.add_argument("--model", default=SMOLLM2)
-  parser.add_argument("--only", default="", help="parts of names of rows, with / between")
+  parser.add_argument(
+    "--only", default="", help="parts of names of rows, with / between"
+  )
   parser.add_argument("--row", default="", help=argparse.SUPPRESS)
   arguments = parser.parse_args()
   if arguments.row:
