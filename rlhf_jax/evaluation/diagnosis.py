@@ -6,8 +6,8 @@
   critic behind        it explains less than a constant, or much less than it
                        did, while the score moves by a fifth of its deviation a
                        step: its targets move too fast
-  critic idle          it explains next to nothing, its loss has stayed: its
-                       rate is too low
+  critic idle          it explains next to nothing though its targets hardly
+                       move, and its loss has not fallen: its rate is too low
   oscillation          the KL swings by 30 % of its mean, or the score by 30 %
                        of its deviation, with a period
   divergence           the score is back near its start, far below its best,
@@ -72,13 +72,19 @@ class Rates:
   value: float | None = None
 
   @property
+  def ratio(self) -> float:
+    """The critic's rate over the policy's, 0 where one is not known."""
+    if not self.policy or self.value is None:
+      return 0.0
+    return self.value / self.policy
+
+  @property
   def said(self) -> str:
     """What the two are to each other, "" where one is not known."""
-    if not self.policy or not self.value:
+    if self.ratio == 0.0:
       return ""
     return (
-      f" It is {self.value / self.policy:.3g} times the policy's; "
-      f"{USUAL_RATIO:g} is usual."
+      f" It is {self.ratio:.3g} times the policy's; {USUAL_RATIO:g} is usual."
     )
 
 
@@ -97,6 +103,17 @@ class Series:
       np.float64,
     )
     return found if len(found) >= LEAST_STEPS else found[:0]
+
+  def judges(self) -> list[np.ndarray]:
+    """Returns the scores of several judges, each on its own scale."""
+    start, end = "reward/component/", "_standard_error"
+    names = dict.fromkeys(name for row in self._rows for name in row)
+    found = [
+      self(name.removesuffix(end))
+      for name in names
+      if name.startswith(start) and name.endswith(end)
+    ]
+    return [values for values in found if len(values)]
 
   def thirds(self, name: str) -> tuple[float, float] | None:
     """Returns means over the first and last third, None where unknown."""
@@ -162,12 +179,18 @@ def critic(series: Series, rates: Rates = Rates()) -> list[Finding]:
         "Lower value_optimizer.learning_rate.",
       )
     ]
-  if abs(explained[1]) < IDLE and best < 2 * IDLE and ratio >= STAYED:
+  if abs(explained[1]) < IDLE and ratio >= STAYED:
+    cause = f"The critic hardly learns: its rate is too low.{rates.said}"
+    if rates.ratio >= USUAL_RATIO:
+      cause = (
+        "The critic hardly learns, and its rate is not low: perhaps scores "
+        "cannot be told from the tokens before."
+      )
     return [
       Finding(
         "critic idle",
         told,
-        f"The critic hardly learns: its rate is too low.{rates.said}",
+        cause,
         "Raise value_optimizer.learning_rate, or take a method without a "
         "critic (rloo, grpo).",
       )
@@ -263,8 +286,20 @@ def oscillation(series: Series) -> list[Finding]:
   return found
 
 
+def _is_at_its_best(values: np.ndarray) -> bool:
+  """Says whether the last steps are within the noise of the best ones."""
+  means = _smooth(values)
+  noise = math.sqrt(float(np.mean(np.diff(values) ** 2)) / 2)
+  error = noise * math.sqrt(2 / monitors.WINDOW)
+  return bool(np.max(means) - means[-1] < monitors.Z_FALL * error)
+
+
 def divergence(series: Series) -> list[Finding]:
-  """Returns a score that was learned and lost again while the KL went on."""
+  """Returns a score that was learned and lost again while the KL went on.
+
+  Where several judge, the score may be in units that move with the run: then
+  none of them may be at its best.
+  """
   score, kl = series(monitors.PROXY), series("rollout/kl_k1_sum")
   if not len(score) or len(kl) != len(score):
     return []
@@ -276,7 +311,7 @@ def divergence(series: Series) -> list[Finding]:
   has_fallen = best - last >= monitors.Z_FALL * error
   if not has_fallen or last > first + BACK * (best - first):
     return []
-  if drift[-1] <= drift[top]:
+  if drift[-1] <= drift[top] or any(map(_is_at_its_best, series.judges())):
     return []
   return [
     Finding(

@@ -195,6 +195,8 @@ def observe(
   }
   series = dict(state["series"])
   for name in filter(_is_alone, values):
+    if name == CORRELATION and values[name] == 0.0:
+      continue  # all scores or lengths were the same: nobody knows
     series[name] = _add(series.get(name, _series()), values[name])
   pairs = dict(state["pairs"])
   for name in watched:

@@ -54,7 +54,7 @@ CASES = {
     "rollout__score_mean": lambda i, done: 0.5 * max(i - 30, 0),
   },
   "critic idle": {
-    "ppo__explained_variance": lambda i, done: 0.01 * (-1) ** i,
+    "ppo__explained_variance": lambda i, done: 0.3 * (done < 0.2),
     "ppo__value_loss": lambda i, done: 0.4,
   },
   "oscillation of the KL": {
@@ -89,6 +89,11 @@ def test_what_rates_and_the_controller_have_to_do_with_it():
   assert "40 times the policy's" in found.cause
   (found,) = diagnosis.findings(run(**CASES["critic diverges"]))
   assert "times" not in found.cause
+  (found,) = diagnosis.findings(run(**CASES["critic idle"]), RATES)
+  assert "is not low" in found.cause  # 40 times the policy's
+  low = diagnosis.Rates(policy=1e-3, value=1e-4)
+  (found,) = diagnosis.findings(run(**CASES["critic idle"]), low)
+  assert "too low. It is 0.1 times" in found.cause
   (found,) = diagnosis.findings(run(**CASES["oscillation of the KL"]))
   assert "controller" in found.cause and "kl_horizon" in found.remedy
   (found,) = diagnosis.findings(run(rollout__kl_k1_sum=wave(10, 3.0, 6.0)))
@@ -112,6 +117,19 @@ def test_numbers_by_hand():
     pytest.approx(0.3 * 9.5),
     pytest.approx(0.3 * 49.5),
   )
+
+
+def test_scores_in_units_that_move_are_no_divergence():
+  """Two judges on running scales: one of them is at its best at the end."""
+  names = ("reward/component/a", "reward/component/b")
+  rows = run(**CASES["divergence"])
+  for i, row in enumerate(rows):
+    row |= {names[0]: 0.1 * i, names[1]: -0.1 * i}
+    row |= {f"{name}_standard_error": 0.1 for name in names}
+  assert diagnosis.findings(rows) == []
+  for row in rows:
+    row[names[0]] = row[SCORE]
+  assert [x.name for x in diagnosis.findings(rows)] == ["divergence"]
 
 
 def test_short_runs_and_runs_without_a_critic_say_nothing():

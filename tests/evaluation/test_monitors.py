@@ -143,6 +143,12 @@ def test_the_state_is_small_json_and_goes_on():
   assert len(json.dumps(state)) < 12_000
 
 
+def test_a_correlation_that_nobody_knows_is_passed_over():
+  rows = planted(monitors.CORRELATION, lambda i, x: 0.9 * (i % 3 == 0))
+  ((_, rang),) = monitors.replay(rows)
+  assert rang.kind == "score follows length"
+
+
 def test_what_is_missing_or_not_finite_is_passed_over():
   rows = planted("rollout/list_share", lambda i, x: min(x + 0.9 * (i > 30), 1))
   for row in rows[::3]:
