@@ -69,6 +69,13 @@ REMEDIES = {
   "length bias.",
   "rollout/distinct_2": "As for entropy: the policy repeats itself.",
   "rollout/duplicate_share": "As for entropy; more prompts.",
+  "rollout/score_length_correlation": "Set shaping.length_penalty; balance "
+  "lengths in the comparisons.",
+  "rollout/length_slope": "As for the mean; compare win rates at equal length.",
+  "rollout/near_identical_share": "As for entropy: the prompt no longer "
+  "matters.",
+  "rollout/sycophancy_share": "Mix in comparisons in which the user is wrong.",
+  "rollout/refusal_share": "Add comparisons in which a needless refusal loses.",
   "ppo/clip_fraction_high": "Lower the learning rate, fewer epochs.",
   "ppo/clip_fraction_low": "Lower the learning rate, fewer epochs.",
   "ppo/approximate_kl": "Lower the learning rate, fewer epochs or minibatches.",

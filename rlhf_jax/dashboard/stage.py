@@ -156,12 +156,13 @@ class Stage:
       for one in (rang if isinstance(rang, list) else ())
       if isinstance(one, list) and len(one) == 2
     ]
-    guards = result.get("guards")
-    found += [
-      {"step": None, "level": str(one[0]), "text": str(one[1])}
-      for one in (guards if isinstance(guards, list) else ())
-      if isinstance(one, list) and len(one) == 2
-    ]
+    for name in ("guards", "findings"):
+      said = result.get(name)
+      found += [
+        {"step": None, "level": str(one[0]), "text": str(one[1])}
+        for one in (said if isinstance(said, list) else ())
+        if isinstance(one, list) and len(one) == 2
+      ]
     halted = progress.get("halted") or result.get("halted")
     if halted:
       found.append({"step": None, "level": "halt", "text": str(halted)})

@@ -253,6 +253,47 @@ def duplicate_share(texts: Sequence[str]) -> float:
   return 1.0 - len({words(text) for text in texts}) / len(texts)
 
 
+def near_identical_share(
+  texts: Sequence[str], prompts: Sequence[str], least: float = 0.8
+) -> float:
+  """Returns the share of texts nearly the same as one to another prompt.
+
+  J(A, B) = |A and B| / |A or B| of the sets of words is at least `least`; two
+  empty texts are the same. Up is bad: the prompt no longer matters. Lee et al.
+  2022 (arXiv:2107.06499) call texts near duplicates from 0.8 on, of word
+  5-grams; words alone also catch short answers.
+
+  Args:
+    texts: N answers; all pairs are compared.
+    prompts: the prompt of each.
+    least: in (0, 1].
+
+  Returns:
+    NaN where all answer one prompt.
+
+  Raises:
+    ValueError: no texts, or not as many prompts.
+  """
+  _check(texts, 1)
+  if len(prompts) != len(texts):
+    raise ValueError(
+      f"{len(prompts)} prompts for {len(texts)} texts: give one for each."
+    )
+  names = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+  if len(names) < 2:
+    return math.nan
+  owner = np.array([names[prompt] for prompt in prompts])
+  sets = [set(words(text)) for text in texts]
+  column = {word: i for i, word in enumerate(sorted(set().union(*sets)))}
+  has = np.zeros((len(texts), max(len(column), 1)), np.float32)
+  for row, those in zip(has, sets, strict=True):
+    row[[column[word] for word in those]] = 1.0
+  both, sizes = has @ has.T, has.sum(axis=1)
+  union = sizes[:, None] + sizes - both
+  is_near = (both >= least * union) & (owner[:, None] != owner)
+  return float(np.mean(is_near.any(axis=1)))
+
+
 def repeated_ngram_rate(texts: Sequence[str], n: int = 3) -> float:
   """Returns the share of n-grams that occurred before in the same text.
 

@@ -35,6 +35,7 @@ from rlhf_jax.programs import actors as actors_lib
 from rlhf_jax.programs import (
   build,
   critic,
+  diagnosed,
   heldout,
   offload,
   policy_programs,
@@ -50,7 +51,13 @@ from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.policy_settings import Settings
 from rlhf_jax.programs.program import Phase, planned_steps
 from rlhf_jax.programs.sampler import Sampler
-from rlhf_jax.programs.watch import shown, text_metrics, unended, watch
+from rlhf_jax.programs.watch import (
+  observer,
+  shown,
+  text_metrics,
+  unended,
+  watch,
+)
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import combination
 from rlhf_jax.rewards import texts as texts_lib
@@ -391,6 +398,7 @@ def run(settings: Settings, world: World) -> dict:
       ("heldout/score", "held out"),
     ),
     measure=heldout.of_arrays(measure, lambda x: x["train"].params["policy"]),
+    observe=observer(settings, "policy"),
   )
   writer.close()
   return stages.write_stage(
@@ -408,6 +416,7 @@ def run(settings: Settings, world: World) -> dict:
     kl_coefficient=float(arrays["beta"]),
     **several.facts(settings),
     alarms=facts["alarms"],
+    findings=diagnosed.findings(settings, world.workdir, "policy"),
     halted=facts.get("halt"),
   )
 

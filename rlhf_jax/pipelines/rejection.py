@@ -45,7 +45,9 @@ from rlhf_jax.programs import (
   language_model,
   own_samples,
   rejection_samples,
+  rejection_signs,
   round_results,
+  watch,
 )
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.program import Phase, planned_steps
@@ -60,6 +62,7 @@ from rlhf_jax.types import PyTree
 NAME = "rejection"
 KEPT_FILE = "kept.jsonl"
 STATE_FILE = "combination.json"  # of a round, where several judge
+SIGNS_FILE = "signs.jsonl"  # of a round's answers, for the monitors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +180,8 @@ def sample_round(
   )
   kept, row = rejection_samples.select(pool, rounds, settings.selection)
   row |= rejection_samples.report(pool, kept, source.panel)
+  signs = rejection_signs.signs(pool, opened.base.tokenizer)
+  row |= rejection_signs.means(signs)
   writer.truncate_after(number - 1, NAME)
   writer.write(number, row, NAME)
   rows = rejection_samples.kept_rows(pool, kept, opened.base.tokenizer, number)
@@ -185,12 +190,22 @@ def sample_round(
   folder = folder_of(workdir, number)
   if pool.state is not None:
     rejection_samples.write_state(folder / STATE_FILE, pool.state)
+  rejection_samples.write_kept(folder / SIGNS_FILE, signs)
   rejection_samples.write_kept(folder / KEPT_FILE, rows)
   print(
     f"rejection: round {number} of {rounds.count}: best of "
     f"{settings.generate.num_samples} {row['rejection/score_max']:+.3f}, "
     f"median {row['rejection/score_median']:+.3f}, {len(rows)} samples kept"
   )
+  for at, sentence in _alarms(settings, workdir, number):
+    if at == number:
+      print(f"rejection: warning in round {at}: {sentence}")
+
+
+def _alarms(settings: Settings, workdir: Path, count: int) -> list[list]:
+  """Returns [round, sentence] of what rang in the first rounds."""
+  files = [folder_of(workdir, n) / SIGNS_FILE for n in range(1, count + 1)]
+  return rejection_signs.alarms(files, watch.watched(settings))
 
 
 def wire(
@@ -360,7 +375,10 @@ def run(settings: Settings, world: World) -> dict:
       if distributed.is_first():
         round_results.tell(writer, number, folder, NAME)
   folders = [folder_of(workdir, n) for n in range(1, rounds.count + 1)]
-  return round_results.finish(settings, opened, params, folders, NAME)
+  rang = _alarms(settings, workdir, rounds.count)
+  return round_results.finish(
+    settings, opened, params, folders, NAME, alarms=rang
+  )
 
 
 def _measure_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from rlhf_jax.evaluation import monitors
 from rlhf_jax.evaluation.figures import Curve
 
 
@@ -86,6 +87,55 @@ def _judges(rows: list[dict]) -> list[tuple[str, str]]:
   names = dict.fromkeys(name for row in rows for name in row)
   found = [x.removesuffix(end) for x in names if x.endswith(end)]
   return [(x.removeprefix(start), x) for x in found if x.startswith(start)]
+
+
+SIGNS = tuple(
+  (name.removeprefix("rollout/").removesuffix("_share").replace("_", " "), name)
+  for name in monitors.SHARES
+)
+
+
+def _deviations(rows: list[dict]) -> list[tuple[str, str]]:
+  """Returns (judge, metric) of how far members of an ensemble deviate."""
+  start, end = "reward/component/", "_deviation"
+  names = dict.fromkeys(name for row in rows for name in row)
+  return [
+    (name.removeprefix(start).removesuffix(end), name)
+    for name in names
+    if name.startswith(start) and name.endswith(end)
+  ]
+
+
+def _signs(rows: list[dict]) -> list[Curve]:
+  """Returns the pictures of what monitors.py watches."""
+  series = functools.partial(_series, rows)
+  limit = {"warn": monitors.LENGTH_CORRELATION}
+  return [
+    Curve(
+      "Signs of reward hacking",
+      "share of answers",
+      {
+        label: found
+        for label, found in series(*SIGNS).items()
+        if any(found[1])  # of what never occurs there is nothing to see
+      },
+      caption="An alarm: 20 points above the start, beyond the noise. Signs "
+      "that never occur are left out.",
+    ),
+    Curve(
+      "Score and length",
+      "correlation",
+      series(("correlation", monitors.CORRELATION)),
+      limit,
+      caption="Above the line longer answers score higher.",
+    ),
+    Curve(
+      "Members of an ensemble disagree",
+      "deviation",
+      series(*_deviations(rows)),
+      caption="Up: the policy goes where they were not taught.",
+    ),
+  ]
 
 
 def of_policy(rows: list[dict], stage: Any) -> list[Curve]:
@@ -197,4 +247,5 @@ def of_policy(rows: list[dict], stage: Any) -> list[Curve]:
       "share",
       series(("ended", "rollout/eos_share")),
     ),
+    *_signs(rows),
   ]

@@ -185,6 +185,7 @@ def make_report(
   warnings += [
     ("warn", f"step {step}: {text}") for step, text in policy.get("alarms", [])
   ]
+  warnings += [tuple(finding) for finding in policy.get("findings", [])]
   if policy.get("halted"):
     warnings.append(("warn", policy["halted"]))
   return Report(

@@ -24,6 +24,7 @@ from rlhf_jax.algorithms.policy_gradient import packing, shaping
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.programs import (
   abstract,
+  diagnosed,
   heldout,
   rollouts,
   scorers,
@@ -394,6 +395,7 @@ def train(
       ("heldout/score", "held out"),
     ),
     measure=heldout.of_arrays(measure, lambda x: x["train"].params),
+    observe=watch.observer(settings, phase.name),
   )
   facts = facts | several.facts(settings)
   return stages.write_stage(
@@ -408,6 +410,7 @@ def train(
     reference=settings.reference,
     merged_from=opened.actors.merged_from,
     alarms=found["alarms"],
+    findings=diagnosed.findings(settings, workdir, phase.name),
     halted=found.get("halt"),
     **facts,
   )

@@ -266,6 +266,20 @@ def report(
   return found
 
 
+def texts_of(
+  pool: Pool, prompt: int, sample: int, tokenizer: Any
+) -> tuple[str, str]:
+  """Returns the texts of a prompt and of one answer to it."""
+  tokens = pool.tokens[prompt, sample]
+  response = pool.response_mask[prompt, sample] > 0
+  before = (pool.valid_mask[prompt, sample] > 0) & ~response
+  known = tokens < tokenizer.vocab_size
+  return (
+    tokenizer.decode(tokens[before & known].tolist()),
+    tokenizer.decode(tokens[response & known].tolist()),
+  )
+
+
 def kept_rows(
   pool: Pool, kept: np.ndarray, tokenizer: Any, number: int
 ) -> list[dict]:
@@ -282,12 +296,12 @@ def kept_rows(
     tokens = pool.tokens[prompt, sample]
     response = pool.response_mask[prompt, sample] > 0
     before = (pool.valid_mask[prompt, sample] > 0) & ~response
-    known = tokens < tokenizer.vocab_size
+    asked, answered = texts_of(pool, prompt, sample, tokenizer)
     rows.append(
       {
         "round": number,
-        "prompt": tokenizer.decode(tokens[before & known].tolist()),
-        "response": tokenizer.decode(tokens[response & known].tolist()),
+        "prompt": asked,
+        "response": answered,
         "score": float(pool.score[prompt, sample]),
         "prompt_tokens": tokens[before].tolist(),
         "response_tokens": tokens[response].tolist(),

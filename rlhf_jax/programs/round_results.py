@@ -94,6 +94,7 @@ def finish(
   params: PyTree,
   folders: Sequence[Path],
   phase: str,
+  **facts: Any,
 ) -> dict:
   """Saves the policy of the last round as that of the run; returns stage.json.
 
@@ -103,6 +104,7 @@ def finish(
     params: trained tree of the last round.
     folders: of the rounds, in their order.
     phase: the pipeline's name, of the rows of the run.
+    **facts: more for stage.json.
   """
   workdir, number = opened.world.workdir, len(folders)
   with checkpoint.Checkpoints(str(workdir / "checkpoints")) as saved:
@@ -127,6 +129,7 @@ def finish(
     merged_from=opened.actors.merged_from,
     **best_at(folders, settings.schedule),
     **several.facts(settings),
+    **facts,
   )
 
 

@@ -1,16 +1,18 @@
 """What to look at in a rollout beside its reward, and when to cry out.
 
-Limits of METHODS 19 on one rollout and on the last 20. Each kind of alarm is
-printed once and kept for the report; only the KL to the reference stops a run.
+Limits of METHODS 19 on one rollout and on the last 20, and what monitors.py
+makes of the signs of reward hacking. Each kind of alarm is printed once and
+kept for the report; only the KL to the reference stops a run.
 
-Left out: what needs a win rate (length growing while it is flat, capability
-drops); evaluate.py measures those after the run.
+Left out: what needs a win rate or a task (capability drops); evaluate.py
+measures the former after the run.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,11 +21,13 @@ import jax
 
 from rlhf_jax import distributed
 from rlhf_jax.algorithms.policy_gradient import kl_control, shaping
-from rlhf_jax.evaluation import diversity
+from rlhf_jax.evaluation import diversity, monitors, text_signs
 from rlhf_jax.rewards import texts as texts_lib
 from rlhf_jax.types import FINISH_LENGTH, Samples
 
 SAMPLES_SHOWN = 4  # rows of samples.jsonl a step
+SIGNS_READ = 256  # answers of a rollout in which signs are looked for
+PAIRED = 64  # answers of which each is compared with each other
 KL_WINDOW = 20  # steps in which the KL should not double
 RATIO_ERROR = 1e-3  # |ratio - 1| before any update; rounding is below 1e-4
 ERRORS = 4  # standard errors below 0 that a mean k1 may be: a rollout of few
@@ -55,20 +59,60 @@ class Guards:
 
 
 def text_metrics(tokenizer: Any, samples: Samples) -> dict[str, float]:
-  """Returns diversity of a rollout's responses (down is bad), where defined.
+  """Returns diversity and signs of a rollout's responses, where defined.
 
   rollout/distinct_2: unique bigrams over bigrams; absent without bigrams. Down
     is bad.
   rollout/duplicate_share: responses that repeat an earlier one; up is bad.
   """
-  texts = [
-    response for _, response in texts_lib.sample_texts(tokenizer, samples)
-  ]
+  pairs = texts_lib.sample_texts(tokenizer, samples)
+  texts = [response for _, response in pairs]
   found = {
     "rollout/distinct_2": diversity.distinct_n(texts, 2),
     "rollout/duplicate_share": diversity.duplicate_share(texts),
+    **sign_metrics(pairs),
   }
   return {name: x for name, x in found.items() if not math.isnan(x)}
+
+
+def sign_metrics(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+  """Returns signs of reward hacking in answers, on an even part of many.
+
+  monitors.py says when they are an alarm.
+
+  Metrics:
+    rollout/list_share, rollout/bold_share, rollout/header_share: answers with
+      Markdown of that kind. Up is bad where nothing asks for it.
+    rollout/hedging_share: answers with a phrase that commits to nothing. Up is
+      bad.
+    rollout/refusal_share: answers that open by declining. Up is bad.
+    rollout/sycophancy_share: answers that open with praise of the user or the
+      question, or with agreement. Up is bad.
+    rollout/repeated_share: mean over answers of the share of word 3-grams that
+      occurred before in it. Up is bad.
+    rollout/near_identical_share: answers nearly the same as one to another
+      prompt. Absent with one prompt. Up is bad.
+
+  Args:
+    pairs: (prompt, answer) texts, not empty.
+  """
+  few = _evenly(pairs, SIGNS_READ)
+  rates = text_signs.rates([answer for _, answer in few])
+  rates["repeated"] = rates.pop("repetition")
+  prompts, answers = zip(*_evenly(pairs, PAIRED), strict=True)
+  rates["near_identical"] = diversity.near_identical_share(answers, prompts)
+  return {
+    f"rollout/{name}_share": rate
+    for name, rate in rates.items()
+    if not math.isnan(rate)
+  }
+
+
+def _evenly(rows: Sequence[Any], most: int) -> Sequence[Any]:
+  """Returns at most so many of the rows, at even distances."""
+  if len(rows) <= most:
+    return rows
+  return [rows[i * len(rows) // most] for i in range(most)]
 
 
 def unended(tokenizer: Any, samples: Samples, ends: Sequence[int]) -> str:
@@ -196,10 +240,7 @@ def watch(
   facts.setdefault("recent_kl", [])
   facts.setdefault("alarm_kinds", [])
   for kind, sentence in alarms(row, facts, step, shape, remedy):
-    if kind not in facts["alarm_kinds"]:
-      facts["alarm_kinds"] = [*facts["alarm_kinds"], kind]
-      facts["alarms"] = [*facts["alarms"], [step + 1, sentence]]
-      print(f"\npolicy: warning at step {step + 1}: {sentence}")
+    facts = rung(facts, kind, sentence, step + 1, "policy")
   kl = row["rollout/kl_k1_sum"]
   facts["recent_kl"] = [*facts["recent_kl"], kl][-KL_WINDOW:]
   if kl_control.check_kl(kl, shape) == "halt":
@@ -209,6 +250,77 @@ def watch(
     )
     print(f"\npolicy: {facts['halt']}")
   return facts
+
+
+def rung(facts: dict, kind: str, sentence: str, step: int, phase: str) -> dict:
+  """Returns facts with an alarm, printed, if it is the first of its kind.
+
+  Args:
+    facts: of the run, with "alarms".
+    kind: of the alarm.
+    sentence: for people.
+    step: where it rings, from 1.
+    phase: name in messages.
+  """
+  kinds = facts.get("alarm_kinds", [])
+  if kind in kinds:
+    return facts
+  print(f"\n{phase}: warning at step {step}: {sentence}")
+  return facts | {
+    "alarm_kinds": [*kinds, kind],
+    "alarms": [*facts["alarms"], [step, sentence]],
+  }
+
+
+def watched(settings: Any) -> tuple[str, ...]:
+  """Returns the metrics that should not fall while the score rises.
+
+  Reward models that only watch, what held-out prompts say, and judges whose
+  weight is 0.
+
+  Args:
+    settings: of a pipeline that samples.
+  """
+  names = [f"eval/{name}" for name in settings.monitors]
+  if settings.schedule.eval_every:
+    names += ["heldout/score"]
+    names += [f"heldout/{name}_score" for name in settings.monitors]
+  names += [
+    f"reward/component/{name}"
+    for name, judge in settings.named_judges.items()
+    if judge.weight == 0.0
+  ]
+  return tuple(names)
+
+
+def monitored(
+  step: int, facts: dict, row: dict, *, phase: str, names: Sequence[str]
+) -> tuple[dict, dict]:
+  """Returns facts with what monitors.py saw and rang, and the row with it.
+
+  Args:
+    step: steps done.
+    facts: of the run, with "alarms".
+    row: all metrics of the step.
+    phase: name in messages.
+    names: see `watched`.
+  """
+  state = facts.get("monitors", monitors.new_state())
+  state = monitors.observe(state, row, names)
+  facts = facts | {"monitors": state}
+  for kind, sentence in monitors.ringing(state):
+    facts = rung(facts, kind, sentence, step, phase)
+  return facts, row | monitors.length_slope(state)
+
+
+def observer(settings: Any, phase: str) -> Callable[..., tuple[dict, dict]]:
+  """Returns `monitored` of a run, for loop.run_steps.
+
+  Args:
+    settings: of a pipeline that samples.
+    phase: name in messages.
+  """
+  return functools.partial(monitored, phase=phase, names=watched(settings))
 
 
 def shown(tokenizer: Any, samples: Samples, scores: dict) -> list[dict]:
@@ -253,13 +365,12 @@ def guard(
     )
     print(f"\n{phase}: {sentence}")
     return facts | {"halt": sentence}
-  if state == "warn" and not facts["alarms"]:
+  if state == "warn" and kl < 0:
+    return rung(facts, "negative kl", negative_kl(kl), step + 1, phase)
+  if state == "warn":
     sentence = (
       f"KL to the start is {kl:.1f} nats, above {guards.warn_nats:g}: lower "
       "the learning rate, or stop here."
     )
-    if kl < 0:
-      sentence = negative_kl(kl)
-    print(f"\n{phase}: warning at step {step + 1}: {sentence}")
-    return facts | {"alarms": [[step + 1, sentence]]}
+    return rung(facts, "kl", sentence, step + 1, phase)
   return facts

@@ -30,6 +30,7 @@ __all__ = ["NonFiniteError", "Schedule", "run_steps", "system_metrics"]
 SKIPPED_LIMIT = 3  # refused updates in a row that end a run (METHODS N14)
 OneStep = Callable[[int, PyTree, dict], tuple[PyTree, dict, dict]]
 Measure = Callable[[PyTree], dict[str, float]]
+Observe = Callable[[int, dict, dict], tuple[dict, dict]]
 MEASURED = ("validation/", "heldout/")  # how metrics of held-out data begin
 # Words in the names of metrics that say whether less or more is better, and
 # those that say neither.
@@ -179,6 +180,7 @@ def run_steps(
   iterators: dict[str, Any],
   show: Iterable[tuple[str, str]],
   measure: Measure | None = None,
+  observe: Observe | None = None,
 ) -> tuple[PyTree, dict]:
   """Runs steps until the total, from the newest checkpoint if there is one.
 
@@ -198,6 +200,8 @@ def run_steps(
     measure: arrays -> metrics of held-out data, whose names begin as MEASURED
       says; it is asked every schedule.eval_every steps, and changes nothing
       that the run goes on with.
+    observe: (steps done, facts, row) -> facts, row: looks at the whole row of
+      each step, held-out data included, and may add to both.
 
   Returns:
     The final arrays and facts.
@@ -270,6 +274,8 @@ def run_steps(
         is_measured = schedule.measures(step, is_last=is_last)
         if is_measured and measure is not None:
           row |= _measured(measure, arrays)
+        if observe is not None:
+          facts, row = observe(step, facts, row)
         score = _score(row, schedule.keep_best)
         if is_measured and schedule.patience and not is_last:
           facts = _waiting(facts, score, schedule, step)

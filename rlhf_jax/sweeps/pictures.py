@@ -2,8 +2,9 @@
 
 A dot is a run, a ring the mean of the seeds of a setting; the line joins the
 means of the rings. Where one field alone was varied, each ring has its 95 %
-interval. A cross at the edge is a run without a result. The numbers are in
-trials.csv.
+interval. Where fields were varied one at a time from a usual trial, a panel
+shows that trial and those that differ in its field, all panels on one scale. A
+cross at the edge is a run without a result. The numbers are in trials.csv.
 """
 
 from __future__ import annotations
@@ -39,6 +40,33 @@ def varied(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   return found if found or not has_seeds else ["seed"]
 
 
+def usual(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict:
+  """Returns the setting that all others differ from in one field at most.
+
+  {} where there is none, as in a grid, or where one field alone was varied.
+
+  Args:
+    settings: of all settings.
+    names: the fields that differ.
+  """
+  if len(names) < 2 or len(settings) <= len(names):
+    return {}
+  for one in settings:
+    apart = [sum(x[name] != one[name] for name in names) for x in settings]
+    if max(apart) <= 1:
+      return {name: one[name] for name in names}
+  return {}
+
+
+def _of_panel(
+  rows: Sequence[Mapping[str, Any]], base: Mapping[str, Any], name: str
+) -> list[Mapping[str, Any]]:
+  """Returns the rows that differ from the usual setting in one field only."""
+  return [
+    row for row in rows if all(row[x] == base[x] for x in base if x != name)
+  ]
+
+
 def write(
   path: Path,
   rows: Sequence[Mapping[str, Any]],
@@ -58,7 +86,7 @@ def write(
   names = varied(rows)
   if not names or all(row["metric"] is None for row in rows):
     return False
-  columns = min(COLUMNS, len(names))
+  columns = 2 if len(names) == 4 else min(COLUMNS, len(names))
   lines = -(-len(names) // columns)
   inches = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * lines)
   with canvas.styled():
@@ -66,8 +94,13 @@ def write(
     for place in axes.flat[len(names) :]:
       place.set_axis_off()
     short = trials.short_names(names)
+    base = usual(settings, names) if "seed" not in names else {}
     for place, name in zip(axes.flat, names, strict=False):
-      _panel(place, name, rows, settings, is_alone=len(names) == 1)
+      own = _of_panel(rows, base, name), _of_panel(settings, base, name)
+      is_alone = len(names) == 1 or bool(base)
+      _panel(place, name, *own, is_alone=is_alone)
+      if base:  # how much each field matters is seen on one scale
+        place.set_ylim(*_limits(rows))
       place.set_xlabel(short[name])
       place.set_ylabel(metric)
     axes[0, 0].set_title(results.heading(metric, best))
@@ -120,6 +153,13 @@ def _panel(
     transform=axes.get_xaxis_transform(),
   )
   axes.margins(x=0.08, y=0.12)
+
+
+def _limits(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+  """Returns the ends of an axis that holds every metric."""
+  found = [row["metric"] for row in rows if row["metric"] is not None]
+  room = 0.12 * (max(found) - min(found)) or 1.0
+  return min(found) - room, max(found) + room
 
 
 def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list, list]:

@@ -1,4 +1,4 @@
-"""Which trials a sweep has: grids, products, fields in step, random search.
+"""Which trials a sweep has: grids, products, one at a time, random search.
 
 A trial is {field: value}, each field by its dotted name, as on the command line
 without "--config.". All functions return lists of trials, so that they can be
@@ -120,6 +120,36 @@ def product(*parts: Sequence[Settings]) -> list[Settings]:
       trial |= part
     found.append(trial)
   return found
+
+
+def one_at_a_time(
+  usual: Mapping[str, Any], fields: Mapping[str, Sequence[Any]]
+) -> list[Settings]:
+  """Returns the usual trial, and one for each other value of each field.
+
+  What a metric does when one field alone moves; the picture of the sweep then
+  joins in each panel only the trials that differ in its field. Fields that act
+  together need a `grid`.
+
+  Args:
+    usual: dotted name -> the value that the others are compared with.
+    fields: dotted name -> values; the usual one among them is not run twice.
+
+  Raises:
+    UserError: no field, one without values, or one without a usual value.
+  """
+  columns = _columns("one_at_a_time", fields)
+  unknown = [name for name in columns if name not in usual]
+  if unknown:
+    raise UserError(
+      f"one_at_a_time: {unknown[0]} has no usual value. Give one."
+    )
+  return [dict(usual)] + [
+    dict(usual) | {name: value}
+    for name, values in columns.items()
+    for value in values
+    if value != usual[name]
+  ]
 
 
 def random_search(

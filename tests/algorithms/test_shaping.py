@@ -126,9 +126,13 @@ def test_rollout_metrics_against_numpy():
     "rollout/length_mean": LENGTHS.mean(),
     "rollout/length_p95": np.percentile(LENGTHS, 95),
     "rollout/eos_share": 6 / 8,
+    "rollout/score_length_correlation": np.corrcoef(data.score, LENGTHS)[0, 1],
   }
   for name, value in expected.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+  same = data.replace(score=jnp.full(N, 3.0))
+  found = shaping.rollout_metrics(same)["rollout/score_length_correlation"]
+  assert found == 0.0  # no score varies
 
 
 @pytest.mark.parametrize("mode", ["keep", "replace", "subtract", "mask"])

@@ -209,6 +209,16 @@ def test_damaged_values_leave_the_page_alive(tmp_path):
   assert "3 lines could not be read" in detail["alarms"][-1]["text"]
 
 
+def test_what_a_finished_run_was_told_is_shown(tmp_path):
+  write_lines(tmp_path / "metrics.jsonl", {"step": 1, "loss": 1.0})
+  told = {"guards": [["note", "g"]], "findings": [["warn", "f"]]}
+  (tmp_path / "stage.json").write_text(json.dumps(told))
+  found = stage_lib.Stage(tmp_path)
+  found.refresh()
+  said = [(one["level"], one["text"]) for one in found.alarms()]
+  assert said == [("note", "g"), ("warn", "f")]
+
+
 def test_newest_samples_first_long_texts_cut_and_said(tmp_path):
   rows = [
     {"step": i, "phase": "", "prompt": HOSTILE, "response": str(i), "score": i}

@@ -140,3 +140,16 @@ def test_entropy_and_jaccard_by_hand():
 def test_ead_refuses_a_vocabulary_of_one():
   with pytest.raises(ValueError, match="vocabulary=1"):
     diversity.expectation_adjusted_distinct(["a"], vocabulary=1)
+
+
+def test_nearly_the_same_across_prompts_by_hand():
+  prompts = ["a", "a", "b", "b"]
+  same = "one two three four five"
+  texts = [same, same, f"{same} six", "nothing like it"]
+  # The first two share a prompt; both are near the third: J = 5/6.
+  assert diversity.near_identical_share(texts, prompts) == 3 / 4
+  assert diversity.near_identical_share(texts, prompts, least=0.9) == 0.0
+  assert diversity.near_identical_share(["", "", "x"], ["a", "b", "c"]) == 2 / 3
+  assert np.isnan(diversity.near_identical_share(texts, ["a"] * 4))
+  with pytest.raises(ValueError, match="3 prompts for 4"):
+    diversity.near_identical_share(texts, prompts[:3])

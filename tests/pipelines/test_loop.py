@@ -47,6 +47,7 @@ def run(
   spoilt=0.0,
   metric="score",
   measured=(),
+  observe=None,
   **plan,
 ):
   """Runs one step a score; returns arrays, facts and the numbers read.
@@ -60,6 +61,7 @@ def run(
     spoilt: added to the weight in the last step.
     metric: the name of the scores.
     measured: validation/accuracy after each step, where it is asked for.
+    observe: see loop.run_steps.
     **plan: fields of Schedule.
   """
   numbers, read = Numbers(), []
@@ -93,6 +95,7 @@ def run(
     measure=lambda arrays: {
       "validation/accuracy": measured[int(arrays["train"].step) - 1]
     },
+    observe=observe,
   )
   return types.SimpleNamespace(arrays=arrays, facts=facts, read=read)
 
@@ -114,6 +117,28 @@ def test_a_run_goes_on_with_its_arrays_facts_and_data(tmp_path):
   assert found.arrays["train"].params == 21.0
   rows = tiny_runs.rows_of(tmp_path)
   assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_who_observes_gets_whole_rows_and_goes_on(tmp_path):
+  """Held-out data included; what it adds is written, and resumed."""
+
+  def observe(step, facts, row):
+    told = [step, row["score"], row.get("validation/accuracy")]
+    facts = facts | {"told": [*facts.get("told", []), told]}
+    return facts, row | {"told": float(len(facts["told"]))}
+
+  plan = {"measured": [0.1, 0.2, 0.3, 0.4], "eval_every": 2, "save_every": 2}
+  # The facts of the toy step begin anew, so it sees its own step alone.
+  found = run(tmp_path, [1.0, 2.0, 3.0, 4.0], observe=observe, **plan)
+  assert found.facts["told"] == [[4, 4.0, 0.4]]
+  rows = tiny_runs.rows_of(tmp_path)
+  assert [row["told"] for row in rows] == [1.0] * 4
+  assert [row.get("validation/accuracy") for row in rows] == [
+    None,
+    0.2,
+    None,
+    0.4,
+  ]
 
 
 def test_steps_are_not_taken_back(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from rlhf_jax import sweeps
 from rlhf_jax.schema import UserError
+from rlhf_jax.sweeps import pictures
 
 
 def test_a_grid_has_every_combination_and_the_last_field_is_the_fastest():
@@ -72,3 +73,23 @@ def test_more_trials_or_fields_keep_the_draws_of_before():
 def test_mistakes_are_named(make, words):
   with pytest.raises(UserError, match=words):
     make()
+
+
+def test_one_at_a_time_by_hand():
+  usual = {"a": 1, "b": 2}
+  found = sweeps.one_at_a_time(usual, {"a": [1, 5], "b": [3, 2, 4]})
+  assert found == [
+    {"a": 1, "b": 2},
+    {"a": 5, "b": 2},
+    {"a": 1, "b": 3},
+    {"a": 1, "b": 4},
+  ]
+  with pytest.raises(UserError, match="c has no usual value"):
+    sweeps.one_at_a_time(usual, {"c": [1]})
+  assert pictures.usual(found, ["a", "b"]) == usual
+  assert (
+    pictures.usual(sweeps.grid({"a": [1, 2], "b": [3, 4]}), ["a", "b"]) == {}
+  )
+  assert pictures.usual(sweeps.grid({"a": [1, 2, 3]}), ["a"]) == {}
+  (one, other) = pictures._of_panel(found, usual, "a")
+  assert (one["a"], other["a"]) == (1, 5)

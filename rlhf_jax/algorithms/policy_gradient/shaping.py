@@ -374,6 +374,8 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
     rollout/entropy: -log p of the samples, nats per token. Towards 0 is bad.
     rollout/length_mean, rollout/length_p95: tokens. Up, win rate flat, is bad.
     rollout/eos_share: answers that ended by themselves. Below 0.5 is bad.
+    rollout/score_length_correlation: Pearson's, of score and tokens of an
+      answer; 0 where either does not vary. Above 0.3 is bad: length pays.
 
   Args:
     rollout: unpacked.
@@ -402,4 +404,16 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
     "rollout/eos_share": ops.masked_mean(
       (rollout.finish_reason != FINISH_LENGTH) * 1.0, exists
     ),
+    "rollout/score_length_correlation": _correlation(score, lengths, exists),
   }
+
+
+def _correlation(x: Array, y: Array, mask: Array) -> Array:
+  """Returns Pearson's correlation where mask is 1, 0 where one is constant."""
+  x = (x - ops.masked_mean(x, mask)) * mask
+  y = (y - ops.masked_mean(y, mask)) * mask
+  scale = jnp.sqrt(jnp.sum(x * x) * jnp.sum(y * y))
+  is_known = scale > 1e-9
+  return jnp.where(
+    is_known, jnp.sum(x * y) / jnp.where(is_known, scale, 1.0), 0.0
+  )
