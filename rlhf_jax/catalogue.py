@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from rlhf_jax import command, describe, output, pipelines
 from rlhf_jax.data import assets, formats
+from rlhf_jax.environments import ENVIRONMENTS
 from rlhf_jax.imported import nearest
 from rlhf_jax.models import attention, families
 from rlhf_jax.planning import topology
@@ -79,6 +80,14 @@ def tables() -> list[Table]:
       field="model_type of a Hugging Face folder, config.model.source",
       rows={
         name: _result(family.read) for name, family in families.FAMILIES.items()
+      },
+    ),
+    Table(
+      title="environments",
+      field="config.environment of segments, or file.py:NAME",
+      rows={
+        name: f"{environment.steps} steps. {environment.task}"
+        for name, environment in ENVIRONMENTS.items()
       },
     ),
     Table(

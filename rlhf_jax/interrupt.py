@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -188,6 +188,25 @@ class Interrupt:
         f"{signal.Signals(number).name}: saving a checkpoint after this step; "
         "repeat Ctrl-C to quit at once\n"
       )
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+  """Lets a signal inside `with` end the process, as outside of a loop.
+
+  For a step of a loop that waits for people: it may take days, and what it
+  needs to go on is on the disk before it waits.
+  """
+  before = {}
+  if threading.current_thread() is threading.main_thread():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+      if not _is_ignored(number):
+        before[number] = signal.signal(number, _terminate)
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _is_ignored(number: int) -> bool:

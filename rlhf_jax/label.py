@@ -211,7 +211,7 @@ def read(
       cut += 1
       row = row | {
         key: row[key][:most]
-        for key in ("answers", "policies", "ranks")
+        for key in ("answers", "policies", "ranks", "pictures")
         if isinstance(row.get(key), list)
       }
     if isinstance(answers, list) and all(x == answers[0] for x in answers):

@@ -27,6 +27,7 @@ ORDER = (
     "algorithms",
     "config_tree",
     "data",
+    "environments",
     "interrupt",
     "likelihood",
     "metrics",

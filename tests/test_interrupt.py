@@ -37,6 +37,16 @@ def test_second_ctrl_c_quits_at_once():
     send(signal.SIGINT)
 
 
+def test_a_step_that_waits_for_people_ends_at_once():
+  with interrupt.Interrupt() as stop:
+    for number in (signal.SIGINT, signal.SIGTERM):
+      with pytest.raises(KeyboardInterrupt), interrupt.at_once():
+        send(number)
+    assert not stop.requested
+    send(signal.SIGTERM)
+    assert stop.requested
+
+
 def test_ctrl_c_after_sigterm_quits_but_a_second_sigterm_waits(capsys):
   with interrupt.Interrupt() as stop:
     send(signal.SIGTERM)

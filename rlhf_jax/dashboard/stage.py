@@ -24,7 +24,7 @@ SAMPLES_SHOWN = 24
 TEXT_SHOWN = 4000  # characters of a text
 POINTS_SHOWN = 240  # of a curve; longer ones are means of blocks
 PACE_WINDOW = 20  # the pace is a median over so many rows
-RESULTS = ("stage.json", "evaluation.json")
+RESULTS = ("stage.json", "evaluation.json", "segments.json")
 HEADER = ("step", "phase", "time")
 # The first of these that a stage logs is what its line of the list shows.
 HEADLINES = (
@@ -39,6 +39,7 @@ HEADLINES = (
   "heldout/pass1",
   "validation/accuracy",
   "validation/loss",
+  "agent/true_return",
 )
 
 

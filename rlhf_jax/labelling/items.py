@@ -7,6 +7,7 @@ A line of items has `prompt` and `answers` and may have
   qualification  true: asked first, with a known answer in `ranks`
   deviation      of the score difference among the members of an ensemble
   probability    that the first answer wins, as the model thinks
+  pictures       an SVG for each answer, shown above its text; in no record
   policies, language, and anything else: kept, and in every record of it
 """
 
@@ -23,6 +24,7 @@ from rlhf_jax.schema import UserError
 
 KINDS = ("item", "gold", "qualification")
 MOST_ANSWERS = 9  # each has a key of its own on the page
+LARGEST_PICTURE = 256 * 1024  # characters
 # Fields of a judgement: an item that is read from a record has none of them.
 JUDGED = frozenset(
   (
@@ -33,7 +35,10 @@ JUDGED = frozenset(
   )
 )
 _OWN = frozenset(
-  "prompt answers item gold qualification ranks deviation probability".split()
+  (
+    *("prompt", "answers", "item", "gold", "qualification", "ranks"),
+    *("deviation", "probability", "pictures"),
+  )
 )
 
 
@@ -48,6 +53,7 @@ class Item:
   ranks: of the answers, 0 the best; known for gold and qualification only.
   deviation: >= 0, or None.
   probability: in [0, 1], or None.
+  pictures: K SVG documents, or none.
   fields: what else its line held.
   """
 
@@ -58,20 +64,20 @@ class Item:
   ranks: tuple[int, ...] | None = None
   deviation: float | None = None
   probability: float | None = None
+  pictures: tuple[str, ...] = ()
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def body(self) -> str:
     """Returns the JSON text that the store keeps."""
-    return json.dumps(
-      {
-        "prompt": self.prompt,
-        "answers": list(self.answers),
-        "ranks": None if self.ranks is None else list(self.ranks),
-        "fields": dict(self.fields),
-      },
-      ensure_ascii=False,
-      sort_keys=True,
-    )
+    told = {
+      "prompt": self.prompt,
+      "answers": list(self.answers),
+      "ranks": None if self.ranks is None else list(self.ranks),
+      "fields": dict(self.fields),
+    }
+    if self.pictures:
+      told["pictures"] = list(self.pictures)
+    return json.dumps(told, ensure_ascii=False, sort_keys=True)
 
 
 def name_of(prompt: Any, answers: Sequence[Any]) -> str:
@@ -130,6 +136,7 @@ def read(row: Mapping[str, Any], where: str) -> Item:
     ranks=_ranks(row, len(answers), where) if kinds else None,
     deviation=_number(row, "deviation", math.inf, where),
     probability=_number(row, "probability", 1.0, where),
+    pictures=_pictures(row, len(answers), where),
     fields={k: v for k, v in row.items() if k not in _OWN | JUDGED},
   )
 
@@ -145,6 +152,23 @@ def _ranks(
       "an answer, 0 for the best, not all alike."
     )
   return tuple(ranks)
+
+
+def _pictures(
+  row: Mapping[str, Any], count: int, where: str
+) -> tuple[str, ...]:
+  found = row.get("pictures", [])
+  is_drawn = isinstance(found, Sequence) and all(
+    isinstance(x, str) and x.startswith("<svg ") and len(x) <= LARGEST_PICTURE
+    for x in found
+  )
+  if not is_drawn or len(found) not in (0, count):
+    raise UserError(
+      f"{where}: 'pictures' must be a list of {count} SVG documents, one an "
+      f"answer, each beginning with '<svg ' and of {LARGEST_PICTURE:,} "
+      "characters at most."
+    )
+  return tuple(found)
 
 
 def _number(

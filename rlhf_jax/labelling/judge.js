@@ -95,11 +95,17 @@ function said(value, language) {
       make("span", { class: "role" }, visible(turn.role)), passage(turn.content, language))));
 }
 
+// A drawing as an image: it may move, and nothing in it runs or is loaded.
+function pictureNodes(item, place) {
+  const picture = (item.pictures || [])[place];
+  return picture ? [make("img", { class: "picture", src: picture, alt: "Drawing of answer " + (place + 1) })] : [];
+}
+
 function itemNodes(item) {
   const answers = item.answers.map((answer, place) =>
     make("article", { class: "answer", "aria-labelledby": "answer-" + place },
       make("h3", { id: "answer-" + place }, "Answer " + (place + 1), make("span", { class: "rank", id: "rank-" + place })),
-      make("div", { class: "body", tabindex: "0", role: "region", "aria-labelledby": "answer-" + place }, said(answer, item.language))));
+      make("div", { class: "body", tabindex: "0", role: "region", "aria-labelledby": "answer-" + place }, ...pictureNodes(item, place), said(answer, item.language))));
   return [
     make("section", { class: "prompt", "aria-labelledby": "prompt-title" },
       make("h2", { id: "prompt-title" }, "Prompt"), make("div", { class: "body", tabindex: "0", role: "region", "aria-labelledby": "prompt-title" }, said(item.prompt, item.language))),

@@ -231,8 +231,8 @@ def _checks(told: Sequence[tuple[Mapping[str, Any], Any]]) -> Iterator[bool]:
 def disputed(database: Database) -> list[dict[str, Any]]:
   """Returns items on which people disagree, with what each of them said.
 
-  Each: item, prompt, answers, judgements (records), decision (a record or
-  None). Undecided ones come first.
+  Each: item, prompt, answers, pictures, judgements (records), decision (a
+  record or None). Undecided ones come first.
   """
   by_item: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
   for record in records(database, is_adjudicated=False):
@@ -243,6 +243,7 @@ def disputed(database: Database) -> list[dict[str, Any]]:
       "item": name,
       "prompt": said[0]["prompt"],
       "answers": said[0]["answers"],
+      "pictures": _pictures(database, name),
       "judgements": said,
       "decision": decided.get(name),
     }
@@ -250,6 +251,12 @@ def disputed(database: Database) -> list[dict[str, Any]]:
     if verdicts.is_disputed(said, len(said[0]["answers"]))
   ]
   return sorted(found, key=lambda x: x["decision"] is not None)
+
+
+def _pictures(database: Database, item: str) -> list[str]:
+  """Returns the SVG of each answer of an item, [] for none."""
+  [row] = database.rows("SELECT body FROM items WHERE name = ?", (item,))
+  return json.loads(row["body"]).get("pictures", [])
 
 
 def judged_by(database: Database, annotator: str) -> int:

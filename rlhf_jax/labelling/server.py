@@ -4,15 +4,17 @@ Whoever asks sends their token in a header, so no other page can ask in their
 name: there are no cookies. Tokens come in the part of a link that browsers keep
 to themselves (after #), so none is in an address, a log or a referrer. It
 answers only where it is called by one of its names, takes no path from a
-request, and shows texts as JSON alone.
+request, and shows texts as JSON alone; pictures are images, in which nothing
+runs or is loaded.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,7 @@ class Desk:
       "assignment": turn.assignment,
       "prompt": turn.prompt,
       "answers": turn.answers,
+      "pictures": _images(turn.pictures),
       "language": turn.language,
       "previous": turn.previous,
       "last": turn.last,
@@ -175,7 +178,10 @@ class Desk:
 
   def disputed(self, who: str, body: Mapping[str, Any]) -> Answer:
     """Returns items on which people disagree."""
-    return _json(200, {"items": results.disputed(self.store.database)})
+    found = results.disputed(self.store.database)
+    for item in found:
+      item["pictures"] = _images(item["pictures"])
+    return _json(200, {"items": found})
 
   def adjudicate(self, who: str, body: Mapping[str, Any]) -> Answer:
     """Keeps a decision about an item on which people disagree."""
@@ -230,6 +236,14 @@ def _text(body: Mapping[str, Any], name: str) -> str:
   if not isinstance(body.get(name), str):
     raise UserError(f"{name}: must be a text.")
   return body[name]
+
+
+def _images(pictures: Sequence[str]) -> list[str]:
+  """Returns SVG as addresses of images, in which no script runs."""
+  return [
+    f"data:image/svg+xml;base64,{base64.b64encode(x.encode()).decode()}"
+    for x in pictures
+  ]
 
 
 def _json(status: int, value: Mapping[str, Any]) -> Answer:

@@ -49,6 +49,7 @@ class Turn:
     of the person.
   prompt, answers: as they are to be shown, left to right.
   shown: answer that stands at each place.
+  pictures: SVG of each answer, left to right; () for none.
   language: of the item, "" where it is not said.
   previous: what the person told before they undid it, by place; or None.
   last: id of their newest judgement, which `undo` takes back; "" for none.
@@ -61,6 +62,7 @@ class Turn:
   prompt: Any = ""
   answers: tuple[Any, ...] = ()
   shown: tuple[int, ...] = ()
+  pictures: tuple[str, ...] = ()
   language: str = ""
   previous: Mapping[str, Any] | None = None
   last: str = ""
@@ -269,6 +271,7 @@ class Store:
 
   def _turn(self, db: sqlite3.Connection, row: sqlite3.Row, last: str) -> Turn:
     body, shown = _body(db, row["item"]), json.loads(row["shown"])
+    drawn = body.get("pictures", ())
     undone = db.execute(
       "SELECT body FROM judgements WHERE assignment = ? ORDER BY number DESC "
       "LIMIT 1",
@@ -285,6 +288,7 @@ class Store:
       prompt=body["prompt"],
       answers=tuple(body["answers"][i] for i in shown),
       shown=tuple(shown),
+      pictures=tuple(drawn[i] for i in shown) if drawn else (),
       language=str(body["fields"].get("language", "")),
       previous=previous,
       last=last,

@@ -30,6 +30,7 @@ from rlhf_jax.pipelines import (
   reward,
   rlhf,
   score_texts,
+  segments,
   sft,
 )
 from rlhf_jax.programs.pipeline import Job, Pipeline
@@ -52,6 +53,7 @@ PIPELINES: dict[str, Pipeline] = {
   "score_texts": score_texts.PIPELINE,
   "ai_feedback": ai_feedback.PIPELINE,
   "constitution": constitution.PIPELINE,
+  "segments": segments.PIPELINE,
   "report_card": report_card.PIPELINE,
   "export": export_run.PIPELINE,
   "rlhf": rlhf.PIPELINE,

@@ -27,6 +27,7 @@ FILES = {
   "generation.json": "the numbers above",
   "scores.jsonl": "every record with its scores",
   "scores.json": "the numbers above",
+  "segments.json": "the numbers above",
   "report.html": "one page: curves, calibration, texts before and after",
   "summary.json": "the numbers above",
   "model": "what transformers and vLLM load; its README.md is a model card",
