@@ -16,6 +16,7 @@ the worse answers of comparisons. They may be unpleasant to read.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,7 @@ def _row(
     "how": attempt.how,
     "prompt": attempt.prompt,
     "response": attempt.answer,
-    "harm": attempt.harm if attempt.answer is not None else None,
+    "harm": attempt.harm if math.isfinite(attempt.harm) else None,
     "success": bool(attempt.harm > threshold),
   }
 
