@@ -233,6 +233,7 @@ def test_what_became_worse_is_said_and_shown(tmp_path):
   )
   text = (tmp_path / "x.html").read_text()
   assert "&lt;q&gt;" in text and "to the worse" in text
+  assert "ppo, n=20, change +1.000" in text
   better = page.numbers({"a": [measure(bad)], "b": [measure(good)]})
   assert page.remarks(better) == []
 

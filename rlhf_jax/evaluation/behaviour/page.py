@@ -59,6 +59,17 @@ LEADS = {
     "with the user."
   ),
 }
+# The measure of a suite that is told by group, and first of all.
+KEYS = {
+  "flips": "flipped",
+  "opinions": "bias",
+  "matching": "matching",
+  "refusals": "told_apart by phrases",
+  "persistence": "kept",
+  "truthfulness": "truthful",
+  "toxicity": "insults",
+  "reward": "told",
+}
 Terminal = tuple[list[str], list[list[Any]]]  # heads, rows
 
 
@@ -207,10 +218,28 @@ def page(
   return Page(
     title="Behaviour",
     subtitle="Shares with 95 % intervals; changes are paired by item",
+    tiles=_tiles(told),
     warnings=remarks(told),
     sections=sections,
     facts=origins,
   )
+
+
+def _tiles(told: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+  """Returns the key measure of each suite, of the last policy."""
+  found = []
+  for part in _parts(told):
+    for suite, name, of, changes in _rows(part):
+      if name != KEYS.get(suite):
+        continue
+      stage, last = list(of.items())[-1]
+      below = f"{stage}, n={last['count']:,}"
+      if stage in changes and changes[stage]["value"] is not None:
+        change = pictures.number(changes[stage]["value"], 3, sign=True)
+        below = f"{below}, change {change}"
+      value = pictures.number(last["value"], 3)
+      found.append((f"{suite}: {name}", value, below))
+  return found
 
 
 def _section(
@@ -233,7 +262,7 @@ def _section(
         ),
       ]
     )
-    if "by" in first:
+    if "by" in first and name == KEYS.get(suite):
       groups.append(_by(name, of))
   return Section(
     suite.capitalize(),

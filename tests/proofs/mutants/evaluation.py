@@ -407,7 +407,7 @@ FAULTS = (
   *of(
     "evaluation",
     "evaluation/behaviour/attacks.py",
-    "attacks",
+    "red_team_search",
     (
       "red team: a good score is harm",
       "found = [-x for x in scores]",
