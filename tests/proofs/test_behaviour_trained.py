@@ -79,11 +79,11 @@ def taught():
   for number, value in enumerate(VALUES):
     told = f"Say {value}.\n\n"
     for n in range(4):
-      first, second, third = (TALK[(n + number + k) % 4] for k in range(3))
-      rows += [
-        talk(told + first, f"{value} it is", second, "it is", third, "it is"),
-        talk(told + first, f"{value} it is", told + second, f"{value} it is"),
-      ]
+      asked = [TALK[(n + number + k) % 4] for k in range(3)]
+      first = [told + asked[0], f"{value} it is"]
+      forgets = [text for x in asked[1:] for text in (x, "it is")]
+      obeys = [text for x in asked[1:] for text in (told + x, first[1])]
+      rows += [talk(*first, *forgets), talk(*first, *obeys)]
   return rows
 
 
@@ -97,7 +97,7 @@ def make_model(folder):
     n_kv_heads=4,
     head_dim=16,
     mlp_width=128,
-    max_length=192,
+    max_length=256,
   )
   params = transformer.init(config, jax.random.key(0))["params"]
   huggingface.save(folder, config, jax.tree.map(np.array, params))
@@ -156,7 +156,7 @@ def preferred(root, source, weights):
   config.init_from = str(root / "sft")
   config.data.update(source=source, weights=weights, chat=True, max_length=96)
   config.schedule.update(batch_size=12, steps=60, save_every=1000)
-  config.optimizer.update(learning_rate=5e-4, schedule="constant")
+  config.optimizer.update(learning_rate=3e-4, schedule="constant")
   return config
 
 
