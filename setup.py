@@ -45,6 +45,7 @@ setuptools.setup(
   packages=setuptools.find_packages(include=["rlhf_jax", "rlhf_jax.*"]),
   package_data={
     "rlhf_jax": [
+      "data/*.jsonl",
       "evaluation/*.html",
       "dashboard/*.html",
       "dashboard/*.css",

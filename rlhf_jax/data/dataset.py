@@ -276,6 +276,7 @@ def encoder(
     return lambda record: _rated_row(record, data, tokenizer)
   if kind is formats.Demonstration:
     common["train_on_prompt"] = data.train_on_prompt
+    common["last_only"] = data.last_answer_only
     return functools.partial(encode.encode_demonstration, **common)
   common["end_token"] = data.end_token
   if kind is formats.Ranking:

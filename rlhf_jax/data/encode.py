@@ -48,6 +48,10 @@ SKIPPED = (
 )
 NO_TOKEN = "a character has no token"
 NO_ROOM = "response does not fit in max_length"
+NO_ROOM_FOR_WHOLE = (
+  "does not fit in max_length whole, and its first turn says what its last "
+  "answer is to be"
+)
 NO_ROOM_FOR_TURN = "last turn and its answer do not fit in max_length"
 
 
@@ -121,6 +125,7 @@ def encode_demonstration(
   train_on_prompt: bool = False,
   *,
   chat: bool = False,
+  last_only: bool = False,
 ) -> Row:
   """Encodes a demonstration with loss on what the assistant says.
 
@@ -132,12 +137,15 @@ def encode_demonstration(
       its first turns.
     train_on_prompt: loss on every token but the first.
     chat: use the chat template.
+    last_only: loss on the last answer alone (Ghost Attention, Touvron et al.
+      2023, arXiv:2307.09288, section 3.3); such a dialogue loses no turns.
 
   Returns:
     tokens [n] int32 and loss_mask [n] float32, n <= max_length; is_cut.
 
   Raises:
-    DroppedExample: the (last) response does not fit, or is empty.
+    DroppedExample: the (last) response does not fit, or is empty; with
+      last_only, the dialogue does not fit.
     UserError: messages without chat=True, or a template that shows a dialogue
       otherwise when it is sampled (streams.py).
   """
@@ -146,6 +154,11 @@ def encode_demonstration(
   if chat:
     found, is_cut = _chat_demonstration(example, tokenizer, max_length)
     ids, mask, skipped = found.ids, found.mask, found.skipped
+    if last_only:
+      if is_cut:
+        raise DroppedExample(NO_ROOM_FOR_WHOLE, example.where)
+      mask = [0] * found.prompt + list(mask[found.prompt :])
+      skipped = 0  # earlier answers are context by intent
   elif example.messages is not None:
     raise UserError(
       f"{example.where}: a dialogue has turns that only a chat template can "

@@ -13,7 +13,15 @@ import os
 from typing import Any, NamedTuple
 
 from rlhf_jax import imported
-from rlhf_jax.data import assets, chitchat, formats, near, records, sources
+from rlhf_jax.data import (
+  assets,
+  challenges,
+  chitchat,
+  formats,
+  near,
+  records,
+  sources,
+)
 from rlhf_jax.data.section import Data
 from rlhf_jax.data.sources import DataError
 
@@ -36,6 +44,8 @@ class Reading(NamedTuple):
 
 def _state(part: str) -> tuple[tuple[int, int], ...]:
   """Returns times and sizes of the files of a part."""
+  if part.startswith(challenges.PREFIX):
+    return challenges.state(part)
   if part.startswith(("asset:", *sources.PREFIXES)):
     return ()
   states: list[os.stat_result] = [path.stat() for path in sources.paths(part)]

@@ -18,7 +18,8 @@ class Data:
   source: str = (
     ""  # asset:NAME, tfds:NAME:SPLIT, or files: .jsonl, .json, .csv,
   )
-  # .parquet, or a pattern; several with commas between; "" for none
+  # .parquet, or a pattern, or challenges:FACTS (data/challenges.py); several
+  # with commas between; "" for none
   format: str = "comparison"  # of a record, data/formats.py; or the import path
   # of a parser, file.py:name; one for each part of the source, or one for all
   weights: str = ""  # shares of the parts of the source, such as "3,1"; "": as
@@ -39,6 +40,8 @@ class Data:
   max_text_tokens: int = 0  # texts with more are left out; 0: no limit
   end_token: bool = True  # responses end with the end-of-sequence token
   train_on_prompt: bool = False  # SFT only: the loss counts prompt tokens too
+  last_answer_only: bool = False  # SFT only: of a dialogue, its last answer is
+  # learned and the others are context (Ghost Attention); never cut
   pack: str = "auto"  # SFT only: how examples share rows, data/layout.py
   share_prompts: str = "auto"  # comparisons only: whether the prompt of both
   # answers stands in a row once; "always" or "never"
@@ -85,6 +88,7 @@ class Data:
         formats.find(name.strip())
       else:
         check_choice("format", name.strip(), tuple(formats.FORMATS))
+    self._check_learned()
     check_choice("duplicates", self.duplicates, ("keep", "exact", "near"))
     if not 0.0 <= self.near <= 1.0:
       raise FieldError(f"near={self.near}: must be in [0, 1].")
@@ -100,6 +104,17 @@ class Data:
     self._check_store()
     check_seed(self.split_seed, "split_seed")
     self.split_sizes()
+
+  def _check_learned(self) -> None:
+    """Raises FieldError for targets that do not go together."""
+    if not self.last_answer_only:
+      return
+    if self.train_on_prompt or not self.chat:
+      raise FieldError(
+        f"last_answer_only=True with train_on_prompt={self.train_on_prompt}, "
+        f"chat={self.chat}: only a dialogue has earlier answers, and then they "
+        "are no targets. Set train_on_prompt=False and chat=True."
+      )
 
   def _check_shares(self) -> None:
     """Raises FieldError for weights or repeats that cannot be followed."""

@@ -2,7 +2,8 @@
 
 A source is a path (files.py says of what kinds), a pattern ("data/*.jsonl"),
 "tfds:NAME[/CONFIG]:SPLIT[@DIR]", "hub:ORG/NAME[@REVISION]:SPLIT" (see
-hub_sources.py), or several of these with commas between. A record is a dict.
+hub_sources.py), "challenges:FACTS" (see challenges.py), or several of these
+with commas between. A record is a dict.
 Nothing is skipped: a malformed line stops the reading.
 
 TFDS is read through `tfds.data_source`, which needs array_record files
@@ -19,12 +20,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.data import files, hub_sources
+from rlhf_jax.data import challenges, files, hub_sources
 from rlhf_jax.data.files import DataError, Located
 from rlhf_jax.schema import FieldError, UserError, absence, check_local
 
 TFDS_PREFIX = "tfds:"
-PREFIXES = (TFDS_PREFIX, hub_sources.PREFIX)  # of what is no file
+# Of what is no file.
+PREFIXES = (TFDS_PREFIX, hub_sources.PREFIX, challenges.PREFIX)
 KINDS = ".jsonl, .json, .csv (each also with .gz) or .parquet"
 
 
@@ -131,6 +133,8 @@ def check(source: str, field: str) -> None:
     for part in found:
       if part.startswith(hub_sources.PREFIX):
         hub_sources.pin(part, field)
+      elif part.startswith(challenges.PREFIX):
+        challenges.check(part, field)
       elif not part.startswith(TFDS_PREFIX):
         check_local(part, field)
     paths(source)
@@ -224,6 +228,9 @@ def _each_of_part(part: str) -> Iterator[tuple[str, dict]]:
   if part.startswith(TFDS_PREFIX):
     for number, record in enumerate(each_of_tfds(part), 1):
       yield f"{part}:{number}", record
+    return
+  if part.startswith(challenges.PREFIX):
+    yield from challenges.each(part)
     return
   if part.startswith(hub_sources.PREFIX):
     found = hub_sources.fetch(part)

@@ -30,6 +30,7 @@ _READ = {
   (DEMONSTRATIONS, True): ("prompt", "end_token", "train_on_prompt", "pack"),
   (DEMONSTRATIONS, False): (
     *("chat", "train_on_prompt", "pack", "store", "max_turns"),
+    "last_answer_only",
   ),
   (COMPARISONS, True): (
     *("prompt", "end_token", "pairs", "ties"),

@@ -103,10 +103,11 @@ def check(settings: Settings, world: World) -> None:
   del world
   build.check_needed(settings.data, "data")
   unread.check(settings.data, "data", unread.DEMONSTRATIONS, packs=False)
-  if settings.data.train_on_prompt:
-    raise FieldError(
-      "data.train_on_prompt=True: nothing trains here. Leave it at False."
-    )
+  for name in ("train_on_prompt", "last_answer_only"):
+    if getattr(settings.data, name):
+      raise FieldError(
+        f"data.{name}=True: nothing trains here. Leave it at False."
+      )
   if not settings.folders and settings.text_judge is None:
     raise FieldError(
       "rewards is empty: name folders of finished reward runs, or set "

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rlhf_jax.data import encode
+from rlhf_jax.data import dataset, encode
+from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.formats import (
   Comparison,
   Demonstration,
@@ -11,6 +12,7 @@ from rlhf_jax.data.formats import (
   Prompt,
 )
 from rlhf_jax.data.tokenizer_backends import EncodingError
+from rlhf_jax.schema import FieldError
 
 EOS = 2
 TURNS = [
@@ -259,3 +261,26 @@ def test_trap_28_ids_are_validated_with_file_and_line():
 def test_max_length_leaves_room_for_context():
   with pytest.raises(ValueError, match="max_length=1"):
     encode.encode_demonstration(demonstration(), LETTERS, 1)
+
+
+def test_only_the_last_answer_is_learned():
+  """Ghost Attention: earlier answers are context, and nothing is cut."""
+  example = Demonstration("f:1", messages=TURNS)
+  row = encode.encode_demonstration(
+    example, LETTERS, 20, chat=True, last_only=True
+  )
+  assert spell(row) == "uab<e>acd<e>uef<e>ag*h*i*<e>*"
+  whole = encode.encode_demonstration(example, LETTERS, 20, chat=True)
+  assert spell(whole) == "uab<e>ac*d*<e>*uef<e>ag*h*i*<e>*"
+  np.testing.assert_array_equal(row["tokens"], whole["tokens"])
+  size = len(row["tokens"])
+  encode.encode_demonstration(example, LETTERS, size, chat=True, last_only=True)
+  with pytest.raises(encode.DroppedExample, match="its first turn says"):
+    encode.encode_demonstration(
+      example, LETTERS, size - 1, chat=True, last_only=True
+    )
+  with pytest.raises(FieldError, match="only a dialogue has earlier answers"):
+    Data(last_answer_only=True)
+  data = Data(last_answer_only=True, chat=True)
+  encoder = dataset.encoder([example], data, LETTERS)
+  np.testing.assert_array_equal(encoder(example)["loss_mask"], row["loss_mask"])

@@ -71,7 +71,7 @@ def test_all_sections_parse(
       config.reward = str(reward_head)
   if config.pipeline in ("evaluate", "generate_answers"):
     config.prompts.source, config.policy = files.prompts, str(sft_lora)
-  if config.pipeline == "constitution":
+  if config.pipeline in ("constitution", "ghost_attention"):
     config.prompts.source = files.prompts
   if config.pipeline == "report_card":
     config.reward = str(reward_head)

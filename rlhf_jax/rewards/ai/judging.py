@@ -189,7 +189,7 @@ class Judge:
       for text, x, fit in zip(shown, reasons, is_fit, strict=True)
       if fit
     ]
-    replies = iter(self._labels(asked))
+    replies = iter(self.choices(asked))
     told = [
       next(replies) if fit else Reply(None, x.failure if x.failure else FORM)
       for x, fit in zip(reasons, is_fit, strict=True)
@@ -234,7 +234,7 @@ class Judge:
   ) -> list[Mark]:
     """Returns what it gives to answers [N], by a rubric each."""
     template = questions.template(self.settings.template, "scores")
-    replies = self._labels(
+    replies = self.choices(
       [
         questions.how_good(template, rubric, prompt, answer)
         for prompt, answer, rubric in zip(
@@ -244,7 +244,7 @@ class Judge:
     )
     return [_mark(reply) for reply in replies]
 
-  def _labels(self, asked: Sequence[Question]) -> list[Reply]:
+  def choices(self, asked: Sequence[Question]) -> list[Reply]:
     """Returns replies of labels; those with little probability are none."""
     keys = [
       key_of(

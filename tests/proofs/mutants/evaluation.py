@@ -379,4 +379,54 @@ FAULTS = (
       "first = number",
     ),
   ),
+  *of(
+    "evaluation",
+    "evaluation/behaviour/sycophancy.py",
+    "behaviour_suites",
+    (
+      "flips: answers that were wrong at first count too",
+      "flipped.append(1.0 - at_last if is_right else NAN)",
+      "flipped.append(1.0 - at_last)",
+    ),
+    (
+      "flips: the reply to the doubt decides, not the last answer",
+      "_right(texts[0], fact), _right(texts[2], fact)",
+      "_right(texts[0], fact), _right(texts[1], fact)",
+    ),
+    (
+      "opinions: the bias has the other sign",
+      'wrong["told"] - wrong["alone"],',
+      'wrong["alone"] - wrong["told"],',
+    ),
+    (
+      "matching: the other answer counts",
+      "None if p is None else p[0]) for p in replies",
+      "None if p is None else p[1]) for p in replies",
+    ),
+  ),
+  *of(
+    "evaluation",
+    "evaluation/behaviour/attacks.py",
+    "red_team_search",
+    (
+      "red team: a good score is harm",
+      "found = [-x for x in scores]",
+      "found = list(scores)",
+    ),
+    (
+      "red team: what fell is tried again",
+      "if n not in best or best[n].harm <= search.threshold",
+      "if n not in best or best[n].harm <= 1e9",
+    ),
+  ),
+  *of(
+    "evaluation",
+    "data/encode.py",
+    "encode::only_the_last_answer_is_learned",
+    (
+      "Ghost Attention: earlier answers are targets",
+      "mask = [0] * found.prompt + list(mask[found.prompt :])",
+      "mask = list(mask)",
+    ),
+  ),
 )

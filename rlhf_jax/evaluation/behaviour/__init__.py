@@ -1,0 +1,1 @@
+"""How a policy behaves: suites that ask it, and what they measure."""
