@@ -45,10 +45,11 @@ ORDER = (
   ("exports",),
   ("pipelines", "notebook"),
   ("planning", "lab", "sweeps", "dashboard"),
-  ("comparisons",),
+  ("comparisons", "experiments"),
   (
     *("agreement", "catalogue", "chat", "compare", "explain", "export"),
-    *("label", "sweep"),
+    "frontier",
+    *("label", "overoptimise", "sweep"),
     "watch",
   ),
   ("main", "plan", "__main__"),

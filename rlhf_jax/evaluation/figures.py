@@ -220,14 +220,20 @@ def draw_curve(axes: Axes, curve: Curve) -> None:
   axes.set_ylabel(curve.ylabel)
   means = f" (means of {block})" if block > 1 else ""
   axes.set_xlabel(curve.xlabel + means)
-  axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+  is_whole = curve.xlabel == "step"
+  axes.xaxis.get_major_locator().set_params(integer=is_whole, nbins=6)
   axes.yaxis.get_major_locator().set_params(nbins=5)
   _end_labels(axes, ends)
-  _legend(axes)
+  legend(axes)
 
 
-def _legend(axes: Axes) -> None:
-  """Names the series above the axes when there is more than one."""
+def legend(axes: Axes, columns: int = 3) -> None:
+  """Names the series above the axes when there is more than one.
+
+  Args:
+    axes: with labelled series.
+    columns: of names, at most.
+  """
   handles, labels = axes.get_legend_handles_labels()
   if len(handles) > 1:
     axes.legend(
@@ -235,7 +241,7 @@ def _legend(axes: Axes) -> None:
       labels,
       loc="lower left",
       bbox_to_anchor=(-0.02, 0.98),
-      ncols=min(3, len(handles)),
+      ncols=min(columns, len(handles)),
       handlelength=1.1,
       handletextpad=0.5,
       columnspacing=1.2,
@@ -263,7 +269,7 @@ def draw_histogram(axes: Axes, histogram: Histogram) -> None:
   axes.set_xlabel(histogram.xlabel)
   axes.set_ylabel("share of texts")
   axes.yaxis.get_major_locator().set_params(nbins=4)
-  _legend(axes)
+  legend(axes)
 
 
 def draw_lengths(axes: Axes, lengths: Mapping[str, Mapping]) -> None:
@@ -285,7 +291,7 @@ def draw_lengths(axes: Axes, lengths: Mapping[str, Mapping]) -> None:
   axes.set_xlabel("tokens")
   axes.set_ylabel("share of examples")
   axes.yaxis.get_major_locator().set_params(nbins=4)
-  _legend(axes)
+  legend(axes)
 
 
 def draw_calibration(axes: Axes, calibration: Mapping[str, Any]) -> None:

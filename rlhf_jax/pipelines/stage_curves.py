@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from rlhf_jax.evaluation import monitors
+from rlhf_jax.evaluation import kl_law, monitors
 from rlhf_jax.evaluation.figures import Curve
 
 
@@ -138,6 +138,43 @@ def _signs(rows: list[dict]) -> list[Curve]:
   ]
 
 
+def kl_law_of(rows: list[dict], stage: Any) -> kl_law.Law | None:
+  """Returns the line of score against sqrt(KL), see evaluation/kl_law.py.
+
+  Args:
+    rows: of the policy stage's metrics.jsonl.
+    stage: its settings.
+  """
+  return kl_law.of_rows(rows, _answers(stage))[0]
+
+
+def _answers(stage: Any) -> int:
+  """Returns the answers of a rollout, 0 where nobody knows."""
+  return int(getattr(stage, "answers", 0))
+
+
+def _score_against_kl(rows: list[dict], stage: Any) -> Curve:
+  """Returns the curve of score against sqrt(KL), with the best line."""
+  law, points = kl_law.of_rows(rows, _answers(stage))
+  series = {}
+  if law is not None:
+    d, gain = zip(*points, strict=True)
+    ends = (0.0, min(d[-1], kl_law.FAR))
+    series = {
+      "score": (d, gain),
+      "line": (ends, [law.slope * x for x in ends]),
+      "the best there is": (ends, [kl_law.BEST * x for x in ends]),
+    }
+  caption = "" if law is None else f"{kl_law.sentence(law).capitalize()}."
+  return Curve(
+    "Score against the root of the KL",
+    "gain (deviations)",
+    series,
+    xlabel="\N{SQUARE ROOT}KL (\N{SQUARE ROOT}nats)",
+    caption=caption,
+  )
+
+
 def of_policy(rows: list[dict], stage: Any) -> list[Curve]:
   """Returns the curves of the policy stage.
 
@@ -200,6 +237,7 @@ def of_policy(rows: list[dict], stage: Any) -> list[Curve]:
       ),
       lines,
     ),
+    _score_against_kl(rows, stage),
     Curve(
       "Pairs in the right order",
       "share",

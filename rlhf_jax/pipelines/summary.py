@@ -11,7 +11,7 @@ import numpy as np
 
 from rlhf_jax import metrics, strict_json, terminal
 from rlhf_jax.data import statistics
-from rlhf_jax.evaluation import comparison
+from rlhf_jax.evaluation import comparison, kl_law
 from rlhf_jax.evaluation import reward_model as diagnostics
 from rlhf_jax.evaluation.figures import MINUS, Histogram
 from rlhf_jax.evaluation.report import (
@@ -113,6 +113,7 @@ def numbers_of(
   policy = stages.read_stage(folders["policy"])
   seconds = phase_seconds(workdir)
   found = diagnosis(reward)
+  law = _law(settings, folders)
   return {
     "seed": settings.seed,
     "seconds_total": sum(seconds.values()),
@@ -125,8 +126,16 @@ def numbers_of(
     "policy_steps": _steps(folders["policy"], policy),
     "policy_updates": policy["steps"],
     "halted": policy.get("halted"),
+    **({} if law is None else {"kl_law": law._asdict()}),
     **evaluate.read_result(folders["evaluation"]),
   }
+
+
+def _law(settings: Any, folders: dict[str, Path]) -> kl_law.Law | None:
+  """Returns the line of the policy's score against sqrt(KL), if it has one."""
+  path = folders["policy"] / "metrics.jsonl"
+  rows = metrics.read_metrics(path) if path.is_file() else []
+  return stage_curves.kl_law_of(rows, settings.policy.settings)
 
 
 def _stage_facts(info: dict) -> list[tuple[str, str]]:
@@ -188,6 +197,9 @@ def make_report(
   warnings += [tuple(finding) for finding in policy.get("findings", [])]
   if policy.get("halted"):
     warnings.append(("warn", policy["halted"]))
+  law = stage_curves.kl_law_of(rows, settings.policy.settings)
+  if law is not None and law.is_too_steep:
+    warnings.append(("warn", kl_law.warning(law)))
   return Report(
     title=settings.title,
     subtitle=f"seed {numbers['seed']}, "
@@ -197,6 +209,11 @@ def make_report(
         (key.replace("_", " "), value) for key, value in settings.facts.items()
       ),
       *provenance.facts(settings.jobs, settings.seed),
+      *(
+        []
+        if law is None
+        else [("score against the root of the KL", kl_law.sentence(law))]
+      ),
       ("wall time", f"{numbers['seconds_total']:.0f} s"),
     ],
     caveats=list(settings.caveats),

@@ -34,8 +34,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.experiments import saturation
 from rlhf_jax.types import Array, PyTree
-from tests.proofs import saturation
 from tests.proofs.rows import Row, show
 
 SEEDS = 5

@@ -1,4 +1,4 @@
-"""An engineered gold that saturates, for METHODS annex A14.
+"""An engineered gold that saturates (METHODS annex A2b, A3, A14).
 
 Answers are bags: L = 48 tokens of V = 12 kinds, drawn one by one from a policy
 that has one logit a kind. The gold rises with the count of each kind up to a
@@ -248,8 +248,9 @@ def optimise(
   *,
   steps: int = 300,
   rate: float = 0.02,
+  penalty: float = 0.0,
 ) -> Array:
-  """Returns [steps + 1, V], the logits of REINFORCE without KL.
+  """Returns [steps + 1, V], the logits of REINFORCE.
 
   Args:
     key: of the samples.
@@ -257,8 +258,10 @@ def optimise(
     start: [V].
     steps: of Adam, SAMPLES answers each; their mean is the baseline.
     rate: of learning.
+    penalty: score that a nat of KL to the start costs; 0 for no KL.
   """
   optimizer = optax.adam(rate)
+  log_start = jax.nn.log_softmax(start)
 
   def loss(logits: Array, counts: Array, advantage: Array) -> Array:
     return -jnp.mean(advantage * (counts @ jax.nn.log_softmax(logits)))
@@ -267,6 +270,9 @@ def optimise(
     logits, state = carry
     counts = sample(step_key, logits, SAMPLES)
     scores = judge(counts)
+    if penalty:
+      ratio = jax.nn.log_softmax(logits) - log_start
+      scores = scores - penalty * (counts @ ratio)
     advantage = (scores - jnp.mean(scores)) / (jnp.std(scores) + 1e-6)
     gradient = jax.grad(loss)(logits, counts, advantage)
     updates, state = optimizer.update(gradient, state)

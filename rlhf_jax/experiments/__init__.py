@@ -1,0 +1,1 @@
+"""Studies that researchers run: over-optimisation, frontiers."""

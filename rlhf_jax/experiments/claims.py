@@ -1,0 +1,175 @@
+"""What the literature says of over-optimisation, asked of a table of curves.
+
+Gao et al. 2022 (arXiv:2210.10760): gold turns, later for better judges; RL
+spends more KL than best of n for the same proxy score. Coste et al. 2023
+(arXiv:2310.02743): ensembles keep gold. METHODS annex A2b, A3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlhf_jax.evaluation import overoptimisation as over
+from rlhf_jax.experiments.curves import FALL, Curve, Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """Something that the literature says, and whether it was seen here."""
+
+  text: str
+  holds: bool
+  found: str
+
+
+def claims(table: Sequence[Row]) -> list[Claim]:
+  """Returns what can be asked of a table: of RL but where it says else."""
+  rl = [x for x in table if x.method == "rl"]
+  found = [*_falls(rl), *_ladders(rl), *_ensembles(rl), *_against(table)]
+  fits = [x for x in table if x.fit is not None and x.method == "best_of_n"]
+  if fits:
+    worst = min(fits, key=lambda x: x.fit.r2)
+    found.append(
+      Claim(
+        "best of n follows d (alpha - beta d): R2 of all judges >= 0.98",
+        worst.fit.r2 >= 0.98,
+        f"the least is {worst.fit.r2:.3f}, {worst.judge}",
+      )
+    )
+  return found
+
+
+def _falls(rl: Sequence[Row]) -> list[Claim]:
+  """Returns whether the weakest judge of each ladder is over-optimised."""
+  found = []
+  for ladder, those in _by_ladder(rl).items():
+    weak = those[0]
+    seen = [x.end < x.gold - 3.0 * _error(x) for x in weak.observed]
+    found.append(
+      Claim(
+        f"{weak.judge}, the weakest by {ladder}: gold ends 3 standard errors "
+        "below its peak, in every seed",
+        all(seen),
+        f"peak {weak.mean('gold'):.2f}, end {weak.mean('end'):.2f}; "
+        f"{sum(seen)} of {len(seen)} seeds",
+      )
+    )
+  return found
+
+
+def _error(seen: over.Observed) -> float:
+  return 0.0 if math.isnan(seen.error) else seen.error
+
+
+def _by_ladder(rl: Sequence[Row]) -> dict[str, list[Row]]:
+  """Returns ladder -> its rows, the weakest judge first."""
+  found: dict[str, list[Row]] = {}
+  for one in rl:
+    if one.curves[0].ladder and one.curves[0].rule == "single":
+      found.setdefault(one.curves[0].ladder, []).append(one)
+  found = {k: x for k, x in found.items() if len(x) > 1}
+  return {
+    k: sorted(x, key=lambda r: r.curves[0].rung) for k, x in found.items()
+  }
+
+
+def _ladders(rl: Sequence[Row]) -> list[Claim]:
+  """Returns whether better judges fall later, and less."""
+  found = []
+  for ladder, those in _by_ladder(rl).items():
+    rung = np.array([r.curves[0].rung for r in those for _ in r.curves])
+    falls = np.array([x for r in those for x in r.falls])
+    kept = np.array([x.kept for r in those for x in r.observed])
+    for what, values in (("fall later", falls), ("keep more", kept)):
+      rho = over.rank_correlation(rung, values)
+      found.append(
+        Claim(
+          f"better judges by {ladder} {what}: rank correlation >= 0.8 over "
+          "judges and seeds",
+          bool(rho >= 0.8),
+          f"{rho:.2f} over {len(rung)} runs",
+        )
+      )
+  return found
+
+
+def _ensembles(rl: Sequence[Row]) -> list[Claim]:
+  """Returns whether ensembles keep gold where their single model falls."""
+  named = {x.judge: x for x in rl}
+  found = []
+  for one in rl:
+    single = named.get(one.curves[0].facts.get("single", ""))
+    if single is None:
+      continue
+    found.append(
+      Claim(
+        f"{one.judge}: keeps 90 % of its peak, {single.judge} does not",
+        one.mean("kept") >= FALL > single.mean("kept"),
+        f"{100 * one.mean('kept'):.0f} % and "
+        f"{100 * single.mean('kept'):.0f} %; gold at the end "
+        f"{one.mean('end'):.2f} and {single.mean('end'):.2f}",
+      )
+    )
+    found += _ends_higher(one, single)
+  return found
+
+
+def _ends_higher(one: Row, single: Row) -> list[Claim]:
+  """Returns whether gold ends higher by 2 standard errors, seed by seed."""
+  ends = [{c.seed: o.end for c, o in _seeds(x)} for x in (one, single)]
+  gain = np.array([x - ends[1][k] for k, x in ends[0].items() if k in ends[1]])
+  if len(gain) < 2:
+    return []
+  error = float(gain.std(ddof=1)) / math.sqrt(len(gain))
+  return [
+    Claim(
+      f"{one.judge}: gold ends above that of {single.judge} by 2 standard "
+      "errors",
+      bool(gain.mean() > 2.0 * error),
+      f"{gain.mean():+.2f}, standard error {error:.2f}, {len(gain)} seeds",
+    )
+  ]
+
+
+def _seeds(row: Row) -> list[tuple[Curve, over.Observed]]:
+  return list(zip(row.curves, row.observed, strict=True))
+
+
+def _against(table: Sequence[Row]) -> list[Claim]:
+  """Returns whether RL spends more KL than best of n for the same proxy."""
+  by = {(x.judge, x.method): x for x in table}
+  more = []
+  for (judge, method), one in by.items():
+    other = by.get((judge, "rl"))
+    if method != "best_of_n" or other is None:
+      continue
+    for bon, rl in zip(one.curves, other.curves, strict=False):
+      gain = 0.8 * max(bon.proxy)
+      spent = [_distance_of(x, gain) for x in (bon, rl)]
+      more.append(spent[1] > spent[0])
+  if not more:
+    return []
+  return [
+    Claim(
+      "RL spends more KL than best of n for the same proxy score, in 9 of 10 "
+      "runs",
+      sum(more) >= 0.9 * len(more),
+      f"{sum(more)} of {len(more)} runs, at 80 % of what best of n gains",
+    )
+  ]
+
+
+def _distance_of(curve: Curve, proxy: float) -> float:
+  """Returns the first d at which the proxy has reached a score."""
+  reached = np.flatnonzero(np.asarray(curve.proxy) >= proxy)
+  return float(curve.distance[reached[0]]) if len(reached) else math.inf
+
+
+def show(found: Sequence[Claim]) -> None:
+  """Prints claims, a line each."""
+  for claim in found:
+    print(f"{'yes' if claim.holds else 'NO '}  {claim.text}: {claim.found}")

@@ -1,0 +1,65 @@
+"""The line of score against sqrt(KL), where it is known."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rlhf_jax.evaluation import kl_law
+
+
+def rows(slope, steps=20, deviation=2.0, noise=0.0, start=0.5):
+  rng = np.random.default_rng(0)
+  d = np.linspace(0.0, 2.5, steps)
+  return [
+    {
+      "rollout/kl_k1_sum": x**2,
+      "rollout/score_mean": start
+      + deviation * (slope * x + noise * rng.normal()),
+      "rollout/score_std": deviation,
+    }
+    for x in d
+  ]
+
+
+def test_a_planted_slope_comes_back_in_deviations_of_the_start():
+  law, points = kl_law.of_rows(rows(0.7))
+  assert law.slope == pytest.approx(0.7)
+  assert law.ratio == pytest.approx(0.7 / math.sqrt(2.0))
+  assert (law.r2, law.error) == pytest.approx((1.0, 0.0), abs=1e-9)
+  assert points[-1] == pytest.approx((2.5, 1.75))
+  assert kl_law.warning(law) == ""
+  assert "49 % of the best" in kl_law.sentence(law)
+
+
+def test_a_gaussian_tilt_is_the_best_there_is():
+  """N(0, 1) tilted by exp(s x) has mean s and KL s^2 / 2."""
+  s = np.linspace(0.1, 4.0, 40)
+  law = kl_law.fit(s**2 / 2.0, s, 1.0)
+  assert law.ratio == pytest.approx(1.0)
+  assert not law.is_too_steep
+
+
+def test_what_is_steeper_than_possible_is_told():
+  law, _ = kl_law.of_rows(rows(1.7))
+  assert law.is_too_steep
+  assert "sqrt(2) = 1.41" in kl_law.warning(law)
+  # The start's own error forgives what chance explains.
+  unsure, _ = kl_law.of_rows(rows(1.5), answers=16)
+  assert not unsure.is_too_steep
+  assert unsure.error > 0.05
+
+
+def test_near_far_and_negative_are_left_out():
+  found = kl_law.fit(
+    [-0.1, 0.04, 1.0, 4.0, 5.0, 100.0], [9, 9, 1, 2, 2.2, 0], 1
+  )
+  assert found.points == 3
+  assert found.slope == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize(
+  "given", [[], [{"rollout/score_mean": 1.0}], rows(1.0, steps=2)]
+)
+def test_too_little_is_no_line(given):
+  assert kl_law.of_rows(given)[0] is None

@@ -1,0 +1,115 @@
+"""The table of a study and what it claims, on curves made by hand."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from rlhf_jax.evaluation import overoptimisation as over
+from rlhf_jax.evaluation import table_page
+from rlhf_jax.experiments import claims as claims_lib
+from rlhf_jax.experiments import curves, curves_page
+from rlhf_jax.experiments.curves import Curve
+from rlhf_jax.schema import UserError
+
+D = np.linspace(0.0, 6.0, 61)
+
+
+def curve(judge, beta, seed=0, **fields):
+  """Returns a curve of RL that follows its law, with another alpha a seed."""
+  gold = over.Fit("rl", 1.0 + 0.05 * seed, beta).at(D)
+  return Curve(
+    judge, "rl", seed, D.tolist(), gold.tolist(), D.tolist(), **fields
+  )
+
+
+def ladder(betas=(0.7, 0.5, 0.3)):
+  return [
+    curve(f"layer {i}", beta, seed, ladder="depth", rung=i)
+    for i, beta in enumerate(betas)
+    for seed in range(3)
+  ]
+
+
+def test_a_row_knows_peak_end_and_what_stopping_keeps():
+  [row] = curves.rows([curve("x", 0.5, seed) for seed in range(3)])
+  peak = math.exp(1.05 / 0.5 - 1.0)  # of the middle seed
+  assert row.fit.peak == pytest.approx(peak, rel=0.02)
+  assert row.spans["peak"].low < peak < row.spans["peak"].high
+  assert row.mean("distance") == pytest.approx(peak, abs=0.1)
+  assert row.mean("kept") < 0.9 and np.isfinite(row.falls).all()
+  assert row.probe > 0.99  # three steps of a tenth behind the peak are cheap
+  assert row.limit > 0.98
+  flat = row.flat()
+  assert flat["seeds"] == flat["fallen_seeds"] == 3
+  assert flat["halt_nats"] == pytest.approx(row.fit.peak**2)
+
+
+def test_a_probe_that_was_measured_decides():
+  probe = [None] * len(D)
+  for place, value in ((10, 1.0), (20, 2.0), (30, 1.5), (40, 1.0), (50, 0.5)):
+    probe[place] = value
+  assert curves.best_place(curve("x", 0.5, probe=probe)) == 20
+
+
+def test_better_judges_fall_later_and_the_order_matters():
+  found = {x.text: x for x in claims_lib.claims(curves.rows(ladder()))}
+  assert all(x.holds for x in found.values()), found
+  assert len(found) == 3
+  wrong = claims_lib.claims(curves.rows(ladder((0.3, 0.5, 0.7))))
+  assert not any("layer" not in x.text and x.holds for x in wrong)
+
+
+def test_an_ensemble_is_held_against_its_single_model():
+  fallen = [curve("one", 0.7, seed) for seed in range(2)]
+  kept = [
+    curve("min", 0.3, seed, rule="min", facts={"single": "one"})
+    for seed in range(2)
+  ]
+  found = claims_lib.claims(curves.rows(fallen + kept))
+  assert [x.holds for x in found] == [True, True]
+  assert "keeps 90 %" in found[0].text and "2 standard" in found[1].text
+  swapped = [
+    curve("one", 0.3),
+    curve("min", 0.7, rule="min", facts={"single": "one"}),
+  ]
+  assert not claims_lib.claims(curves.rows(swapped))[0].holds
+
+
+def test_one_that_never_falls_has_no_such_distance():
+  rising = Curve("x", "rl", 0, D.tolist(), D.tolist(), D.tolist())
+  assert curves.falls_at(rising) == math.inf
+  back = np.where(D < 3, D, 2.0)
+  back[-1] = 3.0
+  there = Curve("x", "rl", 0, D.tolist(), back.tolist(), D.tolist())
+  assert curves.falls_at(there) == math.inf  # it came back
+
+
+def test_curves_come_back_from_disk_and_a_damaged_one_is_named(tmp_path):
+  first = curve("layer 6, deep", 0.5, facts={"accuracy": 0.75})
+  curves.write(tmp_path, first)
+  [found] = curves.read(tmp_path)
+  assert found == dataclasses.replace(first, probe=[])
+  [path] = (tmp_path / curves.FOLDER).glob("*.json")
+  path.write_text("{")
+  with pytest.raises(UserError, match="delete it"):
+    curves.read(tmp_path)
+
+
+def test_tables_and_page_are_written(tmp_path):
+  bon = Curve("layer 0", "best_of_n", 0, [0.0, 0.5], [0.0, 0.4], [0.0, 0.5])
+  table = curves.rows([*ladder(), bon])
+  claims = claims_lib.claims(table)
+  curves.write_tables(tmp_path, table)
+  lines = (tmp_path / "table.jsonl").read_text().splitlines()
+  assert [json.loads(x)["judge"] for x in lines] == [x.judge for x in table]
+  assert (tmp_path / "table.md").read_text().count("\n") == len(table) + 2
+  assert len((tmp_path / "curves.jsonl").read_text().splitlines()) == 10
+  page = curves_page.page("A study", table, claims, [("seeds", "3")])
+  table_page.write(tmp_path / "page.html", page)
+  text = (tmp_path / "page.html").read_text()
+  assert "gold, by depth" in text and "<script" not in text
+  names = {x.stem for x in (tmp_path / "figures").glob("*.png")}
+  assert {"rl_depth_gold", "rl_depth_proxy", "rl_layer_0"} <= names
