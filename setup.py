@@ -4,6 +4,7 @@ The floors are those of one environment that passes (tests.proofs.floors).
 configs/ stands beside the package; a wheel has a copy of it inside.
 """
 
+import tomllib
 from pathlib import Path
 
 import setuptools
@@ -18,6 +19,13 @@ NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10", *LABEL]
 DOCS = ["mkdocs-material>=9.6"]
 EMBEDDINGS = ["onnxruntime>=1.20"]
 ROOT = Path(__file__).parent
+
+
+def urls() -> dict[str, str]:
+  """Returns the address of pyproject.toml, none while it is a placeholder."""
+  settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+  address = settings["tool"]["rlhf_jax"]["repository"]
+  return {} if "/OWNER/" in address else {"Repository": address}
 
 
 class WithConfigs(build_py):
@@ -41,6 +49,7 @@ setuptools.setup(
   long_description=(ROOT / "README.md").read_text(),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
+  project_urls=urls(),
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["rlhf_jax", "rlhf_jax.*"]),
   package_data={

@@ -11,6 +11,13 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("rlhf_jax") is None:
+  source = "rlhf_jax @ git+https://github.com/OWNER/rlhf_jax"
+  if "/OWNER/" in source:
+    raise SystemExit(
+      "The address of the repository is a placeholder here. In a checkout: "
+      "set [tool.rlhf_jax] repository in pyproject.toml and run "
+      "`python colab/notebooks.py pair`, or install from it: pip install -e ."
+    )
   kept = {
     f"{package.name}=={package.version}"
     for package in importlib.metadata.distributions()
@@ -18,7 +25,6 @@ if importlib.util.find_spec("rlhf_jax") is None:
   }
   pathlib.Path("kept.txt").write_text("\n".join(sorted(kept)))
   install = [sys.executable, "-m", "pip", "install", "-q", "-c", "kept.txt"]
-  source = "rlhf_jax @ git+https://github.com/OWNER/rlhf_jax"
   subprocess.run([*install, source], check=True)
 
 # %% [markdown]

@@ -11,6 +11,13 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("rlhf_jax") is None:
+  source = "rlhf_jax @ git+https://github.com/OWNER/rlhf_jax"
+  if "/OWNER/" in source:
+    raise SystemExit(
+      "The address of the repository is a placeholder here. In a checkout: "
+      "set [tool.rlhf_jax] repository in pyproject.toml and run "
+      "`python colab/notebooks.py pair`, or install from it: pip install -e ."
+    )
   kept = {
     f"{package.name}=={package.version}"
     for package in importlib.metadata.distributions()
@@ -18,7 +25,6 @@ if importlib.util.find_spec("rlhf_jax") is None:
   }
   pathlib.Path("kept.txt").write_text("\n".join(sorted(kept)))
   install = [sys.executable, "-m", "pip", "install", "-q", "-c", "kept.txt"]
-  source = "rlhf_jax @ git+https://github.com/OWNER/rlhf_jax"
   subprocess.run([*install, source], check=True)
 
 # %% [markdown]
@@ -28,7 +34,7 @@ if importlib.util.find_spec("rlhf_jax") is None:
 # simulated devices stand in for chips, so all of it runs on a CPU; on a TPU VM the same
 # lines use the chips that are there.
 #
-# The next cell sets the size. On two CPU cores the notebook takes less than a minute.
+# The next cell sets the size. On two CPU cores the notebook takes about two minutes.
 
 # %%
 import os
@@ -39,14 +45,14 @@ SIZES = {
     "width": 64,
     "steps": 4,
     "grid": (1e-3, 1e-2),
-    "seeds": (0,),
+    "seeds": 1,
     "recipe": "gemma_2b",
   },
   "cpu": {
     "width": 128,
     "steps": 20,
     "grid": (1e-3, 3e-3, 1e-2),
-    "seeds": (0, 1),
+    "seeds": 2,
     "recipe": "llama3_8b",
   },
   # A v5e-1 or a v5e-8 VM: the chips that are there. Not yet run there.
@@ -54,7 +60,7 @@ SIZES = {
     "width": 512,
     "steps": 50,
     "grid": (1e-4, 1e-3, 1e-2),
-    "seeds": (0, 1, 2),
+    "seeds": 3,
     "recipe": "llama3_8b",
   },
 }
@@ -206,37 +212,66 @@ print("the same losses:", losses("killed") == losses("undisturbed"))
 # %% [markdown]
 # ## A grid of runs
 #
-# Each run has a folder of its own, and one that is finished is not repeated. A difference
-# between two settings is worth believing when it is larger than that between seeds.
+# An experiment file says which runs a sweep has, in `sweep()` beside `get_config()`
+# (docs/sweeps.md). Each trial has a folder, a log and a seed of its own; what is done is
+# not repeated, and the same command goes on after a kill. A difference between two
+# settings is worth believing when it is larger than that between seeds. Trials are
+# processes of their own: here they use the CPU, because this notebook holds the chips;
+# in a terminal `--chips=1` gives each job one.
 
 # %%
-from rlhf_jax import pipelines
+experiment = RUN / "grid.py"
+experiment.write_text(f"""
+from rlhf_jax import sweeps
 from rlhf_jax.pipelines import defaults
 
 
-def trial(rate, seed):
+def get_config():
   config = defaults.sft()
-  config.seed = seed
   config.mesh.devices = 1
-  config.model.source = MODEL
-  config.data.update(source=str(data), format="demonstration", max_length=16)
-  config.schedule.update(batch_size=16, steps=size["steps"], save_every=1000)
-  config.optimizer.update(learning_rate=rate, weight_decay=0.0)
-  folder = RUN / "grid" / f"rate={rate:g},seed={seed}"
-  pipelines.run(config, folder)
-  return folder
+  config.model.source = {str(MODEL)!r}
+  config.data.update(source={str(data)!r}, format="demonstration", max_length=16)
+  config.schedule.update(batch_size=16, steps={size["steps"]}, save_every=1000)
+  config.optimizer.weight_decay = 0.0
+  return config
 
 
-grid = {
-  (rate, seed): trial(rate, seed)
-  for rate in size["grid"]
-  for seed in size["seeds"]
-}
-for (rate, seed), folder in grid.items():
-  _, values = pictures.series(folder, "sft/loss")
-  print(f"rate {rate:<7g} seed {seed}  last loss {values[-1]:.3f}")
+def sweep():
+  return sweeps.grid({{"optimizer.learning_rate": {list(size["grid"])}}})
+""")
+GRID = RUN / "grid"
+line = [
+  "rlhf_jax.sweep",
+  f"--config={experiment}",
+  f"--workdir={GRID}",
+  "--jobs=2",
+  f"--seeds={size['seeds']}",
+  "--metric=sft/loss",
+]
+print(command(*line))
+
+# %% [markdown]
+# The same command again only writes the tables. A trial is a run like any other: its
+# curves are in its folder.
+
+
+# %%
+def finished():
+  return [path.stat().st_mtime_ns for path in sorted(GRID.glob("*.log"))]
+
+
+before = finished()
+command(*line)
+print("trials run again:", finished() != before)
+trials = [
+  json.loads(x) for x in (GRID / "trials.jsonl").read_text().splitlines()
+]
+chosen = trials[: len(size["grid"])]  # the first seed of each setting
 pictures.curves(
-  {f"{rate:g}": grid[rate, size["seeds"][0]] for rate in size["grid"]},
+  {
+    f"{rate:g}": GRID / trial["trial"]
+    for rate, trial in zip(size["grid"], chosen, strict=True)
+  },
   "sft/loss",
 )
 

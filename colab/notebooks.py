@@ -8,7 +8,8 @@
 The source of a notebook is NAME.py (jupytext, percent format); NAME.ipynb is
 made from it by `pair` and holds no outputs. The first two cells of each, the
 badge and the installation, are the same everywhere and are written by `pair`:
-the address in them stands in pyproject.toml ([tool.rlhf_jax] repository). `run`
+the address in them stands in pyproject.toml ([tool.rlhf_jax] repository), and
+while that is a placeholder `pair` and `check` say what to do. `run`
 executes every cell in a new kernel and folder, an error fails, and leaves the
 executed notebook where --output says. `render` runs too, and writes pages with
 texts and pictures into docs/tutorials. NAME may be short: 02. Needs the extra
@@ -63,6 +64,19 @@ def repository() -> str:
   """Returns the address of the repository, the only place that says it."""
   settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
   return settings["tool"]["rlhf_jax"]["repository"]
+
+
+def placeholder() -> str:
+  """Returns what to do while the address is a placeholder, or ""."""
+  address = repository()
+  if "/OWNER/" not in address:
+    return ""
+  return (
+    f"note: the address is a placeholder, {address}: the badges lead nowhere, "
+    "and a notebook cannot install the library. Set [tool.rlhf_jax] repository "
+    "in pyproject.toml to where this repository is, then run: "
+    "python colab/notebooks.py pair"
+  )
 
 
 def head(name: str) -> str:
@@ -272,6 +286,9 @@ def main(argv: Sequence[str]) -> int:
   )
   parser.add_argument("--output", default="", help="folder of executed ones")
   given = parser.parse_intermixed_args(argv[1:])
+  note = placeholder()
+  if note and given.what in ("pair", "check"):
+    print(note)
   if given.what == "pair":
     pair(given.names)
   elif given.what == "check":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,14 @@ _DEFINED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 def on_config(config: Any) -> Any:
   """Puts the pages of the reference where the navigation names their index.
 
-  A page of docs/ that it does not name becomes the last of "How to".
+  A page of docs/ that it does not name becomes the last of "How to". The
+  address of the repository is that of pyproject.toml, none while it is a
+  placeholder.
   """
+  settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+  address = settings["tool"]["rlhf_jax"]["repository"]
+  if "/OWNER/" not in address:
+    config.repo_url = address
   named = set(_named(config.nav))
   further = [
     path.relative_to(ROOT / "docs").as_posix()

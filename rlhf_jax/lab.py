@@ -44,6 +44,7 @@ from rlhf_jax.algorithms import reward, sft
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.algorithms.policy_gradient import registry as policy_methods
 from rlhf_jax.algorithms.preference import registry as preference_methods
+from rlhf_jax.data import caches
 from rlhf_jax.imported import nearest
 from rlhf_jax.models.lora_targets import ALL
 from rlhf_jax.models.pretrained import Base, Model
@@ -98,6 +99,8 @@ def load(
 ) -> Policy | RewardModel:
   """Returns a Policy, or the RewardModel that a folder holds.
 
+  Programs that it compiles are kept for the next time, see data/caches.py.
+
   Args:
     source: asset:NAME, a .gguf file, a Hugging Face folder, or the folder of a
       finished stage (runs/x, runs/x@best, what `save` wrote).
@@ -110,6 +113,7 @@ def load(
   Raises:
     UserError: nothing there that could be a model, or a field is unknown.
   """
+  caches.keep_by_default()
   folder, _ = stages.place(Path(source).expanduser())
   info = stages.read_stage(folder) if folder.is_dir() else None
   if info is None:

@@ -49,6 +49,16 @@ class Scheduling(LoadFileScheduling):
     return "finished runs" if file in SHARE_RUNS else file
 
 
+@pytest.fixture(autouse=True, scope="session")
+def nothing_is_kept():
+  """lab.load keeps programs by itself; tests say where, if anywhere."""
+  from rlhf_jax.data import caches
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(caches, "keep_by_default", lambda: None)
+    yield
+
+
 @pytest.fixture
 def terminal():
   """SIGHUP counts here and in children, also where nohup made it ignored."""

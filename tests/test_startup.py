@@ -135,6 +135,41 @@ jax.jit(lambda x: x + 3)(1.0)
 """
 
 
+LAB = """
+import jax, warnings
+from rlhf_jax.data import caches
+with warnings.catch_warnings(record=True) as said:
+  warnings.simplefilter("always")
+  caches.keep_by_default()
+print(jax.config.jax_compilation_cache_dir)
+print(len(said))
+"""
+
+
+@pytest.mark.parametrize(
+  ("changes", "expected"),
+  [
+    ({}, "xla 0"),
+    ({"JAX_ENABLE_COMPILATION_CACHE": "0"}, "None 0"),
+    ({"RLHF_JAX_CACHE": "/dev/null/nowhere"}, "None 1"),
+  ],
+)
+def test_a_notebook_keeps_programs_without_being_told(
+  tmp_path, changes, expected
+):
+  environment = {**os.environ, "RLHF_JAX_CACHE": str(tmp_path), **changes}
+  environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+  done = subprocess.run(
+    [sys.executable, "-c", LAB],
+    capture_output=True,
+    text=True,
+    check=True,
+    env=environment,
+  )
+  folder, warned = done.stdout.split()
+  assert f"{Path(folder).name} {warned}" == expected
+
+
 @pytest.mark.parametrize("own", ["", "own"])
 def test_compiled_programs_are_kept_by_default(tmp_path, own):
   environment = {**os.environ, "RLHF_JAX_CACHE": str(tmp_path)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 
@@ -34,3 +35,23 @@ def keep_compiled() -> Path:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
   return folder
+
+
+def keep_by_default() -> None:
+  """Keeps compiled programs where nobody set anything up, as `lab` does.
+
+  Where the folder cannot be made it says so and goes on.
+  JAX_ENABLE_COMPILATION_CACHE=0 in the environment keeps none.
+  """
+  import jax
+
+  if not jax.config.jax_enable_compilation_cache:
+    return
+  try:
+    keep_compiled()
+  except OSError as error:
+    warnings.warn(
+      f"compiled programs are not kept for the next time: {error}. Set "
+      "RLHF_JAX_CACHE to a folder that can be written.",
+      stacklevel=3,
+    )

@@ -19,8 +19,8 @@ from rlhf_jax.data import (
   comparison_rows,
   encode,
   formats,
+  kept_records,
   markup,
-  mixture,
   rankings,
   rated_dialogues,
   ratings,
@@ -36,7 +36,6 @@ from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import FieldError
 
-DRAWN = "drawn from"
 Row = dict[str, np.ndarray]  # {"tokens", "loss_mask"}, [n] each
 
 
@@ -101,14 +100,16 @@ def records(data: Data, tokenizer: Tokenizer | None) -> tuple[list, Counter]:
   dropped.update(why for why, _ in left_out)
   parts = [list(part) for part in found_parts]
   if data.min_words or data.max_text_tokens or data.split:
-    _check_rated(parts[0], data)
-    parts = [_filter(part, data, tokenizer, dropped) for part in parts]
+    kept_records.check_rated(parts[0], data)
+    parts = [
+      kept_records.by_length(part, data, tokenizer, dropped) for part in parts
+    ]
   found = [record for part in parts for record in part]
   if data.split:
     sizes = data.split_sizes()
     found = assets.split_ratings(found, data.split_seed, sizes)[data.split]
   elif data.weights or data.repeats:
-    found = _mixed(parts, data, dropped)
+    found = kept_records.mixed(parts, data, dropped)
   if data.limit:
     found = found[: data.limit]
   if data.max_turns:
@@ -132,32 +133,9 @@ def records(data: Data, tokenizer: Tokenizer | None) -> tuple[list, Counter]:
   return found, dropped
 
 
-def _mixed(parts: list[list], data: Data, dropped: Counter) -> list:
-  """Returns the records of a pass over several parts, and counts them."""
-  names = sources.parts(data.source)
-  empty = [name for name, part in zip(names, parts, strict=True) if not part]
-  if empty:
-    raise DataError(
-      f"{empty[0]}: no record is left of this part of the source "
-      f"({dict(dropped)}). Leave it out, or loosen what leaves records out."
-    )
-  if data.weights:
-    weights = mixture.numbers(data.weights)
-    repeats = mixture.times([len(part) for part in parts], weights)
-  else:
-    repeats = mixture.numbers(data.repeats)
-  drawn = mixture.draw(parts, repeats, data.split_seed)
-  counts = Counter(number for number, _ in drawn)
-  for number, name in enumerate(names):
-    size = len(parts[number])
-    note = f"{DRAWN} {name}, {counts[number] / size:.2f} times its {size}"
-    dropped[note] += counts[number]
-  return [record for _, record in drawn]
-
-
 def is_note(reason: str) -> bool:
   """Says whether a reason of `records` is a note: nothing was left out."""
-  return reason.startswith(("WARNING", DRAWN))
+  return reason.startswith(("WARNING", kept_records.DRAWN))
 
 
 def report_dropped(
@@ -182,31 +160,6 @@ def report_dropped(
     f"{phase}: {kept} examples from {source}" + (f"; {lost}" if lost else "")
   )
   statistics.add(phase, source, kept, dropped, lengths or {})
-
-
-def _filter(found: list, data: Data, tokenizer: Tokenizer, dropped: Counter):
-  kept = []
-  for record in found:
-    if len(record.text.split()) < data.min_words:
-      dropped["fewer than min_words"] += 1
-    elif (
-      data.max_text_tokens
-      and len(streams.rated("", record.text, tokenizer)[1])
-      > data.max_text_tokens
-    ):
-      dropped["more than max_text_tokens"] += 1
-    else:
-      kept.append(record)
-  return kept
-
-
-def _check_rated(found: list, data: Data) -> None:
-  if not isinstance(found[0], formats.RatedText):
-    raise FieldError(
-      f"min_words={data.min_words}, max_text_tokens={data.max_text_tokens}, "
-      f"split={data.split!r}: for rated texts only, and {data.source} was read "
-      f"with format={data.format!r}. Set them to 0, 0 and ''."
-    )
 
 
 def check_left(rows: Sequence, data: Data, dropped: Counter) -> None:

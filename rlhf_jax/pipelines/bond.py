@@ -31,7 +31,15 @@ import jax.numpy as jnp
 from rlhf_jax import distributed, metrics, optimizer
 from rlhf_jax.algorithms import accumulate, best_of_n, bond
 from rlhf_jax.models import policy_value, roles
-from rlhf_jax.programs import actors, build, own_samples, supervised, watch
+from rlhf_jax.programs import (
+  actors,
+  build,
+  offload,
+  own_samples,
+  sampled_steps,
+  supervised,
+  watch,
+)
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.program import Phase, Program, planned_steps
 from rlhf_jax.programs.work import Passes
@@ -329,6 +337,7 @@ def run(settings: Settings, world: World) -> dict:
     settings.schedule, count, NAME, {"optimizer": settings.optimizer}
   )
   phase = wire(settings, opened, total)
+  source = opened.resting(source, NAME)
   key, alone = jax.random.key(settings.seed), once(settings)
   writer = metrics.MetricsWriter(
     world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
@@ -336,7 +345,8 @@ def run(settings: Settings, world: World) -> dict:
 
   def one_step(step: int, arrays: PyTree, facts: dict):
     anchor_key, own_key = jax.random.split(jax.random.fold_in(key, step))
-    state, prompts = arrays["train"], source.prompts()
+    arrays = sampled_steps.parked(settings, arrays, source.timer)
+    params, prompts = arrays["train"].params, source.prompts()
     anchor = source.answer(
       arrays["anchor"],
       {},
@@ -345,24 +355,27 @@ def run(settings: Settings, world: World) -> dict:
       state=arrays.get("combination"),
     )
     own = source.answer(
-      state.params, {}, prompts, own_key, alone, state=anchor.combination
+      params, {}, prompts, own_key, alone, state=anchor.combination
     )
     anchor = source.again(anchor, own.combination)  # on one scale
-    row = own_samples.report(own, settings.monitors, source.panel, 1)
+    if settings.offload.prefetch:
+      arrays = offload.fetch(settings.offload, arrays)
+    row = sampled_steps.report(own, settings.monitors, source.panel, 1)
     facts = watch.guard(facts, row, step, settings.guards, NAME)
+    state = offload.fetch(settings.offload, arrays)["train"]
     with source.timer("update"):
       state, moved, found = phase["update"](
         state,
         opened.frozen,
         arrays["anchor"],
-        own_samples.penalised(anchor, settings.guards),
-        own_samples.penalised(own, settings.guards),
+        sampled_steps.penalised(anchor, settings.guards),
+        sampled_steps.penalised(own, settings.guards),
       )
       row |= distributed.fetch(found)
-    row |= own_samples.write_texts(
-      opened, source.timer, own, writer, step, NAME
+    row |= sampled_steps.write_texts(
+      base.tokenizer, source.timer, own, writer, step, NAME
     )
-    after, combined = own_samples.moved(source, own)
+    after, combined = sampled_steps.moved(source, own)
     return {"train": state, "anchor": moved} | after, facts, row | combined
 
   return own_samples.train(

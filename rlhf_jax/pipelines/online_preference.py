@@ -37,7 +37,9 @@ from rlhf_jax.programs import (
   abstract,
   actors,
   build,
+  offload,
   own_samples,
+  sampled_steps,
   supervised,
   watch,
 )
@@ -336,6 +338,7 @@ def run(settings: Settings, world: World) -> dict:
     settings.schedule, count, NAME, {"optimizer": settings.optimizer}
   )
   phase = wire(settings, opened, total)
+  source = opened.resting(source, NAME)
   key = jax.random.key(settings.seed)
   writer = metrics.MetricsWriter(
     world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
@@ -343,25 +346,29 @@ def run(settings: Settings, world: World) -> dict:
 
   def one_step(step: int, arrays: PyTree, facts: dict):
     sample_key, learn_key = jax.random.split(jax.random.fold_in(key, step))
+    arrays = sampled_steps.parked(settings, arrays, source.timer)
     state = arrays.get("combination")
     judged = source.batch(arrays["train"].params, {}, sample_key, state=state)
+    if settings.offload.prefetch:
+      arrays = offload.fetch(settings.offload, arrays)
     group = settings.generate.num_samples
-    row = own_samples.report(judged, settings.monitors, source.panel, group)
+    row = sampled_steps.report(judged, settings.monitors, source.panel, group)
     facts = watch.guard(facts, row, step, settings.guards, NAME)
+    arrays = offload.fetch(settings.offload, arrays)
     with source.timer("update"):
       arrays, found = learn(
         settings,
         phase,
         arrays,
         opened.frozen,
-        own_samples.penalised(judged, settings.guards),
+        sampled_steps.penalised(judged, settings.guards),
         learn_key,
         step,
       )
-    moved, combined = own_samples.moved(source, judged)
+    moved, combined = sampled_steps.moved(source, judged)
     row |= found | combined
-    row |= own_samples.write_texts(
-      opened, source.timer, judged, writer, step, NAME
+    row |= sampled_steps.write_texts(
+      base.tokenizer, source.timer, judged, writer, step, NAME
     )
     return arrays | moved, facts, row
 

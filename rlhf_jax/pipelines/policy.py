@@ -376,7 +376,7 @@ def run(settings: Settings, world: World) -> dict:
   starts.say_reference(settings, "policy")
   policy_programs.warn_of_rewards(settings)
   policy_programs.say_rows(settings, world.ways, base.config.attention)
-  resting = offload.opened(settings.offload, actors, base, world.mesh)
+  resting = offload.opened(settings.offload, actors, base, world.mesh, "policy")
   source = _make_source(settings, phase, sampler, actors, loader, resting)
   measure = heldout.Heldout.of(settings, source, "policy")
   arrays, facts = loop.run_steps(

@@ -99,6 +99,11 @@ class Settings(actors.Sampled):
         "prompts, so winners are pooled by file. Set rule='per_prompt' and "
         "rounds.pool=True."
       )
+    if "optimizer" in self.offload.trees:
+      raise FieldError(
+        "offload.trees: 'optimizer': the moments of a round begin when it "
+        "trains and are gone when the next one samples. Leave it out."
+      )
     if self.rounds.pool and self.rounds.start == "previous":
       raise FieldError(
         "rounds.pool=True: with rounds.start='previous' old "
@@ -250,8 +255,17 @@ def wire(
     for p in measured
   ]
   return opened.phase(
-    NAME, {"train": state}, [*answers, update, *measured], ("update",)
+    NAME,
+    {"train": state},
+    [*answers, update, *measured],
+    ("update",),
+    also=_read_later(opened),
   )
+
+
+def _read_later(opened: own_samples.Opened) -> PyTree:
+  """Returns what a round starts from, and what finished rounds stand on."""
+  return opened.base.params, opened.actors.params
 
 
 def phases(settings: Settings, world: World) -> list[Phase]:
@@ -346,6 +360,7 @@ def run(settings: Settings, world: World) -> dict:
     return info
   opened = own_samples.Opened.of(settings, world, base)
   source, _ = opened.source(rounds.batch_size)
+  source = opened.resting(source, NAME, _read_later(opened))
   measure = heldout.Heldout.of(settings, source, NAME)
   params = opened.actors.params["policy"]
   origins = opened.identity | {

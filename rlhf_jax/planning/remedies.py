@@ -129,9 +129,12 @@ def _smaller(stage: Any, prefix: str) -> Iterator[dict[str, Any]]:
     if not stage.get("reward") and not stage.get("monitors"):
       judged = stage.get("reward_fn") or stage.verifier.name
       trees = [name for name in trees if name != "reward" or not judged]
+    if "rounds" in stage:  # they have no moments, and train the reference
+      trees = [name for name in trees if name == "reward"]
     parked = {f"{prefix}offload.trees": tuple(trees)}
-    yield parked
-    yield parked | {f"{prefix}offload.prefetch": False}
+    if trees:
+      yield parked
+      yield parked | {f"{prefix}offload.prefetch": False}
   if "trainable" not in stage:  # nothing trains
     return
   sections = [

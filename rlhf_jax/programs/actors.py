@@ -23,6 +23,7 @@ from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import (
   build,
   heldout_settings,
+  offload,
   scorers,
   several,
   starts,
@@ -90,6 +91,7 @@ class Sampled(schema.Settings):
   generate: generate.Config = generate.Config()
   schedule: Schedule = Schedule()
   mesh: mesh_lib.Config = mesh_lib.Config()
+  offload: offload.Config = offload.Config()  # trees on the host between phases
   force: bool = False  # go on though the reward model is no better than chance
 
   @property
@@ -128,6 +130,12 @@ class Sampled(schema.Settings):
         "samples.jsonl. Call the function otherwise."
       )
     several.check(self, judges)
+    if "reward" in self.offload.trees and not self.has_one_model:
+      if not self.judge_folders and not self.monitors:
+        raise FieldError(
+          "offload.trees: 'reward': a verifier or function judges, and there "
+          "are no monitors. Leave it out."
+        )
 
   @functools.cached_property
   def named_judges(self) -> dict[str, named_judges.Named]:

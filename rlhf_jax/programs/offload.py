@@ -1,4 +1,4 @@
-"""Arrays on the host while nothing reads them, in a step of policy training.
+"""Arrays on the host while nothing reads them, in a step on own samples.
 
   rollout   the policy samples
   score     reference, reward models and critic judge
@@ -17,6 +17,10 @@ beside the work of that phase, where its bytes then are too: frozen weights
 come while the policy samples, moments while the judge runs. Copies move bits:
 a run gives the same numbers with and without.
 
+BOND samples and judges twice in a step. A round of rejection sampling has no
+moments while it samples, and its start is what each round trains, so there what
+judges can leave while the round trains.
+
 Between steps everything but frozen weights is on the devices, so checkpoints,
 stops and resuming know nothing of this. The model that was read is deleted
 where nothing of the run reads it; a later stage of the same process reads it
@@ -33,7 +37,6 @@ import jax
 
 from rlhf_jax.models import pretrained
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.programs.actors import Actors
 from rlhf_jax.rewards import judge
 from rlhf_jax.schema import FieldError
 from rlhf_jax.types import Array, PyTree, TrainState
@@ -75,10 +78,10 @@ def _distinct(trees: Any) -> dict[int, Any]:
   return {id(leaf): leaf for leaf in jax.tree.leaves(trees)}
 
 
-def _kept(actors: Actors) -> set[int]:
+def _kept(actors: Any, also: PyTree) -> set[int]:
   """Returns the ids of frozen arrays that other phases read too."""
   weights = actors.weights
-  return set(_distinct((weights.base, weights.own, actors.frozen)))
+  return set(_distinct((weights.base, weights.own, actors.frozen, also)))
 
 
 def named(config: Config, weights: judge.Weights) -> dict[str, PyTree]:
@@ -87,13 +90,20 @@ def named(config: Config, weights: judge.Weights) -> dict[str, PyTree]:
   return {name: tree for name, tree in trees.items() if name in config.trees}
 
 
-def leaves_of(config: Config, actors: Actors) -> dict[str, dict[int, Any]]:
+def leaves_of(
+  config: Config, actors: Any, also: PyTree = ()
+) -> dict[str, dict[int, Any]]:
   """Returns {tree: {id: array}} of frozen arrays that leave the devices.
+
+  Args:
+    config: the section.
+    actors: everyone.
+    also: what else stays, because something reads it later.
 
   Raises:
     FieldError: of a named tree nothing can, because others read all of it.
   """
-  kept, found = _kept(actors), {}
+  kept, found = _kept(actors, also), {}
   for name, tree in named(config, actors.weights).items():
     own = {id(x): x for x in _movable(tree) if id(x) not in kept}
     if not own:
@@ -108,11 +118,12 @@ def leaves_of(config: Config, actors: Actors) -> dict[str, dict[int, Any]]:
 
 def away(
   config: Config,
-  actors: Actors,
+  actors: Any,
   arrays: PyTree,
   rollout: list[str],
   score: list[str],
   update: list[str],
+  also: PyTree = (),
 ) -> dict[str, tuple]:
   """Returns {program: arrays that are on the host while it runs}.
 
@@ -122,11 +133,12 @@ def away(
     arrays: of a step.
     rollout, score, update: names of the programs of each phase; those of
       `score` that end with "judge" read frozen weights.
+    also: see `leaves_of`.
   """
   if not config.trees:
     return {}
   frozen = {}
-  for own in leaves_of(config, actors).values():
+  for own in leaves_of(config, actors, also).values():
     frozen |= own
   states = [s for s in arrays.values() if isinstance(s, TrainState)]
   moved = []
@@ -232,10 +244,15 @@ class Frozen:
   """
 
   def __init__(
-    self, config: Config, actors: Actors, base: Base, mesh: jax.sharding.Mesh
+    self,
+    config: Config,
+    actors: Any,
+    base: Base,
+    mesh: jax.sharding.Mesh,
+    also: PyTree = (),
   ) -> None:
     check_device(mesh)
-    found = leaves_of(config, actors)
+    found = leaves_of(config, actors, also)
     resting = {k: x for own in found.values() for k, x in own.items()}
     self._prefetches = config.prefetch
     self._leaves, self._structure = jax.tree.flatten(actors.weights)
@@ -246,7 +263,7 @@ class Frozen:
     ]
     self._host = copied(resting.values(), HOST)
     jax.block_until_ready(self._host)
-    read = _kept(actors) | set(_distinct(actors.held))
+    read = _kept(actors, also) | set(_distinct(actors.held))
     unread = {
       k: x
       for k, x in _distinct((base.params, actors.params)).items()
@@ -293,11 +310,24 @@ class Frozen:
 
 
 def opened(
-  config: Config, actors: Actors, base: Base, mesh: jax.sharding.Mesh
+  config: Config,
+  actors: Any,
+  base: Base,
+  mesh: jax.sharding.Mesh,
+  name: str,
+  also: PyTree = (),
 ) -> Frozen | None:
   """Returns the judge's weights, some on the host; None where all stay.
 
   Says what leaves the devices.
+
+  Args:
+    config: the section.
+    actors: everyone.
+    base: the model as it was read.
+    mesh: where it is.
+    name: of the pipeline, for that line.
+    also: see `leaves_of`.
 
   Raises:
     FieldError: nothing of a tree can, or the devices have no such memory.
@@ -306,11 +336,11 @@ def opened(
     return None
   check_device(mesh)
   if not config.releases:
-    print("policy: the moments are on the host but for the updates")
+    print(f"{name}: the moments are on the host but for the updates")
     return None
-  found = Frozen(config, actors, base, mesh)
+  found = Frozen(config, actors, base, mesh, also)
   print(
-    f"policy: {', '.join(config.trees)} on the host between the phases that "
+    f"{name}: {', '.join(config.trees)} on the host between the phases that "
     f"read them; {found.bytes / 2**20:.0f} MiB of frozen weights"
   )
   return found

@@ -15,22 +15,20 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import distributed, generate, metrics, ops
-from rlhf_jax.algorithms.policy_gradient import packing, shaping
+from rlhf_jax import generate, metrics
+from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.programs import (
   abstract,
   diagnosed,
   heldout,
+  offload,
   rollouts,
   scorers,
   several,
   starts,
-  watch,
 )
 from rlhf_jax.programs import actors as actors_lib
 from rlhf_jax.programs.program import (
@@ -45,7 +43,7 @@ from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import combination, judge, texts
 from rlhf_jax.runs import loop, stages
 from rlhf_jax.schema import FieldError
-from rlhf_jax.types import FINISH_LENGTH, Array, PyTree, Rollout
+from rlhf_jax.types import Array, PyTree, Rollout
 
 
 def check_answers(settings: actors_lib.Sampled, least: int) -> None:
@@ -154,6 +152,28 @@ class Opened:
     )
     return source, count
 
+  def resting(
+    self, source: rollouts.Source, name: str, also: PyTree = ()
+  ) -> rollouts.Source:
+    """Returns the source, some of what judges on the host between phases.
+
+    What nothing of the run reads is deleted: wire everything before.
+
+    Args:
+      source: of judged samples.
+      name: of the pipeline.
+      also: see offload.leaves_of.
+    """
+    found = offload.opened(
+      self.settings.offload,
+      self.actors,
+      self.base,
+      self.world.mesh,
+      name,
+      also,
+    )
+    return dataclasses.replace(source, resting=found)
+
   def heldout(self, params: PyTree, steps: float | None) -> list[Program]:
     """Returns the programs of heldout.py.
 
@@ -231,125 +251,52 @@ class Opened:
     arrays: dict[str, PyTree],
     programs: list[Program],
     step: tuple[str, ...] = (),
+    also: PyTree = (),
   ) -> Phase:
-    """Returns the wired phase; `arrays` holds "train" and further trees."""
+    """Returns the wired phase.
+
+    Args:
+      name: of the pipeline.
+      arrays: "train" and further trees.
+      programs: of a step, and those that measure.
+      step: names of those of a training step; () for all but those that
+        measure held-out answers.
+      also: see offload.leaves_of.
+    """
+    # The weights it starts from stay beside the ones that train.
+    frozen = (self.base.params, self.actors.params)
+    if self.settings.offload.releases:
+      frozen = also
+    own = [p for p in programs if not p.name.startswith(heldout.LABEL)]
     return Phase(
       name=name,
       world=self.world,
       base=self.base,
       arrays=arrays,
-      # The weights it starts from stay beside the ones that train.
-      frozen=(
-        self.base.params,
-        self.actors.held,
-        self.actors.params,
-        self.frozen,
-      ),
+      frozen=(frozen, self.actors.held, self.frozen),
       programs=tuple(programs),
+      away=self._away(arrays, own, also),
       step=step,
       role=self.actors.plan.policy,
     )
 
-
-def kl_to_reference(rollout: Rollout) -> Array:
-  """Returns [N] k1 estimates in nats an answer: log policy - log reference."""
-  mask = rollout.response_mask
-  behaviour = ops.neutral(rollout.behaviour_logprobs, mask)
-  return jnp.sum(
-    behaviour - ops.neutral(rollout.reference_logprobs, mask), axis=-1
-  )
-
-
-def by_prompt(x: np.ndarray, num_samples: int) -> np.ndarray:
-  """Returns [P, G, ...] of rows [N, ...], on the host."""
-  return np.asarray(x).reshape(-1, num_samples, *np.shape(x)[1:])
-
-
-def penalised(batch: rollouts.Judged, guards: watch.Guards) -> Rollout:
-  """Returns the rollout with the score of answers without an end lowered.
-
-  Args:
-    batch: judged; its scores by name, and what `report` says, stay raw.
-    guards: the penalty.
-  """
-  if not guards.missing_eos_penalty:
-    return batch.rollout
-  return _without_end(batch.rollout, guards.missing_eos_penalty)
-
-
-@jax.jit
-def _without_end(rollout: Rollout, penalty: float) -> Rollout:
-  is_cut = rollout.finish_reason == FINISH_LENGTH
-  return rollout.replace(score=rollout.score - penalty * is_cut)
-
-
-def moved(
-  source: rollouts.Source, batch: rollouts.Judged
-) -> tuple[dict, dict[str, float]]:
-  """Returns {"combination": its state after a rollout}, and metrics.
-
-  {} and {} where one judges.
-
-  Args:
-    source: of the batch.
-    batch: judged; its state saw the scores.
-  """
-  if source.panel is None:
-    return {}, {}
-  state, row = source.panel.update(batch.combination, batch.rollout)
-  row = {name: float(x) for name, x in distributed.fetch(row).items()}
-  return {"combination": state}, row
-
-
-def report(
-  batch: rollouts.Judged,
-  monitors: Any,
-  panel: combination.Panel | None,
-  group: int,
-) -> dict[str, float]:
-  """Returns shaping.rollout_metrics, eval/NAME of monitors, verifiers' parts.
-
-  Args:
-    batch: judged.
-    monitors: names of reward models that only watch.
-    panel: several judges, or None.
-    group: answers to a prompt.
-  """
-  found = _rollout_metrics(batch.rollout.replace(hidden={}))
-  found |= {f"eval/{name}": jnp.mean(batch.scores[name]) for name in monitors}
-  means = {name: float(x) for name, x in distributed.fetch(found).items()}
-  if panel is not None:
-    return means | panel.means(batch.scores, group)
-  return means | texts.component_means(batch.scores)
-
-
-_rollout_metrics = jax.jit(shaping.rollout_metrics)
-
-
-def write_texts(
-  opened: Opened,
-  timer: metrics.Timer,
-  batch: rollouts.Judged,
-  writer: metrics.MetricsWriter,
-  step: int,
-  phase: str,
-) -> dict[str, float]:
-  """Writes a few samples; returns metrics of the texts and of the clock.
-
-  Args:
-    opened: whose tokenizer.
-    timer: of the source.
-    batch: judged samples of this step.
-    writer: of samples.jsonl.
-    step: steps before this one.
-    phase: name in logs.
-  """
-  tokenizer = opened.base.tokenizer
-  samples = distributed.fetch(rollouts.samples_of(batch.rollout))
-  writer.write_samples(
-    step + 1, watch.shown(tokenizer, samples, batch.scores), phase
-  )
-  return watch.text_metrics(tokenizer, samples) | timer.pop()
+  def _away(
+    self, arrays: PyTree, programs: list[Program], also: PyTree
+  ) -> dict[str, tuple]:
+    """Returns {program: arrays that are on the host while it runs}."""
+    score = [p.name for p in programs if p.name.endswith(("judge", "by text"))]
+    names = [p.name for p in programs]
+    last = names.index(score[-1]) + 1
+    drawn = [name for name in names[:last] if name not in score]
+    return offload.away(
+      self.settings.offload,
+      self.actors,
+      arrays,
+      drawn,
+      score,
+      names[last:],
+      also,
+    )
 
 
 def train(

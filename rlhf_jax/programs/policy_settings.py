@@ -20,7 +20,7 @@ from rlhf_jax.algorithms.policy_gradient import (
 from rlhf_jax.data import unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import attention as attention_lib
-from rlhf_jax.programs import actors, build, critic, offload
+from rlhf_jax.programs import actors, build, critic
 from rlhf_jax.programs.world import World
 from rlhf_jax.schema import FieldError
 
@@ -52,7 +52,6 @@ class Settings(actors.Sampled):
   )  # of the critic; of its head where it shares the policy's trunk
   ptx: Data = Data()  # text mixed into the updates (PPO-ptx)
   ptx_batch_size: int = 32  # rows of that text in each rollout's updates
-  offload: offload.Config = offload.Config()  # trees on the host between phases
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -101,12 +100,6 @@ class Settings(actors.Sampled):
         "algorithm.ptx_coefficient=0. Set a coefficient, or ptx.source=''."
       )
     unread.check(self.ptx, "ptx", unread.DEMONSTRATIONS, packs=False)
-    if "reward" in self.offload.trees and not self.has_one_model:
-      if not self.judge_folders and not self.monitors:
-        raise FieldError(
-          "offload.trees: 'reward': a verifier or function judges, and there "
-          "are no monitors. Leave it out."
-        )
     self._check_separate()
 
   def _check_separate(self) -> None:

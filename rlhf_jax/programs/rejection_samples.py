@@ -21,7 +21,7 @@ import numpy as np
 
 from rlhf_jax import distributed, strict_json, terminal
 from rlhf_jax.algorithms import best_of_n
-from rlhf_jax.programs import own_samples, rollouts
+from rlhf_jax.programs import rollouts, sampled_steps
 from rlhf_jax.rewards import combination, texts
 from rlhf_jax.schema import FieldError
 from rlhf_jax.types import FINISH_EOS, Components, PyTree
@@ -128,7 +128,7 @@ def collect(
             "response_mask": rollout.response_mask,
             "score": rollout.score,
             "logprob": jnp.sum(rollout.behaviour_logprobs, axis=-1),
-            "kl": own_samples.kl_to_reference(rollout),
+            "kl": sampled_steps.kl_to_reference(rollout),
             "ended": rollout.finish_reason == FINISH_EOS,
           }
           | {f"eval/{name}": batch.scores[name] for name in monitors}
@@ -140,7 +140,7 @@ def collect(
   if state is not None:
     found = Components(*(flat.pop(name) for name in _COMPONENTS))
     flat |= distributed.fetch(source.panel.again(found, state))
-  joined = {n: own_samples.by_prompt(x, num_samples) for n, x in flat.items()}
+  joined = {n: sampled_steps.by_prompt(x, num_samples) for n, x in flat.items()}
   watched = {name: joined.pop(f"eval/{name}") for name in monitors}
   said = {name: joined.pop(name) for name in flat if name.startswith(_PARTS)}
   return Pool(**joined, monitors=watched, parts=said, state=state)

@@ -71,6 +71,17 @@ def test_the_address_stands_in_one_place(copied):
   assert f"git+{address}-fork" in text
 
 
+def test_a_placeholder_says_what_to_do(copied):
+  """The address as it stands here, and a real one."""
+  settings = copied.ROOT / "pyproject.toml"
+  text, address = settings.read_text(), copied.repository()
+  for owner, words in (("OWNER", "Set [tool.rlhf_jax] repository"), ("us", "")):
+    real = re.sub("github.com/[^/]+/", f"github.com/{owner}/", address)
+    settings.write_text(text.replace(address, real))
+    found = copied.placeholder()
+    assert words in found and bool(found) == bool(words)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_git_holds_no_output_and_every_size_is_there(name):
   notebook = json.loads((COLAB / f"{name}.ipynb").read_text())

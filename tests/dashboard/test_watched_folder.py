@@ -118,6 +118,20 @@ def test_progress_pace_and_time_left_by_hand(tmp_path):
   assert found.begun() == 5
 
 
+def test_held_out_numbers_come_behind_those_of_training(tmp_path):
+  """A round's held-out numbers are a row of their own, at the same step."""
+  write_lines(
+    tmp_path / "metrics.jsonl",
+    {"step": 1, "phase": "r", "time": 1.0, "rejection/score_mean": 2.0},
+    {"step": 1, "phase": "r", "time": 3.0, "heldout/score": 0.5},
+  )
+  stage = stage_lib.Stage(tmp_path)
+  stage.refresh()
+  shown = stage.detail(10.0)
+  assert (shown["headline"], shown["value"]) == ("rejection/score_mean", 2.0)
+  assert shown["headlines"] == ["rejection/score_mean", "heldout/score"]
+
+
 def test_states(tmp_path):
   found = stage_lib.Stage(tmp_path)
 

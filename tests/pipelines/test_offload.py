@@ -16,7 +16,11 @@ from rlhf_jax.programs import offload
 from rlhf_jax.rewards import judge
 from rlhf_jax.runs import loop
 from rlhf_jax.schema import FieldError, UserError
-from tests.pipelines import tiny_runs
+from tests.pipelines import (
+  test_pipeline_online,
+  test_pipeline_rejection,
+  tiny_runs,
+)
 from tests.pipelines.test_pipeline_resume import assert_same_run
 
 ALL = offload.TREES
@@ -212,6 +216,54 @@ def test_settings_that_are_refused(files, sft_full, reward_full, sft_lora):
   config.verifier.name, config.value.init = "exact", "random"
   with pytest.raises(UserError, match="^config.offload.trees: 'reward': a ver"):
     tiny_runs.settings_of(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pipeline", ["online_preference", "bond"])
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_own_samples_train_as_without(
+  files, sft_lora, reward_head, one_device, tmp_path, pipeline, prefetch
+):
+  """Moments rest while the policy samples; the judge's weights come and go."""
+  for name, trees in (("with", ALL), ("without", ())):
+    config = test_pipeline_online.make_config(
+      files, pipeline, sft_lora, reward_head, steps=3
+    )
+    config.offload.update(trees=trees, prefetch=prefetch or not trees)
+    config.schedule.save_every = 2
+    held = {"source": files.prompts, "format": "prompt", "max_length": 24}
+    config.heldout.update(held)
+    config.evaluation.count = 10
+    config.schedule.eval_every = 2
+    pipelines.run(config, tmp_path / name)
+    pretrained.forget()
+  found, expected = (
+    tiny_runs.rows_of(tmp_path / x) for x in ("with", "without")
+  )
+  assert len(found) == 3 and found == expected
+  tiny_runs.assert_equal_arrays(
+    *(tiny_runs.saved_arrays(tmp_path / x) for x in ("with", "without"))
+  )
+
+
+@pytest.mark.slow
+def test_rounds_judge_by_what_rests_while_they_train(
+  files, sft_lora, reward_head, one_device, tmp_path
+):
+  for name, trees in (("with", ("reward",)), ("without", ())):
+    config = test_pipeline_rejection.make_config(files, sft_lora, reward_head)
+    config.offload.trees = trees
+    pipelines.run(config, tmp_path / name)
+    pretrained.forget()
+  assert tiny_runs.rows_of(tmp_path / "with") == tiny_runs.rows_of(
+    tmp_path / "without"
+  )
+  config.offload.trees = ("optimizer",)
+  with pytest.raises(UserError, match="'optimizer': the moments of a round"):
+    tiny_runs.settings_of(config)
+  config.offload.trees = ("reference",)  # the start, where each round begins
+  with pytest.raises(UserError, match="others read all of it"):
+    pipelines.run(config, tmp_path / "reference")
 
 
 def test_a_tree_of_which_others_read_all_is_refused():

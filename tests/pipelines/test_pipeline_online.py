@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_jax import pipelines
 from rlhf_jax.pipelines import bond, defaults
-from rlhf_jax.programs import own_samples, rollouts, watch
+from rlhf_jax.programs import rollouts, sampled_steps, watch
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import FINISH_LENGTH, Rollout
@@ -259,8 +259,8 @@ def test_an_answer_without_an_end_loses_points(files, sft_lora):
     score=jnp.ones(rows),
   )
   batch = rollouts.Judged(rollout, {"reward": rollout.score})
-  assert own_samples.penalised(batch, watch.Guards()) is rollout
-  found = own_samples.penalised(batch, watch.Guards(missing_eos_penalty=0.75))
+  assert sampled_steps.penalised(batch, watch.Guards()) is rollout
+  found = sampled_steps.penalised(batch, watch.Guards(missing_eos_penalty=0.75))
   is_cut = np.asarray(samples.finish_reason) == FINISH_LENGTH
   assert 0 < is_cut.sum() < rows
   np.testing.assert_allclose(found.score, np.where(is_cut, 0.25, 1.0))

@@ -12,7 +12,7 @@ import pytest
 from rlhf_jax.algorithms import bond as bond_algorithm
 from rlhf_jax.algorithms.preference import pairing
 from rlhf_jax.pipelines import bond, online_preference
-from rlhf_jax.programs import own_samples, watch
+from rlhf_jax.programs import sampled_steps, watch
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, Rollout, TrainState
 
 
@@ -140,7 +140,9 @@ def test_kl_to_the_reference_is_of_the_answer():
     behaviour_logprobs=jnp.asarray([[7.0, -1.0, -0.5], [jnp.nan, -1.0, -1.0]]),
     reference_logprobs=jnp.asarray([[-9.0, -2.0, -1.0], [-9.0, -0.5, -1.0]]),
   )
-  np.testing.assert_allclose(own_samples.kl_to_reference(rollout), [1.5, -0.5])
+  np.testing.assert_allclose(
+    sampled_steps.kl_to_reference(rollout), [1.5, -0.5]
+  )
 
 
 def test_only_what_has_no_end_loses_points():
@@ -149,5 +151,5 @@ def test_only_what_has_no_end_loses_points():
       [1.0, 2.0], [[1, 2, 3]] * 2, finish=[FINISH_LENGTH, FINISH_EOS]
     )
   )
-  found = own_samples.penalised(batch, watch.Guards(missing_eos_penalty=0.75))
+  found = sampled_steps.penalised(batch, watch.Guards(missing_eos_penalty=0.75))
   np.testing.assert_allclose(found.score, [0.25, 2.0])

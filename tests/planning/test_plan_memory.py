@@ -8,7 +8,9 @@ import jax
 import pytest
 
 from rlhf_jax import pipelines, plan
+from rlhf_jax.pipelines import defaults
 from rlhf_jax.planning import remedies, report, topology
+from rlhf_jax.programs import offload
 from tests.planning.tiny_plans import (
   EIGHT,
   PARAMETERS,
@@ -58,6 +60,34 @@ def test_with_factors_what_leaves_is_the_references_own():
   reference = jax.tree.leaves(phase.frozen[0][0].reference["lora"])
   assert {id(x) for x in away} == {id(x) for x in reference}
   assert not phase.away["judge"]
+
+
+@pytest.mark.parametrize("name", ["online_preference", "bond", "rejection"])
+def test_own_samples_are_planned_as_they_run(name):
+  """Judges away while it trains; moments while it samples, if it has any."""
+  config = getattr(defaults, name)()
+  config.model.update(source="shape:tiny", scan_layers=True)
+  config.trainable.mode = "full"
+  config.reward = "planned"
+  config.prompts.max_length = 24
+  config.generate.update(max_new_tokens=8, num_samples=2)
+  config.schedule.update(batch_size=16, steps=3)
+  config.mesh.update(data=1, fsdp=8, tensor=1)
+  has_moments = name != "rejection"
+  trees = offload.TREES if has_moments else ("reward",)
+  config.offload.trees = trees
+  (phase,) = report.phases(config, EIGHT.devices)
+  update = {id(x) for x in phase.away["update"]}
+  held = {id(x) for x in jax.tree.leaves(phase.frozen)}
+  assert update and update <= held
+  moments = [
+    x for x in jax.tree.leaves(phase.arrays["train"].opt_state) if x.ndim
+  ]
+  (decode,) = [key for key in phase.away if key.endswith("decode")][:1]
+  away = {id(x) for x in phase.away[decode]}
+  assert away == ({id(x) for x in moments} if has_moments else set())
+  judges = [key for key in phase.away if key.endswith("judge")]
+  assert not any(phase.away[key] for key in judges)
 
 
 def test_bfloat16_weights_have_float32_moments():

@@ -257,6 +257,11 @@ FAULTS = (
       "found = found[: data.limit]",
       "found = found[-data.limit :]",
     ),
+  ),
+  *of(
+    "data",
+    "data/kept_records.py",
+    "dataset_rows::records_are_filtered_split_and_cut_in_this_order",
     (
       "filter: short texts stay",
       "if len(record.text.split()) < data.min_words:",

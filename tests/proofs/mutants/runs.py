@@ -444,7 +444,7 @@ FAULTS = (
   ),
   *of(
     "stages",
-    "programs/own_samples.py",
+    "programs/sampled_steps.py",
     "sampled_steps::only_what_has_no_end_loses_points"
     " sampled_steps::kl_to_the_reference_is_of_the_answer",
     (
