@@ -8,6 +8,10 @@ or task: copy this file, change what it returns, and name it by --trials=FILE.
 
   python -m rlhf_jax.overoptimise --level=pipeline --runs=runs/quickstart \\
       --workdir=runs/overoptimisation
+
+All that a trial is told, of "reward" or "policy":
+
+  python -m rlhf_jax.explain --config=configs/overoptimisation_lab.py:policy
 """
 
 import importlib.util

@@ -29,6 +29,7 @@ from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.algorithms.ensemble import Combination
 from rlhf_jax.experiments.curves import Curve, read, write
 from rlhf_jax.parallel import mesh as mesh_lib
+from rlhf_jax.pipelines import rlhf
 from rlhf_jax.programs import heldout
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.runs import stages
@@ -37,6 +38,7 @@ from rlhf_jax.sweeps import processes, running, trials
 from rlhf_jax.types import Samples
 
 TRIALS = "configs/overoptimisation_lab.py"
+SFT, _, GOLD, *_ = rlhf.STAGES  # folders of a whole run
 WIDTH = 5  # steps that are averaged to find a peak
 
 
@@ -162,15 +164,15 @@ def check(plan: Plan) -> None:
       "--workdir=runs/quickstart`, then give --runs=runs/quickstart."
     )
   for run in plan.runs:
-    for name in ("sft", "gold"):
+    for name in (SFT, GOLD):
       if not run.is_dir() or stages.read_stage(run / name) is None:
         raise UserError(
           f"--runs={run}: {run / name} is not finished. Name folders of "
           "finished whole runs (configs/quickstart.py)."
         )
-    if not (run / "sft" / "samples.npz").is_file():
+    if not (run / SFT / "samples.npz").is_file():
       raise UserError(
-        f"--runs={run}: {run / 'sft'} has no samples.npz, on which scores are "
+        f"--runs={run}: {run / SFT} has no samples.npz, on which scores are "
         "normalised. Run its SFT with samples=256."
       )
   _ = plan.judges
@@ -180,7 +182,7 @@ def _reward_trials(plan: Plan) -> list[dict[str, Any]]:
   return [
     {
       **own,
-      "reference_samples": str(plan.run_of(seed) / "sft" / "samples.npz"),
+      "reference_samples": str(plan.run_of(seed) / SFT / "samples.npz"),
       "seed": seed,
     }
     for seed in range(plan.seeds)
@@ -192,8 +194,8 @@ def _policy_trials(plan: Plan) -> list[dict[str, Any]]:
   return [
     {
       **judge.policy_settings,
-      "init_from": str(plan.run_of(seed) / "sft"),
-      "monitors.gold": str(plan.run_of(seed) / "gold"),
+      "init_from": str(plan.run_of(seed) / SFT),
+      "monitors.gold": str(plan.run_of(seed) / GOLD),
       "reward": str(plan.reward_folder(judge.reward, seed)),
       "seed": seed,
     }
@@ -296,7 +298,7 @@ def of_policy(folder: Path, common: Mapping[str, Any]) -> Curve | None:
   if not rows:
     return None
   proxy = [x["rollout/score_mean"] for x in rows]
-  probe = [x.get("heldout/gold_score") for x in rows]
+  probe = [x.get(f"heldout/{GOLD}_score") for x in rows]
   return Curve(
     method="rl",
     distance=[math.sqrt(max(x["rollout/kl_k1_sum"], 0.0)) for x in rows],
@@ -345,7 +347,7 @@ def _draw(plan: Plan, seed: int) -> _Drawn:
   """Returns answers of the SFT policy of a seed."""
   config = plan.source["get_config"]("policy")
   settings = pipelines.read(config, plan.workdir).settings
-  policy = lab.load(plan.run_of(seed) / "sft")
+  policy = lab.load(plan.run_of(seed) / SFT)
   how = dataclasses.replace(settings.generate, num_samples=min(8, plan.samples))
   [batch] = heldout.prompt_batches(
     settings.heldout,
@@ -369,7 +371,7 @@ def _draw(plan: Plan, seed: int) -> _Drawn:
 def _write_best_of_n(plan: Plan, seed: int) -> None:
   """Writes the curves of best of n of all judges of a seed."""
   drawn = _draw(plan, seed)
-  gold = drawn.scored(lab.load(plan.run_of(seed) / "gold"))
+  gold = drawn.scored(lab.load(plan.run_of(seed) / GOLD))
   ns = best_of_n.curve_points(gold.shape[1])
   models: dict[str, lab.RewardModel] = {}
   for judge in plan.judges:

@@ -29,6 +29,7 @@ from rlhf_jax.programs import (
   scorers,
   several,
   starts,
+  watch,
 )
 from rlhf_jax.programs import actors as actors_lib
 from rlhf_jax.programs.program import (

@@ -1,4 +1,4 @@
-"""Curves of a run: held-out numbers at their steps, signs that occur, limits."""
+"""Curves of a run: held-out numbers at their steps, signs, limits."""
 
 import types
 

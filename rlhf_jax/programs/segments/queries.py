@@ -14,6 +14,7 @@ from rlhf_jax.algorithms import segments
 from rlhf_jax.environments.environment import Environment
 from rlhf_jax.programs.segments import predictor as predictor_lib
 from rlhf_jax.programs.segments.agent import Episodes
+from rlhf_jax.programs.segments.predictor import Labels
 from rlhf_jax.programs.segments.settings import Labels as LabelSettings
 from rlhf_jax.programs.segments.settings import Queries
 from rlhf_jax.types import Array, PyTree
@@ -33,30 +34,6 @@ class Pairs:
   state: Array
   truth: Array
   disagreement: Array
-
-
-@flax.struct.dataclass
-class Labels:
-  """The labels of a run so far; C of them fit.
-
-  observation, action: [C, 2, T, ...].
-  label: [C] float32, 1 where the first is better, 0 the second, 1/2 a tie.
-  counts: [C, M] float32, how often each counts for a member (bootstrap).
-  count: [] int32, labels that are there, the first of all.
-  asked: [] int32, with those that could not be compared.
-  """
-
-  observation: Array
-  action: Array
-  label: Array
-  counts: Array
-  count: Array
-  asked: Array
-
-  @property
-  def is_there(self) -> Array:
-    """[C] bool, whether a place holds a label."""
-    return jnp.arange(len(self.label)) < self.count
 
 
 def empty(

@@ -62,13 +62,13 @@ FAULTS = (
     ),
     (
       "summary: duplicates of prompts",
-      "diversity.duplicate_share(answers.texts)",
+      "diversity.duplicate_share(texts)",
       "diversity.duplicate_share(answers.prompts)",
     ),
     (
       "summary: distinct words, not pairs of words",
-      "diversity.distinct_n(answers.texts, 2)",
-      "diversity.distinct_n(answers.texts, 1)",
+      "diversity.distinct_n(texts, 2)",
+      "diversity.distinct_n(texts, 1)",
     ),
     (
       "answers: the mean KL of tokens",
@@ -340,8 +340,8 @@ FAULTS = (
     ),
     (
       "kept: padding is a prompt",
-      "before = (pool.valid_mask[prompt, sample] > 0) & ~response",
-      "before = ~response",
+      "before = (pool.valid_mask[prompt, sample] > 0) & ~response\n    asked",
+      "before = ~response\n    asked",
     ),
     (
       "collect: each batch has the same key",
