@@ -8,10 +8,10 @@ Hardware: 2 CPU cores. Not yet run at this size.
 
   python -m rlhf_jax.sweep --config=configs/sensitivity.py \\
       --config.reuse=runs/quickstart --workdir=runs/sensitivity \\
-      --metric=gold_after
+      --metric=gold_after --best=max
 
-results.png has the score against each; `--results --metric=kl_nats` draws the
-KL of the same runs instead.
+results.png has the score against each; the same with `--results
+--metric=kl_nats --best=min` draws the KL of these runs instead.
 """
 
 import importlib.util
