@@ -177,14 +177,16 @@ def annotation_lines(facts: Facts, price: float) -> Iterator[str]:
   from rlhf_jax.evaluation import reward_model
 
   yield f"  the {facts.comparisons:,} at hand: {facts.comparisons * price:,.2f}"
+  per_pair = price * facts.comparisons / facts.pairs if facts.pairs else price
   for bound, what in (
     (reward_model.FEW_COMPARISONS, "a reward model"),
     (reward_model.MANY_COMPARISONS, "one without a warning"),
   ):
-    lacking = bound - facts.comparisons
+    lacking = bound - facts.pairs
     if lacking > 0:
       yield (
-        f"  {lacking:,} more, to {bound:,} for {what}: {lacking * price:,.2f}"
+        f"  {lacking:,} pairs more, to {bound:,} for {what}: "
+        f"{lacking * per_pair:,.2f}"
       )
 
 

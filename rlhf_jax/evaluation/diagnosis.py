@@ -16,7 +16,9 @@
   refused updates      any that were not finite
 
 Each is a pure function of the rows of metrics.jsonl. A run of fewer than 15
-steps says nothing. First and last are thirds of the run.
+rows says nothing. First and last are thirds of the run. With
+schedule.log_every=N a row is N steps: speeds and periods are of steps, and
+updates refused between two rows are not seen.
 
 Origins: METHODS 19 for explained variance below 0 and the critic's rate at 5
 times the policy's; 30 % after settling for an oscillation is A6's; clip
@@ -95,6 +97,25 @@ class Series:
     """Keeps the rows of metrics.jsonl, in their order."""
     self._rows = rows
 
+  @property
+  def stride(self) -> float:
+    """Returns the steps between two rows, the median; 1 where nobody says."""
+    steps = [row["step"] for row in self._rows if "step" in row]
+    return float(np.median(np.diff(steps))) if len(steps) > 1 else 1.0
+
+  @property
+  def is_even(self) -> bool:
+    """Says whether all rows are as many steps apart, so that periods mean one.
+
+    Rows that only hold what was measured on held-out data stand between others.
+    """
+    steps = [
+      row["step"]
+      for row in self._rows
+      if "step" in row and row.get(monitors.PROXY) is not None
+    ]
+    return len(set(np.diff(steps).tolist())) <= 1
+
   def __call__(self, name: str) -> np.ndarray:
     """Returns [n] float64 of a metric, [0] where too few steps have it."""
     values = [row.get(name) for row in self._rows]
@@ -137,7 +158,7 @@ def speed(series: Series) -> float:
   means = np.convolve(score, np.ones(width) / width, mode="valid")
   slopes = np.abs(means[width:] - means[:-width]) / width
   scale = float(np.median(deviation))
-  return float(np.max(slopes)) / scale if scale > 0 else 0.0
+  return float(np.max(slopes)) / scale / series.stride if scale > 0 else 0.0
 
 
 def critic(series: Series, rates: Rates = Rates()) -> list[Finding]:
@@ -246,7 +267,9 @@ def _swing(values: np.ndarray, scale: float) -> tuple[int, float] | None:
 def oscillation(series: Series) -> list[Finding]:
   """Returns swings of the KL or the score, with what drives them."""
   kl, score = series("rollout/kl_k1_sum"), series(monitors.PROXY)
-  found = []
+  found: list[Finding] = []
+  if not series.is_even:
+    return found
   swings = _swing(kl, float(np.mean(kl))) if len(kl) else None
   if swings is not None:
     beta = series("ppo/kl_coefficient")
@@ -264,7 +287,8 @@ def oscillation(series: Series) -> list[Finding]:
     found.append(
       Finding(
         "oscillation of the KL",
-        f"it swings by {swings[1]:.0%} of its mean every {swings[0]} steps.",
+        f"it swings by {swings[1]:.0%} of its mean every "
+        f"{swings[0] * series.stride:.0f} steps.",
         cause,
         remedy,
       )
@@ -276,8 +300,8 @@ def oscillation(series: Series) -> list[Finding]:
       found.append(
         Finding(
           "oscillation of the score",
-          f"it swings by {swings[1]:.0%} of a deviation every {swings[0]} "
-          "steps.",
+          f"it swings by {swings[1]:.0%} of a deviation every "
+          f"{swings[0] * series.stride:.0f} steps.",
           "Updates overshoot, or prompts come in an order that repeats.",
           "Lower policy_optimizer.learning_rate, raise the batch, or look at "
           "the order of the prompts.",

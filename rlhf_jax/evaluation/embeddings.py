@@ -47,7 +47,9 @@ def find(folder: str) -> tuple[Path, Path]:
 
 
 def load(folder: str) -> Embed | None:
-  """Returns a function: texts -> float32 vectors [n, D] of length 1.
+  """Returns a function: texts -> float32 vectors [n, D].
+
+  They have length 1, but for texts without a token, whose vectors are 0.
 
   Args:
     folder: of the model; "" has none.

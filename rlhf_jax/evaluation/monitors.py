@@ -14,13 +14,15 @@ Each monitor reads one number a step and compares the run with itself:
             above what it was then, z >= 2
 
 s is the noise of one step, from successive differences: s^2 = mean d^2 / 2 (von
-Neumann 1941), which a slow trend hardly moves. z = 4 is passed by chance about
-once in 30,000 looks at plain noise, and the least rise keeps small but certain
-changes quiet; 5 where the best of all windows was chosen. The limits on size
-are this project's choice; METHODS 16 and 19 name what is watched. Mann 1945 and
-Kendall 1975 for the trend; Gao et al. 2022 (arXiv:2210.10760) for a gold score
-that falls while its proxy rises; Coste et al. 2023 (arXiv:2310.02743) for the
-deviation of an ensemble; Singhal et al. 2023 (arXiv:2310.03716) for length.
+Neumann 1941), which a slow trend hardly moves. s is of few differences, so that
+on plain noise z = 4 is passed about once in 2,000 looks, in one run of 100 of
+60 steps (a test counts them); the least rise keeps most of these quiet, and
+small but certain changes; 5 where the best of all windows was chosen. The
+limits on size are this project's choice; METHODS 16 and 19 name what is
+watched. Mann 1945 and Kendall 1975 for the trend; Gao et al. 2022
+(arXiv:2210.10760) for a gold score that falls while its proxy rises; Coste et
+al. 2023 (arXiv:2310.02743) for the deviation of an ensemble; Singhal et al.
+2023 (arXiv:2310.03716) for length.
 
 A run of fewer than 10 steps is too short for any of them. The state is plain
 JSON of bounded size, so that a run that goes on knows what it saw.

@@ -120,20 +120,18 @@ def embedding_distance(vectors: np.ndarray) -> float:
   (|sum u|^2 - n) / (n (n - 1)).
 
   Args:
-    vectors: [n, D], n >= 2, none of length 0.
+    vectors: [n, D]; those of length 0 (a text without a token) say nothing and
+      are left out.
 
-  Raises:
-    ValueError: fewer than 2 vectors, or one of length 0.
+  Returns:
+    The distance, or NaN where fewer than 2 vectors are left.
   """
   vectors = np.asarray(vectors, np.float64)
   lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-  if len(vectors) < 2 or not np.all(lengths > 0.0):
-    raise ValueError(
-      f"{len(vectors)} vectors, the shortest of length "
-      f"{lengths.min(initial=np.inf):g}: the cosine needs 2 that are not 0. "
-      "Look at the embedding model."
-    )
-  units = vectors / lengths
-  count = len(units)
+  has_length = lengths[:, 0] > 0.0
+  count = int(has_length.sum())
+  if count < 2:
+    return math.nan
+  units = vectors[has_length] / lengths[has_length]
   total = float(np.sum(np.square(units.sum(axis=0))))
   return 1.0 - (total - count) / (count * (count - 1))

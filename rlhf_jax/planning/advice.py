@@ -250,6 +250,22 @@ def _data_risks(facts: Facts) -> Iterator[Note]:
 def risks(facts: Facts) -> list[Note]:
   """Returns what is likely to go wrong with such data."""
   found = list(_data_risks(facts))
+  if facts.pairs:
+    unused = {
+      "single answers": facts.labelled,
+      "answers judged by steps": facts.steps,
+      "rated texts": facts.rated,
+    }
+    names = [f"{count:,} {name}" for name, count in unused.items() if count]
+    if names:
+      found.append(
+        Note(
+          f"nothing above uses the {' and '.join(names)}: KTO "
+          "(configs/kto.py), process reward models "
+          "(configs/process_reward.py) and pairs drawn from ratings do.",
+          "docs/data.md",
+        )
+      )
   if FEW_COMPARISONS <= facts.pairs < MANY_COMPARISONS:
     found.append(
       Note(

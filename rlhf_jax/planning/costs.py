@@ -104,7 +104,10 @@ def of(
   """
   if not stage.is_experiment:
     return None
-  if "schedule" not in experiment_file.load(stage.config):
+  config = experiment_file.load(stage.config)
+  if "reuse" in config:
+    return Cost(why_not="it has several stages; rlhf_jax.plan shows each")
+  if "schedule" not in config:
     return None  # nothing is trained
   is_accelerator = slice_.chip.generation != "cpu"
   config, changes = _configuration(stage, model, slice_.devices, is_accelerator)

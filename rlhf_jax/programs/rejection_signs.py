@@ -24,15 +24,18 @@ from rlhf_jax.rewards import texts
 def signs(pool: Pool, tokenizer: Any) -> list[dict[str, float]]:
   """Returns what monitors.py watches in a round: its prompts in a few parts.
 
-  A part counts as a step there, so that round is compared with round.
+  A part counts as a step there, so that round is compared with round; a round
+  of fewer prompts than parts has none.
 
   Args:
     pool: samples of a round.
     tokenizer: for the texts.
   """
   count = len(pool.score)
-  found = []
-  for part in np.array_split(np.arange(count), min(monitors.WINDOW, count)):
+  found: list[dict[str, float]] = []
+  if count < monitors.WINDOW:
+    return found
+  for part in np.array_split(np.arange(count), monitors.WINDOW):
     lengths = pool.response_mask[part].sum(axis=-1).astype(np.float64)
     score = np.asarray(pool.score[part], np.float64)
     row = watch.sign_metrics(
@@ -57,7 +60,9 @@ def signs(pool: Pool, tokenizer: Any) -> list[dict[str, float]]:
 
 
 def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-  """Returns the shares of a round, means over its parts."""
+  """Returns the shares of a round, means over its parts; {} without any."""
+  if not rows:
+    return {}
   return {
     name: sum(row[name] for row in rows) / len(rows)
     for name in rows[0]

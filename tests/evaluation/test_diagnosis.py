@@ -138,3 +138,20 @@ def test_short_runs_and_runs_without_a_critic_say_nothing():
   bare = [{SCORE: row[SCORE]} for row in rows]
   assert diagnosis.findings(bare) == []
   assert diagnosis.findings([]) == []
+
+
+def test_rows_of_every_tenth_step_are_ten_steps():
+  """A score that moves by 0.5 a row moves by 0.05 a step."""
+  rows = [
+    row | {"step": 10 * row["step"]} for row in run(**CASES["critic behind"])
+  ]
+  names = [x.name for x in diagnosis.findings(rows)]
+  assert "critic behind" not in names
+  rows = [
+    row | {"step": 10 * row["step"]}
+    for row in run(**CASES["oscillation of the KL"])
+  ]
+  (found,) = diagnosis.findings(rows)
+  assert "every 100 steps" in found.evidence
+  rows[7]["step"] += 3  # a row of its own between others: no period
+  assert diagnosis.findings(rows) == []

@@ -62,8 +62,11 @@ def test_embedding_distance_against_all_pairs():
   assert spread.embedding_distance(vectors) == pytest.approx(np.mean(pairs))
   assert spread.embedding_distance(np.ones((3, 2))) == pytest.approx(0.0)
   assert spread.embedding_distance(np.array([[1.0], [-1.0]])) == 2.0
-  with pytest.raises(ValueError, match="length 0"):
-    spread.embedding_distance(np.zeros((2, 3)))
+  # what says nothing is left out
+  padded = np.concatenate([vectors, np.zeros((2, 5))])
+  assert spread.embedding_distance(padded) == pytest.approx(np.mean(pairs))
+  assert math.isnan(spread.embedding_distance(np.zeros((2, 3))))
+  assert math.isnan(spread.embedding_distance(np.ones((1, 3))))
 
 
 def test_embeddings_are_asked_once_for_each_text():
