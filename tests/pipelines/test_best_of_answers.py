@@ -58,6 +58,7 @@ def test_the_best_of_eight_beats_one_as_often_as_it_must(found):
   assert len(rows) == 24 and all(len(row["answers"]) == 2 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_answer_is_one_that_the_policy_drew(
   files, sft_full, reward_full, found
 ):
@@ -83,6 +84,7 @@ def test_the_answer_is_one_that_the_policy_drew(
   assert [row["response"] for row in best] == [row["response"] for row in kept]
 
 
+@pytest.mark.slow
 def test_before_and_after_may_answer_so_too(files, sft_full, reward_full):
   config = defaults.evaluate()
   config.mesh.devices = 1

@@ -113,6 +113,7 @@ def test_what_rose_is_a_warning():
   assert line.startswith("language=bb: held-out loss rose from 2.0000 to 2.5")
 
 
+@pytest.mark.slow
 def test_dpo_tells_each_language(files, languages, sft_full):
   config = tiny_runs.dpo_config(files, sft_full)
   config.data.update(source=languages["comparisons"], by="language")
@@ -129,6 +130,7 @@ def test_dpo_tells_each_language(files, languages, sft_full):
   assert low <= held["preference/loss"] <= high
 
 
+@pytest.mark.slow
 def test_evaluation_tells_each_language(
   files, languages, sft_full, reward_full
 ):

@@ -46,6 +46,7 @@ def test_a_step_learns_from_the_newest_rollouts_too(kept):
   assert "buffer_fingerprint" not in json.dumps(saved)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(
   files, sft_lora, reward_head, kept, monkeypatch
 ):

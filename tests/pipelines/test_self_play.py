@@ -75,6 +75,7 @@ def distance(files, folder, number):
   )
 
 
+@pytest.mark.slow
 def test_the_policy_moves_to_its_demonstrations(files, finished):
   """Measured: 0.59 and 0.24; the margin 15 and 11, later 5 and 3.
 
@@ -89,6 +90,7 @@ def test_the_policy_moves_to_its_demonstrations(files, finished):
   assert second["comparisons"] > 1.5 * first["comparisons"]  # of both rounds
 
 
+@pytest.mark.slow
 def test_each_round_meets_the_policy_of_the_round_before(finished):
   _, folder = finished
   infos = [stages.read_stage(folder / f"round_{n}" / "policy") for n in (1, 2)]
@@ -101,6 +103,7 @@ def test_each_round_meets_the_policy_of_the_round_before(finished):
   assert stages.need_stage(folder, stages.POLICY)["steps"] == 2
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_alike(files, finished, monkeypatch):
   info, folder = finished
   other = files.root / "self_play_killed"
