@@ -1,15 +1,16 @@
-"""A round of self-play fine-tuning (SPIN).
+"""Self-play fine-tuning (SPIN), in rounds that sample for themselves.
 
-Data: one JSON object a line, {"prompt": ..., "chosen": ..., "rejected": ...},
-where people wrote `chosen` and the policy of the round before, init_from,
-wrote `rejected`. Start the next round from this run with new `rejected`.
-Method: Chen et al. 2024: lambda 0.1, RMSprop at 5e-7, batch 64; the last
-round at 1e-7 with lambda 5.
-Not yet run on this model: a round needs its own samples.
+Data: demonstrations, {"prompt", "response"} or {"messages"} a line. Each round
+the policy answers their prompts and learns to tell the demonstration from its
+own answer; the same command goes on with an interrupted round.
+Method: Chen et al. 2024, arXiv:2401.01335: four rounds, lambda 0.1, RMSprop at
+5e-7, batch 64, two epochs; 50,000 demonstrations, each round beside the
+comparisons of the one before; the last round at 1e-7 with lambda 5.
+Not yet run on this model.
 
   python -m rlhf_jax.main --config=configs/spin.py \\
-      --config.data.source=comparisons.jsonl --config.init_from=runs/sft \\
-      --workdir=runs/spin
+      --config.sampling.prompts.source=demonstrations.jsonl \\
+      --config.init_from=runs/sft --workdir=runs/spin
 """
 
 from ml_collections import ConfigDict
@@ -18,13 +19,19 @@ from rlhf_jax.pipelines import defaults
 
 
 def get_config() -> ConfigDict:
-  """Returns one round of SPIN on a file of comparisons."""
-  config = defaults.preference("spin")
-  config.model.source = "asset:smollm2-135m-instruct"
-  config.data.update(format="comparison", chat=True, max_length=512)
-  config.schedule.update(batch_size=64, epochs=2.0, save_every=50)
-  config.accumulation.microbatches = 4
-  config.optimizer.update(
+  """Returns four rounds of SPIN on demonstrations."""
+  config = defaults.self_play()
+  config.rounds.update(count=4, pool=2, last_beta=5.0, last_learning_rate=1e-7)
+  for stage in (config.sampling, config.training):
+    stage.model.source = "asset:smollm2-135m-instruct"
+  config.sampling.prompts.update(format="messages", chat=True, max_length=512)
+  config.sampling.generate.max_new_tokens = 256
+  training = config.training
+  training.algorithm.beta = 0.1
+  training.data.update(chat=True, max_length=512)
+  training.schedule.update(batch_size=64, epochs=2.0, save_every=50)
+  training.accumulation.microbatches = 4
+  training.optimizer.update(
     learning_rate=5e-7,
     schedule="linear",
     warmup_steps=10,

@@ -5,9 +5,10 @@
     python -m rlhf_jax.chat asset:smollm2-135m-instruct < prompts.txt
 
 A policy is a run (runs/x, runs/x@best, runs/x@12), a Hugging Face folder, a
-GGUF file or asset:NAME. Tokens appear as they are drawn; docs/chat.md says how
-turns are rendered, what is saved and which commands there are (/help). Each
-line of a pipe is a prompt on its own.
+GGUF file or asset:NAME; POLICY@best_of=8 says the best of 8 by --reward.
+Tokens appear as they are drawn; docs/chat.md says how turns are rendered, what
+is saved and which commands there are (/help). Each line of a pipe is a prompt
+on its own.
 
 Exit codes: 0 done, 2 a mistake (one line says which value, which rule and what
 to do).
@@ -98,6 +99,7 @@ def open_talk(options: argparse.Namespace) -> Any:
   """
   from rlhf_jax.data import caches
   from rlhf_jax.notebook import talk
+  from rlhf_jax.runs import answerers
 
   if len(options.policies) > 2:
     raise UserError(
@@ -111,7 +113,14 @@ def open_talk(options: argparse.Namespace) -> Any:
   config, model = sampling(options), {}
   if options.chat_template:
     model["chat_template"] = options.chat_template
-  policies = [(name, load(name, options, **model)) for name in options.policies]
+  said = {x: answerers.split(x, "POLICY") for x in options.policies}
+  draws = {name: count for name, (_, count) in said.items()}
+  if max(draws.values()) > 1 and not options.reward:
+    raise UserError(
+      f"{max(draws, key=draws.get)}: a reward model chooses the best of "
+      "several, and none is named. Give --reward=runs/reward."
+    )
+  policies = [(x, load(said[x][0], options, **model)) for x in options.policies]
   caches.keep_compiled()
   reward = load(options.reward, options) if options.reward else None
   is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
@@ -119,6 +128,7 @@ def open_talk(options: argparse.Namespace) -> Any:
     policies,
     config,
     reward=reward,
+    draws=draws,
     system=options.system,
     is_plain=options.plain,
     seed=options.seed,

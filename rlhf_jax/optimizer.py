@@ -30,7 +30,7 @@ from rlhf_jax.schema import UserError
 from rlhf_jax.types import PyTree
 
 MOMENTS = ("float32", "8bit")
-SCHEDULES = ("constant", "cosine", "linear")
+SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt")
 _DEFAULT_FINAL = {"constant": 1.0, "cosine": 0.1, "linear": 0.0}
 _HUGE = float(jnp.finfo(jnp.float32).max)  # above it a float32 is infinite
 _NEVER_DECAYED = ("scale", "bias")  # also when scanned layers stack them
@@ -41,7 +41,8 @@ class Config:
   """Settings of one optimizer."""
 
   learning_rate: float  # peak; PPO 1e-6 policy, 5e-6 critic (METHODS 4.6)
-  schedule: str = "constant"  # shape of the learning rate after the warm-up
+  schedule: str = "constant"  # shape of the learning rate after the warm-up;
+  # "inverse_sqrt": falls with the root of the update, from the warm-up's length
   final_fraction: float | None = None  # where the schedule ends, as a share of
   # the peak; None: 0.1 for cosine, 0 for linear
   warmup_steps: int = 0  # updates of linear warm-up; InstructGPT 10
@@ -112,6 +113,12 @@ class Config:
         "optimizer.adam_tf_style=True with moments='8bit': only Adam as in "
         "AdamW has moments of 8 bits. Set moments='float32', or "
         "adam_tf_style=False."
+      )
+    if self.schedule == "inverse_sqrt" and self.final_fraction is not None:
+      raise UserError(
+        f"optimizer.final_fraction={self.final_fraction} with schedule="
+        "'inverse_sqrt', which has no end of its own. Set None, or "
+        "schedule='cosine' or 'linear'."
       )
     if self.schedule == "constant" and self.final_fraction not in (None, 1.0):
       raise UserError(
@@ -189,7 +196,7 @@ def schedule(config: Config) -> optax.Schedule:
   """
   peak = config.learning_rate
   final = config.final_fraction
-  if final is None:
+  if final is None and config.schedule in _DEFAULT_FINAL:
     final = _DEFAULT_FINAL[config.schedule]
   if config.schedule != "constant" and config.total_steps is None:
     raise UserError(
@@ -199,6 +206,12 @@ def schedule(config: Config) -> optax.Schedule:
   warmup_steps = _warmup_steps(config, config.total_steps)
   if config.schedule == "constant":
     after = optax.constant_schedule(peak)
+  elif config.schedule == "inverse_sqrt":
+    first = max(warmup_steps, 1)
+
+    def after(step):
+      # Before the warm-up's end, where it is not used, it is asked too.
+      return peak * jnp.sqrt(first / (first + jnp.maximum(step, 0)))
   else:
     decay_steps = config.total_steps - warmup_steps
     if config.schedule == "cosine":

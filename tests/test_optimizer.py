@@ -148,6 +148,10 @@ def test_constant_schedule_with_warm_up():
     ({"schedule": "cosine", "final_fraction": 0.0}, [0, 1, 0.5, 0, 0]),
     ({"schedule": "linear"}, [0.0, 1.0, 0.5, 0.0, 0.0]),
     ({"schedule": "linear", "final_fraction": 0.2}, [0, 1, 0.6, 0.2, 0.2]),
+    (
+      {"schedule": "inverse_sqrt"},
+      [0, 1, (2 / 6) ** 0.5, (2 / 10) ** 0.5, (2 / 50) ** 0.5],
+    ),
   ],
 )
 def test_decaying_schedules(settings, expected):

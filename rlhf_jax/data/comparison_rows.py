@@ -46,6 +46,7 @@ class Comparisons:
   margins: [P] float32, nats by which the first of two should win, or None.
   weights: [P] float32, what each counts in a loss, or None for 1.
   judgements: what each record says, for what is not read to be named.
+  values: [P] object, texts: the value of data.by, or None.
   """
 
   rows: list[dict[str, np.ndarray]]
@@ -60,6 +61,7 @@ class Comparisons:
   margins: np.ndarray | None = None
   weights: np.ndarray | None = None
   judgements: tuple[Judgement, ...] = ()
+  values: np.ndarray | None = None
 
   def take(self, which: np.ndarray) -> Comparisons:
     """Returns some of the comparisons, of the same rows.
@@ -68,7 +70,7 @@ class Comparisons:
       which: [P] bool, or numbers.
     """
     names = ("pairs", "labels", "groups", "ranks", "targets")
-    further = ("strengths", "margins", "weights")
+    further = ("strengths", "margins", "weights", "values")
     found = {name: getattr(self, name) for name in (*names, *further)}
     return dataclasses.replace(
       self, **{k: x if x is None else x[which] for k, x in found.items()}

@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from rlhf_jax.data import (
   assets,
+  by_field,
   comparison_rows,
   encode,
   formats,
@@ -36,6 +38,7 @@ from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import FieldError
 
+WITH = "with"
 Row = dict[str, np.ndarray]  # {"tokens", "loss_mask"}, [n] each
 
 
@@ -99,6 +102,8 @@ def records(data: Data, tokenizer: Tokenizer | None) -> tuple[list, Counter]:
   dropped = Counter(error.reason for error in refused)
   dropped.update(why for why, _ in left_out)
   parts = [list(part) for part in found_parts]
+  if data.only:
+    parts = by_field.only(parts, data, dropped)
   if data.min_words or data.max_text_tokens or data.split:
     kept_records.check_rated(parts[0], data)
     parts = [
@@ -125,6 +130,9 @@ def records(data: Data, tokenizer: Tokenizer | None) -> tuple[list, Counter]:
   marked = markup.find(found, tokenizer, data.chat) if tokenizer else []
   if marked:
     dropped[markup.describe(marked)] += len(marked)
+  if data.by:
+    for value, those in by_field.grouped(found, data.by).items():
+      dropped[f"{WITH} {data.by}={value}"] += len(those)
   if not found:
     raise DataError(
       f"{data.source}: no records are left after the filters "
@@ -135,7 +143,7 @@ def records(data: Data, tokenizer: Tokenizer | None) -> tuple[list, Counter]:
 
 def is_note(reason: str) -> bool:
   """Says whether a reason of `records` is a note: nothing was left out."""
-  return reason.startswith(("WARNING", kept_records.DRAWN))
+  return reason.startswith(("WARNING", kept_records.DRAWN, f"{WITH} "))
 
 
 def report_dropped(
@@ -265,6 +273,27 @@ def demonstrations(
   return rows, dropped + lost
 
 
+def demonstrations_by(
+  data: Data, tokenizer: Tokenizer
+) -> tuple[dict[str, list[Row]], Counter]:
+  """Returns the rows of `demonstrations` by their value of data.by.
+
+  All of them under "" where no field is named.
+  """
+  if not data.by:
+    rows, dropped = demonstrations(data, tokenizer)
+    return {"": rows}, dropped
+  found, dropped = records(data, tokenizer)
+  if not isinstance(found[0], formats.Demonstration):
+    demonstrations(data, tokenizer)  # says what these are
+  encode_one, rows = encoder(found, data, tokenizer), {}
+  for value, those in by_field.grouped(found, data.by).items():
+    rows[value], lost = encode.encode_all(encode_one, those)
+    dropped += lost
+    check_left(rows[value], data, dropped)
+  return rows, dropped
+
+
 def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
   """Returns comparisons, given by people or drawn from their ratings."""
   found, dropped = records(data, tokenizer)
@@ -311,18 +340,28 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
       kept.append(record)
   check_left(encoded, data, dropped)
   if isinstance(found[0], formats.Ranking):
+    if data.by:
+      raise FieldError(
+        f"by={data.by!r}: rankings of several answers are not told by a field "
+        "while they train. Set '', or break the report card down "
+        "(configs/report_card.py, by)."
+      )
     compared = comparison_rows.of_encoded_rankings(
       encoded, data.rankings, data.ties, dropped, data.answers
     )
     check_left(compared.pairs, data, dropped)
     return compared
-  return comparison_rows.of_encoded_pairs(
+  found_pairs = comparison_rows.of_encoded_pairs(
     encoded,
     [rankings.strength_of(record) for record in kept],
     [rankings.pair_scores(record) for record in kept],
     [rankings.judgement_of(record) for record in kept],
     dropped,
   )
+  if not data.by:
+    return found_pairs
+  said = [by_field.value_of(record, data.by) for record in kept]
+  return replace(found_pairs, values=np.asarray(said, object))
 
 
 def dialogues(

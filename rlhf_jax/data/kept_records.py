@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rlhf_jax.data import formats, mixture, sources, streams
+from rlhf_jax.data import by_field, formats, mixture, sources, streams
 from rlhf_jax.data.section import Data
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.data.tokenizers import Tokenizer
@@ -19,6 +19,9 @@ DRAWN = "drawn from"  # how a count begins that is a note
 def mixed(parts: list[list], data: Data, dropped: Counter) -> list:
   """Returns the records of a pass over several parts, and counts them.
 
+  The parts are those of the source, or with weights "en:1,de:3" the values of
+  data.by.
+
   Args:
     parts: records of each part of the source.
     data: the section, with weights or repeats.
@@ -27,7 +30,13 @@ def mixed(parts: list[list], data: Data, dropped: Counter) -> list:
   Raises:
     DataError: a part without a record.
   """
-  names = sources.parts(data.source)
+  names, read = sources.parts(data.source), mixture.numbers
+  if ":" in (data.weights if data.weights else data.repeats):
+    names, parts = by_field.by_value(parts, data)
+
+    def read(text: str) -> list[float]:
+      return list(mixture.named(text).values())
+
   empty = [name for name, part in zip(names, parts, strict=True) if not part]
   if empty:
     raise DataError(
@@ -35,10 +44,10 @@ def mixed(parts: list[list], data: Data, dropped: Counter) -> list:
       f"({dict(dropped)}). Leave it out, or loosen what leaves records out."
     )
   if data.weights:
-    weights = mixture.numbers(data.weights)
+    weights = read(data.weights)
     repeats = mixture.times([len(part) for part in parts], weights)
   else:
-    repeats = mixture.numbers(data.repeats)
+    repeats = read(data.repeats)
   drawn = mixture.draw(parts, repeats, data.split_seed)
   counts = Counter(number for number, _ in drawn)
   for number, name in enumerate(names):

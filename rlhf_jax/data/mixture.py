@@ -30,6 +30,20 @@ def numbers(text: str) -> list[float]:
   return found
 
 
+def named(text: str) -> dict[str, float]:
+  """Returns the numbers of "en:3, de:0.5" by their names.
+
+  Raises:
+    ValueError: one is none, not positive and finite, or without a name; or a
+      name stands there twice.
+  """
+  names = [part.rpartition(":")[0].strip() for part in text.split(",")]
+  found = numbers(",".join(part.rpartition(":")[2] for part in text.split(",")))
+  if not all(names) or len(set(names)) < len(names):
+    raise ValueError("a name is missing, or stands there twice")
+  return dict(zip(names, found, strict=True))
+
+
 def times(sizes: Sequence[int], weights: Sequence[float]) -> list[float]:
   """Returns how often each source is read, of its share of a pass.
 

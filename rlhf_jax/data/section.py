@@ -22,9 +22,12 @@ class Data:
   # with commas between; "" for none
   format: str = "comparison"  # of a record, data/formats.py; or the import path
   # of a parser, file.py:name; one for each part of the source, or one for all
-  weights: str = ""  # shares of the parts of the source, such as "3,1"; "": as
-  # many records as they have
-  repeats: str = ""  # how often each part is read in a pass, such as "2,0.5"
+  weights: str = ""  # shares of the parts of the source, such as "3,1", or of
+  # the values of `by`, "en:1,de:3"; "": as many records as they have
+  repeats: str = ""  # how often each of them is read in a pass, such as "2,0.5"
+  by: str = ""  # field of records, such as "language", by whose values counts,
+  # losses and scores are told; "" for none
+  only: str = ""  # FIELD=VALUE: only records whose field has this value
   duplicates: str = "keep"  # records that repeat an earlier one, in any part:
   # "keep", "exact" leaves them out, "near" also those that nearly do
   near: float = (
@@ -97,6 +100,7 @@ class Data:
         "duplicates='near' with near=0.0: nothing is near. Set near=0.8, or "
         "duplicates='exact'."
       )
+    self._check_by()
     if "," in self.format and self.source:
       self.formats(self._parts())
     self._check_shares()
@@ -127,6 +131,9 @@ class Data:
     given = self.weights or self.repeats
     if not given:
       return
+    if ":" in given:
+      self._check_named(name, given)
+      return
     try:
       count = len(mixture.numbers(given))
     except ValueError as error:
@@ -146,11 +153,34 @@ class Data:
         f"{parts} parts. Give one for each."
       )
 
+  def _check_named(self, name: str, given: str) -> None:
+    """Raises FieldError for shares of values that cannot be followed."""
+    if not self.by:
+      raise FieldError(
+        f"{name}={given!r} with by='': these are shares of the values of a "
+        "field. Name it, such as by='language'."
+      )
+    try:
+      mixture.named(given)
+    except ValueError as error:
+      raise FieldError(
+        f"{name}={given!r}: must be VALUE:NUMBER above 0, with commas between "
+        f"({error}). Write for example 'en:1,de:3'."
+      ) from error
+
+  def _check_by(self) -> None:
+    """Raises FieldError for a field of records that cannot be asked for."""
+    if self.only and not all(self.only.partition("=")):
+      raise FieldError(
+        f"only={self.only!r}: must be FIELD=VALUE, such as 'language=de'."
+      )
+
   def _check_store(self) -> None:
     """Raises FieldError for what would hold all records in memory."""
     if self.store == "memory":
       return
     usual_values = {"near": 0.0, "weights": "", "repeats": "", "split": ""}
+    usual_values |= {"by": "", "only": ""}
     for name, usual in usual_values.items():
       value = getattr(self, name)
       if value != usual:

@@ -21,7 +21,7 @@ DEMONSTRATIONS, COMPARISONS, PROMPTS, STEPS = (
 )
 _ALWAYS = (
   *("source", "format", "max_length", "limit", "weights", "repeats"),
-  *("duplicates", "near", "exclude"),
+  *("duplicates", "near", "exclude", "by", "only"),
 )
 _OF_RATED = ("min_words", "max_text_tokens", "split", "splits", "split_seed")
 _OF_RANKINGS = ("ties", "objective", "rankings", "answers")

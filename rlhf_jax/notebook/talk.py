@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import jax
 
 from rlhf_jax import generate
 from rlhf_jax.data import pieces, rendering, retold, streams
@@ -20,6 +21,7 @@ from rlhf_jax.imported import nearest
 from rlhf_jax.notebook import streaming
 from rlhf_jax.notebook.dialogue import Dialogue, append, fitted
 from rlhf_jax.notebook.models import Policy, RewardModel
+from rlhf_jax.notebook.typed import Stopping, visible
 from rlhf_jax.rewards.reader import Reader
 from rlhf_jax.schema import UserError, check_seed
 
@@ -35,54 +37,24 @@ COMMANDS = {
 DIM, BOLD, PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[0m"
 
 
-class Stopping:
-  """Ctrl-C while an answer is drawn only asks; the second one ends all."""
-
-  def __init__(self) -> None:
-    self.is_asked = False
-
-  def _ask(self, number: int, frame: Any) -> None:
-    del number, frame
-    if self.is_asked:
-      raise KeyboardInterrupt
-    self.is_asked = True
-
-  def __enter__(self) -> Stopping:
-    self._before = signal.signal(signal.SIGINT, self._ask)
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    signal.signal(signal.SIGINT, self._before)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Speaker:
   """A policy that answers.
 
   name: as it was given.
   around: what its chat template writes around an answer.
+  draws: answers of which it says the one that the reward model prefers.
   """
 
   name: str
   streamer: streaming.Streamer
   around: tuple[str, str]
+  draws: int = 1
 
   @property
   def tokenizer(self) -> Any:
     """Of the policy."""
     return self.streamer.policy.base.tokenizer
-
-
-def visible(text: str) -> str:
-  """Returns a text whose control characters are seen and not obeyed."""
-
-  def one(character: str) -> str:
-    code = ord(character)
-    if character in "\n\t" or not (code < 32 or 127 <= code < 160):
-      return character
-    return chr(0x2400 + code) if code < 32 else retold.UNFINISHED
-
-  return "".join(map(one, text))
 
 
 @dataclasses.dataclass(eq=False)
@@ -117,6 +89,7 @@ class Talk:
     config: generate.Config,
     *,
     reward: Any = None,
+    draws: Mapping[str, int] | None = None,
     system: str = "",
     is_plain: bool = False,
     **how: Any,
@@ -127,6 +100,7 @@ class Talk:
       policies: one or two.
       config: how they are sampled.
       reward: a RewardModel of any tokenizer, or None.
+      draws: of each policy, answers of which it says the best; needs a reward.
       system: prompt, "" for none.
       is_plain: no chat template.
       **how: further fields of Talk.
@@ -154,7 +128,10 @@ class Talk:
         "out."
       )
     speakers = [
-      _speaker(name, policy, config, system, is_plain)
+      dataclasses.replace(
+        _speaker(name, policy, config, system, is_plain),
+        draws=1 if draws is None else draws[name],
+      )
       for name, policy in policies
     ]
     talk = Talk(
@@ -233,7 +210,10 @@ class Talk:
         self._write(f"{speaker.name}\n", DIM)
       if is_cut:
         self.note("the dialogue is too long: its begin was left out")
-      self.answers.append(self._answer(speaker, ids))
+      if speaker.draws > 1:
+        self.answers.append(self._best(speaker, ids, before))
+      else:
+        self.answers.append(self._answer(speaker, ids))
     if self.reader is not None:
       self._show_rewards(before)
     if self.answers[0].text.strip():
@@ -245,13 +225,7 @@ class Talk:
     """Draws and shows an answer."""
     key = streaming.key_of(self.seed, len(self.dialogue.turns))
     streamer, is_done = speaker.streamer, False
-    shown = pieces.Pieces(
-      speaker.tokenizer,
-      prompt,
-      streamer.end["eos_ids"],
-      streamer.config.stop_strings,
-      speaker.around,
-    )
+    shown = _pieces(speaker, prompt)
     with Stopping() as stopping:
       for token, is_end in streamer.tokens(prompt, key):
         is_done = is_end
@@ -266,13 +240,48 @@ class Talk:
       self.note(f"cut after --max-new-tokens={streamer.config.max_new_tokens}")
     return said
 
-  def _show_rewards(self, before: Any) -> None:
+  def _best(
+    self, speaker: Speaker, prompt: list[int], before: Any
+  ) -> retold.Said:
+    """Draws several answers, and shows the one that the reward model prefers.
+
+    The first is drawn with the key of a single one.
+    """
+    key = streaming.key_of(self.seed, len(self.dialogue.turns))
+    drawn = []
+    with Stopping() as stopping:
+      for number in range(speaker.draws):
+        of = key if number == 0 else jax.random.fold_in(key, number)
+        shown, text, is_done = _pieces(speaker, prompt), "", False
+        for token, is_end in speaker.streamer.tokens(prompt, of):
+          text, is_done = text + shown.add(token), is_end
+          if stopping.is_asked:
+            break
+        said, rest = shown.finish(has_ended=is_done)
+        drawn.append((said, text + rest))
+        if stopping.is_asked:
+          break
+    _, found = self._scores(before, [said for said, _ in drawn])
+    best = max(range(len(drawn)), key=lambda i: found[i])
+    said, text = drawn[best]
+    self._write(f"{text}\n")
+    self.note(f"the best of {len(drawn)}, number {best + 1}")
+    return said
+
+  def _scores(
+    self, before: Any, answers: Sequence[retold.Said]
+  ) -> tuple[list, Any]:
+    """Returns how the reward model reads answers to a turn, and its scores."""
     asked = retold.asked(before, self.reader.tokenizer)
-    told = [self.reader.told(asked, said) for said in self.answers]
+    told = [self.reader.told(asked, said) for said in answers]
     mesh = self.speakers[0].streamer.policy.mesh
     found = self.reader.scores(
       [row.ids for row in told], mesh, [row.answer for row in told]
     )
+    return told, found
+
+  def _show_rewards(self, before: Any) -> None:
+    told, found = self._scores(before, self.answers)
     marks = [""] if len(found) == 1 else [f"[{i + 1}] " for i in range(2)]
     text = "  ".join(f"{m}{x:+.2f}" for m, x in zip(marks, found, strict=True))
     self._write(f"reward {text}\n", DIM)
@@ -360,6 +369,18 @@ class Talk:
       text = f"{style}{text}{PLAIN}"
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def _pieces(speaker: Speaker, prompt: list[int]) -> pieces.Pieces:
+  """Returns what makes text of the tokens of an answer."""
+  streamer = speaker.streamer
+  return pieces.Pieces(
+    speaker.tokenizer,
+    prompt,
+    streamer.end["eos_ids"],
+    streamer.config.stop_strings,
+    speaker.around,
+  )
 
 
 def _has_template(policy: Policy) -> bool:

@@ -34,6 +34,7 @@ from rlhf_jax.pipelines import (
   rlhf,
   score_texts,
   segments,
+  self_play,
   sft,
 )
 from rlhf_jax.programs.pipeline import Job, Pipeline
@@ -46,6 +47,7 @@ PIPELINES: dict[str, Pipeline] = {
   "average_rewards": average_rewards.PIPELINE,
   "process_reward": process_reward.PIPELINE,
   "preference": preference.PIPELINE,
+  "self_play": self_play.PIPELINE,
   "policy": policy.PIPELINE,
   "rejection": rejection.PIPELINE,
   "online_preference": online_preference.PIPELINE,

@@ -28,7 +28,7 @@ from rlhf_jax.programs.pipeline import Pipeline, stage_field
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import texts
-from rlhf_jax.runs import stages
+from rlhf_jax.runs import answerers, stages
 from rlhf_jax.schema import FieldError, check_least
 from rlhf_jax.types import PromptBatch
 
@@ -43,10 +43,14 @@ _RUNS = ("policy", "init_from", "reward", "gold")  # fields that name them
 class Settings(answered.Judged):
   """Two policies on held-out prompts."""
 
-  policy: str = stage_field(stages.POLICY)  # folder of the run that is judged
+  policy: str = stage_field(
+    stages.POLICY, answers=True
+  )  # of the run that is judged; FOLDER@best_of=16: the best of so many
   init_from: str = stage_field(
-    stages.POLICY
+    stages.POLICY, answers=True
   )  # folder of the run that it is compared with
+  chooser: str = ""  # who chooses the best of several: "proxy" (the reward
+  # model), "gold" or "verifier"; "": the reward model, or what judges texts
   lexicon: bool = False  # VADER sentiment of the answers too
   embeddings: str = ""  # folder of an ONNX sentence model: how far answers are
   # from one another
@@ -70,6 +74,15 @@ def check(settings: Settings, world: World) -> None:
       "--config.policy=runs/policy."
     )
   answered.check(settings, world)
+  answered.check_draws(settings, _draws(settings))
+
+
+def _draws(settings: Settings) -> dict[str, int]:
+  """Returns of how many answers each policy says the best."""
+  return {
+    "before": answerers.split(settings.init_from, "init_from")[1],
+    "after": answerers.split(settings.policy, "policy")[1],
+  }
 
 
 def read_result(folder: Path) -> dict[str, float]:
@@ -78,7 +91,9 @@ def read_result(folder: Path) -> dict[str, float]:
 
 
 def _folders(settings: Settings) -> dict[str, str]:
-  return {name: getattr(settings, name) for name in _RUNS}
+  return {
+    name: answerers.split(getattr(settings, name), name)[0] for name in _RUNS
+  }
 
 
 def _origins(settings: Settings) -> dict[str, str]:
@@ -102,7 +117,7 @@ def check_result(settings: Settings, folder: Path) -> None:
 
 def _wire(settings: Settings, world: World, base: Base) -> compared.Compared:
   policies = compared.load_policies(settings, world, base)
-  return compared.wire(settings, world, base, policies)
+  return compared.wire(settings, world, base, policies, _draws(settings))
 
 
 def phases(settings: Settings, world: World) -> list[Phase]:
@@ -152,6 +167,14 @@ def run(settings: Settings, world: World) -> dict:
   before, after = found["before"], found["after"]
   right = texts.correct_above(settings.text_judge)
   facts = summarise(before, after, settings.lexicon, right, embed)
+  if wired.draws["after"] > 1:
+    facts["best_of_kl_bound"] = answerers.kl_bound(wired.draws["after"])
+  facts |= answered.by_value(
+    settings,
+    found,
+    base,
+    lambda x: summarise(x["before"], x["after"], settings.lexicon, right),
+  )
   if distributed.is_first():
     _write_pieces(world.workdir / PIECES_FILE, after)
   results.write(path, facts, _origins(settings), _rows(before, after))
@@ -223,6 +246,14 @@ def tell(settings: Settings, workdir: Path) -> None:
     f"\n{settings.policy} (after) against {start} (before), "
     f"{found['evaluation_prompts']} held-out prompts\n"
   )
+  for value, numbers in found.get("by", {}).get("values", {}).items():
+    wins = [
+      f"{judge} wins {numbers[f'{judge}_win_rate']:.3f}"
+      for judge in SCORES
+      if f"{judge}_win_rate" in numbers
+    ]
+    said = ", ".join([f"{numbers['evaluation_prompts']} prompts", *wins])
+    print(f"{found['by']['field']}={value}: {said}")
   rows = comparison.summary_rows(found, "trained", "other")
   comparison.show(rows, read_texts(workdir))
 

@@ -37,7 +37,7 @@ from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import texts
-from rlhf_jax.runs import stages
+from rlhf_jax.runs import answerers, stages
 from rlhf_jax.schema import FieldError, check_least
 
 RESULT_FILE = "evaluation.json"
@@ -50,7 +50,10 @@ class Settings(answered.Judged):
   """Any number of policies on held-out prompts."""
 
   policies: str = ""  # folders of finished policy runs, with commas between;
-  # "model": the model itself; the others are compared with the first
+  # "model": the model itself; FOLDER@best_of=16: the best of so many answers;
+  # the others are compared with the first
+  chooser: str = ""  # who chooses those: "proxy" (the reward model), "gold" or
+  # "verifier"; "": the reward model, or what judges texts
   lexicon: bool = False  # VADER sentiment of the answers too
   embeddings: str = ""  # folder of an ONNX sentence model: how far answers are
   # from one another
@@ -75,9 +78,16 @@ class Settings(answered.Judged):
     return results.named(self.folders)
 
   @property
+  def draws(self) -> dict[str, int]:
+    """Name of a policy -> answers of which it says the best."""
+    named = self.named.items()
+    return {name: answerers.split(x, "policies")[1] for name, x in named}
+
+  @property
   def runs(self) -> dict[str, str]:
     """Field, or place in one -> folder of a finished stage, for messages."""
-    found = {f"policies: {x}": x for x in self.folders if x != MODEL}
+    places = {x: answerers.split(x, "policies")[0] for x in self.folders}
+    found = {f"policies: {x}": y for x, y in places.items() if y != MODEL}
     return found | {"reward": self.reward, "gold": self.gold}
 
 
@@ -89,7 +99,9 @@ def check(settings: Settings, world: World) -> None:
       "policies is empty: name folders of finished policy runs, "
       "--config.policies=runs/sft,runs/ppo, or 'model'."
     )
-  for folder in settings.folders:
+  answered.check_draws(settings, settings.draws)
+  for named in settings.folders:
+    folder, _ = answerers.split(named, "policies")
     if folder != MODEL:
       schema.check_local(folder, "policies")
       stages.need_stage(folder, stages.POLICY, "config.policies")
@@ -98,13 +110,13 @@ def check(settings: Settings, world: World) -> None:
 def _wire(settings: Settings, world: World, base: Base) -> compared.Compared:
   world.assume(stages.POLICY, roles.Role(model=base.config))
   named = settings.named if settings.folders else {"policy": world.named("")}
-  policies = {
-    name: compared.model_policy(base)
-    if folder == MODEL
-    else stages.load(folder, stages.POLICY, base, world)
-    for name, folder in named.items()
-  }
-  return compared.wire(settings, world, base, policies)
+  policies, draws = {}, {}
+  for name, said in named.items():
+    folder, draws[name] = answerers.split(said, "policies")
+    policies[name] = compared.model_policy(base)
+    if folder != MODEL:
+      policies[name] = stages.load(folder, stages.POLICY, base, world)
+  return compared.wire(settings, world, base, policies, draws)
 
 
 def phases(settings: Settings, world: World) -> list[Phase]:
@@ -143,6 +155,16 @@ def run(settings: Settings, world: World) -> dict:
   facts = numbers_of(
     found, settings.lexicon, texts.correct_above(settings.text_judge), embed
   )
+  for name, count in wired.draws.items():
+    if count > 1:
+      facts["policies"][name]["best_of_kl_bound"] = answerers.kl_bound(count)
+  right = texts.correct_above(settings.text_judge)
+  facts |= answered.by_value(
+    settings,
+    found,
+    base,
+    lambda some: numbers_of(some, settings.lexicon, right),
+  )
   results.write(path, facts, origins, rows_of(found))
   return facts
 
@@ -167,6 +189,7 @@ def numbers_of(
   JUDGE: mean score; verifier_pass_K, JUDGE_best_of_N: see answers.of_several.
   JUDGE_difference, JUDGE_win_rate: against the first policy, paired.
   kl_nats: of an answer, to the first policy.
+  best_of_kl_bound: of FOLDER@best_of=n, to the policy that draws, nats.
   *_standard_error: over prompts; several answers to one count as their mean.
 
   Args:
@@ -243,6 +266,10 @@ def tell(settings: Settings, workdir: Path) -> None:
     f"its standard error over prompts{against}\n"
   )
   show(policies)
+  by = found.get("by", {"values": {}})
+  for value, of in by["values"].items():
+    print(f"\n{by['field']}={value}: {of['evaluation_prompts']} prompts\n")
+    show(of.get("policies", {}))
 
 
 def show(policies: dict[str, dict]) -> None:

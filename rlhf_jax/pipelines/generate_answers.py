@@ -31,7 +31,7 @@ from rlhf_jax.programs.pipeline import Pipeline, stage_field
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import texts
-from rlhf_jax.runs import stages
+from rlhf_jax.runs import answerers, stages
 from rlhf_jax.schema import FieldError, check_choice, check_least
 
 RESULT_FILE = "generation.json"
@@ -44,8 +44,10 @@ class Settings(answered.Judged):
   """Answers of one policy, all of them or the best of n."""
 
   policy: str = stage_field(
-    stages.POLICY
-  )  # folder of the finished policy run that answers; "": the model itself
+    stages.POLICY, answers=True
+  )  # folder of the finished policy run that answers; "": the model itself;
+  # FOLDER@best_of=16: the best of so many answers, by `choose`, or "": by the
+  # reward model, or what judges texts
   count: int = 0  # prompts that are answered, the first of all; 0: all
   skip: int = 0  # prompts that are passed over; behind the last comes the first
   choose: str = ""  # who chooses the answer to a prompt that is kept: "proxy"
@@ -62,12 +64,17 @@ class Settings(answered.Judged):
         f"choose={self.choose!r}: nobody judges so. Set "
         f"{'reward' if self.choose == 'proxy' else self.choose}, or choose=''."
       )
-    if self.generate.num_samples < 2:
+    if self.generate.num_samples < 2 and self.draws < 2:
       raise FieldError(
         f"choose={self.choose!r} with generate.num_samples="
         f"{self.generate.num_samples}: there is nothing to choose from. Set "
         "generate.num_samples >= 2, or choose=''."
       )
+
+  @property
+  def draws(self) -> int:
+    """Answers of which the policy itself says the best; 1 for any policy."""
+    return answerers.split(self.policy)[1]
 
   @property
   def judges(self) -> list[str]:
@@ -82,15 +89,18 @@ class Settings(answered.Judged):
   @property
   def runs(self) -> dict[str, str]:
     """Field -> folder of a finished stage, or ""."""
-    return {n: getattr(self, n) for n in ("policy", "reward", "gold")}
+    found = {n: getattr(self, n) for n in ("policy", "reward", "gold")}
+    return found | {"policy": answerers.split(self.policy)[0]}
 
 
 def _wire(settings: Settings, world: World, base: Base) -> compared.Compared:
   world.assume(stages.POLICY, roles.Role(model=base.config))
   policy = compared.model_policy(base)
-  if settings.policy:
-    policy = stages.load(settings.policy, stages.POLICY, base, world)
-  return compared.wire(settings, world, base, {NAME: policy})
+  folder, _ = answerers.split(settings.policy)
+  if folder:
+    policy = stages.load(folder, stages.POLICY, base, world)
+  draws = {NAME: settings.draws}
+  return compared.wire(settings, world, base, {NAME: policy}, draws)
 
 
 def phases(settings: Settings, world: World) -> list[Phase]:
@@ -209,12 +219,19 @@ def tell(settings: Settings, workdir: Path) -> None:
   evaluate_many.show({NAME: results.numbers(workdir / RESULT_FILE)})
 
 
+def check(settings: Settings, world: World) -> None:
+  """Checks settings together and against the devices."""
+  answered.check(settings, world)
+  if settings.draws > 1:
+    answered.check_draws(settings, {settings.policy: settings.draws})
+
+
 PIPELINE = Pipeline(
   name="generate_answers",
   Settings=Settings,
   run=run,
   phases=phases,
-  check=answered.check,
+  check=check,
   result=RESULT_FILE,
   describe=lambda settings: (
     f"{settings.count if settings.count else 'all'} prompts, "

@@ -41,6 +41,7 @@ from rlhf_jax.programs import (
   policy_programs,
   policy_settings,
   policy_step,
+  replay,
   resampling,
   rollouts,
   scorers,
@@ -99,6 +100,7 @@ class Step:
   monitors: names of further scores that are logged.
   resting: the judge's weights where some are on the host between phases.
   panel: several judges, or None where one judges.
+  store: of rollouts that are learned from again, or None.
   """
 
   settings: Settings
@@ -113,11 +115,14 @@ class Step:
   writer: metrics.MetricsWriter
   resting: offload.Frozen | None = None
   panel: combination.Panel | None = None
+  store: replay.Store | None = None
 
   def __call__(
     self, step: int, arrays: PyTree, facts: dict
   ) -> tuple[PyTree, dict, dict]:
     """Returns the arrays and facts after a step, and its row of metrics."""
+    if self.store is not None and not self.store.config.fresh:
+      return self._offline(step, arrays, facts)
     keys, resting = _step_keys(self.key, step), self.settings.offload
     if "optimizer" in resting.trees:
       with self.timer("offload"):
@@ -132,9 +137,14 @@ class Step:
     facts = facts | {"rows": judged.rows}
     if resting.prefetch:
       arrays = offload.fetch(resting, arrays)
+    if self.store is not None:
+      self.store.keep(step, judged.rollout)
     rollout, moments, row = self._prepare(params, arrays, judged)
     arrays = offload.fetch(resting, arrays)
     arrays, found = self._learn(arrays, rollout, keys[1], step)
+    if self.store is not None:
+      arrays, again = self._replay(arrays, keys[1], step, facts["rows"])
+      found = found | again
     beta = arrays["beta"]
     if not is_pretraining:
       beta = kl_control.update_kl_coefficient(
@@ -154,6 +164,32 @@ class Step:
     remedy = functools.partial(unended, self.tokenizer, samples, ends)
     shape = self.settings.shaping
     return arrays, watch(facts, row, step, shape, remedy), row
+
+  def _replay(
+    self, arrays: PyTree, key: Array, step: int, usual: int
+  ) -> tuple[PyTree, dict]:
+    """Returns the arrays after the stored rollouts of a step, and metrics."""
+    rows = []
+    for number, judged in enumerate(self.store.draw(step, usual)):
+      params = arrays["train"].params
+      rollout, _, row = self._prepare(params, arrays, judged, "reweigh")
+      turn = jax.random.fold_in(key, number + 1)
+      arrays, found = self._learn(arrays, rollout, turn, step)
+      rows.append(row | found)
+    return arrays, self.store.summary(rows)
+
+  def _offline(
+    self, step: int, arrays: PyTree, facts: dict
+  ) -> tuple[PyTree, dict, dict]:
+    """Returns what a step without samples of its own does.
+
+    rollout/* is of the last stored rollout under the policy as it is now: its
+    samples are another policy's, so no alarm looks at it.
+    """
+    _, key = _step_keys(self.key, step)
+    arrays, row = self._replay(arrays, key, step, facts.get("rows", 0))
+    row = {k: float(x) for k, x in jax.device_get(row).items()}
+    return arrays, facts, row | self.timer.pop()
 
   def _move(
     self, judged: rollouts.Judged, *, is_still: bool
@@ -183,15 +219,24 @@ class Step:
     return critic.frozen_of(self.actors.plan, params, self.actors.frozen)
 
   def _prepare(
-    self, params: PyTree, arrays: PyTree, judged: rollouts.Judged
+    self,
+    params: PyTree,
+    arrays: PyTree,
+    judged: rollouts.Judged,
+    again: str = "recompute",
   ) -> tuple[Rollout, shaping.Moments, dict]:
-    """Returns the rollout with rewards and advantages, moments, metrics."""
+    """Returns the rollout with rewards and advantages, moments, metrics.
+
+    `again` names the program that computes log-probabilities again.
+    """
     rollout, gap = judged.rollout, {}
     with self.timer("score"):
-      if "recompute" in self.phase:
-        rollout, gap = self.phase["recompute"](
+      if again in self.phase:
+        rollout, gap = self.phase[again](
           params, self.actors.frozen, rollout, judged.layout
         )
+      if self.store is not None:
+        rollout = replay.weighed_alike(rollout)
       rollout, moments, row = jax.block_until_ready(
         self.phase["prepare"](
           rollout,
@@ -306,6 +351,7 @@ def _make_step(
   source: rollouts.Source,
   text: Any,
   writer: metrics.MetricsWriter,
+  store: replay.Store | None,
 ) -> Step:
   return Step(
     settings=settings,
@@ -325,6 +371,7 @@ def _make_step(
     writer=writer,
     resting=source.resting,
     panel=source.panel,
+    store=store,
   )
 
 
@@ -367,7 +414,11 @@ def run(settings: Settings, world: World) -> dict:
   text = ptx_loader(settings, world, base)
   pretrain = settings.value.pretrain_steps
   total = pretrain + build.announced(
-    settings.schedule, count, "policy", settings.optimizers, settings.updates
+    settings.schedule,
+    count,
+    "policy",
+    settings.optimizers,
+    settings.updates_a_step,
   )
   phase, sampler = policy_programs.wire(settings, world, base, actors, total)
   writer = metrics.MetricsWriter(
@@ -378,16 +429,19 @@ def run(settings: Settings, world: World) -> dict:
   policy_programs.say_rows(settings, world.ways, base.config.attention)
   resting = offload.opened(settings.offload, actors, base, world.mesh, "policy")
   source = _make_source(settings, phase, sampler, actors, loader, resting)
+  store = replay.Store.open(settings, source, world.workdir, base)
   measure = heldout.Heldout.of(settings, source, "policy")
   arrays, facts = loop.run_steps(
-    _make_step(settings, phase, source, text, writer),
+    _make_step(settings, phase, source, text, writer, store),
     phase="policy",
     workdir=world.workdir,
     schedule=settings.schedule,
     total_steps=total,
     arrays=phase.arrays,
     facts={"alarms": []},
-    identity=base.identity | settings.origins(),
+    identity=base.identity
+    | settings.origins()
+    | replay.identity(settings.buffer),
     iterators={"prompts": loader} | ({"ptx": text} if text else {}),
     show=(
       ("rollout/score_mean", "score"),

@@ -8,7 +8,7 @@ No reward model and no sampling. config.algorithm.name chooses the method
 does: as a start, as a reference, and as the policy that is evaluated.
 
 online_preference.py compares the policy's own answers, new ones in each step.
-Left out: sampling between the rounds of SPIN, each of which is a run.
+self_play.py samples between the rounds of SPIN, each of which is a run of this.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import (
   abstract,
   build,
+  by_value,
   pairs,
   preference_data,
   shared_rows,
@@ -76,6 +77,7 @@ class Settings(schema.Settings):
       self.model, self.trainable, start=self.init_from, samples=False
     )
     build.check_fraction(self)
+    self._check_by()
     if self.reference and not self.has_reference:
       raise FieldError(
         f"reference={self.reference!r}: {self.algorithm.name!r} has no "
@@ -89,6 +91,20 @@ class Settings(schema.Settings):
           f"{self.algorithm.name!r} compares two. Set algorithm.name='kto', or "
           "give comparisons."
         )
+
+  def _check_by(self) -> None:
+    """Checks that what is held out tells by the field of what trains."""
+    by, held = self.data.by, self.heldout.by
+    if self.is_unpaired and (by or held):
+      raise FieldError(
+        f"data.by={by!r}: {self.algorithm.name!r} reads single answers, of "
+        "which nothing is told by a field. Set ''."
+      )
+    if self.heldout.source and by != held:
+      raise FieldError(
+        f"heldout.by={held!r}: data.by is {by!r}, and held-out numbers are "
+        "told by one field. Set both alike."
+      )
 
   @property
   def is_unpaired(self) -> bool:
@@ -318,10 +334,11 @@ def run(settings: Settings, world: World) -> dict:
     collate=pairs.collate_of(train, base.tokenizer.pad_id, shared),
     shares_rows=bool(shared.counts),
   )
-  _, frozen = stage.parts
+  params_before, frozen = stage.parts
   evaluate = pairs.evaluator(
     algorithm, schedule.batch_size, phase, frozen, held
   )
+  before = pairs.measure_by(evaluate, held, params_before)
   params = supervised.fit(
     phase,
     loader,
@@ -339,13 +356,21 @@ def run(settings: Settings, world: World) -> dict:
       ("preference/margin", "margin"),
       ("validation/loss", "validation"),
     ),
-    measure=lambda params: _as_validation(evaluate(params)),
+    measure=lambda params: (
+      _as_validation(evaluate(params))
+      | pairs.measure_by(evaluate, held, params)
+    ),
   )
   found = evaluate(params)
   print(
     f"preference: held-out accuracy {found['preference/accuracy']:.3f}, margin "
     f"{found['preference/margin']:.3f} on {len(held.pairs)} rows"
   )
+  told = ("loss", "accuracy", "nll_chosen")
+  values = pairs.values_of(held)
+  field = settings.data.by if values else ""
+  after = pairs.measure_by(evaluate, held, params)
+  of_values = by_value.facts(field, values, told, before, after)
   return stages.write_stage(
     world.workdir,
     "preference",
@@ -363,6 +388,7 @@ def run(settings: Settings, world: World) -> dict:
     init_from=settings.init_from,
     reference=settings.reference,
     merged_from=stage.info.get("merged_from", ""),
+    **of_values,
   )
 
 

@@ -27,6 +27,7 @@ from rlhf_jax.programs import (
   build,
   ensemble_facts,
   features,
+  floor,
   reward_data,
   reward_facts,
   shared_rows,
@@ -74,6 +75,8 @@ class Settings(schema.Settings):
   schedule: Schedule = Schedule()
   mesh: mesh_lib.Config = mesh_lib.Config()
   reference_samples: str = ""  # samples.npz of the SFT run, to normalise on
+  floor: floor.Config = floor.Config()  # what the start must have reached
+  force: bool = False  # go on though the start is below its floor
 
   def __post_init__(self) -> None:
     schema.check_seed(self.seed)
@@ -225,6 +228,7 @@ def run(settings: Settings, world: World) -> dict:
   )
   if info is not None:
     return info
+  floor.check_start(settings.floor, settings.init_from, world, settings.force)
   reward_facts.check_tokens(settings.reference_samples, base.tokenizer)
   train, held = features.load_comparisons(settings, base.tokenizer, name)
   train, scale = reward_data.prepare(name, train, held, settings.loss)

@@ -28,7 +28,13 @@ from rlhf_jax.models import pretrained
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import build, language_model, starts
+from rlhf_jax.programs import (
+  build,
+  by_value,
+  floor,
+  language_model,
+  starts,
+)
 from rlhf_jax.programs.pipeline import Pipeline, stage_field
 from rlhf_jax.programs.program import Phase, planned_steps
 from rlhf_jax.programs.sampler import Sampler
@@ -217,9 +223,10 @@ def run(settings: Settings, world: World) -> dict:
   identity = base.identity
   if settings.init_from:
     identity |= stages.origins(init_from=settings.init_from)
-  validate = None
+  validate, before = None, {}
   if settings.validation.source:
     validate = _validator(settings, phase, frozen)
+    before = validate(phase.arrays["train"].params)
   params = language_model.fit(
     phase,
     rows,
@@ -233,10 +240,20 @@ def run(settings: Settings, world: World) -> dict:
   )
   facts = {"steps": total, "examples": examples}
   if validate is not None:
-    found = facts["validation_loss"] = validate(params)["validation/loss"]
-    print(f"sft: validation loss {found:.4f} nats a token")
+    after = validate(params)
+    found = facts["validation_loss"] = after["validation/loss"]
+    facts["validation_loss_before"] = before["validation/loss"]
+    by, values = settings.validation.by, by_value.values_in(after)
+    facts |= by_value.facts(by, values, ("loss",), before, after)
+    print(
+      f"sft: validation loss {found:.4f} nats a token, "
+      f"{before['validation/loss']:.4f} before"
+    )
   if settings.samples:
-    facts["samples"] = _sample(settings, phase, sampler, params)
+    facts |= _sample(settings, phase, sampler, params)
+  facts["guards"] = floor.of_sft(facts)
+  for level, message in facts["guards"]:
+    print(f"sft: {level}: {message}")
   return stages.write_stage(
     world.workdir,
     "sft",
@@ -256,6 +273,9 @@ def _validator(settings: Settings, phase: Phase, frozen: PyTree) -> Measure:
   Metrics:
     validation/loss: mean cross-entropy in nats a target. Up is bad: it
       overfits.
+    validation/loss_VALUE: the same of the rows with a value of
+      validation.by, such as a language. Above its start is bad: it is
+      forgotten.
 
   Args:
     settings: of the pipeline, with held-out rows.
@@ -264,7 +284,10 @@ def _validator(settings: Settings, phase: Phase, frozen: PyTree) -> Measure:
   """
   tokenizer, size = phase.base.tokenizer, settings.schedule.batch_size
   source = settings.validation.source
-  rows, dropped = dataset.demonstrations(settings.validation, tokenizer)
+  groups, dropped = dataset.demonstrations_by(settings.validation, tokenizer)
+  rows = [row for those in groups.values() for row in those]
+  if len(groups) == 1:  # as they are, which may be on disk
+    (rows,) = groups.values()
   dataset.report_dropped(
     "sft, validation", source, len(rows), dropped, statistics.of_rows(rows)
   )
@@ -276,16 +299,24 @@ def _validator(settings: Settings, phase: Phase, frozen: PyTree) -> Measure:
     )
   )
 
-  def validate(params: PyTree) -> dict[str, float]:
+  def sums(params: PyTree, those: Any) -> tuple[float, float]:
     total, count = 0.0, 0.0
-    for _, batch in layout.in_order(rows, shape, size, tokenizer.pad_id):
+    for _, batch in layout.in_order(those, shape, size, tokenizer.pad_id):
       logprobs, _ = forward(
         params, frozen, mesh_lib.spread_batch(phase.mesh, batch)
       )
       found = distributed.fetch(logprobs)
       total -= float(np.sum(found, dtype=np.float64))
       count += float(np.sum(batch.loss_mask))
-    return {"validation/loss": total / count}
+    return total, count
+
+  def validate(params: PyTree) -> dict[str, float]:
+    found = {name: sums(params, those) for name, those in groups.items()}
+    total, count = (sum(x) for x in zip(*found.values(), strict=True))
+    told = {"validation/loss": total / count}
+    if settings.validation.by:
+      told |= {by_value.metric("loss", k): t / n for k, (t, n) in found.items()}
+    return told
 
   return validate
 
@@ -311,8 +342,11 @@ def sample_prompts(settings: Any, base: Base) -> tuple[list[list[int]], int]:
 
 def _sample(
   settings: Settings, phase: Phase, sampler: Sampler, params: PyTree
-) -> str:
-  """Samples the trained policy, for reading and to normalise rewards on."""
+) -> dict[str, Any]:
+  """Samples the trained policy, for reading and to normalise rewards on.
+
+  Returns the name of the file, and what the samples say, for stage.json.
+  """
   tokenizer, workdir = phase.base.tokenizer, phase.world.workdir
   chosen, width = sample_prompts(settings, phase.base)
   prompts = batches.collate_prompts(chosen, tokenizer.pad_id, width)
@@ -333,7 +367,7 @@ def _sample(
   ) as writer:
     rows = [{"prompt": p, "response": r} for p, r in found]
     writer.write_samples(0, rows, "sft")
-  return "samples.npz"
+  return {"samples": "samples.npz"} | floor.sample_facts(samples)
 
 
 PIPELINE = Pipeline(

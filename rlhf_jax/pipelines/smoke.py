@@ -18,6 +18,7 @@ from typing import Any
 
 from rlhf_jax import generate, pipelines
 from rlhf_jax.data.dataset import Data
+from rlhf_jax.pipelines import self_play
 from rlhf_jax.programs import heldout_settings, iterated_settings
 from rlhf_jax.programs.critic import Value
 from rlhf_jax.programs.pipeline import Job
@@ -34,6 +35,7 @@ LENGTHS = {
   Value: {"pretrain_steps": 1},
   heldout_settings.Config: {"count": 8},
   iterated_settings.Rounds: {"count": 2, "late_from": 2},
+  self_play.Rounds: {"count": 2},
   iterated_settings.Comparisons: {"count": 16, "test": 8, "candidates": 2},
 }
 ANSWERS = {generate.Config: {"max_new_tokens": 16}}

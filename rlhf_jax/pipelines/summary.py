@@ -190,7 +190,9 @@ def make_report(
   rows = metrics.read_metrics(folders["policy"] / "metrics.jsonl")
   calibration, length_bias = reward_pictures(reward)
   warnings = [("note", TRIAL)] if provenance.is_smoke() else []
-  warnings += [tuple(guard) for guard in reward["guards"]]
+  start = stages.read_stage(folders["sft"])
+  for info in (start, reward):  # older SFT runs do not say
+    warnings += [tuple(guard) for guard in info.get("guards", [])]
   warnings += [
     ("warn", f"step {step}: {text}") for step, text in policy.get("alarms", [])
   ]

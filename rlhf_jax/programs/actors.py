@@ -22,6 +22,7 @@ from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import (
   build,
+  floor,
   heldout_settings,
   offload,
   scorers,
@@ -92,7 +93,9 @@ class Sampled(schema.Settings):
   schedule: Schedule = Schedule()
   mesh: mesh_lib.Config = mesh_lib.Config()
   offload: offload.Config = offload.Config()  # trees on the host between phases
-  force: bool = False  # go on though the reward model is no better than chance
+  floor: floor.Config = floor.Config()  # what the start must have reached
+  force: bool = False  # go on though the reward model is no better than chance,
+  # or the start is below its floor
 
   @property
   def prompts_together(self) -> int:
@@ -325,6 +328,7 @@ def load(
     UserError: a stage is missing, or a setting cannot work.
     CheckpointError: a stage was trained on another model or tokenizer.
   """
+  floor.check_start(settings.floor, settings.init_from, world, settings.force)
   policy = starts.starting_policy(settings, base, world)
   reference = starts.reference_policy(settings, base, world, policy)
   has_own_critic = value is not None and not value.is_shared

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from rlhf_jax import generate, schema
 from rlhf_jax.algorithms.policy_gradient import packing
-from rlhf_jax.data import unread
+from rlhf_jax.data import by_field, dataset, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import actors, answers, build, scorers
-from rlhf_jax.programs.answers import Answers
+from rlhf_jax.programs.answers import SCORES, Answers
 from rlhf_jax.programs.compared import Compared
 from rlhf_jax.programs.pipeline import stage_field
 from rlhf_jax.programs.scorers import Scoring
@@ -23,7 +25,7 @@ from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import texts
 from rlhf_jax.rewards.functions import Bound
 from rlhf_jax.runs import stages
-from rlhf_jax.schema import FieldError
+from rlhf_jax.schema import FieldError, check_choice
 from rlhf_jax.types import PromptBatch
 
 
@@ -104,7 +106,7 @@ def answer(
     UserError: prompts that cannot be judged.
   """
   verifier = texts.load(settings.text_judge, settings.prompts, base.tokenizer)
-  return {
+  found = {
     name: answers.answer(
       sampler,
       params,
@@ -123,3 +125,105 @@ def answer(
     )
     for number, (name, (sampler, params)) in enumerate(wired.samplers.items())
   }
+  return {
+    name: said if wired.draws[name] == 1 else said.best(chooser(settings))
+    for name, said in found.items()
+  }
+
+
+def by_value(
+  settings: Judged,
+  found: dict[str, Answers],
+  base: Base,
+  numbers: Callable[[dict[str, Answers]], dict[str, Any]],
+) -> dict[str, Any]:
+  """Returns {"by": ...}: the numbers of prompts with each value of prompts.by.
+
+  {} without that field. A value of one prompt has no standard errors: of it
+  only the count is told.
+
+  Args:
+    settings: of the pipeline.
+    found: answers of each policy, to the first prompts of the section.
+    base: whose tokenizer.
+    numbers: answers of each policy -> what is told of them.
+  """
+  field = settings.prompts.by
+  if not field:
+    return {}
+  records, _ = dataset.records(settings.prompts, base.tokenizer)
+  first = next(iter(found.values()))
+  places: dict[str, list[int]] = {}
+  for place in range(len(first.texts) // first.group):
+    value = by_field.value_of(records[place % len(records)], field)
+    places.setdefault(value, []).append(place)
+  values: dict[str, dict[str, Any]] = {}
+  for value, those in sorted(places.items()):
+    if len(those) < 2:
+      values[value] = {"evaluation_prompts": 1}
+      continue
+    some = {name: x.of(np.asarray(those)) for name, x in found.items()}
+    values[value] = numbers(some)
+  return {"by": {"field": field, "values": values}}
+
+
+def chooser(settings: Judged) -> str:
+  """Returns whose scores choose the best of several answers, a name of scores.
+
+  Where nobody said, the reward model, or what judges texts. Gold chooses only
+  where it is named: it is to judge the choice.
+  """
+  named = _named_chooser(settings)
+  if named:
+    return SCORES[named]
+  return SCORES["proxy" if settings.reward else "verifier"]
+
+
+def _named_chooser(settings: Judged) -> str:
+  """Returns who is named to choose; a field of its own, or `choose`."""
+  field = "chooser" if hasattr(settings, "chooser") else "choose"
+  return getattr(settings, field)
+
+
+def check_draws(settings: Judged, draws: Mapping[str, int]) -> None:
+  """Checks policies that answer with the best of several.
+
+  Args:
+    settings: of the pipeline.
+    draws: of each policy, answers of which it says the best.
+
+  Raises:
+    FieldError: nobody chooses, or nothing is chosen from.
+  """
+  given = {
+    "proxy": bool(settings.reward),
+    "gold": bool(settings.gold),
+    "verifier": settings.text_judge is not None,
+  }
+  several = {name: n for name, n in draws.items() if n > 1}
+  if not several:
+    if _named_chooser(settings):
+      raise FieldError(
+        f"chooser={_named_chooser(settings)!r}: no policy chooses. Name one as "
+        "FOLDER@best_of=16, or set ''."
+      )
+    return
+  check_choice("chooser", _named_chooser(settings), ("", *SCORES))
+  said = next(iter(several))
+  wanted = next(k for k, name in SCORES.items() if name == chooser(settings))
+  if not given[wanted]:
+    field = "reward" if wanted == "proxy" else wanted
+    raise FieldError(
+      f"{said!r} answers with the best of {several[said]}, and no {wanted} "
+      f"chooses. Set {field}, or another judge as the one that chooses."
+    )
+  if settings.generate.num_samples > 1:
+    raise FieldError(
+      f"generate.num_samples={settings.generate.num_samples}: {said!r} draws "
+      "its own several answers. Set 1."
+    )
+  if settings.generate.temperature == 0.0:
+    raise FieldError(
+      f"generate.temperature=0.0: the answers that {said!r} chooses from would "
+      "all be the same. Set a temperature > 0."
+    )

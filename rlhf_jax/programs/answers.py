@@ -95,16 +95,43 @@ class Answers:
 
   def first(self, count: int) -> Answers:
     """Returns the answers to the first `count` prompts."""
-    end = count * self.group
+    return self.of(np.arange(count))
+
+  def of(self, numbers: np.ndarray) -> Answers:
+    """Returns the answers to some of the prompts.
+
+    Args:
+      numbers: [P] int, of the prompts.
+    """
+    each = np.arange(self.group)
+    kept = (np.asarray(numbers)[:, None] * self.group + each).reshape(-1)
+    return self._kept(kept)
+
+  def _kept(self, kept: np.ndarray) -> Answers:
+    """Returns some of the answers, by their numbers."""
     return dataclasses.replace(
       self,
-      prompts=self.prompts[:end],
-      texts=self.texts[:end],
-      scores={name: x[:end] for name, x in self.scores.items()},
-      kl=None if self.kl is None else self.kl[:end],
-      lengths=self.lengths[:end],
-      ended=self.ended[:end],
-      pieces=self.pieces[:end],
+      prompts=[self.prompts[i] for i in kept],
+      texts=[self.texts[i] for i in kept],
+      scores={name: x[kept] for name, x in self.scores.items()},
+      kl=None if self.kl is None else self.kl[kept],
+      lengths=self.lengths[kept],
+      ended=self.ended[kept],
+      pieces=[self.pieces[i] for i in kept] if self.pieces else (),
+    )
+
+  def best(self, judge: str) -> Answers:
+    """Returns the best answer to each prompt, the first of equals.
+
+    Its KL is None: the log-ratio of what was chosen is not that of choosing.
+
+    Args:
+      judge: a name in `scores`.
+    """
+    scores = self.by_prompt(self.scores[judge])
+    kept = np.arange(len(scores)) * self.group + np.argmax(scores, axis=1)
+    return dataclasses.replace(
+      self._kept(kept), kl=None, group=1, pieces=[None] * len(kept)
     )
 
   def by_prompt(self, values: np.ndarray) -> np.ndarray:

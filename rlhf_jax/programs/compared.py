@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rlhf_jax.algorithms.policy_gradient import packing
@@ -21,7 +22,7 @@ from rlhf_jax.programs.work import Passes
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards.reader import Reader
-from rlhf_jax.runs import stages
+from rlhf_jax.runs import answerers, stages
 from rlhf_jax.types import PyTree
 
 
@@ -33,12 +34,14 @@ class Compared:
   samplers: of each policy, with its trained tree, by name.
   weights: of the judge.
   readers: reward models that read text.
+  draws: of each policy, answers of which it says the best.
   """
 
   phase: Phase
   samplers: dict[str, tuple[Sampler, PyTree]]
   weights: judge.Weights
   readers: tuple[Reader, ...]
+  draws: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def load_policies(
@@ -54,9 +57,9 @@ def load_policies(
     base: the model underneath.
   """
   world.assume(stages.POLICY, roles.Role(model=base.config))
-  folder = world.named(settings.policy)
+  folder, _ = answerers.split(world.named(settings.policy))
   after = stages.load(folder, stages.POLICY, base, world)
-  start = settings.init_from
+  start, _ = answerers.split(settings.init_from)
   if not start and after.info.get("init_from"):
     start = str(stages.place(folder)[0] / after.info["init_from"])
   if start:
@@ -91,7 +94,11 @@ def model_policy(base: Base) -> stages.Stage:
 
 
 def wire(
-  settings: Any, world: World, base: Base, policies: dict[str, stages.Stage]
+  settings: Any,
+  world: World,
+  base: Base,
+  policies: dict[str, stages.Stage],
+  draws: Mapping[str, int] | None = None,
 ) -> Compared:
   """Returns what samples policies, and what judges them.
 
@@ -100,7 +107,9 @@ def wire(
     world: where it runs, or is planned.
     base: the model underneath.
     policies: by name; the KL is to the first.
+    draws: of each policy, answers of which it says the best; None for one.
   """
+  draws = dict.fromkeys(policies, 1) if draws is None else dict(draws)
   first, *others = policies
   judged = policies[others[0] if others else first]
   loaded = _load_scorers(settings, world, base, judged)
@@ -112,24 +121,32 @@ def wire(
     value=None,
     judges=tokens,
     temperature=how.temperature,
-    row_targets=settings.packing.targets(
-      settings.batch_size * how.num_samples, world.ways, how.max_new_tokens
-    ),
   )
+
+  def targets(name: str) -> int:
+    rows = settings.batch_size * how.num_samples * draws[name]
+    return settings.packing.targets(rows, world.ways, how.max_new_tokens)
+
   has_kl = bool(others) and answers.has_kl(how)
   reference = policies[first] if has_kl else None
   plans = {
-    name: ("policy", plan_of(policies[name], reference=reference))
+    name: (
+      "policy",
+      plan_of(policies[name], reference=reference, row_targets=targets(name)),
+    )
     for name in others
   }
   if has_kl:  # of the first no KL is wanted
     _, plan = plans[others[0]]
     sampled = ("reference", plan)
     alone = dataclasses.replace(
-      plan, reference=None, shared=plan.shared - {"reference"}
+      plan,
+      reference=None,
+      shared=plan.shared - {"reference"},
+      row_targets=targets(first),
     )
   else:
-    alone = plan_of(policies[first], reference=None)
+    alone = plan_of(policies[first], reference=None, row_targets=targets(first))
     sampled = ("policy", alone)
   shares = any(plan.shared for _, plan in [*plans.values(), sampled])
   weights = judge.Weights(
@@ -140,7 +157,12 @@ def wire(
   samplers, programs = {}, []
   for name, (kind, plan) in ({first: sampled} | plans).items():
     params, frozen = policies[name].parts
-    sampler = Sampler(policies[name].role, frozen, base, how, plan.taps(kind))
+    several = dataclasses.replace(
+      how, num_samples=how.num_samples * draws[name]
+    )
+    sampler = Sampler(
+      policies[name].role, frozen, base, several, plan.taps(kind)
+    )
     samplers[name] = (sampler, params)
     judge_plan = alone if name == first else plan
     programs += _programs(
@@ -161,7 +183,7 @@ def wire(
     programs=tuple(programs),
     step=(),
   )
-  return Compared(phase, samplers, weights, readers)
+  return Compared(phase, samplers, weights, readers, draws)
 
 
 def _programs(
@@ -184,7 +206,7 @@ def _programs(
     readers: reward models that read text.
   """
   prompts, new = settings.batch_size, settings.generate.max_new_tokens
-  rows = prompts * settings.generate.num_samples
+  rows = prompts * sampler.config.num_samples
   calls = math.ceil(settings.count / prompts) if settings.count else None
   length = prompt_width(settings.prompts, settings.generate, sampler.base) + new
 

@@ -15,7 +15,12 @@ from rlhf_jax.algorithms.preference import update as preference
 from rlhf_jax.data import batches, dataset, layout
 from rlhf_jax.models import roles
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import features, language_model, shared_rows
+from rlhf_jax.programs import (
+  by_value,
+  features,
+  language_model,
+  shared_rows,
+)
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.schema import Method
 from rlhf_jax.types import Array, PreferenceBatch, PyTree, TokenBatch
@@ -126,8 +131,10 @@ def evaluator(
   phase: Phase,
   frozen: PyTree,
   held: dataset.Comparisons,
-) -> Callable[[PyTree], dict[str, float]]:
+) -> Callable[..., dict[str, float]]:
   """Returns trained tree -> the metrics of the loss on held-out rows.
+
+  It takes the numbers of some of the comparisons, too.
 
   Args:
     algorithm: the method.
@@ -144,13 +151,19 @@ def evaluator(
       apply=functools.partial(apply, role=phase.role),
     )
   )
-  size, count = batch_size, len(held.pairs)
+  size = batch_size
   to_batch = collate_of(held, phase.base.tokenizer.pad_id)
 
-  def evaluate(params: PyTree) -> dict[str, float]:
+  def evaluate(
+    params: PyTree, numbers: np.ndarray | None = None
+  ) -> dict[str, float]:
+    if numbers is None:
+      numbers = np.arange(len(held.pairs))
     sums: dict[str, float] = {}
+    count = len(numbers)
     for start in range(0, count, size):
-      batch = to_batch([min(start + i, count - 1) for i in range(size)])
+      chosen = [min(start + i, count - 1) for i in range(size)]
+      batch = to_batch([int(numbers[i]) for i in chosen])
       batch.weight[count - start :] = 0.0
       batch = mesh_lib.spread_batch(phase.mesh, batch)
       found = distributed.fetch(measure(params, frozen, batch))
@@ -159,6 +172,42 @@ def evaluator(
     return {name: float(x) for name, x in preference.means(sums).items()}
 
   return evaluate
+
+
+def values_of(held: dataset.Comparisons) -> list[str]:
+  """Returns the values that held-out comparisons are told by; [] for none."""
+  return [] if held.values is None else sorted(set(held.values))
+
+
+def measure_by(
+  evaluate: Callable[..., dict[str, float]],
+  held: dataset.Comparisons,
+  params: PyTree,
+) -> dict[str, float]:
+  """Returns the metrics of each value of data.by; {} without one.
+
+  Metrics:
+    validation/loss_VALUE, validation/accuracy_VALUE: of the comparisons with a
+      value, such as a language. Loss above its start, accuracy below it: it is
+      forgotten.
+    validation/nll_chosen_VALUE: -log p of their preferred answers, nats an
+      answer. Above its start is bad: the language itself is being forgotten.
+
+  Args:
+    evaluate: from `evaluator`.
+    held: the comparisons.
+    params: trained tree.
+  """
+  found = {}
+  for value in values_of(held):
+    own = evaluate(params, np.flatnonzero(held.values == value))
+    told = {
+      "loss": own["preference/loss"],
+      "accuracy": own["preference/accuracy"],
+      "nll_chosen": -own["preference/logprob_chosen"],
+    }
+    found |= {by_value.metric(name, value): x for name, x in told.items()}
+  return found
 
 
 def report_balance(algorithm: Method, labels: np.ndarray, name: str) -> None:

@@ -22,7 +22,7 @@ from rlhf_jax.models.pretrained import Model
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World
-from rlhf_jax.runs import stages
+from rlhf_jax.runs import answerers, stages
 
 
 def _no_check(settings: Any, world: World) -> None:
@@ -94,8 +94,13 @@ class Pipeline:
     return schema.read(self.Settings, values, name, stage)
 
   def fits(self, leaves: str, fields: tuple[str, ...]) -> bool:
-    """Says whether it can be a stage of a whole run; see stage_of_run."""
+    """Says whether it can be a stage of a whole run; see stage_of_run.
+
+    A run that has stages of its own is none.
+    """
     known = self.Settings.__dataclass_fields__
+    if self.stages is not None:
+      return False
     return self.leaves == leaves and all(name in known for name in fields)
 
   def tree(self, settings: Any = None) -> ConfigDict:
@@ -205,14 +210,17 @@ def stage_of_run(pipeline: Pipeline, *fields: str) -> Any:
   )
 
 
-def stage_field(kind: str, *, several: bool = False) -> Any:
+def stage_field(
+  kind: str, *, several: bool = False, answers: bool = False
+) -> Any:
   """Returns a field of Settings that names the folder of a finished stage.
 
   Args:
     kind: what the stage must leave, stages.POLICY or stages.REWARD.
     several: whether it may name several, with commas between.
+    answers: whether it only answers, so that FOLDER@best_of=n may stand there.
   """
-  metadata = {"stage": kind, "several": several}
+  metadata = {"stage": kind, "several": several, "answers": answers}
   return dataclasses.field(default="", metadata=metadata)
 
 
@@ -226,6 +234,8 @@ def check_stages(settings: Any) -> None:
     if "stage" not in field.metadata:
       continue
     named = getattr(settings, field.name)
+    if field.metadata["answers"]:
+      named, _ = answerers.split(named, field.name)
     listed = stages.listed(named) if field.metadata["several"] else [named]
     for folder in filter(None, listed):
       schema.check_local(folder, field.name)

@@ -277,6 +277,9 @@ class _Wired:
       ),
       result="recomputed",
     )
+    stored = dataclasses.replace(
+      again, name="reweigh", function=self.made.reweigh, result="reweighed"
+    )
     prepare_ = make(
       name="prepare",
       function=self.made.prepare,
@@ -291,6 +294,7 @@ class _Wired:
         for program in self.judge(how, f"{name} ", None)
       ),
       *([again] if self.made.recompute is not None else []),
+      *([stored] if self.made.reweigh is not None else []),
       prepare_,
     ]
 

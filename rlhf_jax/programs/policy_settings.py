@@ -20,7 +20,7 @@ from rlhf_jax.algorithms.policy_gradient import (
 from rlhf_jax.data import unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import attention as attention_lib
-from rlhf_jax.programs import actors, build, critic
+from rlhf_jax.programs import actors, build, critic, replay
 from rlhf_jax.programs.world import World
 from rlhf_jax.schema import FieldError
 
@@ -41,6 +41,9 @@ class Settings(actors.Sampled):
   objective_fn: str = ""  # import path of S(log_ratio, advantages, config)
   advantage_fn: str = ""  # import path of (rollout, config) -> rollout
   importance: importance.Config = importance.Config()  # trainer over sampler
+  buffer: replay.Config = (
+    replay.Config()
+  )  # rollouts that are learned from again
   epochs: update.Config = update.Config()
   packing: packing.GroupConfig = packing.GroupConfig()  # several samples in a
   # row
@@ -83,6 +86,7 @@ class Settings(actors.Sampled):
     _ = self.advantages  # its signature is checked
     self._check_token_rewards()
     self._check_whitening()
+    self._check_buffer()
     if self.importance.cap is not None and self.model.dtype == "float32":
       raise FieldError(
         f"importance.cap={self.importance.cap}: with model.dtype="
@@ -155,6 +159,37 @@ class Settings(actors.Sampled):
     if not self.advantage_fn:
       with schema.as_field("shaping."):
         registry.check_token_rewards(self.algorithm.module, self.method, mode)
+
+  def _check_buffer(self) -> None:
+    """Checks that stored rollouts have all that the method reads."""
+    if not self.buffer.is_on:
+      return
+    field = f"buffer: keep={self.buffer.keep}, source={self.buffer.source!r}"
+    why = {
+      "a critic, whose old values are not its own": self.has_critic,
+      "further answers, which are not stored": bool(
+        registry.further_of(self.algorithm.module, self.method)
+      ),
+      "several judges, whose scores are not stored": bool(self.named_judges),
+      "beginnings of answers, which are not stored": (
+        self.shaping.token_rewards != "none"
+      ),
+      "batches drawn until they teach": (
+        getattr(self.method, "resample_rounds", 1) > 1
+      ),
+      "running moments, which stored scores would enter twice": (
+        self.shaping.normalise != "none"
+      ),
+      "adaptive KL, which stored samples do not tell": (
+        not self.buffer.fresh and self.shaping.kl_controller == "adaptive"
+      ),
+    }
+    for reason, applies in why.items():
+      if applies:
+        raise FieldError(
+          f"{field}: the run has {reason}. Change that, or set keep=0 and "
+          "source=''."
+        )
 
   def _check_whitening(self) -> None:
     """Checks that a baseline is in the units of the whitened rewards."""
@@ -236,6 +271,11 @@ class Settings(actors.Sampled):
   def updates(self) -> int:
     """Optimizer steps of one rollout."""
     return self.epochs.epochs * self.epochs.minibatches
+
+  @property
+  def updates_a_step(self) -> int:
+    """Optimizer steps of one step, those on stored rollouts among them."""
+    return self.updates * self.buffer.rollouts_a_step
 
   @property
   def optimizers(self) -> dict[str, optimizer.Config]:
@@ -327,7 +367,9 @@ def check(settings: Settings, world: World) -> None:
         "for one that starts at 0 on the policy's weights, or algorithm.name "
         "to a method without critic, such as 'rloo' or 'grpo'."
       )
-  build.check_length(settings.schedule, settings.optimizers, settings.updates)
+  build.check_length(
+    settings.schedule, settings.optimizers, settings.updates_a_step
+  )
   check_batches(settings, world)
 
 

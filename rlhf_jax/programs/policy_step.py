@@ -188,6 +188,7 @@ class Functions:
   update: Callable[..., tuple[Any, Metrics]]
   value_update: Callable[..., tuple[Any, Metrics]] | None
   recompute: Callable[..., tuple[Rollout, Metrics]] | None
+  reweigh: Callable[..., tuple[Rollout, Metrics]] | None  # of stored rollouts
 
 
 def make_functions(
@@ -245,6 +246,7 @@ def make_functions(
     weights=settings.importance,
     has_values=plan.is_value_on_policy,
   )
+  reweigh = functools.partial(again, weights=settings.buffer.weights)
   is_exact = plan.policy.model.dtype == "float32"
   return Functions(
     judge=judge.make_judge(judge_plan(plan, settings)),
@@ -252,6 +254,7 @@ def make_functions(
     update=jax.jit(update, donate_argnums=donated),
     value_update=value_update,
     recompute=None if is_exact else jax.jit(again),
+    reweigh=jax.jit(reweigh) if settings.buffer.is_on else None,
   )
 
 
@@ -261,7 +264,7 @@ def make_transforms(settings: Settings, total: int) -> dict[str, Any]:
   Each schedule runs over the updates of its own part: `total` rollouts, of
   which the first value.pretrain_steps are for the critic alone.
   """
-  pretrain, each = settings.value.pretrain_steps, settings.updates
+  pretrain, each = settings.value.pretrain_steps, settings.updates_a_step
   fit = functools.partial(
     build.optimizer_of_run, settings.value_optimizer, "value_optimizer"
   )

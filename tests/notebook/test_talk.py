@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import types
 
 import jax
 import numpy as np
@@ -265,3 +266,31 @@ def test_mistakes_are_one_line(model, capsys, arguments, message):
 
 def test_no_control_character_reaches_a_terminal():
   assert talk.visible("a\x1b[2J\n\tb\x07\x9bé") == "a␛[2J\n\tb␇�é"
+
+
+def test_the_best_of_several_is_what_the_reward_model_prefers(policy, capsys):
+  """Shown is the best one alone; the first draw is that of a single answer."""
+
+  class Reader:
+    tokenizer = policy.base.tokenizer
+
+    def told(self, asked, said):
+      del asked
+      return types.SimpleNamespace(ids=[], answer=said.text, is_cut=False)
+
+    def scores(self, ids, mesh, answers):
+      del ids, mesh
+      self.seen = list(answers)
+      return [float(len(text)) for text in answers]
+
+  several = opened([("a", policy)], draws={"a": 4})
+  several.reader = Reader()
+  shown = hear(several, capsys, "the cat")
+  drawn = several.reader.seen
+  assert len(drawn) == 1  # the last question is about what was said
+  alone = opened([("a", policy)])
+  hear(alone, capsys, "the cat")
+  first = alone.answers[0].text
+  best = several.answers[0].text
+  assert len(best) >= len(first) and best.strip() in shown.out
+  assert "the best of 4, number" in shown.err

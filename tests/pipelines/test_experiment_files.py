@@ -71,6 +71,13 @@ def test_all_sections_parse(
       config.reward = str(reward_head)
   if config.pipeline in ("evaluate", "generate_answers"):
     config.prompts.source, config.policy = files.prompts, str(sft_lora)
+  if config.pipeline == "self_play":
+    talks = tmp_path / "talks.jsonl"
+    turns = [("user", "Is it?"), ("assistant", "No.")]
+    said = [{"role": role, "content": text} for role, text in turns]
+    talks.write_text(json.dumps({"messages": said}) + "\n")
+    config.sampling.prompts.source = str(talks)
+    config.init_from = str(sft_lora)
   if config.pipeline in ("constitution", "ghost_attention"):
     config.prompts.source = files.prompts
   if config.pipeline == "report_card":
@@ -148,8 +155,9 @@ def test_a_budget_that_means_nothing_is_refused(argument):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_misspelt_field_is_named(path):
   config = load(path)
-  stage = config.sft if "sft" in config else config
-  prefix = "sft." if "sft" in config else ""
+  first = [name for name in ("sft", "sampling") if name in config]
+  stage = config[first[0]] if first else config
+  prefix = f"{first[0]}." if first else ""
   section, wrong, right = "model", "lora_rnak", "lora_rank"
   if section not in stage:
     section, wrong, right = "mesh", "fsdq", "fsdp"

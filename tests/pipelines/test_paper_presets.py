@@ -58,19 +58,28 @@ def sources(files):
   )
   prompts = files.root / "many_prompts.jsonl"
   prompts.write_text(Path(files.prompts).read_text() * 3)
+  problems = files.root / "problems.jsonl"
+  problems.write_text(
+    "".join(
+      json.dumps({"question": f" sat {i} on", "answer": f"#### {i}"}) + "\n"
+      for i in range(72)
+    )
+  )
   return {
     "messages": str(dialogues),
     "demonstration": files.demonstrations,
     "comparison": files.comparisons,
     "ranking": str(rankings),
     "prompt": str(prompts),
+    "gsm8k": str(problems),
   }
 
 
 def tiny(path, files, sources):
   """Returns a preset on the tiny model, its sources named as a user would."""
   config = runpy.run_path(str(path))["get_config"]()
-  for name, stage in config.items():
+  # One that is a single stage is that stage.
+  for name, stage in [("", config), *config.items()]:
     if not isinstance(stage, ConfigDict) or "mesh" not in stage:
       continue
     stage.mesh.devices = 1
@@ -80,14 +89,25 @@ def tiny(path, files, sources):
       stage.model.source = files.model
     if "generate" in stage:
       stage.generate.max_new_tokens = tiny_runs.NEW_TOKENS
-    for field in ("data", "prompts", "sample_prompts", "ptx"):
+    for field in ("data", "prompts", "sample_prompts", "ptx", "heldout"):
       if field not in stage or name == "judge":
         continue
+      if field == "heldout" and name:
+        continue  # of whole runs: a share of the data
       stage[field].max_length = 48
       is_made = config.pipeline == "iterate" and name == "reward"
       is_ptx = field == "ptx" and not stage.algorithm.ptx_coefficient
       if not is_made and not is_ptx:
         stage[field].source = sources[stage[field].format]
+  if path.stem == "aya":
+    spoken = files.root / "spoken.jsonl"
+    lines = Path(files.comparisons).read_text().splitlines()
+    rows = [
+      json.loads(line) | {"language": "de" if i % 3 else "en"}
+      for i, line in enumerate(lines)
+    ]
+    spoken.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config.data.source = config.heldout.source = str(spoken)
   if path.stem == "constitutional":
     # A tiny model knows no letters.
     config.judge.judging.least_mass = 0.0
@@ -126,10 +146,14 @@ def test_it_runs_whole(path, files, sources, tmp_path):
   config = tiny(path, files, sources)
   smoke.shorten(config, tmp_path)
   found = pipelines.run(config, tmp_path)
+  if "mesh" in config:
+    assert {row["step"] for row in tiny_runs.rows_of(tmp_path)} == {1, 2}
+    assert set(found.get("by", {}).get("values", ())) in (set(), {"en", "de"})
+    return
   assert (tmp_path / "report.html").is_file()
   if config.pipeline == "iterate":
     count = min(2, config.rounds.count)
     assert len(found["rounds"]) == count
     assert all(row["kl_nats"] is not None for row in found["rounds"])
   else:
-    assert found["policy_steps"] == 2
+    assert found["policy_steps"] == 2 + config.policy.value.pretrain_steps

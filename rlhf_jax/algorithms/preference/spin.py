@@ -12,7 +12,7 @@ Trained to the end, a round gives pi_t (p_data / pi_t)^(1 / lambda) / Z: only
 pi = p_data stays where it is, and the distance to it shrinks from round to
 round for lambda > 1/2 alone. The paper's 0.1 relies on rounds that stop early.
 
-Left out: sampling y'. Write comparisons whose `rejected` the policy sampled.
+Left out: sampling y', which pipelines/self_play.py does.
 """
 
 from __future__ import annotations
