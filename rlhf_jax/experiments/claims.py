@@ -26,10 +26,17 @@ class Claim:
   found: str
 
 
-def claims(table: Sequence[Row]) -> list[Claim]:
-  """Returns what can be asked of a table: of RL but where it says else."""
+def claims(table: Sequence[Row], *, is_trained: bool = True) -> list[Claim]:
+  """Returns what can be asked of a table: of RL but where it says else.
+
+  Args:
+    table: rows of all judges.
+    is_trained: whether policies were trained: where RL ends by formula, nothing
+      spends less KL.
+  """
   rl = [x for x in table if x.method == "rl"]
-  found = [*_falls(rl), *_ladders(rl), *_ensembles(rl), *_against(table)]
+  found = [*_falls(rl), *_ladders(rl), *_ensembles(rl)]
+  found += _against(table) if is_trained else []
   fits = [x for x in table if x.fit is not None and x.method == "best_of_n"]
   if fits:
     worst = min(fits, key=lambda x: x.fit.r2)
