@@ -163,7 +163,7 @@ def _selection(problems: Problems, size: Size) -> Found:
   reward, log_ref, _, seed = _stacked(problems, (0.0,))
   rounds = bandit.rejection(reward, log_ref, seed, 3, 4, size.steps // 4)
   found: Found = [
-    ("best of 4, kept", f"round {i + 1}", lane, table)
+    ("RAFT", f"round {i + 1}", lane, table)
     for lane, path in enumerate(np.asarray(rounds, np.float64))
     for i, table in enumerate(path)
   ]
