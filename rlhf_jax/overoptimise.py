@@ -104,8 +104,9 @@ def report(options: argparse.Namespace, workdir: Path, seconds: float) -> None:
       f"--workdir={options.workdir}: no trial is there. Leave --page out."
     )
   table = curves.rows(found)
-  claims = claims_lib.claims(table)
-  if options.level == "exact":
+  is_trained = options.level != "exact"
+  claims = claims_lib.claims(table, is_trained=is_trained)
+  if not is_trained:
     claims = [*enumerated_level.laws(table), *claims]
   curves.write_tables(workdir, table)
   curves.show(table)

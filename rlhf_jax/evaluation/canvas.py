@@ -44,6 +44,7 @@ LIGHT = {name: colours[0] for name, colours in PALETTE.items()}
 PNG_DOTS = 200  # dots per inch of a picture in a file of its own
 SMALL_INCHES = (3.35, 2.15)  # 241 x 155 points, scaled to the card's width
 DOTS_PER_INCH = 72
+LEGEND_LINE = 12  # points
 
 STYLE = {
   "axes.axisbelow": True,
@@ -153,9 +154,17 @@ def svg_and_png(
     figure, axes = new_figure(SMALL_INCHES)
     draw(axes[0, 0], content)
     svg = _svg_of(figure)
-    has_legend = axes[0, 0].get_legend() is not None
-    axes[0, 0].set_title(title, pad=16 if has_legend else 6)
+    axes[0, 0].set_title(title, pad=_title_pad(axes[0, 0]))
     return svg, png_bytes(figure, PNG_DOTS)
+
+
+def _title_pad(axes: Axes) -> float:
+  """Returns points between axes and title: a legend's lines stand there."""
+  legend = axes.get_legend()
+  if legend is None:
+    return 6.0
+  lines = -(-len(legend.get_texts()) // legend._ncols)
+  return 16.0 + LEGEND_LINE * (lines - 1)
 
 
 def _svg_of(figure: Figure) -> str:

@@ -32,7 +32,7 @@ class Line:
   label: "" is not named in the legend.
   distance, values: [n].
   colour: of canvas.PALETTE.
-  kind: "line", "faint", "dashed", "fit", "points" or "peak".
+  kind: "line", "faint", "dashed", "fit", "points", "rings" or "peak".
   """
 
   label: str
@@ -62,6 +62,7 @@ _STYLES = {
   "dashed": {"lw": 1.3, "ls": (0, (5, 1.6))},
   "fit": {"lw": 1.2, "ls": (0, (1.4, 1.4))},
   "points": {"ls": "none", "marker": "o", "ms": 3.4},
+  "rings": {"ls": "none", "marker": "o", "ms": 4.4, "mfc": "none"},
   "peak": {"ls": "none", "marker": "v", "ms": 5.5, "zorder": 5},
 }
 

@@ -35,6 +35,7 @@ SHAPING = shaping.Config(clip=None)
 EPOCHS = policy_update.Config(epochs=1, minibatches=1)
 RATE = 0.05
 ANSWERS = 1_024  # of a rollout, and prompts of a round
+REFERENCES = 64  # reference samples that stand for a quantile
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:
@@ -57,6 +58,13 @@ def problem(seed: int, arms: int) -> tuple[np.ndarray, np.ndarray]:
 def _logprobs(logits: Array, tokens: Array) -> Array:
   """Returns log p of arms `tokens`; the table is the same everywhere."""
   return jax.nn.log_softmax(logits)[tokens]
+
+
+def _drawn(logits: Array, key: Array, *shape: int) -> Array:
+  """Returns arms of a table, by inversion: one uniform number each."""
+  cumulative = jnp.cumsum(jax.nn.softmax(logits))
+  arm = jnp.searchsorted(cumulative, jax.random.uniform(key, shape))
+  return jnp.minimum(arm, len(logits) - 1)
 
 
 def _mask(count: int) -> Array:
@@ -83,7 +91,7 @@ def _apply_policy(params: PyTree, frozen: PyTree, rows: Rollout) -> tuple:
 
 def _rollout(params: PyTree, reward: Array, log_ref: Array, key: Array):
   """Returns ANSWERS judged answers; column 0 is the prompt."""
-  arm = jax.random.categorical(key, params["policy"], shape=(ANSWERS,))
+  arm = _drawn(params["policy"], key, ANSWERS)
   tokens, mask = jnp.stack([jnp.zeros_like(arm), arm], 1), _mask(ANSWERS)
   rollout = Rollout(
     tokens=tokens,
@@ -280,7 +288,7 @@ def rejection(
   optimizer = optax.adam(optax.cosine_decay_schedule(2.0 * RATE, steps))
 
   def one_round(logits: Array, key: Array) -> tuple[Array, Array]:
-    drawn = jax.random.categorical(key, logits, shape=(ANSWERS, best_of))
+    drawn = _drawn(logits, key, ANSWERS, best_of)
     chosen = best_of_n.select_best(reward[drawn])[:, None]
     winner = jnp.take_along_axis(drawn, chosen, axis=1)[:, 0]
     batch = TokenBatch(
@@ -312,7 +320,7 @@ def rejection(
 def bonded(
   reward: Array, log_ref: Array, seed: Array, best_of: int, steps: int
 ) -> Array:
-  """Returns [N, K] log p of BOND, quantiles from 64 reference samples.
+  """Returns [N, K] log p of BOND, quantiles from REFERENCES samples.
 
   Args:
     reward, log_ref: [N, K].
@@ -338,9 +346,9 @@ def bonded(
   def one(carry: tuple, key: Array) -> tuple[tuple, None]:
     logits, moments = carry
     keys = jax.random.split(key, 3)
-    own = jax.random.categorical(keys[0], logits, shape=(ANSWERS,))
-    drawn = jax.random.categorical(keys[1], log_ref, shape=(ANSWERS, best_of))
-    others = jax.random.categorical(keys[2], log_ref, shape=(ANSWERS, 64))
+    own = _drawn(logits, keys[0], ANSWERS)
+    drawn = _drawn(log_ref, keys[1], ANSWERS, best_of)
+    others = _drawn(log_ref, keys[2], ANSWERS, REFERENCES)
     chosen = best_of_n.select_best(reward[drawn])[:, None]
     best = jnp.take_along_axis(drawn, chosen, axis=1)[:, 0]
     at_most = bond.log_quantile(reward[own], reward[others])

@@ -128,6 +128,7 @@ class Row:
   """A judge and a way of optimising it, over all seeds; see METHODS 12.
 
   fit, spans: of all points; intervals over seeds. None: too few points.
+  each: the fit of each seed alone; seeds may have golds of their own.
   observed: of each seed.
   falls: d where gold has fallen, of each seed.
   probe: gold where a probe that falls stops the run, over the peak, means.
@@ -139,6 +140,7 @@ class Row:
   method: str
   curves: Sequence[Curve]
   fit: over.Fit | None
+  each: Sequence[over.Fit | None]
   spans: Mapping[str, over.Interval]
   observed: Sequence[over.Observed]
   falls: Sequence[float]
@@ -149,6 +151,12 @@ class Row:
   def mean(self, name: str) -> float:
     """Returns the mean over seeds of a field of `observed`."""
     return float(np.mean([getattr(x, name) for x in self.observed]))
+
+  @property
+  def r2_each(self) -> float:
+    """Mean of R2 over the fits of single seeds; NaN without one."""
+    known = [x.r2 for x in self.each if x is not None]
+    return float(np.mean(known)) if known else math.nan
 
   def flat(self) -> dict[str, Any]:
     """Returns the row as plain names and numbers."""
@@ -170,6 +178,7 @@ class Row:
       if name in self.spans:
         numbers[f"{name}_low"], numbers[f"{name}_high"] = self.spans[name]
     numbers |= {
+      "r2_each": self.r2_each,
       "halt_nats": math.nan if fit is None else fit.peak**2,
       "observed_peak": self.mean("distance"),
       "observed_gold": self.mean("gold"),
@@ -227,6 +236,7 @@ def row(curves: Sequence[Curve]) -> Row:
     method=first.method,
     curves=curves,
     fit=over.fit(d, gold, first.method),
+    each=[over.fit(*x, first.method) for x in runs],
     spans=over.intervals(runs, first.method),
     observed=[over.observe(*x.points, x.width) for x in curves],
     falls=[falls_at(x) for x in curves],
@@ -284,6 +294,7 @@ SHOWN = {
   "method": "method",
   "seeds": "seeds",
   "r2": "R2",
+  "r2_each": "of each",
   "peak": "fit peak d",
   "observed_peak": "peak d",
   "observed_gold": "peak gold",

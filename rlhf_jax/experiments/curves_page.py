@@ -126,6 +126,12 @@ def _span(row: Row, name: str) -> Cell:
   return Cell(number(value), f"{_finite(low)} to {_finite(high)}")
 
 
+def _r2(row: Row) -> Cell:
+  if row.fit is None:
+    return plain(None)
+  return Cell(number(row.fit.r2, 3), f"each {number(row.r2_each, 3)}")
+
+
 def _share(value: float) -> Cell:
   if math.isnan(value):
     return plain(None)
@@ -144,7 +150,7 @@ def fits(rows: Sequence[Row]) -> Table:
         plain(accuracy, 3),
         _span(row, "alpha"),
         _span(row, "beta"),
-        plain(None if row.fit is None else row.fit.r2, 3),
+        _r2(row),
         _span(row, "peak"),
         _span(row, "top"),
         plain(None if far is None else far.error),
@@ -156,7 +162,9 @@ def fits(rows: Sequence[Row]) -> Table:
     cells,
     "Fits",
     "RL: d (alpha - beta log d), best of n: d (alpha - beta d). Intervals: "
-    "95 % over redrawn seeds. Extrapolation: error of the far half when the "
+    "95 % over redrawn seeds. Below R2 that of the seeds' own fits, the mean: "
+    "where each seed has a gold of its own, one curve for all explains less. "
+    "Extrapolation: error of the far half when the "
     "near half is fitted, over the range of gold. A fit reads a curve until "
     "its gold is back at the start.",
   )

@@ -28,7 +28,8 @@ from rlhf_jax.experiments.claims import Claim
 
 ARMS = 64
 BETAS = (0.3, 0.6, 1.2, 2.4)
-COLOURS = ("after", "fourth", "halt", "fifth", "gold", "ink", "before")
+COLOURS = ("after", "fourth", "halt", "fifth", "gold", "before", "before")
+RINGS = ("BOND",)  # which shares the colour of what it distils
 ROUNDING = 1e-4  # deviations: logits are float32
 
 
@@ -162,7 +163,7 @@ def _selection(problems: Problems, size: Size) -> Found:
   reward, log_ref, _, seed = _stacked(problems, (0.0,))
   rounds = bandit.rejection(reward, log_ref, seed, 3, 4, size.steps // 4)
   found: Found = [
-    ("rejection sampling", f"round {i + 1}", lane, table)
+    ("RAFT", f"round {i + 1}", lane, table)
     for lane, path in enumerate(np.asarray(rounds, np.float64))
     for i, table in enumerate(path)
   ]
@@ -278,7 +279,8 @@ def picture_of(points: Sequence[Point], seed: int) -> Any:
   ):
     those = sorted((x.kl, x.reward) for x in own if x.method == method)
     kl, gained = zip(*those, strict=True)
-    lines.append(Line(method, kl, gained, colour, "points"))
+    kind = "rings" if method in RINGS else "points"
+    lines.append(Line(method, kl, gained, colour, kind))
   content = Scores(
     "reward (deviations)", lines, xlabel="KL to the reference (nats)"
   )

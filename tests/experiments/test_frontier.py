@@ -61,10 +61,12 @@ def test_claims_can_fail():
   assert [x.holds for x in frontier.claims([poor])] == [True, False]
 
 
+@pytest.mark.slow
 def test_methods_end_below_it_and_ppo_near(tmp_path, capsys, monkeypatch):
   """The command, in its very short form, on one problem."""
   small = frontier.Size(steps=150, betas=(0.6,))
   monkeypatch.setattr(frontier, "SMOKE", small)
+  monkeypatch.setattr(bandit, "ANSWERS", 512)
   line = ["frontier", "--smoke", "--seeds=1", f"--workdir={tmp_path}"]
   assert command.main(line) == 0, capsys.readouterr().out
   lines = (tmp_path / "points.jsonl").read_text().splitlines()
