@@ -33,12 +33,14 @@ class Compared:
   samplers: of each policy, with its trained tree, by name.
   weights: of the judge.
   readers: reward models that read text.
+  tells_kl: whether the KL is to a policy that it means something to.
   """
 
   phase: Phase
   samplers: dict[str, tuple[Sampler, PyTree]]
   weights: judge.Weights
   readers: tuple[Reader, ...]
+  tells_kl: bool = True
 
 
 def load_policies(
@@ -91,7 +93,13 @@ def model_policy(base: Base) -> stages.Stage:
 
 
 def wire(
-  settings: Any, world: World, base: Base, policies: dict[str, stages.Stage]
+  settings: Any,
+  world: World,
+  base: Base,
+  policies: dict[str, stages.Stage],
+  *,
+  tells_kl: bool = True,
+  name: str = "evaluation",
 ) -> Compared:
   """Returns what samples policies, and what judges them.
 
@@ -100,6 +108,8 @@ def wire(
     world: where it runs, or is planned.
     base: the model underneath.
     policies: by name; the KL is to the first.
+    tells_kl: False where they are compared with a policy on another model.
+    name: of the phase.
   """
   first, *others = policies
   judged = policies[others[0] if others else first]
@@ -116,11 +126,11 @@ def wire(
       settings.batch_size * how.num_samples, world.ways, how.max_new_tokens
     ),
   )
-  has_kl = bool(others) and answers.has_kl(how)
+  has_kl = tells_kl and bool(others) and answers.has_kl(how)
   reference = policies[first] if has_kl else None
   plans = {
-    name: ("policy", plan_of(policies[name], reference=reference))
-    for name in others
+    who: ("policy", plan_of(policies[who], reference=reference))
+    for who in others
   }
   if has_kl:  # of the first no KL is wanted
     _, plan = plans[others[0]]
@@ -138,16 +148,16 @@ def wire(
     **judge.scorer_weights(tokens),
   )
   samplers, programs = {}, []
-  for name, (kind, plan) in ({first: sampled} | plans).items():
-    params, frozen = policies[name].parts
-    sampler = Sampler(policies[name].role, frozen, base, how, plan.taps(kind))
-    samplers[name] = (sampler, params)
-    judge_plan = alone if name == first else plan
+  for who, (kind, plan) in ({first: sampled} | plans).items():
+    params, frozen = policies[who].parts
+    sampler = Sampler(policies[who].role, frozen, base, how, plan.taps(kind))
+    samplers[who] = (sampler, params)
+    judge_plan = alone if who == first else plan
     programs += _programs(
-      settings, world, name, sampler, params, judge_plan, weights, readers
+      settings, world, who, sampler, params, judge_plan, weights, readers
     )
   phase = Phase(
-    name="evaluation",
+    name=name,
     world=world,
     base=base,
     arrays={},
@@ -161,7 +171,7 @@ def wire(
     programs=tuple(programs),
     step=(),
   )
-  return Compared(phase, samplers, weights, readers)
+  return Compared(phase, samplers, weights, readers, tells_kl)
 
 
 def _programs(
