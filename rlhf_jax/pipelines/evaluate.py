@@ -22,7 +22,7 @@ from rlhf_jax.data.dataset import Data
 from rlhf_jax.evaluation import comparison, embeddings
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.pipelines import results
-from rlhf_jax.programs import answered, build, compared
+from rlhf_jax.programs import answer_parts, answered, build, compared
 from rlhf_jax.programs.answers import SCORES, Answers, summarise
 from rlhf_jax.programs.pipeline import Pipeline, stage_field
 from rlhf_jax.programs.program import Phase
@@ -54,6 +54,10 @@ class Settings(answered.Judged):
   lexicon: bool = False  # VADER sentiment of the answers too
   embeddings: str = ""  # folder of an ONNX sentence model: how far answers are
   # from one another
+
+  @property
+  def answering(self) -> list[str]:
+    return [x for x in (self.policy, self.init_from) if x]
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -163,7 +167,12 @@ def run(settings: Settings, world: World) -> dict:
   world.workdir.mkdir(parents=True, exist_ok=True)
   wired = _wire(settings, world, base)
   prompts = load_prompts(settings, base)
-  found = answered.answer(settings, wired, prompts, base, world.mesh)
+  origins = _origins(settings)
+  content = answer_parts.content_of(prompts)
+  parts = answer_parts.Parts(
+    world.workdir, answer_parts.identity(settings, origins, content)
+  )
+  found = answered.answer(settings, wired, prompts, base, world.mesh, parts)
   before, after = found["before"], found["after"]
   right = texts.correct_above(settings.text_judge)
   facts = summarise(before, after, settings.lexicon, right, embed)
@@ -177,7 +186,8 @@ def run(settings: Settings, world: World) -> dict:
   )
   if distributed.is_first():
     _write_pieces(world.workdir / PIECES_FILE, after)
-  results.write(path, facts, _origins(settings), _rows(before, after))
+  results.write(path, facts, origins, _rows(before, after))
+  parts.done()
   return facts
 
 

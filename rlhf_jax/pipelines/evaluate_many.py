@@ -8,7 +8,9 @@ the first is compared with the first, paired by prompt: difference, win rate,
 KL. "model" is the model itself. Scores of reward models are in units of their
 own reference (mean 0, deviation 1 of the samples that they were normalised on).
 
-Left out: policies on different models in one run, whose KL means nothing.
+A policy that stands on another model than model.source answers with its own
+model and tokenizer, as its run had them: same prompts, same judges, no KL.
+Reward models read its text where their tokenizer is another one.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ from rlhf_jax.models import roles
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.pipelines import results
 from rlhf_jax.programs import (
+  answer_parts,
   answered,
   answers,
   build,
   compared,
   heldout,
+  policy_groups,
 )
 from rlhf_jax.programs.answers import SCORES, Answers
 from rlhf_jax.programs.pipeline import Pipeline
@@ -41,7 +45,7 @@ from rlhf_jax.runs import answerers, stages
 from rlhf_jax.schema import FieldError, check_least
 
 RESULT_FILE = "evaluation.json"
-MODEL = "model"  # in `policies`: the model itself
+MODEL = policy_groups.MODEL
 _SHOWN = ("_standard_error", "_low", "_high")  # beside a number, not rows
 
 
@@ -84,6 +88,11 @@ class Settings(answered.Judged):
     return {name: answerers.split(x, "policies")[1] for name, x in named}
 
   @property
+  def answering(self) -> list[str]:
+    places = (answerers.split(x, "policies")[0] for x in self.folders)
+    return [x for x in places if x != MODEL]
+
+  @property
   def runs(self) -> dict[str, str]:
     """Field, or place in one -> folder of a finished stage, for messages."""
     places = {x: answerers.split(x, "policies")[0] for x in self.folders}
@@ -107,22 +116,83 @@ def check(settings: Settings, world: World) -> None:
       stages.need_stage(folder, stages.POLICY, "config.policies")
 
 
-def _wire(settings: Settings, world: World, base: Base) -> compared.Compared:
+def _wire(
+  settings: Settings, world: World, base: Base, group: policy_groups.Group
+) -> compared.Compared:
   world.assume(stages.POLICY, roles.Role(model=base.config))
-  named = settings.named if settings.folders else {"policy": world.named("")}
   policies, draws = {}, {}
-  for name, said in named.items():
+  for name, said in group.named.items():
     folder, draws[name] = answerers.split(said, "policies")
     policies[name] = compared.model_policy(base)
     if folder != MODEL:
       policies[name] = stages.load(folder, stages.POLICY, base, world)
-  return compared.wire(settings, world, base, policies, draws)
+  return compared.wire(
+    settings,
+    world,
+    base,
+    policies,
+    draws,
+    tells_kl=group.number == 1,
+    name=group.phase,
+  )
 
 
 def phases(settings: Settings, world: World) -> list[Phase]:
-  """Returns the phase that a plan knows without data."""
+  """Returns the phases that a plan knows without data: one a model."""
   build.check_rows(world, settings.batch_size, "batch_size")
-  return [_wire(settings, world, world.base(settings.model)).phase]
+  base = world.base(settings.model)
+  return [
+    _wire(
+      settings,
+      world,
+      policy_groups.base_of(group, settings, world, base),
+      group,
+    ).phase
+    for group in policy_groups.of(settings, world, base)
+  ]
+
+
+def _answers(
+  settings: Settings, world: World, origins: dict[str, str]
+) -> tuple[dict[str, Answers], answer_parts.Parts]:
+  """Returns the answers of each policy, in their order, and what keeps them."""
+  base = world.base(settings.model)
+  groups = policy_groups.of(settings, world, base)
+  bases = [
+    policy_groups.base_of(group, settings, world, base) for group in groups
+  ]
+  policy_groups.check_prompts(settings.prompts, bases, groups)
+  overlap.say("evaluate", settings.prompts, Data(), base.tokenizer)
+  prompts = [
+    heldout.prompt_batches(
+      settings.prompts,
+      settings.generate.max_new_tokens,
+      settings.count,
+      settings.batch_size,
+      own,
+      "count",
+      "evaluate",
+    )
+    for own in bases
+  ]
+  made = answer_parts.identity(
+    settings, origins, answer_parts.content_of(prompts)
+  )
+  parts = answer_parts.Parts(world.workdir, made)
+  numbers = {name: i for i, name in enumerate(settings.named)}
+  found = {}
+  for group, own, asked in zip(groups, bases, prompts, strict=True):
+    if group.section != settings.model:
+      print(
+        f"evaluate: {', '.join(group.named)} on {group.section.source}, with "
+        "its tokenizer; no KL to a policy on another model"
+      )
+    wired = _wire(settings, world, own, group)
+    said = answered.answer(
+      settings, wired, asked, own, world.mesh, parts, numbers
+    )
+    found |= {name: x.first(settings.count) for name, x in said.items()}
+  return {name: found[name] for name in settings.named}, parts
 
 
 def run(settings: Settings, world: World) -> dict:
@@ -133,39 +203,23 @@ def run(settings: Settings, world: World) -> dict:
     results.check(path, origins, settings.runs)
     return results.numbers(path)
   embed = embeddings.load(settings.embeddings)
-  base = world.base(settings.model)
   world.workdir.mkdir(parents=True, exist_ok=True)
-  wired = _wire(settings, world, base)
-  overlap.say("evaluate", settings.prompts, Data(), base.tokenizer)
-  prompts = heldout.prompt_batches(
-    settings.prompts,
-    settings.generate.max_new_tokens,
-    settings.count,
-    settings.batch_size,
-    base,
-    "count",
-    "evaluate",
-  )
-  found = {
-    name: said.first(settings.count)
-    for name, said in answered.answer(
-      settings, wired, prompts, base, world.mesh
-    ).items()
-  }
+  found, parts = _answers(settings, world, origins)
   facts = numbers_of(
     found, settings.lexicon, texts.correct_above(settings.text_judge), embed
   )
-  for name, count in wired.draws.items():
+  for name, count in settings.draws.items():
     if count > 1:
       facts["policies"][name]["best_of_kl_bound"] = answerers.kl_bound(count)
   right = texts.correct_above(settings.text_judge)
   facts |= answered.by_value(
     settings,
     found,
-    base,
+    world.base(settings.model),
     lambda some: numbers_of(some, settings.lexicon, right),
   )
   results.write(path, facts, origins, rows_of(found))
+  parts.done()
   return facts
 
 

@@ -7,7 +7,7 @@ answers.jsonl is data for further stages: a line is what `format="messages"` or
 "demonstration" reads, with the scores beside it. So this is best-of-n for use,
 distillation from a larger policy, and one round of rejection sampling by hand.
 
-Left out: going on with a run that was stopped; it starts again.
+A run that was stopped goes on behind the last batch that is done.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ from rlhf_jax.evaluation import win_rate
 from rlhf_jax.models import roles
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.pipelines import evaluate_many, results
-from rlhf_jax.programs import answered, build, compared, heldout
+from rlhf_jax.programs import (
+  answer_parts,
+  answered,
+  build,
+  compared,
+  heldout,
+)
 from rlhf_jax.programs.answers import SCORES, Answers
 from rlhf_jax.programs.pipeline import Pipeline, stage_field
 from rlhf_jax.programs.program import Phase
@@ -87,6 +93,10 @@ class Settings(answered.Judged):
     return [name for name in SCORES if given[name]]
 
   @property
+  def answering(self) -> list[str]:
+    return [self.policy] if self.policy else []
+
+  @property
   def runs(self) -> dict[str, str]:
     """Field -> folder of a finished stage, or ""."""
     found = {n: getattr(self, n) for n in ("policy", "reward", "gold")}
@@ -132,13 +142,18 @@ def run(settings: Settings, world: World) -> dict:
     settings.skip,
   )
   records = [records[(settings.skip + i) % len(records)] for i in range(count)]
-  found = answered.answer(settings, wired, prompts, base, world.mesh)
+  content = [*answer_parts.content_of(prompts), *records]
+  parts = answer_parts.Parts(
+    world.workdir, answer_parts.identity(settings, origins, content)
+  )
+  found = answered.answer(settings, wired, prompts, base, world.mesh, parts)
   said = found[NAME].first(count)
   kept = chosen(said, settings.choose)
   rows = [_row(settings.prompts, records, said, i) for i in kept]
   right = texts.correct_above(settings.text_judge)
   facts = _numbers(said, kept, right)
   results.write(path, facts, origins, rows, ANSWERS_FILE)
+  parts.done()
   return facts
 
 

@@ -9,6 +9,8 @@ reference.
     ensemble = mean (or min, uwo) over the members of all reward models
     spread = their deviation on one text;  NAME_spread = that of one run's own
 
+A run that was stopped goes on behind the last texts that are done.
+
 A large spread says that the models were not taught about such texts (Coste et
 al. 2023, arXiv:2310.02743). Left out: scores of the tokens inside a text.
 """
@@ -31,7 +33,7 @@ from rlhf_jax.data.examples import Demonstration
 from rlhf_jax.exports import opened
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import results
-from rlhf_jax.programs import actors, build
+from rlhf_jax.programs import actors, answer_parts, build
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World
@@ -164,6 +166,7 @@ def _read(
   world: World,
   found: list[Demonstration],
   answers: list[str],
+  parts: answer_parts.Parts,
 ) -> dict[str, np.ndarray]:
   """Returns name -> [N, M] scores of each reward model's members, in turn."""
   scores = {}
@@ -186,7 +189,7 @@ def _read(
       count = sum(getattr(row, what) for row in told)
       if count:
         print(f"score: {name}: {count} of {len(told)} texts: {_WHAT[what]}")
-    scores[name] = _in_chunks(name, reader, told, world)
+    scores[name] = _in_chunks(name, reader, told, world, parts)
   return scores
 
 
@@ -197,16 +200,28 @@ _WHAT = {
 
 
 def _in_chunks(
-  name: str, reader: Reader, told: list[retold.Told], world: World
+  name: str,
+  reader: Reader,
+  told: list[retold.Told],
+  world: World,
+  parts: answer_parts.Parts,
 ) -> np.ndarray:
-  parts = []
+  """Returns [N, M] scores; each chunk that is done is kept."""
+  found = []
   with terminal.Progress(f"score {name}", len(told), unit="text") as progress:
     for first in range(0, len(told), CHUNK):
       part = told[first : first + CHUNK]
-      ids, answers = zip(*((row.ids, row.answer) for row in part), strict=True)
-      parts.append(reader.member_scores(ids, world.mesh, answers))
+      kept = parts.read(f"reads {name}", first // CHUNK)
+      if kept is None:
+        ids = [row.ids for row in part]
+        lengths = [row.answer for row in part]
+        scores = reader.member_scores(ids, world.mesh, lengths)
+        parts.write(f"reads {name}", first // CHUNK, {"scores": scores}, None)
+      else:
+        scores = kept[0]["scores"]
+      found.append(scores)
       progress.update(min(first + CHUNK, len(told)))
-  return np.concatenate(parts)
+  return np.concatenate(found)
 
 
 def _verify(
@@ -276,8 +291,15 @@ def run(settings: Settings, world: World) -> dict:
     return results.numbers(path)
   world.workdir.mkdir(parents=True, exist_ok=True)
   found, answers, records = load_texts(settings)
-  columns = _verify(settings, found, answers, records)
-  read = _read(settings, world, found, answers)
+  made = answer_parts.identity(settings, origins, [*found, *answers])
+  parts = answer_parts.Parts(world.workdir, made)
+  kept = parts.read(VERIFIER, 0)
+  columns = (
+    _verify(settings, found, answers, records) if kept is None else kept[0]
+  )
+  if kept is None:
+    parts.write(VERIFIER, 0, columns, None)
+  read = _read(settings, world, found, answers, parts)
   columns = together(read, settings.combination) | columns
   lines = [
     record | {"scores": {name: float(x[i]) for name, x in columns.items()}}
@@ -286,6 +308,7 @@ def run(settings: Settings, world: World) -> dict:
   right = texts.correct_above(settings.text_judge)
   facts = {"texts": len(found), "scores": summarise(columns, right)}
   results.write(path, facts, origins, lines, SCORES_FILE)
+  parts.done()
   return facts
 
 

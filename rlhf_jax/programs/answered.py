@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,9 +15,11 @@ from rlhf_jax import generate, schema
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.data import by_field, dataset, unread
 from rlhf_jax.data.dataset import Data
+from rlhf_jax.models import lora
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import actors, answers, build, scorers
+from rlhf_jax.programs.answer_parts import Parts
 from rlhf_jax.programs.answers import SCORES, Answers
 from rlhf_jax.programs.compared import Compared
 from rlhf_jax.programs.pipeline import stage_field
@@ -75,6 +78,62 @@ class Judged(schema.Settings):
     """Returns field -> what may be the import path of a user's own code."""
     return {"reward_fn": self.reward_fn} | self.verifier.code()
 
+  @property
+  def answering(self) -> list[str]:
+    """The folders of the policies that answer, "" left out."""
+    return []
+
+  def check_alone(self) -> None:
+    """Checks what only finished runs can say.
+
+    Raises:
+      FieldError: see `check_factors`.
+    """
+    check_factors(self.model, self.answering)
+
+
+def check_factors(model: Model, folders: list[str]) -> None:
+  """Checks what is said of LoRA factors, which come with the runs.
+
+  A rank and a scale that are those of the runs may stand there.
+
+  Args:
+    model: the section.
+    folders: of the policies that answer.
+
+  Raises:
+    FieldError: factors that no policy has, or other ones than said.
+  """
+  usual, rank = Model.__dataclass_fields__, model.lora_rank
+  runs = {x: stages.read_stage(stages.place(x)[0]) for x in folders}
+  ranks = {x: info["role"] for x, info in runs.items() if info}
+  ranks = {x: r for x, r in ranks.items() if r["lora_rank"]}
+  for name in ("lora_targets", *(() if rank else ("lora_scale",))):
+    if getattr(model, name) != usual[name].default:
+      raise FieldError(
+        f"model.{name}={getattr(model, name)!r}: nothing reads it here, as "
+        "factors come with the runs that are judged. Leave it out."
+      )
+  if rank and not ranks:
+    raise FieldError(
+      f"model.lora_rank={rank}: nothing reads it, as no policy here has "
+      "factors. Set 0."
+    )
+  scale = model.lora_scale
+  if model.lora_alpha is not None:
+    scale = lora.scale_of(model.lora_alpha, rank, model.lora_is_rank_stabilised)
+  for folder, role in ranks.items() if rank else ():
+    if role["lora_rank"] != rank:
+      raise FieldError(
+        f"model.lora_rank={rank}: {folder} has factors of rank "
+        f"{role['lora_rank']}, which come with it. Set 0."
+      )
+    if scale != 1.0 and not math.isclose(scale, role["lora_scale"]):
+      raise FieldError(
+        f"model.lora_scale={scale:g}: {folder} has {role['lora_scale']:g}, "
+        "which comes with it. Leave it out, and lora_alpha."
+      )
+
 
 def check(settings: Judged, world: World) -> None:
   """Checks settings together and against the devices."""
@@ -90,6 +149,8 @@ def answer(
   prompt_batches: list[PromptBatch],
   base: Base,
   mesh: Any,
+  parts: Parts | None = None,
+  numbers: Mapping[str, int] | None = None,
 ) -> dict[str, Answers]:
   """Returns the answers of each policy, by name.
 
@@ -101,10 +162,14 @@ def answer(
     prompt_batches: on the host.
     base: the model underneath.
     mesh: where everything is.
+    parts: where each batch is kept when it is done, or None.
+    numbers: name of a policy -> of its keys; None: as they come.
 
   Raises:
     UserError: prompts that cannot be judged.
   """
+  if numbers is None:
+    numbers = {name: i for i, name in enumerate(wired.samplers)}
   verifier = texts.load(settings.text_judge, settings.prompts, base.tokenizer)
   found = {
     name: answers.answer(
@@ -113,7 +178,7 @@ def answer(
       wired.phase[f"{name} judge"],
       wired.weights,
       prompt_batches,
-      jax.random.fold_in(jax.random.key(settings.seed), number),
+      jax.random.fold_in(jax.random.key(settings.seed), numbers[name]),
       name=name,
       mesh=mesh,
       packed=settings.packing,
@@ -121,9 +186,10 @@ def answer(
       readers=scorers.open_readers(
         wired.readers, settings.prompts, sampler, mesh
       ),
-      tells_kl=answers.has_kl(settings.generate),
+      tells_kl=wired.tells_kl and answers.has_kl(settings.generate),
+      parts=parts,
     )
-    for number, (name, (sampler, params)) in enumerate(wired.samplers.items())
+    for name, (sampler, params) in wired.samplers.items()
   }
   return {
     name: said if wired.draws[name] == 1 else said.best(chooser(settings))

@@ -15,6 +15,7 @@ from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.evaluation import diversity, embeddings, lexicon, spread, win_rate
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import token_ratios
+from rlhf_jax.programs.answer_parts import Parts
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.rewards import judge
 from rlhf_jax.rewards import texts as texts_lib
@@ -153,8 +154,11 @@ def answer(
   verifier: texts_lib.Judge | None = None,
   readers: Readers | None = None,
   tells_kl: bool = True,
+  parts: Parts | None = None,
 ) -> Answers:
   """Samples and judges the answers of one policy to batches of prompts.
+
+  Batches that are done already are not answered again.
 
   Args:
     sampler: of the policy.
@@ -170,6 +174,7 @@ def answer(
     verifier: what judges texts, as scores "verifier"; None for nothing.
     readers: the reward models that read text, or None.
     tells_kl: whether log-probabilities of sampler and reference compare.
+    parts: where each batch is kept when it is done, or None.
   """
   prompts: list[str] = []
   texts: list[str] = []
@@ -179,7 +184,19 @@ def answer(
   room = token_ratios.MOST_TOKENS
   total = sum(len(batch.tokens) for batch in prompt_batches)
   with terminal.Progress(f"evaluate {name}", total, unit="prompt") as progress:
-    for batch in prompt_batches:
+    for number, batch in enumerate(prompt_batches):
+      kept = None if parts is None else parts.read(name, number)
+      if kept is not None:
+        rows, said = kept
+        prompts, texts = prompts + said["prompts"], texts + said["texts"]
+        pieces += said["pieces"]
+        room -= int(np.sum(rows["length"]))
+        for column, values in rows.items():
+          columns.setdefault(column, []).append(values)
+        group = len(said["texts"]) // len(batch.tokens)
+        done += len(batch.tokens)
+        progress.update(done)
+        continue
       placed = mesh_lib.spread_batch(mesh, batch)
       samples, streams = sampler.with_streams(params, placed, key)
       on_host: Samples = distributed.fetch(samples)
@@ -198,15 +215,20 @@ def answer(
         (scores, rollout.behaviour_logprobs, rollout.reference_logprobs)
       )
       ratios = np.subtract(*logprobs)
-      pieces += token_ratios.of_samples(
+      own = token_ratios.of_samples(
         sampler.base.tokenizer, on_host, ratios, room if ratios.any() else 0
       )
+      pieces += own
       room -= int(np.sum(on_host.response_mask))
       rows = {f"score/{k}": v for k, v in scores.items()} | {
         "kl": np.sum(ratios, axis=1),
         "length": np.sum(on_host.response_mask, axis=1),
         "ended": on_host.finish_reason == FINISH_EOS,
       }
+      if parts is not None:
+        asked, answered = ([row[i] for row in found] for i in (0, 1))
+        told = {"prompts": asked, "texts": answered, "pieces": own}
+        parts.write(name, number, rows, told)
       for column, values in rows.items():
         columns.setdefault(column, []).append(values)
       group = len(on_host.tokens) // len(batch.tokens)

@@ -35,6 +35,7 @@ class Compared:
   weights: of the judge.
   readers: reward models that read text.
   draws: of each policy, answers of which it says the best.
+  tells_kl: whether the KL is to a policy that it means something to.
   """
 
   phase: Phase
@@ -42,6 +43,7 @@ class Compared:
   weights: judge.Weights
   readers: tuple[Reader, ...]
   draws: dict[str, int] = dataclasses.field(default_factory=dict)
+  tells_kl: bool = True
 
 
 def load_policies(
@@ -99,6 +101,9 @@ def wire(
   base: Base,
   policies: dict[str, stages.Stage],
   draws: Mapping[str, int] | None = None,
+  *,
+  tells_kl: bool = True,
+  name: str = "evaluation",
 ) -> Compared:
   """Returns what samples policies, and what judges them.
 
@@ -108,6 +113,8 @@ def wire(
     base: the model underneath.
     policies: by name; the KL is to the first.
     draws: of each policy, answers of which it says the best; None for one.
+    tells_kl: False where they are compared with a policy on another model.
+    name: of the phase.
   """
   draws = dict.fromkeys(policies, 1) if draws is None else dict(draws)
   first, *others = policies
@@ -123,18 +130,18 @@ def wire(
     temperature=how.temperature,
   )
 
-  def targets(name: str) -> int:
-    rows = settings.batch_size * how.num_samples * draws[name]
+  def targets(who: str) -> int:
+    rows = settings.batch_size * how.num_samples * draws[who]
     return settings.packing.targets(rows, world.ways, how.max_new_tokens)
 
-  has_kl = bool(others) and answers.has_kl(how)
+  has_kl = tells_kl and bool(others) and answers.has_kl(how)
   reference = policies[first] if has_kl else None
   plans = {
-    name: (
+    who: (
       "policy",
-      plan_of(policies[name], reference=reference, row_targets=targets(name)),
+      plan_of(policies[who], reference=reference, row_targets=targets(who)),
     )
-    for name in others
+    for who in others
   }
   if has_kl:  # of the first no KL is wanted
     _, plan = plans[others[0]]
@@ -155,21 +162,19 @@ def wire(
     **judge.scorer_weights(tokens),
   )
   samplers, programs = {}, []
-  for name, (kind, plan) in ({first: sampled} | plans).items():
-    params, frozen = policies[name].parts
-    several = dataclasses.replace(
-      how, num_samples=how.num_samples * draws[name]
-    )
+  for who, (kind, plan) in ({first: sampled} | plans).items():
+    params, frozen = policies[who].parts
+    several = dataclasses.replace(how, num_samples=how.num_samples * draws[who])
     sampler = Sampler(
-      policies[name].role, frozen, base, several, plan.taps(kind)
+      policies[who].role, frozen, base, several, plan.taps(kind)
     )
-    samplers[name] = (sampler, params)
-    judge_plan = alone if name == first else plan
+    samplers[who] = (sampler, params)
+    judge_plan = alone if who == first else plan
     programs += _programs(
-      settings, world, name, sampler, params, judge_plan, weights, readers
+      settings, world, who, sampler, params, judge_plan, weights, readers
     )
   phase = Phase(
-    name="evaluation",
+    name=name,
     world=world,
     base=base,
     arrays={},
@@ -183,7 +188,7 @@ def wire(
     programs=tuple(programs),
     step=(),
   )
-  return Compared(phase, samplers, weights, readers, draws)
+  return Compared(phase, samplers, weights, readers, draws, tells_kl)
 
 
 def _programs(

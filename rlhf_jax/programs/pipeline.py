@@ -156,6 +156,8 @@ class Job:
       check_data(self.settings)
       if is_alone:
         check_stages(self.settings)
+        if hasattr(self.settings, "check_alone"):
+          self.settings.check_alone()
 
   def run(self, world: World) -> dict:
     """Runs it; returns what the pipeline returns."""

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from rlhf_jax import pipelines
+from rlhf_jax.data.dataset import Data
 from rlhf_jax.evaluation import comparison
 from rlhf_jax.pipelines import defaults, evaluate_many
-from rlhf_jax.programs import answers
+from rlhf_jax.programs import answers, policy_groups
 from rlhf_jax.schema import UserError
+from tests import tiny
 from tests.pipelines import test_evaluate_numbers as two
 from tests.pipelines import tiny_runs
 
@@ -165,6 +167,38 @@ def test_three_policies_are_judged_by_two_judges(drawn, capsys):
       pipelines.run(config, root / "evaluation")
   finally:
     path.write_text(before)
+
+
+@pytest.mark.slow
+def test_policies_on_two_models(files, drawn, tmp_path, capsys):
+  """Each answers as it would alone; judges read the other's text."""
+  config, root = drawn
+  config = config.copy_and_resolve_references()
+  alone = pipelines.run(config, tmp_path / "alone")["policies"]
+  source = tiny_runs.make_model(
+    tmp_path / "other", 12, ["<|pad|>", "<|first|>", *tiny.SPECIAL]
+  )
+  of_other = two.make_config(files)
+  of_other.model.source = source
+  two.make_stages(of_other, tmp_path / "on_other")
+  policy = tmp_path / "on_other" / "policy"
+  config.policies = f"{root / 'start'},{policy},model"
+  facts = pipelines.run(config, tmp_path / "both")["policies"]
+  names = list(facts)
+  assert names[0] == "start" and names[2] == "model"
+  for name in ("start", "model"):  # as if the other were not there
+    assert facts[name] == pytest.approx(alone[name], rel=1e-5), name
+  other = facts[names[1]]
+  assert "kl_nats" not in other and "kl_nats" in facts["model"]
+  assert "proxy_win_rate" in other and np.isfinite(other["proxy"])
+  told = capsys.readouterr().out
+  assert f"on {source}, with its tokenizer; no KL" in told
+  rows = tiny_runs.rows_of(tmp_path / "both", "texts.jsonl")
+  right = ["cat" in row["answers"][names[1]] for row in rows]
+  assert other["verifier_pass_1"] == pytest.approx(np.mean(right))
+  with pytest.raises(UserError, match="prefix_tokens=3: prompts are the first"):
+    data = Data(format="ratings", prompt="p", prefix_tokens=3)
+    policy_groups.check_prompts(data, [None, None], [])
 
 
 def test_one_greedy_policy(drawn):
