@@ -1,8 +1,8 @@
 """Small tasks that this package makes: templates over words, no files.
 
-They ask what a small language model can do well above chance, so that a loss
-shows: they are probes of forgetting, not measures of how good a model is. Each
-is the same list whoever asks.
+They are probes of forgetting, not measures of how good a model is: take those
+that the model does well above chance, so that a loss shows (of 135 million
+parameters the first three and prose). Each is the same list whoever asks.
 
   agreement  a verb that agrees with its subject across a noun in between
              (the form of Linzen et al. 2016, arXiv:1611.01368); 2 choices

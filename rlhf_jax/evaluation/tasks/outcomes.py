@@ -202,7 +202,7 @@ def overall(
     before, after: outcomes by task, of the same items.
     seed: of the bootstrap.
   """
-  parts, sides = [], []
+  parts, sides, count = [], [], 0
   for number, name in enumerate(before):
     main = main_number(before[name])
     if main not in SHARES or len(before[name]) < 2:
@@ -210,10 +210,10 @@ def overall(
     pair = columns(before[name])[main], columns(after[name])[main]
     parts.append(_draws(main, _values(*pair), seed + number))
     sides.append([x[:, 0].mean() for x in pair])
+    count += len(pair[0])
   if not parts:
     return None
   old, new = (float(x) for x in np.mean(sides, axis=0))
-  count = sum(len(found) for found in before.values())
   low, high = _interval(np.mean(parts, axis=0))
   change = 100.0 * (new - old)
   return Change("overall", old, new, change, low, high, count)
