@@ -13,6 +13,7 @@ from setuptools.command.build_py import build_py
 MATH = ["sympy>=1.12"]
 LABEL = ["starlette>=0.40", "uvicorn>=0.30"]
 HUB = ["huggingface_hub>=0.36.2"]
+EVAL = ["lm-eval>=0.4.13"]
 WANDB = ["wandb>=0.21"]
 MLFLOW = ["mlflow-skinny>=3.4"]
 NOTEBOOKS = ["ipykernel>=6.29", "jupytext>=1.16", "nbclient>=0.10", *LABEL]
@@ -93,6 +94,7 @@ setuptools.setup(
     "cuda": ["jax[cuda12]>=0.7.2"],
     "docs": DOCS,
     "embeddings": EMBEDDINGS,
+    "eval": EVAL,
     "hub": HUB,
     "label": LABEL,
     "math": MATH,

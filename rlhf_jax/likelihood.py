@@ -395,3 +395,28 @@ def weighted_logprobs(
   )
   log_p, entropies = jax.lax.stop_gradient((log_p, entropies))
   return total, cut.joined(log_p), cut.joined(entropies)
+
+
+def top_tokens(
+  hidden: Array,
+  unembedding: Array,
+  *,
+  chunk_bytes: int = CHUNK_BYTES,
+  soft_cap: float | None = None,
+  empty_rows: tuple[tuple[int, int], ...] = (),
+  ways: int = 1,
+) -> Array:
+  """Returns [M] int32, the likeliest token of each state; the first of equals.
+
+  Args:
+    hidden, unembedding, chunk_bytes, soft_cap, empty_rows, ways: see
+      `token_logprobs`.
+  """
+  most = chunk_rows(chunk_bytes, unembedding.shape[-1])
+  cut = _Cut.of(hidden.shape[0], ways, most)
+  head = _Logits(1.0, soft_cap, empty_rows, cut.ways)
+
+  def top(x: Array) -> Array:
+    return jnp.argmax(head(x, unembedding)[0], axis=-1).astype(jnp.int32)
+
+  return cut.joined(_map(top, cut(hidden)))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rlhf_jax import terminal
 from rlhf_jax.evaluation.report import SummaryRow
+from rlhf_jax.evaluation.tasks import outcomes
 
 TEXTS_PRINTED = 4
 _SEVERAL = re.compile(r"(\w+?)_(pass|best_of)_(\d+)(_by_proxy)?_before")
@@ -78,6 +79,7 @@ def _all_rows(numbers: dict, method: str, start: str) -> list[SummaryRow]:
       is_headline=True,
     ),
     *_several(numbers),
+    *_tax(numbers),
     SummaryRow(
       "VADER sentiment",
       get("vader_before"),
@@ -138,6 +140,30 @@ def _all_rows(numbers: dict, method: str, start: str) -> list[SummaryRow]:
       is_headline=True,
     ),
   ]
+
+
+def _tax(numbers: dict) -> list[SummaryRow]:
+  """Returns a row of each capability that was measured before and after."""
+  found = []
+  for task, told in numbers.get("tax", {}).items():
+    is_share = told["name"] not in outcomes.RATES
+    what = told["name"].replace("_", " ")
+    low, high = told["low"], told["high"]
+    moved, unit = told["change"], "points" if is_share else "nats or bits"
+    interval = "" if low is None else f" ({low:+.2f} to {high:+.2f})"
+    found.append(
+      SummaryRow(
+        "All capabilities" if task == "overall" else f"Capability: {task}",
+        told["before"],
+        told["after"],
+        None,
+        f"{'Mean share' if task == 'overall' else what.capitalize()} of "
+        f"{told['items']} items, no part of the training; it moved by "
+        f"{moved:+.2f} {unit}{interval}, 95 % interval, paired by item.",
+        decimals=3,
+      )
+    )
+  return found
 
 
 def _several(numbers: dict) -> list[SummaryRow]:

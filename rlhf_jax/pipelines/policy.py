@@ -47,6 +47,7 @@ from rlhf_jax.programs import (
   scorers,
   several,
   starts,
+  tax,
 )
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.policy_settings import Settings
@@ -431,8 +432,16 @@ def run(settings: Settings, world: World) -> dict:
   source = _make_source(settings, phase, sampler, actors, loader, resting)
   store = replay.Store.open(settings, source, world.workdir, base)
   measure = heldout.Heldout.of(settings, source, "policy")
+  watching = tax.Tax.of(
+    settings.tax, sampler, world.mesh, world.workdir, "policy"
+  )
   arrays, facts = loop.run_steps(
-    _make_step(settings, phase, source, text, writer, store),
+    tax.watched(
+      watching,
+      _make_step(settings, phase, source, text, writer, store),
+      _policy_of,
+      total,
+    ),
     phase="policy",
     workdir=world.workdir,
     schedule=settings.schedule,
@@ -451,7 +460,7 @@ def run(settings: Settings, world: World) -> dict:
       ("rollout/tokens_per_second", "tokens/s"),
       ("heldout/score", "held out"),
     ),
-    measure=heldout.of_arrays(measure, lambda x: x["train"].params["policy"]),
+    measure=heldout.of_arrays(measure, _policy_of),
     observe=observer(settings, "policy"),
   )
   writer.close()
@@ -469,10 +478,15 @@ def run(settings: Settings, world: World) -> dict:
     merged_from=actors.merged_from,
     kl_coefficient=float(arrays["beta"]),
     **several.facts(settings),
-    alarms=facts["alarms"],
+    **tax.finished(watching, _policy_of(arrays), facts),
     findings=diagnosed.findings(settings, world.workdir, "policy"),
     halted=facts.get("halt"),
   )
+
+
+def _policy_of(arrays: PyTree) -> PyTree:
+  """Returns the policy's trained tree out of the arrays of a run."""
+  return arrays["train"].params["policy"]
 
 
 def _label(settings: Settings) -> str:

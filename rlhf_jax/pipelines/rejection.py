@@ -47,6 +47,7 @@ from rlhf_jax.programs import (
   rejection_samples,
   rejection_signs,
   round_results,
+  tax,
   watch,
 )
 from rlhf_jax.programs.pipeline import Pipeline
@@ -362,7 +363,9 @@ def run(settings: Settings, world: World) -> dict:
   source, _ = opened.source(rounds.batch_size)
   source = opened.resting(source, NAME, _read_later(opened))
   measure = heldout.Heldout.of(settings, source, NAME)
-  params = opened.actors.params["policy"]
+  watching = tax.Tax.of(settings.tax, source.sampler, world.mesh, workdir, NAME)
+  params, told = opened.actors.params["policy"], tax.Rounds.of(watching)
+  told.begin(params)
   origins = opened.identity | {
     "prompts_fingerprint": source.loader.get_state()["data"]
   }
@@ -370,6 +373,9 @@ def run(settings: Settings, world: World) -> dict:
     workdir, is_enabled=distributed.is_first()
   ) as writer:
     for number in range(1, rounds.count + 1):
+      if told.ends_before(number):
+        number -= 1
+        break
       folder = folder_of(workdir, number)
       is_sampled = (folder / KEPT_FILE).is_file()
       distributed.barrier("rejection/round")  # all have looked
@@ -380,8 +386,8 @@ def run(settings: Settings, world: World) -> dict:
         sample_round(settings, opened, source, params, number, writer)
       done = stages.read_stage(folder)
       if done is None:
-        told = _measure_of(settings, measure, folder)
-        params = train_round(settings, opened, params, number, origins, told)
+        score = _measure_of(settings, measure, folder)
+        params = train_round(settings, opened, params, number, origins, score)
       else:
         if "origins" in done:  # older runs do not say
           integrity.check_meta(done["origins"], origins)
@@ -389,10 +395,13 @@ def run(settings: Settings, world: World) -> dict:
         params, _ = roles.split(stage.role, stage.variables)
       if distributed.is_first():
         round_results.tell(writer, number, folder, NAME)
-  folders = [folder_of(workdir, n) for n in range(1, rounds.count + 1)]
-  rang = _alarms(settings, workdir, rounds.count)
+      row = told.after(params, number, rounds.count)
+      if row:
+        writer.write(number, row, tax.FOLDER)
+  folders = [folder_of(workdir, n) for n in range(1, number + 1)]
+  rang = _alarms(settings, workdir, number)
   return round_results.finish(
-    settings, opened, params, folders, NAME, alarms=rang
+    settings, opened, params, folders, NAME, **told.finish(params, rang)
   )
 
 

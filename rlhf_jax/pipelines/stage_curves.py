@@ -175,6 +175,14 @@ def _score_against_kl(rows: list[dict], stage: Any) -> Curve:
   )
 
 
+def _tasks(rows: list[dict]) -> list[tuple[str, str]]:
+  """Returns (label, metric) of how far each capability moved."""
+  start, end = "tax/", "_change"
+  names = dict.fromkeys(name for row in rows for name in row)
+  found = [x for x in names if x.startswith(start) and x.endswith(end)]
+  return [(x.removeprefix(start).removesuffix(end), x) for x in found]
+
+
 def of_policy(rows: list[dict], stage: Any) -> list[Curve]:
   """Returns the curves of the policy stage.
 
@@ -286,4 +294,12 @@ def of_policy(rows: list[dict], stage: Any) -> list[Curve]:
       series(("ended", "rollout/eos_share")),
     ),
     *_signs(rows),
+    Curve(
+      "Capabilities since the run began",
+      "points (texts: nats a token)",
+      series(*_tasks(rows)),
+      {"as before": 0.0},
+      caption="On the first items of each task, paired by item. Below 0 is "
+      "forgotten; of texts above 0.",
+    ),
   ]

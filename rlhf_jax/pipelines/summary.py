@@ -127,6 +127,7 @@ def numbers_of(
     "policy_updates": policy["steps"],
     "halted": policy.get("halted"),
     **({} if law is None else {"kl_law": law._asdict()}),
+    **({"tax": policy["tax"]} if "tax" in policy else {}),
     **evaluate.read_result(folders["evaluation"]),
   }
 

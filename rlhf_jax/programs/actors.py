@@ -28,6 +28,7 @@ from rlhf_jax.programs import (
   scorers,
   several,
   starts,
+  tax,
 )
 from rlhf_jax.programs.critic import Value, start_critic
 from rlhf_jax.programs.pipeline import stage_field
@@ -89,6 +90,7 @@ class Sampled(schema.Settings):
   # schedule.eval_every steps
   evaluation: heldout_settings.Config = heldout_settings.Config()  # how those
   # are answered
+  tax: tax.Config = tax.Config()  # capabilities that are watched meanwhile
   generate: generate.Config = generate.Config()
   schedule: Schedule = Schedule()
   mesh: mesh_lib.Config = mesh_lib.Config()
@@ -234,6 +236,7 @@ def check_sampled(settings: Sampled, world: World) -> None:
   check_sampling(settings.generate)
   check_cache(settings.generate, settings.model.dtype)
   heldout_settings.check(settings, world)
+  tax.check(settings.tax)
 
 
 def check_cache(settings: generate.Config, dtype: str) -> None:

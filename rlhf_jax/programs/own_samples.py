@@ -29,6 +29,7 @@ from rlhf_jax.programs import (
   scorers,
   several,
   starts,
+  tax,
   watch,
 )
 from rlhf_jax.programs import actors as actors_lib
@@ -326,8 +327,11 @@ def train(
   settings, workdir = opened.settings, opened.world.workdir
   starts.say_reference(settings, phase.name)
   measure = heldout.Heldout.of(settings, source, phase.name)
+  watching = tax.Tax.of(
+    settings.tax, source.sampler, opened.world.mesh, workdir, phase.name
+  )
   arrays, found = loop.run_steps(
-    one_step,
+    tax.watched(watching, one_step, lambda x: x["train"].params, total),
     phase=phase.name,
     workdir=workdir,
     schedule=settings.schedule,
@@ -357,7 +361,7 @@ def train(
     init_from=settings.init_from,
     reference=settings.reference,
     merged_from=opened.actors.merged_from,
-    alarms=found["alarms"],
+    **tax.finished(watching, arrays["train"].params, found),
     findings=diagnosed.findings(settings, workdir, phase.name),
     halted=found.get("halt"),
     **facts,

@@ -32,6 +32,7 @@ OneStep = Callable[[int, PyTree, dict], tuple[PyTree, dict, dict]]
 Measure = Callable[[PyTree], dict[str, float]]
 Observe = Callable[[int, dict, dict], tuple[dict, dict]]
 MEASURED = ("validation/", "heldout/")  # how metrics of held-out data begin
+ALWAYS = "tax/"  # how metrics begin whose row is written whatever log_every is
 # Words in the names of metrics that say whether less or more is better, and
 # those that say neither.
 _LESS = {"loss", "perplexity", "nll", "error"}
@@ -281,6 +282,7 @@ def run_steps(
           facts = _waiting(facts, score, schedule, step)
           is_last = bool(facts.get("halt"))
         is_logged = is_measured or step % schedule.log_every == 0
+        is_logged |= any(name.startswith(ALWAYS) for name in row)
         if is_logged or step == total_steps:
           writer.write(step, row | system_metrics(), phase)
         tell()
