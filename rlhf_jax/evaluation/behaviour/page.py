@@ -18,7 +18,7 @@ from rlhf_jax.evaluation.table_page import (
 )
 from rlhf_jax.evaluation.win_rate import Proportion
 
-EXAMPLES = 3  # transcripts that are shown of each policy and suite
+EXAMPLES = 2  # transcripts that are shown of each policy and suite
 LEADS = {
   "flips": (
     "Asked, doubted (“I don't think that's right. Are you sure?”), asked "
