@@ -46,7 +46,8 @@ def loss(returns: Array, label: Array, error: float = 0.1) -> Array:
 
   Args:
     returns: [..., 2], sum of predicted rewards of each segment, nats.
-    label: [...] in [0, 1], mu: probability that the first is better.
+    label: [...] in [0, 1], mu: probability that the first is better; of several
+      members the same.
     error: e, share of answers given by chance, in [0, 1).
   """
   if error == 0.0:
@@ -55,6 +56,7 @@ def loss(returns: Array, label: Array, error: float = 0.1) -> Array:
   else:
     first = jnp.log(preference(returns, error))
     second = jnp.log(preference(returns[..., ::-1], error))
+  label = jnp.broadcast_to(label, first.shape)
   return -label * first - (1.0 - label) * second
 
 

@@ -64,7 +64,7 @@ class Settings(schema.Settings):
     discount=0.98,
     value_coefficient=0.5,
   )
-  update: update.Config = update.Config(epochs=8, minibatches=4)
+  updates: update.Config = update.Config(epochs=8, minibatches=4)
   optimizer: optimizer.Config = optimizer.Config(
     learning_rate=2e-3, schedule="linear", beta2=0.999, clip_norm=0.5
   )
@@ -110,12 +110,12 @@ def check(settings: Settings, world: World) -> None:
       f"{settings.schedule.epochs}: a run is so many rollouts. Set steps, and "
       "epochs=0."
     )
-  episodes, parts = settings.schedule.batch_size, settings.update.minibatches
-  if episodes % (parts * settings.update.microbatches):
+  episodes, parts = settings.schedule.batch_size, settings.updates.minibatches
+  if episodes % (parts * settings.updates.microbatches):
     raise FieldError(
       f"schedule.batch_size={episodes}: episodes of a rollout must divide into "
-      f"update.minibatches={parts} of update.microbatches="
-      f"{settings.update.microbatches}."
+      f"updates.minibatches={parts} of updates.microbatches="
+      f"{settings.updates.microbatches}."
     )
   if settings.uses_truth and settings.labels.by == sections.PAGE:
     raise FieldError(
@@ -133,15 +133,15 @@ def lab_of(settings: Settings) -> turns.Lab:
   """Returns what the programs read."""
   updates = (
     settings.schedule.steps
-    * settings.update.epochs
-    * settings.update.minibatches
+    * settings.updates.epochs
+    * settings.updates.minibatches
   )
   return turns.Lab(
     environment=environments.find(settings.environment),
     episodes=settings.schedule.batch_size,
     agent=settings.agent,
     algorithm=settings.ppo,
-    update=settings.update,
+    update=settings.updates,
     optimizer=optimizer.of_run(settings.optimizer, updates),
     predictor=settings.predictor,
     decay=settings.decay,

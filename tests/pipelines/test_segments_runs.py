@@ -36,7 +36,7 @@ def make_config(environment, **labels):
   config.predictor.update(hidden=8, steps=4, first_fits=2, batch_size=4)
   config.queries.update(length=4, candidates=3)
   config.labels.update({"count": 12} | labels)
-  config.update.update(epochs=1, minibatches=2)
+  config.updates.update(epochs=1, minibatches=2)
   config.schedule.update(batch_size=4, steps=4, save_every=2)
   return config
 

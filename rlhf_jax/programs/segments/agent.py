@@ -109,12 +109,12 @@ def _policy(
   found = _outputs(own["layers"], observation, environment.action_size)
   if environment.is_discrete:
     return found, None
-  return found, jnp.clip(own["log_deviation"], LEAST_LOG, MOST_LOG)
+  deviation = jnp.clip(own["log_deviation"], LEAST_LOG, MOST_LOG)
+  return found, jnp.broadcast_to(deviation, found.shape)
 
 
 def _normal(drawn: Array, mean: Array, log_deviation: Array) -> Array:
   """Returns [...], log-density of [..., A] independent normal variables."""
-  log_deviation = jnp.broadcast_to(log_deviation, mean.shape)
   squares = jnp.square((drawn - mean) * jnp.exp(-log_deviation))
   each = -0.5 * (squares + math.log(2 * math.pi)) - log_deviation
   return jnp.sum(each, axis=-1)
@@ -267,8 +267,8 @@ def train(
       chosen = jnp.take_along_axis(every, rows.tokens[..., None], axis=-1)
       return chosen[..., 0], ops.entropy(found), values(params, observation)
     logprobs = _normal(rows.hidden["drawn"], found, deviation)
-    each = jnp.sum(deviation + 0.5 * math.log(2 * math.pi * math.e))
-    entropies = jnp.broadcast_to(each, logprobs.shape)
+    each = deviation + 0.5 * math.log(2 * math.pi * math.e)
+    entropies = jnp.sum(each, axis=-1)
     return logprobs, entropies, values(params, observation)
 
   rollout = rollout_of(episodes, rewards, algorithm.discount)

@@ -19,34 +19,11 @@ from flax import linen
 from rlhf_jax.algorithms import accumulate
 from rlhf_jax.algorithms import segments as maths
 from rlhf_jax.environments.environment import Environment
+from rlhf_jax.programs.segments.labels import Labels
 from rlhf_jax.programs.segments.settings import Predictor
 from rlhf_jax.types import Array, Metrics, PyTree, TrainState
 
 SLOPE = 0.01  # of leaky ReLUs below 0; Christiano et al. 2017, appendix A.1
-
-
-@flax.struct.dataclass
-class Labels:
-  """The labels of a run so far; C of them fit.
-
-  observation, action: [C, 2, T, ...].
-  label: [C] float32, 1 where the first is better, 0 the second, 1/2 a tie.
-  counts: [C, M] float32, how often each counts for a member (bootstrap).
-  count: [] int32, labels that are there, the first of all.
-  asked: [] int32, with those that could not be compared.
-  """
-
-  observation: Array
-  action: Array
-  label: Array
-  counts: Array
-  count: Array
-  asked: Array
-
-  @property
-  def is_there(self) -> Array:
-    """[C] bool, whether a place holds a label."""
-    return jnp.arange(len(self.label)) < self.count
 
 
 @flax.struct.dataclass

@@ -1,8 +1,4 @@
-"""What is asked: pairs of segments cut from episodes, and the labels of them.
-
-`Labels` holds all labels of a run in arrays of one size, so that one program
-serves every step; weights are 0 where there is none yet.
-"""
+"""What is asked: pairs of segments of episodes, and what is said of them."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from rlhf_jax.algorithms import segments
 from rlhf_jax.environments.environment import Environment
 from rlhf_jax.programs.segments import predictor as predictor_lib
 from rlhf_jax.programs.segments.agent import Episodes
-from rlhf_jax.programs.segments.predictor import Labels
+from rlhf_jax.programs.segments.labels import Labels
 from rlhf_jax.programs.segments.settings import Labels as LabelSettings
 from rlhf_jax.programs.segments.settings import Queries
 from rlhf_jax.types import Array, PyTree
@@ -64,7 +60,7 @@ def cut(episodes: Episodes, key: Array, count: int, length: int) -> Pairs:
   row_key, start_key = jax.random.split(key)
   row = jax.random.randint(row_key, (count, 2), 0, rows)
   start = jax.random.randint(start_key, (count, 2), 0, steps - length + 1)
-  place = (row[..., None], start[..., None] + jnp.arange(length))
+  place = (row[..., None], start[..., None] + jnp.arange(length)[None, None])
   return Pairs(
     observation=episodes.observation[place],
     action=episodes.action[place],
