@@ -9,8 +9,9 @@ reference.
     ensemble = mean (or min, uwo) over the members of all reward models
     spread = their deviation on one text;  NAME_spread = that of one run's own
 
-A large spread says that the models were not taught about such texts (Coste et
-al. 2023, arXiv:2310.02743). Left out: scores of the tokens inside a text.
+What each member of an ensemble says stands in `members`. A large spread says
+that the models were not taught about such texts (Coste et al. 2023,
+arXiv:2310.02743). Left out: scores of the tokens inside a text.
 """
 
 from __future__ import annotations
@@ -279,8 +280,15 @@ def run(settings: Settings, world: World) -> dict:
   columns = _verify(settings, found, answers, records)
   read = _read(settings, world, found, answers)
   columns = together(read, settings.combination) | columns
+  several = {name: x for name, x in read.items() if x.shape[1] > 1}
   lines = [
-    record | {"scores": {name: float(x[i]) for name, x in columns.items()}}
+    record
+    | {"scores": {name: float(x[i]) for name, x in columns.items()}}
+    | (
+      {"members": {k: x[i].tolist() for k, x in several.items()}}
+      if several
+      else {}
+    )
     for i, record in enumerate(records)
   ]
   right = texts.correct_above(settings.text_judge)

@@ -33,6 +33,7 @@ def sources(files):
           "prompt": row["prompt"],
           "answers": [row["chosen"], row["rejected"], " on the"],
           "ranks": [0, 1, 2],
+          "objectives": {"helpful": [0, 1, None], "safe": [1, 0, None]},
         }
       )
       + "\n"
@@ -57,7 +58,13 @@ def sources(files):
     )
   )
   prompts = files.root / "many_prompts.jsonl"
-  prompts.write_text(Path(files.prompts).read_text() * 3)
+  rows = [json.loads(line) for line in Path(files.prompts).open()] * 3
+  prompts.write_text(
+    "".join(
+      json.dumps(row | {"risky": n % 3 == 0}) + "\n"
+      for n, row in enumerate(rows)
+    )
+  )
   problems = files.root / "problems.jsonl"
   problems.write_text(
     "".join(
@@ -152,7 +159,7 @@ def test_it_runs_whole(path, files, sources, tmp_path):
     return
   assert (tmp_path / "report.html").is_file()
   if config.pipeline == "iterate":
-    count = min(2, config.rounds.count)
+    count = min(2, config.rounds.count) * max(1, len(config.labels.objectives))
     assert len(found["rounds"]) == count
     assert all(row["kl_nats"] is not None for row in found["rounds"])
   else:
