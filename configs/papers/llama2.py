@@ -21,12 +21,12 @@ Changed: SmolLM2-135M-Instruct, which serves as base and as reward model. Every
 comparison is judged by both objectives; theirs were judged by one, on prompts
 of its own. Left out is the auxiliary loss of the safety model, which classifies
 answers as safe or not: so 0.15 is on a scale that only comparisons made, in
-deviations of the SFT policy (docs/objectives.md). PPO's critic starts at 0 on
-the policy's weights. The published temperature of rejection is another one than
-that of PPO; here all policies are sampled at 1.0, since a temperature is part
-of what a policy is. Within a version rejection takes one round, on K = 10
-answers; PPO starts from the SFT policy, as all versions do here, and not from
-the last one by rejection: set --config.rounds.policy_start=last for that.
+deviations of the SFT policy (docs/objectives.md). PPO's critic starts as the
+reward model of helpfulness. The published temperature of rejection is another
+one than that of PPO; here all policies are sampled at 1.0, since a temperature
+is part of what a policy is. Within a version rejection takes one round, on K =
+10 answers; PPO starts from the SFT policy, as all versions do here, and not
+from the last one by rejection: set --config.rounds.policy_start=last for that.
 Simulated annotators, who give a strength with each preference; for people set
 --config.labels.by=page.
 Not yet run with these values.
@@ -107,7 +107,7 @@ def ppo() -> ConfigDict:
   for optimizer in (config.policy_optimizer, config.value_optimizer):
     optimizer.update(learning_rate=1e-6, weight_decay=0.1, clip_norm=1.0)
   config.schedule.update(batch_size=512, steps=200, save_every=25)
-  config.value.init = "random"
+  config.value.judge = "helpful"
   return switch(config)
 
 

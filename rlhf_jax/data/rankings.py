@@ -232,6 +232,14 @@ def check_objective(found: Sequence[Ranking], objective: str) -> None:
   )
 
 
+def known(judgement: Judgement, reads: Collection[str]) -> set[str]:
+  """Returns the fields of a record that a method reads; see `unread`."""
+  found = {x for x in (MARGIN, WEIGHT) if x in reads}
+  found |= {judgement.strength} if STRENGTH in reads else set()
+  found |= {judgement.order} if ORDER in reads else set()
+  return found | ({judgement.target} if TARGET in reads else set())
+
+
 def unread(
   judgements: Iterable[Judgement], reads: Collection[str]
 ) -> dict[str, int]:
@@ -243,11 +251,7 @@ def unread(
   """
   counts: Counter = Counter()
   for judgement in judgements:
-    known = {x for x in (MARGIN, WEIGHT) if x in reads}
-    known |= {judgement.strength} if STRENGTH in reads else set()
-    known |= {judgement.order} if ORDER in reads else set()
-    known |= {judgement.target} if TARGET in reads else set()
-    counts.update(judgement.carried - known)
+    counts.update(judgement.carried - known(judgement, reads))
   return dict(sorted(counts.items()))
 
 

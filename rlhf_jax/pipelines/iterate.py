@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax import distributed, imported, schema
+from rlhf_jax.algorithms import ensemble
 from rlhf_jax.labelling import simulated
 from rlhf_jax.models.pretrained import Model
 from rlhf_jax.pipelines import (
@@ -44,6 +45,7 @@ from rlhf_jax.pipelines import (
   summary,
   whole_run,
 )
+from rlhf_jax.pipelines import constitution as constitution_pipeline
 from rlhf_jax.pipelines import policy as policy_pipeline
 from rlhf_jax.pipelines import reward as reward_pipeline
 from rlhf_jax.pipelines import sft as sft_pipeline
@@ -76,6 +78,9 @@ class Settings(schema.Settings):
   labels: iterated_settings.Labels = iterated_settings.Labels()
   annotators: simulated.Config = simulated.Config()  # where they are simulated
   agreement: iterated_settings.Agreement = iterated_settings.Agreement()
+  # answers that a model criticises and revises, for the first policy to learn;
+  # runs where its prompts.source is set
+  constitution: Job = stage_of_run(constitution_pipeline.PIPELINE, "prompts")
   # the first policy
   sft: Job = stage_of_run(sft_pipeline.PIPELINE, "samples")
   # a reward model that simulated annotators prefer by, and none trains on
@@ -167,8 +172,8 @@ class Settings(schema.Settings):
 
   def _check_objectives(self) -> None:
     """Raises FieldError unless the policy has a judge for each objective."""
-    names, members = self.labels.objectives, self.reward.settings.ensemble
-    choose = self.comparisons.choose
+    names, choose = self.labels.objectives, self.comparisons.choose
+    members = getattr(self.reward.settings, "ensemble", ensemble.Config())
     if choose == iterated_settings.DISAGREEMENT and members.members < 2:
       raise FieldError(
         f"comparisons.choose={choose!r} with reward.ensemble.members=1: one "
@@ -177,6 +182,11 @@ class Settings(schema.Settings):
       )
     if not names:
       return
+    if getattr(self.reward.settings, "objectives", ()):
+      raise FieldError(
+        f"reward.objectives={self.reward.settings.objectives}: each of "
+        f"labels.objectives={names} has a reward model of its own. Set ()."
+      )
     if choose != iterated_settings.RANDOM:
       raise FieldError(
         f"comparisons.choose={choose!r}: each of "
@@ -223,6 +233,8 @@ class Settings(schema.Settings):
       absent.add("policy")
     if self.labels.by != iterated_settings.JUDGE:
       absent.add("judge")
+    if not self.constitution.settings.prompts.source:
+      absent.add("constitution")
     return {x: getattr(self, x) for x in STAGES if x not in absent}
 
   @property
@@ -249,7 +261,11 @@ class Settings(schema.Settings):
 
   def before(self, workdir: Path) -> dict[Path, Job]:
     """Folder -> job of each stage before the rounds, in their order."""
-    found = {self.folder("sft", workdir): self.sft}
+    found = {}
+    sft = self.folder("sft", workdir)
+    if "constitution" in self.jobs and sft.parent == Path(workdir):
+      found[sft.parent / "constitution"] = self.constitution
+    found[sft] = self.sft
     if self.has_gold:
       for name, preference in self.labels.preferences.items():
         if preference == iterated_settings.GOLD:
@@ -273,7 +289,8 @@ def check(settings: Settings, world: World) -> None:
       there = job.open(world.workdir)
       pipeline.check_models(of)
       job.pipeline.check(settings.planned[name].settings, there)
-      pipeline.check_data(of)
+      if name != "sft" or "constitution" not in settings.jobs:
+        pipeline.check_data(of)  # else some of it comes to be
   with schema.located(settings.evaluation.prefix):
     answers.check_sampling(settings.evaluation.settings.generate)
   if settings.sampling.settings.generate.num_samples != 1:

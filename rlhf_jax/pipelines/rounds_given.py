@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.pipelines import whole_run
+from rlhf_jax.pipelines.constitution import REVISIONS_FILE as REVISIONS
 from rlhf_jax.programs import iterated, iterated_settings
 from rlhf_jax.programs.pipeline import Job
 from rlhf_jax.schema import UserError
 
 STAGES = (
   *("sft", "gold", "sampling", "reward", "policy", "late_policy"),
-  *("evaluation", "judge"),
+  *("evaluation", "judge", "constitution"),
 )
 REUSABLE = ("sft", "gold")
 # What the run itself fills in, and what stands there before.
@@ -56,12 +57,18 @@ def connect(
     dotted,
     f", in each round ({dotted}rounds says how). Leave it at {{usual}}.",
   )
+  _give_revisions(values, workdir)
   for stage, is_read, how in (
     ("late_policy", bool(values.rounds.get("late_from")), "rounds.late_from"),
     (
       "judge",
       values.labels.get("by") == iterated_settings.JUDGE,
       "labels.by='judge'",
+    ),
+    (
+      "constitution",
+      bool(values.constitution.prompts.get("source")),
+      "constitution.prompts.source",
     ),
   ):
     if not is_read and _is_changed(values[stage], usual[stage]):
@@ -94,6 +101,19 @@ def connect(
     values, STAGES, lambda seed, stage: seed + 1000 * STAGES.index(stage)
   )
   return values
+
+
+def _give_revisions(values: Any, workdir: Path) -> None:
+  """Has SFT learn from revised answers, beside what it names itself."""
+  if not values.constitution.prompts.get("source"):
+    return
+  end = ("constitution", REVISIONS)
+  own = [
+    x
+    for x in values.sft.data.get("source", "").split(",")
+    if x and Path(x).parts[-2:] != end  # of another reading
+  ]
+  values.sft.data.source = ",".join([str(Path(workdir, *end)), *own])
 
 
 def _is_changed(values: Any, job: Job) -> bool:

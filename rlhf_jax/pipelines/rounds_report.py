@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rlhf_jax.pipelines import evaluate, labelled_rounds, provenance, summary
 from rlhf_jax.programs import iterated, iterated_settings
 from rlhf_jax.runs import stages
 
+KL_TITLE = "KL to the first policy"
 # Numbers of a round -> its column.
 COLUMNS = {
   "round": "round",
@@ -107,21 +109,33 @@ def freshness(
 
 
 def curves(settings: Any, rows: list[dict[str, Any]]) -> list[Curve]:
-  """Returns the pictures by round."""
+  """Returns the pictures by round; the KL is of no objective and comes once."""
+  found: list[Curve] = []
+  for name in settings.objectives:
+    own = [row for row in rows if row.get("objective", "") == name]
+    for curve in _curves(settings, own, name):
+      if curve.title != KL_TITLE:
+        title = f"{curve.title}: {name}" if name else curve.title
+        found.append(dataclasses.replace(curve, title=title))
+      elif name == settings.objectives[0]:
+        found.append(curve)
+  return found
+
+
+def _curves(
+  settings: Any, rows: list[dict[str, Any]], objective: str
+) -> list[Curve]:
+  """Returns the pictures of one objective, "" of the answers as a whole."""
+  steps = [row["round"] for row in rows]
 
   def series(**fields: str) -> dict:
-    found = {}
-    for objective in settings.objectives:
-      own = [x for x in rows if x.get("objective", "") == objective]
-      for label, name in fields.items():
-        if any(row[name] is not None for row in own):
-          shown = " ".join(filter(None, (objective, label.replace("_", " "))))
-          steps = [row["round"] for row in own]
-          found[shown] = (steps, [row[name] for row in own])
-    return found
+    return {
+      label.replace("_", " "): (steps, [row[name] for row in rows])
+      for label, name in fields.items()
+      if any(row[name] is not None for row in rows)
+    }
 
-  judges = {judge_of(settings, name): None for name in settings.objectives}
-  judge = ", ".join(judges)
+  judge = judge_of(settings, objective)
   threshold = settings.agreement.threshold
   return [
     Curve(
@@ -141,7 +155,7 @@ def curves(settings: Any, rows: list[dict[str, Any]]) -> list[Curve]:
       caption="Down is bad.",
     ),
     Curve(
-      "KL to the first policy",
+      KL_TITLE,
       "nats",
       series(KL="kl_nats"),
       xlabel="round",

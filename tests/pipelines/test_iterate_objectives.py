@@ -65,7 +65,9 @@ def test_each_objective_has_labels_a_reward_model_and_a_judge(files, tmp_path):
   apart = [x["raw"] for x in facts["objectives"].values()]
   assert facts["raw"] == min(apart) and len(set(apart)) == 2
   page = (tmp_path / "report.html").read_text()
-  assert "brief win rate" in page and "liked win rate" in page
+  for name in NAMES:
+    assert f"Win rate against the first policy: {name}" in page
+  assert page.count("KL to the first policy") == 1
 
 
 def test_the_stages_of_a_round_by_objective(files, tmp_path):

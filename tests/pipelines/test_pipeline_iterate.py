@@ -337,6 +337,8 @@ def test_an_ensemble_chooses_what_it_disagrees_on(files, code, tmp_path):
     count=4, test=4, candidates=3, choose="disagreement"
   )
   config.reward.ensemble.members = 3
+  config.reward.schedule.batch_size = 2
+  config.policy.force = True
   config.policy.value.update(init="random", pretrain_steps=0)
   pipelines.run(config, tmp_path)
   assert not (tmp_path / "round_1/candidates.jsonl").exists()

@@ -43,7 +43,7 @@ from tests.proofs.rows import Row, show
 
 FEATURES, DEVIATION = 16, 3.0  # of an answer; of a difference, nats
 ROUNDS, COUNT, CHOICE = 10, 40, 8  # labels of a round; candidates for each
-MEMBERS, SEEDS = 5, 32
+MEMBERS, SEEDS = 5, 96
 DECAY = 0.05  # of weights, nats per label and unit
 RULES = ("random", "uncertainty", "disagreement")
 SUREST = "surest"
