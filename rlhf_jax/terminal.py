@@ -34,8 +34,11 @@ def decimal(value: float, decimals: int = 2, *, sign: bool = False) -> str:
 def short(value: float, digits: int = 3, *, sign: bool = False) -> str:
   """Returns a number with so many significant digits; zero has no minus.
 
-  Below a million whole numbers keep all of theirs: 12,345.
+  Below a million whole numbers keep all of theirs: 12,345. Below 1e-12 it is
+  what rounding leaves of 0, and 0 is written.
   """
+  if abs(value) < 1e-12:
+    value = 0.0
   if 10**digits - 0.5 <= abs(value) < 10**6:  # not of a nan
     return f"{value:{'+' if sign else ''},.0f}"
   return f"{float(value) + 0.0:{'+' if sign else ''}.{digits}g}"

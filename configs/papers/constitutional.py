@@ -1,4 +1,4 @@
-"""Constitutional AI, second stage: preferences by principles, then PPO.
+"""Constitutional AI: revised answers, preferences by principles, then PPO.
 
 Bai et al. 2022, arXiv:2212.08073. A 52B model.
 
@@ -20,13 +20,13 @@ People's comparisons of helpfulness are mixed in where they are named
 none. No agreement is measured, since one judge labels.
 Not yet run with these values.
 
-Data: revisions.jsonl, which the first stage makes with configs/constitution.py;
-prompts {"prompt"}.
+Data: red_team.jsonl and prompts.jsonl, {"prompt"}. SFT learns from the
+revisions; name helpful samples ({"messages"}) beside them as sft.data.source.
+Without constitution.prompts.source there is no first stage, and SFT reads what
+it names.
 
-  python -m rlhf_jax.main --config=configs/constitution.py \\
-      --config.prompts.source=red_team.jsonl --workdir=runs/constitution
   python -m rlhf_jax.main --config=configs/papers/constitutional.py \\
-      --config.sft.data.source=runs/constitution/revisions.jsonl \\
+      --config.constitution.prompts.source=red_team.jsonl \\
       --config.sft.sample_prompts.source=prompts.jsonl \\
       --config.sampling.prompts.source=prompts.jsonl \\
       --config.policy.prompts.source=prompts.jsonl \\
@@ -42,7 +42,7 @@ MODEL = "asset:smollm2-135m-instruct"
 
 
 def get_config() -> ConfigDict:
-  """Returns a round of labels by a model, and a policy."""
+  """Returns revisions, a round of labels by a model, and a policy."""
   config = defaults.iterate()
   config.title = "Constitutional AI"
   config.rounds.update(count=1, reference="first", policy_start="first")
@@ -51,6 +51,10 @@ def get_config() -> ConfigDict:
   config.agreement.action = "off"
   config.judge.model.source = MODEL
   config.judge.principles = "ours"
+  config.constitution.model.source = MODEL
+  config.constitution.prompts.update(format="prompt", chat=True)
+  config.constitution.update(rounds=4, temperature=1.0, principles="ours")
+  config.constitution.update(answer_tokens=128, critique_tokens=128)
   config.sft.model.source = MODEL
   config.sft.trainable.mode = "full"
   config.sft.data.update(format="messages", chat=True, max_length=512)

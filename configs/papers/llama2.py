@@ -1,12 +1,15 @@
-"""Llama 2-Chat: margins, rejection sampling in rounds, then PPO.
+"""Llama 2-Chat: two reward models, rejection sampling in rounds, then PPO.
 
 Touvron et al. 2023, arXiv:2307.09288, section 3.2. Models of 7B to 70B; 1.4M
 comparisons of their own in weekly batches, five versions (RLHF-V1 to V5), the
 first four by rejection sampling, PPO on top of the last.
 
-  reward     pairs with a margin by strength: 1, 2/3, 1/3, 0 for significantly
-             better, better, slightly, negligibly; one epoch (two over-fit),
-             1e-5 (5e-6 at 70B), cosine to a tenth, warm-up 3 %, 512 pairs
+  reward     one model of helpfulness, one of safety; pairs with a margin by
+             strength: 1, 2/3, 1/3, 0 for significantly better, better,
+             slightly, negligibly; one epoch (two over-fit), 1e-5 (5e-6 at
+             70B), cosine to a tenth, warm-up 3 %, 512 pairs
+  switch     the safety score where it is below 0.15 or the prompt is tagged,
+             else helpfulness; the logit of that, whitened
   rejection  10 to 100 answers to a prompt at temperature about 1.2, the best of
              each; winners of all versions, from the base of the fine-tuning
   PPO        KL 0.01 (0.005 at 34B and 70B); 1e-6, weight decay 0.1, gradients
@@ -14,20 +17,23 @@ first four by rejection sampling, PPO on top of the last.
              clip 0.2; 200 to 400 rollouts
   start      each version's reward model on all batches so far
 
-Changed: SmolLM2-135M-Instruct, which serves as base and as reward model. One
-reward model in place of two (helpful and safe): rounds of labels have one
-objective each, so there is no switch by safety and no whitening of the logit;
-a policy of several judges is configs/ppo.py with `judges`, docs/objectives.md.
-The published temperature of rejection is another one than that of PPO; here all
-policies are sampled at 1.0, since a temperature is part of what a policy is.
-Within a version rejection takes one round, on K = 10 answers; PPO starts from
-the SFT policy, as all versions do here, and not from the last one by rejection:
-set --config.rounds.policy_start=last for that. Simulated annotators, who give a
-strength with each preference; for people set --config.labels.by=page.
+Changed: SmolLM2-135M-Instruct, which serves as base and as reward model. Every
+comparison is judged by both objectives; theirs were judged by one, on prompts
+of its own. Left out is the auxiliary loss of the safety model, which classifies
+answers as safe or not: so 0.15 is on a scale that only comparisons made, in
+deviations of the SFT policy (docs/objectives.md). PPO's critic starts as the
+reward model of helpfulness. The published temperature of rejection is another
+one than that of PPO; here all policies are sampled at 1.0, since a temperature
+is part of what a policy is. Within a version rejection takes one round, on K =
+10 answers; PPO starts from the SFT policy, as all versions do here, and not
+from the last one by rejection: set --config.rounds.policy_start=last for that.
+Simulated annotators, who give a strength with each preference; for people set
+--config.labels.by=page.
 Not yet run with these values.
 
-Data: demonstrations {"prompt", "response"}, comparisons {"prompt", "chosen",
-"rejected"} for the gold model, prompts {"prompt"}.
+Data: demonstrations {"prompt", "response"}; for the two gold models comparisons
+{"prompt", "answers": [two], "objectives": {"helpful": ranks, "safe": ranks}};
+prompts {"prompt", "risky": true or false}, which is their tag.
 
   python -m rlhf_jax.main --config=configs/papers/llama2.py \\
       --config.sft.data.source=demonstrations.jsonl \\
@@ -44,6 +50,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.pipelines import defaults
 
+OBJECTIVES = ("helpful", "safe")
 MODEL = "asset:smollm2-135m-instruct"
 
 
@@ -64,6 +71,16 @@ def reward(margins: str) -> ConfigDict:
   return config
 
 
+def switch(policy: ConfigDict) -> ConfigDict:
+  """Returns a policy stage that both reward models judge."""
+  policy.judges = ConfigDict({name: {"reward": ""} for name in OBJECTIVES})
+  policy.combination.name = "switch"
+  policy.combination.update(
+    helpfulness="helpful", safety="safe", threshold=0.15, tagged_by="risky"
+  )
+  return policy
+
+
 def rejection() -> ConfigDict:
   """Returns a version by rejection sampling: the best of ten."""
   config = defaults.rejection()
@@ -75,7 +92,7 @@ def rejection() -> ConfigDict:
   config.rounds.update(count=1, prompts=2048, batch_size=64, start="base")
   config.optimizer.update(learning_rate=2e-5, weight_decay=0.1)
   config.schedule.update(batch_size=64, epochs=2.0, save_every=32)
-  return config
+  return switch(config)
 
 
 def ppo() -> ConfigDict:
@@ -90,7 +107,8 @@ def ppo() -> ConfigDict:
   for optimizer in (config.policy_optimizer, config.value_optimizer):
     optimizer.update(learning_rate=1e-6, weight_decay=0.1, clip_norm=1.0)
   config.schedule.update(batch_size=512, steps=200, save_every=25)
-  return config
+  config.value.judge = "helpful"
+  return switch(config)
 
 
 def get_config() -> ConfigDict:
@@ -103,7 +121,9 @@ def get_config() -> ConfigDict:
   config.comparisons.update(
     count=4000, answers=2, policies="last:2", mix="across", test=500
   )
-  config.labels.update(by="simulated", preference="gold", overlap=2)
+  config.labels.update(
+    by="simulated", preference="gold", objectives=OBJECTIVES, overlap=2
+  )
   config.annotators.update(count=5, temperature=0.7, strengths="2,1,0.4")
   config.sft.model.source = MODEL
   config.sft.trainable.mode = "full"
@@ -113,6 +133,7 @@ def get_config() -> ConfigDict:
   config.sft.samples = 256
   config.sft.sample_prompts.update(format="prompt", chat=True, max_length=512)
   config.reward, config.gold = reward("small"), reward("")
+  config.gold.data.format = "ranking"
   config.policy, config.late_policy = rejection(), ppo()
   for stage in (config.sampling, config.evaluation):
     stage.model.source = MODEL

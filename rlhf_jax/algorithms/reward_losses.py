@@ -190,7 +190,10 @@ def ordinal_loss(scores: Array, bounds: Array, valid: Array) -> Array:
     P(grade) = s(r - lower) - s(r - upper)
 
   the proportional odds of McCullagh 1980, with the thresholds between grades
-  given: the lowest grade has lower = -inf, the highest upper = inf.
+  given: the lowest grade has lower = -inf, the highest upper = inf. They are
+  not learnt: wrong ones are a wrong link of a concave likelihood, which leaves
+  the direction of a linear score consistent where features are elliptical (Li
+  and Duan 1989), and its scale, the rest, is normalised afterwards.
 
   Args:
     scores: [B, K] float32.

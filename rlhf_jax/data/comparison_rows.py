@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -47,6 +47,9 @@ class Comparisons:
   weights: [P] float32, what each counts in a loss, or None for 1.
   judgements: what each record says, for what is not read to be named.
   values: [P] object, texts: the value of data.by, or None.
+  members: [P] int32, and row_members: [U] int, of which of several objectives
+    each comparison and each row is; None of one.
+  keys: number in groups -> what it is of, or None.
   """
 
   rows: list[dict[str, np.ndarray]]
@@ -62,6 +65,9 @@ class Comparisons:
   weights: np.ndarray | None = None
   judgements: tuple[Judgement, ...] = ()
   values: np.ndarray | None = None
+  members: np.ndarray | None = None
+  row_members: np.ndarray | None = None
+  keys: Mapping[int, str] | None = None
 
   def take(self, which: np.ndarray) -> Comparisons:
     """Returns some of the comparisons, of the same rows.
@@ -70,7 +76,7 @@ class Comparisons:
       which: [P] bool, or numbers.
     """
     names = ("pairs", "labels", "groups", "ranks", "targets")
-    further = ("strengths", "margins", "weights", "values")
+    further = ("strengths", "margins", "weights", "values", "members")
     found = {name: getattr(self, name) for name in (*names, *further)}
     return dataclasses.replace(
       self, **{k: x if x is None else x[which] for k, x in found.items()}
@@ -108,7 +114,12 @@ def of_encoded_pairs(
     strengths=_strengths(strengths),
     weights=_weights([e.get("weight", 1.0) for e in encoded]),
     judgements=tuple(judgements),
+    keys=_turned(groups),
   )
+
+
+def _turned(groups: Mapping[str, int]) -> dict[int, str]:
+  return {number: key for key, number in groups.items()}
 
 
 def _strengths(found: Sequence[str | float | None]) -> np.ndarray | None:
@@ -185,6 +196,7 @@ def of_encoded_rankings(
     strengths=strengths,
     weights=_weights([encoded[n].get("weight", 1.0) for n, _, _ in found]),
     judgements=tuple(e["judgement"] for e in encoded),
+    keys=_turned(groups),
   )
 
 

@@ -322,6 +322,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
       labels=labels,
       groups=np.asarray(numbers, np.int32)[pairs],
       dropped=dropped,
+      keys={number: text for text, number in texts.items()},
       ceiling=ratings.rater_ceiling(found, pairs, labels)
       if found[0].messages is None  # one person each: they are the labels
       else None,

@@ -61,6 +61,7 @@ class Ranking:
   objectives: name of the objective -> K ranks.
   strength: of the preference between two answers, one of rankings.STRENGTHS or
     a number >= 0; or None.
+  strengths: name of the objective -> the same of the preference by it.
   acceptable: whether each answer is good by itself, or None.
   label: of two answers, probability that the first is better, or None.
   fields: the whole record: annotator, time, guideline and whatever else.
@@ -73,6 +74,7 @@ class Ranking:
   scores: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
   objectives: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
   strength: str | float | None = None
+  strengths: dict[str, str | float] = field(default_factory=dict)
   acceptable: tuple[bool | None, ...] | None = None
   label: float | None = None
   fields: dict[str, Any] = field(default_factory=dict, compare=False)

@@ -64,7 +64,7 @@ def from_comparisons(data: dataset.Comparisons) -> dataset.Comparisons:
     targets=None,
     strengths=None,
     margins=None,
-    weights=None,
+    weights=None if data.weights is None else np.repeat(data.weights, 2),
     labels=np.stack([data.labels, 1.0 - data.labels], axis=1).reshape(-1),
     groups=data.groups.reshape(-1, 1)
     if by_sentence

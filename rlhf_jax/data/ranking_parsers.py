@@ -25,7 +25,8 @@ def parse_ranking(record: dict, where: str) -> Ranking:
   scores: K numbers or nulls, or {objective: them}; more is better.
   objectives: {objective: ranks}.
   label: of two answers, the probability that the first is better.
-  strength, acceptable, shown, policies: see docs/comparisons.md; all other
+  strength (or {objective: it}), acceptable, shown, policies: see
+  docs/comparisons.md; all other
   fields are kept as they are. Answers are texts, messages, or whole dialogues:
   what these begin with alike is the prompt.
   """
@@ -48,7 +49,7 @@ def parse_ranking(record: dict, where: str) -> Ranking:
     ranks = (int(label < 0.5), int(label > 0.5))
   scores = _scores(record.get("scores"), count, where)
   objectives = _objectives(record.get("objectives"), count, where)
-  parsers.check_strength(record.get("strength"), where)
+  strength, strengths = _strengths(record.get("strength"), where)
   is_judged = scores or objectives or ranks is not None
   if not is_judged and acceptable is None:
     raise records.RefusedExample(
@@ -62,7 +63,8 @@ def parse_ranking(record: dict, where: str) -> Ranking:
     ranks=ranks,
     scores=scores,
     objectives=objectives,
-    strength=record.get("strength"),
+    strength=strength,
+    strengths=strengths,
     acceptable=acceptable,
     label=label,
     fields=dict(record),
@@ -257,6 +259,18 @@ def _objectives(
     if ranks is not None:
       found[str(objective)] = ranks
   return found
+
+
+def _strengths(
+  value: Any, where: str
+) -> tuple[str | float | None, dict[str, str | float]]:
+  """Returns the strength of the preference, and objective -> that by it."""
+  if not isinstance(value, dict):
+    parsers.check_strength(value, where)
+    return value, {}
+  for strength in value.values():
+    parsers.check_strength(strength, where)
+  return None, {str(k): x for k, x in value.items() if x is not None}
 
 
 def _acceptable(

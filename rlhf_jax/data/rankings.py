@@ -31,11 +31,13 @@ class Judgement(NamedTuple):
   carried: all of it.
   order: the field that the order is from, "" for none.
   target: the field that the scores are from, "" for none.
+  strength: the field that the strength is from.
   """
 
   carried: frozenset[str]
   order: str = ""
   target: str = ""
+  strength: str = STRENGTH
 
 
 def carried(example: Comparison | Ranking) -> frozenset[str]:
@@ -50,6 +52,7 @@ def carried(example: Comparison | Ranking) -> frozenset[str]:
     return frozenset(name for name, x in found.items() if x is not None)
   names = {f"scores.{n}" if n else "scores" for n in example.scores}
   names |= {f"objectives.{name}" for name in example.objectives}
+  names |= {f"strength.{name}" for name in example.strengths}
   for name in ("ranks", "strength", "acceptable"):
     if getattr(example, name) is not None:
       names.add(name)
@@ -169,6 +172,9 @@ def encode_one(
   ]
   if not kept:
     raise encode.DroppedExample(_unjudged(objective), example.where)
+  by = objective or _only(example)
+  own = by in example.strengths
+  strength = example.strengths[by] if own else example.strength
   texts = [example.answers[n] for n in kept]
   encode_them = encode.encode_answers
   if not isinstance(texts[0], str):
@@ -180,8 +186,13 @@ def encode_one(
     "ranks": _numbers(ranks[n] for n in kept),
     "targets": _numbers(targets[n] for n in kept),
     "label": example.label if ordered == "ranks" and len(kept) == 2 else None,
-    "strength": example.strength if count == 2 else None,
-    "judgement": Judgement(carried(example), ordered, scored),
+    "strength": strength if count == 2 else None,
+    "judgement": Judgement(
+      carried(example),
+      ordered,
+      scored,
+      f"strength.{by}" if own else STRENGTH,
+    ),
   }
 
 
@@ -221,6 +232,14 @@ def check_objective(found: Sequence[Ranking], objective: str) -> None:
   )
 
 
+def known(judgement: Judgement, reads: Collection[str]) -> set[str]:
+  """Returns the fields of a record that a method reads; see `unread`."""
+  found = {x for x in (MARGIN, WEIGHT) if x in reads}
+  found |= {judgement.strength} if STRENGTH in reads else set()
+  found |= {judgement.order} if ORDER in reads else set()
+  return found | ({judgement.target} if TARGET in reads else set())
+
+
 def unread(
   judgements: Iterable[Judgement], reads: Collection[str]
 ) -> dict[str, int]:
@@ -232,10 +251,7 @@ def unread(
   """
   counts: Counter = Counter()
   for judgement in judgements:
-    known = {x for x in (STRENGTH, MARGIN, WEIGHT) if x in reads}
-    known |= {judgement.order} if ORDER in reads else set()
-    known |= {judgement.target} if TARGET in reads else set()
-    counts.update(judgement.carried - known)
+    counts.update(judgement.carried - known(judgement, reads))
   return dict(sorted(counts.items()))
 
 

@@ -34,6 +34,7 @@ from rlhf_jax.schema import FieldError, check_least
 
 NAME = "simulated-"  # before the number of an annotator
 # Touvron et al. 2023 (arXiv:2307.09288), section 3.2.1.
+Scores = Sequence[Sequence[float]]
 WORDS = ("significantly", "better", "slightly", "negligibly")
 
 
@@ -105,7 +106,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def label(
   items: Sequence[Mapping[str, Any]],
-  scores: Sequence[Sequence[float]],
+  scores: Scores | Mapping[str, Scores],
   config: Config,
   *,
   seed: int,
@@ -114,11 +115,12 @@ def label(
 ) -> list[dict[str, Any]]:
   """Returns what annotators say of items, as records of the format "ranking".
 
-  The annotators take turns, `overlap` of them at each item.
+  The annotators take turns, `overlap` of them at each item. Of several
+  objectives they judge one after the other, with noise of its own in each.
 
   Args:
     items: {"item", "prompt", "answers", ...}; further fields are kept.
-    scores: the preference, [K] of each item's answers.
+    scores: the preference, [K] of each item's answers; or objective -> that.
     config: who they are.
     seed: of all they do.
     overlap: annotators who judge each item.
@@ -133,33 +135,45 @@ def label(
       "annotators. Raise their count."
     )
   records = []
-  for number, (item, of_item) in enumerate(zip(items, scores, strict=True)):
+  is_one = not isinstance(scores, Mapping)
+  scores = {"": scores} if is_one else scores
+  columns = [
+    dict(zip(scores, those, strict=True))
+    for those in zip(*scores.values(), strict=True)
+  ]
+  for number, (item, of_item) in enumerate(zip(items, columns, strict=True)):
     for turn in range(overlap):
       who = (number * overlap + turn) % config.count
       rng = _generator(seed, item["item"], who)
-      shown = rng.permutation(len(of_item))
-      ranks = judge(np.asarray(of_item, np.float64), shown, who, config, rng)
+      shown = rng.permutation(len(item["answers"]))
+      ranks = {
+        name: judge(np.asarray(x, np.float64), shown, who, config, rng)
+        for name, x in of_item.items()
+      }
+      seconds = round(float(rng.exponential(config.seconds)), 1)
+      strengths = {k: strength(x, config) for k, x in of_item.items()}
+      strengths = {k: word for k, word in strengths.items() if word}
       records.append(
         dict(item)
+        | ({"ranks": ranks[""]} if is_one else {"objectives": ranks})
         | {
-          "ranks": ranks,
           "annotator": f"{NAME}{who + 1}",
           "shown": [int(i) for i in shown],
-          "seconds": round(float(rng.exponential(config.seconds)), 1),
+          "seconds": seconds,
         }
-        | strength(of_item, config)
+        | ({"strength": strengths.get("", strengths)} if strengths else {})
         | fields
       )
   return records
 
 
-def strength(scores: Sequence[float], config: Config) -> dict[str, str]:
-  """Returns {"strength": word} of two answers, {} where nobody says."""
+def strength(scores: Sequence[float], config: Config) -> str:
+  """Returns the word for a preference between two answers, "" for none."""
   if not config.strengths or len(scores) != 2:
-    return {}
+    return ""
   difference = abs(scores[0] - scores[1])
   place = sum(difference < bound for bound in config.bounds)
-  return {"strength": WORDS[place]}
+  return WORDS[place]
 
 
 def judge(

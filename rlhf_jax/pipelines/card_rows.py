@@ -68,6 +68,8 @@ def own(folder: Path) -> tuple[Data, float, int]:
     ("data", float(recorded.get("heldout_fraction", 0.0)), 0),
   ):
     section = recorded.get(name)
+    if name == "data" and recorded.get("objectives"):
+      break  # which prompts it held out depends on all of them
     if isinstance(section, dict) and section.get("source"):
       known = {field.name for field in dataclasses.fields(Data)}
       values = {k: x for k, x in section.items() if k in known}
@@ -171,7 +173,8 @@ def item_of(record: Comparison | Ranking, objective: str = "") -> Item:
 
   Args:
     record: as read.
-    objective: by which rankings are ordered, "" for the whole or the only one.
+    objective: by which rankings are ordered, "" for the whole or the only one;
+      where neither is there, the judgements by each.
   """
   prompt = formats.prompt_text(record)
   if isinstance(record, Comparison):
@@ -180,7 +183,13 @@ def item_of(record: Comparison | Ranking, objective: str = "") -> Item:
     return Item(record.where, prompt, answers, pairs, fields=record.fields)
   _, ranks = rankings.order(record, objective)
   is_choice = _is_choice(record.fields) and not objective
+  by = {
+    name: _of_ranks(rankings.order(record, name)[1] or ())
+    for name in sorted(rankings.objectives(record))
+  }
   pairs = [] if ranks is None else _of_ranks(ranks)
+  if ranks is None and not objective:  # nobody judged the whole
+    pairs = [pair for of in by.values() for pair in of]
   if is_choice:  # nothing is said of those that were not chosen
     pairs = [pair for pair in pairs if pair[2] != 0.5]
   known = [math.nan if x is None else float(x) for x in ranks or ()]
@@ -192,10 +201,7 @@ def item_of(record: Comparison | Ranking, objective: str = "") -> Item:
     pairs,
     ranks=() if is_choice else known,
     right=[x == best for x in known],
-    objectives={
-      name: _of_ranks(rankings.order(record, name)[1] or ())
-      for name in sorted(rankings.objectives(record))
-    },
+    objectives=by,
     fields=record.fields,
   )
 

@@ -18,6 +18,10 @@ which policies), reward/, policy/, evaluation/. What is finished is not
 repeated, what was stopped goes on, and where people are waited for the same
 command goes on when they are done.
 
+With `labels.objectives` answers are judged by several objectives, each for
+itself; each has a reward model of its own, reward_helpful/, which is the judge
+of that name in the policy stage (Touvron et al. 2023, section 3.2.2).
+
 Left out: prompts that people write; rounds that overlap in time.
 """
 
@@ -28,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax import distributed, imported, schema
+from rlhf_jax.algorithms import ensemble
 from rlhf_jax.labelling import simulated
 from rlhf_jax.models.pretrained import Model
 from rlhf_jax.pipelines import (
@@ -35,9 +40,12 @@ from rlhf_jax.pipelines import (
   evaluate,
   generate_answers,
   labelled_rounds,
+  rounds_given,
   rounds_report,
   summary,
+  whole_run,
 )
+from rlhf_jax.pipelines import constitution as constitution_pipeline
 from rlhf_jax.pipelines import policy as policy_pipeline
 from rlhf_jax.pipelines import reward as reward_pipeline
 from rlhf_jax.pipelines import sft as sft_pipeline
@@ -50,27 +58,9 @@ from rlhf_jax.programs import (
 from rlhf_jax.programs.pipeline import Job, Pipeline, stage_of_run
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World
-from rlhf_jax.runs import stages
-from rlhf_jax.schema import FieldError, UserError
+from rlhf_jax.schema import FieldError
 
-STAGES = (
-  *("sft", "gold", "sampling", "reward", "policy", "late_policy"),
-  *("evaluation", "judge"),
-)
-REUSABLE = ("sft", "gold")
-# What the run itself fills in, and what stands there before.
-_GIVEN = {
-  "seed": (0, 1),
-  "init_from": ("",),
-  "reference": ("",),
-  "reference_samples": ("",),
-  "reward": ("",),
-  "gold": ("",),
-  "policy": ("",),
-  "skip": (0,),
-}
-
-
+STAGES, REUSABLE = rounds_given.STAGES, rounds_given.REUSABLE
 # Of its own accord it names neither a model nor an endpoint.
 _JUDGE = ai_feedback.Settings(model=Model(source="asset:smollm2-135m-instruct"))
 
@@ -88,6 +78,9 @@ class Settings(schema.Settings):
   labels: iterated_settings.Labels = iterated_settings.Labels()
   annotators: simulated.Config = simulated.Config()  # where they are simulated
   agreement: iterated_settings.Agreement = iterated_settings.Agreement()
+  # answers that a model criticises and revises, for the first policy to learn;
+  # runs where its prompts.source is set
+  constitution: Job = stage_of_run(constitution_pipeline.PIPELINE, "prompts")
   # the first policy
   sft: Job = stage_of_run(sft_pipeline.PIPELINE, "samples")
   # a reward model that simulated annotators prefer by, and none trains on
@@ -131,7 +124,12 @@ class Settings(schema.Settings):
         f"rounds.late_from={late}: there are rounds.count={self.rounds.count} "
         "rounds. Lower it; 0 for never."
       )
-    self._check_sampling()
+    whole_run.check_sampling(
+      self.jobs,
+      "It is part of what a policy is, so people would judge other policies "
+      "than those that learn.",
+    )
+    self._check_objectives()
     if not self.is_simulated:
       for name, usual in (
         ("annotators", simulated.Config()),
@@ -172,22 +170,44 @@ class Settings(schema.Settings):
         f"reward.heldout.source={held!r} is another. Set one of them."
       )
 
-  def _check_sampling(self) -> None:
-    """Raises FieldError where stages sample from other policies."""
-    for field in ("temperature", "max_new_tokens"):
-      values = {
-        name: getattr(job.settings.generate, field)
-        for name, job in self.jobs.items()
-        if hasattr(job.settings, "generate")
-      }
-      if len(set(values.values())) > 1:
-        shown = ", ".join(
-          f"{k}.generate.{field}={v}" for k, v in values.items()
-        )
+  def _check_objectives(self) -> None:
+    """Raises FieldError unless the policy has a judge for each objective."""
+    names, choose = self.labels.objectives, self.comparisons.choose
+    members = getattr(self.reward.settings, "ensemble", ensemble.Config())
+    if choose == iterated_settings.DISAGREEMENT and members.members < 2:
+      raise FieldError(
+        f"comparisons.choose={choose!r} with reward.ensemble.members=1: one "
+        "model disagrees with nobody. Set reward.ensemble.members=4, or "
+        "choose='uncertainty'."
+      )
+    if not names:
+      return
+    if getattr(self.reward.settings, "objectives", ()):
+      raise FieldError(
+        f"reward.objectives={self.reward.settings.objectives}: each of "
+        f"labels.objectives={names} has a reward model of its own. Set ()."
+      )
+    if choose != iterated_settings.RANDOM:
+      raise FieldError(
+        f"comparisons.choose={choose!r}: each of "
+        f"labels.objectives={names} would choose other comparisons. Set "
+        "'random'."
+      )
+    for stage in ("policy", "late_policy"):
+      judges = getattr(self.jobs.get(stage), "settings", None)
+      known = getattr(judges, "judges", {})
+      absent = [name for name in names if name not in known]
+      if judges is not None and absent:
         raise FieldError(
-          f"{shown}: must be equal. It is part of what a policy is, so people "
-          "would judge other policies than those that learn."
+          f"{stage}.judges: {', '.join(known) or 'nobody'}; each of "
+          f"labels.objectives={names} has a reward model that judges. Add "
+          f"{stage}.judges.{absent[0]}, such as {{'reward': ''}}."
         )
+
+  @property
+  def objectives(self) -> tuple[str, ...]:
+    """What answers are judged by, ("",) for one judgement of the whole."""
+    return self.labels.objectives or ("",)
 
   @property
   def is_simulated(self) -> bool:
@@ -197,9 +217,11 @@ class Settings(schema.Settings):
   @property
   def has_gold(self) -> bool:
     """Whether simulated annotators prefer by a gold reward model."""
-    return (
-      self.is_simulated and self.labels.preference == iterated_settings.GOLD
-    )
+    return self.is_simulated and self.prefers(iterated_settings.GOLD)
+
+  def prefers(self, what: str) -> bool:
+    """Says whether simulated annotators prefer so by any objective."""
+    return what in self.labels.preferences.values()
 
   @property
   def jobs(self) -> dict[str, Job]:
@@ -211,6 +233,8 @@ class Settings(schema.Settings):
       absent.add("policy")
     if self.labels.by != iterated_settings.JUDGE:
       absent.add("judge")
+    if not self.constitution.settings.prompts.source:
+      absent.add("constitution")
     return {x: getattr(self, x) for x in STAGES if x not in absent}
 
   @property
@@ -228,88 +252,33 @@ class Settings(schema.Settings):
         found[name] = dataclasses.replace(found[name], settings=settings)
     return found
 
-  def folder(self, name: str, workdir: Path) -> Path:
+  def folder(self, name: str, workdir: Path, objective: str = "") -> Path:
     """Returns the folder of a stage before the rounds; maybe another run's."""
+    place = iterated.by_objective(name, objective)
     if self.reuse and name in self.reuse_stages:
-      return Path(self.reuse).expanduser() / name
-    return Path(workdir) / name
+      return Path(self.reuse).expanduser() / place
+    return Path(workdir) / place
+
+  def before(self, workdir: Path) -> dict[Path, Job]:
+    """Folder -> job of each stage before the rounds, in their order."""
+    found = {}
+    sft = self.folder("sft", workdir)
+    if "constitution" in self.jobs and sft.parent == Path(workdir):
+      found[sft.parent / "constitution"] = self.constitution
+    found[sft] = self.sft
+    if self.has_gold:
+      for name, preference in self.labels.preferences.items():
+        if preference == iterated_settings.GOLD:
+          folder = self.folder("gold", workdir, name)
+          found[folder] = labelled_rounds.by_objective(self.gold, name)
+    return found
 
 
 def connect(values: Any, name: str, workdir: Path) -> Any:
-  """Tells each stage its seed, and refuses what the run itself sets.
-
-  Args:
-    values: tree of the whole run; it is changed.
-    name: where it stands, "".
-    workdir: of the run.
-
-  Raises:
-    UserError: something is set that the run itself sets, or `reuse_stages` are
-      no stages that can be taken over.
-  """
-  dotted = f"config.{name}." if name else "config."
-  if any(stage not in values for stage in (*STAGES, "reuse", "reuse_stages")):
-    return values  # schema.read says so
-  for stage in STAGES:
-    for field, usual in _GIVEN.items():
-      found = values[stage].get(field, usual[0])
-      is_start = field == "init_from" and stage in ("reward", "gold")
-      if found not in usual and not is_start:
-        raise UserError(
-          f"{dotted}{stage}.{field}={found!r}: the run itself sets it, in each "
-          f"round ({dotted}rounds says how). Leave it at {usual[0]!r}."
-        )
-  for stage, is_read, how in (
-    ("late_policy", bool(values.rounds.get("late_from")), "rounds.late_from"),
-    (
-      "judge",
-      values.labels.get("by") == iterated_settings.JUDGE,
-      "labels.by='judge'",
-    ),
-  ):
-    if not is_read and _is_changed(values, stage):
-      raise UserError(
-        f"{dotted}{stage}: nothing reads it. Set {dotted}{how}, or leave it as "
-        "it is."
-      )
-  reused = tuple(values.reuse_stages)
-  if "sft" not in reused or not set(reused) <= set(REUSABLE):
-    raise UserError(
-      f"{dotted}reuse_stages={reused}: must hold 'sft', on whose samples the "
-      f"others are normalised, and otherwise only some of {REUSABLE}."
-    )
-  first = Path(workdir) / "round_1"
-  sft = Path(values.reuse or workdir).expanduser() / "sft"
-  for stage, folder in (
-    ("reward", ""),
-    ("gold", ""),
-    ("policy", first / "reward"),
-    ("late_policy", first / "reward"),
-  ):
-    part = values[stage]
-    if "reference_samples" in part:
-      part.reference_samples = str(sft / "samples.npz")
-    if folder and "reward" in part:  # as in the first round, for the checks
-      part.update(init_from=str(sft), reference=str(sft), reward=str(folder))
-  values.sampling.policy = str(sft)
-  values.evaluation.update(
-    init_from=str(sft),
-    policy=str(first / "policy"),
-    reward=str(first / "reward"),
-  )
-  for offset, stage in enumerate(STAGES):
-    if type(values.seed) is int and 0 <= values.seed < schema.SEED_LIMIT:
-      values[stage].seed = values.seed + 1000 * offset
-  return values
-
-
-def _is_changed(values: Any, stage: str) -> bool:
-  """Says whether the tree of a stage is not the usual one."""
-  usual = Settings.__dataclass_fields__[stage].default.as_tree()
-  found, usual = values[stage].to_dict(), usual.to_dict()
-  for tree in (found, usual):
-    tree.get("mesh", {}).clear()  # where it runs, and not what it does
-  return found != usual
+  """Tells each stage what the run itself sets; see rounds_given.connect."""
+  fields = Settings.__dataclass_fields__
+  usual = {stage: fields[stage].default for stage in STAGES}
+  return rounds_given.connect(values, name, workdir, usual)
 
 
 def check(settings: Settings, world: World) -> None:
@@ -320,7 +289,8 @@ def check(settings: Settings, world: World) -> None:
       there = job.open(world.workdir)
       pipeline.check_models(of)
       job.pipeline.check(settings.planned[name].settings, there)
-      pipeline.check_data(of)
+      if name != "sft" or "constitution" not in settings.jobs:
+        pipeline.check_data(of)  # else some of it comes to be
   with schema.located(settings.evaluation.prefix):
     answers.check_sampling(settings.evaluation.settings.generate)
   if settings.sampling.settings.generate.num_samples != 1:
@@ -328,26 +298,18 @@ def check(settings: Settings, world: World) -> None:
       "sampling.generate.num_samples: comparisons.answers says how many "
       "answers a prompt gets. Leave it at 1."
     )
-  if settings.sft.settings.samples < 2:
-    raise FieldError(
-      f"sft.samples={settings.sft.settings.samples}: reward scores are "
-      "normalised on samples of the SFT policy. Set 2 or more; 256 is usual."
-    )
-  for field, path in (
-    ("labels.by", settings.labels.by),
-    ("labels.preference", settings.labels.preference),
+  whole_run.check_samples(settings)
+  preferences = settings.labels.preferences.values()
+  for field, paths in (
+    ("labels.by", [settings.labels.by]),
+    ("labels.preference", preferences),
   ):
-    if imported.is_path(path):
+    for path in filter(imported.is_path, paths):
       with schema.as_field():
         imported.load(path, field)
-  schema.check_local(settings.reuse, "reuse")
-  for name in settings.reuse_stages if settings.reuse else ():
-    folder = settings.folder(name, world.workdir)
-    if name in settings.jobs and stages.read_stage(folder) is None:
-      raise FieldError(
-        f"reuse={settings.reuse!r}: {folder} is not finished. "
-        "Finish that run first, or set reuse=''."
-      )
+  before = {} if not settings.reuse else settings.before(world.workdir)
+  parent = Path(settings.reuse).expanduser()
+  whole_run.check_reuse(settings, [x for x in before if x.parent == parent])
 
 
 def run(settings: Settings, world: World) -> dict:
@@ -361,10 +323,8 @@ def run(settings: Settings, world: World) -> dict:
     f"  each round's reward model: {rounds.reward_start}",
     flush=True,
   )
-  for name in REUSABLE:
-    if name in settings.jobs:
-      folder = settings.folder(name, world.workdir)
-      labelled_rounds.run_stage(settings.jobs[name], folder, world)
+  for folder, job in settings.before(world.workdir).items():
+    labelled_rounds.run_stage(job, folder, world)
   for number in range(1, rounds.count + 1):
     labelled_rounds.Round(settings, world, number).run()
   if not distributed.is_first():
@@ -384,33 +344,36 @@ def phases(settings: Settings, world: World) -> list[Phase]:
   found = []
   for name, job in settings.jobs.items():
     is_before = name in REUSABLE
-    folder = world.workdir / ("" if is_before else "round_1") / name
-    with schema.located(job.prefix):
-      there = world.beside(job.settings.mesh, folder)
-    found += [
-      dataclasses.replace(phase, name=name) for phase in job.phases(there)
-    ]
+    several = name in ("gold", "reward")
+    for objective in settings.objectives if several else ("",):
+      place = iterated.by_objective(name, objective)
+      folder = world.workdir / ("" if is_before else "round_1") / place
+      with schema.located(job.prefix):
+        there = world.beside(job.settings.mesh, folder)
+      found += [
+        dataclasses.replace(phase, name=place) for phase in job.phases(there)
+      ]
   return found
 
 
 def _results(settings: Settings, workdir: Path) -> list[tuple[str, Path]]:
   """Returns (prefix of its fields, file that marks it done) of each stage."""
   found = [
-    (f"{name}.", workdir / name / settings.jobs[name].pipeline.result)
-    for name in REUSABLE
-    if name in settings.jobs
+    (job.prefix, folder / job.pipeline.result)
+    for folder, job in settings.before(workdir).items()
   ]
   for number in range(1, settings.rounds.count + 1):
     folder = workdir / f"round_{number}"
     policy = labelled_rounds.policy_of(settings, number)
-    for name, place in (
-      ("sampling", "answers_0"),
-      ("reward", "reward"),
-      (policy, "policy"),
-      ("evaluation", "evaluation"),
+    by = settings.objectives
+    for name, places in (
+      ("sampling", ["answers_0"]),
+      ("reward", [iterated.by_objective("reward", x) for x in by]),
+      (policy, ["policy"]),
+      ("evaluation", [iterated.by_objective("evaluation", x) for x in by]),
     ):
-      job = settings.jobs[name]
-      found.append((f"{name}.", folder / place / job.pipeline.result))
+      result = settings.jobs[name].pipeline.result
+      found += [(f"{name}.", folder / place / result) for place in places]
   return found
 
 

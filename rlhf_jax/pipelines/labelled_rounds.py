@@ -1,6 +1,8 @@
 """One round of labels: its stages, its files, and what each hands to the next.
 
     round_2/answers_0/      what each policy said to the prompts (a stage)
+            candidates.jsonl, candidates/   of what it is chosen, where members
+                            of an ensemble choose
             items.jsonl     what is compared
             preference/     what simulated annotators prefer (a stage)
             labels.jsonl    every judgement, format "ranking", with its origin
@@ -8,6 +10,7 @@
             agreement.json  of the annotators; there once the gate is passed
             freshness/      the reward model before on these comparisons
             reward/, policy/, evaluation/   stages
+            reward_safe/, evaluation_safe/  of each of several objectives
 
 A file or a stage that is there whole is not made again.
 """
@@ -16,11 +19,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from rlhf_jax import distributed, schema
 from rlhf_jax.data import dataset, sources
@@ -29,8 +30,8 @@ from rlhf_jax.evaluation import lexicon
 from rlhf_jax.pipelines import (
   ai_feedback,
   evaluate,
-  generate_answers,
   rlhf,
+  round_answers,
   round_labels,
   score_texts,
 )
@@ -38,7 +39,6 @@ from rlhf_jax.programs import iterated, iterated_settings
 from rlhf_jax.programs.pipeline import Job
 from rlhf_jax.programs.world import World
 from rlhf_jax.runs import lock
-from rlhf_jax.schema import FieldError
 
 ITEMS, TRAINED = iterated.ITEMS, iterated.TRAINED
 TEXTS = "answers_to_score.jsonl"
@@ -71,12 +71,19 @@ def _name(folder: Path, workdir: Path) -> str:
   return str(folder.relative_to(workdir)) if is_inside else str(folder)
 
 
-def _with(job: Job, **changes: Any) -> Job:
-  """Returns a job with other settings, checked as those of a file are."""
-  with schema.located(job.prefix):
-    return dataclasses.replace(
-      job, settings=dataclasses.replace(job.settings, **changes)
-    )
+def by_objective(job: Job, objective: str) -> Job:
+  """Returns a reward stage that learns from judgements by an objective."""
+  if not objective:
+    return job
+  of = job.settings
+  parts = {"data": of.data, "heldout": of.heldout}
+  return job.changed(
+    **{
+      name: dataclasses.replace(data, objective=objective)
+      for name, data in parts.items()
+      if data.source
+    },
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +121,14 @@ class Round:
       0 if choice == iterated_settings.FIRST else self.number - 1
     )
 
+  def place(self, name: str, objective: str = "") -> Path:
+    """Returns the folder of a stage of the round."""
+    return self.folder / iterated.by_objective(name, objective)
+
+  def run_stage(self, job: Job, folder: Path) -> None:
+    """Runs a stage of the round, unless it is finished."""
+    run_stage(job, folder, self.world)
+
   def seed_of(self, job: Job) -> int:
     """Returns the seed of a stage in this round."""
     return (job.settings.seed + 10_000 * self.number) % schema.SEED_LIMIT
@@ -123,28 +138,32 @@ class Round:
     if self.is_finished:
       return
     if not (self.folder / iterated.AGREEMENT).is_file():
-      self._once(ITEMS, self._compare)
+      self.once(ITEMS, lambda: round_answers.compare(self))
       round_labels.collect(self)
       round_labels.pass_gate(self)
     if self.number > 1:
       self._measure_freshness()
-    run_stage(self.reward_job(), self.folder / "reward", self.world)
+    objectives = self.settings.objectives
+    for name in objectives:
+      run_stage(self.reward_job(name), self.place("reward", name), self.world)
     run_stage(self.policy_job(), self.folder / "policy", self.world)
-    run_stage(self.evaluation_job(), self.folder / "evaluation", self.world)
+    for name in objectives:  # equal seeds: the same answers, other judges
+      folder = self.place("evaluation", name)
+      run_stage(self.evaluation_job(name), folder, self.world)
 
   @property
   def is_finished(self) -> bool:
-    """Whether its last stage is finished."""
-    folder = self.folder / "evaluation"
-    job = self.settings.evaluation
-    if not job.is_finished(folder):
-      return False
-    job = self.evaluation_job()
-    with schema.located(job.prefix):
-      evaluate.check_result(job.settings, folder)
+    """Whether its last stages are finished."""
+    for name in self.settings.objectives:
+      folder = self.place("evaluation", name)
+      if not self.settings.evaluation.is_finished(folder):
+        return False
+      job = self.evaluation_job(name)
+      with schema.located(job.prefix):
+        evaluate.check_result(job.settings, folder)
     return True
 
-  def _once(self, name: str, make: Callable[[], Sequence[dict]]) -> None:
+  def once(self, name: str, make: Callable[[], Sequence[dict]]) -> None:
     """Makes a file of the round, on the first process, if it is not there."""
     path = self.folder / name
     if not path.is_file():
@@ -153,87 +172,16 @@ class Round:
         iterated.write(path, rows)
       distributed.barrier(f"{path.parent.name} {name}")
 
-  # -- answers --
-
-  def _compare(self) -> list[dict]:
-    """Returns the items of the round: policies answer, some are compared."""
-    of, how = self.settings.comparisons, self.settings.sampling.settings
-    policies = iterated_settings.answering(of.policies, self.number)
-    total = of.prompts(self.number)
-    self._check_prompts(total)
-    skip = sum(of.prompts(n) for n in range(1, self.number))
-    if of.mix == "across":
-      counts = [total] * len(policies)
-      each = -(-of.answers // len(policies))
-    else:
-      counts, each = iterated.shares(total, len(policies)), of.answers
-    has_scores = of.choose != "random" and self.number > 1
-    reward = str(self.before.folder / "reward") if has_scores else ""
-    groups = []
-    for place, (number, count) in enumerate(zip(policies, counts, strict=True)):
-      if not count:
-        continue
-      folder = self.folder / f"answers_{place}"
-      job = _with(
-        self.settings.sampling,
-        policy=self.policy(number),
-        reward=reward,
-        count=count,
-        skip=skip,
-        seed=self.seed_of(self.settings.sampling) + place,
-        generate=dataclasses.replace(how.generate, num_samples=each),
-      )
-      run_stage(job, folder, self.world)
-      rows = iterated.read(folder / generate_answers.ANSWERS_FILE)
-      name = f"round_{number}/policy" if number else "sft"
-      groups.append(iterated.grouped(rows, name, each))
-      skip += count if of.mix == "within" else 0
-    joined = sum(groups, [])
-    if of.mix == "across":
-      joined = iterated.across(groups, of.answers)
-    return self._items(joined)
-
-  def _items(self, groups: list[dict]) -> list[dict]:
-    of = self.settings.comparisons
-    found, lost = iterated.distinct(groups)
-    wanted = of.wanted(self.number)
-    rng = np.random.default_rng([self.settings.seed, self.number])
-    chosen = iterated.chosen(found, wanted, of.choose, rng)
-    has_scores = bool(found) and "scores" in found[0]
-    how = of.choose if has_scores else "random"
-    print(
-      f"round {self.number}: {len(chosen)} of {wanted} comparisons, chosen "
-      f"({how}) from {len(groups)} prompts; {lost} of them got no two answers "
-      "that differ and are left out"
-    )
-    if len(chosen) < 2:
-      raise FieldError(
-        f"comparisons.count={of.count}: round {self.number} has "
-        f"{len(chosen)} comparisons of answers that differ. Raise "
-        "comparisons.candidates, or the temperature."
-      )
-    return iterated.as_items(chosen, self.number)
-
-  def _check_prompts(self, total: int) -> None:
-    """Raises FieldError where there are fewer prompts than a round asks."""
-    job = self.settings.sampling
-    data = job.settings.prompts
-    tokenizer = self.world.base(job.settings.model).tokenizer
-    count = len(dataset.records(data, tokenizer)[0])
-    if count < total:
-      of = self.settings.comparisons
-      test = f" + test={of.test}" if self.number == 1 and of.test else ""
-      raise FieldError(
-        f"comparisons.count={of.count}: round {self.number} asks (count"
-        f"{test}) x candidates={of.candidates} = {total} prompts, and "
-        f"{data.source} has {count}. Lower it, or give more prompts."
-      )
-
   # -- scores --
 
   def score(
-    self, name: str, file: str, reward: Path | str, function: str = ""
-  ) -> dict[str, list[float]]:
+    self,
+    name: str,
+    file: str,
+    reward: Path | str,
+    function: str = "",
+    field: str = "scores",
+  ) -> dict[str, list]:
     """Returns item -> the scores of its answers, by a stage that scores texts.
 
     Args:
@@ -241,6 +189,7 @@ class Round:
       file: of the round, with the items.
       reward: folder of the reward model that judges, or "".
       function: import path of a reward function in its place.
+      field: "scores", or "members": those of each member of an ensemble.
     """
     items = self._items_of(file)
     folder, how = self.folder / name, self.settings.sampling
@@ -266,7 +215,7 @@ class Round:
     column = (
       score_texts.VERIFIER if function else next(iter(job.settings.named))
     )
-    scores = iter([row["scores"][column] for row in rows])
+    scores = iter([row[field][column] for row in rows])
     return {k: [next(scores) for _ in x["answers"]] for k, x in items.items()}
 
   def feedback(self) -> list[dict]:
@@ -275,13 +224,13 @@ class Round:
     source = self._texts(folder, ITEMS)
     own = job.settings.data
     data = dataclasses.replace(own, source=str(source), format=_format(source))
-    job = _with(job, data=data, pairs_of_prompt=0, seed=self.seed_of(job))
+    job = job.changed(data=data, pairs_of_prompt=0, seed=self.seed_of(job))
     run_stage(job, folder, self.world)
     return iterated.read(folder / ai_feedback.FEEDBACK_FILE)
 
-  def preferences(self) -> dict[str, list[float]]:
+  def preferences(self, objective: str) -> dict[str, list[float]]:
     """Returns item -> what simulated annotators think of its answers."""
-    preference = self.settings.labels.preference
+    preference = self.settings.labels.preferences[objective]
     if preference == iterated_settings.LEXICON:
       return {
         x["item"]: lexicon.vader_scores(
@@ -289,10 +238,10 @@ class Round:
         ).tolist()
         for x in iterated.read(self.folder / ITEMS)
       }
-    gold = self.settings.folder("gold", self.world.workdir)
+    gold = self.settings.folder("gold", self.world.workdir, objective)
     is_gold = preference == iterated_settings.GOLD
     return self.score(
-      "preference",
+      iterated.by_objective("preference", objective),
       ITEMS,
       gold if is_gold else "",
       "" if is_gold else preference,
@@ -317,21 +266,29 @@ class Round:
     path = self.folder / iterated.FRESHNESS
     if path.is_file():
       return
-    scores = self.score("freshness", TRAINED, self.before.folder / "reward")
-    records = iterated.read(self.folder / TRAINED)
-    right, total = iterated.accuracy(records, scores)
-    print(
-      f"round {self.number}: the reward model of round {self.number - 1} "
-      f"orders {right} of {total} new pairs as the annotators do"
-    )
+    found, records = {}, iterated.read(self.folder / TRAINED)
+    for name in self.settings.objectives:
+      folder = iterated.by_objective("freshness", name)
+      scores = self.score(folder, TRAINED, self.before.place("reward", name))
+      right, total = iterated.accuracy(records, scores, name)
+      of = f" ({name})" if name else ""
+      print(
+        f"round {self.number}: the reward model{of} of round "
+        f"{self.number - 1} orders {right} of {total} new pairs as the "
+        "annotators do"
+      )
+      found[name] = {"right": right, "pairs": total}
     if distributed.is_first():
-      found = json.dumps({"right": right, "pairs": total})
-      iterated.replace(path, f"{found}\n")
+      iterated.replace(path, f"{json.dumps(found.get('', found))}\n")
 
   # -- stages --
 
-  def reward_job(self) -> Job:
-    """Returns the reward stage on the records of this round and before."""
+  def reward_job(self, objective: str = "") -> Job:
+    """Returns the reward stage on the records of this round and before.
+
+    Args:
+      objective: by which they were judged, "" for the answers as a whole.
+    """
     job, rounds = self.settings.reward, self.settings.rounds
     own = job.settings.data
     files, formats, sizes = [], [], []
@@ -356,37 +313,59 @@ class Round:
         own, source=str(test), format=iterated.RANKING, weights=""
       )
     if rounds.reward_start == iterated_settings.CONTINUED and self.number > 1:
-      start = str(self.before.folder / "reward")
+      start = str(self.before.place("reward", objective))
       changes |= {"continue_from": start, "init_from": ""}
-    return _with(job, **changes)
+    return by_objective(job.changed(**changes), objective)
 
   def policy_job(self) -> Job:
     """Returns the policy stage: its start, its reference, and its judge."""
     rounds = self.settings.rounds
     job = getattr(self.settings, policy_of(self.settings, self.number))
-    return _with(
-      job,
+    return job.changed(
       init_from=self.by_name(rounds.policy_start),
       reference=self.by_name(rounds.reference),
-      reward=str(self.folder / "reward"),
       seed=self.seed_of(job),
+      **self._judges(job),
     )
 
-  def evaluation_job(self) -> Job:
-    """Returns the stage that compares the round's policy with the first."""
+  def _judges(self, job: Job) -> dict[str, Any]:
+    """Returns what judges in the policy stage: the round's reward models."""
+    named = getattr(job.settings, "judges", {})
+    if not named:
+      return {"reward": str(self.folder / "reward")}
+    first = dataclasses.replace(self, number=1)
+    now = {
+      str(first.place("reward", name)): str(self.place("reward", name))
+      for name in self.settings.objectives
+    }
+
+    def of_round(judge: Mapping[str, Any]) -> dict[str, Any]:
+      folder = judge.get("reward", "")
+      return dict(judge) | ({"reward": now[folder]} if folder in now else {})
+
+    return {"judges": {name: of_round(x) for name, x in named.items()}}
+
+  def evaluation_job(self, objective: str = "") -> Job:
+    """Returns the stage that compares the round's policy with the first.
+
+    Args:
+      objective: by which, "" for the answers as a whole.
+    """
+    of = self.settings
     changes: dict[str, Any] = {
       "init_from": self.sft,
       "policy": self.policy(self.number),
-      "reward": str(self.folder / "reward"),
+      "reward": str(self.place("reward", objective)),
     }
-    preference = self.settings.labels.preference
-    if self.settings.has_gold:
-      changes["gold"] = str(self.settings.folder("gold", self.world.workdir))
-    elif self.settings.is_simulated and preference == iterated_settings.LEXICON:
+    preference = of.labels.preferences[objective] if of.is_simulated else ""
+    if preference == iterated_settings.GOLD:
+      gold = of.folder("gold", self.world.workdir, objective)
+      changes["gold"] = str(gold)
+    elif preference == iterated_settings.LEXICON:
       changes["lexicon"] = True
-    elif self.settings.is_simulated:
+    elif preference:
       changes["reward_fn"] = preference
-    return _with(self.settings.evaluation, **changes)
+    return self.settings.evaluation.changed(**changes)
 
 
 def _text(prompt: Any) -> str:

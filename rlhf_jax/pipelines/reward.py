@@ -30,6 +30,7 @@ from rlhf_jax.programs import (
   floor,
   reward_data,
   reward_facts,
+  several_objectives,
   shared_rows,
   starts,
   supervised,
@@ -63,6 +64,8 @@ class Settings(schema.Settings):
   )
   # are averaged (average_rewards) must begin with one head
   ensemble: ensemble.Config = ensemble.Config()  # several models in one
+  objectives: tuple = ()  # names of those that each have an output of the head,
+  # and comparisons or scores by them in the data; () for one judgement
   stop_layer: int = 0  # the trunk ends before it; 0: all layers
   data: Data = Data()  # comparisons to train on
   heldout: Data = Data()  # comparisons for the diagnosis, and every
@@ -83,6 +86,7 @@ class Settings(schema.Settings):
     schema.check_least(self, stop_layer=0)
     if self.head_seed is not None:
       schema.check_seed(self.head_seed, "head_seed")
+    several_objectives.check(self)
     if self.ensemble.own_factors and self.trainable.mode != "lora":
       raise FieldError(
         f"ensemble.kind='adapters' with trainable.mode={self.trainable.mode!r}:"
@@ -102,6 +106,11 @@ class Settings(schema.Settings):
         f"continue_from={self.continue_from!r} and init_from="
         f"{self.init_from!r}: it starts from one of them. Set the other to ''."
       )
+
+  @property
+  def outputs(self) -> int:
+    """Scores of an answer: of each member, or of each objective."""
+    return len(self.objectives) or self.ensemble.members
 
 
 def check(settings: Settings, world: World) -> None:
@@ -230,8 +239,13 @@ def run(settings: Settings, world: World) -> dict:
     return info
   floor.check_start(settings.floor, settings.init_from, world, settings.force)
   reward_facts.check_tokens(settings.reference_samples, base.tokenizer)
-  train, held = features.load_comparisons(settings, base.tokenizer, name)
-  train, scale = reward_data.prepare(name, train, held, settings.loss)
+  objectives = settings.objectives
+  train, held = features.load_comparisons(
+    settings, base.tokenizer, name, several_objectives.load(objectives)
+  )
+  train, scale = several_objectives.prepare(
+    name, train, held, settings.loss, objectives
+  )
   longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
   pretrained.check_context(base, longest, "data")
   total = build.announced(
@@ -299,7 +313,7 @@ def run(settings: Settings, world: World) -> dict:
     ),
     measure=lambda params: reward_facts.validate(
       ensemble_facts.together(
-        score(params, rows=held.rows, features=held_pooled)
+        score(params, rows=held.rows, features=held_pooled), held
       ),
       held,
     ),
@@ -321,10 +335,11 @@ def run(settings: Settings, world: World) -> dict:
     "epochs": told["steps"] * schedule.batch_size / len(train.pairs),
     "reads_end_token": settings.data.end_token,
     **({"target": scale} if scale else {}),
+    **({"objectives": list(objectives)} if objectives else {}),
     "head_seed": settings.seed
     if settings.head_seed is None
     else settings.head_seed,
-    **ensemble_facts.diagnose(scores, held, held_pooled, name),
+    **ensemble_facts.diagnose(scores, held, held_pooled, name, objectives),
     **ensemble_facts.normalise(
       settings,
       phase.role,
@@ -358,6 +373,8 @@ def _member_weights(
 ) -> np.ndarray | None:
   """Returns [P, M] how often comparisons count for members, None for one."""
   several = settings.ensemble
+  if settings.objectives:
+    return several_objectives.weights(train, settings.outputs)
   if several.members == 1:
     return None
   share = 1.0 if several.share is None else several.share
@@ -372,7 +389,8 @@ def _features(
   """Returns features of rows, None where the trunk trains."""
   if phase.role.trainable != "head":
     return None
-  return features.row_features(phase, trunk, rows)
+  distinct, places = several_objectives.distinct(rows)
+  return features.row_features(phase, trunk, distinct)[places]
 
 
 PIPELINE = Pipeline(

@@ -21,7 +21,13 @@ from rlhf_jax import distributed, schema, terminal
 from rlhf_jax.algorithms import process
 from rlhf_jax.data import overlap
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.pipelines import closing, evaluate, forecast, summary
+from rlhf_jax.pipelines import (
+  closing,
+  evaluate,
+  forecast,
+  summary,
+  whole_run,
+)
 from rlhf_jax.pipelines import policy as policy_pipeline
 from rlhf_jax.pipelines import reward as reward_pipeline
 from rlhf_jax.pipelines import sft as sft_pipeline
@@ -29,7 +35,7 @@ from rlhf_jax.programs import answers
 from rlhf_jax.programs.pipeline import Job, Pipeline, stage_of_run
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World
-from rlhf_jax.runs import lock, stages
+from rlhf_jax.runs import lock
 from rlhf_jax.schema import FieldError, UserError
 
 STAGES = ("sft", "reward", "gold", "policy", "evaluation")
@@ -76,20 +82,11 @@ class Settings(schema.Settings):
 
   def __post_init__(self) -> None:
     schema.check_seed(self.seed)
-    for field in ("temperature", "max_new_tokens"):
-      values = {
-        name: getattr(job.settings.generate, field)
-        for name, job in self.jobs.items()
-        if hasattr(job.settings, "generate")
-      }
-      if len(set(values.values())) > 1:
-        shown = ", ".join(
-          f"{k}.generate.{field}={v}" for k, v in values.items()
-        )
-        raise FieldError(
-          f"{shown}: must be equal. It is part of what policy and "
-          "reference are, so scores and KL would compare different policies."
-        )
+    whole_run.check_sampling(
+      self.jobs,
+      "It is part of what policy and reference are, so scores and KL would "
+      "compare different policies.",
+    )
 
   @property
   def jobs(self) -> dict[str, Job]:
@@ -128,27 +125,22 @@ def connect(values: Any, name: str, workdir: Path) -> Any:
   dotted = f"config.{name}." if name else "config."
   if any(stage not in values for stage in (*STAGES, "reuse", "reuse_stages")):
     return values  # schema.read says so
-  for stage in STAGES:
-    for field, usual in _GIVEN.items():
-      found = values[stage].get(field, usual[0])
-      if found not in usual and field not in _KEPT.get(stage, ()):
-        raise UserError(
-          f"{dotted}{stage}.{field}={found!r}: the run itself "
-          f"sets it (seed and workdir say how). Leave it at {usual[0]!r}; run "
-          "the stages one by one to choose it."
-        )
+  whole_run.refuse_given(
+    values,
+    STAGES,
+    _GIVEN,
+    _KEPT,
+    dotted,
+    " (seed and workdir say how). Leave it at {usual}; run the stages one by "
+    "one to choose it.",
+  )
   verifier = values.policy.get("verifier")
   if verifier is not None and verifier.get("name"):
     raise UserError(
       f"{dotted}policy.verifier.name={verifier.name!r}: this run "
       "trains a reward model to judge. Set '', or run the policy stage alone."
     )
-  reused = tuple(values.reuse_stages)
-  if "sft" not in reused or not set(reused) <= set(REUSABLE):
-    raise UserError(
-      f"{dotted}reuse_stages={reused}: must hold 'sft', on whose samples the "
-      f"others are normalised, and otherwise only some of {REUSABLE}."
-    )
+  reused = whole_run.reused_stages(values, REUSABLE, dotted)
   _fill_in(values, reused if values.reuse else (), workdir)
   return values
 
@@ -160,44 +152,23 @@ def _fill_in(values: Any, reused: tuple, workdir: Path) -> None:
     )
     for stage in STAGES
   }
-  for stage in STAGES:
-    if type(values.seed) is int and 0 <= values.seed < schema.SEED_LIMIT:
-      values[stage].seed = stage_seed(values.seed, stage)
+  whole_run.give_seeds(values, STAGES, stage_seed)
   samples = str(Path(folder["sft"]) / "samples.npz")
-  _give(values.reward, reference_samples=samples)
-  _give(values.gold, reference_samples=samples)
+  whole_run.give(values.reward, reference_samples=samples)
+  whole_run.give(values.gold, reference_samples=samples)
   # No reward where people's comparisons are the data.
-  _give(values.policy, init_from=folder["sft"])
-  _give_reward(values.policy, folder["reward"])
+  whole_run.give(values.policy, init_from=folder["sft"])
+  whole_run.give_reward(values.policy, lambda name: folder["reward"])
   if "monitors" in values.policy:
     with values.unlocked():
       values.policy.monitors.gold = folder["gold"]
-  _give(
+  whole_run.give(
     values.evaluation,
     init_from=folder["sft"],
     policy=folder["policy"],
     reward=folder["reward"],
     gold=folder["gold"],
   )
-
-
-def _give_reward(policy: Any, folder: str) -> None:
-  """Names the reward model of the run as the judge, or as one of several.
-
-  Of several it is each whose reward is "".
-  """
-  several = policy.get("judges")
-  if not several:
-    _give(policy, reward=folder)
-    return
-  for judge in several.values():
-    if hasattr(judge, "get") and judge.get("reward") == "":
-      judge["reward"] = folder
-
-
-def _give(stage: Any, **found: str) -> None:
-  """Sets fields of a stage; what it lacks, the table of pipelines refuses."""
-  stage.update({name: path for name, path in found.items() if name in stage})
 
 
 def check(settings: Settings, world: World) -> None:
@@ -211,19 +182,10 @@ def check(settings: Settings, world: World) -> None:
       )
   with schema.located(settings.evaluation.prefix):
     answers.check_sampling(settings.evaluation.settings.generate)
-  if settings.sft.settings.samples < 2:
-    raise FieldError(
-      f"sft.samples={settings.sft.settings.samples}: reward scores are "
-      "normalised on samples of the SFT policy. Set 2 or more; 256 is usual."
-    )
-  schema.check_local(settings.reuse, "reuse")
-  for name in settings.reuse_stages if settings.reuse else ():
-    folder = settings.folder(name, world.workdir)
-    if stages.read_stage(folder) is None:
-      raise FieldError(
-        f"reuse={settings.reuse!r}: {folder} is not finished. "
-        "Finish that run first, or set reuse=''."
-      )
+  whole_run.check_samples(settings)
+  reused = settings.reuse_stages if settings.reuse else ()
+  folders = [settings.folder(name, world.workdir) for name in reused]
+  whole_run.check_reuse(settings, folders)
 
 
 @contextmanager

@@ -63,10 +63,13 @@ def collect(of: Any) -> None:
 
 
 def _simulated(of: Any, items: Sequence[dict]) -> list[dict]:
-  preferences = of.preferences()
+  scores = {}
+  for name in of.settings.objectives:
+    preferences = of.preferences(name)
+    scores[name] = [preferences[item["item"]] for item in items]
   return simulated.label(
     items,
-    [preferences[item["item"]] for item in items],
+    scores.get("", scores),
     of.settings.annotators,
     seed=of.settings.seed,
     overlap=of.settings.labels.overlap,
@@ -103,7 +106,11 @@ def _by_people(of: Any, items: Sequence[dict]) -> list[dict]:
   from rlhf_jax.labelling.task import Task
 
   settings, batch = of.settings, f"round {of.number}"
-  task = Task(overlap=settings.labels.overlap, seed=settings.seed)
+  task = Task(
+    overlap=settings.labels.overlap,
+    seed=settings.seed,
+    dimensions=settings.labels.objectives,
+  )
   with Store(of.world.workdir / "labelling", task) as store:
     for name in settings.labels.names:
       store.add_annotator(name)
@@ -151,7 +158,16 @@ def _now() -> str:
   return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def checked(records: Sequence[Mapping], items: Sequence[Mapping]) -> Counter:
+def _is_judged(record: Mapping, objectives: Sequence[str]) -> bool:
+  """Says whether a record orders answers by any of the objectives."""
+  return any(iterated.ordered_pairs(record, name) for name in objectives)
+
+
+def checked(
+  records: Sequence[Mapping],
+  items: Sequence[Mapping],
+  objectives: Sequence[str] = ("",),
+) -> Counter:
   """Returns counts of what records say; each must be of one of the items.
 
   Raises:
@@ -174,7 +190,8 @@ def checked(records: Sequence[Mapping], items: Sequence[Mapping]) -> Counter:
       )
     if not record.get("annotator"):
       raise UserError(f"{where}: no 'annotator'. Say who judged.")
-    counts["judged" if iterated.ordered_pairs(record) else "unjudged"] += 1
+    is_judged = _is_judged(record, objectives)
+    counts["judged" if is_judged else "unjudged"] += 1
   return counts
 
 
@@ -190,9 +207,14 @@ def pass_gate(of: Any) -> None:
   folder, settings = of.folder, of.settings
   records = iterated.read(folder / iterated.LABELS)
   items = iterated.read(folder / iterated.ITEMS)
-  counts = checked(records, items)
-  share, pairs = _agreement(records)
-  judged = {x["item"] for x in records if iterated.ordered_pairs(x)}
+  names = settings.objectives
+  counts = checked(records, items, names)
+  found = {name: _agreement(records, name) for name in names}
+  # Of several objectives the one on which annotators agree the least counts.
+  share, pairs = min(
+    found.values(), key=lambda x: -1.0 if x[0] is None else x[0]
+  )
+  judged = {x["item"] for x in records if _is_judged(x, names)}
   facts = {
     "records": len(records),
     "unjudged": counts["unjudged"],
@@ -204,6 +226,10 @@ def pass_gate(of: Any) -> None:
     "threshold": settings.agreement.threshold,
     "action": settings.agreement.action,
   }
+  if settings.labels.objectives:
+    facts["objectives"] = {
+      name: {"raw": raw, "pairs": count} for name, (raw, count) in found.items()
+    }
   print(
     f"round {of.number}: {len(records)} judgements of {len(judged)} "
     f"comparisons by {facts['annotators']} annotators; "
@@ -226,7 +252,9 @@ def pass_gate(of: Any) -> None:
   )
 
 
-def _agreement(records: Sequence[dict]) -> tuple[float | None, int]:
+def _agreement(
+  records: Sequence[dict], objective: str = ""
+) -> tuple[float | None, int]:
   """Returns how often two annotators say the same, and of how many pairs.
 
   None where no two judged the same answers.
@@ -236,7 +264,7 @@ def _agreement(records: Sequence[dict]) -> tuple[float | None, int]:
     for number, record in enumerate(records, 1)
     if not record.get("skipped")
   ]
-  table = judgements.votes(found).table
+  table = judgements.votes(found, objective or judgements.OVERALL).table
   pairs = int(np.sum((~np.isnan(table)).sum(axis=0) >= 2))
   return (agreement.raw_agreement(table) if pairs else None), pairs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rlhf_jax.pipelines import evaluate, labelled_rounds, provenance, summary
 from rlhf_jax.programs import iterated, iterated_settings
 from rlhf_jax.runs import stages
 
+KL_TITLE = "KL to the first policy"
 # Numbers of a round -> its column.
 COLUMNS = {
   "round": "round",
@@ -33,7 +35,7 @@ COLUMNS = {
 }
 
 
-def judge_of(settings: Any) -> str:
+def judge_of(settings: Any, objective: str = "") -> str:
   """Returns who says what answers are worth, as evaluation.json names it.
 
   The preference of simulated annotators; where it is not known, the function
@@ -42,13 +44,15 @@ def judge_of(settings: Any) -> str:
   """
   if not settings.is_simulated:
     return "verifier" if settings.evaluation.settings.reward_fn else "proxy"
-  preference = settings.labels.preference
+  preference = settings.labels.preferences[objective]
   names = {iterated_settings.GOLD: "gold", iterated_settings.LEXICON: "vader"}
   return names.get(preference, "verifier")
 
 
-def numbers_of(settings: Any, workdir: Path, number: int) -> dict[str, Any]:
-  """Returns the numbers of a finished round.
+def numbers_of(
+  settings: Any, workdir: Path, number: int, objective: str = ""
+) -> dict[str, Any]:
+  """Returns the numbers of a finished round, by one of several objectives.
 
   comparisons: that its reward model learnt first in this round.
   agreement: share of pairs on which two annotators agree.
@@ -60,17 +64,21 @@ def numbers_of(settings: Any, workdir: Path, number: int) -> dict[str, Any]:
   """
   folder = labelled_rounds.round_folder(workdir, number)
   agreement = labelled_rounds.agreement_of(folder)
-  reward = stages.read_stage(folder / "reward")
-  found = evaluate.read_result(folder / "evaluation")
-  judge = judge_of(settings)
+  reward, evaluation = (
+    folder / iterated.by_objective(name, objective)
+    for name in ("reward", "evaluation")
+  )
+  reward, found = stages.read_stage(reward), evaluate.read_result(evaluation)
+  judge = judge_of(settings, objective)
   win = found.get(f"{judge}_win_rate", found.get("proxy_win_rate"))
-  right, total = freshness(workdir, number + 1)
+  right, total = freshness(workdir, number + 1, objective)
   return {
     "round": number,
+    **({"objective": objective} if objective else {}),
     "comparisons": len(iterated.read(folder / iterated.TRAINED)),
     "judgements": agreement["records"],
     "annotators": agreement["annotators"],
-    "agreement": agreement["raw"],
+    "agreement": agreement.get("objectives", {"": agreement})[objective]["raw"],
     "reward_accuracy": summary.diagnosis(reward)["accuracy"],
     "reward_pairs": summary.diagnosis(reward)["pairs"],
     "freshness": right / total if total else None,
@@ -87,18 +95,37 @@ def numbers_of(settings: Any, workdir: Path, number: int) -> dict[str, Any]:
   }
 
 
-def freshness(workdir: Path, number: int) -> tuple[int, int]:
+def freshness(
+  workdir: Path, number: int, objective: str = ""
+) -> tuple[int, int]:
   """Returns (right, all) pairs of a round that the model before orders."""
   folder = labelled_rounds.round_folder(workdir, number)
   path = folder / iterated.FRESHNESS
   if not path.is_file():
     return 0, 0
   found = json.loads(path.read_text())
+  found = found[objective] if objective else found
   return found["right"], found["pairs"]
 
 
 def curves(settings: Any, rows: list[dict[str, Any]]) -> list[Curve]:
-  """Returns the pictures by round."""
+  """Returns the pictures by round; the KL is of no objective and comes once."""
+  found: list[Curve] = []
+  for name in settings.objectives:
+    own = [row for row in rows if row.get("objective", "") == name]
+    for curve in _curves(settings, own, name):
+      if curve.title != KL_TITLE:
+        title = f"{curve.title}: {name}" if name else curve.title
+        found.append(dataclasses.replace(curve, title=title))
+      elif name == settings.objectives[0]:
+        found.append(curve)
+  return found
+
+
+def _curves(
+  settings: Any, rows: list[dict[str, Any]], objective: str
+) -> list[Curve]:
+  """Returns the pictures of one objective, "" of the answers as a whole."""
   steps = [row["round"] for row in rows]
 
   def series(**fields: str) -> dict:
@@ -108,7 +135,7 @@ def curves(settings: Any, rows: list[dict[str, Any]]) -> list[Curve]:
       if any(row[name] is not None for row in rows)
     }
 
-  judge = judge_of(settings)
+  judge = judge_of(settings, objective)
   threshold = settings.agreement.threshold
   return [
     Curve(
@@ -128,7 +155,7 @@ def curves(settings: Any, rows: list[dict[str, Any]]) -> list[Curve]:
       caption="Down is bad.",
     ),
     Curve(
-      "KL to the first policy",
+      KL_TITLE,
       "nats",
       series(KL="kl_nats"),
       xlabel="round",
@@ -158,18 +185,22 @@ def curves(settings: Any, rows: list[dict[str, Any]]) -> list[Curve]:
 
 def table(rows: list[dict[str, Any]]) -> str:
   """Returns the rounds as a table for the terminal."""
-  cells = [
-    [
-      ""
-      if row[name] is None
-      else str(row[name])
-      if isinstance(row[name], int)
-      else terminal.decimal(row[name], 3)
-      for name in COLUMNS
-    ]
-    for row in rows
-  ]
-  return terminal.format_table(list(COLUMNS.values()), cells)
+  several = any("objective" in row for row in rows)
+  columns = ({"objective": "objective"} if several else {}) | COLUMNS
+
+  def cell(value: Any) -> str:
+    if value is None or isinstance(value, (int, str)):
+      return "" if value is None else str(value)
+    return terminal.decimal(value, 3)
+
+  cells = [[cell(row[name]) for name in columns] for row in rows]
+  return terminal.format_table(list(columns.values()), cells)
+
+
+def _title(row: dict) -> str:
+  """Returns what a row is of: "round 1", or "round 1, safe"."""
+  name = row.get("objective", "")
+  return f"round {row['round']}{f', {name}' if name else ''}"
 
 
 def _warnings(settings: Any, rows: list[dict]) -> list[tuple[str, str]]:
@@ -180,7 +211,7 @@ def _warnings(settings: Any, rows: list[dict]) -> list[tuple[str, str]]:
       found.append(
         (
           "warn",
-          f"round {row['round']}: two annotators agree in {share:.1%}, below "
+          f"{_title(row)}: two annotators agree in {share:.1%}, below "
           f"{settings.agreement.threshold:.0%}",
         )
       )
@@ -190,18 +221,24 @@ def _warnings(settings: Any, rows: list[dict]) -> list[tuple[str, str]]:
 def write(settings: Any, workdir: Path) -> dict:
   """Writes summary.json, report.html and overview.png; prints the table."""
   count = settings.rounds.count
-  rows = [numbers_of(settings, workdir, n) for n in range(1, count + 1)]
+  rows = [
+    numbers_of(settings, workdir, number, name)
+    for number in range(1, count + 1)
+    for name in settings.objectives
+  ]
   seconds = summary.phase_seconds(workdir)
   numbers = {
     "seed": settings.seed,
-    "judge": judge_of(settings),
+    "judge": judge_of(settings, settings.objectives[0]),
     "reference": settings.rounds.reference,
     "policy_start": settings.rounds.policy_start,
     "seconds_total": sum(seconds.values()),
     "phase_seconds": seconds,
     "rounds": rows,
   }
-  last = labelled_rounds.round_folder(workdir, count) / "evaluation"
+  last = labelled_rounds.round_folder(workdir, count) / iterated.by_objective(
+    "evaluation", settings.objectives[0]
+  )
   texts = evaluate.read_texts(last)
   summary_rows = comparison.summary_rows(
     evaluate.read_result(last), f"round {count}"
@@ -227,7 +264,7 @@ def write(settings: Any, workdir: Path) -> dict:
     curves=curves(settings, rows),
     stages=[
       Stage(
-        f"Round {row['round']}",
+        _title(row).capitalize(),
         [
           (
             name.replace("_", " "),

@@ -11,8 +11,9 @@ reference.
 
 A run that was stopped goes on behind the last texts that are done.
 
-A large spread says that the models were not taught about such texts (Coste et
-al. 2023, arXiv:2310.02743). Left out: scores of the tokens inside a text.
+What each member of an ensemble says stands in `members`. A large spread says
+that the models were not taught about such texts (Coste et al. 2023,
+arXiv:2310.02743). Left out: scores of the tokens inside a text.
 """
 
 from __future__ import annotations
@@ -301,8 +302,15 @@ def run(settings: Settings, world: World) -> dict:
     parts.write(VERIFIER, 0, columns, None)
   read = _read(settings, world, found, answers, parts)
   columns = together(read, settings.combination) | columns
+  several = {name: x for name, x in read.items() if x.shape[1] > 1}
   lines = [
-    record | {"scores": {name: float(x[i]) for name, x in columns.items()}}
+    record
+    | {"scores": {name: float(x[i]) for name, x in columns.items()}}
+    | (
+      {"members": {k: x[i].tolist() for k, x in several.items()}}
+      if several
+      else {}
+    )
     for i, record in enumerate(records)
   ]
   right = texts.correct_above(settings.text_judge)

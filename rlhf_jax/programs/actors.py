@@ -357,7 +357,7 @@ def load(
       check_reward(part.info, settings.force, said)
   critic = None
   if value is not None:
-    judging = found.get("reward")
+    judging = found.get(value.judge or "reward")
     critic = start_critic(value, settings, base, world, policy, judging)
   tokens, readers = scorers.parted(found)
   made = assemble(

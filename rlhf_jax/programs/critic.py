@@ -41,12 +41,19 @@ class Value:
   # head alone
   member: int | None = None  # of an ensemble that judges, the one that the
   # critic starts as; None: the mean of linear heads
+  judge: str = ""  # of several judges with names, the reward model that the
+  # critic starts as; "" where one reward model judges
 
   def __post_init__(self) -> None:
     if self.init not in ("reward", "random"):
       raise FieldError(
         f"init={self.init!r}: must be 'reward' (start as the reward model) "
         "or 'random'."
+      )
+    if self.judge and self.init == "random":
+      raise FieldError(
+        f"judge={self.judge!r} with init='random': is the judge that the "
+        "critic starts as. Set '', or init='reward'."
       )
     if self.pretrain_steps < 0 or self.hidden_units < 0:
       raise FieldError(

@@ -21,8 +21,13 @@ from rlhf_jax import strict_json
 # Files of a round.
 ITEMS, LABELS, AGREEMENT = "items.jsonl", "labels.jsonl", "agreement.json"
 TRAINED, TEST = "comparisons.jsonl", "test.jsonl"
-FRESHNESS = "freshness.json"
+FRESHNESS, CANDIDATES = "freshness.json", "candidates.jsonl"
 RANKING = "ranking"  # format of what is judged
+
+
+def by_objective(name: str, objective: str) -> str:
+  """Returns the name of a stage for one of several objectives, "" for one."""
+  return f"{name}_{objective}" if objective else name
 
 
 def shares(count: int, parts: int) -> list[int]:
@@ -127,17 +132,35 @@ def chosen(
     rng: of the draw, and of what comes first of equal ones.
   """
   order = rng.permutation(len(groups))
-  if how == "closest" and groups and "scores" in groups[0]:
+  first = groups[0] if groups else {}
+  if how == "uncertainty" and "scores" in first:
     spread = [np.std(groups[i]["scores"]) for i in order]
     order = order[np.argsort(spread, kind="stable")]
+  if how == "disagreement" and "members" in first:
+    apart = [-disagreement(groups[i]["members"]) for i in order]
+    order = order[np.argsort(apart, kind="stable")]
   return [dict(groups[i]) for i in order[:count]]
+
+
+def disagreement(members: Sequence[Sequence[float]]) -> float:
+  """Returns how far members differ in how far apart answers are.
+
+  The deviation over members of the difference of two answers' scores; of more
+  than two answers the root of its mean square over pairs.
+
+  Args:
+    members: [K, M], scores of each answer.
+  """
+  scores = np.asarray(members, np.float64)
+  first, second = np.triu_indices(len(scores), 1)
+  return float(np.sqrt(np.mean(np.var(scores[first] - scores[second], axis=1))))
 
 
 def as_items(groups: Sequence[Mapping[str, Any]], number: int) -> list[dict]:
   """Returns items: groups with a name, their round, and what is thought.
 
   probability: that the first of two answers wins, as the reward model of the
-    round before thinks.
+    round before thinks. deviation: of its members, see `disagreement`.
   """
   items = []
   for place, group in enumerate(groups):
@@ -152,27 +175,46 @@ def as_items(groups: Sequence[Mapping[str, Any]], number: int) -> list[dict]:
     if len(scores) == 2:
       difference = np.clip(scores[0] - scores[1], -30.0, 30.0)
       item["probability"] = float(1.0 / (1.0 + np.exp(-difference)))
+    if "members" in group:
+      item["deviation"] = disagreement(group["members"])
     items.append(item)
   return items
 
 
-def ranks_of(record: Mapping[str, Any]) -> list[int | None]:
-  """Returns the rank of each answer of a record, None where it has none."""
+def ranks_of(
+  record: Mapping[str, Any], objective: str = ""
+) -> list[int | None]:
+  """Returns the rank of each answer of a record, None where it has none.
+
+  Args:
+    record: judged.
+    objective: "" for the answers as a whole.
+  """
+  count = len(record["answers"])
+  if objective:
+    return list(
+      (record.get("objectives") or {}).get(objective) or [None] * count
+    )
   if record.get("ranks") is not None:
     return list(record["ranks"])
-  count, choice = len(record["answers"]), record.get("choice")
+  choice = record.get("choice")
   if choice is None:
     return [None] * count
   return [0 if i == choice else 1 for i in range(count)]
 
 
-def ordered_pairs(record: Mapping[str, Any]) -> dict[tuple[int, int], int]:
+def ordered_pairs(
+  record: Mapping[str, Any], objective: str = ""
+) -> dict[tuple[int, int], int]:
   """Returns (i, j), i < j -> 1 where i is better, -1 where j is, 0 for a tie.
 
   After a choice of the best the others are not compared.
+
+  Args:
+    record, objective: as in `ranks_of`.
   """
-  ranks = ranks_of(record)
-  is_choice = record.get("ranks") is None
+  ranks = ranks_of(record, objective)
+  is_choice = not objective and record.get("ranks") is None
   found = {}
   for i in range(len(ranks)):
     for j in range(i + 1, len(ranks)):
@@ -184,7 +226,9 @@ def ordered_pairs(record: Mapping[str, Any]) -> dict[tuple[int, int], int]:
 
 
 def accuracy(
-  records: Sequence[Mapping[str, Any]], scores: Mapping[str, Sequence[float]]
+  records: Sequence[Mapping[str, Any]],
+  scores: Mapping[str, Sequence[float]],
+  objective: str = "",
 ) -> tuple[int, int]:
   """Returns how many ordered pairs scores order alike, and how many there are.
 
@@ -193,11 +237,12 @@ def accuracy(
   Args:
     records: judged.
     scores: item -> the score of each of its answers.
+    objective: by which they were judged, "" for the answers as a whole.
   """
   right = total = 0
   for record in records:
     of_item = scores[record["item"]]
-    for (i, j), sign in ordered_pairs(record).items():
+    for (i, j), sign in ordered_pairs(record, objective).items():
       if sign:
         right += sign * (of_item[i] - of_item[j]) > 0
         total += 1

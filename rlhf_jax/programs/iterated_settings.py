@@ -13,7 +13,8 @@ from rlhf_jax.schema import FieldError, check_choice, check_least
 FIRST, LAST = "first", "last"
 FRESH, CONTINUED = "fresh", "continued"
 SIMULATED, PAGE, FILE, JUDGE = "simulated", "page", "file", "judge"
-CHOICES = ("random", "closest")
+RANDOM, UNCERTAINTY, DISAGREEMENT = "random", "uncertainty", "disagreement"
+CHOICES = (RANDOM, UNCERTAINTY, DISAGREEMENT)  # as task.ORDERS calls them
 ACTIONS = ("stop", "warn", "off")
 GOLD, LEXICON = "gold", "lexicon"
 
@@ -62,8 +63,10 @@ class Comparisons:
   # or "across" several
   candidates: int = 1  # prompts answered for each comparison; of more than one
   # those are chosen that `choose` says
-  choose: str = "random"  # "random", or "closest": the reward model of the
-  # round before thinks the answers most alike (round 1 has none: at random)
+  choose: str = RANDOM  # "random"; "uncertainty": the reward model of the round
+  # before thinks the answers most alike, P nearest to 1/2; "disagreement": the
+  # members of that ensemble differ most in how far answers are apart (round 1
+  # has none: at random)
   test: int = 0  # further comparisons in round 1 that nothing trains on, the
   # frozen test set of all reward models
 
@@ -72,7 +75,7 @@ class Comparisons:
     check_choice("mix", self.mix, ("within", "across"))
     check_choice("choose", self.choose, CHOICES)
     answering(self.policies, 1)
-    if self.choose != "random" and self.candidates < 2:
+    if self.choose != RANDOM and self.candidates < 2:
       raise FieldError(
         f"choose={self.choose!r} with candidates=1: there is nothing to choose "
         "from. Set candidates >= 2, or choose='random'."
@@ -95,8 +98,12 @@ class Labels:
   # language model ("judge"), a "file" that somebody writes, or a function's
   # import path, FILE.py:NAME: (items, folder, seed) -> records
   overlap: int = 2  # annotators who judge each comparison
+  objectives: tuple = ()  # names of what answers are judged by, each for
+  # itself, with a reward model of its own, a judge of that name in policy; ()
+  # for one judgement of the whole
   preference: str = GOLD  # what simulated annotators prefer: the "gold" reward
-  # model, VADER's "lexicon", or a reward function's import path
+  # model, VADER's "lexicon", or a reward function's import path; of several
+  # objectives one for all, or such as "helpful=gold,short=FILE.py:NAME"
   people: str = ""  # who labels on the page: names, with commas between
   port: int = 8766  # of the page, on this machine; 0: any
 
@@ -104,9 +111,27 @@ class Labels:
     check_least(self, overlap=1, port=0)
     if not imported.is_path(self.by):
       check_choice("by", self.by, (SIMULATED, PAGE, FILE, JUDGE))
-    if not imported.is_path(self.preference):
-      field = next(f for f in self.__dataclass_fields__ if f.startswith("pref"))
-      check_choice(field, self.preference, (GOLD, LEXICON))
+    object.__setattr__(self, "objectives", tuple(self.objectives))
+    names = self.objectives
+    if len(names) == 1 or len(set(names)) < len(names):
+      raise FieldError(
+        f"objectives={names}: are two or more, each once. Leave it empty for "
+        "one judgement of the whole."
+      )
+    if names and self.by == JUDGE:
+      raise FieldError(
+        f"objectives={names}: a language model judges by its principles, the "
+        "answer as a whole. Leave it empty, or set another by."
+      )
+    if "=" in self.preference and set(self.preferences) != set(names):
+      raise FieldError(
+        f"preference={self.preference!r}: names a preference for each of "
+        f"objectives={names}. Correct one of them."
+      )
+    field = next(f for f in self.__dataclass_fields__ if f.startswith("pref"))
+    for preference in self.preferences.values():
+      if not imported.is_path(preference):
+        check_choice(field, preference, (GOLD, LEXICON))
     if self.people and self.by != PAGE:
       raise FieldError(
         f"people={self.people!r}: nothing reads it with by={self.by!r}. Set "
@@ -118,6 +143,14 @@ class Labels:
         f"{self.overlap} of them judge each comparison. Name more, such as "
         "'anna,ben', or lower overlap."
       )
+
+  @property
+  def preferences(self) -> dict[str, str]:
+    """Objective -> what simulated annotators prefer; "" where there is one."""
+    if "=" not in self.preference:
+      return dict.fromkeys(self.objectives or ("",), self.preference)
+    parts = (part.partition("=") for part in self.preference.split(","))
+    return {name.strip(): preference.strip() for name, _, preference in parts}
 
   @property
   def names(self) -> tuple[str, ...]:

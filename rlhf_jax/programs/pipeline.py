@@ -126,6 +126,12 @@ class Job:
     """Returns its part of a config tree."""
     return self.pipeline.tree(self.settings)
 
+  def changed(self, **changes: Any) -> Job:
+    """Returns it with other settings, checked as those of a file are."""
+    with schema.located(self.prefix):
+      settings = dataclasses.replace(self.settings, **changes)
+    return dataclasses.replace(self, settings=settings)
+
   @property
   def first(self) -> Job:
     """Itself, or the first stage of a run that has some."""

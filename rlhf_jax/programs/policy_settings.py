@@ -354,7 +354,14 @@ def _imported(
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   actors.check_sampled(settings, world)
-  if not settings.has_one_model and settings.has_critic:
+  named = settings.value.judge
+  if named and named not in settings.judge_folders:
+    known = ", ".join(settings.judge_folders) or "none: set ''"
+    raise FieldError(
+      f"value.judge={named!r}: must be one of judges that is a reward model. "
+      f"There are {known}."
+    )
+  if not settings.has_one_model and settings.has_critic and not named:
     if settings.value.init != "random":
       field = "reward_fn" if settings.reward_fn else "verifier.name"
       name = settings.reward_fn or settings.verifier.name
@@ -364,7 +371,8 @@ def check(settings: Settings, world: World) -> None:
         f"{field}={name!r}: {settings.algorithm.name!r} needs a critic, "
         "which starts as the reward model (value.init="
         f"{settings.value.init!r}), and there is none. Set value.init='random' "
-        "for one that starts at 0 on the policy's weights, or algorithm.name "
+        "for one that starts at 0 on the policy's weights, value.judge to one "
+        "of judges that is a reward model, or algorithm.name "
         "to a method without critic, such as 'rloo' or 'grpo'."
       )
   build.check_length(

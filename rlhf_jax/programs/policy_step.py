@@ -149,12 +149,6 @@ def judge_plan(plan: judge.Plan, settings: Settings) -> judge.Plan:
         "tokenizer or template is another one. Set 'none', or take one that "
         "does."
       )
-    if judging.role.members > 1:
-      raise FieldError(
-        f"shaping.token_rewards={mode!r}: the reward model has "
-        f"{judging.role.members} members, and beginnings of answers are read "
-        "by one. Set 'none', or average them (average_rewards)."
-      )
     plan = dataclasses.replace(plan, reads_prefixes=True)
   if plan.is_value_on_policy and plan.policy.model.dtype != "float32":
     return dataclasses.replace(plan, value=None)

@@ -54,7 +54,8 @@ def load(
   else:
     parts = features.load_comparisons(settings, base.tokenizer, name)
   by = f"algorithm.name={settings.algorithm.name!r}"
-  reward_data.say_unread(name, parts[0], {rankings.ORDER}, by)
+  read = {rankings.ORDER, rankings.WEIGHT}
+  reward_data.say_unread(name, parts[0], read, by)
   with schema.as_field("algorithm."):
     for labels in (np.concatenate([p.labels for p in parts]), parts[0].labels):
       registry.check_labels(settings.algorithm.module, labels)

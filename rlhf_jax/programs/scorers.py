@@ -107,6 +107,11 @@ def load(
   if len(folders) > 1:
     return _load_group(folders, name, settings, base, world, how)
   found = _load_one(folder, name, name, settings, base, world, how)
+  if found.scorer.objectives and how.combine == "uwo":
+    raise FieldError(
+      f"scoring.combine='uwo': {folder} scores {found.scorer.objectives}, and "
+      "what objectives differ in is no doubt. Set 'mean' or 'min'."
+    )
   if found.scorer.role.members == 1 and how != Combination():
     raise FieldError(
       f"scoring.combine={how.combine!r}: {folder} is one reward model, so "
@@ -186,6 +191,7 @@ def _load_one(
     found = _planned(folder, theirs, world, how)
   else:
     found = reward_model.load(folder, theirs, world, how)
+  found = _of_output(found, folder, judge, settings, world)
   is_text = _reads_text(name, settings, base, theirs, world)
   if other is not None and not world.is_planned:
     how = "decoded answers, encoded again" if is_text else "the policy's tokens"
@@ -198,6 +204,31 @@ def _load_one(
   tokenizer, deviation = theirs.tokenizer, weights.deviation
   reader = Reader(name, scorer, weights, tokenizer, deviation=deviation)
   return Loaded(*found, theirs, reader)
+
+
+def _of_output(
+  found: tuple, folder: str, judge: str, settings: Any, world: World
+) -> tuple:
+  """Returns a reward model, or the output of it that a judge names."""
+  scorer, weights, info = found
+  named = getattr(settings, "named_judges", {}).get(judge)
+  output = "" if named is None else named.output
+  if not output:
+    if scorer.objectives and not world.is_planned:
+      print(
+        f"{judge}: {folder} has an output for each of "
+        f"{', '.join(scorer.objectives)}; they are combined by their "
+        f"{scorer.combination.combine}, each in its own deviations"
+      )
+    return found
+  if output not in scorer.objectives:
+    known = ", ".join(scorer.objectives) or "none by name: set ''"
+    raise FieldError(
+      f"judges.{judge}.output={output!r}: {folder} has the outputs {known}."
+    )
+  number = scorer.objectives.index(output)
+  alone = reward_model.of_member(scorer, weights, number, world.compute)
+  return *alone, info
 
 
 def _their_base(model: Model, folder: str, name: str, world: World) -> Base:

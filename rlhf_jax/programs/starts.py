@@ -193,7 +193,14 @@ def _continued_reward(
       start.role.stop_layer,
       settings.stop_layer if settings.stop_layer else None,
     ),
-    "ensemble": (start.role.members, settings.ensemble.members),
+    "ensemble": (
+      1 if "objectives" in start.info else start.role.members,
+      settings.ensemble.members,
+    ),
+    "objectives": (
+      tuple(start.info.get("objectives", ())),
+      tuple(settings.objectives),
+    ),
   }
   for field, (before, now) in fields.items():
     if before != now:
@@ -224,6 +231,7 @@ def starting_reward(
   if getattr(settings, "continue_from", ""):
     return _continued_reward(settings, base, world)
   several = getattr(settings, "ensemble", ensemble.Config())
+  outputs = getattr(settings, "outputs", several.members)
   head_seed = getattr(settings, "head_seed", None)
   if goes_on(settings, base):
     if several.own_factors:
@@ -238,7 +246,7 @@ def starting_reward(
         start.role,
         stop_layer=stop,
         head=settings.head,
-        members=several.members,
+        members=outputs,
       )
     factors = lora.chosen(
       start.variables["lora"], role.model.lora_targets, role.stop
@@ -255,7 +263,7 @@ def starting_reward(
     base, settings.trainable, stop_layer=stop, head=settings.head
   )
   role = dataclasses.replace(
-    role, members=several.members, own_factors=several.own_factors
+    role, members=outputs, own_factors=several.own_factors
   )
   plain = roles.Role(dataclasses.replace(base.config, lora_rank=0))
   world.assume(stages.POLICY, plain)

@@ -134,6 +134,26 @@ def scored(
   return found
 
 
+def by_objective(
+  name: str, scores: Array, combination: Combination, objectives: Sequence[str]
+) -> dict[str, Array]:
+  """Returns the score [N] by name, and that of each objective.
+
+  Logged as reward/component/...:
+    reward/component/NAME_OBJECTIVE: of an output of several, in deviations of
+      the reference. Down is bad.
+
+  Args:
+    name: of the judge.
+    scores: [N, M], normalised.
+    combination: of them.
+    objectives: [M] names.
+  """
+  found = {name: ensemble.combined(scores, combination)}
+  columns = zip(objectives, scores.T, strict=True)
+  return found | {f"{COMPONENT}{name}_{k}": x for k, x in columns}
+
+
 def scores_of(
   scorers: Sequence[tuple[str, Scorer]],
   members: Mapping[str, Array],
@@ -153,7 +173,10 @@ def scores_of(
   for name, scorer in scorers:
     if name not in inside:
       how = _combination(scorer, members[name])
-      found |= scored(name, members[name], how, reference.get(name))
+      if scorer.objectives:
+        found |= by_objective(name, members[name], how, scorer.objectives)
+      else:
+        found |= scored(name, members[name], how, reference.get(name))
   for group in groups:
     together = jnp.concatenate([members[x] for x in group.parts], axis=1)
     known = reference.get(group.name)

@@ -41,12 +41,14 @@ class Scorer:
   combination: of the scores of its members, where it has several.
   score_of_steps: of a process reward model, which of process.SCORES; "" for one
     that reads an answer at its end.
+  objectives: names of its outputs, () of one objective.
   """
 
   role: roles.Role
   reads_end_token: bool
   combination: Combination = ALONE
   score_of_steps: str = ""
+  objectives: tuple[str, ...] = ()
 
 
 @flax.struct.dataclass
@@ -100,7 +102,13 @@ def load(
     else delimiter_table(judged["delimiter"], base, shelf),
   )
   how = "" if judged is None else judged["score"]
-  scorer = Scorer(stage.role, info["reads_end_token"], combination, how)
+  scorer = Scorer(
+    stage.role,
+    info["reads_end_token"],
+    combination,
+    how,
+    tuple(info.get("objectives", ())),
+  )
   return scorer, weights, info
 
 
@@ -162,7 +170,7 @@ def member_scores(
   """
   if scorer.score_of_steps:
     read = _prefix_scores(scorer, weights, samples, hidden, rows, place)
-    mask = _step_ends(scorer, weights, samples)
+    read, mask = read[..., 0], _step_ends(scorer, weights, samples)
     raw = process.answer_score(read, mask, scorer.score_of_steps)
     return normalised(scorer, weights, raw[:, None])
   raw = roles.score(
@@ -207,11 +215,10 @@ def prefixes(
 
   A reward model values the prompt and each prefix of the answer, a process
   reward model each step that has ended, by its probability; both in units of
-  the score.
+  the score. What members say of a beginning is combined as of an answer.
 
   Args:
-    scorer: of one model, without members.
-    weights, samples, hidden, rows, place: see `member_scores`.
+    scorer, weights, samples, hidden, rows, place: see `member_scores`.
   """
   read = _prefix_scores(scorer, weights, samples, hidden, rows, place)
   if scorer.score_of_steps:
@@ -221,7 +228,8 @@ def prefixes(
     after = jnp.pad(samples.response_mask[:, 1:], ((0, 0), (0, 1)))
     within = jnp.maximum(samples.response_mask, after)
     mask = judged_mask(scorer, samples) * within
-  values = (read - weights.mean) / weights.std
+  each = (read - weights.mean) / weights.std
+  values = ensemble.combined(each, scorer.combination)
   return {
     "prefix_values": jnp.where(mask > 0, values, 0.0),
     "prefix_mask": mask,
@@ -236,13 +244,14 @@ def _prefix_scores(
   rows: roles.Rows | None,
   place: Array | None,
 ) -> Array:
-  """Returns [N, L] raw scores of all prefixes of one model."""
+  """Returns [N, L, M] raw scores of all prefixes by each member."""
   rows = roles.Rows.of(samples) if rows is None else rows
   read = roles.prefix_scores(scorer.role, weights.variables, rows, hidden)
+  read = read[..., :: scorer.role.head.outputs]
   if place is None:
-    return read[..., 0]
-  flat = read[..., 0].reshape(-1)
-  return jnp.take(flat, place, mode="fill", fill_value=0)
+    return read
+  flat = read.reshape(-1, read.shape[-1])
+  return jnp.take(flat, place, axis=0, mode="fill", fill_value=0)
 
 
 def _step_ends(scorer: Scorer, weights: Weights, samples: Samples) -> Array:
@@ -287,7 +296,9 @@ def of_member(
     weights.std,
   )
   variables = shared | taken
-  alone = dataclasses.replace(scorer, role=role.alone, combination=ALONE)
+  alone = dataclasses.replace(
+    scorer, role=role.alone, combination=ALONE, objectives=()
+  )
   return alone, Weights(variables, mean, std)
 
 

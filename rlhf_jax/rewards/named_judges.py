@@ -49,6 +49,8 @@ class Named:
   reward: str = ""  # folder of a finished reward run
   verifier: texts.Verifier = texts.Verifier()
   reward_fn: str = ""  # import path of a function that judges, file.py:name
+  output: str = ""  # of a reward model of several objectives, the one that
+  # judges here; "": all of them, as scoring.combine says
   weight: float = 1.0  # of its score among the others
   scale: str = "auto"  # "own": a reward model's normalisation; "running": the
   # moments of all its scores so far; "none": as given; "auto": own for a reward
@@ -61,6 +63,10 @@ class Named:
 
   def __post_init__(self) -> None:
     schema.check_choice("scale", self.scale, SCALES)
+    if self.output and not self.is_model:
+      raise FieldError(
+        f"output={self.output!r}: only a reward model has outputs. Set ''."
+      )
     if self.is_model and self.scale == "none":
       raise FieldError(
         "scale='none': a reward model's scores are always in units of its own "

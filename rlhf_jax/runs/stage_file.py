@@ -47,6 +47,7 @@ FURTHER = {
   "merged_from_fingerprint": str,
   "normalisation": dict,
   "outputs": list,
+  "objectives": list,
   "reads_end_token": bool,
   "process": dict,
   "heldout_pairs": dict,

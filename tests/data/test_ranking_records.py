@@ -12,6 +12,7 @@ from rlhf_jax.data import (
   formats,
   judged,
   look,
+  ranking_parsers,
   rankings,
   records,
 )
@@ -333,3 +334,23 @@ def test_scores_of_binarised_pairs_are_kept(tmp_path):
   assert [j.target for j in made.judgements] == ["scores", ""]
   with pytest.raises(DataError, match="field 'score_chosen' is 'high'"):
     formats.FORMATS["comparison"](pair | {"score_chosen": "high"}, "f:1")
+
+
+def test_a_strength_may_be_by_objective():
+  """Each objective's reward model reads its own, and names the other."""
+  record = {
+    "prompt": "p",
+    "answers": ["a", "b"],
+    "objectives": {"good": [0, 1], "short": [1, 0]},
+    "strength": {"good": "better", "short": None},
+  }
+  example = ranking_parsers.parse_ranking(record, "f:1")
+  assert example.strength is None and example.strengths == {"good": "better"}
+  assert "strength.good" in rankings.carried(example)
+  judgement = rankings.Judgement(
+    rankings.carried(example), "objectives.good", "", "strength.good"
+  )
+  reads = {rankings.ORDER, rankings.STRENGTH}
+  assert rankings.unread([judgement], reads) == {"objectives.short": 1}
+  with pytest.raises(DataError, match="field 'strength' is 'much'"):
+    ranking_parsers.parse_ranking(record | {"strength": {"good": "much"}}, "f")

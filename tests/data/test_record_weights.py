@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_jax.data import dataset, rankings
+from rlhf_jax.data import dataset, judged, rankings
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.programs import features, reward_data
@@ -65,3 +65,9 @@ def test_a_weight_is_a_judgement_that_reward_models_read(tmp_path):
 def test_what_is_no_weight_is_refused(tmp_path, weight):
   with pytest.raises(DataError, match="a.jsonl:1"):
     read(tmp_path / "a.jsonl", [PAIR | {"weight": weight}])
+
+
+def test_single_answers_have_the_weight_of_their_comparison(tmp_path):
+  rows = [PAIR | {"weight": 0.25}, PAIR]
+  found = judged.from_comparisons(read(tmp_path / "a.jsonl", rows))
+  np.testing.assert_array_equal(found.weights, [0.25, 0.25, 1.0, 1.0])

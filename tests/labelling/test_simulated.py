@@ -141,3 +141,26 @@ def test_wrong_annotators_are_refused(changes, message):
     dataclasses.replace(simulated.Config(), **changes)
   with pytest.raises(FieldError, match="^overlap=4: must be 1 to 3"):
     simulated.label(items(1), [[0, 1]], simulated.Config(), seed=0, overlap=4)
+
+
+def test_objectives_are_judged_apart():
+  """Each has its preference, its words and its noise; places are shared."""
+  scores = {"good": [[0.0, 2.0]] * 200, "short": [[1.0, 0.0]] * 200}
+  config = simulated.Config(temperature=0.0, strengths="2,1,0.5")
+  found = simulated.label(items(200), scores, config, seed=0)
+  for record in found:
+    assert "ranks" not in record
+    assert record["objectives"] == {"good": [1, 0], "short": [0, 1]}
+    assert record["strength"] == {"good": "significantly", "short": "better"}
+  config = simulated.Config(temperature=1.0)
+  found = simulated.label(items(200), scores, config, seed=0)
+  right = np.array(
+    [
+      (x["objectives"]["good"] == [1, 0], x["objectives"]["short"] == [0, 1])
+      for x in found
+    ]
+  )
+  for share, gap in zip(right.mean(0), (2.0, 1.0), strict=True):
+    expected = 1 / (1 + np.exp(-gap))
+    assert abs(share - expected) < 3 * np.sqrt(expected * (1 - expected) / 200)
+  assert abs(np.corrcoef(right.T)[0, 1]) < 0.25  # the noise is not one

@@ -47,6 +47,8 @@ def test_the_whole_run(asset, tmp_path):
   config = runpy.run_path(str(FILE))["get_config"]()
   for name in ("sft", "reward", "gold", "policy", "evaluation"):
     shortened(config[name], model)
+  assert config.reward.objectives == ("witty", "interesting", "upbeat")
+  config.reward.objectives = ("witty", "upbeat")  # all are as interesting
   config.sft.samples = 8
   config.policy.shaping.kl_horizon = 80.0
   config.policy.shaping.update(warn_nats=1e5, halt_nats=1e6)
@@ -54,8 +56,10 @@ def test_the_whole_run(asset, tmp_path):
   config.evaluation.update(count=4, batch_size=4)
   pipelines.run(config, tmp_path / "run")
   info = stages.read_stage(tmp_path / "run" / "reward")
-  assert info["reads_end_token"] and info["comparisons"] == 64
-  assert np.isfinite(info["normalisation"]["mean"])
+  assert info["reads_end_token"] and info["comparisons"] == 2 * 64
+  names = ["witty", "upbeat"]
+  assert [x["name"] for x in info["outputs"]] == names == info["objectives"]
+  assert all(np.isfinite(x["mean"]) for x in info["outputs"])
   assert (tmp_path / "run" / "summary.json").is_file()
   rows = tiny_runs.rows_of(tmp_path / "run" / "policy")
   assert len(rows) == 3 and np.isfinite(rows[-1]["rollout/score_mean"])

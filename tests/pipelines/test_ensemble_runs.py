@@ -242,6 +242,36 @@ def test_readers_of_text_combine_as_judges_of_tokens_do(
   assert "component/reward_deviation_ratio" in scores
 
 
+@pytest.mark.parametrize("combine", ["mean", "min"])
+def test_beginnings_are_combined_as_answers_are(files, three_heads, combine):
+  """Each member reads every prefix; the last is the score of the answer."""
+  how = Combination(combine)
+  _, (scorer, weights, _) = loaded(heads_config(files), three_heads, how)
+  samples = samples_of(files)
+  found = reward_model.prefixes(scorer, weights, samples)
+  each = [
+    reward_model.prefixes(
+      *reward_model.of_member(
+        scorer, weights, i, lambda make, *trees: make(*trees)
+      ),
+      samples,
+    )["prefix_values"]
+    for i in range(3)
+  ]
+  expected = np.mean(each, 0) if combine == "mean" else np.min(each, 0)
+  mask = np.asarray(found["prefix_mask"]) > 0
+  np.testing.assert_allclose(
+    np.asarray(found["prefix_values"])[mask],
+    expected[mask],
+    rtol=2e-3,
+    atol=2e-3,
+  )
+  last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
+  ends = np.asarray(found["prefix_values"])[np.arange(len(last)), last]
+  scores = reward_model.score(scorer, weights, samples)
+  np.testing.assert_allclose(ends, scores, rtol=2e-3, atol=2e-3)
+
+
 @pytest.mark.parametrize(
   ("change", "message"),
   [

@@ -69,7 +69,7 @@ def test_equal_and_empty_answers_teach_nothing():
 def test_the_closest_are_chosen_where_scores_are_known():
   groups = [{"scores": [0.0, gap], "answers": gap} for gap in (3, 1, 4, 1, 5)]
   rng = np.random.default_rng(0)
-  found = iterated.chosen(groups, 3, "closest", rng)
+  found = iterated.chosen(groups, 3, "uncertainty", rng)
   assert [x["answers"] for x in found] == [1, 1, 3]
   unknown = [{"answers": n} for n in range(50)]
   found = [x["answers"] for x in iterated.chosen(unknown, 5, "random", rng)]
@@ -121,3 +121,19 @@ def test_weights_of_old_records():
   assert iterated.part_weights([50], 0.5) == ""
   found = iterated.part_weights([100, 300, 50], 0.4).split(",")
   assert [float(x) for x in found] == [0.1, 0.3, 0.6]
+
+
+def test_members_choose_what_they_differ_on():
+  """Of differences, so what all members add to both answers counts nothing."""
+  alike = np.array([[0.0, 5.0], [1.0, 6.0]])  # apart by 1, in both
+  differ = np.array([[0.0, 0.0], [1.0, -1.0]])  # by -1 and by 1
+  assert iterated.disagreement(alike) == 0.0
+  assert iterated.disagreement(differ) == 1.0
+  three = np.concatenate([differ, [[0.0, 0.0]]])
+  np.testing.assert_allclose(iterated.disagreement(three), (2 / 3) ** 0.5)
+  groups = [{"members": x, "answers": n} for n, x in enumerate((alike, differ))]
+  (found,) = iterated.chosen(groups, 1, "disagreement", np.random.default_rng())
+  assert found["answers"] == 1
+  group = {"prompt": "p", "answers": ["a", "b"], "policies": ["s", "s"]}
+  (item,) = iterated.as_items([group | {"members": differ}], 2)
+  assert item["deviation"] == 1.0 and "members" not in item

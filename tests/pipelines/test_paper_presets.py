@@ -33,6 +33,7 @@ def sources(files):
           "prompt": row["prompt"],
           "answers": [row["chosen"], row["rejected"], " on the"],
           "ranks": [0, 1, 2],
+          "objectives": {"helpful": [0, 1, None], "safe": [1, 0, None]},
         }
       )
       + "\n"
@@ -57,7 +58,13 @@ def sources(files):
     )
   )
   prompts = files.root / "many_prompts.jsonl"
-  prompts.write_text(Path(files.prompts).read_text() * 3)
+  rows = [json.loads(line) for line in Path(files.prompts).open()] * 3
+  prompts.write_text(
+    "".join(
+      json.dumps(row | {"risky": n % 3 == 0}) + "\n"
+      for n, row in enumerate(rows)
+    )
+  )
   problems = files.root / "problems.jsonl"
   problems.write_text(
     "".join(
@@ -89,6 +96,11 @@ def tiny(path, files, sources):
       stage.model.source = files.model
     if "generate" in stage:
       stage.generate.max_new_tokens = tiny_runs.NEW_TOKENS
+    if name == "constitution":
+      stage.prompts.source = sources["prompt"]
+      stage.count = 8
+      stage.update(rounds=2, answer_tokens=16, critique_tokens=16)
+      continue
     for field in ("data", "prompts", "sample_prompts", "ptx", "heldout"):
       if field not in stage or name == "judge":
         continue
@@ -96,6 +108,10 @@ def tiny(path, files, sources):
         continue  # of whole runs: a share of the data
       stage[field].max_length = 48
       is_made = config.pipeline == "iterate" and name == "reward"
+      is_made |= path.stem == "constitutional" and (name, field) == (
+        "sft",
+        "data",
+      )
       is_ptx = field == "ptx" and not stage.algorithm.ptx_coefficient
       if not is_made and not is_ptx:
         stage[field].source = sources[stage[field].format]
@@ -113,7 +129,8 @@ def tiny(path, files, sources):
     config.judge.judging.least_mass = 0.0
     folder = files.root / "judge_model"
     folder.mkdir(exist_ok=True)
-    config.judge.model.source = tiny_runs.make_model(folder, max_length=8192)
+    model = tiny_runs.make_model(folder, max_length=8192)
+    config.judge.model.source = config.constitution.model.source = model
   return config
 
 
@@ -124,6 +141,7 @@ def is_unread(config, name):
     or (name == "gold" and config.labels.preference != "gold")
     or (name == "late_policy" and not config.rounds.late_from)
     or (name == "judge" and config.labels.by != "judge")
+    or (name == "constitution" and config.labels.by != "judge")
   )
 
 
@@ -152,8 +170,11 @@ def test_it_runs_whole(path, files, sources, tmp_path):
     return
   assert (tmp_path / "report.html").is_file()
   if config.pipeline == "iterate":
-    count = min(2, config.rounds.count)
+    count = min(2, config.rounds.count) * max(1, len(config.labels.objectives))
     assert len(found["rounds"]) == count
     assert all(row["kl_nats"] is not None for row in found["rounds"])
+    if path.stem == "constitutional":
+      made = tmp_path / "constitution" / "revisions.jsonl"
+      assert len(json.loads(made.open().readline())["stages"]) == 3
   else:
     assert found["policy_steps"] == 2 + config.policy.value.pretrain_steps

@@ -331,6 +331,33 @@ def test_what_a_language_model_says_is_put_in_order():
 
 
 @pytest.mark.slow
+def test_an_ensemble_chooses_what_it_disagrees_on(files, code, tmp_path):
+  config = make_config(files, code)
+  config.comparisons.update(
+    count=4, test=4, candidates=3, choose="disagreement"
+  )
+  config.reward.ensemble.members = 3
+  config.reward.schedule.batch_size = 2
+  config.policy.force = True
+  config.policy.value.update(init="random", pretrain_steps=0)
+  pipelines.run(config, tmp_path)
+  assert not (tmp_path / "round_1/candidates.jsonl").exists()
+  candidates = iterated.read(tmp_path / "round_2/candidates.jsonl")
+  items = iterated.read(tmp_path / "round_2/items.jsonl")
+  scored = iterated.read(tmp_path / "round_2/candidates/scores.jsonl")
+  members = iter([next(iter(x["members"].values())) for x in scored])
+  apart = {
+    (x["prompt"], *x["answers"]): iterated.disagreement(
+      [next(members) for _ in x["answers"]]
+    )
+    for x in candidates
+  }
+  found = [apart[x["prompt"], *x["answers"]] for x in items]
+  np.testing.assert_allclose(found, sorted(apart.values())[::-1][:4])
+  np.testing.assert_allclose(found, [x["deviation"] for x in items])
+
+
+@pytest.mark.slow
 def test_killed_at_every_boundary_it_ends_as_one_that_was_not(
   finished, files, code, tmp_path, monkeypatch
 ):
@@ -382,7 +409,14 @@ def test_what_the_run_sets_and_what_nothing_reads_is_refused(files, code):
   refused("judge: nothing reads it", judge__principles="ours")
   refused("rounds.late_from=3: there are rounds.count=2", rounds__late_from=3)
   refused("late_policy: nothing reads it", late_policy__schedule__batch_size=7)
-  refused("choose='closest' with candidates=1", comparisons__choose="closest")
+  refused(
+    "choose='uncertainty' with candidates=1", comparisons__choose="uncertainty"
+  )
+  refused(
+    "choose='disagreement' with reward.ensemble.members=1",
+    comparisons__choose="disagreement",
+    comparisons__candidates=2,
+  )
   refused("policies='newest': must be", comparisons__policies="newest")
   refused("reference='frist'.*Did you mean 'first'", rounds__reference="frist")
   refused(
