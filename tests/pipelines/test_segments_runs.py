@@ -95,6 +95,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
   assert found == wanted
 
 
+@pytest.mark.slow
 def test_the_control_asks_nobody(environment, tmp_path):
   config = make_config(environment)
   config.agent.reward = "true"
@@ -127,6 +128,7 @@ def judge(folder, told):
       told["items"].append(turn.item)
 
 
+@pytest.mark.slow
 def test_people_label_segments_and_their_labels_are_learned(
   environment, tmp_path, capsys, monkeypatch
 ):
