@@ -1,4 +1,4 @@
-"""Put finished runs side by side: settings, curves, policies, texts.
+"""Put finished runs side by side: settings, curves, texts.
 
     python -m rlhf_jax.compare runs/A runs/B runs/C --output=comparison.html
 

@@ -1,4 +1,4 @@
-"""Draw methods below the exact reward-KL frontier of an enumerated problem.
+"""Draw methods below the exact frontier of reward and KL.
 
     python -m rlhf_jax.frontier --workdir=runs/frontier
 

@@ -1,4 +1,4 @@
-"""Let people compare answers on a page: reward models learn from it.
+"""Let people compare answers on a page, to learn from.
 
     python -m rlhf_jax.label runs/X --annotators=anna,ben --overlap=2
     python -m rlhf_jax.label runs/A runs/B --folder=labelling/A_and_B

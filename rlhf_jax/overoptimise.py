@@ -1,4 +1,4 @@
-"""Study over-optimisation: gold and proxy against sqrt(KL), fits, a page.
+"""Study over-optimisation: fits, peaks, early stops, a page.
 
     python -m rlhf_jax.overoptimise --level=saturation --workdir=runs/saturation
 

@@ -1,4 +1,4 @@
-"""Does it fit, and what would it cost: an experiment on a TPU slice.
+"""Does it fit, at what cost: an experiment on a TPU slice.
 
     python -m rlhf_jax.plan --config=configs/recipes/ppo.py:model=llama3_8b \\
         --topology=v5e:8x8
