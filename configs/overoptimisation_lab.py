@@ -66,8 +66,9 @@ def judges() -> list[dict]:
 
   judge: its name. reward: a name of `rewards`. settings: of the policy run.
   rule, uncertainty_weight: how members are combined. ladder, rung: judges that
-  differ in one thing, the weakest first. single: the judge that is one member.
-  has_policy: False for best of n alone.
+  differ in one thing, the weakest first. single: of an ensemble, the one judge
+  that it is held against, which learns from all pairs, its members from
+  bootstraps of them. has_policy: False for best of n alone.
   """
   five = {"reward": "5 on layer 6", "single": "layer 6"}
   return [

@@ -152,6 +152,7 @@ def run(options: argparse.Namespace) -> int:
   Raises:
     UserError: value, rule and remedy.
   """
+  from rlhf_jax.experiments import study
   from rlhf_jax.runs import lock
 
   _check(options)
@@ -159,6 +160,7 @@ def run(options: argparse.Namespace) -> int:
   workdir.mkdir(parents=True, exist_ok=True)
   begun = time.perf_counter()
   with lock.held(workdir):
+    study.check(workdir, {"level": options.level})
     code = 0 if options.page else measure(options, workdir)
     if code == output.EXIT_INTERRUPTED:
       print("\nstopped. To go on, run the same command.")

@@ -9,6 +9,9 @@ section 4.3) saw the line in PPO. slope / sqrt(2) says how near a run is to the
 best use of its KL (METHODS 13, A9). Above 1 the KL or the score is measured
 wrong, or good scores have a long tail, which a policy may reach far from the
 start.
+
+A score whose units move with the run (judges by running moments, a Lagrange
+multiplier) has no such line; pipelines/stage_curves.py draws none.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ import numpy as np
 
 BEST = math.sqrt(2.0)
 NEAR, FAR = 0.3, 3.0  # sqrt(nats): where the line is looked for
-STILL = 0.1  # sqrt(nats): rollouts that are nearer tell the start's score
+STILL = 0.01  # nats, to either side: first rollouts within tell the start's
+# score
 EXCESS = 1.03  # of the best slope, beyond which something is wrong
 ERRORS = 2.0  # standard errors that it must be beyond
 
@@ -84,10 +88,13 @@ def of_rows(
 ) -> tuple[Law | None, list[tuple[float, float]]]:
   """Returns the line of a policy run, and its points (sqrt(KL), gain).
 
-  Points are in deviations of the first rollout's scores, by distance.
+  Points are in deviations of the first rollout's scores, by distance. The
+  start's score is the mean of the first rows whose KL is within STILL of 0, or
+  of step 1 alone. Where the first row is neither (schedule.log_every=10 has
+  none before step 10), nobody knows it: None and no points.
 
   Args:
-    rows: of metrics.jsonl, the first before the policy has moved.
+    rows: of metrics.jsonl; without "step" they begin at step 1.
     answers: of a rollout, for the error of the first mean; 0: unknown.
   """
   names = ("rollout/kl_k1_sum", "rollout/score_mean")
@@ -97,10 +104,14 @@ def of_rows(
   deviation = float(known[0]["rollout/score_std"])
   kl = np.array([float(x[names[0]]) for x in known])
   score = np.array([float(x[names[1]]) for x in known])
-  still = np.sqrt(np.maximum(kl, 0.0)) < STILL
-  still[0] = True
-  gain = score - score[still].mean()
-  count = answers * int(still.sum())
+  moved = np.flatnonzero(np.abs(kl) >= STILL)
+  still = int(moved[0]) if len(moved) else len(kl)
+  if not still and known[0].get("step", 1) == 1:
+    still = 1
+  if not still:
+    return None, []
+  gain = score - score[:still].mean()
+  count = answers * still
   error = deviation / math.sqrt(count) if count else 0.0
   points = sorted(
     (math.sqrt(max(float(k), 0.0)), float(g) / deviation)

@@ -27,6 +27,11 @@ al. 2023 (arXiv:2310.02743) for the deviation of an ensemble; Singhal et al.
 A run of fewer than 10 steps is too short for any of them. The state is plain
 JSON of bounded size, so that a run that goes on knows what it saw.
 
+Where several judges are standardised by running moments, or a multiplier moves,
+the score's units move with the run: a rise of z >= 2 is then of the score as it
+was paid, a slow one may not be seen, and "parts" is the less sure. The judges'
+own scores (reward/component/NAME) are in fixed units.
+
 Left out: hacks that are there from the first step, and what no number shows.
 """
 

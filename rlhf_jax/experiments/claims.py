@@ -57,21 +57,27 @@ def _falls(rl: Sequence[Row]) -> list[Claim]:
   found = []
   for ladder, those in _by_ladder(rl).items():
     weak = those[0]
-    seen = [x.end < x.gold - 3.0 * _error(x) for x in weak.observed]
+    seen = [x.end < x.gold - 3.0 * _error(c, x) for c, x in _seeds(weak)]
+    unknown = sum(math.isnan(_error(*x)) for x in _seeds(weak))
     found.append(
       Claim(
         f"{weak.judge}, the weakest by {ladder}: gold ends 3 standard errors "
         "below its peak, in every seed",
         all(seen),
         f"peak {weak.mean('gold'):.2f}, end {weak.mean('end'):.2f}; "
-        f"{sum(seen)} of {len(seen)} seeds",
+        f"{sum(seen)} of {len(seen)} seeds"
+        + (f", the error not known in {unknown}" if unknown else ""),
       )
     )
   return found
 
 
-def _error(seen: over.Observed) -> float:
-  return 0.0 if math.isnan(seen.error) else seen.error
+def _error(curve: Curve, seen: over.Observed) -> float:
+  """Returns the end's standard error; NaN, with which nothing holds, of one
+  point, but 0 where gold is exact.
+  """
+  is_exact = curve.width == 1
+  return 0.0 if is_exact and math.isnan(seen.error) else seen.error
 
 
 def _by_ladder(rl: Sequence[Row]) -> dict[str, list[Row]]:
@@ -156,7 +162,9 @@ def _against(table: Sequence[Row]) -> list[Claim]:
     other = by.get((judge, "rl"))
     if method != "best_of_n" or other is None:
       continue
-    for bon, rl in zip(one.curves, other.curves, strict=False):
+    by_seed = {curve.seed: curve for curve in other.curves}
+    both = [(x, by_seed[x.seed]) for x in one.curves if x.seed in by_seed]
+    for bon, rl in both:
       gain = 0.8 * max(bon.proxy)
       spent = [_distance_of(x, gain) for x in (bon, rl)]
       more.append(spent[1] > spent[0])

@@ -116,11 +116,10 @@ def falls_at(curve: Curve) -> float:
   d, gold = curve.points
   gold = over.smoothed(gold, curve.width)
   top = int(np.argmax(gold))
-  below = gold < FALL * gold[top]
-  after = np.flatnonzero(below & (np.arange(len(gold)) > top))
-  if not len(after) or not below[-1]:
+  below = (gold < FALL * gold[top]) & (np.arange(len(gold)) > top)
+  if not below[-1]:
     return math.inf
-  return float(d[after[0]])
+  return float(d[np.flatnonzero(~below)[-1] + 1])  # the last unbroken run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ import optax
 
 from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.evaluation import kl_law
+from rlhf_jax.experiments import study
 from rlhf_jax.experiments.bandit import exact_best_of_n, log_softmax
 from rlhf_jax.experiments.claims import Claim
 from rlhf_jax.experiments.curves import Curve, Row, read, write
@@ -197,7 +198,11 @@ def run(
     widths: of judges.
     length: tokens of an answer.
     say: prints a line.
+
+  Raises:
+    UserError: the folder is of another level or size.
   """
+  study.record(workdir, {"level": "exact", "length": length})
   there = {(x.rung, x.seed) for x in read(workdir) if x.method == "rl"}
   for seed in seeds:
     missing = [w for w in widths if (WIDTHS.index(w), seed) not in there]

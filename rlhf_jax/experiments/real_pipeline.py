@@ -27,6 +27,7 @@ import numpy as np
 from rlhf_jax import experiment_file, lab, metrics, output, pipelines
 from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.algorithms.ensemble import Combination
+from rlhf_jax.experiments import study
 from rlhf_jax.experiments.curves import Curve, read, write
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import rlhf
@@ -238,6 +239,9 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> int:
     UserError: value, rule and remedy.
   """
   check(plan)
+  sizes = {"prompts": plan.prompts, "samples": plan.samples}
+  facts = {"level": "pipeline", "smoke": plan.is_smoke, **sizes}
+  study.record(plan.workdir, facts)
   parts = (
     ("reward", "rewards", _reward_trials(plan)),
     ("policy", "policies", _policy_trials(plan)),

@@ -6,8 +6,8 @@ samples of the reference hardly go:
   width   linear, 4 and 32 hidden units on 4,000 clean pairs
   data    8 hidden units on 250, 1,000 and 4,000 clean pairs
   noise   8 hidden units on 1,000 pairs, 40, 25 or 10 % of labels flipped
-  rule    5 members on bootstraps of 1,000 pairs, a quarter flipped: one of
-          them, mean, min, UWO
+  rule    5 members on bootstraps of 1,000 pairs, a quarter flipped: mean, min,
+          UWO; beside them one judge on all of these pairs
   KL      the linear judge with a penalty in the reward
 
 Each judge is optimised by REINFORCE from the reference and by best of n. KL,
@@ -29,7 +29,7 @@ import numpy as np
 
 from rlhf_jax.algorithms import best_of_n, ensemble
 from rlhf_jax.algorithms.ensemble import Combination
-from rlhf_jax.experiments import saturation
+from rlhf_jax.experiments import saturation, study
 from rlhf_jax.experiments.curves import Curve, read, write
 from rlhf_jax.types import Array, PyTree
 
@@ -58,7 +58,8 @@ class Condition:
   width: hidden units, 0 for a linear one.
   flips: share of labels turned round.
   penalty: of the KL in the reward; such a judge is not for best of n.
-  single: of an ensemble, the judge that is one of it.
+  single: of an ensemble, the one judge that it is held against, which learns
+    from all pairs, its members from bootstraps of them.
   """
 
   judge: str
@@ -235,8 +236,12 @@ def run(
     size: how much.
     chosen: judges; None for all.
     say: prints a line.
+
+  Raises:
+    UserError: the folder is of another level or size.
   """
-  there = {(x.judge, x.seed) for x in read(workdir)}
+  study.record(workdir, {"level": "saturation", **dataclasses.asdict(size)})
+  there = {(x.judge, x.seed) for x in read(workdir) if x.method == "rl"}
   for how in conditions() if chosen is None else chosen:
     missing = [seed for seed in seeds if (how.judge, seed) not in there]
     for seed in missing:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rlhf_jax.evaluation import kl_law, monitors
 from rlhf_jax.evaluation.figures import Curve
+from rlhf_jax.rewards import named_judges
 
 
 def _series(rows: list[dict], *pairs: tuple[str, str]) -> dict:
@@ -145,7 +146,17 @@ def kl_law_of(rows: list[dict], stage: Any) -> kl_law.Law | None:
     rows: of the policy stage's metrics.jsonl.
     stage: its settings.
   """
-  return kl_law.of_rows(rows, _answers(stage))[0]
+  return _law_and_points(rows, stage)[0]
+
+
+def _law_and_points(
+  rows: list[dict], stage: Any
+) -> tuple[kl_law.Law | None, list[tuple[float, float]]]:
+  """Returns kl_law.of_rows, nothing where the score's units move."""
+  named = getattr(stage, "named_judges", {})
+  if named and not named_judges.has_fixed_units(named, stage.combination):
+    return None, []
+  return kl_law.of_rows(rows, _answers(stage))
 
 
 def _answers(stage: Any) -> int:
@@ -155,7 +166,7 @@ def _answers(stage: Any) -> int:
 
 def _score_against_kl(rows: list[dict], stage: Any) -> Curve:
   """Returns the curve of score against sqrt(KL), with the best line."""
-  law, points = kl_law.of_rows(rows, _answers(stage))
+  law, points = _law_and_points(rows, stage)
   series = {}
   if law is not None:
     d, gain = zip(*points, strict=True)

@@ -185,6 +185,23 @@ def judges_of(
   return found
 
 
+def has_fixed_units(named: Mapping[str, Named], method: schema.Method) -> bool:
+  """Returns whether one score means the same in all rollouts of a run.
+
+  It does not where judges that count are standardised by running moments, or a
+  multiplier moves.
+
+  Args:
+    named: from `read`; {} where there is one judge, in units of its own.
+    method: the combination.
+  """
+  if not named:
+    return True
+  judges = judges_of(named, method)
+  is_running = any(x.scale == "running" and x.weight for x in judges)
+  return method.name != "lagrangian" and not is_running
+
+
 def prompts_judged(
   found: Sequence[Any],
   named: Mapping[str, Named],

@@ -63,3 +63,21 @@ def test_near_far_and_negative_are_left_out():
 )
 def test_too_little_is_no_line(given):
   assert kl_law.of_rows(given)[0] is None
+
+
+def test_the_start_is_the_first_rows_alone():
+  """A negative k1 later is chance, and no row of a policy that stood still."""
+  found = rows(0.7)
+  law, _ = kl_law.of_rows(found)
+  found[5] |= {"rollout/kl_k1_sum": -0.5}
+  again, _ = kl_law.of_rows(found)
+  assert again.slope == pytest.approx(law.slope)
+  found[0] |= {"rollout/kl_k1_sum": -0.05}  # of step 1: the start in any case
+  assert kl_law.of_rows(found)[0].slope == pytest.approx(law.slope)
+
+
+def test_rows_that_begin_after_the_start_have_no_line():
+  """As with schedule.log_every=10."""
+  found = [x | {"step": i + 1} for i, x in enumerate(rows(0.7))]
+  assert kl_law.of_rows(found)[0] is not None
+  assert kl_law.of_rows(found[9:]) == (None, [])

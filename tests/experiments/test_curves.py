@@ -87,6 +87,45 @@ def test_one_that_never_falls_has_no_such_distance():
   assert curves.falls_at(there) == math.inf  # it came back
 
 
+def test_a_dip_that_passes_is_no_fall():
+  gold = [0.0, 1.0, 0.85, 1.0, 0.95, 0.5, 0.4]
+  d = [float(i) for i in range(len(gold))]
+  assert curves.falls_at(Curve("x", "rl", 0, d, gold, gold)) == 5.0
+
+
+def weakest(width, points):
+  """Returns what is said of a weak judge that ends low."""
+  gold = [0.0, 1.0, *[0.9 - 0.1 * i for i in range(points - 2)]]
+  d = [float(i) for i in range(points)]
+  both = [
+    Curve("x", "rl", 0, d, gold, d, "l", 0, width=width),
+    Curve("y", "rl", 0, d, gold, d, "l", 1, width=width),
+  ]
+  return claims_lib.claims(curves.rows(both))[0]
+
+
+def test_an_unknown_error_lets_nothing_hold_but_where_gold_is_exact(
+  monkeypatch,
+):
+  assert weakest(1, 6).holds
+  real = over.observe
+  unknown = lambda *x: real(*x)._replace(error=math.nan)  # noqa: E731
+  monkeypatch.setattr(curves.over, "observe", unknown)
+  assert weakest(1, 6).holds
+  found = weakest(3, 6)
+  assert not found.holds and "not known in 1" in found.found
+
+
+def test_two_ways_are_compared_seed_by_seed():
+  def made(method, seed, d):
+    return Curve("x", method, seed, [0.0, d], [0.0, 1.0], [0.0, 1.0])
+
+  bon = [made("best_of_n", seed, d) for seed, d in ((0, 9.0), (1, 1.0))]
+  table = curves.rows([*bon, made("rl", 1, 2.0)])
+  found = {x.text[:8]: x for x in claims_lib.claims(table)}["RL spend"]
+  assert found.holds and found.found.startswith("1 of 1")
+
+
 def test_curves_come_back_from_disk_and_a_damaged_one_is_named(tmp_path):
   first = curve("layer 6, deep", 0.5, facts={"accuracy": 0.75})
   curves.write(tmp_path, first)

@@ -3,15 +3,18 @@
 import pytest
 
 from rlhf_jax import overoptimise
-from rlhf_jax.experiments import curves, saturation_level
+from rlhf_jax.experiments import curves, enumerated_level, saturation_level
+from rlhf_jax.experiments import study as study_lib
+from rlhf_jax.schema import UserError
+
+SIZE = saturation_level.Size(steps=150, samples=512, most=64)
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
   folder = tmp_path_factory.mktemp("saturation")
-  size = saturation_level.Size(steps=150, samples=512, most=64)
   linear = saturation_level.conditions()[0]
-  saturation_level.run(folder, [0], size, [linear])
+  saturation_level.run(folder, [0], SIZE, [linear])
   return folder
 
 
@@ -33,11 +36,49 @@ def test_the_same_command_runs_nothing_again(study, monkeypatch, capsys):
 
   monkeypatch.setattr(saturation_level, "_curves", never)
   linear = saturation_level.conditions()[0]
-  saturation_level.run(study, [0], saturation_level.SMOKE, [linear])
+  saturation_level.run(study, [0], SIZE, [linear])
   line = ["overoptimise", f"--workdir={study}", "--page"]
   assert overoptimise.main(line) == 0
   assert "linear" in capsys.readouterr().out
   assert (study / overoptimise.PAGE).is_file()
+
+
+def test_a_kill_between_two_curves_loses_neither(tmp_path, monkeypatch):
+  both = [
+    curves.Curve("linear", how, 0, [0.0], [0.0], [0.0])
+    for how in ("rl", "best_of_n")
+  ]
+  monkeypatch.setattr(saturation_level, "_curves", lambda *_: both)
+  linear = saturation_level.conditions()[:1]
+
+  def killed(workdir, curve):
+    if curve.method == "rl":
+      raise KeyboardInterrupt
+    curves.write(workdir, curve)
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(saturation_level, "write", killed)
+    saturation_level.run(tmp_path, [0], SIZE, linear)
+  assert len(curves.read(tmp_path)) == 1
+  saturation_level.run(tmp_path, [0], SIZE, linear)
+  assert [x.method for x in curves.read(tmp_path)] == ["best_of_n", "rl"]
+
+
+def test_a_folder_is_of_one_level_and_size(tmp_path, capsys):
+  curves.write(tmp_path, curves.Curve("x", "rl", 0, [0.0], [0.0], [0.0]))
+  saturation_level.run(tmp_path, [], SIZE)  # taken as it is
+  assert (tmp_path / study_lib.FILE).is_file()
+  saturation_level.run(tmp_path, [], SIZE)
+  with pytest.raises(UserError, match="steps=150, .*for with 60.*Give another"):
+    saturation_level.run(tmp_path, [], saturation_level.SMOKE)
+  with pytest.raises(UserError, match="level='saturation', .*with 'exact'"):
+    enumerated_level.run(tmp_path, [])
+  line = ["overoptimise", f"--workdir={tmp_path}", "--level=exact", "--page"]
+  assert overoptimise.main(line) == 2
+  assert "level='saturation'" in capsys.readouterr().err
+  enumerated_level.run(tmp_path / "other", [], length=5)
+  with pytest.raises(UserError, match="length=5"):
+    enumerated_level.run(tmp_path / "other", [])
 
 
 @pytest.mark.parametrize(

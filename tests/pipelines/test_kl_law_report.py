@@ -2,8 +2,13 @@
 
 import types
 
+import pytest
+
+from rlhf_jax.algorithms.combination import weighted_sum
 from rlhf_jax.evaluation import figures, pictures
 from rlhf_jax.pipelines import stage_curves
+from rlhf_jax.rewards.named_judges import Named
+from rlhf_jax.schema import Method
 
 TITLE = "Score against the root of the KL"
 
@@ -44,3 +49,21 @@ def test_a_run_of_too_few_steps_has_no_such_picture():
   found, law = curve_of(rows(2))
   assert law is None and not figures.has_points(found)
   assert pictures.of_curves([found], "policy") == []
+
+
+@pytest.mark.parametrize(
+  ("scale", "weight", "is_drawn"),
+  [("auto", 1.0, False), ("none", 1.0, True), ("running", 0.0, True)],
+)
+def test_a_score_in_units_that_move_has_no_line(scale, weight, is_drawn):
+  """A function is on a running scale where scores are added."""
+  stage = types.SimpleNamespace(
+    answers=64,
+    named_judges={
+      "liked": Named(reward="x"),
+      "word": Named(reward_fn="os:getcwd", scale=scale, weight=weight),
+    },
+    combination=Method("sum", weighted_sum, weighted_sum.Config()),
+  )
+  law = stage_curves.kl_law_of(rows(12), stage)
+  assert (law is not None) == is_drawn

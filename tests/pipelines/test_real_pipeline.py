@@ -1,11 +1,13 @@
 """Over-optimisation on finished stages: what is trained, measured and kept."""
 
+import dataclasses
 import json
 
 import pytest
 
 from rlhf_jax import command, lab, overoptimise, pipelines
 from rlhf_jax.experiments import curves, real_pipeline
+from rlhf_jax.schema import UserError
 from rlhf_jax.sweeps import trials
 
 FILE = """
@@ -108,6 +110,8 @@ def test_curves_of_policies_and_of_best_of_n(
   line = ["x", f"--workdir={workdir}", "--page", "--level=pipeline"]
   assert overoptimise.main([*line, f"--runs={run}"]) == 0
   assert "@best" in (workdir / overoptimise.PAGE).read_text()
+  with pytest.raises(UserError, match="samples=16, .* with 8"):
+    real_pipeline.run(dataclasses.replace(plan, samples=8))
 
 
 ONE = """
