@@ -8,8 +8,10 @@ Barto, Sutton and Anderson 1983, with the numbers and the Euler steps of
 CartPole-v1. The state is (x, v, q, w): cart, its velocity, angle of the pole
 from upright, its velocity. The true reward is 1 for every step with |x| < 2.4
 and |q| < 12 degrees, so that the return is CartPole-v1's for whoever does not
-raise a fallen pole. There an episode ends when the pole falls; here it goes on:
-the pole swings freely, and the cart stops at the end of its track.
+raise a fallen pole. There an episode ends when the pole falls or the cart is at
+an end of its track; here it goes on: a fallen pole swings freely, and a cart at
+an end is caught there until the episode is over, while pushes still swing the
+pole as if the cart moved.
 """
 
 from __future__ import annotations

@@ -49,8 +49,12 @@ _OF_LABELS = (
   "agent/predicted_return",
   "agent/reward_correlation",
 )
-# Not there where nothing varies, or a member has no label of one kind.
-_MAY_LACK = ("agent/reward_correlation", "predictor/")
+# Not there where nothing varies, or no member has a label that it did not draw.
+_MAY_LACK = (
+  "agent/reward_correlation",
+  "predictor/validation_loss",
+  "predictor/loss_ratio",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +121,12 @@ def check(settings: Settings, world: World) -> None:
       f"updates.minibatches={parts} of updates.microbatches="
       f"{settings.updates.microbatches}."
     )
+  if not settings.uses_truth and not _due(settings)[0]:
+    raise FieldError(
+      f"queries.first_share={settings.queries.first_share}: of labels.count="
+      f"{settings.labels.count} that is none, and the agent would begin on "
+      "rewards that nobody taught. Raise one of them."
+    )
   if settings.uses_truth and settings.labels.by == sections.PAGE:
     raise FieldError(
       "labels.by='page' with agent.reward='true': the control asks nobody. Set "
@@ -127,6 +137,16 @@ def check(settings: Settings, world: World) -> None:
       f"mesh.devices={settings.mesh.devices}: this pipeline runs on one "
       f"device, and there are {world.mesh.size}. Set mesh.devices=1."
     )
+
+
+def _due(settings: Settings) -> np.ndarray:
+  """Returns int [steps], the labels that are due after each rollout."""
+  return maths.due(
+    0 if settings.uses_truth else settings.labels.count,
+    settings.schedule.steps,
+    settings.queries.first_share,
+    settings.queries.half_rollouts,
+  )
 
 
 def lab_of(settings: Settings) -> turns.Lab:
@@ -201,12 +221,7 @@ def run(settings: Settings, world: World) -> dict:
     )
     return json.loads(path.read_text())
   lab, count = lab_of(settings), settings.labels.count
-  due = maths.due(
-    0 if settings.uses_truth else count,
-    settings.schedule.steps,
-    settings.queries.first_share,
-    settings.queries.half_rollouts,
-  )
+  due = _due(settings)
   base = jax.random.key(settings.seed)
   start = jax.jit(turns.start, static_argnames=("lab", "most"))
 
@@ -311,11 +326,13 @@ def _asked(
 def _logged(settings: Settings, metrics: dict) -> dict:
   """Returns the metrics that this run has."""
   lacking = _OF_LABELS if settings.uses_truth else ()
+  may_lack = _MAY_LACK
+  if not metrics.get("labels/count"):
+    may_lack += ("predictor/loss",)
   return {
     k: float(v)
     for k, v in metrics.items()
-    if not k.startswith(lacking)
-    and not (k.startswith(_MAY_LACK) and np.isnan(v))
+    if not k.startswith(lacking) and not (k in may_lack and np.isnan(v))
   }
 
 
@@ -375,7 +392,9 @@ def _facts(
     * settings.schedule.batch_size
     * lab.environment.steps,
     "true_return": float(returns.mean()),
-    "true_return_error": float(returns.std() / np.sqrt(count)),
+    "true_return_error": float(returns.std(ddof=1) / np.sqrt(count))
+    if count > 1
+    else None,
     "agent_fingerprint": integrity.fingerprint_params(state.agent.params),
   }
   if not settings.uses_truth:
@@ -411,9 +430,11 @@ def tell(settings: Settings, folder: Path) -> None:
   """Prints what a finished run found."""
   del settings
   found = json.loads((folder / RESULT).read_text())
+  error = found["true_return_error"]
   print(
-    f"{NAME}: true return {found['true_return']:.1f} +- "
-    f"{found['true_return_error']:.1f} with "
+    f"{NAME}: true return {found['true_return']:.1f}"
+    + ("" if error is None else f" +- {error:.1f}")
+    + " with "
     + (
       f"{found['labels']} labels"
       if "labels" in found

@@ -9,7 +9,7 @@ import pytest
 from rlhf_jax import pipelines
 from rlhf_jax.labelling.database import FILE
 from rlhf_jax.labelling.store import Store
-from rlhf_jax.pipelines import defaults
+from rlhf_jax.pipelines import defaults, segments
 from rlhf_jax.programs.segments import people
 from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
@@ -95,13 +95,29 @@ def test_a_killed_run_ends_as_one_that_was_not(
   assert found == wanted
 
 
+def test_what_may_lack_is_left_out_and_no_other_nan_is():
+  settings, nan = segments.Settings(), float("nan")
+  row = {"predictor/loss": nan, "predictor/gradient_norm": nan}
+  row |= {"predictor/validation_loss": nan, "labels/count": 0.0}
+  assert set(segments._logged(settings, row)) == {
+    "predictor/gradient_norm",
+    "labels/count",
+  }
+  found = segments._logged(settings, row | {"labels/count": 3.0})
+  assert "predictor/loss" in found and "predictor/validation_loss" not in found
+
+
 @pytest.mark.slow
-def test_the_control_asks_nobody(environment, tmp_path):
+def test_the_control_asks_nobody(environment, tmp_path, capsys):
   config = make_config(environment)
+  config.agent.test_episodes = 1
   config.agent.reward = "true"
   config.schedule.steps = 2
   found = pipelines.run(config, tmp_path)
   assert found["reward"] == "true" and "labels" not in found
+  assert found["true_return_error"] is None
+  segments.tell(None, tmp_path)
+  assert "+-" not in capsys.readouterr().out
   for row in tiny_runs.rows_of(tmp_path):
     assert "agent/true_return" in row
     assert not any(x.startswith(("predictor/", "labels/")) for x in row)
@@ -176,6 +192,8 @@ def test_people_label_segments_and_their_labels_are_learned(
     ("schedule.batch_size", 5, "must divide"),
     ("schedule.epochs", 1.0, "Set steps, and epochs=0"),
     ("labels.count", 0, "must be >= 1"),
+    ("queries.first_share", 0.0, r"must be in \(0, 1\]"),
+    ("queries.first_share", 0.01, "of labels.count=12 that is none"),
     ("labels.noise", 1.0, r"must be in \[0, 1\)"),
     ("labels.by", "people", "must be one of simulated, page"),
     ("predictor.error", -0.1, "must be in"),

@@ -239,6 +239,15 @@ def test_predictors_learn_a_planted_reward_and_are_normalised():
   assert np.abs(flat[0] - flat[1]).mean() > 0.01  # members of their own
 
 
+def test_without_labels_rewards_keep_their_units():
+  lab = lab_of("pendulum")
+  state = turns.start(jax.random.key(0), lab, 8)
+  _, _, mean, deviation = predictor.measure(
+    state.ensemble.state.params, state.labels, 0.1
+  )
+  assert mean.tolist() == [0.0] * 3 and deviation.tolist() == [1.0] * 3
+
+
 def test_correlation_is_pearsons_and_nan_of_a_constant():
   x = jnp.array([1.0, 2.0, 4.0, 3.0])
   y = jnp.array([2.0, 1.0, 5.0, 4.0])

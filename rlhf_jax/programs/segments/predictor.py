@@ -133,7 +133,8 @@ def measure(
 
   Returns:
     training, validation: [M] nats, NaN where a member has no such label.
-    mean, deviation: [M], of the rewards of all labelled steps.
+    mean, deviation: [M], of the rewards of all labelled steps; 0 and 1 where
+      there is none.
   """
   found = members(params, labels.observation, labels.action)  # [M, C, 2, T]
   losses = maths.loss(jnp.sum(found, axis=-1), labels.label, error)
@@ -149,7 +150,8 @@ def measure(
   mean = jnp.sum(found * weight, axis=(1, 2, 3)) / count
   apart = jnp.square(found - mean[:, None, None, None]) * weight
   deviation = jnp.sqrt(jnp.sum(apart, axis=(1, 2, 3)) / count)
-  return mean_of(drawn), mean_of(other), mean, jnp.maximum(deviation, 1e-6)
+  deviation = jnp.where(labels.count > 0, jnp.maximum(deviation, 1e-6), 1.0)
+  return mean_of(drawn), mean_of(other), mean, deviation
 
 
 def fit(

@@ -85,7 +85,8 @@ def propose(
     ensemble: whose members agree or not.
     episodes: where segments are cut.
     key: of the draw.
-    most: Q; queries.candidates times as many are drawn.
+    most: Q, at least as many as are due; queries.candidates times as many are
+      drawn, also where fewer are due.
     is_active: by the members' disagreement; else as drawn.
     settings: length and candidates.
     error: e of the members' preference.

@@ -55,15 +55,21 @@ class Queries:
   length: int = 25  # steps of a segment; Christiano et al. 2017: 15 on MuJoCo,
   # 25 on Atari, 1 to 2 seconds
   choose: str = VARIANCE  # pairs on which members disagree most, or "random"
-  candidates: int = 10  # pairs drawn for each one that is asked
+  candidates: int = (
+    10  # pairs drawn for each one that is asked in the turn that
+  )
+  # asks the most, the first aside: others choose among as many
   first_share: float = 0.25  # of all labels, asked of the first rollout
   half_rollouts: float = 20.0  # after which labels come at half the rate
 
   def __post_init__(self) -> None:
     check_choice("choose", self.choose, QUERIES)
     check_least(self, length=1, candidates=1)
-    if not 0.0 <= self.first_share <= 1.0:
-      raise FieldError(f"first_share={self.first_share}: must be in [0, 1].")
+    if not 0.0 < self.first_share <= 1.0:
+      raise FieldError(
+        f"first_share={self.first_share}: must be in (0, 1], so that the agent "
+        "does not begin on rewards that nobody taught."
+      )
     if self.half_rollouts <= 0.0:
       raise FieldError(f"half_rollouts={self.half_rollouts}: must be > 0.")
 
