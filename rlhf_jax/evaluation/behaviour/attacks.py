@@ -345,5 +345,5 @@ def remarks(found: Mapping[str, Any]) -> list[tuple[str, str]]:
   return [
     ("warn", f"{found[name]} {text}. See judge_cache.jsonl.")
     for name, text in said.items()
-    if found[name]
+    if found.get(name)  # results of before have no such count
   ]
