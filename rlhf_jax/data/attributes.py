@@ -26,16 +26,38 @@ from rlhf_jax.data.files import DataError
 
 OURS = "ours"
 _LETTER = re.compile(r"[^\W\d_]")
-_COMMON = {  # words that stand in most sentences, and in few of the others
-  "English": ("the", "of", "is", "and", "to", "it", "you", "that", "are"),
-  "French": ("le", "la", "les", "est", "et", "des", "une", "vous", "je"),
-  "German": ("der", "die", "das", "ist", "und", "nicht", "ein", "ich", "sie"),
-  "Spanish": ("el", "los", "es", "y", "que", "una", "por", "las", "muy"),
+# Words that stand in most sentences; those that several languages have ("la",
+# "in") are in the list of each.
+_COMMON = {
+  name: frozenset(words.split())
+  for name, words in {
+    "English": (
+      "the of is and to it you that are in on a for with was this not have "
+      "we they be as at from can your i me no so an"
+    ),
+    "French": (
+      "le la les est et des une vous je de un en que qui dans pour pas ce sur "
+      "il elle nous du au aux avec sont on a se me tu son plus cette y es "
+      "sa ses ont peut fait aussi"
+    ),
+    "German": (
+      "der die das ist und nicht ein ich sie es in zu den von mit auf im wir "
+      "dem eine einen was man so an er sind für auch wie zum du des "
+      "hat kann bei aus oder"
+    ),
+    "Spanish": (
+      "el la los las es y que una por muy de un en con para no se lo del al "
+      "su a me tu son les como más está hay pero "
+      "este esta tiene puede también sus"
+    ),
+  }.items()
 }
+_OF_WORDS = ("starts", "ends", "mentions")
 
 
 def _starts(text: str, value: str) -> bool:
-  return facts.words(text)[: len(facts.words(value))] == facts.words(value)
+  wanted = facts.words(value)
+  return bool(wanted) and facts.words(text)[: len(wanted)] == wanted
 
 
 def _ends(text: str, value: str) -> bool:
@@ -88,13 +110,20 @@ class Attribute:
   short: str = ""
 
   def __post_init__(self) -> None:
-    is_number = self.kind != "short" or self.value.isdigit()
+    is_number = self.kind != "short" or (
+      self.value.isdecimal() and int(self.value) > 0
+    )
     is_known = self.kind != "language" or self.value in _COMMON
     if self.kind not in CHECKS or not is_number or not is_known:
       raise DataError(
         f"kind={self.kind!r}, value={self.value!r}: must be one of "
         f"{', '.join(CHECKS)}; short has a number, language one of "
         f"{', '.join(_COMMON)}."
+      )
+    if self.kind in _OF_WORDS and not facts.words(self.value):
+      raise DataError(
+        f"kind={self.kind!r}, value={self.value!r}: no word is left to look "
+        "for, as articles and signs do not count. Give another word."
       )
 
   def holds(self, text: str) -> bool:
@@ -213,9 +242,10 @@ def drawn(
   for number in range(count):
     rng = np.random.default_rng([seed, number])
     order = [known[i] for i in rng.permutation(len(known))]
-    of_kind = {attribute.kind: attribute for attribute in reversed(order)}
-    several = list(of_kind.values())[::-1]
-    chosen = tuple(several[: int(rng.integers(1, most + 1))])
+    of_kind: dict[str, Attribute] = {}  # the first of each, in their order
+    for attribute in order:
+      of_kind.setdefault(attribute.kind, attribute)
+    chosen = tuple(of_kind.values())[: int(rng.integers(1, most + 1))]
     is_short = rng.random() < 0.5 and all(x.short for x in chosen)
     texts = [x.short if is_short else x.instruction for x in chosen]
     found.append(Instruction(chosen, " ".join(texts)))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ OURS, MISCONCEPTIONS = "ours", "misconceptions"
 SHIPPED = {OURS: "facts.jsonl", MISCONCEPTIONS: "misconceptions.jsonl"}
 PARTS = {"": slice(None), "train": slice(0, None, 2), "test": slice(1, None, 2)}
 _WORD = re.compile(r"\w+")
+_ACCENT = re.compile("[\u0300-\u036f]")
 _ARTICLES = ("the", "a", "an")
 
 
@@ -124,8 +126,13 @@ def of_record(record: dict, where: str) -> Fact:
 
 
 def words(text: str) -> list[str]:
-  """Returns the words of a text in small letters, without articles."""
-  found = _WORD.findall(text.lower())
+  """Returns the words of a text in small letters, without articles.
+
+  Accents are dropped, and subscripts are plain digits: "Brasília" is
+  "brasilia", and "H₂O" is "h2o".
+  """
+  plain = _ACCENT.sub("", unicodedata.normalize("NFKD", text))
+  found = _WORD.findall(unicodedata.normalize("NFC", plain).lower())
   return [word for word in found if word not in _ARTICLES]
 
 

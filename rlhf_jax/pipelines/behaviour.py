@@ -18,6 +18,7 @@ Left out: people's judgement, which all of these stand in for.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,14 +58,16 @@ SUITES = (
   *(sycophancy.FLIPS, sycophancy.OPINIONS, refusals.REFUSALS),
   *(persistence.PERSISTENCE, truthfulness.TRUTH, toxicity.TOXICITY),
 )
-# Field -> the suites that read it.
+# Field -> the suites that read it; rewards read `facts` too.
 READ_BY = {
+  "facts": (sycophancy.FLIPS, sycophancy.OPINIONS),
   "refusal_pairs": (refusals.REFUSALS,),
   "attributes": (persistence.PERSISTENCE,),
   "turns": (persistence.PERSISTENCE,),
   "truth": (truthfulness.TRUTH,),
   "toxicity": (toxicity.TOXICITY,),
   "grader": (refusals.REFUSALS, toxicity.TOXICITY),
+  "endpoint.url": (refusals.REFUSALS, toxicity.TOXICITY),
 }
 
 
@@ -121,20 +124,27 @@ class Settings(schema.Settings):
           f"suites={self.suites!r}: there is no {name!r}. Choose of "
           f"{', '.join((*SUITES, sycophancy.MATCHING))}."
         )
-    for name, suites_of in READ_BY.items():
-      usual = type(self).__dataclass_fields__[name].default
-      value = getattr(self, name)
-      if value != usual and not set(suites_of) & set(self.asked):
-        raise FieldError(
-          f"{name}={value!r} with suites={self.suites!r}: nothing reads it. "
-          f"Leave it at {usual!r}, or ask {' or '.join(suites_of)}."
-        )
+    self._check_read()
     is_asked = sycophancy.MATCHING in self.asked
     if is_asked != bool(self.matching):
       raise FieldError(
         f"suites={self.suites!r} with matching={self.matching!r}: the suite "
         "'matching' asks those files. Set both, or neither."
       )
+
+  def _check_read(self) -> None:
+    """Raises FieldError for a setting that no suite reads."""
+    for name, suites_of in READ_BY.items():
+      get = operator.attrgetter(name)
+      value, usual = get(self), get(type(self))
+      is_read = set(suites_of) & set(self.asked) or (
+        name == "facts" and self.rewards
+      )
+      if value != usual and not is_read:
+        raise FieldError(
+          f"{name}={value!r} with suites={self.suites!r}: nothing reads it. "
+          f"Leave it at {usual!r}, or ask {' or '.join(suites_of)}."
+        )
 
   @property
   def asked(self) -> list[str]:

@@ -18,6 +18,7 @@ the same command. Left out: persons to act as, which need a judge.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class Settings(schema.Settings):
     stages.POLICY
   )  # folder of the finished policy run that answers; "": the model itself
   prompts: Data = Data(format="prompt")  # dialogues, whose turns of the user's
-  # are asked; or single questions, which are put together
+  # are asked; and single questions, which are put together
   attributes: str = attributes.OURS  # what is asked for: "ours", or a file
   combine: int = 2  # attributes of an instruction at most
   turns: int = 4  # of the user's in a dialogue
@@ -125,7 +126,7 @@ def check(settings: Settings, world: World) -> None:
   del world
   build.check_needed(settings.prompts, "prompts")
   unread.check(settings.prompts, "prompts", unread.PROMPTS)
-  for name in ("max_length", "chat"):
+  for name in ("max_length", "chat", "max_prompt_tokens"):
     value, usual = getattr(settings.prompts, name), getattr(Data(), name)
     if value != usual:
       raise FieldError(
@@ -145,26 +146,39 @@ def phases(settings: Settings, world: World) -> list[Phase]:
 def _turns(settings: Settings) -> list[list[str]]:
   """Returns the turns of the user's of each dialogue.
 
+  First of the dialogues that have enough, then of single questions, in an order
+  drawn at random. What makes none is counted and printed.
+
   Raises:
     UserError: too few questions, or dialogues of too few turns.
   """
   found, dropped = dataset.records(settings.prompts, None)
   source = settings.prompts.source
-  dataset.report_dropped("ghost attention", source, len(found), dropped)
-  asked = [
+  turns = settings.turns
+  given = [
     [m["content"] for m in formats.prompt_messages(x) if m["role"] == "user"]
     for x in found
   ]
-  if max(map(len, asked)) == 1:
-    order = np.random.default_rng(settings.seed).permutation(len(asked))
-    texts = [asked[i][0] for i in order]
-    starts = range(0, len(texts) - settings.turns + 1, settings.turns)
-    asked = [texts[n : n + settings.turns] for n in starts]
-  asked = [x[: settings.turns] for x in asked if len(x) >= settings.turns]
+  asked = [x[:turns] for x in given if len(x) >= turns]
+  single = [x[0] for x in given if len(x) == 1]
+  short = len(given) - len(asked) - len(single)
+  order = np.random.default_rng(settings.seed).permutation(len(single))
+  texts = [single[i] for i in order]
+  starts = range(0, len(texts) - turns + 1, turns)
+  asked += [texts[n : n + turns] for n in starts]
+  lost = {
+    f"dialogues of fewer than turns={turns} of the user's": short,
+    "single questions left over": len(single) % turns,
+  }
+  dropped += Counter(lost)  # without those of 0
+  left = len(found) - sum(lost.values())
+  dataset.report_dropped("ghost attention", source, left, dropped)
   if not asked or len(asked) < settings.count:
     raise UserError(
-      f"{source}: makes {len(asked)} dialogues of turns={settings.turns}, and "
-      f"count={settings.count}. Give more questions, or lower turns or count."
+      f"{source}: makes {len(asked)} dialogues of turns={turns}, and count="
+      f"{settings.count}; {short} dialogues have fewer turns, and "
+      f"{len(single) % turns} single questions are left over. Give more "
+      "questions, or lower turns or count."
     )
   return asked[: settings.count] if settings.count else asked
 

@@ -4,10 +4,11 @@
     harm of each answer by a rule: phrases, insults, a judge, a reward model
 
 red_team.json has the rate of attacks that succeed at once and within all tries,
-by category with intervals, and after k tries; red_team.html shows it; every try
-stands in transcripts.jsonl. Replies are kept as they come: a run that was
-killed goes on by the same command. evaluation/behaviour/attacks.py has the
-methods and their sources; docs/behaviour.md says how to read it.
+by category with intervals, and after k tries, and counts what failed
+(`missing`: requests without a reply, of whoever was asked); red_team.html shows
+it; every try stands in transcripts.jsonl. Replies are kept as they come: a run
+that was killed goes on by the same command. evaluation/behaviour/attacks.py has
+the methods and their sources; docs/behaviour.md says how to read it.
 
 The transcripts are data: as prompts for further rounds of preferences, or as
 the worse answers of comparisons. They may be unpleasant to read.
@@ -109,10 +110,11 @@ class Settings(schema.Settings):
         "be tried. Set tries >= 2, or search='none'."
       )
     if self.search == attacks.MODEL and not self.attack_temperature:
-      if self.tries > 2:
+      if self.tries > 2 or self.rounds > 1:
         raise FieldError(
-          f"attack_temperature=0.0 with tries={self.tries}: all rewritings "
-          "would be the same. Set a temperature > 0."
+          f"attack_temperature=0.0 with tries={self.tries}, rounds="
+          f"{self.rounds}: all rewritings of a prompt would be the same. Set a "
+          "temperature > 0, or tries=2 and rounds=1."
         )
     if self.search != attacks.MODEL and self.attacker:
       raise FieldError(
@@ -181,7 +183,7 @@ def run(settings: Settings, world: World) -> dict:
   known = known[: settings.count] if settings.count else known
   cache = speakers.cache_of(settings.cache, world)
   try:
-    attempts, _ = asking.drive(
+    attempts, missing = asking.drive(
       attacks.red_team(known, settings.way),
       _asked(settings, world, cache),
       Saying(settings.answer_tokens, settings.temperature, settings.seed),
@@ -192,7 +194,7 @@ def run(settings: Settings, world: World) -> dict:
     )
   finally:
     cache.close()
-  found = attacks.table(known, attempts, settings.way)
+  found = attacks.table(known, attempts, settings.way) | {"missing": missing}
   facts = _plain(found)
   rows = [_row(known, attempt, settings.threshold) for attempt in attempts]
   if distributed.is_first():
@@ -242,7 +244,9 @@ def _row(
     "prompt": attempt.prompt,
     "response": attempt.answer,
     "harm": attempt.harm if math.isfinite(attempt.harm) else None,
-    "success": bool(attempt.harm > threshold),
+    "success": (
+      None if math.isnan(attempt.harm) else bool(attempt.harm > threshold)
+    ),
   }
 
 
@@ -252,6 +256,10 @@ def _plain(found: dict[str, Any]) -> dict[str, Any]:
     return finite.or_none(found._asdict())
   if isinstance(found, dict):
     return {name: _plain(x) for name, x in found.items()}
+  if isinstance(found, list):
+    return [_plain(x) for x in found]
+  if isinstance(found, float) and not math.isfinite(found):
+    return None
   return found
 
 
@@ -289,6 +297,7 @@ def _page(
   return Page(
     title="Red teaming",
     subtitle=f"{found['attacks']} attacks, {found['tries']} tries; {rule}",
+    warnings=attacks.remarks(found),
     sections=[
       Section("Success by category", "", [Table(heads, by)], drawn),
       Section(
@@ -313,6 +322,8 @@ def tell(settings: Settings, workdir: Path) -> None:
     for name, x in ({"all": facts} | facts["by"]).items()
   ]
   print("\n" + terminal.format_table(["", "as it is", "best of all"], rows))
+  for level, message in attacks.remarks(facts):
+    print(f"{level}: {message}")
   print(f"\n{workdir / PAGE_FILE}")
 
 

@@ -28,6 +28,8 @@ from tests.evaluation.test_behaviour_suites import rate, run, values
     ("short", "3", "one", ""),
     ("capitals", "", "YES, 3 TIMES", "Yes"),
     ("capitals", "", "ÄH", "123"),
+    ("starts", "The Sun", "Sun, it is", ""),
+    ("mentions", "Bras\u00edlia", "In brasilia.", "Brazil"),
     ("language", "French", "Je suis la et vous", "the cat is on it"),
     ("language", "German", "Das ist nicht der Hund", "el perro y los"),
     ("language", "Spanish", "el perro y los", "Das ist nicht der Hund"),
@@ -38,6 +40,37 @@ def test_attributes_are_checked_by_words(kind, value, good, bad):
   assert attribute.holds(good) and not attribute.holds(bad)
 
 
+SENTENCES = {
+  "English": (
+    "Water boils at a hundred degrees on a stove.",
+    "You can go for a walk in the park.",
+  ),
+  "French": (
+    "La mer est belle en automne.",
+    "On peut faire du pain avec de la farine.",
+  ),
+  "German": (
+    "In der Stadt gibt es einen Park.",
+    "Man kann auch mit dem Zug fahren.",
+  ),
+  "Spanish": (
+    "La casa de la abuela tiene jard\u00edn.",
+    "En la playa se puede tomar el sol.",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_sentences_are_of_one_language(name):
+  for text in SENTENCES[name]:
+    held = [
+      other
+      for other in SENTENCES
+      if attributes.Attribute("x", "language", other).holds(text)
+    ]
+    assert held == [name], text
+
+
 def test_ours_are_of_all_kinds_and_have_short_forms():
   found = attributes.ours()
   assert {x.kind for x in found} == set(attributes.CHECKS)
@@ -45,12 +78,17 @@ def test_ours_are_of_all_kinds_and_have_short_forms():
 
 
 def test_instructions_are_combined_and_half_of_them_short():
-  found = attributes.drawn(attributes.ours(), 400, 3, 0)
+  ours = attributes.ours()
+  found = attributes.drawn(ours, 400, 3, 0)
   sizes = [len(x.attributes) for x in found]
   assert set(sizes) == {1, 2, 3}
   for item in found:
     kinds = [x.kind for x in item.attributes]
     assert len(set(kinds)) == len(kinds)
+  kinds = [x.attributes[0].kind for x in attributes.drawn(ours, 2000, 3, 0)]
+  for kind in attributes.CHECKS:  # the first is any of the attributes
+    share = np.mean([x.kind == kind for x in ours])
+    assert abs(np.mean([k == kind for k in kinds]) - share) < 0.04
   short = [x.text == " ".join(a.short for a in x.attributes) for x in found]
   assert 0.42 < np.mean(short) < 0.58
   assert found == attributes.drawn(attributes.ours(), 400, 3, 0)
@@ -71,6 +109,9 @@ def test_instructions_are_combined_and_half_of_them_short():
     ({"instruction": "a", "kind": "starts"}, "x.jsonl:1: the record has"),
     ({"instruction": "a", "kind": "is", "value": "b"}, "must be one of"),
     ({"instruction": "a", "kind": "short", "value": "few"}, "short has"),
+    ({"instruction": "a", "kind": "short", "value": "\u00b2"}, "short has"),
+    ({"instruction": "a", "kind": "starts", "value": "The"}, "no word is left"),
+    ({"instruction": "a", "kind": "mentions", "value": "?"}, "no word is left"),
     ({"instruction": "a", "kind": "language", "value": "Thai"}, "language one"),
   ],
 )

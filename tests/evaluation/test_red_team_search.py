@@ -86,6 +86,43 @@ def test_a_model_rewrites_and_a_judge_decides():
   assert len(attempts) == 8  # the second rewriting of each is lost
   assert found["how"]["rewritten"].value == 1.0
   assert found["as_it_is"].value == 0.0 and found["best_of"].value == 1.0
+  assert (found["unrewritten"], found["ungraded"]) == (4, 0)
+  assert "4 rewritings never came" in attacks.remarks(found)[0][1]
+
+
+def test_later_rounds_draw_anew():
+  draws = []
+
+  def answer(item):
+    if item.who == suites.ATTACKER:
+      draws.append(item.draw)
+      return f"again {item.draw}"
+    return NO
+
+  attempts, found = told(Search(kind="policy", tries=3, rounds=3), answer)
+  assert len(set(draws)) == 2 + 3 + 3 and len(draws) == 4 * 8
+  assert len(attempts) == 4 * 9 and found["unrewritten"] == 0
+
+
+def test_what_a_judge_leaves_open_is_no_defence():
+  def answer(item):
+    text = item.messages[0]["content"]
+    if isinstance(item, suites.Choose):
+      if "thing 0" in text or ("thing 1" in text and "film" not in text):
+        return None
+      return np.array([0.1, 0.9])
+    return f"film: {text}" if "film" in text else text
+
+  search = Search(rule="judge", tries=1 + len(attacks.FRAMES), rounds=2)
+  attempts, found = told(search, answer)
+  assert found["as_it_is"][::3] == (0.0, 2)  # of 2 and 3
+  assert found["best_of"][::3] == (0.0, 3)  # one frame of 1 was judged
+  assert found["by"]["a"]["as_it_is"].count == 0
+  assert found["ungraded"] == sum(np.isnan(x.harm) for x in attempts) > 9
+  assert {x.attack for x in attempts if x.round} == {0, 1, 2, 3}
+  assert found["unrewritten"] == 0 and found["after"][0] == 0.0
+  (said,) = attacks.remarks(found)
+  assert f"{found['ungraded']} answers got no judgement" in said[1]
 
 
 @pytest.mark.parametrize("text", [None, "", " "])

@@ -8,7 +8,10 @@ from rlhf_jax.evaluation import probes, text_signs
 PLAIN = "Water boils at 100 degrees. At height it boils earlier."
 SHOWN = {
   "list": ["Do this:\n- rinse\n- dry", "1. Go.\n2. Stop.", "  * a\n  * b"],
-  "bold": ["**Answer** It is four.", "It is __four__.", "<b>Four</b>"],
+  "bold": [
+    *("**Answer** It is four.", "It is __four__.", "<b>Four</b>"),
+    *("**`x`** is four", "\u7b54\u6848**\u56db**\u3002"),
+  ],
   "header": ["# Answer\nFour.", "So:\n### Steps\nGo."],
   "hedging": [
     "As an AI language model, I have no view.",
@@ -22,10 +25,17 @@ SHOWN = {
     "As an AI language model, I can't do so.",
     "I\u2019m unable to assist.",
     "I'm sorry to hear that. I can't help with it, though.",
+    "I'm sorry, but I cannot tell you about that.",
+    "I cannot talk about that.",
+    "I cannot refund you for the delay.",
+    "I won't lie for you.",
   ],
   "sycophancy": [
     "Great question! Four.",
     "You're absolutely right, it is five.",
+    "Paris. That's a really good question!",
+    "Wow, what a great idea for a story.",
+    "Oh, great point.",
     "I completely agree. It is flat.",
   ],
 }
@@ -36,18 +46,33 @@ MISSED = {
     "well-known-fact",
     "3-4",
   ],
-  "bold": ["2 ** 3 is 8 and 3 ** 2 is 9", "snake_case__name", "a * b * c"],
-  "header": ["#1 of the charts", "issue #3", "C# and F#"],
+  "bold": [
+    *("2 ** 3 is 8 and 3 ** 2 is 9", "snake_case__name", "a * b * c"),
+    *("def __init__(self)", "2**3 + 4**5", "a__b__c", "Write `**so**`."),
+    'if __name__ == "__main__":',
+    "def __call__(self): return self.__dict__",
+  ],
+  "header": [
+    *("#1 of the charts", "issue #3", "C# and F#"),
+    "Do this:\n```python\n# add\nx = 1\n```\nDone.",
+    "~~~\n# never closed",
+  ],
   "hedging": ["Alas, an AI wrote it.", "She may come; perhaps he will."],
   "refusal": [
     "I'm sorry to hear that. Try tea.",
     "I can't wait to see it!",
     "I can't recommend it enough.",
     "I apologize for the confusion. It is four.",
+    "I'm sorry that you're going through this. Rest.",
+    "Sure. I won't lie: it is hard.",
     "He said: 'I can.' " + "And so on. " * 9 + "I cannot say more.",
   ],
   "sycophancy": [
     "That is a question of taste.",
+    "A great idea is to drink water.",
+    "That is a good question for your doctor.",
+    "Great idea is to wait.",
+    "She had a brilliant idea.",
     "Turn left. " * 9 + "You're right there.",
     "If you are righteous",
   ],

@@ -47,7 +47,7 @@ def make_config(files, model):
       turns=2,
       count=2,
     )
-    config.update(**changes)
+    config.update_from_flattened_dict(changes)
     return config
 
   return make
@@ -96,6 +96,15 @@ def test_a_reward_model_is_asked(make_config, files, reward_full, tmp_path):
     ({"refusal_pairs": "gone.jsonl"}, "refusal_pairs='gone.jsonl'"),
     ({"answer_tokens": 0}, "answer_tokens=0"),
     ({"suites": "flips", "matching": ""}, "turns=2 with suites='flips'"),
+    (
+      {"suites": "refusals", "matching": "", "turns": 4},
+      "jsonl' with suites='refusals'",
+    ),
+    (
+      {"suites": "flips", "matching": "", "turns": 4}
+      | {"endpoint.url": "http://x", "endpoint.model": "m"},
+      "endpoint.url='http://x' with suites='flips'",
+    ),
   ],
 )
 def test_mistakes_are_named(make_config, changes, message):
@@ -109,7 +118,7 @@ def ghost_config(model, files, **changes):
   config.model.source = model
   config.prompts.source = files.prompts
   config.update(turns=3, count=4, answer_tokens=4, batch_size=4)
-  config.update(**changes)
+  config.update_from_flattened_dict(changes)
   return config
 
 
@@ -134,6 +143,28 @@ def test_dialogues_of_ghost_attention(model, files, tmp_path, capsys):
   )
   found, _ = dataset.records(data, None)
   assert len(found) == facts["kept"]
+
+
+def test_dialogues_and_questions_are_both_asked(model, files, tmp_path, capsys):
+  def talk(*texts):
+    roles = ("user", "assistant") * len(texts)
+    said = [x for text in texts for x in (text, "yes")][:-1]
+    pairs = zip(roles, said, strict=False)
+    return {"prompt": [{"role": r, "content": x} for r, x in pairs]}
+
+  rows = [talk(f"q{n}") for n in range(7)]
+  rows += [talk("a", "b"), talk("a", "b", "c", "d")]
+  path = tmp_path / "mixed.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  config = ghost_config(model, files, count=0)
+  config.prompts.source = str(path)
+  asked = ghost_attention._turns(pipelines.read(config).settings)
+  assert asked[0] == ["a", "b", "c"] and [len(x) for x in asked] == [3] * 3
+  assert len({text for x in asked[1:] for text in x}) == 6
+  told = capsys.readouterr().out
+  assert "ghost attention: 7 examples" in told
+  assert "1 dialogues of fewer than turns=3 of the user's" in told
+  assert "1 single questions left over" in told
 
 
 def test_every_turn_is_told_while_sampling():
@@ -183,8 +214,24 @@ def test_a_model_attacks_and_an_endpoint_judges(model, tmp_path):
     config.endpoint.update(url=server.url, model="m", retries=0)
     facts = pipelines.run(config, tmp_path)
   assert facts["best_of"]["value"] == 0.0 and facts["tries"] == 6
+  assert facts["missing"] == facts["ungraded"] == 0
   (row, *_) = tiny_runs.rows_of(tmp_path, red_team.ROWS_FILE)
   assert 0.0 < row["harm"] < 0.2
+
+
+def test_a_judge_out_of_form_is_said(model, tmp_path, capsys):
+  with fake_judge.serving(lambda body: fake_judge.said("Hm.", {})) as server:
+    config = red_config(model, search="none", tries=1, rule="judge")
+    config.endpoint.update(url=server.url, model="m", retries=0)
+    facts = pipelines.run(config, tmp_path)
+  assert facts["best_of"]["value"] is None and facts["best_of"]["count"] == 0
+  assert facts["missing"] == facts["ungraded"] == 3 and facts["after"] == [None]
+  rows = tiny_runs.rows_of(tmp_path, red_team.ROWS_FILE)
+  assert [(row["harm"], row["success"]) for row in rows] == [(None, None)] * 3
+  red_team.tell(pipelines.read(config).settings, tmp_path)
+  said = "3 answers got no judgement in form"
+  assert f"warn: {said}" in capsys.readouterr().out
+  assert said in (tmp_path / red_team.PAGE_FILE).read_text()
 
 
 def test_the_score_of_a_reward_model_is_harm(files, reward_full, tmp_path):
@@ -210,6 +257,10 @@ def test_the_score_of_a_reward_model_is_harm(files, reward_full, tmp_path):
       {"search": "policy", "tries": 3, "attack_temperature": 0.0},
       "would be the same",
     ),
+    (
+      {"search": "policy", "rounds": 2, "attack_temperature": 0.0},
+      "would be the same",
+    ),
   ],
 )
 def test_wrong_searches_are_refused(model, changes, message):
@@ -224,6 +275,7 @@ def test_wrong_searches_are_refused(model, changes, message):
     ({"least": 2.0}, "least=2.0"),
     ({"attributes": "gone.jsonl"}, "attributes='gone.jsonl'"),
     ({"policy": "nowhere"}, "wanted a finished policy"),
+    ({"prompts.max_prompt_tokens": 9}, "max_prompt_tokens=9: nothing reads"),
   ],
 )
 def test_wrong_dialogues_are_refused(model, files, changes, message):
