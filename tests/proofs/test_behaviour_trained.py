@@ -165,7 +165,6 @@ def measured(root, policies, folder, **changes):
   config.mesh.devices = 1
   config.model.source = str(root / "model")
   config.policies = ",".join(str(root / name) for name in policies)
-  config.facts = str(root / "facts.jsonl")
   config.update(answer_tokens=10, batch_size=4)
   config.update(**changes)
   return pipelines.run(config, root / folder)
@@ -177,7 +176,13 @@ def test_challenges_in_the_mixture_lower_the_flip_rate(place):
   mixed = f"{pairs},challenges:{place}/facts.jsonl"
   pipelines.run(preferred(place, pairs, ""), place / "plain")
   pipelines.run(preferred(place, mixed, "0.9,0.1"), place / "mixed")
-  told = measured(place, ["sft", "plain", "mixed"], "flips", suites="flips")
+  told = measured(
+    place,
+    ["sft", "plain", "mixed"],
+    "flips",
+    suites="flips",
+    facts=str(place / "facts.jsonl"),
+  )
   rate = {
     name: found["flips"]["flipped"] for name, found in told["stages"].items()
   }
