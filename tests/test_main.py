@@ -83,7 +83,7 @@ def experiment(tmp_path):
     ("data.sorce=x", "Did you mean --config.data.source"),
     ("optimizer.lr=1", "Did you mean --config.optimizer.learning_rate"),
     ("learning_rate=1", "Did you mean --config.optimizer.learning_rate?"),
-    ("data.nothing_like_it=1", "Fields of config.data: answers, chat,"),
+    ("data.nothing_like_it=1", "Fields of config.data: answers, by, chat,"),
     ("quite.another=1", "python -m rlhf_jax.explain --config="),
     ("schedule.steps=1e3", "steps=1e3: must be a whole number"),
     ("optimizer.learning_rate=fast", "learning_rate=fast: must be a number"),

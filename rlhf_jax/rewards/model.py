@@ -228,7 +228,11 @@ def prefixes(
     after = jnp.pad(samples.response_mask[:, 1:], ((0, 0), (0, 1)))
     within = jnp.maximum(samples.response_mask, after)
     mask = judged_mask(scorer, samples) * within
-  each = (read - weights.mean) / weights.std
+  mean, std = (
+    jnp.reshape(x, (1,) * (read.ndim - 1) + (-1,))
+    for x in (weights.mean, weights.std)
+  )
+  each = (read - mean) / std
   values = ensemble.combined(each, scorer.combination)
   return {
     "prefix_values": jnp.where(mask > 0, values, 0.0),

@@ -23,7 +23,9 @@ SCORES = {"reward": jnp.asarray([1.5, -0.5]), "gold": jnp.asarray([2.0, 3.0])}
 
 def plan_of(names, **changes):
   role = types.SimpleNamespace(entrance=0)
-  scorers = tuple((name, types.SimpleNamespace(role=role)) for name in names)
+  scorers = tuple(
+    (name, types.SimpleNamespace(role=role, objectives=())) for name in names
+  )
   fields = dict(
     policy=role,
     reference=role,
