@@ -67,7 +67,7 @@ def test_each_objective_has_labels_a_reward_model_and_a_judge(files, tmp_path):
   page = (tmp_path / "report.html").read_text()
   for name in NAMES:
     assert f"Win rate against the first policy: {name}" in page
-  assert page.count("KL to the first policy") == 1
+  assert page.count(">KL to the first policy<") == 1
 
 
 def test_the_stages_of_a_round_by_objective(files, tmp_path):

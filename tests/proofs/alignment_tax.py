@@ -147,7 +147,10 @@ def policy_config(
   )
   config.epochs.update(epochs=1, minibatches=1)
   config.policy_optimizer.update(
-    learning_rate=size.learning_rate, warmup_steps=5
+    learning_rate=size.learning_rate,
+    warmup_steps=5,
+    schedule="linear",
+    final_fraction=0.0,  # what is probed is where it settles, not its noise
   )
   if remedy == PTX:
     config.algorithm.ptx_coefficient = 1.0
