@@ -241,7 +241,9 @@ def test_other_pipelines_take_several_judges(
   folder = files.root / f"several_{pipeline}"
   pipelines.run(config, folder)
   rows = tiny_runs.rows_of(folder)
-  assert all(0.0 <= row[name] <= 1.0 for row in rows)
+  if pipeline == "rejection":  # held-out numbers of a round stand by themselves
+    rows = [row for row in rows if "rejection/score_mean" in row]
+  assert rows and all(0.0 <= row[name] <= 1.0 for row in rows)
   if pipeline == "rejection":  # the second round is trained again, as it was
     state = (folder / "round_2" / "combination.json").read_text()
     assert len(json.loads(state)["leaves"][0]) == 3
