@@ -415,8 +415,8 @@ FAULTS = (
     ),
     (
       "red team: what fell is tried again",
-      "if n not in best or best[n].harm <= search.threshold",
-      "if n not in best or best[n].harm <= 1e9",
+      "if n not in best or not best[n].harm > search.threshold",
+      "if n not in best or not best[n].harm > 1e9",
     ),
   ),
   *of(
