@@ -42,6 +42,7 @@ from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import results, text_scores
 from rlhf_jax.programs import asking, speakers
 from rlhf_jax.programs.pipeline import Pipeline, stage_field
+from rlhf_jax.programs.policy_groups import MODEL
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards.ai.endpoint import Endpoint
@@ -53,7 +54,6 @@ from rlhf_jax.schema import FieldError, check_least
 RESULT_FILE = "behaviour.json"
 ROWS_FILE = "transcripts.jsonl"
 PAGE_FILE = "behaviour.html"
-MODEL = "model"  # in `policies`: the model itself
 SUITES = (
   *(sycophancy.FLIPS, sycophancy.OPINIONS, refusals.REFUSALS),
   *(persistence.PERSISTENCE, truthfulness.TRUTH, toxicity.TOXICITY),

@@ -182,7 +182,9 @@ def run(settings: Settings, world: World) -> dict:
     settings,
     found,
     base,
-    lambda x: summarise(x["before"], x["after"], settings.lexicon, right),
+    lambda x: summarise(
+      x["before"], x["after"], settings.lexicon, right, embed
+    ),
   )
   if distributed.is_first():
     _write_pieces(world.workdir / PIECES_FILE, after)

@@ -205,18 +205,16 @@ def run(settings: Settings, world: World) -> dict:
   embed = embeddings.load(settings.embeddings)
   world.workdir.mkdir(parents=True, exist_ok=True)
   found, parts = _answers(settings, world, origins)
-  facts = numbers_of(
-    found, settings.lexicon, texts.correct_above(settings.text_judge), embed
-  )
+  right = texts.correct_above(settings.text_judge)
+  facts = numbers_of(found, settings.lexicon, right, embed)
   for name, count in settings.draws.items():
     if count > 1:
       facts["policies"][name]["best_of_kl_bound"] = answerers.kl_bound(count)
-  right = texts.correct_above(settings.text_judge)
   facts |= answered.by_value(
     settings,
     found,
     world.base(settings.model),
-    lambda some: numbers_of(some, settings.lexicon, right),
+    lambda some: numbers_of(some, settings.lexicon, right, embed),
   )
   results.write(path, facts, origins, rows_of(found))
   parts.done()

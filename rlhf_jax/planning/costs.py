@@ -16,6 +16,7 @@ from rlhf_jax import experiment_file
 from rlhf_jax.planning import remedies, report, topology
 from rlhf_jax.planning.advice import Stage
 from rlhf_jax.planning.data_facts import Facts
+from rlhf_jax.schema import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,23 +64,23 @@ def _records(stage: Stage, facts: Facts) -> int:
   return facts.pairs
 
 
-def _configuration(
-  stage: Stage, model: str, devices: int, is_accelerator: bool
-) -> tuple[Any, dict[str, Any]]:
-  """Returns the experiment of a stage on so many devices, and what is changed.
+def _adapted(
+  config: Any, model: str, slice_: topology.Topology
+) -> dict[str, Any]:
+  """Changes an experiment for a slice; returns the fields that are changed.
 
   Rows of a step must divide among the devices: a batch that does not becomes
   the next larger one that does, and a microbatch has one row of each device. On
   accelerators weights are computed with in bfloat16 and activations computed
   again.
   """
-  config = experiment_file.load(stage.config)
   changes: dict[str, Any] = {"model.source": model}
-  if is_accelerator:
+  if slice_.chip.generation != "cpu":
     changes |= {"model.dtype": "bfloat16", "model.scan_layers": True}
     changes |= {"model.remat": True}
   changes |= {"mesh.data": 1, "mesh.fsdp": -1}
-  unit = devices * (config.epochs.minibatches if "epochs" in config else 1)
+  parts = config.epochs.minibatches if "epochs" in config else 1
+  unit = slice_.devices * parts
   size = config.schedule.batch_size + -config.schedule.batch_size % unit
   changes["schedule.batch_size"] = size
   for section in ("accumulation", "epochs"):
@@ -88,7 +89,7 @@ def _configuration(
   if "generate" in config:
     changes["generate.batch_size"] = None
   config.update_from_flattened_dict(changes)
-  return config, changes
+  return changes
 
 
 def of(
@@ -109,11 +110,10 @@ def of(
     return Cost(why_not="it has several stages; rlhf_jax.plan shows each")
   if "schedule" not in config:
     return None  # nothing is trained
-  is_accelerator = slice_.chip.generation != "cpu"
-  config, changes = _configuration(stage, model, slice_.devices, is_accelerator)
+  changes = _adapted(config, model, slice_)
   try:
     found = report.make(config, slice_, compiles=False)
-  except ValueError as error:  # also UserError: what cannot be planned so
+  except UserError as error:  # what cannot be planned so
     return Cost(why_not=str(error))
   steps = _steps(config, _records(stage, facts))
   in_step = [line for line in found.lines if line.is_in_step]
