@@ -12,7 +12,10 @@ PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 # From the bottom up. A module imports what stands below its own line, and its
 # own package; neighbours on one line do not know each other.
 ORDER = (
-  ("types", "imported", "output", "child_process", "startup", "allocator"),
+  (
+    *("types", "imported", "output", "child_process", "startup"),
+    *("allocator", "compiling"),
+  ),
   ("ops", "products", "schema"),
   (
     "strict_json",

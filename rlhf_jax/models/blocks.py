@@ -15,6 +15,7 @@ from rlhf_jax.models import attention, rotary
 from rlhf_jax.models.architecture import Config
 from rlhf_jax.models.cache import LayerCache
 from rlhf_jax.models.layers import Dense, Norm
+from rlhf_jax.models.recompute import recomputed
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.types import Array
 
@@ -201,5 +202,5 @@ def run_block(
     return block.apply(variables, x, turns, kind, *arguments)
 
   if config.remat:
-    run = jax.checkpoint(run)
+    run = recomputed(run)
   return run(variables, x, turns, *arguments)

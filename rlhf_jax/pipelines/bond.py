@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import distributed, metrics, optimizer
+from rlhf_jax import compiling, distributed, metrics, optimizer
 from rlhf_jax.algorithms import accumulate, best_of_n, bond
 from rlhf_jax.models import policy_value, roles
 from rlhf_jax.programs import (
@@ -228,7 +228,7 @@ def initial_arrays(
 
 
 def make_update(
-  settings: Settings, plan: judge.Plan, transform: Any
+  settings: Settings, plan: judge.Plan, transform: Any, mesh: Any
 ) -> Callable[..., tuple[TrainState, PyTree, Metrics]]:
   """Returns the compiled `update`.
 
@@ -236,6 +236,7 @@ def make_update(
     settings: of the run.
     plan: whose policy.
     transform: an optax.GradientTransformation.
+    mesh: where it runs.
   """
   return jax.jit(
     functools.partial(
@@ -253,6 +254,7 @@ def make_update(
       optimizer_=transform,
     ),
     donate_argnums=(0, 2),
+    compiler_options=compiling.for_training(mesh),
   )
 
 
@@ -277,7 +279,7 @@ def wire(settings: Settings, opened: own_samples.Opened, total: int) -> Phase:
   plan, sampling = opened.actors.plan, settings.generate
   update_ = Program(
     name="update",
-    function=make_update(settings, plan, transform),
+    function=make_update(settings, plan, transform, world.mesh),
     arguments=lambda flow: (
       (
         state,

@@ -29,7 +29,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import distributed, metrics, ops, optimizer, schema
+from rlhf_jax import (
+  compiling,
+  distributed,
+  metrics,
+  ops,
+  optimizer,
+  schema,
+)
 from rlhf_jax.algorithms.preference import pairing, registry
 from rlhf_jax.algorithms.preference import update as preference
 from rlhf_jax.models import roles, trees
@@ -216,7 +223,7 @@ def initial_arrays(
 
 
 def make_update(
-  settings: Settings, plan: judge.Plan, transform: Any
+  settings: Settings, plan: judge.Plan, transform: Any, mesh: Any
 ) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
   """Returns the compiled (pairs, refer, update); nothing compiles yet.
 
@@ -224,6 +231,7 @@ def make_update(
     settings: method and pairs.
     plan: whose policy.
     transform: an optax.GradientTransformation.
+    mesh: where it runs.
   """
   apply = functools.partial(logprobs, plan=plan)
 
@@ -245,7 +253,12 @@ def make_update(
     num_samples=settings.generate.num_samples,
     config=settings.pairing,
   )
-  return jax.jit(pairs), jax.jit(refer), jax.jit(update, donate_argnums=0)
+  learn = jax.jit(
+    update,
+    donate_argnums=0,
+    compiler_options=compiling.for_training(mesh),
+  )
+  return jax.jit(pairs), jax.jit(refer), learn
 
 
 def wire(settings: Settings, opened: own_samples.Opened, total: int) -> Phase:
@@ -267,7 +280,9 @@ def wire(settings: Settings, opened: own_samples.Opened, total: int) -> Phase:
     ),
     opened.actors.params["policy"],
   )
-  pairs, refer, update = make_update(settings, opened.actors.plan, transform)
+  pairs, refer, update = make_update(
+    settings, opened.actors.plan, transform, world.mesh
+  )
   key = functools.partial(abstract.key, world.mesh)
   count, steps = settings.schedule.batch_size, settings.schedule.steps or None
   make = functools.partial(Program, rows=count, calls=steps)

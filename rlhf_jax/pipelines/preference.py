@@ -251,6 +251,7 @@ def wire(
       settings.accumulation,
       transform,
       (shape if shared is None else shared).targets,
+      mesh=world.mesh,
     ),
     arguments=arguments,
     rows=rows,

@@ -146,7 +146,9 @@ def wire(
 
   update = Program(
     name="update",
-    function=step_rows.make_update(role, settings.loss, transform),
+    function=step_rows.make_update(
+      role, settings.loss, transform, mesh=world.mesh
+    ),
     arguments=arguments,
     rows=rows,
     work=lambda: Passes(world.mesh).training(

@@ -177,7 +177,9 @@ def wire(
 
   update = Program(
     name="update",
-    function=features.make_update(role, settings.loss, transform),
+    function=features.make_update(
+      role, settings.loss, transform, mesh=world.mesh
+    ),
     arguments=arguments,
     rows=rows,
     work=lambda: Passes(world.mesh).training(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import distributed, terminal
+from rlhf_jax import compiling, distributed, terminal
 from rlhf_jax.algorithms import ensemble, reward
 from rlhf_jax.data import (
   batches,
@@ -79,6 +79,7 @@ def make_update(
   loss: reward.Config,
   transform: Any,
   *,
+  mesh: Any = None,
   donates: bool = True,
 ) -> Callable[..., Any]:
   """Returns the compiled step: (state, frozen, PreferenceBatch, key) -> ...
@@ -87,6 +88,7 @@ def make_update(
     role: what trains.
     loss: settings of the loss.
     transform: an optax.GradientTransformation.
+    mesh: where it runs; None for where JAX computes by default.
     donates: whether the new state takes the memory of the old one.
   """
   take_step = reward.update
@@ -99,7 +101,11 @@ def make_update(
     apply=functools.partial(apply, role=role),
     optimizer=transform,
   )
-  return jax.jit(update, donate_argnums=0 if donates else ())
+  return jax.jit(
+    update,
+    donate_argnums=0 if donates else (),
+    compiler_options=compiling.for_training(mesh),
+  )
 
 
 @functools.lru_cache(maxsize=16)

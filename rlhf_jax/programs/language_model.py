@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import likelihood
+from rlhf_jax import compiling, likelihood
 from rlhf_jax.algorithms import sft
 from rlhf_jax.data import batches, layout
 from rlhf_jax.data.dataset import Row
@@ -95,6 +95,7 @@ def make_update(
   transform: Any,
   targets: int | None,
   *,
+  mesh: Any = None,
   donates: bool = True,
 ) -> Any:
   """Returns the compiled step: (state, frozen, TokenBatch, key) -> state, row.
@@ -104,6 +105,7 @@ def make_update(
     loss: settings of the loss.
     transform: an optax.GradientTransformation.
     targets: most targets of a row, or None.
+    mesh: where it runs; None for where JAX computes by default.
     donates: whether the new state takes the memory of the old one.
   """
   update = functools.partial(
@@ -112,7 +114,11 @@ def make_update(
     apply=functools.partial(weighted_logprobs, role=role, targets=targets),
     optimizer=transform,
   )
-  return jax.jit(update, donate_argnums=0 if donates else ())
+  return jax.jit(
+    update,
+    donate_argnums=0 if donates else (),
+    compiler_options=compiling.for_training(mesh),
+  )
 
 
 def wire(
@@ -151,7 +157,7 @@ def wire(
 
   update = Program(
     name="update",
-    function=make_update(role, loss, transform, shape.targets),
+    function=make_update(role, loss, transform, shape.targets, mesh=world.mesh),
     arguments=arguments,
     rows=rows,
     work=lambda: Passes(world.mesh).training(

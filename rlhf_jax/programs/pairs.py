@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import distributed
+from rlhf_jax import compiling, distributed
 from rlhf_jax.algorithms.preference import kto
 from rlhf_jax.algorithms.preference import update as preference
 from rlhf_jax.data import batches, dataset, layout
@@ -102,6 +102,7 @@ def make_update(
   transform: Any,
   targets: int | None,
   *,
+  mesh: Any = None,
   donates: bool = True,
 ) -> Callable[..., Any]:
   """Returns the compiled step: (state, frozen, PreferenceBatch, key) -> ...
@@ -112,6 +113,7 @@ def make_update(
     config: microbatches.
     transform: an optax.GradientTransformation.
     targets: most targets of a row, or None.
+    mesh: where it runs; None for where JAX computes by default.
     donates: whether the new state takes the memory of the old one.
   """
   update = functools.partial(
@@ -122,7 +124,11 @@ def make_update(
     apply=functools.partial(apply, role=role, targets=targets),
     optimizer=transform,
   )
-  return jax.jit(update, donate_argnums=0 if donates else ())
+  return jax.jit(
+    update,
+    donate_argnums=0 if donates else (),
+    compiler_options=compiling.for_training(mesh),
+  )
 
 
 def evaluator(

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import generate, ops, optimizer
+from rlhf_jax import compiling, generate, ops, optimizer
 from rlhf_jax.algorithms.policy_gradient import (
   further_rollouts,
   groups,
@@ -204,6 +204,7 @@ def make_functions(
     donates: whether a new state takes the memory of the old one.
   """
   donated = 0 if donates else ()
+  options = compiling.for_training(mesh)
   constrain = functools.partial(mesh_lib.constrain_rows, mesh)
   apply = make_apply(settings, plan)
   update = functools.partial(
@@ -233,7 +234,9 @@ def make_functions(
       optimizer=transforms["value"],
       constrain=constrain,
     )
-    value_update = jax.jit(value_update, donate_argnums=donated)
+    value_update = jax.jit(
+      value_update, donate_argnums=donated, compiler_options=options
+    )
   again = functools.partial(
     recompute,
     apply=apply,
@@ -245,7 +248,7 @@ def make_functions(
   return Functions(
     judge=judge.make_judge(judge_plan(plan, settings)),
     prepare=jax.jit(functools.partial(prepare, settings=settings)),
-    update=jax.jit(update, donate_argnums=donated),
+    update=jax.jit(update, donate_argnums=donated, compiler_options=options),
     value_update=value_update,
     recompute=None if is_exact else jax.jit(again),
     reweigh=jax.jit(reweigh) if settings.buffer.is_on else None,

@@ -17,6 +17,7 @@ from rlhf_jax.data import streams
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import roles, transformer
 from rlhf_jax.models.pretrained import Base
+from rlhf_jax.programs import room
 from rlhf_jax.programs.work import Work
 from rlhf_jax.programs.world import AnyMesh, World
 from rlhf_jax.runs.loop import Schedule
@@ -80,6 +81,17 @@ class Phase:
   step: tuple[str, ...]
   role: roles.Role | None = None
   away: dict[str, tuple] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self) -> None:
+    """Checks that there is room for it, before anything compiles."""
+    if self.world.is_planned:
+      return
+    room.check(
+      self.name,
+      self.mesh,
+      {p.name: p.work().temporaries for p in self.programs},
+      is_recomputed=self.model.remat,
+    )
 
   def __getitem__(self, name: str) -> Program:
     """Returns a program by its name."""

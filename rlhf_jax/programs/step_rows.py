@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import distributed
+from rlhf_jax import compiling, distributed
 from rlhf_jax.algorithms import process
 from rlhf_jax.data import layout, statistics
 from rlhf_jax.models import heads, roles, trees
@@ -42,6 +42,7 @@ def make_update(
   loss: process.Config,
   transform: Any,
   *,
+  mesh: Any = None,
   donates: bool = True,
 ) -> Callable[..., Any]:
   """Returns the compiled step: (state, frozen, StepBatch, key) -> ...
@@ -50,6 +51,7 @@ def make_update(
     role: what trains.
     loss: settings of the loss.
     transform: an optax.GradientTransformation.
+    mesh: where it runs; None for where JAX computes by default.
     donates: whether the new state takes the memory of the old one.
   """
   update = functools.partial(
@@ -58,7 +60,11 @@ def make_update(
     apply=functools.partial(apply, role=role),
     optimizer=transform,
   )
-  return jax.jit(update, donate_argnums=0 if donates else ())
+  return jax.jit(
+    update,
+    donate_argnums=0 if donates else (),
+    compiler_options=compiling.for_training(mesh),
+  )
 
 
 def abstract_batch(
