@@ -1,10 +1,13 @@
 """Trials of the over-optimisation lab on the quickstart: judges and policies.
 
 What `python -m rlhf_jax.overoptimise --level=pipeline` trains: reward models
-(heads on layer 6, 10 and 15, and five heads on bootstraps on layer 6), and for
-each judge a policy without a KL penalty, with a gold probe every four steps
-whose best step is kept. SFT and gold are a finished quickstart's. Another model
-or task: copy this file, change what it returns, and name it by --trials=FILE.
+(heads on layer 6, 10 and 15 that know 200 sentences, five heads on bootstraps
+of these on layer 15, and heads there that know 800 and all), and for each judge
+a policy without a KL penalty, with a gold probe every four steps whose best
+step is kept. SFT and gold are a finished quickstart's. With all sentences gold
+hardly turns: gold, a head on layer 18, reads much the same features. With few
+each head is wrong in its own way, which is what an ensemble is against. Another
+model or task: copy this file, change what it returns, and give --trials=FILE.
 
   python -m rlhf_jax.overoptimise --level=pipeline --runs=runs/quickstart \\
       --workdir=runs/overoptimisation
@@ -51,13 +54,28 @@ def get_config(stage: str = "policy") -> ConfigDict:
   return config
 
 
-def rewards() -> dict[str, dict]:
-  """Returns reward model -> what it sets."""
+def some_sentences(count: int, seed: int) -> dict[str, str]:
+  """Returns the fields that leave a reward model `count` of 1,500 sentences."""
+  before = 200 * (seed % 4)
+  splits = f"test:700,before:{before},some:{count}"
+  return {"data.splits": splits, "data.split": "some"}
+
+
+def rewards(seed: int) -> dict[str, dict]:
+  """Returns reward model -> what it sets.
+
+  Args:
+    seed: of the trial: 0 to 3 learn from other sentences of those that the
+      quickstart's own reward model has.
+  """
+  few, more = some_sentences(200, seed), some_sentences(800, seed)
   return {
-    "layer 6": {"stop_layer": 6},
-    "layer 10": {"stop_layer": 10},
-    "layer 15": {"stop_layer": 15},
-    "5 on layer 6": {"stop_layer": 6, "ensemble.members": 5},
+    "layer 6": {"stop_layer": 6, **few},
+    "layer 10": {"stop_layer": 10, **few},
+    "layer 15": {"stop_layer": 15, **few},
+    "5 on layer 15": {"stop_layer": 15, "ensemble.members": 5, **few},
+    "800 sentences": {"stop_layer": 15, **more},
+    "all sentences": {"stop_layer": 15},
   }
 
 
@@ -65,17 +83,31 @@ def judges() -> list[dict]:
   """Returns what optimises whom.
 
   judge: its name. reward: a name of `rewards`. settings: of the policy run.
-  rule, uncertainty_weight: how members are combined. ladder, rung: judges that
-  differ in one thing, the weakest first. single: of an ensemble, the one judge
-  that it is held against, which learns from all pairs, its members from
-  bootstraps of them. has_policy: False for best of n alone.
+  rule, uncertainty_weight: how members are combined. ladders: name -> rung;
+  judges of one ladder differ in one thing, the weakest is at 0. single: of an
+  ensemble, the one judge that it is held against, which learns from all pairs,
+  its members from bootstraps of them. has_policy: False for best of n alone.
   """
-  five = {"reward": "5 on layer 6", "single": "layer 6"}
+  five = {"reward": "5 on layer 15", "single": "layer 15"}
   return [
-    {"judge": "layer 6", "reward": "layer 6", "ladder": "depth", "rung": 0},
-    {"judge": "layer 10", "reward": "layer 10", "ladder": "depth", "rung": 1},
-    {"judge": "layer 15", "reward": "layer 15", "ladder": "depth", "rung": 2},
+    {"judge": "layer 6", "reward": "layer 6", "ladders": {"depth": 0}},
+    {"judge": "layer 10", "reward": "layer 10", "ladders": {"depth": 1}},
+    {
+      "judge": "layer 15",
+      "reward": "layer 15",
+      "ladders": {"depth": 2, "data": 0},
+    },
     {"judge": "min of 5", "rule": "min", **five},
     {"judge": "UWO of 5", "rule": "uwo", "uncertainty_weight": 0.5, **five},
     {"judge": "mean of 5", "rule": "mean", "has_policy": False, **five},
+    {
+      "judge": "800 sentences",
+      "reward": "800 sentences",
+      "ladders": {"data": 1},
+    },
+    {
+      "judge": "all sentences",
+      "reward": "all sentences",
+      "ladders": {"data": 2},
+    },
   ]

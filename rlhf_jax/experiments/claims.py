@@ -84,11 +84,14 @@ def _by_ladder(rl: Sequence[Row]) -> dict[str, list[Row]]:
   """Returns ladder -> its rows, the weakest judge first."""
   found: dict[str, list[Row]] = {}
   for one in rl:
-    if one.curves[0].ladder and one.curves[0].rule == "single":
-      found.setdefault(one.curves[0].ladder, []).append(one)
-  found = {k: x for k, x in found.items() if len(x) > 1}
+    if one.curves[0].rule != "single":
+      continue
+    for ladder in one.curves[0].ladders:
+      found.setdefault(ladder, []).append(one)
   return {
-    k: sorted(x, key=lambda r: r.curves[0].rung) for k, x in found.items()
+    ladder: sorted(those, key=lambda r: r.curves[0].ladders[ladder])
+    for ladder, those in found.items()
+    if len(those) > 1
   }
 
 
@@ -96,7 +99,9 @@ def _ladders(rl: Sequence[Row]) -> list[Claim]:
   """Returns whether better judges fall later, and less."""
   found = []
   for ladder, those in _by_ladder(rl).items():
-    rung = np.array([r.curves[0].rung for r in those for _ in r.curves])
+    rung = np.array(
+      [r.curves[0].ladders[ladder] for r in those for _ in r.curves]
+    )
     falls = np.array([x for r in those for x in r.falls])
     kept = np.array([x.kept for r in those for x in r.observed])
     for what, values in (("fall later", falls), ("keep more", kept)):

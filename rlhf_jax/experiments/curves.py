@@ -38,8 +38,8 @@ class Curve:
   method: "rl" or "best_of_n".
   distance: [n] sqrt(nats), in the order of training or of n.
   gold, proxy: [n] in deviations of the start, 0 there.
-  ladder, rung: judges that differ in one thing have one ladder ("width"), and
-    better ones are further up; "" and 0 for none.
+  ladders: name -> rung: judges that differ in one thing have one ladder
+    ("width"), and better ones are further up.
   rule: "single", or how members are combined.
   probe: [n] gold on held-out prompts, None where it was not measured; ()
     where gold itself is the probe, every `probe_every` points.
@@ -53,8 +53,7 @@ class Curve:
   distance: Sequence[float]
   gold: Sequence[float]
   proxy: Sequence[float]
-  ladder: str = ""
-  rung: int = 0
+  ladders: Mapping[str, int] = dataclasses.field(default_factory=dict)
   rule: str = "single"
   probe: Sequence[float | None] = ()
   probe_every: int = 1
@@ -89,7 +88,7 @@ def write(workdir: Path, curve: Curve) -> None:
 
 
 def read(workdir: Path) -> list[Curve]:
-  """Returns all curves of a study by ladder, rung, judge, method and seed.
+  """Returns all curves of a study by ladders, judge, method and seed.
 
   Raises:
     UserError: a file is damaged.
@@ -99,8 +98,11 @@ def read(workdir: Path) -> list[Curve]:
   for path in sorted((workdir / FOLDER).glob("*.json")):
     values = strict_json.read_object(path, _REMEDY, allows_nan=True)
     found.append(Curve(**{k: x for k, x in values.items() if k in names}))
-  key = lambda x: (x.ladder, x.rung, x.judge, x.method, x.seed)  # noqa: E731
-  return sorted(found, key=key)
+  return sorted(found, key=lambda x: (*_places(x), x.judge, x.method, x.seed))
+
+
+def _places(curve: Curve) -> tuple[tuple[str, ...], tuple[int, ...]]:
+  return tuple(curve.ladders), tuple(curve.ladders.values())
 
 
 def grouped(curves: Sequence[Curve]) -> dict[tuple[str, str], list[Curve]]:
@@ -165,8 +167,7 @@ class Row:
       "judge": self.judge,
       "method": self.method,
       "rule": first.rule,
-      "ladder": first.ladder,
-      "rung": first.rung,
+      "ladders": ", ".join(f"{k} {x}" for k, x in first.ladders.items()),
       "seeds": len(self.curves),
     }
     accuracy = [x.facts.get("accuracy") for x in self.curves]

@@ -233,8 +233,8 @@ def _groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
   """Returns what is compared in one picture: ladders, and ensembles."""
   found: dict[str, list[Row]] = {}
   for row in rows:
-    if row.curves[0].ladder:
-      found.setdefault(row.curves[0].ladder, []).append(row)
+    for ladder in row.curves[0].ladders:
+      found.setdefault(ladder, []).append(row)
   named = {x.judge: x for x in rows}
   for row in rows:
     single = named.get(row.curves[0].facts.get("single", ""))

@@ -173,8 +173,7 @@ def curves(space: Space, width: int, seed: int) -> list[Curve]:
         distance=[_distance(p, space.log_ref) for p in policies],
         gold=[float(p @ space.gold) for p in policies],
         proxy=[float(p @ proxy) for p in policies],
-        ladder="width",
-        rung=WIDTHS.index(width),
+        ladders={"width": WIDTHS.index(width)},
         facts={"bound": [math.sqrt(best_of_n.kl_bound(n)) for n in NS]}
         if method == "best_of_n"
         else {},
@@ -203,7 +202,9 @@ def run(
     UserError: the folder is of another level or size.
   """
   study.record(workdir, {"level": "exact", "length": length})
-  there = {(x.rung, x.seed) for x in read(workdir) if x.method == "rl"}
+  there = {
+    (x.ladders["width"], x.seed) for x in read(workdir) if x.method == "rl"
+  }
   for seed in seeds:
     missing = [w for w in widths if (WIDTHS.index(w), seed) not in there]
     space = make(seed, length) if missing else None

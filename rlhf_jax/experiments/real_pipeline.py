@@ -54,8 +54,7 @@ class Judge:
   reward: str
   rule: str = "single"
   uncertainty_weight: float | None = None
-  ladder: str = ""
-  rung: int = 0
+  ladders: Mapping[str, int] = dataclasses.field(default_factory=dict)
   single: str = ""
   has_policy: bool = True
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -123,26 +122,27 @@ class Plan:
         )
     return found
 
-  @property
-  def rewards(self) -> dict[str, dict[str, Any]]:
-    """Name -> what a reward run sets."""
-    return self.source["rewards"]()
+  def rewards(self, seed: int) -> dict[str, dict[str, Any]]:
+    """Returns name -> what a reward run of a seed sets."""
+    return self.source["rewards"](seed)
 
   @property
   def judges(self) -> list[Judge]:
     """Who judges."""
     found = [Judge(**values) for values in self.source["judges"]()]
     for one in found:
-      if one.reward not in self.rewards:
+      if one.reward not in self.rewards(0):
         raise UserError(
           f"--trials={self.file}: judges() names the reward {one.reward!r}, "
-          f"and rewards() has {', '.join(self.rewards)}. Name one of them."
+          f"and rewards(seed) has {', '.join(self.rewards(0))}. Name one of "
+          "them."
         )
     return found
 
   def reward_folder(self, name: str, seed: int) -> Path:
     """Returns the folder of a reward run."""
-    number = seed * len(self.rewards) + list(self.rewards).index(name)
+    names = list(self.rewards(seed))
+    number = seed * len(names) + names.index(name)
     return self.workdir / "rewards" / f"{number + 1:03d}"
 
   def policy_folder(self, judge: Judge, seed: int) -> Path:
@@ -187,7 +187,7 @@ def _reward_trials(plan: Plan) -> list[dict[str, Any]]:
       "seed": seed,
     }
     for seed in range(plan.seeds)
-    for own in plan.rewards.values()
+    for own in plan.rewards(seed).values()
   ]
 
 
@@ -278,8 +278,7 @@ def _common(plan: Plan, judge: Judge, seed: int) -> dict[str, Any]:
   return {
     "judge": judge.judge,
     "seed": seed,
-    "ladder": judge.ladder,
-    "rung": judge.rung,
+    "ladders": dict(judge.ladders),
     "rule": judge.rule,
     "facts": facts,
   }

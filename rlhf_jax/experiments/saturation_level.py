@@ -70,8 +70,7 @@ class Condition:
   rule: str = "single"
   combination: Combination = Combination()
   penalty: float = 0.0
-  ladder: str = ""
-  rung: int = 0
+  ladders: tuple[tuple[str, int], ...] = ()  # see Curve
   single: str = ""
 
 
@@ -82,15 +81,15 @@ def conditions() -> list[Condition]:
   several = {**noisy, "members": MEMBERS, "single": one}
   uwo = Combination("uwo", 0.5)
   return [
-    Condition("linear", 0, ladder="width", rung=0),
-    Condition("width 4", 4, ladder="width", rung=1),
-    Condition("width 32", 32, ladder="width", rung=2),
-    Condition("250 pairs", pairs=250, ladder="data", rung=0),
-    Condition("1,000 pairs", pairs=1_000, ladder="data", rung=1),
-    Condition("4,000 pairs", pairs=4_000, ladder="data", rung=2),
-    Condition("40 % flipped", pairs=1_000, flips=0.4, ladder="noise"),
-    Condition(one, **noisy, ladder="noise", rung=1),
-    Condition("10 % flipped", pairs=1_000, flips=0.1, ladder="noise", rung=2),
+    Condition("linear", 0, ladders=(("width", 0),)),
+    Condition("width 4", 4, ladders=(("width", 1),)),
+    Condition("width 32", 32, ladders=(("width", 2),)),
+    Condition("250 pairs", pairs=250, ladders=(("data", 0),)),
+    Condition("1,000 pairs", pairs=1_000, ladders=(("data", 1),)),
+    Condition("4,000 pairs", pairs=4_000, ladders=(("data", 2),)),
+    Condition("40 % flipped", pairs=1_000, flips=0.4, ladders=(("noise", 0),)),
+    Condition(one, **noisy, ladders=(("noise", 1),)),
+    Condition("10 % flipped", pairs=1_000, flips=0.1, ladders=(("noise", 2),)),
     Condition("mean of 5", rule="mean", **several),
     Condition(
       "min of 5", rule="min", combination=Combination("min"), **several
@@ -184,8 +183,7 @@ def _curves(seed: int, how: Condition, size: Size) -> list[Curve]:
   common = {
     "judge": how.judge,
     "seed": seed,
-    "ladder": how.ladder,
-    "rung": how.rung,
+    "ladders": dict(how.ladders),
     "rule": how.rule,
     "facts": facts,
   }

@@ -27,7 +27,7 @@ def curve(judge, beta, seed=0, **fields):
 
 def ladder(betas=(0.7, 0.5, 0.3)):
   return [
-    curve(f"layer {i}", beta, seed, ladder="depth", rung=i)
+    curve(f"layer {i}", beta, seed, ladders={"depth": i})
     for i, beta in enumerate(betas)
     for seed in range(3)
   ]
@@ -98,8 +98,8 @@ def weakest(width, points):
   gold = [0.0, 1.0, *[0.9 - 0.1 * i for i in range(points - 2)]]
   d = [float(i) for i in range(points)]
   both = [
-    Curve("x", "rl", 0, d, gold, d, "l", 0, width=width),
-    Curve("y", "rl", 0, d, gold, d, "l", 1, width=width),
+    Curve("x", "rl", 0, d, gold, d, {"l": 0}, width=width),
+    Curve("y", "rl", 0, d, gold, d, {"l": 1}, width=width),
   ]
   return claims_lib.claims(curves.rows(both))[0]
 

@@ -30,7 +30,7 @@ def get_config(stage="policy"):
   return config
 
 
-def rewards():
+def rewards(seed):
   return {{
     "one": {{"stop_layer": 1}},
     "two": {{"stop_layer": 1, "ensemble.members": 2}},
@@ -119,7 +119,7 @@ ONE = """
 _both = rewards, judges
 
 
-def rewards():
+def rewards(seed):
   return {"one": _both[0]()["one"]}
 
 
