@@ -120,7 +120,7 @@ _both = rewards, judges
 
 
 def rewards(seed):
-  return {"one": _both[0]()["one"]}
+  return {"one": _both[0](seed)["one"]}
 
 
 def judges():
