@@ -144,7 +144,7 @@ def _end_labels(axes: Axes, ends: list[tuple[float, float, str]]) -> None:
     previous = place
     axes.plot([x], [y], "o", ms=3.6, color=colour, clip_on=False)
     axes.annotate(
-      _short(y),
+      _short(y if abs(y) > 1e-6 * (high - low) else 0.0),
       (x, place),
       xytext=(6, 0),
       textcoords="offset points",
@@ -220,7 +220,8 @@ def draw_curve(axes: Axes, curve: Curve) -> None:
   axes.set_ylabel(curve.ylabel)
   means = f" (means of {block})" if block > 1 else ""
   axes.set_xlabel(curve.xlabel + means)
-  is_whole = curve.xlabel == "step"
+  numbers = np.concatenate([[], *(steps for steps, _ in curve.series.values())])
+  is_whole = bool(np.all(numbers == np.round(numbers)))
   axes.xaxis.get_major_locator().set_params(integer=is_whole, nbins=6)
   axes.yaxis.get_major_locator().set_params(nbins=5)
   _end_labels(axes, ends)

@@ -103,6 +103,8 @@ class Report:
     "pieces": (text, log-ratio in nats) of the tokens of the answer after.
   stages: tabs of the stages beside the policy's curves.
   data: what the stages read.
+  rounds: columns and rows of a run in rounds, whose curves are over them and
+    stand on the first tab.
   warnings: (level, message) with level "refuse", "warn" or "note", as
     `reward_model.guard` returns.
   """
@@ -121,6 +123,7 @@ class Report:
   warnings: Sequence[tuple[str, str]] = ()
   stages: Sequence[Stage] = ()
   data: Sequence[Source] = ()
+  rounds: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
 
   def __post_init__(self):
     for warning in self.warnings:
@@ -279,7 +282,7 @@ def _render(report: Report, cards: Mapping[str, list[Card]]) -> str:
   tabs = [("overview", "Overview")]
   if report.samples:
     tabs.append(("samples-tab", "Samples"))
-  if curves:
+  if curves and report.rounds is None:
     tabs.append(("policy", "Policy"))
   tabs += [(f"stage-{i}", stage["name"]) for i, stage in enumerate(stages)]
   if data:

@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import compiling, distributed, metrics, optimizer
+from rlhf_jax import distributed, metrics, optimizer
 from rlhf_jax.algorithms import accumulate, best_of_n, bond
 from rlhf_jax.models import policy_value, roles
 from rlhf_jax.programs import (
@@ -254,7 +254,7 @@ def make_update(
       optimizer_=transform,
     ),
     donate_argnums=(0, 2),
-    compiler_options=compiling.for_training(mesh),
+    compiler_options=build.compiler_options(plan.policy, mesh),
   )
 
 

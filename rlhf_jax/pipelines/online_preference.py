@@ -30,7 +30,6 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import (
-  compiling,
   distributed,
   metrics,
   ops,
@@ -256,7 +255,7 @@ def make_update(
   learn = jax.jit(
     update,
     donate_argnums=0,
-    compiler_options=compiling.for_training(mesh),
+    compiler_options=build.compiler_options(plan.policy, mesh),
   )
   return jax.jit(pairs), jax.jit(refer), learn
 

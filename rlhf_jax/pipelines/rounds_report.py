@@ -183,8 +183,8 @@ def _curves(
   ]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-  """Returns the rounds as a table for the terminal."""
+def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+  """Returns the names of columns, and the cells of each round."""
   several = any("objective" in row for row in rows)
   columns = ({"objective": "objective"} if several else {}) | COLUMNS
 
@@ -194,7 +194,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return terminal.decimal(value, 3)
 
   cells = [[cell(row[name]) for name in columns] for row in rows]
-  return terminal.format_table(list(columns.values()), cells)
+  return list(columns.values()), cells
 
 
 def _title(row: dict) -> str:
@@ -279,11 +279,13 @@ def write(settings: Any, workdir: Path) -> dict:
     phase_seconds=seconds,
     samples=texts[: summary.TEXTS_SHOWN],
     warnings=_warnings(settings, rows),
+    rounds=table(rows),
   )
   (workdir / summary.SUMMARY_FILE).write_text(
     json.dumps(numbers, indent=2) + "\n"
   )
   write_report(workdir / "report.html", report)
   write_overview_png(workdir / "overview.png", report)
-  print(f"\n{report.title}: {report.subtitle}\n\n{table(rows)}")
+  print(f"\n{report.title}: {report.subtitle}\n")
+  print(terminal.format_table(*table(rows)))
   return numbers

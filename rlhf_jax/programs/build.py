@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from rlhf_jax import generate, optimizer
+from rlhf_jax import compiling, generate, optimizer
 from rlhf_jax.data import batches
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import heads, lora_targets
@@ -131,6 +131,20 @@ def make_optimizer(
 ) -> Any:
   """Returns the optax.GradientTransformation of a section; see above."""
   return optimizer.make_optimizer(optimizer_of_run(config, field, updates))
+
+
+def compiler_options(role: Role, mesh: Any = None) -> dict[str, Any] | None:
+  """Returns `compiler_options` of jax.jit for a step that trains a role.
+
+  Those of the least memory where memory is what a step lacks: all layers train,
+  or are recomputed. A step of a part of them is 3 % faster as it is by default.
+
+  Args:
+    role: what trains.
+    mesh: where; None for where JAX computes by default.
+  """
+  is_short = role.trainable == "full" or role.model.remat
+  return compiling.for_training(mesh) if is_short else None
 
 
 def check_length(

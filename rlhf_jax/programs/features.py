@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import compiling, distributed, terminal
+from rlhf_jax import distributed, terminal
 from rlhf_jax.algorithms import ensemble, reward
 from rlhf_jax.data import (
   batches,
@@ -28,7 +28,7 @@ from rlhf_jax.data import (
 from rlhf_jax.models import roles, transformer, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import abstract, shared_rows
+from rlhf_jax.programs import abstract, build, shared_rows
 from rlhf_jax.programs.program import Phase, Program
 from rlhf_jax.programs.work import Passes
 from rlhf_jax.programs.world import World
@@ -104,7 +104,7 @@ def make_update(
   return jax.jit(
     update,
     donate_argnums=0 if donates else (),
-    compiler_options=compiling.for_training(mesh),
+    compiler_options=build.compiler_options(role, mesh),
   )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import compiling, likelihood
+from rlhf_jax import likelihood
 from rlhf_jax.algorithms import sft
 from rlhf_jax.data import batches, layout
 from rlhf_jax.data.dataset import Row
@@ -117,7 +117,7 @@ def make_update(
   return jax.jit(
     update,
     donate_argnums=0 if donates else (),
-    compiler_options=compiling.for_training(mesh),
+    compiler_options=build.compiler_options(role, mesh),
   )
 
 

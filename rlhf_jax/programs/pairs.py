@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax import compiling, distributed
+from rlhf_jax import distributed
 from rlhf_jax.algorithms.preference import kto
 from rlhf_jax.algorithms.preference import update as preference
 from rlhf_jax.data import batches, dataset, layout
 from rlhf_jax.models import roles
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import (
+  build,
   by_value,
   features,
   language_model,
@@ -127,7 +128,7 @@ def make_update(
   return jax.jit(
     update,
     donate_argnums=0 if donates else (),
-    compiler_options=compiling.for_training(mesh),
+    compiler_options=build.compiler_options(role, mesh),
   )
 
 

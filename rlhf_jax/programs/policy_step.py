@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import compiling, generate, ops, optimizer
+from rlhf_jax import generate, ops, optimizer
 from rlhf_jax.algorithms.policy_gradient import (
   further_rollouts,
   groups,
@@ -204,7 +204,7 @@ def make_functions(
     donates: whether a new state takes the memory of the old one.
   """
   donated = 0 if donates else ()
-  options = compiling.for_training(mesh)
+  options = build.compiler_options(plan.policy, mesh)
   constrain = functools.partial(mesh_lib.constrain_rows, mesh)
   apply = make_apply(settings, plan)
   update = functools.partial(

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import compiling, distributed
+from rlhf_jax import distributed
 from rlhf_jax.algorithms import process
 from rlhf_jax.data import layout, statistics
 from rlhf_jax.models import heads, roles, trees
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import abstract, features
+from rlhf_jax.programs import abstract, build, features
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.types import Array, PyTree, StepBatch, TokenBatch
 
@@ -63,7 +63,7 @@ def make_update(
   return jax.jit(
     update,
     donate_argnums=0 if donates else (),
-    compiler_options=compiling.for_training(mesh),
+    compiler_options=build.compiler_options(role, mesh),
   )
 
 
