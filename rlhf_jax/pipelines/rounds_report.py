@@ -24,7 +24,7 @@ KL_TITLE = "KL to the first policy"
 # Numbers of a round -> its column.
 COLUMNS = {
   "round": "round",
-  "comparisons": "comparisons",
+  "comparisons": "labels learnt",
   "agreement": "agreement",
   "reward_accuracy": "RM accuracy",
   "freshness": "on the next",
