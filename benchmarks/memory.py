@@ -270,14 +270,14 @@ def watched(config: Any, folder: Path) -> Watch:
   from unittest import mock
 
   from rlhf_jax import pipelines
-  from rlhf_jax.pipelines import policy
+  from rlhf_jax.programs import policy_training as training
 
   watch = Watch()
   parts = ("_sample", "_prepare", "_learn")
   steps: list[Any] = []
-  real = {name: getattr(policy.Step, name) for name in parts}
+  real = {name: getattr(training.Step, name) for name in parts}
   latest: dict[str, Any] = {}
-  call = policy.Step.__call__
+  call = training.Step.__call__
 
   def frozen(step: Any) -> list[Any]:
     resting = step.resting
@@ -316,12 +316,12 @@ def watched(config: Any, folder: Path) -> Watch:
     watch.note(latest["arrays"], frozen(steps[0]))  # before copies are dropped
     return result
 
-  park, judged = policy.offload.park, policy.rollouts.Source._judged
+  park, judged = training.offload.park, training.rollouts.Source._judged
   with (
-    mock.patch.multiple(policy.Step, **{n: around(n) for n in parts}),
-    mock.patch.object(policy.Step, "__call__", watched_call),
-    mock.patch.object(policy.offload, "park", watched_park),
-    mock.patch.object(policy.rollouts.Source, "_judged", watched_judge),
+    mock.patch.multiple(training.Step, **{n: around(n) for n in parts}),
+    mock.patch.object(training.Step, "__call__", watched_call),
+    mock.patch.object(training.offload, "park", watched_park),
+    mock.patch.object(training.rollouts.Source, "_judged", watched_judge),
   ):
     pipelines.run(config, folder)
   return watch

@@ -8,33 +8,25 @@
 Roles `full` (four trees) or `lora` (one frozen base; the reference is the
 base with the factors the policy started from). For the first
 `value.pretrain_steps` rollouts only the critic learns. config.algorithm.name
-chooses the method; those without a critic have no value tree at all. Sampling
-and judging are in programs/rollouts.py, DAPO's resampling in resampling.py, the
-compiled functions in policy_step.py.
+chooses the method; those without a critic have no value tree at all. These four
+lines are in programs/policy_training.py; sampling and judging in rollouts.py,
+DAPO's resampling in resampling.py, the compiled functions in policy_step.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import distributed, metrics
-from rlhf_jax.algorithms.policy_gradient import kl_control, shaping
-from rlhf_jax.data import batches, dataset, statistics, stops
-from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.models import pretrained, trees
+from rlhf_jax.data import batches, dataset, statistics
+from rlhf_jax.models import pretrained
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import actors as actors_lib
 from rlhf_jax.programs import (
   build,
-  critic,
   diagnosed,
   heldout,
   offload,
@@ -42,29 +34,19 @@ from rlhf_jax.programs import (
   policy_settings,
   policy_step,
   replay,
-  resampling,
   rollouts,
-  scorers,
   several,
   starts,
   tax,
 )
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.policy_settings import Settings
+from rlhf_jax.programs.policy_training import Step
 from rlhf_jax.programs.program import Phase, planned_steps
-from rlhf_jax.programs.sampler import Sampler
-from rlhf_jax.programs.watch import (
-  observer,
-  shown,
-  text_metrics,
-  unended,
-  watch,
-)
+from rlhf_jax.programs.watch import observer
 from rlhf_jax.programs.world import World
-from rlhf_jax.rewards import combination
-from rlhf_jax.rewards import texts as texts_lib
 from rlhf_jax.runs import loop, stages
-from rlhf_jax.types import Array, PyTree, Rollout, Samples
+from rlhf_jax.types import PyTree
 
 
 def ptx_loader(settings: Settings, world: World, base: Base) -> Any:
@@ -88,291 +70,6 @@ def ptx_loader(settings: Settings, world: World, base: Base) -> Any:
       length=batches.bucket_length(longest),
       pad_id=base.tokenizer.pad_id,
     ),
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-  """One step of policy training: (step, arrays, facts) -> the same, row.
-
-  draw: see resampling.drawer.
-  text: iterator of text mixed into the updates (PPO-ptx), or None.
-  key: every step's keys are folded out of it.
-  monitors: names of further scores that are logged.
-  resting: the judge's weights where some are on the host between phases.
-  panel: several judges, or None where one judges.
-  store: of rollouts that are learned from again, or None.
-  """
-
-  settings: Settings
-  phase: Phase
-  actors: actors_lib.Actors
-  draw: Callable[..., tuple[rollouts.Judged, dict]]
-  text: Any
-  tokenizer: Tokenizer
-  key: Array
-  timer: metrics.Timer
-  monitors: tuple[str, ...]
-  writer: metrics.MetricsWriter
-  resting: offload.Frozen | None = None
-  panel: combination.Panel | None = None
-  store: replay.Store | None = None
-
-  def __call__(
-    self, step: int, arrays: PyTree, facts: dict
-  ) -> tuple[PyTree, dict, dict]:
-    """Returns the arrays and facts after a step, and its row of metrics."""
-    if self.store is not None and not self.store.config.fresh:
-      return self._offline(step, arrays, facts)
-    keys, resting = _step_keys(self.key, step), self.settings.offload
-    if "optimizer" in resting.trees:
-      with self.timer("offload"):
-        arrays = offload.park(resting, arrays)
-    is_pretraining = step < self.settings.value.pretrain_steps
-    usual = facts.get("rows", 0)
-    params = arrays["train"].params
-    if is_pretraining:
-      params = params | {"value": arrays["critic"].params}
-    state = arrays.get("combination")
-    judged, drawn = self._sample(params, keys[0], usual, state)
-    facts = facts | {"rows": judged.rows}
-    if resting.prefetch:
-      arrays = offload.fetch(resting, arrays)
-    if self.store is not None:
-      self.store.keep(step, judged.rollout)
-    rollout, moments, row = self._prepare(params, arrays, judged)
-    arrays = offload.fetch(resting, arrays)
-    arrays, found = self._learn(arrays, rollout, keys[1], step)
-    if self.store is not None:
-      arrays, again = self._replay(arrays, keys[1], step, facts["rows"])
-      found = found | again
-    beta = arrays["beta"]
-    if not is_pretraining:
-      beta = kl_control.update_kl_coefficient(
-        beta,
-        row["rollout/kl_k1_sum"],
-        judged.rollout.tokens.shape[0],
-        self.settings.shaping,
-      )
-    arrays = arrays | {"moments": moments, "beta": beta}
-    moved, combined = self._move(judged, is_still=is_pretraining)
-    arrays, row = arrays | moved, row | combined
-    row = jax.device_get(row | drawn | found)
-    row = {name: float(value) for name, value in row.items()}
-    samples = distributed.fetch(rollouts.samples_of(judged.rollout))
-    row |= self._describe(step, judged, samples)
-    ends = stops.end_ids(self.tokenizer, self.settings.generate.stop_tokens)
-    remedy = functools.partial(unended, self.tokenizer, samples, ends)
-    shape = self.settings.shaping
-    return arrays, watch(facts, row, step, shape, remedy), row
-
-  def _replay(
-    self, arrays: PyTree, key: Array, step: int, usual: int
-  ) -> tuple[PyTree, dict]:
-    """Returns the arrays after the stored rollouts of a step, and metrics."""
-    rows = []
-    for number, judged in enumerate(self.store.draw(step, usual)):
-      params = arrays["train"].params
-      rollout, _, row = self._prepare(params, arrays, judged, "reweigh")
-      turn = jax.random.fold_in(key, number + 1)
-      arrays, found = self._learn(arrays, rollout, turn, step)
-      rows.append(row | found)
-    return arrays, self.store.summary(rows)
-
-  def _offline(
-    self, step: int, arrays: PyTree, facts: dict
-  ) -> tuple[PyTree, dict, dict]:
-    """Returns what a step without samples of its own does.
-
-    rollout/* is of the last stored rollout under the policy as it is now: its
-    samples are another policy's, so no alarm looks at it.
-    """
-    _, key = _step_keys(self.key, step)
-    arrays, row = self._replay(arrays, key, step, facts.get("rows", 0))
-    row = {k: float(x) for k, x in jax.device_get(row).items()}
-    return arrays, facts, row | self.timer.pop()
-
-  def _move(
-    self, judged: rollouts.Judged, *, is_still: bool
-  ) -> tuple[dict, dict]:
-    """Returns the state of several judges after a rollout, and metrics.
-
-    A multiplier is still while only the critic learns.
-    """
-    if self.panel is None:
-      return {}, {}
-    state, row = judged.combination, {}
-    if not is_still:
-      state, row = self.panel.update(state, judged.rollout)
-    return {"combination": state}, row
-
-  def _sample(
-    self, params: PyTree, key: Array, usual: int, state: PyTree
-  ) -> tuple[rollouts.Judged, dict]:
-    value: PyTree = {}
-    if "value" in params:
-      value = trees.merge(params["value"], self._beside_value(params))
-    several = () if state is None else (state,)
-    return self.draw(params["policy"], value, key, usual, *several)
-
-  def _beside_value(self, params: PyTree) -> PyTree:
-    """Returns what the critic reads and does not train alone."""
-    return critic.frozen_of(self.actors.plan, params, self.actors.frozen)
-
-  def _prepare(
-    self,
-    params: PyTree,
-    arrays: PyTree,
-    judged: rollouts.Judged,
-    again: str = "recompute",
-  ) -> tuple[Rollout, shaping.Moments, dict]:
-    """Returns the rollout with rewards and advantages, moments, metrics.
-
-    `again` names the program that computes log-probabilities again.
-    """
-    rollout, gap = judged.rollout, {}
-    with self.timer("score"):
-      if again in self.phase:
-        rollout, gap = self.phase[again](
-          params, self.actors.frozen, rollout, judged.layout
-        )
-      if self.store is not None:
-        rollout = replay.weighed_alike(rollout)
-      rollout, moments, row = jax.block_until_ready(
-        self.phase["prepare"](
-          rollout,
-          arrays["moments"],
-          arrays["beta"],
-          judged.layout,
-          judged.further,
-        )
-      )
-    return rollout, moments, row | gap
-
-  def _learn(
-    self, arrays: PyTree, rollout: Rollout, key: Array, step: int
-  ) -> tuple[PyTree, dict]:
-    pretrain = self.settings.value.pretrain_steps
-    extra, frozen = (), self.actors.frozen
-    if step < pretrain:
-      beside = self._beside_value(arrays["train"].params)
-      frozen = frozen | {"value": beside}
-    with self.timer("update"):
-      if self.text is not None and step >= pretrain:
-        extra = (mesh_lib.shard_batch(self.phase.mesh, next(self.text)),)
-      return jax.block_until_ready(
-        policy_step.learn(
-          self.phase,
-          arrays,
-          frozen,
-          rollout,
-          key,
-          extra,
-          is_pretraining=step < pretrain,
-          is_last_pretraining=step + 1 == pretrain,
-        )
-      )
-
-  def _describe(
-    self, step: int, judged: rollouts.Judged, samples: Samples
-  ) -> dict:
-    """Returns metrics of texts, times and monitors; writes some samples.
-
-    rollout/tokens_per_second: sampled tokens of the batch over the time of all
-      its sampling, prompts and groups that were thrown away included.
-    time/rollout_seconds: of sampling, in a step.
-    """
-    row = {
-      f"eval/{name}": float(jnp.mean(judged.scores[name]))
-      for name in self.monitors
-    }
-    if self.panel is None:
-      row |= texts_lib.component_means(judged.scores)
-    else:
-      group = self.settings.generate.num_samples
-      row |= self.panel.means(judged.scores, group)
-    row |= self.timer.pop()
-    row |= text_metrics(self.tokenizer, samples)
-    sampled = float(np.sum(samples.response_mask))
-    row["rollout/tokens_per_second"] = sampled / row["time/rollout_seconds"]
-    texts = shown(self.tokenizer, samples, judged.scores)
-    self.writer.write_samples(step + 1, texts, "policy")
-    return row
-
-
-@jax.jit
-def _step_keys(key: Array, step: Array) -> tuple[Array, Array]:
-  """Returns the keys of a step: of its samples, and of its updates."""
-  sampling, learning = jax.random.split(jax.random.fold_in(key, step))
-  return sampling, learning
-
-
-def _make_source(
-  settings: Settings,
-  phase: Phase,
-  sampler: Sampler,
-  actors: actors_lib.Actors,
-  loader: Any,
-  resting: offload.Frozen | None,
-) -> rollouts.Source:
-  return rollouts.Source(
-    loader=loader,
-    sampler=sampler,
-    judge=phase["judge"],
-    actors=actors,
-    verifier=texts_lib.load(
-      settings.text_judge, settings.prompts, phase.base.tokenizer
-    ),
-    name=settings.judge_name,
-    mesh=phase.mesh,
-    packing=settings.packing,
-    unit=settings.parts * phase.world.ways,
-    timer=metrics.Timer(),
-    groups=settings.groups(
-      phase.world.ways, actors.plan.policy.model.attention
-    ),
-    further=policy_step.further(settings),
-    readers=scorers.open_readers(
-      actors.readers, settings.prompts, sampler, phase.mesh
-    ),
-    panel=combination.open_panel(
-      settings.named_judges,
-      settings.combination,
-      settings.prompts,
-      phase.base.tokenizer,
-      phase.mesh,
-    ),
-    resting=resting,
-  )
-
-
-def _make_step(
-  settings: Settings,
-  phase: Phase,
-  source: rollouts.Source,
-  text: Any,
-  writer: metrics.MetricsWriter,
-  store: replay.Store | None,
-) -> Step:
-  return Step(
-    settings=settings,
-    phase=phase,
-    actors=source.actors,
-    draw=resampling.drawer(
-      source,
-      getattr(settings.method, "resample_rounds", 1),
-      settings.group_size,
-      settings.shaping.missing_eos == "mask",
-    ),
-    text=text,
-    tokenizer=phase.base.tokenizer,
-    key=jax.random.key(settings.seed),
-    timer=source.timer,
-    monitors=tuple(settings.monitors),
-    writer=writer,
-    resting=source.resting,
-    panel=source.panel,
-    store=store,
   )
 
 
@@ -413,8 +110,7 @@ def run(settings: Settings, world: World) -> dict:
     world.mesh,
   )
   text = ptx_loader(settings, world, base)
-  pretrain = settings.value.pretrain_steps
-  total = pretrain + build.announced(
+  total = settings.value.pretrain_steps + build.announced(
     settings.schedule,
     count,
     "policy",
@@ -422,50 +118,71 @@ def run(settings: Settings, world: World) -> dict:
     settings.updates_a_step,
   )
   phase, sampler = policy_programs.wire(settings, world, base, actors, total)
-  writer = metrics.MetricsWriter(
-    world.workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
-  )
   starts.say_reference(settings, "policy")
   policy_programs.warn_of_rewards(settings)
   policy_programs.say_rows(settings, world.ways, base.config.attention)
-  resting = offload.opened(settings.offload, actors, base, world.mesh, "policy")
-  source = _make_source(settings, phase, sampler, actors, loader, resting)
-  store = replay.Store.open(settings, source, world.workdir, base)
+  source = rollouts.Source.of(
+    settings,
+    actors,
+    sampler,
+    phase["judge"],
+    loader,
+    world.mesh,
+    packing=settings.packing,
+    unit=settings.parts * world.ways,
+    groups=settings.groups(world.ways, phase.role.model.attention),
+    further=policy_step.further(settings),
+    resting=offload.opened(
+      settings.offload, actors, base, world.mesh, "policy"
+    ),
+  )
+  return train(settings, phase, source, text, total)
+
+
+def train(
+  settings: Settings,
+  phase: Phase,
+  source: rollouts.Source,
+  text: Any,
+  total: int,
+) -> dict:
+  """Runs the steps; returns stage.json.
+
+  Args:
+    settings: of the pipeline.
+    phase: wired.
+    source: of judged samples.
+    text: iterator of text mixed into the updates (PPO-ptx), or None.
+    total: rollouts, those for the critic alone included.
+  """
+  base, workdir = phase.base, phase.world.workdir
+  store = replay.Store.open(settings, source, workdir, base)
   measure = heldout.Heldout.of(settings, source, "policy")
   watching = tax.Tax.of(
-    settings.tax, sampler, world.mesh, world.workdir, "policy"
+    settings.tax, source.sampler, phase.mesh, workdir, "policy"
   )
-  arrays, facts = loop.run_steps(
-    tax.watched(
-      watching,
-      _make_step(settings, phase, source, text, writer, store),
-      _policy_of,
-      total,
-    ),
-    phase="policy",
-    workdir=world.workdir,
-    schedule=settings.schedule,
-    total_steps=total,
-    arrays=phase.arrays,
-    facts={"alarms": []},
-    identity=base.identity
-    | settings.origins()
-    | replay.identity(settings.buffer),
-    iterators={"prompts": loader} | ({"ptx": text} if text else {}),
-    show=(
-      ("rollout/score_mean", "score"),
-      *((f"eval/{name}", name) for name in settings.monitors),
-      ("rollout/kl_k1_sum", "kl"),
-      ("rollout/length_mean", "length"),
-      ("rollout/tokens_per_second", "tokens/s"),
-      ("heldout/score", "held out"),
-    ),
-    measure=heldout.of_arrays(measure, _policy_of),
-    observe=observer(settings, "policy"),
-  )
-  writer.close()
+  with metrics.MetricsWriter(
+    workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
+  ) as writer:
+    one_step = Step.of(settings, phase, source, text, writer, store)
+    arrays, facts = loop.run_steps(
+      tax.watched(watching, one_step, _policy_of, total),
+      phase="policy",
+      workdir=workdir,
+      schedule=settings.schedule,
+      total_steps=total,
+      arrays=phase.arrays,
+      facts={"alarms": []},
+      identity=base.identity
+      | settings.origins()
+      | replay.identity(settings.buffer),
+      iterators={"prompts": source.loader} | ({"ptx": text} if text else {}),
+      show=_shown(settings),
+      measure=heldout.of_arrays(measure, _policy_of),
+      observe=observer(settings, "policy"),
+    )
   return stages.write_stage(
-    world.workdir,
+    workdir,
     "policy",
     base,
     phase.role,
@@ -475,12 +192,24 @@ def run(settings: Settings, world: World) -> dict:
     steps=int(np.asarray(arrays["train"].step)),
     init_from=settings.init_from,
     reference=settings.reference,
-    merged_from=actors.merged_from,
+    merged_from=source.actors.merged_from,
     kl_coefficient=float(arrays["beta"]),
     **several.facts(settings),
     **tax.finished(watching, _policy_of(arrays), facts),
-    findings=diagnosed.findings(settings, world.workdir, "policy"),
+    findings=diagnosed.findings(settings, workdir, "policy"),
     halted=facts.get("halt"),
+  )
+
+
+def _shown(settings: Settings) -> tuple[tuple[str, str], ...]:
+  """Returns (metric, word) of the line of progress."""
+  return (
+    ("rollout/score_mean", "score"),
+    *((f"eval/{name}", name) for name in settings.monitors),
+    ("rollout/kl_k1_sum", "kl"),
+    ("rollout/length_mean", "length"),
+    ("rollout/tokens_per_second", "tokens/s"),
+    ("heldout/score", "held out"),
   )
 
 

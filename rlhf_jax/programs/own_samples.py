@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax import generate, metrics
+from rlhf_jax import generate
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.programs import (
@@ -42,7 +42,7 @@ from rlhf_jax.programs.program import (
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.work import Passes, Work
 from rlhf_jax.programs.world import World
-from rlhf_jax.rewards import combination, judge, texts
+from rlhf_jax.rewards import judge
 from rlhf_jax.runs import loop, stages
 from rlhf_jax.schema import FieldError
 from rlhf_jax.types import Array, PyTree, Rollout
@@ -128,29 +128,15 @@ class Opened:
       settings.seed,
       mesh,
     )
-    source = rollouts.Source(
-      loader=loader,
-      sampler=self.sampler,
-      judge=self.judge,
-      actors=self.actors,
-      verifier=texts.load(
-        settings.text_judge, settings.prompts, self.base.tokenizer
-      ),
-      name=settings.judge_name,
-      mesh=mesh,
+    source = rollouts.Source.of(
+      settings,
+      self.actors,
+      self.sampler,
+      self.judge,
+      loader,
+      mesh,
       packing=packing.Config(row_tokens=0),
       unit=1,
-      timer=metrics.Timer(),
-      readers=scorers.open_readers(
-        self.actors.readers, settings.prompts, self.sampler, mesh
-      ),
-      panel=combination.open_panel(
-        settings.named_judges,
-        settings.combination,
-        settings.prompts,
-        self.base.tokenizer,
-        mesh,
-      ),
     )
     return source, count
 

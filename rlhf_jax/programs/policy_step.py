@@ -6,7 +6,7 @@
   update   state, rollout -> state
 
 `wire` makes them for a run, with loaded actors, and for a plan, with abstract
-ones. pipelines/policy.py calls them.
+ones. policy_training.py calls them, step after step.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ from rlhf_jax.models import policy_value, roles
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import build, language_model, supervised
 from rlhf_jax.programs.policy_settings import Settings
-from rlhf_jax.programs.program import (
-  Phase,
-)
+from rlhf_jax.programs.program import Phase
 from rlhf_jax.rewards import judge, texts
 from rlhf_jax.schema import FieldError
 from rlhf_jax.types import Array, Metrics, PyTree, Rollout

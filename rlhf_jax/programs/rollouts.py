@@ -24,8 +24,8 @@ from rlhf_jax.data import batches, dataset, overlap
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import build, offload
-from rlhf_jax.programs.actors import Actors
+from rlhf_jax.programs import build, offload, scorers
+from rlhf_jax.programs.actors import Actors, Sampled
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.rewards import combination, texts
 from rlhf_jax.rewards.reader import Readers
@@ -172,6 +172,53 @@ class Source:
   readers: Readers | None = None
   panel: combination.Panel | None = None
   resting: offload.Frozen | None = None
+
+  @staticmethod
+  def of(
+    settings: Sampled,
+    actors: Actors,
+    sampler: Sampler,
+    judge: Callable[..., tuple[Rollout, dict[str, Array]]],
+    loader: batches.Loader,
+    mesh: jax.sharding.Mesh,
+    **how: Any,
+  ) -> Source:
+    """Returns the open source that settings describe.
+
+    Args:
+      settings: of the pipeline: its prompts, and who judges.
+      actors: loaded.
+      sampler: of the policy.
+      judge: compiled.
+      loader: of prompts.
+      mesh: where they run.
+      **how: packing, unit and the fields with a default.
+
+    Raises:
+      UserError: what judges cannot be opened.
+    """
+    tokenizer = sampler.base.tokenizer
+    return Source(
+      loader=loader,
+      sampler=sampler,
+      judge=judge,
+      actors=actors,
+      verifier=texts.load(settings.text_judge, settings.prompts, tokenizer),
+      name=settings.judge_name,
+      mesh=mesh,
+      timer=metrics.Timer(),
+      readers=scorers.open_readers(
+        actors.readers, settings.prompts, sampler, mesh
+      ),
+      panel=combination.open_panel(
+        settings.named_judges,
+        settings.combination,
+        settings.prompts,
+        tokenizer,
+        mesh,
+      ),
+      **how,
+    )
 
   def prompts(self) -> PromptBatch:
     """Returns the next prompts, on the mesh."""

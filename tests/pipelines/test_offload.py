@@ -12,7 +12,7 @@ from rlhf_jax import pipelines
 from rlhf_jax.models import pretrained
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import policy as policy_lib
-from rlhf_jax.programs import offload
+from rlhf_jax.programs import offload, policy_training
 from rlhf_jax.rewards import judge
 from rlhf_jax.runs import loop
 from rlhf_jax.schema import FieldError, UserError
@@ -49,8 +49,11 @@ class Seen:
     self.found = []
     self.frozen, self.arrays = None, None
     opened, park = offload.opened, offload.park
-    draw, update = policy_lib.Step._sample, policy_lib.policy_step.learn
-    prepare = policy_lib.Step._prepare
+    draw, update = (
+      policy_training.Step._sample,
+      policy_training.policy_step.learn,
+    )
+    prepare = policy_training.Step._prepare
 
     def watched_opened(*args):
       self.frozen = opened(*args)
@@ -75,10 +78,10 @@ class Seen:
       return update(phase, arrays, *rest, **more)
 
     patch.setattr(policy_lib.offload, "opened", watched_opened)
-    patch.setattr(policy_lib.offload, "park", watched_park)
-    patch.setattr(policy_lib.Step, "_sample", watched_sample)
-    patch.setattr(policy_lib.Step, "_prepare", watched_prepare)
-    patch.setattr(policy_lib.policy_step, "learn", watched_learn)
+    patch.setattr(policy_training.offload, "park", watched_park)
+    patch.setattr(policy_training.Step, "_sample", watched_sample)
+    patch.setattr(policy_training.Step, "_prepare", watched_prepare)
+    patch.setattr(policy_training.policy_step, "learn", watched_learn)
 
   def note(self, phase, arrays):
     leaves = [x for x in jax.tree.leaves(arrays["train"].opt_state) if x.ndim]

@@ -10,8 +10,8 @@ import pytest
 from rlhf_jax import metrics
 from rlhf_jax.algorithms.policy_gradient import shaping
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import defaults, policy
-from rlhf_jax.programs import rollouts
+from rlhf_jax.pipelines import defaults
+from rlhf_jax.programs import policy_training, rollouts
 from rlhf_jax.types import FINISH_EOS, Rollout, TrainState
 from tests.letters import Letters
 from tests.pipelines import tiny_runs
@@ -59,7 +59,7 @@ class Watched:
     if has_recompute:
       programs["recompute"] = self.recompute
     self.settings = tiny_runs.settings_of(config)
-    self.step = policy.Step(
+    self.step = policy_training.Step(
       settings=self.settings,
       phase=Phase(programs),
       actors=types.SimpleNamespace(

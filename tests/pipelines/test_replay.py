@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import pipelines
-from rlhf_jax.pipelines import policy
-from rlhf_jax.programs import replay
+from rlhf_jax.programs import policy_training, replay, rollouts
 from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 from tests.pipelines.test_pipeline_methods import method_config
@@ -53,7 +52,7 @@ def test_a_killed_run_ends_with_the_same_weights(
   """It dies after step 3, before a checkpoint of it."""
   folder = files.root / "replay_killed"
   config = make_config(files, sft_lora, reward_head, keep=2, updates=2)
-  call = policy.Step.__call__
+  call = policy_training.Step.__call__
 
   def dies(self, step, arrays, facts):
     found = call(self, step, arrays, facts)
@@ -61,7 +60,7 @@ def test_a_killed_run_ends_with_the_same_weights(
       raise KeyboardInterrupt
     return found
 
-  monkeypatch.setattr(policy.Step, "__call__", dies)
+  monkeypatch.setattr(policy_training.Step, "__call__", dies)
   with pytest.raises(KeyboardInterrupt):
     pipelines.run(config, folder)
   assert (folder / "rollouts" / "2.npz").is_file()
@@ -89,7 +88,7 @@ def test_another_run_learns_from_them_without_sampling(
   def never(*args, **options):
     raise AssertionError("it samples")
 
-  monkeypatch.setattr(policy.rollouts.Source, "batch", never)
+  monkeypatch.setattr(rollouts.Source, "batch", never)
   folder = files.root / "replay_offline"
   pipelines.run(config, folder)
   rows = tiny_runs.rows_of(folder)

@@ -18,7 +18,7 @@ from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models import huggingface, transformer, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.pipelines import defaults, policy
-from rlhf_jax.programs import policy_programs
+from rlhf_jax.programs import policy_programs, policy_training
 from rlhf_jax.runs import checkpoint, stages
 from rlhf_jax.types import Samples
 from tests import tiny
@@ -71,7 +71,8 @@ class Record:
 
   def watch(self, patch) -> None:
     """Wraps what policy.run calls."""
-    load, text_metrics = policy.actors_lib.load, policy.text_metrics
+    load = policy.actors_lib.load
+    text_metrics = policy_training.text_metrics
     make_functions = policy_programs.make_functions
 
     def watched_load(*args, **options):
@@ -95,7 +96,7 @@ class Record:
       return dataclasses.replace(made, update=update)
 
     patch.setattr(policy.actors_lib, "load", watched_load)
-    patch.setattr(policy, "text_metrics", watched_metrics)
+    patch.setattr(policy_training, "text_metrics", watched_metrics)
     patch.setattr(policy_programs, "make_functions", watched_functions)
 
 

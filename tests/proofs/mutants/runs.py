@@ -66,7 +66,7 @@ FAULTS = (
   ),
   *of(
     "resume",
-    "pipelines/policy.py",
+    "programs/policy_training.py",
     "policy_steps::what_is_carried_from_step_to_step",
     (
       "policy: the KL coefficient is not kept",
@@ -391,7 +391,7 @@ FAULTS = (
   ),
   *of(
     "stages",
-    "pipelines/policy.py",
+    "programs/policy_training.py",
     "policy_steps::the_critic_trains_first_and_samples_are_valued_by_it",
     (
       "policy: the critic in training is not read",
