@@ -24,12 +24,13 @@ import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 FORM = "FILE.py:NAME or package.module:NAME"
+T = TypeVar("T")
 _UNFILLED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -68,6 +69,38 @@ def load(path: str, field: str) -> Any:
     return module if name is None else _attribute(module, name, file)
   except _Refused as error:
     raise ValueError(f"{field}={path!r}: {error}") from error.__cause__
+
+
+def find(
+  name: Any, table: Mapping[str, T], kind: type[T], field: str, remedy: str
+) -> T:
+  """Returns what a table has under a name, or what an import path names.
+
+  Args:
+    name: a key of the table, or an import path.
+    table: of the built-in ones.
+    kind: what they are, and must be.
+    field: what gave the name, for messages.
+    remedy: a sentence on how one is made.
+
+  Raises:
+    ValueError: nothing of that name, or it is of another kind. The message
+      begins with FIELD='NAME'.
+  """
+  if name in table:
+    return table[name]
+  one = f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+  if not isinstance(name, str) or not is_path(name):
+    raise ValueError(
+      f"{field}={name!r}: must be one of {', '.join(table)}, or the import "
+      f"path of {one}.{nearest(str(name), table)}"
+    )
+  found = load(name, field)
+  if not isinstance(found, kind):
+    raise ValueError(
+      f"{field}={name!r}: is a {type(found).__name__}, not {one}. {remedy}"
+    )
+  return found
 
 
 def fingerprint(path: str) -> str:

@@ -64,6 +64,28 @@ def test_a_file_runs_once_until_it_changes(write):
   assert not (path.parent / "__pycache__").exists()
 
 
+def test_a_name_of_a_table_or_a_path_is_found_or_refused(write):
+  write("mine.py", "half = 0.5\nword = 'half'")
+  table = {"one": 1.0, "two": 2.0}
+
+  def find(name):
+    return imported.find(name, table, float, "number", "Write a number.")
+
+  assert (find("two"), find("mine.py:half")) == (2.0, 0.5)
+  for name, message in (
+    (
+      "onee",
+      "must be one of one, two, or the import path of a float. Did you mean "
+      "'one'?",
+    ),
+    (3, "must be one of one, two, or the import path of a float."),
+    ("mine.py:word", "is a str, not a float. Write a number."),
+  ):
+    with pytest.raises(ValueError) as caught:
+      find(name)
+    assert str(caught.value) == f"number={name!r}: {message}"
+
+
 def test_dataclasses_and_pickles_work(write):
   write(
     "with-data.py",

@@ -6,7 +6,7 @@ from rlhf_jax import imported
 from rlhf_jax.environments.cart_pole import CART_POLE
 from rlhf_jax.environments.environment import Environment
 from rlhf_jax.environments.pendulum import PENDULUM
-from rlhf_jax.schema import FieldError
+from rlhf_jax.schema import as_field
 
 ENVIRONMENTS = {"cart_pole": CART_POLE, "pendulum": PENDULUM}
 
@@ -21,20 +21,11 @@ def find(name: str, field: str = "environment") -> Environment:
   Raises:
     FieldError: there is none of that name.
   """
-  if name in ENVIRONMENTS:
-    return ENVIRONMENTS[name]
-  if not imported.is_path(name):
-    raise FieldError(
-      f"{field}={name!r}: must be one of {', '.join(ENVIRONMENTS)}, or the "
-      f"import path of an Environment.{imported.nearest(name, ENVIRONMENTS)}"
+  with as_field():
+    return imported.find(
+      name,
+      ENVIRONMENTS,
+      Environment,
+      field,
+      "Make one as the end of rlhf_jax/environments/pendulum.py does.",
     )
-  try:
-    found = imported.load(name, field)
-  except ValueError as error:
-    raise FieldError(str(error)) from error
-  if not isinstance(found, Environment):
-    raise FieldError(
-      f"{field}={name!r}: is a {type(found).__name__}, not an Environment. "
-      "Make one as the end of rlhf_jax/environments/pendulum.py does."
-    )
-  return found

@@ -81,23 +81,16 @@ def find(name: Any, field: str = "config.pipeline") -> Pipeline:
   Raises:
     UserError: there is none of that name.
   """
-  if name in PIPELINES:
-    return PIPELINES[name]
-  if not isinstance(name, str) or not imported.is_path(name):
-    raise UserError(
-      f"{field}={name!r}: must be one of {', '.join(PIPELINES)}, or the "
-      f"import path of a Pipeline.{imported.nearest(str(name), PIPELINES)}"
-    )
   try:
-    found = imported.load(name, field)
+    return imported.find(
+      name,
+      PIPELINES,
+      Pipeline,
+      field,
+      "Make one as the end of rlhf_jax/pipelines/sft.py does.",
+    )
   except ValueError as error:
     raise UserError(str(error)) from error
-  if not isinstance(found, Pipeline):
-    raise UserError(
-      f"{field}={name!r}: is a {type(found).__name__}, not a Pipeline. Make "
-      "one as the end of rlhf_jax/pipelines/sft.py does."
-    )
-  return found
 
 
 def read(config: Any, workdir: str | Path = "") -> Job:

@@ -18,7 +18,7 @@ from rlhf_jax.data import sources
 from rlhf_jax.evaluation.tasks import made
 from rlhf_jax.evaluation.tasks.items import GENERATE, Item, Prompt, Task
 from rlhf_jax.evaluation.tasks.layouts import LAYOUTS, Layout
-from rlhf_jax.schema import FieldError
+from rlhf_jax.schema import FieldError, as_field
 
 MADE, HARNESS = "made", "lm_eval"
 
@@ -85,15 +85,14 @@ def layout_of(kind: str, field: str = "tasks") -> Layout:
   Raises:
     FieldError: it is none.
   """
-  if kind in LAYOUTS:
-    return LAYOUTS[kind]
-  found = imported.load(kind, field)
-  if not isinstance(found, Layout):
-    raise FieldError(
-      f"{field}: {kind!r} is a {type(found).__name__}, not a Layout of "
-      "rlhf_jax/evaluation/tasks/layouts.py."
+  with as_field():
+    return imported.find(
+      kind,
+      LAYOUTS,
+      Layout,
+      field,
+      "Make one as those of rlhf_jax/evaluation/tasks/layouts.py.",
     )
-  return found
 
 
 def load(task: Named, *, shots: int = 0, limit: int = 0) -> Task:
