@@ -130,7 +130,8 @@ def adapter(python: str, name: str, root: Path) -> dict[str, float]:
 def reward(python: str, name: str, root: Path) -> float:
   """Returns the largest difference of the scores of rows."""
   from rlhf_jax.exports import classifier
-  from rlhf_jax.models import folder_writer, heads, huggingface, roles
+  from rlhf_jax.models import folder_writer, heads, huggingface, outputs, roles
+  from rlhf_jax.models.rows import Rows
 
   write_model(name, root / "base")
   config, params = huggingface.load(root / "base")
@@ -141,9 +142,9 @@ def reward(python: str, name: str, root: Path) -> float:
   found = []
   for ids in ROWS:
     mask = jnp.ones((1, len(ids)))
-    rows = roles.Rows(jnp.asarray([ids]), mask, jnp.arange(len(ids))[None])
+    rows = Rows(jnp.asarray([ids]), mask, jnp.arange(len(ids))[None])
     variables = {"params": params, "head": head}
-    found.append(float(roles.score(role, variables, rows, mask)[0, 0]))
+    found.append(float(outputs.score(role, variables, rows, mask)[0, 0]))
   folder_writer.save(
     root / "out",
     classifier.architecture(role),

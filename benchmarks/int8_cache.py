@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import generate
-from rlhf_jax.models import cache, pretrained, roles, transformer
+from rlhf_jax.models import cache, outputs, pretrained, roles, transformer
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.types import PromptBatch
 
@@ -71,10 +72,10 @@ def main() -> None:
       eos_ids=(config.vocab_size,),
       pad_id=0,
     )
-    exact, _ = roles.logprobs(
+    exact, _ = outputs.logprobs(
       roles.Role(config),
       {"params": params},
-      roles.Rows.of(samples),
+      Rows.of(samples),
       samples.response_mask,
     )
     said = np.asarray(samples.response_mask) > 0

@@ -24,9 +24,9 @@ import numpy as np
 from rlhf_jax.data import assets
 from rlhf_jax.models import (
   heads,
+  outputs,
   pretrained,
   quantised,
-  roles,
   transformer,
   trees,
 )
@@ -84,7 +84,7 @@ def features(
 ) -> Array:
   """Returns [B, F] of sentences, as a reward head reads them."""
   batch = Rows(rows, mask, jnp.maximum(jnp.cumsum(mask, 1) - 1, 0).astype(int))
-  x = roles.frozen_streams(config, params, batch, (layer,))[layer]
+  x = outputs.frozen_streams(config, params, batch, (layer,))[layer]
   return heads.pool_last(x, mask, "mean_last")
 
 

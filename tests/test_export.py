@@ -11,7 +11,8 @@ from rlhf_jax import export, lab
 from rlhf_jax.data import assets
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.exports import tokenizer_files
-from rlhf_jax.models import huggingface, roles, trees
+from rlhf_jax.models import huggingface, outputs, trees
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
@@ -48,9 +49,9 @@ def policy(model):
 def logits(policy):
   """Returns [2, 6, V] next-token logits of fixed tokens."""
   mask = jnp.ones(TOKENS.shape)
-  rows = roles.Rows(TOKENS, mask, jnp.cumsum(mask, 1).astype(int) - 1)
+  rows = Rows(TOKENS, mask, jnp.cumsum(mask, 1).astype(int) - 1)
   variables = trees.merge(policy.params, policy.frozen)
-  x = roles.stream(policy.role, variables, rows, None)
+  x = outputs.stream(policy.role, variables, rows, None)
   weights = {"params": variables["params"]}
   return policy.role.network.apply(weights, x, method="unembed")
 

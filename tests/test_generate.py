@@ -9,7 +9,8 @@ import pytest
 
 from rlhf_jax import decoding, generate, ops, sampling, slots
 from rlhf_jax.data import stops
-from rlhf_jax.models import roles, transformer
+from rlhf_jax.models import outputs, roles, transformer
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, PromptBatch
 
 MODEL = transformer.Config(
@@ -72,10 +73,10 @@ def run(
 
 def teacher_forced(params, samples, temperature, model=MODEL):
   role = roles.Role(model)
-  logprobs, _ = roles.logprobs(
+  logprobs, _ = outputs.logprobs(
     role,
     {"params": params},
-    roles.Rows.of(samples),
+    Rows.of(samples),
     samples.response_mask,
     temperature=temperature,
   )
@@ -224,8 +225,8 @@ def test_streams_of_the_sampler_are_those_of_the_judge(
     taps=(1, 2),
   )
   assert len(set(np.sum(np.asarray(samples.response_mask), 1))) > 3
-  rows = roles.Rows.of(samples)
-  expected = roles.frozen_streams(MODEL, params, rows, (1, 2))
+  rows = Rows.of(samples)
+  expected = outputs.frozen_streams(MODEL, params, rows, (1, 2))
   valid = np.asarray(samples.valid_mask) > 0
   assert sorted(streams) == [1, 2]
   for layer, stream in streams.items():

@@ -2,7 +2,7 @@
 
 Each has a head; those are stacked on their first axis. Where each has LoRA
 factors too, these are stacked alike and the layers that they are in run once a
-member; the frozen layers below run once for all (roles.py).
+member; the frozen layers below run once for all (outputs.py).
 """
 
 from __future__ import annotations

@@ -13,9 +13,10 @@ import dataclasses
 import jax
 
 from rlhf_jax import ops
-from rlhf_jax.models import roles, trees
+from rlhf_jax.models import outputs, trees
 from rlhf_jax.models import targets as targets_lib
-from rlhf_jax.models.roles import Role, Rows
+from rlhf_jax.models.roles import Role
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.types import Array, PyTree, Rollout
 
 
@@ -44,7 +45,7 @@ def policy_and_value(
     targets: response tokens that a row has at most.
     is_unembedding_frozen: the cheaper path without gradients of entropies.
   """
-  log_p, entropies = roles.logprobs(
+  log_p, entropies = outputs.logprobs(
     policy,
     trees.merge(params["policy"], frozen["policy"]),
     Rows.of(rollout),
@@ -85,20 +86,22 @@ def shared_trunk(
   rows, mask = Rows.of(rollout), rollout.response_mask
   columns = targets_lib.Columns.of(mask, targets, rows.before())
   reads = columns.sources if value.head.pooling == "last" else None
-  x = roles.stream(policy, variables, rows, rollout.hidden.get("policy"), reads)
+  x = outputs.stream(
+    policy, variables, rows, rollout.hidden.get("policy"), reads
+  )
   read = ops.take_columns(x, columns.sources) if reads is None else x
   found = targets_lib.gather(
     policy.network, variables["params"], read, rows.tokens, columns
   )
-  log_p, entropies = roles.logprobs_at(
+  log_p, entropies = outputs.logprobs_at(
     found, temperature=temperature, is_unembedding_frozen=is_unembedding_frozen
   )
   x = jax.lax.stop_gradient(x) if stops_gradient else x
   head = params["value"]
   if reads is not None:
-    return log_p, entropies, roles.values_at(value, head, x, columns)
+    return log_p, entropies, outputs.values_at(value, head, x, columns)
   at_the_end = dataclasses.replace(value, trainable="head")
-  return log_p, entropies, roles.values(at_the_end, head, rows, x)
+  return log_p, entropies, outputs.values(at_the_end, head, rows, x)
 
 
 def value_only(
@@ -123,7 +126,7 @@ def value_only(
     targets: response tokens that a row has at most; None for L.
   """
   merged = trees.merge(params, frozen)
-  return roles.values(
+  return outputs.values(
     role,
     merged,
     Rows.of(rollout),

@@ -38,7 +38,8 @@ from rlhf_jax import (
 )
 from rlhf_jax.algorithms.preference import pairing, registry
 from rlhf_jax.algorithms.preference import update as preference
-from rlhf_jax.models import roles, trees
+from rlhf_jax.models import outputs, roles, trees
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.programs import (
   abstract,
   actors,
@@ -147,10 +148,10 @@ def logprobs(
     for x in (batch.tokens, batch.valid_mask, batch.loss_mask)
   )
   positions = ops.positions_from_mask(valid)
-  found, _ = roles.logprobs(
+  found, _ = outputs.logprobs(
     plan.policy,
     trees.merge(params, frozen),
-    roles.Rows(tokens, valid, positions),
+    Rows(tokens, valid, positions),
     mask,
     temperature=plan.temperature,
     targets=plan.row_targets,

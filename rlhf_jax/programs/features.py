@@ -25,8 +25,9 @@ from rlhf_jax.data import (
   overlap,
   statistics,
 )
-from rlhf_jax.models import roles, transformer, trees
+from rlhf_jax.models import outputs, roles, transformer, trees
 from rlhf_jax.models.pretrained import Base
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import abstract, build, shared_rows
 from rlhf_jax.programs.program import Phase, Program
@@ -44,7 +45,7 @@ def apply(
   """Returns scores [B, K] of the candidates of a batch; of M members with M."""
   variables = trees.merge(params, frozen)
   if batch.features is not None:
-    scores = roles.head_scores(role, variables["head"], batch.features)
+    scores = outputs.head_scores(role, variables["head"], batch.features)
   else:
     scores = shared_rows.scores(role, variables, batch)
   first = scores[..., :: role.head.outputs]
@@ -129,8 +130,8 @@ def make_features(
 
   @jax.jit
   def forward(params: PyTree, batch: TokenBatch, cells: Array) -> Array:
-    rows = roles.Rows.of(batch)
-    x = roles.frozen_streams(model, params, rows, (role.stop,))[role.stop]
+    rows = Rows.of(batch)
+    x = outputs.frozen_streams(model, params, rows, (role.stop,))[role.stop]
     found = rows.pooled(x, role.head.pooling)
     return found.reshape(-1, found.shape[-1])[cells]
 
@@ -306,7 +307,7 @@ def row_scores(
   From features where they are given.
   """
   if features is not None:
-    head_scores = jax.jit(functools.partial(roles.head_scores, role))
+    head_scores = jax.jit(functools.partial(outputs.head_scores, role))
     scores = distributed.fetch(head_scores(params["head"], features))
     first = scores[:, :: role.head.outputs]
     return first if role.members > 1 else first[:, 0]

@@ -13,7 +13,8 @@ from rlhf_jax.algorithms import sft
 from rlhf_jax.data import batches, layout
 from rlhf_jax.data.dataset import Row
 from rlhf_jax.data.layout import Shape
-from rlhf_jax.models import roles, trees
+from rlhf_jax.models import outputs, roles, trees
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.programs import abstract, build, supervised
 from rlhf_jax.programs.program import Phase, Program
 from rlhf_jax.programs.work import Passes
@@ -39,10 +40,10 @@ def logprobs(
     role: the policy's.
     targets: of a row at most; None for no bound.
   """
-  return roles.logprobs(
+  return outputs.logprobs(
     role,
     trees.merge(params, frozen),
-    roles.Rows.of(batch),
+    Rows.of(batch),
     batch.loss_mask,
     targets=targets,
     is_unembedding_frozen=not roles.trains_unembedding(role),
@@ -72,10 +73,10 @@ def weighted_logprobs(
       params, frozen, batch, role=role, targets=targets
     )
     return jnp.sum(weights * log_p), log_p, entropies
-  found = roles.targets_of(
+  found = outputs.targets_of(
     role,
     trees.merge(params, frozen),
-    roles.Rows.of(batch),
+    Rows.of(batch),
     batch.loss_mask,
     targets=targets,
   )

@@ -19,7 +19,7 @@ import numpy as np
 from rlhf_jax import distributed, likelihood
 from rlhf_jax.data import layout
 from rlhf_jax.data.encode import Row
-from rlhf_jax.models import attention, roles, trees
+from rlhf_jax.models import attention, outputs, roles, trees
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.models.rows import Rows
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -75,14 +75,14 @@ def read(
     targets: of a row at most.
     tells_top: whether 1.0 is told [B, L] where a target is the likeliest token.
   """
-  found = roles.targets_of(
+  found = outputs.targets_of(
     role,
     trees.merge(params, frozen),
     Rows.of(batch),
     batch.loss_mask,
     targets=targets,
   )
-  log_p, _ = roles.logprobs_at(found)
+  log_p, _ = outputs.logprobs_at(found)
   if not tells_top:
     return log_p, None
   top = likelihood.top_tokens(found.hidden, found.unembedding, **found.how)

@@ -17,7 +17,8 @@ from rlhf_jax import ops
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.data import branches, dataset, layout
 from rlhf_jax.models import attention as attention_lib
-from rlhf_jax.models import roles
+from rlhf_jax.models import outputs, roles
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.schema import FieldError
 from rlhf_jax.types import Array, PreferenceBatch, TokenBatch
 
@@ -190,10 +191,10 @@ def scores(role: roles.Role, variables: dict, batch: PreferenceBatch) -> Array:
   length, place = batch.tokens.shape[-1], None
   if batch.packing is not None:
     place = batch.packing.place.reshape(-1, length)
-  found = roles.score(
+  found = outputs.score(
     role,
     variables,
-    roles.Rows.of(tokens_of(batch)),
+    Rows.of(tokens_of(batch)),
     batch.valid_mask.reshape(-1, length),
     place=place,
   )

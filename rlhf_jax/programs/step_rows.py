@@ -17,7 +17,8 @@ import numpy as np
 from rlhf_jax import distributed
 from rlhf_jax.algorithms import process
 from rlhf_jax.data import layout, statistics
-from rlhf_jax.models import heads, roles, trees
+from rlhf_jax.models import heads, outputs, roles, trees
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import abstract, build, features
 from rlhf_jax.programs.program import Phase
@@ -34,7 +35,7 @@ def apply(
       {"params": variables["head"]}, batch.features
     )
     return found[..., 0]
-  return roles.prefix_scores(role, variables, roles.Rows.of(batch))[..., 0]
+  return outputs.prefix_scores(role, variables, Rows.of(batch))[..., 0]
 
 
 def make_update(
@@ -191,7 +192,7 @@ def _logits_at(role: roles.Role) -> Callable[..., Array]:
   @jax.jit
   def forward(params: PyTree, frozen: PyTree, batch: TokenBatch, cells: Array):
     variables = trees.merge(params, frozen)
-    found = roles.prefix_scores(role, variables, roles.Rows.of(batch))
+    found = outputs.prefix_scores(role, variables, Rows.of(batch))
     return found[..., :1].reshape(-1, 1)[cells]
 
   return forward

@@ -17,8 +17,9 @@ import flax.struct
 import jax
 
 from rlhf_jax.algorithms.policy_gradient.packing import Packing, pack, unpack
-from rlhf_jax.models import roles
+from rlhf_jax.models import outputs, roles
 from rlhf_jax.models.pretrained import Base
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.rewards import ensembles
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.runs import stages
@@ -232,11 +233,11 @@ def judge(
     streams: {layer: [N, L, D]} that the sampler kept, see Plan.taps.
     plan: static part.
   """
-  rows = roles.Rows.of(samples)
+  rows = Rows.of(samples)
   targets, place, spread = samples.response_mask, None, lambda x: x
   streams = {} if streams is None else streams
   if packing is not None:
-    rows = roles.Rows(
+    rows = Rows(
       pack(samples.tokens, packing),
       pack(samples.valid_mask, packing),
       packing.positions,
@@ -251,11 +252,13 @@ def judge(
     if names:
       taps = tuple(sorted({plan.entrance(name) for name in names}))
       known = streams if "policy" in names else {}
-      found = roles.frozen_streams(plan.policy.model, trunk, rows, taps, known)
+      found = outputs.frozen_streams(
+        plan.policy.model, trunk, rows, taps, known
+      )
       hidden |= {name: found[plan.entrance(name)] for name in names}
   reference_logprobs = samples.behaviour_logprobs
   if plan.reference is not None:
-    found, _ = roles.logprobs(
+    found, _ = outputs.logprobs(
       plan.reference,
       weights.reference,
       rows,
@@ -286,7 +289,7 @@ def judge(
     )
   values = None
   if plan.value is not None:
-    values = roles.values(
+    values = outputs.values(
       plan.value,
       value,
       rows,

@@ -24,8 +24,9 @@ from rlhf_jax import ops
 from rlhf_jax.algorithms import ensemble, process
 from rlhf_jax.algorithms.ensemble import Combination
 from rlhf_jax.data import steps
-from rlhf_jax.models import members, roles, trees
+from rlhf_jax.models import members, outputs, roles, trees
 from rlhf_jax.models.pretrained import Base
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.runs import stage_file, stages
 from rlhf_jax.types import FINISH_EOS, Array, PyTree, Samples
 
@@ -155,7 +156,7 @@ def member_scores(
   weights: Weights,
   samples: Samples,
   hidden: Array | None = None,
-  rows: roles.Rows | None = None,
+  rows: Rows | None = None,
   place: Array | None = None,
 ) -> Array:
   """Returns [N, M] scores of members, each in its own reference deviations.
@@ -173,10 +174,10 @@ def member_scores(
     read, mask = read[..., 0], _step_ends(scorer, weights, samples)
     raw = process.answer_score(read, mask, scorer.score_of_steps)
     return normalised(scorer, weights, raw[:, None])
-  raw = roles.score(
+  raw = outputs.score(
     scorer.role,
     weights.variables,
-    roles.Rows.of(samples) if rows is None else rows,
+    Rows.of(samples) if rows is None else rows,
     judged_mask(scorer, samples),
     hidden,
     place,
@@ -208,7 +209,7 @@ def prefixes(
   weights: Weights,
   samples: Samples,
   hidden: Array | None = None,
-  rows: roles.Rows | None = None,
+  rows: Rows | None = None,
   place: Array | None = None,
 ) -> dict[str, Array]:
   """Returns the Rollout's fields of beginnings of answers.
@@ -245,12 +246,12 @@ def _prefix_scores(
   weights: Weights,
   samples: Samples,
   hidden: Array | None,
-  rows: roles.Rows | None,
+  rows: Rows | None,
   place: Array | None,
 ) -> Array:
   """Returns [N, L, M] raw scores of all prefixes by each member."""
-  rows = roles.Rows.of(samples) if rows is None else rows
-  read = roles.prefix_scores(scorer.role, weights.variables, rows, hidden)
+  rows = Rows.of(samples) if rows is None else rows
+  read = outputs.prefix_scores(scorer.role, weights.variables, rows, hidden)
   read = read[..., :: scorer.role.head.outputs]
   if place is None:
     return read

@@ -23,7 +23,8 @@ from rlhf_jax import distributed
 from rlhf_jax.algorithms import ensemble, process
 from rlhf_jax.data import batches, retold
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.models import roles
+from rlhf_jax.models import outputs
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.rewards import ensembles
 from rlhf_jax.rewards.ensembles import Joined
@@ -71,13 +72,13 @@ def score(scorer: Scorer, weights: Weights, batch: TokenBatch) -> Array:
     batch: [B, L], padded right; each is read at its last token, or at the ends
       of the steps that loss_mask covers.
   """
-  rows = roles.Rows.of(batch)
+  rows = Rows.of(batch)
   if scorer.score_of_steps:
-    read = roles.prefix_scores(scorer.role, weights.variables, rows)[..., 0]
+    read = outputs.prefix_scores(scorer.role, weights.variables, rows)[..., 0]
     mask = process.step_ends(batch.tokens, batch.loss_mask, weights.delimiter)
     found = process.answer_score(read, mask, scorer.score_of_steps)
     return normalised(scorer, weights, found[:, None])
-  raw = roles.score(scorer.role, weights.variables, rows, batch.valid_mask)
+  raw = outputs.score(scorer.role, weights.variables, rows, batch.valid_mask)
   return normalised(scorer, weights, raw)
 
 

@@ -16,10 +16,12 @@ from rlhf_jax.models import (
   folder_writer,
   heads,
   huggingface,
+  outputs,
   roles,
   trees,
 )
 from rlhf_jax.models.folder_writer import SCORE
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.schema import UserError
 from tests.oracles.family_weights import weight
 
@@ -74,10 +76,8 @@ def test_scores_are_those_of_transformers_for_the_exported_files(
   variables = variables_of(name, role, tmp_path / "model")
   tokens = GOLDEN["tokens"]
   mask = jnp.asarray(tokens > 0, jnp.float32)
-  rows = roles.Rows(
-    jnp.asarray(tokens), mask, jnp.cumsum(mask, 1).astype(int) - 1
-  )
-  found = roles.score(role, variables, rows, mask)[:, 0]
+  rows = Rows(jnp.asarray(tokens), mask, jnp.cumsum(mask, 1).astype(int) - 1)
+  found = outputs.score(role, variables, rows, mask)[:, 0]
   np.testing.assert_allclose(found, GOLDEN[name], rtol=3e-4, atol=3e-5)
 
   folder_writer.save(

@@ -15,7 +15,15 @@ import pytest
 from rlhf_jax import ops
 from rlhf_jax.algorithms import accumulate
 from rlhf_jax.algorithms.policy_gradient import packing, ppo, update
-from rlhf_jax.models import heads, policy_value, roles, transformer, trees
+from rlhf_jax.models import (
+  heads,
+  outputs,
+  policy_value,
+  roles,
+  transformer,
+  trees,
+)
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.programs import work
 from rlhf_jax.types import FINISH_EOS, Rollout, TrainState
 
@@ -93,7 +101,7 @@ def plain_losses(params, frozen, data, policy):
   gain = data.advantages
   losses = jnp.maximum(-gain * rho, -gain * jnp.clip(rho, 0.8, 1.2))
   x = network.apply(variables, data.tokens, positions, method="embed")
-  seen = roles.Rows.of(data).mask(policy.model)
+  seen = Rows.of(data).mask(policy.model)
   x, _, _ = network.apply(variables, x, positions, seen, method="run_layers")
   x = x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
   head = params["value"]["head"]["output"]
@@ -214,7 +222,7 @@ def test_values_are_those_of_the_critic_that_the_judge_reads(expected):
       stops_gradient=False,
     )
     whole = trees.merge(params["value"], merged)
-    return found, roles.values(value, whole, roles.Rows.of(data))
+    return found, outputs.values(value, whole, Rows.of(data))
 
   found, alone = (x * data.response_mask for x in values(data))
   assert float(jnp.std(found)) > 0.1

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax import ops
-from rlhf_jax.models import attention, heads, roles, transformer
+from rlhf_jax.models import attention, heads, outputs, roles, transformer
+from rlhf_jax.models.rows import Rows
 
 MODEL = transformer.Config(
   vocab_size=40,
@@ -36,7 +37,7 @@ def rows_of(seed=0):
   valid = np.arange(LENGTH) >= rng.integers(0, 3, (ROWS, 1))
   tokens = rng.integers(1, 40, (ROWS, LENGTH)) * valid
   positions = np.maximum(np.cumsum(valid, 1) - 1, 0)
-  return roles.Rows(
+  return Rows(
     jnp.asarray(tokens, jnp.int32),
     jnp.asarray(valid, jnp.float32),
     jnp.asarray(positions, jnp.int32),
@@ -97,8 +98,8 @@ def test_values_of_answers_alone():
   role, variables = critic()
   rows = rows_of()
   mask = jnp.zeros((ROWS, LENGTH)).at[:2, 7:].set(1.0)
-  expected = roles.values(role, variables, rows)
-  found = roles.values(role, variables, rows, mask=mask, targets=READ)
+  expected = outputs.values(role, variables, rows)
+  found = outputs.values(role, variables, rows, mask=mask, targets=READ)
   np.testing.assert_allclose(found, expected * mask, atol=1e-5)
 
 
@@ -108,7 +109,7 @@ def test_less_is_computed():
   rows, mask = rows_of(), jnp.zeros((ROWS, LENGTH)).at[:, 7:].set(1.0)
 
   def flops(**how):
-    run = jax.jit(lambda v: roles.values(role, v, rows, **how))
+    run = jax.jit(lambda v: outputs.values(role, v, rows, **how))
     return run.lower(variables).compile().cost_analysis()["flops"]
 
   assert flops(mask=mask, targets=READ) < 0.82 * flops()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax import ops
-from rlhf_jax.models import heads, lora, roles, transformer, trees
+from rlhf_jax.models import heads, lora, outputs, roles, transformer, trees
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.rewards import model as reward_model
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, Samples
 
@@ -40,7 +41,7 @@ def rows():
     mask[i, LENGTH - i :] = 0.0
   tokens = rng.integers(0, MODEL.vocab_size, (BATCH, LENGTH))
   mask = jnp.asarray(mask)
-  return roles.Rows(jnp.asarray(tokens), mask, ops.positions_from_mask(mask))
+  return Rows(jnp.asarray(tokens), mask, ops.positions_from_mask(mask))
 
 
 def lora_role(**changes) -> roles.Role:
@@ -69,7 +70,7 @@ def test_logprobs_equal_softmax_of_full_logits(base, rows):
   expected = np.take_along_axis(
     np.asarray(expected), np.asarray(rows.tokens)[:, 1:, None], axis=2
   )[..., 0]
-  found, entropy = roles.logprobs(
+  found, entropy = outputs.logprobs(
     roles.Role(MODEL), {"params": base}, rows, mask, temperature=0.7, targets=6
   )
   np.testing.assert_allclose(
@@ -83,9 +84,9 @@ def test_hidden_states_below_the_first_trainable_layer_are_reusable(base, rows):
   role = lora_role()
   variables = {"params": base, "lora": random_factors(role)}
   mask = targets_of(rows)
-  hidden = roles.frozen_streams(MODEL, base, rows, (1, 2))
-  whole, _ = roles.logprobs(role, variables, rows, mask)
-  reused, _ = roles.logprobs(role, variables, rows, mask, hidden=hidden[2])
+  hidden = outputs.frozen_streams(MODEL, base, rows, (1, 2))
+  whole, _ = outputs.logprobs(role, variables, rows, mask)
+  reused, _ = outputs.logprobs(role, variables, rows, mask, hidden=hidden[2])
   np.testing.assert_allclose(whole, reused, atol=2e-6)
 
 
@@ -93,13 +94,15 @@ def test_merged_factors_equal_factors_applied_inside_the_block(base, rows):
   role = lora_role()
   factors = random_factors(role)
   mask = targets_of(rows)
-  inside, _ = roles.logprobs(
+  inside, _ = outputs.logprobs(
     role, {"params": base, "lora": factors}, rows, mask
   )
   merged = roles.sampling_params(role, {"lora": factors}, {"params": base})
-  outside, _ = roles.logprobs(roles.Role(MODEL), {"params": merged}, rows, mask)
+  outside, _ = outputs.logprobs(
+    roles.Role(MODEL), {"params": merged}, rows, mask
+  )
   np.testing.assert_allclose(inside, outside, atol=5e-6)
-  plain, _ = roles.logprobs(roles.Role(MODEL), {"params": base}, rows, mask)
+  plain, _ = outputs.logprobs(roles.Role(MODEL), {"params": base}, rows, mask)
   assert np.abs(np.asarray(plain - inside)).max() > 1e-2
   before, after = trees.flatten(base), trees.flatten(merged)
   copied = {path for path, leaf in after.items() if leaf is not before[path]}
@@ -111,8 +114,10 @@ def test_t17_fresh_factors_leave_the_reference_exactly(base, rows):
   role = lora_role()
   fresh = roles.fresh_lora(role, jax.random.key(4))
   mask = targets_of(rows)
-  policy, _ = roles.logprobs(role, {"params": base, "lora": fresh}, rows, mask)
-  reference, _ = roles.logprobs(role, {"params": base}, rows, mask)
+  policy, _ = outputs.logprobs(
+    role, {"params": base, "lora": fresh}, rows, mask
+  )
+  reference, _ = outputs.logprobs(role, {"params": base}, rows, mask)
   np.testing.assert_array_equal(policy, reference)
   merged = lora.merge(base, fresh, 0.5)
   for path, leaf in trees.flatten(merged).items():
@@ -157,11 +162,11 @@ def test_critic_values_are_the_reward_models_scores_of_prefixes(base, rows):
   head = heads.Config(pooling="mean_last")
   role = roles.Role(MODEL, trainable="head", stop_layer=3, head=head)
   variables = {"params": base, "head": heads.init(head, 16, jax.random.key(5))}
-  values = np.asarray(roles.values(role, variables, rows))
+  values = np.asarray(outputs.values(role, variables, rows))
   for t in range(4, LENGTH):
     mask = rows.valid_mask.at[:, t:].set(0.0)
     cut = dataclasses.replace(rows, valid_mask=mask)
-    score = np.asarray(roles.score(role, variables, cut, mask))[:, 0]
+    score = np.asarray(outputs.score(role, variables, cut, mask))[:, 0]
     alive = np.asarray(rows.valid_mask)[:, t - 1] > 0
     np.testing.assert_allclose(values[alive, t], score[alive], atol=1e-5)
 
@@ -221,7 +226,7 @@ def test_trap_01_a_scorer_without_end_tokens_ignores_only_sampled_ends(
   np.testing.assert_allclose(
     score, reward_model.score(scorer, weights, other), atol=1e-6
   )
-  raw = roles.score(role, variables, rows, jnp.asarray(mask))[:, 0]
+  raw = outputs.score(role, variables, rows, jnp.asarray(mask))[:, 0]
   np.testing.assert_allclose(score, (raw - 0.5) / 2.0, atol=1e-6)
 
 
@@ -267,14 +272,14 @@ def test_packed_rows_give_the_values_of_separate_rows(base, rows):
     [np.asarray(rows.tokens)[1, first], np.asarray(rows.tokens)[2, second]]
   )
   sizes = [len(first), len(second)]
-  packed = roles.Rows(
+  packed = Rows(
     jnp.asarray(tokens)[None],
     jnp.ones((1, len(tokens))),
     jnp.asarray(np.concatenate([np.arange(n) for n in sizes]))[None],
     jnp.asarray(np.repeat([1, 2], sizes))[None],
   )
-  expected = np.asarray(roles.values(role, variables, rows))
-  found = np.asarray(roles.values(role, variables, packed))[0]
+  expected = np.asarray(outputs.values(role, variables, rows))
+  found = np.asarray(outputs.values(role, variables, packed))[0]
   np.testing.assert_allclose(
     found[1 : sizes[0]], expected[1, first[1:]], atol=1e-5
   )
@@ -288,8 +293,8 @@ def test_a_frozen_trunk_of_scanned_layers_is_tapped_at_its_end(base, rows):
   stacked["layers"] = jax.tree.map(
     lambda *x: jnp.stack(x), *(base[f"layer_{i}"] for i in range(4))
   )
-  (found,) = roles.frozen_streams(SCANNED, stacked, rows, (4,)).values()
-  (expected,) = roles.frozen_streams(MODEL, base, rows, (4,)).values()
+  (found,) = outputs.frozen_streams(SCANNED, stacked, rows, (4,)).values()
+  (expected,) = outputs.frozen_streams(MODEL, base, rows, (4,)).values()
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -318,11 +323,11 @@ def test_t02_trap_09_padding_on_either_side_changes_no_number(
 
   @jax.jit
   def judge(tokens, mask, targets):
-    rows = roles.Rows(tokens, mask, ops.positions_from_mask(mask))
+    rows = Rows(tokens, mask, ops.positions_from_mask(mask))
     return (
-      *roles.logprobs(role, variables, rows, targets),
-      roles.values(role, variables, rows),
-      roles.score(role, variables, rows, mask),
+      *outputs.logprobs(role, variables, rows, targets),
+      outputs.values(role, variables, rows),
+      outputs.score(role, variables, rows, mask),
     )
 
   def numbers(before, after):

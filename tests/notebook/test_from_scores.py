@@ -19,7 +19,8 @@ from rlhf_jax.algorithms.policy_gradient import (
   shaping,
 )
 from rlhf_jax.algorithms.policy_gradient import update as pg
-from rlhf_jax.models import roles, trees
+from rlhf_jax.models import outputs, trees
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import critic, rollouts, supervised
 from rlhf_jax.schema import UserError
@@ -71,8 +72,8 @@ def direct_step(policy, samples, scores, optimizer):
   @jax.jit
   def judged(samples, score):
     variables = trees.merge(policy.params, frozen)
-    reference, _ = roles.logprobs(
-      policy.role, variables, roles.Rows.of(samples), samples.response_mask
+    reference, _ = outputs.logprobs(
+      policy.role, variables, Rows.of(samples), samples.response_mask
     )
     rollout = Rollout(
       **vars(samples), reference_logprobs=reference, score=score
@@ -83,10 +84,10 @@ def direct_step(policy, samples, scores, optimizer):
     return grpo.advantages(rollout, GRPO)
 
   def apply(params, frozen, part):
-    logprobs, entropies = roles.logprobs(
+    logprobs, entropies = outputs.logprobs(
       policy.role,
       trees.merge(params["policy"], frozen),
-      roles.Rows.of(part),
+      Rows.of(part),
       part.response_mask,
     )
     return logprobs, entropies, None

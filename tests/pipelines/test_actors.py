@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import heads, roles, transformer
+from rlhf_jax.models import heads, outputs, roles, transformer
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import actors
 from rlhf_jax.programs import critic as critics
@@ -62,8 +63,8 @@ def values(stage):
   """Returns the critic's values [2, L] of all prefixes of two rows."""
   mask = jnp.ones((2, 7))
   tokens = jnp.arange(14).reshape(2, 7) % 19
-  rows = roles.Rows(tokens, mask, jnp.tile(jnp.arange(7), (2, 1)))
-  return roles.prefix_scores(stage.role, stage.variables, rows)[..., 0]
+  rows = Rows(tokens, mask, jnp.tile(jnp.arange(7), (2, 1)))
+  return outputs.prefix_scores(stage.role, stage.variables, rows)[..., 0]
 
 
 @pytest.mark.parametrize("hidden_units", [0, 3])

@@ -11,7 +11,8 @@ import pytest
 from rlhf_jax import pipelines
 from rlhf_jax.algorithms.policy_gradient import shaping
 from rlhf_jax.interrupt import Stopped
-from rlhf_jax.models import roles, trees
+from rlhf_jax.models import outputs, roles, trees
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.pipelines import defaults, policy
 from rlhf_jax.programs import watch
 from rlhf_jax.runs import loop, stages
@@ -141,9 +142,9 @@ def test_ptx_text_is_mixed_in(files, sft_full, reward_full, policy_full):
   base, world = tiny_runs.load_base(config), tiny_runs.world_of(config)
   text = next(policy.ptx_loader(tiny_runs.settings_of(config), world, base))
   stage = stages.load(sft_full, stages.POLICY, base, world)
-  rows = roles.Rows.of(text)
+  rows = Rows.of(text)
   logprobs, _ = jax.jit(
-    lambda variables: roles.logprobs(
+    lambda variables: outputs.logprobs(
       stage.role, variables, rows, text.loss_mask
     )
   )(stage.variables)

@@ -9,7 +9,8 @@ import pytest
 
 from rlhf_jax import pipelines
 from rlhf_jax.data import dataset, judged
-from rlhf_jax.models import roles, trees
+from rlhf_jax.models import outputs, trees
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.pipelines import defaults, preference
 from rlhf_jax.programs import pairs, preference_data, starts
 from rlhf_jax.runs import reference, stages
@@ -184,10 +185,8 @@ def test_trap_30_stored_log_probabilities_are_the_starting_policys(
   for row in train.rows[:5]:
     tokens = jnp.asarray(row["tokens"])[None]
     mask = jnp.asarray(row["loss_mask"])[None]
-    rows = roles.Rows(
-      tokens, jnp.ones_like(mask), jnp.arange(tokens.shape[1])[None]
-    )
-    logprobs, _ = roles.logprobs(stage.role, stage.variables, rows, mask)
+    rows = Rows(tokens, jnp.ones_like(mask), jnp.arange(tokens.shape[1])[None])
+    logprobs, _ = outputs.logprobs(stage.role, stage.variables, rows, mask)
     expected = np.asarray(logprobs)[np.asarray(mask) > 0]
     stop = start + len(expected)
     np.testing.assert_allclose(found["train"][start:stop], expected, atol=1e-5)

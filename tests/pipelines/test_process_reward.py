@@ -10,7 +10,8 @@ import pytest
 from rlhf_jax import lab, pipelines
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.data import steps
-from rlhf_jax.models import roles
+from rlhf_jax.models import outputs
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.pipelines import defaults
 from rlhf_jax.planning import report, topology
 from rlhf_jax.rewards import model as reward_model
@@ -87,8 +88,8 @@ def loaded(files, judged, folder):
 def probabilities(scorer, weights, ids):
   """Returns [n] the probability of each prefix of one unpadded row."""
   row, places = np.asarray(ids)[None], np.arange(len(ids))[None]
-  rows = roles.Rows(row, np.ones(row.shape), places)
-  logits = roles.prefix_scores(scorer.role, weights.variables, rows)
+  rows = Rows(row, np.ones(row.shape), places)
+  logits = outputs.prefix_scores(scorer.role, weights.variables, rows)
   return 1 / (1 + np.exp(-np.asarray(logits)[0, :, 0]))
 
 
@@ -135,7 +136,7 @@ def test_scores_are_the_least_of_its_steps(files, judged, process_head):
   assert max(counts) > 1  # the model does say " and"
   shape = packing.Shape(48, 24, 32, 1)
   layout = packing.plan(samples, shape)
-  rows = roles.Rows(
+  rows = Rows(
     packing.pack(samples.tokens, layout),
     packing.pack(samples.valid_mask, layout),
     layout.positions,

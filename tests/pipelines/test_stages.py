@@ -9,7 +9,15 @@ import pytest
 
 from rlhf_jax import pipelines
 from rlhf_jax.algorithms.policy_gradient import packing
-from rlhf_jax.models import huggingface, pretrained, roles, transformer, trees
+from rlhf_jax.models import (
+  huggingface,
+  outputs,
+  pretrained,
+  roles,
+  transformer,
+  trees,
+)
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.pipelines import defaults
 from rlhf_jax.programs import actors
 from rlhf_jax.rewards import judge
@@ -259,8 +267,8 @@ def test_shared_trunk_and_packing_change_no_number(files, trained):
   alone = dataclasses.replace(cast.plan, shared=frozenset())
   wide = dataclasses.replace(cast.plan, row_targets=40)
   layout = packing.plan(samples, packing.Shape(40, 40, 8, 8))
-  streams = roles.frozen_streams(
-    cast.plan.policy.model, base.params, roles.Rows.of(samples), (1, 2)
+  streams = outputs.frozen_streams(
+    cast.plan.policy.model, base.params, Rows.of(samples), (1, 2)
   )
   assert cast.plan.taps() == cast.plan.taps("reference") == (1, 2)
   lower = {1: streams[1]}  # the others are computed from there

@@ -9,7 +9,8 @@ import pytest
 
 from rlhf_jax.data import streams
 from rlhf_jax.evaluation.tasks.items import Item, Task
-from rlhf_jax.models import roles, transformer
+from rlhf_jax.models import outputs, transformer
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import defaults
 from rlhf_jax.programs import compared, likelihoods, task_runs, task_suites
@@ -38,12 +39,10 @@ def naive(policy, before, after):
   """Returns log-probabilities of ids, out of a pass over one row alone."""
   base, role, params, frozen, _ = policy
   tokens = jnp.asarray([[*before, *after]])
-  rows = roles.Rows(
-    tokens, jnp.ones(tokens.shape), jnp.arange(tokens.shape[1])[None]
-  )
+  rows = Rows(tokens, jnp.ones(tokens.shape), jnp.arange(tokens.shape[1])[None])
   net = transformer.Transformer(base.config)
   variables = {**params, **frozen}
-  x = roles.stream(role, variables, rows, None)
+  x = outputs.stream(role, variables, rows, None)
   weights = {"params": variables["params"]}
   hidden = net.apply(weights, x, method="normed")
   logits = hidden @ net.apply(weights, method="unembedding")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import roles
+from rlhf_jax.models import outputs
 from rlhf_jax.rewards import judge
 from rlhf_jax.types import FINISH_EOS, Samples
 
@@ -46,9 +46,9 @@ def crafted(monkeypatch):
     assert variables == "reference" and settings["targets"] == 2
     return -temperature * rows.tokens * mask, None
 
-  monkeypatch.setattr(roles, "logprobs", logprobs)
+  monkeypatch.setattr(outputs, "logprobs", logprobs)
   monkeypatch.setattr(
-    roles, "values", lambda role, value, rows, *_: 1.0 * rows.tokens
+    outputs, "values", lambda role, value, rows, *_: 1.0 * rows.tokens
   )
   monkeypatch.setattr(
     judge.reward_model,

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import heads, roles, transformer, trees
+from rlhf_jax.models import heads, outputs, roles, transformer, trees
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.planning import hlo
 from rlhf_jax.programs import actors
 from rlhf_jax.rewards import judge
@@ -82,8 +83,8 @@ def test_the_lower_layers_of_a_tuned_policy_run_once():
     )
   assert (sorted(rollout.hidden), expected.hidden) == (["policy", "value"], {})
   assert found.plan.taps() == (2,)
-  streams = roles.frozen_streams(
-    MODEL, found.weights.own, roles.Rows.of(SAMPLES), (2,)
+  streams = outputs.frozen_streams(
+    MODEL, found.weights.own, Rows.of(SAMPLES), (2,)
   )
   sampled = judge.make_judge(found.plan)
   asked = found.weights, value, SAMPLES, None, streams
@@ -97,10 +98,10 @@ def test_the_lower_layers_of_a_tuned_policy_run_once():
   assert flops[2] < 0.6 * flops[0]  # 1 + 1
   variables = trees.merge(found.params["policy"], found.frozen["policy"])
   from_stream, from_tokens = (
-    roles.logprobs(
+    outputs.logprobs(
       found.plan.policy,
       variables,
-      roles.Rows.of(SAMPLES),
+      Rows.of(SAMPLES),
       MASK,
       hidden=hidden,
     )[0]

@@ -29,7 +29,8 @@ from rlhf_jax.data import (
   transcripts,
 )
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.models import roles
+from rlhf_jax.models import outputs, roles
+from rlhf_jax.models.rows import Rows
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.rewards import reader
 from rlhf_jax.rewards.ai import spelling
@@ -50,9 +51,9 @@ def next_logprobs(
     batch: [B, L], padded right.
     wanted: [C] int32 ids.
   """
-  rows = roles.Rows.of(batch)
+  rows = Rows.of(batch)
   last = jax.numpy.sum(batch.valid_mask, axis=1).astype(jax.numpy.int32) - 1
-  x = roles.stream(role, variables, rows, None, last[:, None])
+  x = outputs.stream(role, variables, rows, None, last[:, None])
   params = {"params": variables["params"]}
   logits = role.network.apply(params, x, method="unembed")[:, 0]
   logits = ops.hide_rows(logits, role.model.empty_rows)

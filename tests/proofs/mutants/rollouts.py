@@ -58,7 +58,7 @@ FAULTS = (
   ),
   *of(
     "masks",
-    "models/roles.py",
+    "models/outputs.py",
     "roles::critic_values_are_the_reward_models_scores_of_prefixes",
     (
       "values: of the state after the token",
