@@ -32,16 +32,15 @@ from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import segments_page
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.program import Phase
-from rlhf_jax.programs.segments import agent, people, predictor, queries, turns
+from rlhf_jax.programs.segments import agent, asked, predictor, turns
 from rlhf_jax.programs.segments import settings as sections
 from rlhf_jax.programs.world import World
 from rlhf_jax.runs import finite, loop
 from rlhf_jax.schema import FieldError
-from rlhf_jax.types import Array, Metrics, PyTree
+from rlhf_jax.types import Array, PyTree
 
 NAME = "segments"
 RESULT = "segments.json"
-QUERIES = "queries"  # folder of the pairs that people are asked about
 # Metrics that only a run with labels has.
 _OF_LABELS = (
   "predictor/",
@@ -171,10 +170,7 @@ def lab_of(settings: Settings) -> turns.Lab:
 
 
 _collect = jax.jit(turns.collect, static_argnames="lab")
-_propose = jax.jit(turns.propose, static_argnames=("lab", "most", "is_active"))
-_add = jax.jit(turns.add)
 _learn = jax.jit(turns.learn, static_argnames=("lab", "uses_truth"))
-_simulated = jax.jit(queries.simulated, static_argnames="settings")
 
 
 @functools.partial(jax.jit, static_argnames=("lab", "count"))
@@ -276,8 +272,8 @@ def _turn(
   state, metrics = _state(arrays), {}
   episodes = _collect(state, keys[0], lab=lab)
   if not settings.uses_truth:
-    state, metrics = _asked(
-      settings, lab, due, folder, step, state, episodes, keys[1:4]
+    state, metrics = asked.ask(
+      lab, due, settings.seed, folder, step, state, episodes, keys[1:4]
     )
   fits = settings.predictor.first_fits if step == 0 else 1
   state, found = _learn(
@@ -292,37 +288,6 @@ def _turn(
   return _arrays(state), facts, _logged(settings, metrics)
 
 
-def _asked(
-  settings: Settings,
-  lab: turns.Lab,
-  due: np.ndarray,
-  folder: Path,
-  step: int,
-  state: turns.State,
-  episodes: agent.Episodes,
-  keys: Array,
-) -> tuple[turns.State, Metrics]:
-  """Returns the state with the labels of a turn, and what to log of them."""
-  # Two sizes of programs: of the first turn, and of all others.
-  most = max(1, int(due[0] if step == 0 else due[1:].max()))
-  pairs = _propose(
-    state,
-    episodes,
-    keys[0],
-    lab=lab,
-    most=most,
-    is_active=settings.queries.choose == sections.VARIANCE,
-  )
-  if settings.labels.by == sections.PAGE and due[step]:
-    pairs = _kept(folder / QUERIES / f"turn_{step:04d}.npz", pairs)
-    label, is_comparable = _by_people(
-      settings, lab, pairs, int(due[step]), step, folder
-    )
-  else:
-    label, is_comparable = _simulated(pairs, keys[1], settings=settings.labels)
-  return _add(state, pairs, label, is_comparable, int(due[step]), keys[2])
-
-
 def _logged(settings: Settings, metrics: dict) -> dict:
   """Returns the metrics that this run has."""
   lacking = _OF_LABELS if settings.uses_truth else ()
@@ -334,43 +299,6 @@ def _logged(settings: Settings, metrics: dict) -> dict:
     for k, v in metrics.items()
     if not k.startswith(lacking) and not (k in may_lack and np.isnan(v))
   }
-
-
-def _kept(path: Path, pairs: queries.Pairs) -> queries.Pairs:
-  """Returns the pairs of a turn as they were first asked about."""
-  names = [field.name for field in dataclasses.fields(pairs)]
-  if not path.is_file():
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, **{k: np.asarray(getattr(pairs, k)) for k in names})
-    os.replace(temporary, path)
-  with np.load(path) as found:
-    return queries.Pairs(**{k: jnp.asarray(found[k]) for k in names})
-
-
-def _by_people(
-  settings: Settings,
-  lab: turns.Lab,
-  pairs: queries.Pairs,
-  due: int,
-  step: int,
-  folder: Path,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns what people said of the pairs that are due; the rest is filled."""
-  label, is_comparable = people.ask(
-    folder,
-    lab.environment,
-    np.asarray(pairs.state[:due]),
-    np.asarray(pairs.action[:due]),
-    step,
-    settings.labels,
-    settings.seed,
-  )
-  rest = len(pairs.truth) - due
-  return (
-    np.pad(label, (0, rest), constant_values=0.5),
-    np.pad(is_comparable, (0, rest)),
-  )
 
 
 def _facts(
