@@ -66,7 +66,7 @@ from rlhf_jax.notebook.models import (
 )
 from rlhf_jax.notebook.readers import readers, shares_tokens
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import answers, build, starts
+from rlhf_jax.programs import answer_numbers, answers, build, starts
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.world import World
 from rlhf_jax.rewards import judge
@@ -76,7 +76,6 @@ from rlhf_jax.schema import Method, UserError, as_field
 from rlhf_jax.types import Array
 
 ALL_DEVICES = mesh_lib.Config()
-_PAIRED = ("reward", "gold")  # scores that answers.summarise compares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,9 +307,9 @@ def evaluate(
 ) -> tuple[dict[str, float], dict[str, answers.Answers]]:
   """Returns how two policies compare, and their answers by "before", "after".
 
-  The numbers are those of the evaluate pipeline (answers.summarise): scores as
-  proxy_*, gold_*, with win rate and standard error; kl_nats of after to before;
-  diversity and length of both.
+  The numbers are those of the evaluate pipeline (answer_numbers.summarise):
+  scores as proxy_*, gold_*, with win rate and standard error; kl_nats of after
+  to before; diversity and length of both.
 
   Args:
     before, after: policies with one tokenizer.
@@ -379,7 +378,7 @@ def evaluate(
       if scorer is not None and kind not in said.scores
     }
     found[name] = dataclasses.replace(said, scores=scores)
-  return answers.summarise(*found.values(), uses_lexicon), found
+  return answer_numbers.summarise(*found.values(), uses_lexicon), found
 
 
 def _judge_of(

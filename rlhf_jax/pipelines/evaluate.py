@@ -23,7 +23,8 @@ from rlhf_jax.evaluation import comparison, embeddings
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.pipelines import results
 from rlhf_jax.programs import answer_parts, answered, build, compared
-from rlhf_jax.programs.answers import SCORES, Answers, summarise
+from rlhf_jax.programs.answer_numbers import SCORES, summarise
+from rlhf_jax.programs.answers import Answers
 from rlhf_jax.programs.pipeline import Pipeline, stage_field
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World

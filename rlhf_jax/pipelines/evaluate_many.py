@@ -28,15 +28,16 @@ from rlhf_jax.models import roles
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.pipelines import results
 from rlhf_jax.programs import (
+  answer_numbers,
   answer_parts,
   answered,
-  answers,
   build,
   compared,
   heldout,
   policy_groups,
 )
-from rlhf_jax.programs.answers import SCORES, Answers
+from rlhf_jax.programs.answer_numbers import SCORES
+from rlhf_jax.programs.answers import Answers
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World
@@ -238,7 +239,8 @@ def numbers_of(
 ) -> dict:
   """Returns the numbers of policies, each under its name in "policies".
 
-  JUDGE: mean score; verifier_pass_K, JUDGE_best_of_N: see answers.of_several.
+  JUDGE: mean score; verifier_pass_K, JUDGE_best_of_N: see
+    answer_numbers.of_several.
   JUDGE_difference, JUDGE_win_rate: against the first policy, paired.
   kl_nats: of an answer, to the first policy.
   best_of_kl_bound: of FOLDER@best_of=n, to the policy that draws, nats.
@@ -257,19 +259,19 @@ def numbers_of(
     own: dict[str, float | None] = {}
     columns = _columns(said)
     per_prompt = {shown: x.mean(axis=1) for shown, x in columns.items()}
-    per_prompt |= answers.of_several(columns, correct_above)
+    per_prompt |= answer_numbers.of_several(columns, correct_above)
     if uses_lexicon:
-      per_prompt["vader"] = answers.sentiment(said).mean(axis=1)
+      per_prompt["vader"] = answer_numbers.sentiment(said).mean(axis=1)
     if said.kl is not None and name != first:
       per_prompt["kl_nats"] = said.by_prompt(said.kl).mean(axis=1)
     for key, values in per_prompt.items():
       own |= _estimate(key, win_rate.mean_with_error(values))
     if name != first:
       for shown, scores in columns.items():
-        change = answers.difference(scores, before[shown])
+        change = answer_numbers.difference(scores, before[shown])
         own |= _estimate(f"{shown}_difference", change)
-        own |= answers.win_rates(shown, scores, before[shown])
-    policies[name] = own | answers.of_texts(said, embed)
+        own |= answer_numbers.win_rates(shown, scores, before[shown])
+    policies[name] = own | answer_numbers.of_texts(said, embed)
   group = found[first].group
   return {
     "evaluation_prompts": len(found[first].texts) // group,

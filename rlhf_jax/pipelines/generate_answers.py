@@ -32,7 +32,8 @@ from rlhf_jax.programs import (
   compared,
   heldout,
 )
-from rlhf_jax.programs.answers import SCORES, Answers
+from rlhf_jax.programs.answer_numbers import SCORES
+from rlhf_jax.programs.answers import Answers
 from rlhf_jax.programs.pipeline import Pipeline, stage_field
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World

@@ -19,8 +19,9 @@ from rlhf_jax.models import lora
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import actors, answers, build, scorers
+from rlhf_jax.programs.answer_numbers import SCORES
 from rlhf_jax.programs.answer_parts import Parts
-from rlhf_jax.programs.answers import SCORES, Answers
+from rlhf_jax.programs.answers import Answers
 from rlhf_jax.programs.compared import Compared
 from rlhf_jax.programs.pipeline import stage_field
 from rlhf_jax.programs.scorers import Scoring

@@ -9,7 +9,7 @@ from rlhf_jax import pipelines
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.evaluation import comparison
 from rlhf_jax.pipelines import defaults, evaluate_many
-from rlhf_jax.programs import answers, policy_groups
+from rlhf_jax.programs import answer_numbers, answers, policy_groups
 from rlhf_jax.schema import UserError
 from tests import tiny
 from tests.pipelines import test_evaluate_numbers as two
@@ -73,14 +73,14 @@ def test_the_proxy_chooses_and_gold_says_what_it_is_worth():
     "proxy": np.array([[0.0, 1.0, 2.0], [5.0, 5.0, 1.0]]),
     "gold": np.array([[9.0, 8.0, 7.0], [1.0, 3.0, 8.0]]),
   }
-  found = answers.of_several(columns, None)
+  found = answer_numbers.of_several(columns, None)
   np.testing.assert_allclose(found["gold_best_of_3_by_proxy"], [7.0, 2.0])
   np.testing.assert_allclose(found["proxy_best_of_3"], [2.0, 5.0])
   np.testing.assert_allclose(found["gold_best_of_2_by_proxy"][0], 22 / 3)
 
 
 def test_two_policies_are_compared_by_several_answers():
-  facts = answers.summarise(FEW, MANY, False, 0.5)
+  facts = answer_numbers.summarise(FEW, MANY, False, 0.5)
   assert (facts["evaluation_prompts"], facts["evaluation_samples"]) == (2, 3)
   assert facts["verifier_pass_2_before"] == pytest.approx(1 / 3)
   assert facts["verifier_pass_2_after"] == pytest.approx(1.0)
@@ -90,7 +90,7 @@ def test_two_policies_are_compared_by_several_answers():
   rows = {row.name: row for row in comparison.summary_rows(facts, "x", "y")}
   assert rows["pass@2"].after == pytest.approx(1.0)
   assert rows["Best of 3 (verifier)"].before == pytest.approx(0.5)
-  greedy = answers.summarise(FEW, said(MANY.scores), False, 0.5)
+  greedy = answer_numbers.summarise(FEW, said(MANY.scores), False, 0.5)
   assert "kl_nats" not in greedy
 
 

@@ -14,7 +14,7 @@ from rlhf_jax.data import batches
 from rlhf_jax.models import heads, roles, trees
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import defaults, evaluate, results
-from rlhf_jax.programs import answers, compared
+from rlhf_jax.programs import answer_numbers, answers, compared
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, Rollout, Samples
@@ -114,17 +114,17 @@ def close(found, expected):
 
 
 def test_every_number_of_the_summary_by_hand():
-  close(answers.summarise(BEFORE, AFTER, False), SUMMARY)
+  close(answer_numbers.summarise(BEFORE, AFTER, False), SUMMARY)
 
 
 def test_sentiment_is_of_prompt_and_answer(monkeypatch):
   """A lexicon for which a text is as good as it is long."""
   monkeypatch.setattr(
-    answers.lexicon,
+    answer_numbers.lexicon,
     "vader_scores",
     lambda texts: np.array([len(text) for text in texts], float),
   )
-  found = answers.summarise(BEFORE, AFTER, True)
+  found = answer_numbers.summarise(BEFORE, AFTER, True)
   # lengths 4, 5, 6, 4 and 8, 5, 2, 4: changes of 4, 0, -4 and 0
   close(
     found,
@@ -143,7 +143,7 @@ def test_without_gold_there_is_none():
     for x in (BEFORE, AFTER)
   ]
   close(
-    answers.summarise(*alone, False),
+    answer_numbers.summarise(*alone, False),
     {k: v for k, v in SUMMARY.items() if not k.startswith("gold")},
   )
 
@@ -155,7 +155,7 @@ def test_a_verifier_gives_the_scores_it_gives():
     answers.Answers(**vars(x) | {"scores": {"verifier": np.array(right[name])}})
     for x, name in ((BEFORE, "before"), (AFTER, "after"))
   ]
-  found = answers.summarise(*pair, False)
+  found = answer_numbers.summarise(*pair, False)
   expected = {
     "verifier_before": 0.25,
     "verifier_after": 0.75,
@@ -170,7 +170,7 @@ def test_without_a_judge_there_are_kl_length_and_diversity():
   pair = [answers.Answers(**vars(x) | {"scores": {}}) for x in (BEFORE, AFTER)]
   shown = ("proxy", "gold")
   close(
-    answers.summarise(*pair, False),
+    answer_numbers.summarise(*pair, False),
     {k: v for k, v in SUMMARY.items() if not k.startswith(shown)},
   )
 
@@ -419,8 +419,8 @@ def test_all_prompts_are_asked_once_with_numbers_of_their_own(whole):
 def test_the_result_is_the_summary_of_before_and_after(whole):
   _, config, record = whole
   before, after = record.answers["before"], record.answers["after"]
-  expected = answers.summarise(before, after, False)
-  assert expected != answers.summarise(after, before, False)
+  expected = answer_numbers.summarise(before, after, False)
+  assert expected != answer_numbers.summarise(after, before, False)
   assert record.facts == expected
   folder = Path(config.policy).parent / "evaluation"
   assert evaluate.read_result(folder) == expected

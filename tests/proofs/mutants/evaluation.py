@@ -5,7 +5,7 @@ from tests.proofs.mutations import of
 FAULTS = (
   *of(
     "evaluation",
-    "programs/answers.py",
+    "programs/answer_numbers.py",
     "evaluate_numbers::every_number_of_the_summary_by_hand"
     " evaluate_numbers::the_columns_of_answers_by_hand"
     " evaluate_numbers::sentiment_is_of_prompt_and_answer",
@@ -70,6 +70,11 @@ FAULTS = (
       "diversity.distinct_n(texts, 2)",
       "diversity.distinct_n(texts, 1)",
     ),
+  ),
+  *of(
+    "evaluation",
+    "programs/answers.py",
+    "evaluate_numbers::the_columns_of_answers_by_hand",
     (
       "answers: the mean KL of tokens",
       '"kl": np.sum(ratios, axis=1)',
