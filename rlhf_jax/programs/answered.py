@@ -18,7 +18,7 @@ from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import lora
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import actors, answers, build, scorers
+from rlhf_jax.programs import actors, answers, build, text_readers
 from rlhf_jax.programs.answer_numbers import SCORES
 from rlhf_jax.programs.answer_parts import Parts
 from rlhf_jax.programs.answers import Answers
@@ -184,7 +184,7 @@ def answer(
       mesh=mesh,
       packed=settings.packing,
       verifier=verifier,
-      readers=scorers.open_readers(
+      readers=text_readers.open_readers(
         wired.readers, settings.prompts, sampler, mesh
       ),
       tells_kl=wired.tells_kl and answers.has_kl(settings.generate),

@@ -15,7 +15,7 @@ from typing import Any
 from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.models import heads, roles
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.programs import abstract, answers, scorers
+from rlhf_jax.programs import abstract, answers, scorers, text_readers
 from rlhf_jax.programs.program import Flow, Phase, Program, prompt_width
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.work import Passes
@@ -239,5 +239,5 @@ def _programs(
       ),
       calls=calls,
     ),
-    *scorers.programs(readers, world, rows, length, f"{name} ", calls),
+    *text_readers.programs(readers, world, rows, length, f"{name} ", calls),
   ]

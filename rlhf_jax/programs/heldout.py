@@ -24,7 +24,7 @@ from rlhf_jax.data import batches, dataset, overlap
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import abstract, rollouts, scorers
+from rlhf_jax.programs import abstract, rollouts, text_readers
 from rlhf_jax.programs.heldout_settings import rows_of, sampling
 from rlhf_jax.programs.program import Flow, Program, prompt_width
 from rlhf_jax.programs.sampler import Sampler
@@ -157,7 +157,9 @@ class Heldout:
       groups=groups_in_rows.ALONE,
       further={},
       timer=metrics.Timer(),
-      readers=scorers.open_readers(actors.readers, data, sampler, source.mesh),
+      readers=text_readers.open_readers(
+        actors.readers, data, sampler, source.mesh
+      ),
       panel=combination.open_panel(
         settings.named_judges,
         settings.combination,
@@ -344,5 +346,5 @@ def programs(
       work=lambda: Passes(mesh).judge(plan, rows, length, new, plan.taps()),
       calls=calls,
     ),
-    *scorers.programs(actors.readers, world, rows, length, LABEL, calls),
+    *text_readers.programs(actors.readers, world, rows, length, LABEL, calls),
   ]

@@ -26,10 +26,10 @@ from rlhf_jax.programs import (
   heldout,
   offload,
   rollouts,
-  scorers,
   several,
   starts,
   tax,
+  text_readers,
   watch,
 )
 from rlhf_jax.programs import actors as actors_lib
@@ -217,7 +217,7 @@ class Opened:
         result=f"{label}judged",
         calls=calls,
       ),
-      *scorers.programs(
+      *text_readers.programs(
         self.actors.readers, self.world, rows, self.length, label, calls
       ),
     ]

@@ -10,7 +10,13 @@ from rlhf_jax.algorithms.policy_gradient import packing
 from rlhf_jax.models import attention as attention_lib
 from rlhf_jax.models import trees
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.programs import abstract, critic, heldout, offload, scorers
+from rlhf_jax.programs import (
+  abstract,
+  critic,
+  heldout,
+  offload,
+  text_readers,
+)
 from rlhf_jax.programs.actors import Actors
 from rlhf_jax.programs.layer_work import reads_last
 from rlhf_jax.programs.policy_settings import Settings
@@ -245,7 +251,7 @@ class _Wired:
     )
     return [
       program,
-      *scorers.programs(
+      *text_readers.programs(
         actors.readers, self.world, rows, length, label, self.calls
       ),
     ]

@@ -24,7 +24,7 @@ from rlhf_jax.data import batches, dataset, overlap
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import build, offload, scorers
+from rlhf_jax.programs import build, offload, text_readers
 from rlhf_jax.programs.actors import Actors, Sampled
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.rewards import combination, texts
@@ -207,7 +207,7 @@ class Source:
       name=settings.judge_name,
       mesh=mesh,
       timer=metrics.Timer(),
-      readers=scorers.open_readers(
+      readers=text_readers.open_readers(
         actors.readers, settings.prompts, sampler, mesh
       ),
       panel=combination.open_panel(
