@@ -27,10 +27,6 @@ PPO afterwards (init_from of configs/ppo.py takes this run).
 from __future__ import annotations
 
 import dataclasses
-import functools
-from pathlib import Path
-
-import jax
 
 from rlhf_jax import distributed, integrity, metrics, optimizer
 from rlhf_jax.algorithms import best_of_n
@@ -44,26 +40,22 @@ from rlhf_jax.programs import (
   heldout,
   language_model,
   own_samples,
+  rejection_rounds,
   rejection_samples,
-  rejection_signs,
   round_results,
   tax,
-  watch,
 )
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.program import Phase, planned_steps
+from rlhf_jax.programs.rejection_rounds import KEPT_FILE, folder_of
 from rlhf_jax.programs.rejection_samples import Rounds
-from rlhf_jax.programs.rollouts import Source
 from rlhf_jax.programs.world import World
 from rlhf_jax.runs import stages
-from rlhf_jax.runs.loop import Measure, Schedule
+from rlhf_jax.runs.loop import Measure
 from rlhf_jax.schema import FieldError
 from rlhf_jax.types import PyTree
 
 NAME = "rejection"
-KEPT_FILE = "kept.jsonl"
-STATE_FILE = "combination.json"  # of a round, where several judge
-SIGNS_FILE = "signs.jsonl"  # of a round's answers, for the monitors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,89 +121,6 @@ def _check_rows(settings: Settings, world: World) -> None:
     world, settings.schedule.batch_size, parts=settings.loss.microbatches
   )
   build.check_rows(world, settings.rounds.batch_size, "rounds.batch_size")
-
-
-def folder_of(workdir: Path, number: int) -> Path:
-  """Returns the folder of a round, counted from 1."""
-  return workdir / f"round_{number}"
-
-
-def _files(workdir: Path, rounds: Rounds, number: int) -> list[Path]:
-  """Returns what a round trains on, the file of its own samples last."""
-  first = 1 if rounds.pool else number
-  return [folder_of(workdir, n) / KEPT_FILE for n in range(first, number + 1)]
-
-
-def _check_enough(count: int, schedule: Schedule, number: int) -> None:
-  if count < schedule.batch_size:
-    raise FieldError(
-      f"schedule.batch_size={schedule.batch_size}: round {number} keeps "
-      f"{count} samples, which do not fill a batch. Lower it or selection."
-      "minimum_score, or raise rounds.prompts or generate.num_samples; the "
-      "same command goes on with this round."
-    )
-
-
-def sample_round(
-  settings: Settings,
-  opened: own_samples.Opened,
-  source: Source,
-  params: PyTree,
-  number: int,
-  writer: metrics.MetricsWriter,
-) -> None:
-  """Samples, judges and selects; writes kept.jsonl and a row of metrics.
-
-  Args:
-    settings: of the run.
-    opened: roles.
-    source: at the prompts of this round.
-    params: trainable tree of the policy so far.
-    number: of the round.
-    writer: of the run's metrics.
-
-  Raises:
-    FieldError: fewer samples are kept than fill a batch.
-  """
-  rounds, workdir = settings.rounds, opened.world.workdir
-  make = settings.first_state
-  pool = rejection_samples.collect(
-    source,
-    params,
-    jax.random.fold_in(jax.random.key(settings.seed), number),
-    rounds.prompts // rounds.batch_size,
-    settings.generate.num_samples,
-    tuple(settings.monitors),
-    None if make is None else make(),
-  )
-  kept, row = rejection_samples.select(pool, rounds, settings.selection)
-  row |= rejection_samples.report(pool, kept, source.panel)
-  signs = rejection_signs.signs(pool, opened.base.tokenizer)
-  row |= rejection_signs.means(signs)
-  writer.truncate_after(number - 1, NAME)
-  writer.write(number, row, NAME)
-  rows = rejection_samples.kept_rows(pool, kept, opened.base.tokenizer, number)
-  earlier, _ = rejection_samples.read_kept(_files(workdir, rounds, number)[:-1])
-  _check_enough(len(earlier) + len(rows), settings.schedule, number)
-  folder = folder_of(workdir, number)
-  if pool.state is not None:
-    rejection_samples.write_state(folder / STATE_FILE, pool.state)
-  rejection_samples.write_kept(folder / SIGNS_FILE, signs)
-  rejection_samples.write_kept(folder / KEPT_FILE, rows)
-  print(
-    f"rejection: round {number} of {rounds.count}: best of "
-    f"{settings.generate.num_samples} {row['rejection/score_max']:+.3f}, "
-    f"median {row['rejection/score_median']:+.3f}, {len(rows)} samples kept"
-  )
-  for at, sentence in _alarms(settings, workdir, number):
-    if at == number:
-      print(f"rejection: warning in round {at}: {sentence}")
-
-
-def _alarms(settings: Settings, workdir: Path, count: int) -> list[list]:
-  """Returns [round, sentence] of what rang in the first rounds."""
-  files = [folder_of(workdir, n) / SIGNS_FILE for n in range(1, count + 1)]
-  return rejection_signs.alarms(files, watch.watched(settings))
 
 
 def wire(
@@ -306,7 +215,7 @@ def train_round(
   """
   rounds, actors_, world = settings.rounds, opened.actors, opened.world
   rows, digest = rejection_samples.read_kept(
-    _files(world.workdir, rounds, number)
+    rejection_rounds.files(world.workdir, rounds, number)
   )
   start = actors_.params["policy"] if rounds.start == "base" else previous
   steps = build.announced(
@@ -383,10 +292,12 @@ def run(settings: Settings, world: World) -> dict:
         for _ in range(rounds.prompts // rounds.batch_size):
           next(source.loader)
       else:
-        sample_round(settings, opened, source, params, number, writer)
+        rejection_rounds.sample(
+          settings, opened, source, params, number, writer, NAME
+        )
       done = stages.read_stage(folder)
       if done is None:
-        score = _measure_of(settings, measure, folder)
+        score = rejection_rounds.measure_of(settings, measure, folder)
         params = train_round(settings, opened, params, number, origins, score)
       else:
         if "origins" in done:  # older runs do not say
@@ -399,21 +310,10 @@ def run(settings: Settings, world: World) -> dict:
       if row:
         writer.write(number, row, tax.FOLDER)
   folders = [folder_of(workdir, n) for n in range(1, number + 1)]
-  rang = _alarms(settings, workdir, number)
+  rang = rejection_rounds.alarms(settings, workdir, number)
   return round_results.finish(
     settings, opened, params, folders, NAME, **told.finish(params, rang)
   )
-
-
-def _measure_of(
-  settings: Settings, measure: heldout.Heldout | None, folder: Path
-) -> Measure | None:
-  """Returns what measures in a round: its judges say what those of it said."""
-  make = settings.first_state
-  if measure is None or make is None:
-    return measure
-  state = rejection_samples.read_state(folder / STATE_FILE, make())
-  return functools.partial(measure, state=state)
 
 
 def _describe(settings: Settings) -> str:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from rlhf_jax import generate, pipelines
-from rlhf_jax.pipelines import defaults, rejection
+from rlhf_jax.pipelines import defaults
 from rlhf_jax.programs import heldout, heldout_settings, own_samples
+from rlhf_jax.programs.rejection_rounds import folder_of
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
 from tests.pipelines import (
@@ -205,7 +206,7 @@ def test_rounds_answer_held_out_prompts(files, sft_lora, reward_head):
   folder = files.root / "rejection_measured"
   pipelines.run(config, folder)
   for number in (1, 2):
-    of_round = rejection.folder_of(folder, number)
+    of_round = folder_of(folder, number)
     scores = measured(of_round, "heldout/score")
     watched = measured(of_round, "heldout/again_score")
     assert list(scores) == [3, 4]
@@ -216,11 +217,11 @@ def test_rounds_answer_held_out_prompts(files, sft_lora, reward_head):
   told = measured(folder, "heldout/score")  # of all rounds, in the run's rows
   kept = {}
   for number in (1, 2):
-    scores = measured(rejection.folder_of(folder, number), "heldout/score")
+    scores = measured(folder_of(folder, number), "heldout/score")
     assert told[number] == scores[4]
     kept[number] = max(scores.values())
   best = max(kept, key=lambda number: (kept[number], number))
-  inside = rejection.folder_of(folder, best)
+  inside = folder_of(folder, best)
   assert stages.place(f"{folder}@best") == (inside, "best")
   assert stages.step_of(f"{folder}@best") == stages.step_of(f"{inside}@best")
   assert stages.read_stage(folder)["rounds"][1]["heldout/score"] == told[2]

@@ -9,6 +9,7 @@ from rlhf_jax import pipelines
 from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.pipelines import defaults, rejection
 from rlhf_jax.programs import language_model, rejection_samples
+from rlhf_jax.programs.rejection_rounds import KEPT_FILE, folder_of
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
@@ -33,7 +34,7 @@ def make_config(files, start, scorer, rounds=2):
 
 
 def kept(folder, number):
-  path = rejection.folder_of(folder, number) / rejection.KEPT_FILE
+  path = folder_of(folder, number) / KEPT_FILE
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -134,11 +135,11 @@ def test_t23_the_winners_train_and_the_score_rises(files, sft_lora, pooled):
   info = stages.read_stage(pooled)
   assert [row["rejection/kept"] for row in info["rounds"]] == [16, 16]
   # Pooled: the second round trains on both files, each row once.
-  second = stages.read_stage(rejection.folder_of(pooled, 2))
+  second = stages.read_stage(folder_of(pooled, 2))
   assert 16 < second["examples"] <= 32
   # The run's policy is the last round's, and starts a run of any pipeline.
   found = tiny_runs.saved_arrays(pooled)
-  last = tiny_runs.saved_arrays(rejection.folder_of(pooled, 2))
+  last = tiny_runs.saved_arrays(folder_of(pooled, 2))
   assert found
   for path, leaf in found.items():
     np.testing.assert_array_equal(leaf, last[path])
@@ -147,9 +148,7 @@ def test_t23_the_winners_train_and_the_score_rises(files, sft_lora, pooled):
 
 @pytest.mark.slow
 def test_trap_05_sampled_tokens_are_trained_on(pooled):
-  [rows, _] = rejection_samples.read_kept(
-    [rejection.folder_of(pooled, 1) / rejection.KEPT_FILE]
-  )
+  [rows, _] = rejection_samples.read_kept([folder_of(pooled, 1) / KEPT_FILE])
   for row, record in zip(rows, kept(pooled, 1), strict=True):
     sampled = record["prompt_tokens"] + record["response_tokens"]
     assert row["tokens"].tolist() == sampled
@@ -175,8 +174,8 @@ def test_t20_trap_23_killed_anywhere_it_ends_the_same(
       raise Killed
 
     patch.setattr(rejection_samples, "write_kept", killed)
-    if (rejection.folder_of(folder, 2) / rejection.KEPT_FILE).is_file():
-      (rejection.folder_of(folder, 2) / rejection.KEPT_FILE).unlink()
+    if (folder_of(folder, 2) / KEPT_FILE).is_file():
+      (folder_of(folder, 2) / KEPT_FILE).unlink()
     with pytest.raises(Killed):
       pipelines.run(config, folder)
   real, calls = language_model.fit, []
@@ -257,7 +256,7 @@ def test_too_few_samples_are_refused_and_may_be_tried_again(
   folder = files.root / "rejection_few"
   with pytest.raises(UserError, match="batch_size=8: round 1 keeps 0"):
     pipelines.run(config, folder)
-  assert not (rejection.folder_of(folder, 1) / rejection.KEPT_FILE).exists()
+  assert not (folder_of(folder, 1) / KEPT_FILE).exists()
 
 
 @pytest.mark.parametrize(

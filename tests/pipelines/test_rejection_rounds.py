@@ -14,6 +14,7 @@ from rlhf_jax import generate
 from rlhf_jax.algorithms import best_of_n
 from rlhf_jax.pipelines import rejection
 from rlhf_jax.programs import rejection_samples, rollouts
+from rlhf_jax.programs.rejection_rounds import KEPT_FILE, folder_of
 from rlhf_jax.runs.loop import Schedule
 from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, Rollout
 from tests.letters import Letters
@@ -97,7 +98,7 @@ def test_what_is_kept_is_what_was_sampled():
 
 def write(folder, *pairs):
   """Writes a kept.jsonl of (prompt tokens, response tokens)."""
-  path = folder / rejection.KEPT_FILE
+  path = folder / KEPT_FILE
   rows = [{"prompt_tokens": p, "response_tokens": r} for p, r in pairs]
   rejection_samples.write_kept(path, rows)
   assert [json.loads(line) for line in path.open()] == rows
@@ -177,7 +178,7 @@ def test_what_a_round_starts_from_and_trains_on(
   tmp_path, monkeypatch, start, is_pooled
 ):
   for number, token in ((1, 7), (2, 8), (3, 9)):
-    write(rejection.folder_of(tmp_path, number), ([5], [token]))
+    write(folder_of(tmp_path, number), ([5], [token]))
   seen, written = [], []
 
   def fit(phase, rows, frozen, **options):
@@ -214,7 +215,7 @@ def test_what_a_round_starts_from_and_trains_on(
   assert [row["tokens"].tolist() for row in rows] == [[5, t] for t in expected]
   assert phase.params == ("begun" if start == "base" else "last")
   assert (phase.steps, phase.shape.targets) == (11, 4)
-  assert phase.world == rejection.folder_of(tmp_path, 3)
+  assert phase.world == folder_of(tmp_path, 3)
   assert frozen == "frozen"
   assert (options["seed"], options["total_steps"]) == (43, 11)
   assert options["identity"]["model_fingerprint"] == "model"

@@ -378,6 +378,11 @@ FAULTS = (
       "seed=settings.seed + number",
       "seed=settings.seed",
     ),
+  ),
+  *of(
+    "selection",
+    "programs/rejection_rounds.py",
+    "rejection_rounds::what_a_round_starts_from_and_trains_on",
     (
       "rounds: never pooled",
       "first = 1 if rounds.pool else number",
