@@ -24,24 +24,22 @@ from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import (
-  abstract,
   build,
-  features,
   reward_facts,
-  starts,
+  reward_training,
   step_facts,
   step_rows,
   supervised,
 )
 from rlhf_jax.programs.pipeline import Pipeline, stage_field
-from rlhf_jax.programs.program import Phase, Program, planned_steps
-from rlhf_jax.programs.work import Passes
+from rlhf_jax.programs.program import Phase, planned_steps
 from rlhf_jax.programs.world import World
-from rlhf_jax.runs import finite, stages
+from rlhf_jax.runs import stages
 from rlhf_jax.runs.loop import Schedule
 from rlhf_jax.schema import FieldError, check_choice
 from rlhf_jax.types import PyTree
 
+NAME = "process_reward"
 STEPS_PLANNED = 8  # of an answer, where a plan knows no data
 
 
@@ -130,56 +128,21 @@ def wire(
     total: optimizer steps.
     shape: of the rows of a batch; its targets are steps.
   """
-  role, variables, merged_from = starts.starting_reward(settings, base, world)
-  params, frozen = roles.split(role, variables)
-  transform = build.make_optimizer(settings.optimizer, total)
-  state = supervised.train_state(world, params, transform)
-  is_head = role.trainable == "head"
   rows = shape.counts[0] if shape.counts else settings.schedule.batch_size
-  width = abstract.feature_width(role) if is_head else 0
-  used = {} if is_head else frozen
-
-  def arguments(flow: dict) -> tuple[tuple, dict]:
-    del flow
-    batch = step_rows.abstract_batch(world.mesh, rows, shape, width)
-    return (state, used, batch, abstract.key(world.mesh)), {}
-
-  update = Program(
-    name="update",
-    function=step_rows.make_update(
-      role, settings.loss, transform, mesh=world.mesh
+  return reward_training.wire(
+    NAME,
+    settings,
+    world,
+    base,
+    total,
+    make_update=step_rows.make_update,
+    batch=lambda _, width: step_rows.abstract_batch(
+      world.mesh, rows, shape, width
     ),
-    arguments=arguments,
     rows=rows,
-    work=lambda: Passes(world.mesh).training(
-      role,
-      abstract.bytes_of(state.params),
-      rows,
-      shape.length,
-      0,
-      parts=settings.loss.microbatches,
-      is_lower_known=is_head,
-    ),
-    donates=0,
-    calls=settings.schedule.steps or None,
+    read=rows,
+    length=shape.length,
   )
-  before = []
-  if is_head:
-    known = settings.data.known_rows + settings.heldout.known_rows
-    before = [
-      features.program(world, role, variables["params"], shape.length, known)
-    ]
-  phase = Phase(
-    name="process_reward",
-    world=world,
-    base=base,
-    arrays={"train": state},
-    frozen=(base.params, variables if settings.init_from else frozen),
-    programs=(*before, update),
-    step=("update",),
-    role=role,
-  )
-  return phase, variables, used, merged_from
 
 
 def phases(settings: Settings, world: World) -> list[Phase]:
@@ -234,7 +197,7 @@ def run(settings: Settings, world: World) -> dict:
   name, schedule = world.workdir.name, settings.schedule
   base = world.base(settings.model)
   info = stages.finished(
-    world.workdir, "process_reward", base, stages.REWARD, schedule.asked
+    world.workdir, NAME, base, stages.REWARD, schedule.asked
   )
   if info is not None:
     return info
@@ -280,36 +243,26 @@ def run(settings: Settings, world: World) -> dict:
   )
   logits = read(params, rows=held.rows, found=held_found)
   diagnosis = step_facts.diagnose(logits, held, name)
-  facts = {
-    "steps": total,
-    "answers": len(train.rows),
-    "epochs": total * schedule.batch_size / len(rows),
-    "reads_end_token": settings.data.end_token,
-    "process": dataclasses.asdict(settings.steps),
-    "normalisation": step_facts.normalise(
+  epochs = total * schedule.batch_size / len(rows)
+  return reward_training.finish(
+    NAME,
+    settings,
+    phase,
+    step_model.guard(diagnosis, len(train.rows), epochs),
+    diagnosis,
+    merged_from=merged_from,
+    steps=total,
+    answers=len(train.rows),
+    epochs=epochs,
+    reads_end_token=settings.data.end_token,
+    process=dataclasses.asdict(settings.steps),
+    normalisation=step_facts.normalise(
       settings,
       phase.role,
       trees.merge(params, frozen),
       table,
       functools.partial(read, params, rows=train.rows, found=found),
     ),
-  }
-  facts["guards"] = step_model.guard(
-    diagnosis, facts["answers"], facts["epochs"]
-  )
-  facts["diagnosis"] = finite.or_none(diagnosis)
-  for level, message in facts["guards"]:
-    print(f"{name}: {level}: {message}")
-  return stages.write_stage(
-    world.workdir,
-    "process_reward",
-    base,
-    phase.role,
-    best=schedule.best_of,
-    asked=schedule.asked,
-    init_from=settings.init_from,
-    merged_from=merged_from,
-    **facts,
   )
 
 
@@ -369,7 +322,7 @@ def _loader(
 
 
 PIPELINE = Pipeline(
-  name="process_reward",
+  name=NAME,
   Settings=Settings,
   run=run,
   phases=phases,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -30,19 +31,21 @@ from rlhf_jax.programs import (
   floor,
   reward_data,
   reward_facts,
+  reward_training,
   several_objectives,
   shared_rows,
-  starts,
   supervised,
 )
 from rlhf_jax.programs.pipeline import Pipeline, stage_field
-from rlhf_jax.programs.program import Phase, Program, planned_steps
-from rlhf_jax.programs.work import Passes
+from rlhf_jax.programs.program import Phase, planned_steps
 from rlhf_jax.programs.world import World
-from rlhf_jax.runs import finite, stages
+from rlhf_jax.runs import stages
 from rlhf_jax.runs.loop import Schedule
 from rlhf_jax.schema import FieldError
 from rlhf_jax.types import PyTree
+
+NAME = "reward"
+Rows = list[dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,17 +157,15 @@ def wire(
     length: tokens of a row.
     candidates: K, answers of a comparison at most.
   """
-  role, variables, merged_from = starts.starting_reward(settings, base, world)
-  params, frozen = roles.split(role, variables)
-  transform = build.make_optimizer(settings.optimizer, total)
-  state = supervised.train_state(world, params, transform)
-  is_head, rows = role.trainable == "head", settings.schedule.batch_size
-  used = {} if is_head else frozen
-
-  def arguments(flow: dict) -> tuple[tuple, dict]:
-    del flow
-    width = abstract.feature_width(role) if is_head else 0
-    batch = abstract.preference_batch(
+  rows = settings.schedule.batch_size
+  return reward_training.wire(
+    NAME,
+    settings,
+    world,
+    base,
+    total,
+    make_update=features.make_update,
+    batch=lambda role, width: abstract.preference_batch(
       world.mesh,
       rows,
       length,
@@ -172,46 +173,11 @@ def wire(
       candidates=candidates,
       said=reward_data.said(settings),
       members=role.members,
-    )
-    return (state, used, batch, abstract.key(world.mesh)), {}
-
-  update = Program(
-    name="update",
-    function=features.make_update(
-      role, settings.loss, transform, mesh=world.mesh
     ),
-    arguments=arguments,
     rows=rows,
-    work=lambda: Passes(world.mesh).training(
-      role,
-      abstract.bytes_of(state.params),
-      candidates * rows,
-      length,
-      0,
-      parts=settings.loss.microbatches,
-      is_lower_known=is_head,
-    ),
-    donates=0,
-    calls=settings.schedule.steps or None,
+    read=candidates * rows,
+    length=length,
   )
-  before = []
-  if is_head:
-    data = (settings.data.known_rows, settings.heldout.known_rows)
-    before = [
-      features.program(world, role, variables["params"], length, sum(data))
-    ]
-  phase = Phase(
-    name="reward",
-    world=world,
-    base=base,
-    arrays={"train": state},
-    # The weights it starts from stay beside the ones that train.
-    frozen=(base.params, variables if settings.init_from else frozen),
-    programs=(*before, update),
-    step=("update",),
-    role=role,
-  )
-  return phase, variables, used, merged_from
 
 
 def phases(settings: Settings, world: World) -> list[Phase]:
@@ -235,21 +201,13 @@ def run(settings: Settings, world: World) -> dict:
   name, schedule = world.workdir.name, settings.schedule
   base = world.base(settings.model)
   info = stages.finished(
-    world.workdir, "reward", base, stages.REWARD, schedule.asked
+    world.workdir, NAME, base, stages.REWARD, schedule.asked
   )
   if info is not None:
     return info
   floor.check_start(settings.floor, settings.init_from, world, settings.force)
   reward_facts.check_tokens(settings.reference_samples, base.tokenizer)
-  objectives = settings.objectives
-  train, held = features.load_comparisons(
-    settings, base.tokenizer, name, several_objectives.load(objectives)
-  )
-  train, scale = several_objectives.prepare(
-    name, train, held, settings.loss, objectives
-  )
-  longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
-  pretrained.check_context(base, longest, "data")
+  train, held, scale = _load(settings, base, name)
   total = build.announced(
     schedule, len(train.pairs), name, {"optimizer": settings.optimizer}
   )
@@ -263,34 +221,6 @@ def run(settings: Settings, world: World) -> dict:
   held_pooled = pooled
   if held.rows is not train.rows:
     held_pooled = _features(phase, variables["params"], held.rows)
-  shape = layout.Shape.of(train.rows)
-  if pooled is None:  # else features of whole rows are there
-    shape = shared_rows.choose(
-      name,
-      train,
-      schedule.batch_size,
-      world.ways,
-      settings.loss.microbatches,
-      prompts=settings.data.share_prompts,
-      attention=base.config.attention,
-    )
-  collate = functools.partial(
-    features.collate,
-    data=train,
-    features=pooled,
-    width=width,
-    pad_id=base.tokenizer.pad_id,
-    members=_member_weights(settings, train),
-  )
-  loader = build.make_loader(
-    world.mesh,
-    np.arange(len(train.pairs)),
-    schedule.batch_size,
-    seed=settings.seed,
-    content=reward_data.content(train),
-    collate=lambda numbers: shared_rows.placed(collate(numbers), shape),
-    shares_rows=bool(shape.counts),
-  )
   score = functools.partial(
     features.row_scores,
     base,
@@ -302,7 +232,7 @@ def run(settings: Settings, world: World) -> dict:
   told: dict = {}
   params = supervised.fit(
     phase,
-    loader,
+    _loader(settings, phase, train, pooled, width),
     used,
     seed=settings.seed,
     schedule=schedule,
@@ -321,53 +251,122 @@ def run(settings: Settings, world: World) -> dict:
     ),
     told=told,
   )
+  facts = told | _facts(
+    settings,
+    phase,
+    (train, held),
+    (pooled, held_pooled),
+    trees.merge(params, frozen),
+    lambda rows, pooled: score(params, rows=rows, features=pooled),
+  )
+  facts["epochs"] = told["steps"] * schedule.batch_size / len(train.pairs)
+  return reward_training.finish(
+    NAME,
+    settings,
+    phase,
+    diagnostics.guard(facts["diagnosis"], facts["pairs"], facts["epochs"]),
+    continue_from=settings.continue_from,
+    merged_from=merged_from,
+    **({"target": scale} if scale else {}),
+    **facts,
+  )
 
-  def scores(
-    rows: list[dict[str, np.ndarray]], pooled: np.ndarray | None
-  ) -> np.ndarray:
-    return score(params, rows=rows, features=pooled)
 
-  def of_rows(rows: list[dict[str, np.ndarray]]) -> np.ndarray:
+def _load(
+  settings: Settings, base: Base, name: str
+) -> tuple[dataset.Comparisons, dataset.Comparisons, dict | None]:
+  """Returns comparisons to train on and held out, and the scale of scores."""
+  objectives = settings.objectives
+  train, held = features.load_comparisons(
+    settings, base.tokenizer, name, several_objectives.load(objectives)
+  )
+  train, scale = several_objectives.prepare(
+    name, train, held, settings.loss, objectives
+  )
+  longest = max(len(r["tokens"]) for r in (*train.rows, *held.rows))
+  pretrained.check_context(base, longest, "data")
+  return train, held, scale
+
+
+def _loader(
+  settings: Settings,
+  phase: Phase,
+  train: dataset.Comparisons,
+  pooled: np.ndarray | None,
+  width: int,
+) -> batches.Loader:
+  """Returns the stream of this host's part of each batch."""
+  shape = layout.Shape.of(train.rows)
+  if pooled is None:  # else features of whole rows are there
+    shape = shared_rows.choose(
+      phase.name,
+      train,
+      settings.schedule.batch_size,
+      phase.world.ways,
+      settings.loss.microbatches,
+      prompts=settings.data.share_prompts,
+      attention=phase.base.config.attention,
+    )
+  collate = functools.partial(
+    features.collate,
+    data=train,
+    features=pooled,
+    width=width,
+    pad_id=phase.base.tokenizer.pad_id,
+    members=_member_weights(settings, train),
+  )
+  return build.make_loader(
+    phase.mesh,
+    np.arange(len(train.pairs)),
+    settings.schedule.batch_size,
+    seed=settings.seed,
+    content=reward_data.content(train),
+    collate=lambda numbers: shared_rows.placed(collate(numbers), shape),
+    shares_rows=bool(shape.counts),
+  )
+
+
+def _facts(
+  settings: Settings,
+  phase: Phase,
+  data: tuple[dataset.Comparisons, dataset.Comparisons],
+  found: tuple[np.ndarray | None, np.ndarray | None],
+  variables: PyTree,
+  scores: Callable[[Rows, np.ndarray | None], np.ndarray],
+) -> dict:
+  """Returns what stage.json says of a trained reward model.
+
+  Args:
+    settings: of the pipeline.
+    phase: of the run.
+    data: comparisons trained on, and held out.
+    found: features of their rows, None where the trunk trains.
+    variables: trained, whole.
+    scores: (rows, their features) -> [N, outputs].
+  """
+  (train, held), (pooled, held_pooled) = data, found
+  objectives, seed = settings.objectives, settings.head_seed
+
+  def of_rows(rows: Rows) -> np.ndarray:
     return scores(rows, _features(phase, variables["params"], rows))
 
-  facts = {
-    **told,
+  return {
     "comparisons": len(train.pairs),
     "pairs": len(comparison_rows.as_pairs(train).pairs),
-    "epochs": told["steps"] * schedule.batch_size / len(train.pairs),
     "reads_end_token": settings.data.end_token,
-    **({"target": scale} if scale else {}),
     **({"objectives": list(objectives)} if objectives else {}),
-    "head_seed": settings.seed
-    if settings.head_seed is None
-    else settings.head_seed,
-    **ensemble_facts.diagnose(scores, held, held_pooled, name, objectives),
+    "head_seed": settings.seed if seed is None else seed,
+    **ensemble_facts.diagnose(
+      scores, held, held_pooled, phase.name, objectives
+    ),
     **ensemble_facts.normalise(
       settings,
       phase.role,
-      trees.merge(params, frozen),
+      variables,
       functools.partial(scores, train.rows, pooled),
       None if pooled is None else of_rows,
     ),
   }
-  facts["guards"] = diagnostics.guard(
-    facts["diagnosis"], facts["pairs"], facts["epochs"]
-  )
-  facts["diagnosis"] = finite.or_none(facts["diagnosis"])
-  for level, message in facts["guards"]:
-    print(f"{name}: {level}: {message}")
-  return stages.write_stage(
-    world.workdir,
-    "reward",
-    base,
-    phase.role,
-    best=schedule.best_of,
-    asked=schedule.asked,
-    init_from=settings.init_from,
-    continue_from=settings.continue_from,
-    merged_from=merged_from,
-    **facts,
-  )
 
 
 def _member_weights(
@@ -385,9 +384,7 @@ def _member_weights(
   )
 
 
-def _features(
-  phase: Phase, trunk: PyTree, rows: list[dict[str, np.ndarray]]
-) -> np.ndarray | None:
+def _features(phase: Phase, trunk: PyTree, rows: Rows) -> np.ndarray | None:
   """Returns features of rows, None where the trunk trains."""
   if phase.role.trainable != "head":
     return None
@@ -396,7 +393,7 @@ def _features(
 
 
 PIPELINE = Pipeline(
-  name="reward",
+  name=NAME,
   Settings=Settings,
   run=run,
   phases=phases,
