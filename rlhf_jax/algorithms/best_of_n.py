@@ -68,20 +68,6 @@ def _check_n(n: int) -> None:
     raise ValueError(f"n={n}: the best of no sample. Set n >= 1.")
 
 
-def group(scores: Array, samples_per_prompt: int) -> Array:
-  """Returns [B, K] from rows [N]: the K samples of a prompt are contiguous.
-
-  Raises:
-    ValueError: N is not a multiple of K.
-  """
-  if samples_per_prompt < 1 or scores.shape[0] % samples_per_prompt:
-    raise ValueError(
-      f"{scores.shape[0]} rows, samples_per_prompt={samples_per_prompt}: "
-      "groups must be whole. Pass all samples of each prompt, contiguous."
-    )
-  return scores.reshape(-1, samples_per_prompt)
-
-
 def select_best(scores: Array, valid: Array | None = None) -> Array:
   """Returns [B] int32: the candidate of the largest score, the first on ties.
 

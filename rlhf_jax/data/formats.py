@@ -4,8 +4,8 @@ FORMATS names every accepted layout of a record, and the import path of a
 parser is as good as a name (`find`). A record of the wrong shape (a field
 missing, or of the wrong type) stops the reading; a record of the right shape
 that teaches nothing (an empty answer, a pair whose prompts differ) is refused
-with a reason: `load` raises and counts all of them, `load_and_count` leaves
-them out and returns the counts. Nothing disappears silently.
+with a reason: `load` raises and counts all of them, `load_and_refuse`
+leaves them out and returns them, too. Nothing disappears silently.
 """
 
 from __future__ import annotations
@@ -360,17 +360,6 @@ def load_and_refuse(
   if not kept:
     raise DataError(f"{source}: every record was refused. {refused[0]}")
   return kept, refused
-
-
-def load_and_count(
-  source: str | Path, format: str
-) -> tuple[list[Example], Dropped]:
-  """Returns the usable examples of a source, and why others were left out.
-
-  Args and errors are those of `load_and_refuse`.
-  """
-  kept, refused = load_and_refuse(source, format)
-  return kept, Dropped(error.reason for error in refused)
 
 
 def load(source: str | Path, format: str) -> list[Example]:

@@ -256,8 +256,3 @@ def check_twice(source: str | Path) -> None:
 def first(source: str | Path) -> tuple[str, dict]:
   """Returns (where, record) of the first record of a source."""
   return next(each(source))
-
-
-def read_source(source: str | Path) -> list[dict]:
-  """Returns the records of a source (see the module docstring)."""
-  return [record for _, record in read_located(source)]

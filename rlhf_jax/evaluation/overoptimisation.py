@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -156,40 +156,6 @@ def fit(
   (alpha, beta), *_ = np.linalg.lstsq(design, r, rcond=None)
   r2 = explained(r, design @ np.array([alpha, beta]))
   return Fit(form, float(alpha), float(beta), r2, len(d))
-
-
-def fit_shared(
-  curves: Mapping[str, tuple[np.ndarray, np.ndarray]], form: str = "rl"
-) -> dict[str, Fit]:
-  """Returns a fit of each judge with one alpha for all, a beta for each.
-
-  Gao et al. found that alpha of RL hardly depends on the reward model.
-
-  Args:
-    curves: judge -> (distance [n], gold [n]).
-    form: of FORMS.
-  """
-  points = {k: _kept(form, *x, None) for k, x in curves.items()}
-  points = {k: x for k, x in points.items() if len(np.unique(x[0])) >= 3}
-  if not points:
-    return {}
-  rows, wanted = [], []
-  for place, (d, r) in enumerate(points.values()):
-    both = basis(form, d)
-    row = np.zeros((len(d), 1 + len(points)))
-    row[:, 0], row[:, 1 + place] = both[:, 0], both[:, 1]
-    rows.append(row)
-    wanted.append(r)
-  found, *_ = np.linalg.lstsq(
-    np.concatenate(rows), np.concatenate(wanted), rcond=None
-  )
-  fits = {}
-  for (name, (d, r)), beta in zip(points.items(), found[1:], strict=True):
-    own = Fit(form, float(found[0]), float(beta))
-    fits[name] = dataclasses.replace(
-      own, r2=explained(r, own.at(d)), points=len(d)
-    )
-  return fits
 
 
 def intervals(

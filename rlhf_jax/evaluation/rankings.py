@@ -172,8 +172,3 @@ def rank(
   return [
     Ranked(*map(float, row)) for row in zip(elo, low, high, beaten, strict=True)
   ]
-
-
-def order(ranked: Sequence[Ranked]) -> list[int]:
-  """Returns the places of the policies, the strongest first."""
-  return sorted(range(len(ranked)), key=lambda i: -ranked[i].elo)

@@ -152,11 +152,6 @@ def compare(
   return Pairs(counts, (is_first ^ is_flipped).astype(jnp.float32))
 
 
-def join(*parts: Pairs) -> Pairs:
-  """Returns all pairs together."""
-  return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-
-
 # -- proxies --------------------------------------------------------------
 
 
@@ -225,19 +220,6 @@ def train_proxy(
   return carry[0]
 
 
-def accuracy(params: PyTree, problem: Problem, pairs: Pairs) -> Array:
-  """Returns the share of pairs that a proxy orders as their labels do."""
-  scores = score(params, problem, pairs.counts)
-  is_right = (scores[:, 0] > scores[:, 1]) == (pairs.label > 0.5)
-  return jnp.mean(is_right.astype(jnp.float32))
-
-
-def scale(params: PyTree, problem: Problem, counts: Array) -> tuple:
-  """Returns (mean, deviation) of raw scores on bags of the reference."""
-  scores = score(params, problem, counts)
-  return jnp.mean(scores), jnp.std(scores)
-
-
 # -- policies -------------------------------------------------------------
 
 
@@ -289,12 +271,3 @@ def curve(problem: Problem, path: Array) -> tuple[Array, Array]:
   of_one = functools.partial(kl, problem)
   distance = jnp.sqrt(jnp.maximum(jax.vmap(of_one)(path), 0.0))
   return distance, jax.vmap(functools.partial(mean_gold, problem))(path)
-
-
-def at_distance(distance: Array, values: Array, wanted: Array) -> Array:
-  """Returns values [W] where a path first reaches distances [W].
-
-  A path that never goes so far gives its last value.
-  """
-  reached = jax.lax.cummax(distance)
-  return jnp.interp(wanted, reached, values)

@@ -17,7 +17,7 @@ import numpy as np
 from rlhf_jax import distributed, generate
 from rlhf_jax.data import batches
 from rlhf_jax.evaluation.tasks import outcomes
-from rlhf_jax.evaluation.tasks.items import CHOICE, GENERATE, Outcome, Task
+from rlhf_jax.evaluation.tasks.items import CHOICE, GENERATE, Outcome
 from rlhf_jax.models import roles
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -185,31 +185,3 @@ def _read_outcome(item: Any, parts: dict[int, likelihoods.Read]) -> Outcome:
     tokens=tuple(counts),
     sizes=outcomes.sizes(texts_),
   )
-
-
-def run(
-  tasks: Sequence[Task],
-  role: roles.Role,
-  params: PyTree,
-  frozen: PyTree,
-  base: Base,
-  mesh: Any,
-  config: task_suites.Config | None = None,
-) -> Outcomes:
-  """Returns what a policy makes of tasks: the outcome of each item, by task.
-
-  Args:
-    tasks: with different names.
-    role, params, frozen: of the policy, as stages.Stage.parts has them.
-    base: the model underneath.
-    mesh: where it is.
-    config: how tasks are told and how many rows go together; its names are not
-      read.
-
-  Raises:
-    UserError: an item that does not fit, or no answer could be scored by.
-  """
-  config = task_suites.Config() if config is None else config
-  suite = Suite.of(tasks, base, config)
-  runner = Runner(role, frozen, base, mesh, config.batch_size)
-  return runner(params, suite)

@@ -31,7 +31,6 @@ from rlhf_jax.rewards.expressions import Unreadable
 
 Tree = list[Any]
 
-_OPENING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
 _SIGN = re.compile(r"\\[{}|]|\\[a-zA-Z]+|.", re.DOTALL)
 _SEPARATOR = re.compile(
   r"\\text\{,?\s*(?:or|and|,)\s*,?\}|(?<![a-zA-Z])(?:or|and)(?![a-zA-Z])|[,;]"

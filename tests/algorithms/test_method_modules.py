@@ -112,8 +112,12 @@ def test_every_method_of_the_package_is_one():
     "greedy": {"temperature": 0.0, "num_samples": 1, "batch_size": None}
   }
   assert not any(wanting.values())
-  assert preference.UNPAIRED == {"kto"}
-  assert preference.REFERENCE_FREE == {"orpo", "simpo", "cpo"}
+
+  def those(says):
+    return {name for name, x in preference.ALGORITHMS.items() if says(x)}
+
+  assert those(preference.is_unpaired) == {"kto"}
+  assert those(preference.is_reference_free) == {"orpo", "simpo", "cpo"}
 
 
 def changed(module, **attributes):

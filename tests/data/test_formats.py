@@ -46,9 +46,9 @@ def test_hh_splits_at_the_last_answer():
 )
 def test_hh_refusals_are_counted(tmp_path, change, reason):
   path = write(tmp_path / "hh.jsonl", HH, {**HH, **change}, HH)
-  kept, dropped = formats.load_and_count(path, "hh")
+  kept, refused = formats.load_and_refuse(path, "hh")
   assert [e.where for e in kept] == [f"{path}:1", f"{path}:3"]
-  assert dropped == {reason: 1}
+  assert [error.reason for error in refused] == [reason]
   with pytest.raises(DataError, match=f"hh.jsonl:2: .*1 of 3.*{reason}"):
     formats.load(path, "hh")
 
@@ -163,13 +163,13 @@ def toy(tmp_path, monkeypatch):
 def test_a_format_by_its_import_path(toy):
   rows = [{"q": "how", "level": 2}, {"q": ""}, {"q": "why"}]
   write(toy / "d.jsonl", *rows)
-  kept, dropped = formats.load_and_count("d.jsonl", "toy.py:parse")
+  kept, refused = formats.load_and_refuse("d.jsonl", "toy.py:parse")
   assert kept == [
     examples.Prompt("d.jsonl:1", "how?", 3),
     examples.Prompt("d.jsonl:3", "why?", 3),
   ]
   assert [example.fields for example in kept] == [rows[0], rows[2]]
-  assert dropped == {"no question": 1}
+  assert [error.reason for error in refused] == ["no question"]
   with pytest.raises(DataError, match=r"d.jsonl:2: 'q' is empty. \(1 of 3"):
     formats.load("d.jsonl", "toy.py:parse")
   assert formats.find("hh") is FORMATS["hh"]
@@ -254,4 +254,4 @@ def test_errors_name_field_and_find(tmp_path):
     formats.load(path, "sharegpt")
   path = write(tmp_path / "e.jsonl", {"prompt": "p", "response": " "})
   with pytest.raises(DataError, match="every record was refused.*e.jsonl:1"):
-    formats.load_and_count(path, "demonstration")
+    formats.load_and_refuse(path, "demonstration")

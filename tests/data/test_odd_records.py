@@ -121,7 +121,7 @@ def test_parquet(tmp_path):
   assert sources.read_located(tmp_path / "a.parquet") == [(where, rows[0])]
   (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
   with pytest.raises(DataError, match="not a readable parquet file"):
-    sources.read_source(tmp_path / "a.parquet")
+    sources.read_located(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize(
@@ -142,16 +142,16 @@ def test_parquet(tmp_path):
 def test_malformed_files(tmp_path, name, text, words):
   (tmp_path / name).write_text(text)
   with pytest.raises(DataError, match=words):
-    sources.read_source(tmp_path / name)
+    sources.read_located(tmp_path / name)
 
 
 def test_a_mark_first_and_blank_lines_last(tmp_path):
   path = tmp_path / "d.jsonl"
   path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode() + b"\n  \n\r\n")
-  assert len(sources.read_source(path)) == 1
+  assert len(sources.read_located(path)) == 1
   path.write_bytes(GOOD.encode() + b"\xef\xbb\xbf" + GOOD.encode())
   with pytest.raises(DataError, match="d.jsonl:2: not JSON"):
-    sources.read_source(path)
+    sources.read_located(path)
 
 
 def test_several_files_and_patterns(tmp_path, monkeypatch):

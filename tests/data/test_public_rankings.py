@@ -108,12 +108,12 @@ def test_neighbours_of_helpsteer_are_one_ranking(tmp_path):
   assert formats.guess(rows[0], "f:1") == "helpsteer"
   path = tmp_path / "h.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  (both, one), dropped = formats.load_and_count(path, "helpsteer")
+  (both, one), refused = formats.load_and_refuse(path, "helpsteer")
   assert (both.answers, one.answers) == (("a", "b"), ("c",))
   assert both.scores["helpfulness"] == (3.0, 1.0)
   assert both.scores["verbosity"] == (2.0, 2.0)
   assert both.fields == {"records": rows[:2]}
-  assert dropped == {"empty response": 1}
+  assert [error.reason for error in refused] == ["empty response"]
   data = Data(
     source=str(path),
     format="helpsteer",

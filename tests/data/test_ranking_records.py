@@ -122,9 +122,10 @@ def test_what_says_nothing_is_refused_and_counted(tmp_path):
     THREE | {"answers": ["a", " "], "choice": 0},
   ]
   path = write(tmp_path / "r.jsonl", *rows)
-  kept, dropped = formats.load_and_count(path, "ranking")
+  kept, refused = formats.load_and_refuse(path, "ranking")
   assert len(kept) == 1
-  assert dropped == {"no judgement": 1, "skipped": 1, "empty response": 1}
+  reasons = sorted(error.reason for error in refused)
+  assert reasons == ["empty response", "no judgement", "skipped"]
   assert formats.guess(rows[0], "f:1") == "ranking"
 
 

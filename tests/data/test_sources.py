@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data import formats
-from rlhf_jax.data.sources import DataError, read_source
+from rlhf_jax.data.sources import DataError, read_located
+
+
+def read_source(source):
+  """Returns the records of a source."""
+  return [record for _, record in read_located(source)]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])

@@ -66,15 +66,6 @@ def test_intervals_hold_the_truth_and_shrink():
   assert math.isnan(over.intervals(runs(1), "rl")["peak"].low)
 
 
-def test_one_alpha_for_all():
-  planted = {"small": 0.6, "large": 0.2}
-  curves = {k: (D, over.Fit("rl", 1.1, b).at(D)) for k, b in planted.items()}
-  found = over.fit_shared(curves)
-  assert {k: x.beta for k, x in found.items()} == pytest.approx(planted)
-  assert all(x.alpha == pytest.approx(1.1) for x in found.values())
-  assert over.fit_shared({"x": (D[:2], D[:2])}) == {}
-
-
 def test_extrapolation_sees_what_the_near_part_cannot_know():
   right = over.extrapolate(
     D, over.Fit("best_of_n", 1.2, 0.2).at(D), "best_of_n"

@@ -285,7 +285,7 @@ def test_messages_name_no_functions_of_the_package(tmp_path):
   (tmp_path / "d.jsonl").write_text('{"prompt": "p", "response": " "}\n')
   with pytest.raises(DataError) as caught:
     formats.load(tmp_path / "d.jsonl", "demonstration")
-  assert "load_and_count" not in str(caught.value)
+  assert "load_and_refuse" not in str(caught.value)
 
 
 def test_parts_of_which_none_is_read():

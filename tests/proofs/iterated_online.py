@@ -47,6 +47,26 @@ DISTANCES = (3.0, 5.0)  # square roots of nats; the last is claimed
 ERRORS, AT_LEAST = 2.0, 4  # standard errors, seeds
 
 
+def _join(*parts: saturation.Pairs) -> saturation.Pairs:
+  """Returns all pairs together."""
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+
+
+def _scale(params: PyTree, problem: saturation.Problem, counts: Array) -> tuple:
+  """Returns (mean, deviation) of raw scores on bags of the reference."""
+  scores = saturation.score(params, problem, counts)
+  return jnp.mean(scores), jnp.std(scores)
+
+
+def _at_distance(distance: Array, values: Array, wanted: Array) -> Array:
+  """Returns values [W] where a path first reaches distances [W].
+
+  A path that never goes so far gives its last value.
+  """
+  reached = jax.lax.cummax(distance)
+  return jnp.interp(wanted, reached, values)
+
+
 def _answer(key: Array, logits: Array) -> Array:
   """Returns [N, 2, V], two answers of each of N policies [N, V]."""
   keys = jax.random.split(key, len(logits))
@@ -61,7 +81,7 @@ def _learn(
   keys = jax.random.split(key, 3)
   proxy = saturation.train_proxy(keys[0], problem, pairs, width=WIDTH)
   counts = saturation.sample(keys[1], problem.reference, 2_000)
-  mean, deviation = saturation.scale(proxy, problem, counts)
+  mean, deviation = _scale(proxy, problem, counts)
 
   def judge(answers: Array) -> Array:
     return (saturation.score(proxy, problem, answers) - mean) / deviation
@@ -94,9 +114,9 @@ def run(seed: Array, draw: Array, rounds: int, mode: str) -> Array:
       coin = jax.random.bernoulli(keys[4], 0.5, (count,))
       pairs = pairs.replace(label=coin.astype(jnp.float32))
     parts.append(pairs)
-    _, path = _learn(keys[3], problem, saturation.join(*parts))
+    _, path = _learn(keys[3], problem, _join(*parts))
   distance, gold = saturation.curve(problem, path)
-  return saturation.at_distance(distance, gold, jnp.array(DISTANCES))
+  return _at_distance(distance, gold, jnp.array(DISTANCES))
 
 
 @functools.lru_cache

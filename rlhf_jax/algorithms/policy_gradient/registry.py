@@ -76,19 +76,6 @@ FUNCTIONS = {
 FIELDS = ("update_kl_limit", "ptx_coefficient", "entropy_coefficient")
 
 
-def get(name: str) -> ModuleType:
-  """Returns the module of a method.
-
-  Raises:
-    ValueError: there is none of that name.
-  """
-  if name not in ALGORITHMS:
-    raise ValueError(
-      f"algorithm={name!r}: must be one of {', '.join(ALGORITHMS)}."
-    )
-  return ALGORITHMS[name]
-
-
 def has_critic(module: Any) -> bool:
   """Returns whether a method trains a critic."""
   return getattr(module, "HAS_CRITIC", False)

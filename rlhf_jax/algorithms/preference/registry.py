@@ -56,14 +56,6 @@ def is_unpaired(module: Any) -> bool:
   return getattr(module, "UNPAIRED", False)
 
 
-REFERENCE_FREE = frozenset(
-  name for name, module in ALGORITHMS.items() if is_reference_free(module)
-)
-UNPAIRED = frozenset(
-  name for name, module in ALGORITHMS.items() if is_unpaired(module)
-)
-
-
 def check_method(module: Any) -> None:
   """Raises ValueError unless a module is a method (module docstring)."""
   functions = {"loss": ("logprobs", "batch", "config")}

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.evaluation import win_rate
-from rlhf_jax.evaluation.win_rate import Estimate, Proportion
+from rlhf_jax.evaluation.win_rate import Proportion
 
 NAN = math.nan
 LOW, HIGH = "low", "high"
@@ -167,15 +167,6 @@ def change(before: Measure, after: Measure) -> Change:
   if found.size > 1:
     low, high = win_rate.bootstrap_interval(found, seed=0)
   return Change(float(np.mean(found)), low, high, int(found.size))
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-  """Returns the mean of values that are no NaN, with its standard error."""
-  found = np.asarray(values, np.float64)
-  found = found[~np.isnan(found)]
-  if found.size < 2:
-    return Estimate(float(found[0]) if found.size else NAN, NAN, found.size)
-  return win_rate.mean_with_error(found)
 
 
 def user(text: str) -> dict[str, str]:

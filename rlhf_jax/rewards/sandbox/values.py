@@ -48,10 +48,6 @@ _VIEWS = {
 }
 
 
-class TooMany(BaseException):
-  """An iterator has more items than can cross."""
-
-
 def _mapping(value, again):
   """Returns the form of a dict or of one of its standard subclasses."""
   items = [[again(key), again(item)] for key, item in value.items()]
