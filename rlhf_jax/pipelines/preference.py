@@ -14,14 +14,11 @@ self_play.py samples between the rounds of SPIN, each of which is a run of this.
 from __future__ import annotations
 
 import dataclasses
-import functools
-
-import numpy as np
 
 from rlhf_jax import imported, optimizer, schema
 from rlhf_jax.algorithms.preference import registry
 from rlhf_jax.algorithms.preference import update as preference
-from rlhf_jax.data import dataset, layout, unread
+from rlhf_jax.data import layout, unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.models.roles import Trainable
@@ -30,9 +27,9 @@ from rlhf_jax.programs import (
   abstract,
   build,
   by_value,
+  pair_reference,
   pairs,
   preference_data,
-  shared_rows,
   starts,
   supervised,
 )
@@ -40,7 +37,7 @@ from rlhf_jax.programs.pipeline import Pipeline, stage_field
 from rlhf_jax.programs.program import Phase, Program, planned_steps
 from rlhf_jax.programs.work import Passes, Work
 from rlhf_jax.programs.world import World
-from rlhf_jax.runs import reference, stages
+from rlhf_jax.runs import stages
 from rlhf_jax.runs.loop import Schedule
 from rlhf_jax.schema import FieldError
 
@@ -138,46 +135,6 @@ def _check_rows(settings: Settings, world: World) -> None:
   )
 
 
-def add_reference(
-  settings: Settings,
-  phase: Phase,
-  stage: stages.Stage,
-  parts: dict[str, dataset.Comparisons],
-) -> str:
-  """Gives all rows their reference log-probabilities; returns their digest.
-
-  Args:
-    settings: method and batch size.
-    phase: with a program "reference".
-    stage: the reference.
-    parts: name -> comparisons, whose rows are changed.
-  """
-  if not settings.has_reference:
-    return ""
-  rows = {name: part.rows for name, part in parts.items()}
-  folder = settings.reference if settings.reference else settings.init_from
-  shape, size = shared_rows.whole(
-    [row for part in rows.values() for row in part],
-    settings.schedule.batch_size,
-    phase.world.ways,
-    prompts=settings.data.share_prompts,
-    attention=stage.role.model.attention,
-  )
-  return reference.load_or_compute(
-    phase.world.workdir,
-    reference.ingredients(phase.base, folder, rows),
-    rows,
-    functools.partial(
-      reference.compute,
-      functools.partial(phase["reference"], *stage.parts),
-      shape=shape,
-      batch_size=size,
-      pad_id=phase.base.tokenizer.pad_id,
-      mesh=phase.mesh,
-    ),
-  )
-
-
 def wire(
   settings: Settings,
   world: World,
@@ -205,21 +162,6 @@ def wire(
     settings.schedule.batch_size,
     world.mesh,
     Passes(world.mesh),
-  )
-  steps = settings.schedule.steps or None
-  refer = Program(
-    name="reference",
-    function=pairs.make_reference(fixed.role),
-    arguments=lambda flow: (
-      (*fixed.parts, abstract.token_batch(mesh, rows, shape.length, True)),
-      {"targets": shape.targets},
-    ),
-    rows=rows,
-    work=lambda: passes.forward(
-      [fixed.role], rows, shape.length, shape.targets
-    ),
-    # Each pair once; as many as the steps read at most.
-    calls=None if steps is None else 2 * steps,
   )
 
   def arguments(flow: dict) -> tuple[tuple, dict]:
@@ -257,8 +199,11 @@ def wire(
     rows=rows,
     work=work,
     donates=0,
-    calls=steps,
+    calls=settings.schedule.steps or None,
   )
+  before = []
+  if settings.has_reference:
+    before = [pair_reference.program(settings, world, fixed, shape)]
   phase = Phase(
     name="preference",
     world=world,
@@ -266,7 +211,7 @@ def wire(
     arrays={"train": state},
     # The weights it starts from stay beside the ones that train.
     frozen=(base.params, stage.variables, fixed.variables),
-    programs=(*([refer] if settings.has_reference else []), update),
+    programs=(*before, update),
     step=("update",),
     role=role,
   )
@@ -306,34 +251,14 @@ def run(settings: Settings, world: World) -> dict:
     schedule, len(train.pairs), "preference", {"optimizer": settings.optimizer}
   )
   shape = layout.Shape.of([*train.rows, *held.rows])
-  # KTO reads its two candidates apart.
-  shared = shared_rows.choose(
-    "preference",
-    train,
-    schedule.batch_size,
-    world.ways,
-    0 if settings.is_unpaired else settings.accumulation.microbatches,
-    prompts=settings.data.share_prompts,
-    attention=base.config.attention,
+  shared = preference_data.choose_rows(
+    settings, world, base, train, "preference"
   )
   phase, stage, fixed = wire(settings, world, base, total, shape, shared)
   if settings.has_reference:
     starts.say_reference(settings, "preference")
-  digest = add_reference(
+  digest = pair_reference.add(
     settings, phase, fixed, {"train": train, "heldout": held}
-  )
-  loader = build.make_loader(
-    world.mesh,
-    np.arange(len(train.pairs)),
-    schedule.batch_size,
-    seed=settings.seed,
-    content=[
-      [[row["tokens"], row["loss_mask"]] for row in train.rows],
-      train.pairs,
-      train.labels,
-    ],
-    collate=pairs.collate_of(train, base.tokenizer.pad_id, shared),
-    shares_rows=bool(shared.counts),
   )
   params_before, frozen = stage.parts
   evaluate = pairs.evaluator(
@@ -342,7 +267,7 @@ def run(settings: Settings, world: World) -> dict:
   before = pairs.measure_by(evaluate, held, params_before)
   params = supervised.fit(
     phase,
-    loader,
+    preference_data.make_loader(settings, phase, train, shared),
     frozen,
     seed=settings.seed,
     schedule=schedule,

@@ -24,7 +24,7 @@ from rlhf_jax.programs import (
 )
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.schema import Method
-from rlhf_jax.types import Array, PreferenceBatch, PyTree, TokenBatch
+from rlhf_jax.types import Array, PreferenceBatch, PyTree
 
 _BALANCE = (1.0, 1.5)  # of desirable to undesirable weight, for KTO
 
@@ -77,23 +77,6 @@ def collate_of(
   if shape is None:
     return alone
   return lambda numbers: shared_rows.placed(alone(numbers), shape)
-
-
-def make_reference(role: roles.Role) -> Callable[..., Array]:
-  """Returns the compiled (params, frozen, TokenBatch) -> log-probs [B, L].
-
-  Its static argument `targets` is how many targets a row has at most.
-
-  Args:
-    role: of the policy before training.
-  """
-
-  def forward(params: PyTree, frozen: PyTree, batch: TokenBatch, targets: int):
-    return language_model.logprobs(
-      params, frozen, batch, role=role, targets=targets
-    )[0]
-
-  return jax.jit(forward, static_argnames="targets")
 
 
 def make_update(

@@ -1,7 +1,8 @@
 """Comparisons as the methods of algorithms/preference read them.
 
 Pairs, or single judged answers for KTO; labels that a method cannot express
-are refused, and judgements that it does not read are named.
+are refused, and judgements that it does not read are named. Then the rows of a
+batch, and the stream of batches.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import numpy as np
 
 from rlhf_jax import schema
 from rlhf_jax.algorithms.preference import registry
-from rlhf_jax.data import dataset, judged, rankings
+from rlhf_jax.data import batches, dataset, judged, layout, rankings
 from rlhf_jax.models import pretrained
 from rlhf_jax.models.pretrained import Base
-from rlhf_jax.programs import features, reward_data
+from rlhf_jax.programs import build, features, pairs, reward_data, shared_rows
+from rlhf_jax.programs.program import Phase
+from rlhf_jax.programs.world import World
 from rlhf_jax.schema import FieldError
 
 
@@ -76,3 +79,56 @@ def _load_judged(
       parts, (data, heldout if heldout.source else data), strict=True
     )
   ]
+
+
+def choose_rows(
+  settings: Any, world: World, base: Base, train: dataset.Comparisons, name: str
+) -> layout.Shape:
+  """Returns the shape of the rows that an update reads.
+
+  Args:
+    settings: of the pipeline.
+    world: where it runs.
+    base: the model underneath.
+    train: comparisons.
+    name: of the run, for messages.
+  """
+  return shared_rows.choose(
+    name,
+    train,
+    settings.schedule.batch_size,
+    world.ways,
+    # KTO reads its two candidates apart.
+    0 if settings.is_unpaired else settings.accumulation.microbatches,
+    prompts=settings.data.share_prompts,
+    attention=base.config.attention,
+  )
+
+
+def make_loader(
+  settings: Any,
+  phase: Phase,
+  train: dataset.Comparisons,
+  shared: layout.Shape,
+) -> batches.Loader:
+  """Returns the stream of this host's part of each batch.
+
+  Args:
+    settings: of the pipeline.
+    phase: wired.
+    train: comparisons.
+    shared: of `choose_rows`.
+  """
+  return build.make_loader(
+    phase.mesh,
+    np.arange(len(train.pairs)),
+    settings.schedule.batch_size,
+    seed=settings.seed,
+    content=[
+      [[row["tokens"], row["loss_mask"]] for row in train.rows],
+      train.pairs,
+      train.labels,
+    ],
+    collate=pairs.collate_of(train, phase.base.tokenizer.pad_id, shared),
+    shares_rows=bool(shared.counts),
+  )

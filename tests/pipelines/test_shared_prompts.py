@@ -12,7 +12,7 @@ from rlhf_jax.algorithms.preference import dpo
 from rlhf_jax.data import dataset, layout
 from rlhf_jax.models import heads, roles, rows, transformer, trees
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import features, pairs, shared_rows
+from rlhf_jax.programs import features, pair_reference, pairs, shared_rows
 from rlhf_jax.runs import reference
 from rlhf_jax.schema import FieldError
 
@@ -196,7 +196,7 @@ def test_rewards_and_their_gradient_do_not_change(data, pooling):
 def test_the_reference_does_not_change_and_reads_less(data):
   role = roles.Role(model=MODEL)
   forward = functools.partial(
-    pairs.make_reference(role), {"params": weights(MODEL)}, {}
+    pair_reference.make(role), {"params": weights(MODEL)}, {}
   )
   mesh = mesh_lib.make_mesh(mesh_lib.Config(devices=1))
   cells = []
