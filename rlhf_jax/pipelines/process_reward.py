@@ -244,6 +244,13 @@ def run(settings: Settings, world: World) -> dict:
   logits = read(params, rows=held.rows, found=held_found)
   diagnosis = step_facts.diagnose(logits, held, name)
   epochs = total * schedule.batch_size / len(rows)
+
+  def of_training() -> list[np.ndarray]:
+    if found is not None:
+      return read(params, rows=train.rows, found=found)
+    rows = reward_facts.some_of(train.rows, settings.seed)
+    return read(params, rows=rows, found=None)
+
   return reward_training.finish(
     NAME,
     settings,
@@ -261,7 +268,7 @@ def run(settings: Settings, world: World) -> dict:
       phase.role,
       trees.merge(params, frozen),
       table,
-      functools.partial(read, params, rows=train.rows, found=found),
+      of_training,
     ),
   )
 

@@ -350,6 +350,11 @@ def _facts(
   def of_rows(rows: Rows) -> np.ndarray:
     return scores(rows, _features(phase, variables["params"], rows))
 
+  def of_training() -> np.ndarray:
+    if pooled is not None:
+      return scores(train.rows, pooled)
+    return scores(reward_facts.some_of(train.rows, settings.seed), None)
+
   return {
     "comparisons": len(train.pairs),
     "pairs": len(comparison_rows.as_pairs(train).pairs),
@@ -363,7 +368,7 @@ def _facts(
       settings,
       phase.role,
       variables,
-      functools.partial(scores, train.rows, pooled),
+      of_training,
       None if pooled is None else of_rows,
     ),
   }

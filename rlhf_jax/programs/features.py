@@ -323,18 +323,22 @@ def row_scores(
   several = (role.members,) if role.members > 1 else ()
   scores = np.zeros((len(rows), *several), np.float32)
   lengths = [len(row["tokens"]) for row in rows]
-  for part, width in layout.by_length(lengths, batch_size):
-    filler = [int(part[-1])] * (batch_size - len(part))
-    batch = collate(
-      [*part, *filler],
-      data=everything,
-      features=None,
-      width=width,
-      pad_id=base.tokenizer.pad_id,
-    )
-    batch = mesh_lib.spread_batch(mesh, batch)
-    found = distributed.fetch(forward(params, frozen, batch))[:, 0]
-    scores[part] = found[: len(part)]
+  done = 0
+  with terminal.Progress("scores", len(rows), unit="row") as progress:
+    for part, width in layout.by_length(lengths, batch_size):
+      filler = [int(part[-1])] * (batch_size - len(part))
+      batch = collate(
+        [*part, *filler],
+        data=everything,
+        features=None,
+        width=width,
+        pad_id=base.tokenizer.pad_id,
+      )
+      batch = mesh_lib.spread_batch(mesh, batch)
+      found = distributed.fetch(forward(params, frozen, batch))[:, 0]
+      scores[part] = found[: len(part)]
+      done += len(part)
+      progress.update(done)
   return scores
 
 
