@@ -21,7 +21,7 @@ import numpy as np
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.types import PyTree
+from rlhf_jax.types import Array, PyTree
 
 
 def recomputed(run: Callable[..., PyTree]) -> Callable[..., PyTree]:
@@ -43,13 +43,16 @@ def recomputed(run: Callable[..., PyTree]) -> Callable[..., PyTree]:
   def backward(kept: tuple[PyTree, PyTree], slopes: PyTree) -> PyTree:
     slopes = jax.tree.map(_whole, slopes, is_leaf=_is_zero)
     if mesh_lib.is_split():  # devices would have to agree on the branch
-      return _after_a_barrier(*kept, slopes, run=run)
-    return jax.lax.platform_dependent(
-      *kept,
-      slopes,
-      cpu=functools.partial(_in_a_branch, run=run),
-      default=functools.partial(_after_a_barrier, run=run),
-    )
+      found = _after_a_barrier(*kept, slopes, run=run)
+    else:
+      found = jax.lax.platform_dependent(
+        *kept,
+        slopes,
+        cpu=functools.partial(_in_a_branch, run=run),
+        default=functools.partial(_after_a_barrier, run=run),
+      )
+    # One structure whatever moves: jax 0.7.2 refuses another one.
+    return _joined(found, jax.tree.map(_zero_slope, kept[1]))
 
   call.defvjp(forward, backward, symbolic_zeros=True)
   return call
@@ -111,3 +114,9 @@ def _whole(slope: Any) -> Any:
     return slope
   has_none = slope.dtype == jax.dtypes.float0
   return (np if has_none else jnp).zeros(slope.shape, slope.dtype)
+
+
+def _zero_slope(x: Array) -> Any:
+  if jnp.issubdtype(x.dtype, jnp.inexact):
+    return jnp.zeros_like(x)
+  return np.zeros(x.shape, jax.dtypes.float0)
