@@ -6,12 +6,15 @@
 
 Barto, Sutton and Anderson 1983, with the numbers and the Euler steps of
 CartPole-v1. The state is (x, v, q, w): cart, its velocity, angle of the pole
-from upright, its velocity. The true reward is 1 for every step with |x| < 2.4
-and |q| < 12 degrees, so that the return is CartPole-v1's for whoever does not
-raise a fallen pole. There an episode ends when the pole falls or the cart is at
-an end of its track; here it goes on: a fallen pole swings freely, and a cart at
-an end is caught there until the episode is over, while pushes still swing the
-pole as if the cart moved.
+from upright, its velocity. There an episode ends when the pole falls or the
+cart is at an end of its track, so that its length alone tells the reward; here
+it goes on: a fallen pole swings freely, and a cart stops at an end of its track
+until it is pushed away, while pushes swing the pole as if the cart moved. The
+true reward has a shape, so that two segments of fallen poles are not
+alike to who compares them:
+
+  r = (1 + cos q) / 2 (1 - (x / 2.4)^2)
+
 """
 
 from __future__ import annotations
@@ -30,7 +33,6 @@ HALF_LENGTH = 0.5  # of the pole, m
 FORCE = 10.0  # N, to either side
 SECONDS = 0.02  # of a step
 TRACK = 2.4  # m, from the middle to an end
-FALLEN = 12 * math.pi / 180  # radians
 START = 0.05  # every number of the first state is within
 
 
@@ -56,8 +58,9 @@ def step(state: Array, action: Array) -> Array:
   )
   push = pull - POLE * HALF_LENGTH * turn * cosine / mass
   moved = x + SECONDS * velocity
-  is_inside = jnp.abs(moved) < TRACK
-  velocity = jnp.where(is_inside, velocity + SECONDS * push, 0.0)
+  velocity = velocity + SECONDS * push
+  is_stopped = (jnp.abs(moved) >= TRACK) & (velocity * moved > 0.0)
+  velocity = jnp.where(is_stopped, 0.0, velocity)
   angle = angle + SECONDS * spin
   angle = angle - 2 * math.pi * jnp.round(angle / (2 * math.pi))
   spin = jnp.clip(spin + SECONDS * turn, -20.0, 20.0)
@@ -73,10 +76,12 @@ def observe(state: Array) -> Array:
 
 
 def reward(state: Array, action: Array) -> Array:
-  """Returns [], 1.0 where the pole stands and the cart is on its track."""
+  """Returns [], from 1.0 for a pole that stands on the middle of the track to
+  0.0 for one that hangs, or a cart at an end.
+  """
   del action
-  stands = (jnp.abs(state[0]) < TRACK) & (jnp.abs(state[2]) < FALLEN)
-  return stands.astype(jnp.float32)
+  height = 0.5 * (1.0 + jnp.cos(state[2]))
+  return height * (1.0 - jnp.square(state[0] / TRACK))
 
 
 def draw(state: list[float], action: list[float]) -> str:

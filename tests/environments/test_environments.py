@@ -37,10 +37,14 @@ def test_cart_pole_moves_as_the_published_one():
 
 def test_a_fallen_pole_swings_on_and_the_cart_stops_at_the_end():
   state = jnp.array([2.39, 3.0, 3.1, 4.0])
-  assert cart_pole.reward(state, LEFT) == 0.0
+  assert cart_pole.reward(state, LEFT) < 1e-5
   found = cart_pole.step(state, RIGHT)
   assert found[0] == pytest.approx(cart_pole.TRACK) and found[1] == 0.0
   assert found[2] == pytest.approx(3.18 - 2 * math.pi, abs=1e-5)
+  held = cart_pole.step(found, RIGHT)
+  assert held[0] == pytest.approx(cart_pole.TRACK) and held[1] == 0.0
+  left = cart_pole.step(cart_pole.step(found, LEFT), LEFT)
+  assert left[0] < cart_pole.TRACK and left[1] < 0.0  # no trap
   states = jax.lax.scan(
     lambda s, _: (cart_pole.step(s, LEFT),) * 2, jnp.zeros(4), length=500
   )[1]
@@ -48,12 +52,18 @@ def test_a_fallen_pole_swings_on_and_the_cart_stops_at_the_end():
   assert float(jnp.abs(states[:, 2]).max()) <= math.pi + 1e-5
 
 
-def test_the_true_reward_of_cart_pole_is_standing_on_the_track():
-  standing = jnp.array([0.0, 5.0, math.radians(11.9), 5.0])
-  fallen = standing.at[2].set(math.radians(12.1))
+def test_the_true_reward_of_cart_pole_by_hand():
+  standing = jnp.array([0.0, 5.0, 0.0, 5.0])
+  states = {
+    1.0: standing,
+    0.5: standing.at[2].set(math.pi / 2),
+    0.0: standing.at[2].set(math.pi),
+    0.75: standing.at[0].set(-cart_pole.TRACK / 2),
+  }
+  for expected, state in states.items():
+    assert cart_pole.reward(state, LEFT) == pytest.approx(expected, abs=1e-6)
   off = standing.at[0].set(cart_pole.TRACK)
-  found = [float(cart_pole.reward(x, LEFT)) for x in (standing, fallen, off)]
-  assert found == [1.0, 0.0, 0.0]
+  assert cart_pole.reward(off, LEFT) == 0.0
 
 
 def test_pendulum_by_hand():

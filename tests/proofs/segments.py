@@ -45,7 +45,7 @@ from rlhf_jax.types import Array
 from tests.proofs.rows import Row, show
 
 CONFIG = Path(__file__).parents[2] / "configs" / "segments.py"
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4, 5)
 MAY_MISS = 0  # seeds
 NOISE = 0.1  # share of labels that are given by chance
 LAST = 10  # rollouts over which correlation is averaged
