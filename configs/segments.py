@@ -41,7 +41,7 @@ def get_config(argument: str = "cart_pole") -> ConfigDict:
   config.environment = name
   config.mesh.devices = 1
   if name == "cart_pole":
-    # A falling pole is soon over: most is asked once the policy holds it a bit.
+    # A random policy drops the pole at once: most is asked of better ones.
     config.agent.hidden = config.predictor.hidden = 32
     config.queries.update(first_share=0.1, half_rollouts=60.0)
     config.schedule.steps = 120
