@@ -137,7 +137,7 @@ def compiler_options(role: Role, mesh: Any = None) -> dict[str, Any] | None:
   """Returns `compiler_options` of jax.jit for a step that trains a role.
 
   Those of the least memory where memory is what a step lacks: all layers train,
-  or are recomputed. A step of a part of them is a little faster in the other order.
+  or are recomputed. A step of a part of them is faster in the other order.
 
   Args:
     role: what trains.
