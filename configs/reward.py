@@ -4,8 +4,8 @@ Data: one JSON object a line, {"prompt": ..., "chosen": ..., "rejected": ...}
 and optionally "label", the probability that chosen is better (0.5: a tie).
 A tenth of the prompts is held out for accuracy, calibration and length bias.
 Method: Ouyang et al. 2022, one epoch; start from your SFT run. All weights
-train. Where memory is short: --config.model.remat=True, with which 64 pairs of
-up to 512 tokens take 6 GiB on a CPU (docs/memory.md).
+train. Where memory is short: --config.model.remat=True, with which
+batches of 64 HH pairs took 6 GiB on a CPU (docs/memory.md).
 
   python -m rlhf_jax.main --config=configs/reward.py \\
       --config.data.source=comparisons.jsonl --config.init_from=runs/sft \\

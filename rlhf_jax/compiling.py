@@ -18,8 +18,8 @@ def for_training(mesh: Any = None) -> dict[str, Any] | None:
   """Returns `compiler_options` of jax.jit for a training step.
 
   XLA orders a program for the CPU so that much of it may run at once, and then
-  holds a third more of a backward pass than it must. A step is no faster for
-  it, since each of its products fills all cores.
+  holds a third more of a backward pass than it must. A step of all layers is no
+  faster for it, since each of its products fills all cores.
 
   Args:
     mesh: where the step runs, or is planned; None for where JAX computes by

@@ -10,11 +10,10 @@ from upright, its velocity. There an episode ends when the pole falls or the
 cart is at an end of its track, so that its length alone tells the reward; here
 it goes on: a fallen pole swings freely, and a cart stops at an end of its track
 until it is pushed away, while pushes swing the pole as if the cart moved. The
-true reward has a shape, so that two segments of fallen poles are not
-alike to who compares them:
+true reward has a shape, so that who compares two segments of fallen poles can
+tell them apart:
 
   r = (1 + cos q) / 2 (1 - (x / 2.4)^2)
-
 """
 
 from __future__ import annotations

@@ -165,6 +165,7 @@ def train(
     workdir, writes_tensorboard=False, is_enabled=distributed.is_first()
   ) as writer:
     one_step = Step.of(settings, phase, source, text, writer, store)
+    phase.warn_of_room()
     arrays, facts = loop.run_steps(
       tax.watched(watching, one_step, _policy_of, total),
       phase="policy",

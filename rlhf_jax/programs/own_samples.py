@@ -316,6 +316,7 @@ def train(
   watching = tax.Tax.of(
     settings.tax, source.sampler, opened.world.mesh, workdir, phase.name
   )
+  phase.warn_of_room()
   arrays, found = loop.run_steps(
     tax.watched(watching, one_step, lambda x: x["train"].params, total),
     phase=phase.name,

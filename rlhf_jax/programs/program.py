@@ -82,17 +82,6 @@ class Phase:
   role: roles.Role | None = None
   away: dict[str, tuple] = dataclasses.field(default_factory=dict)
 
-  def __post_init__(self) -> None:
-    """Checks that there is room for it, before anything compiles."""
-    if self.world.is_planned:
-      return
-    room.check(
-      self.name,
-      self.mesh,
-      {p.name: p.work().temporaries for p in self.programs},
-      is_recomputed=self.model.remat,
-    )
-
   def __getitem__(self, name: str) -> Program:
     """Returns a program by its name."""
     return next(p for p in self.programs if p.name == name)
@@ -127,6 +116,16 @@ class Phase:
       for tree in self.arrays.values()
       if isinstance(tree, TrainState)
     ]
+
+  def warn_of_room(self) -> None:
+    """Prints a warning where a CPU may lack the memory that it takes."""
+    warning = room.warning(
+      self.mesh,
+      {p.name: p.work().temporaries for p in self.programs},
+      is_recomputed=self.model.remat,
+    )
+    if warning:
+      print(f"{self.name}: warning: {warning}")
 
   @property
   def is_read_whole(self) -> bool:

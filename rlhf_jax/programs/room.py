@@ -2,8 +2,10 @@
 
 A device says when its memory is used up; a system that runs short of memory
 kills the process without a word. So a run on CPUs counts before it compiles:
-what the largest program takes beside what is loaded (work.py), against what the
-system and the control group have left.
+what each program takes beside what is loaded (work.py), against what the system
+and the control group have left. It is a warning and no refusal: rows are
+counted as long as they may be, and one by one where a run lays several into
+one.
 """
 
 from __future__ import annotations
@@ -11,8 +13,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from jax.sharding import Mesh
-
-from rlhf_jax.schema import UserError
 
 _GIB = 2**30
 _MEMORY = Path("/proc/meminfo")
@@ -35,35 +35,28 @@ def free_bytes() -> float:
   return free
 
 
-def check(
-  phase: str, mesh: Mesh, sizes: dict[str, float], *, is_recomputed: bool
-) -> None:
-  """Checks that each program of a phase fits, where it runs on CPUs.
+def warning(mesh: Mesh, sizes: dict[str, float], *, is_recomputed: bool) -> str:
+  """Returns which programs may not fit and what to change; "" where all do.
 
   Args:
-    phase: its name.
-    mesh: where it runs.
-    sizes: program -> bytes that it takes of a device while it runs.
+    mesh: where they run; off a CPU nothing is said.
+    sizes: program -> bytes that it takes of a device while it runs, at most.
     is_recomputed: whether model.remat is set already.
-
-  Raises:
-    UserError: one does not fit; with what to change.
   """
   devices = mesh.local_devices
   if devices[0].platform != "cpu":
-    return
+    return ""
   free = free_bytes()
   sizes = {name: size * len(devices) for name, size in sizes.items()}
   sizes = {name: size for name, size in sizes.items() if size > free}
   if not sizes:
-    return
+    return ""
   found = ", ".join(f"{name} {x / _GIB:.1f} GiB" for name, x in sizes.items())
-  less = "Take smaller batches or shorter rows"
+  less = "take smaller batches or shorter rows"
   if any("update" in name for name in sizes):
-    more = "" if is_recomputed else "Set model.remat=True, "
-    less = f"{more}raise microbatches, {less.lower()}"
-  raise UserError(
-    f"{phase}: about to take {found} beside what is loaded, and "
-    f"{free / _GIB:.1f} GiB of memory are free: the system would kill this "
-    f"run. {less[0].upper()}{less[1:]}."
+    more = "" if is_recomputed else "set model.remat=True, "
+    less = f"{more}raise microbatches, {less}"
+  return (
+    f"up to {found} beside what is loaded, and {free / _GIB:.1f} GiB of memory "
+    f"are free: the system may kill this run. If so: {less}."
   )

@@ -67,6 +67,7 @@ def fit(
     )
     return {"train": state}, facts, row
 
+  phase.warn_of_room()
   arrays, facts = loop.run_steps(
     one_step,
     phase=phase.name,

@@ -1,4 +1,4 @@
-"""A run that a CPU has no memory for is refused before it compiles."""
+"""A run that a CPU may lack the memory for says so before it compiles."""
 
 import math
 
@@ -6,23 +6,21 @@ import pytest
 
 from rlhf_jax import pipelines
 from rlhf_jax.programs import room
-from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_a_run_that_would_be_killed_is_refused(
-  files, tmp_path, monkeypatch, remat
+def test_a_run_that_may_be_killed_says_so(
+  files, tmp_path, monkeypatch, capsys, remat
 ):
   config = tiny_runs.sft_config(files, "full")
   config.model.remat = remat
   monkeypatch.setattr(room, "free_bytes", lambda: 1000.0)
-  with pytest.raises(UserError) as caught:
-    pipelines.run(config, tmp_path / "run")
-  text = str(caught.value)
-  assert text.startswith("sft: about to take ") and "microbatches" in text
-  assert "update 0.0 GiB" in text
-  assert ("model.remat=True" in text) != remat
+  pipelines.run(config, tmp_path / "run")
+  [line] = [x for x in capsys.readouterr().out.splitlines() if "may kill" in x]
+  assert "warning: up to " in line and "update 0.0 GiB" in line
+  assert "raise microbatches" in line
+  assert ("model.remat=True" in line) != remat
 
 
 def test_what_is_free(tmp_path, monkeypatch):
