@@ -22,6 +22,7 @@ from rlhf_jax.evaluation.table_page import (
 from rlhf_jax.experiments.claims import Claim
 from rlhf_jax.experiments.curves import Curve, Row, best_place
 
+FAR = 1000.0  # nothing that was fitted so far out is a finding
 METHODS = {"rl": "RL", "best_of_n": "best of n"}
 # Floor and ceiling of a picture of gold, in heights of the highest peak.
 DEPTH, HEIGHT = 1.0, 1.5
@@ -112,7 +113,10 @@ def of_judge(row: Row) -> Picture:
 
 
 def _finite(value: float) -> str:
-  return "none" if math.isinf(value) else number(value)
+  """Returns a fitted number; where a curve has no turn its peak is anywhere."""
+  if math.isinf(value):
+    return "none"
+  return f"over {FAR:,.0f}" if value > FAR else number(value)
 
 
 def _span(row: Row, name: str) -> Cell:
@@ -123,7 +127,7 @@ def _span(row: Row, name: str) -> Cell:
     return Cell("none")
   if math.isnan(low):
     return plain(value)
-  return Cell(number(value), f"{_finite(low)} to {_finite(high)}")
+  return Cell(_finite(value), f"{_finite(low)} to {_finite(high)}")
 
 
 def _r2(row: Row) -> Cell:
