@@ -7,7 +7,6 @@ that its own memory fits; it proves no number and no speed.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 import time
 from typing import Any
@@ -97,8 +96,9 @@ def _estimate(
 ) -> tuple[Found, PyTree]:
   result = None if program.known is None else program.known()
   if result is None:
-    call = functools.partial(program.function, **kwargs)
-    shapes = jax.eval_shape(call, *args)
+    # Its own method: a function that names compiler options is refused inside
+    # another transformation, jax.eval_shape's too.
+    shapes = program.function.eval_shape(*args, **kwargs)
     result = abstract.guessed(phase.mesh, shapes, program.rows)
   passed_on = {id(leaf) for leaf in jax.tree.leaves(args)}
   new = [x for x in jax.tree.leaves(result) if id(x) not in passed_on]
