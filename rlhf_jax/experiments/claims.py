@@ -102,16 +102,24 @@ def _ladders(rl: Sequence[Row]) -> list[Claim]:
     rung = np.array(
       [r.curves[0].ladders[ladder] for r in those for _ in r.curves]
     )
+    seeds = np.array([c.seed for r in those for c in r.curves])
     falls = np.array([x for r in those for x in r.falls])
     kept = np.array([x.kept for r in those for x in r.observed])
     for what, values in (("fall later", falls), ("keep more", kept)):
       rho = over.rank_correlation(rung, values)
+      each = [
+        over.rank_correlation(rung[seeds == x], values[seeds == x])
+        for x in np.unique(seeds)
+      ]
+      known = [x for x in each if not math.isnan(x)]
+      within = f"{np.mean(known):.2f}" if known else "not known"
       found.append(
         Claim(
           f"better judges by {ladder} {what}: rank correlation >= 0.8 over "
           "judges and seeds",
           bool(rho >= 0.8),
-          f"{rho:.2f} over {len(rung)} runs",
+          f"{rho:.2f} over {len(rung)} runs; {within} inside a seed, mean of "
+          f"{len(known)}",
         )
       )
   return found
