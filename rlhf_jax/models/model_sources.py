@@ -13,6 +13,8 @@ from rlhf_jax.models import gguf, hub, huggingface, shapes, transformer
 from rlhf_jax.schema import FieldError, UserError, absence, check_local
 from rlhf_jax.types import PyTree
 
+RUN_FILE = "stage.json"  # that runs/stages.py writes
+
 
 def check_source(source: str, name: str = "model") -> None:
   """Raises FieldError unless a model can be there.
@@ -52,6 +54,13 @@ def check_source(source: str, name: str = "model") -> None:
     raise FieldError(
       f"{field}={source!r}: not a .gguf file. For safetensors give the folder "
       "that holds config.json."
+    )
+  if (path / RUN_FILE).is_file():
+    raise FieldError(
+      f"{field}={source!r}: a run of this package, with checkpoints in place "
+      "of a model. Export it, and give what is written: python -m rlhf_jax.main "
+      f"--config=configs/export.py --config.run={source} "
+      f"--workdir=D, then {field}=D/model."
     )
   inner = path / "model"  # of an export
   if (inner / "config.json").is_file() and not any(path.glob("*.safetensors")):

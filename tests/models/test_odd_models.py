@@ -340,3 +340,12 @@ def test_the_folder_of_an_export_names_the_one_inside(tmp_path):
   ):
     model_sources.check_source(str(tmp_path))
   model_sources.check_source(str(tmp_path / "model"))
+
+
+def test_the_folder_of_a_run_is_no_model(tmp_path):
+  (tmp_path / "stage.json").write_text("{}")
+  with pytest.raises(
+    FieldError,
+    match=r"ai_judge.source=.*--config.run=.*ai_judge.source=D/model",
+  ):
+    model_sources.check_source(str(tmp_path), "ai_judge")
