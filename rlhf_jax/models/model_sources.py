@@ -58,8 +58,8 @@ def check_source(source: str, name: str = "model") -> None:
   if (path / RUN_FILE).is_file():
     raise FieldError(
       f"{field}={source!r}: a run of this package, with checkpoints in place "
-      "of a model. Export it, and give what is written: python -m rlhf_jax.main "
-      f"--config=configs/export.py --config.run={source} "
+      "of a model. Export it, and give what is written: python -m "
+      f"rlhf_jax.main --config=configs/export.py --config.run={source} "
       f"--workdir=D, then {field}=D/model."
     )
   inner = path / "model"  # of an export
