@@ -4,7 +4,7 @@ Each moves alone, from half or a fraction to a multiple of the quickstart's
 value: nine short PPO runs on the SFT model and the reward models of a finished
 quickstart, judged by the held-out (gold) reward model. One seed says where a
 setting breaks, not which of two good ones is better: --seeds=3 for that.
-Hardware: 2 CPU cores. Not yet run at this size.
+Hardware: 2 CPU cores, 17 min. What came out: benchmarks/RESULTS.md.
 
   python -m rlhf_jax.sweep --config=configs/sensitivity.py \\
       --config.reuse=runs/quickstart --workdir=runs/sensitivity \\
