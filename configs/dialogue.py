@@ -117,7 +117,7 @@ def reward(
   # Few small steps: more of them fit the training dialogues and no other.
   config.schedule.update(batch_size=256, steps=60, save_every=30)
   config.optimizer.update(
-    learning_rate=3e-4, final_fraction=0.0, weight_decay=0.1, clip_norm=None
+    learning_rate=1e-3, final_fraction=0.0, weight_decay=0.1, clip_norm=None
   )
   return config
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax import terminal
 from rlhf_jax.evaluation.behaviour.suites import (
   ATTACKER,
   Choose,
@@ -20,6 +21,7 @@ from rlhf_jax.rewards.ai.judging import Judge
 from rlhf_jax.rewards.ai.questions import Messages, Question
 from rlhf_jax.rewards.ai.voices import Saying
 
+CHUNK = 32  # texts that are asked for together, between lines of progress
 # Dialogues and answers -> [N] scores.
 Scorer = Callable[[Sequence[Messages], Sequence[str]], np.ndarray]
 
@@ -31,6 +33,7 @@ def drive(
   *,
   attack: Saying | None = None,
   score: Scorer | None = None,
+  shown: str = "",
 ) -> tuple[Any, int]:
   """Runs a suite to its end.
 
@@ -41,13 +44,15 @@ def drive(
     how: texts are drawn.
     attack: those of the attacker are; None: likewise.
     score: a reward model, where the suite asks one.
+    shown: first words of a line of progress through the texts of a request;
+      "" where another one is shown.
 
   Returns:
     what it returns, and how many requests got no reply.
   """
   missing, request = 0, next(suite)
   while True:
-    replies = _replies(request, asked, how, attack, score)
+    replies = _replies(request, asked, how, attack, score, shown)
     missing += sum(reply is None for reply in replies)
     try:
       request = suite.send(replies)
@@ -61,6 +66,7 @@ def _replies(
   how: Saying,
   attack: Saying | None,
   score: Scorer | None,
+  shown: str,
 ) -> list[Any]:
   """Returns texts, probabilities of labels, or scores; None for no reply."""
   if not request:
@@ -72,20 +78,35 @@ def _replies(
     return _chosen(request, asked[request[0].who])
   who = request[0].who
   usual = attack if who == ATTACKER and attack is not None else how
-  return _said(request, asked[who], usual)
+  if not shown:
+    return _said(request, asked[who], usual, lambda done: None)
+  title = f"{shown} ({who})" if len(asked) > 1 else shown
+  with terminal.Progress(title, len(request), unit="text") as progress:
+    return _said(request, asked[who], usual, progress.update)
 
 
 def _said(
-  request: Sequence[Say], judge: Judge, how: Saying
+  request: Sequence[Say],
+  judge: Judge,
+  how: Saying,
+  told: Callable[[int], None],
 ) -> list[str | None]:
-  """Returns texts; requests of one draw are answered together."""
+  """Returns texts; requests of one draw are answered together.
+
+  told: is called with how many there are.
+  """
   found: list[str | None] = [None] * len(request)
+  done = 0
   for draw in sorted({item.draw for item in request}):
-    places = [n for n, item in enumerate(request) if item.draw == draw]
     drawn = dataclasses.replace(how, seed=how.seed + draw)
-    replies = judge.texts([request[n].messages for n in places], drawn)
-    for n, reply in zip(places, replies, strict=True):
-      found[n] = None if reply.failure else reply.value
+    places = [n for n, item in enumerate(request) if item.draw == draw]
+    for start in range(0, len(places), CHUNK):
+      part = places[start : start + CHUNK]
+      replies = judge.texts([request[n].messages for n in part], drawn)
+      for n, reply in zip(part, replies, strict=True):
+        found[n] = None if reply.failure else reply.value
+      done += len(part)
+      told(done)
   return found
 
 
