@@ -114,8 +114,10 @@ def reward(
   config.heldout.update(
     dialogues("test", "rated_dialogue", limit=200, pairs=2_000, **rated)
   )
-  # Few small steps: more of them fit the training dialogues and no other.
-  config.schedule.update(batch_size=256, steps=60, save_every=30)
+  # Enough that a head forgets where it began: with a third of the steps four
+  # seeds were right in 0.57 to 0.62 of held-out pairs, with these in 0.59 to
+  # 0.61. Many more fit the training dialogues and no other.
+  config.schedule.update(batch_size=256, steps=180, save_every=60)
   config.optimizer.update(
     learning_rate=1e-3, final_fraction=0.0, weight_decay=0.1, clip_norm=None
   )
