@@ -176,7 +176,7 @@ def _score_against_kl(rows: list[dict], stage: Any) -> Curve:
       "line": (ends, [law.slope * x for x in ends]),
       "the best there is": (ends, [kl_law.BEST * x for x in ends]),
     }
-  caption = "" if law is None else f"{kl_law.sentence(law).capitalize()}."
+  caption = "" if law is None else f"The line: {kl_law.sentence(law)}."
   return Curve(
     "Score against the root of the KL",
     "gain (deviations)",
