@@ -131,7 +131,7 @@ def _first(data: Data) -> tuple[list, list]:
   What repeats or is excluded stays in: that is counted where all is read.
   """
   names = sources.parts(data.source)
-  pairs = zip(names, data.formats(len(names)), strict=True)
+  pairs = zip(names, data.formats(), strict=True)
   all_of_them = itertools.chain.from_iterable(
     formats.each(part, format) for part, format in pairs
   )

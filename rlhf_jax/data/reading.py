@@ -92,7 +92,7 @@ def read(data: Data) -> Reading:
   parts = sources.parts(data.source)
   key = tuple(
     (part, format, _state(part))
-    for part, format in zip(parts, data.formats(len(parts)), strict=True)
+    for part, format in zip(parts, data.formats(), strict=True)
   )
   return _distinct(key, data.duplicates, data.near, _others(data))
 

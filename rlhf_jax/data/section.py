@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from rlhf_jax import imported
-from rlhf_jax.data import batches, formats, layout, mixture, sources
+from rlhf_jax.data import batches, challenges, formats, layout, mixture, sources
 from rlhf_jax.schema import FieldError, check_choice, check_least, check_seed
 
 RANKINGS = ("refuse", "pairs", "ends", "whole")  # data/comparison_rows.py
@@ -102,7 +102,7 @@ class Data:
       )
     self._check_by()
     if "," in self.format and self.source:
-      self.formats(self._parts())
+      self.formats()
     self._check_shares()
     check_choice("store", self.store, ("memory", "disk"))
     self._check_store()
@@ -201,15 +201,26 @@ class Data:
     except ValueError as error:
       raise FieldError(f"source={self.source!r}: {error}") from error
 
-  def formats(self, count: int) -> list[str]:
-    """Returns the format of each of `count` parts of the source."""
+  def formats(self) -> list[str]:
+    """Returns the format of each part of the source.
+
+    "hh" for all is that of the files: challenges are written as comparisons.
+    """
     found = [name.strip() for name in self.format.split(",")]
-    if len(found) not in (1, count):
+    parts = sources.parts(self.source)
+    if len(found) not in (1, len(parts)):
       raise FieldError(
         f"format={self.format!r}: {len(found)} formats, and source="
-        f"{self.source!r} has {count} parts. Give one for each, or one for all."
+        f"{self.source!r} has {len(parts)} parts. Give one for each, or one "
+        "for all."
       )
-    return found if len(found) == count else found * count
+    if len(found) > 1:
+      return found
+    other = "comparison" if found == ["hh"] else found[0]
+    return [
+      other if part.startswith(challenges.PREFIX) else found[0]
+      for part in parts
+    ]
 
   def has_format(self, name: str) -> bool:
     """Says whether all parts of the source have a format."""

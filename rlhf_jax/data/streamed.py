@@ -99,7 +99,7 @@ def _records(data: Data, dropped: Counter) -> Iterator[Example]:
   excluded = reading.excluded_keys(data)
   why = f"ask what {data.exclude} asks"
   seen: set[int] = set()
-  for part, format in zip(parts, data.formats(len(parts)), strict=True):
+  for part, format in zip(parts, data.formats(), strict=True):
     for record in formats.each(part, format):
       if isinstance(record, records.RefusedExample):
         dropped[record.reason] += 1

@@ -294,7 +294,7 @@ class Round:
     files, formats, sizes = [], [], []
     if own.source and rounds.old_share != 0.0:
       files += sources.parts(own.source)
-      formats += own.formats(len(files))
+      formats += own.formats()
       sizes += [len(dataset.records(own, None)[0]) / len(files)] * len(files)
     first = self.number if rounds.old_share == 0.0 else 1
     for number in range(first, self.number + 1):

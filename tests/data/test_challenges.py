@@ -1,12 +1,13 @@
 """Facts, what an answer says of them, and comparisons made of them."""
 
+import dataclasses
 import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from rlhf_jax.data import challenges, dataset, facts
+from rlhf_jax.data import challenges, dataset, facts, reading
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.files import DataError
 from rlhf_jax.evaluation.behaviour import sycophancy
@@ -134,3 +135,17 @@ def test_own_facts_and_their_changes(tmp_path):
   assert len(dataset.records(data, None)[0]) == 8  # read anew
   with pytest.raises(FieldError, match="data.source"):
     dataset.check(Data(source="challenges:gone.jsonl"), "data")
+
+
+def test_challenges_stand_beside_transcripts(tmp_path):
+  path = tmp_path / "hh.jsonl"
+  begin = "\n\nHuman: Why?\n\nAssistant:"
+  record = {"chosen": f"{begin} So.", "rejected": f"{begin} No."}
+  path.write_text(json.dumps(record) + "\n")
+  data = Data(source=f"{path},challenges:ours", format="hh")
+  assert data.formats() == ["hh", "comparison"]
+  [kept, made] = reading.read(data).parts
+  assert len(kept) == 1 and len(made) == 4 * len(facts.read("ours:train"))
+  own = dataclasses.replace(data, format="hh,hh")
+  with pytest.raises(DataError, match="ours:1:doubted.*'comparison'"):
+    reading.read(own)
