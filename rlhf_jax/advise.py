@@ -240,6 +240,7 @@ def advise(options: argparse.Namespace) -> dict[str, Any]:
   }
 
 
+@output.never_silent()
 def main(argv: Sequence[str]) -> int:
   """Advises as a command line says; returns the exit code."""
   options = parser().parse_args(list(argv[1:]))

@@ -212,6 +212,7 @@ def show(page: Any) -> None:
     print(f"note: {note}")
 
 
+@output.never_silent()
 def main(argv: Sequence[str]) -> int:
   """Writes the page; returns the exit code."""
   options = parser().parse_intermixed_args(list(argv[1:]))

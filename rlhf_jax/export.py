@@ -85,6 +85,7 @@ def _of_value(model: Policy | RewardModel) -> Leaving:
   )
 
 
+@output.never_silent()
 def main(arguments: list[str] | None = None) -> int:
   """Runs the command; returns the exit code."""
   parser = argparse.ArgumentParser(

@@ -83,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
   return 0 if all(x.holds for x in found) else 1
 
 
+@output.never_silent()
 def main(argv: Sequence[str]) -> int:
   """Runs what a command line says; returns the exit code."""
   options = parser().parse_args(list(argv[1:]))

@@ -76,8 +76,8 @@ class Silence:
 def never_silent() -> Iterator[None]:
   """Says every few seconds that work goes on, as long as nothing else does.
 
-  Only where standard output is that of `prepare`, and not of a process of a
-  run that keeps quiet.
+  Around the `main` of a command that may take long. Only where standard output
+  is that of `prepare`, and not of a process of a run that keeps quiet.
   """
   stream = sys.stdout
   if not isinstance(stream, Heedless):

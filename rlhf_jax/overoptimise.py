@@ -170,6 +170,7 @@ def run(options: argparse.Namespace) -> int:
   return code
 
 
+@output.never_silent()
 def main(argv: Sequence[str]) -> int:
   """Runs what a command line says; returns the exit code."""
   options: Any = parser().parse_args(list(argv[1:]))

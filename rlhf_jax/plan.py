@@ -99,6 +99,7 @@ def _show(what: str) -> None:
   print(f"compiling {what}", file=sys.stderr, flush=True)
 
 
+@output.never_silent()
 def main(argv: list[str]) -> int:
   """Plans what a command line says; returns the exit code."""
   values = command.parse(argv, OPTIONS, __doc__, example=EXAMPLE)

@@ -238,6 +238,7 @@ def show_experiment(argv: Sequence[str]) -> None:
         overlap.say_shared(name, data, heldout, tokenizer)
 
 
+@output.never_silent()
 def main(argv: Sequence[str]) -> int:
   """Shows what a command line names; returns the exit code."""
   is_experiment = any(word.startswith("--config") for word in argv[1:])

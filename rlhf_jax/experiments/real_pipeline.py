@@ -255,8 +255,7 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> int:
   there = {(x.judge, x.seed) for x in read(plan.workdir) if x.method != "rl"}
   for seed in range(plan.seeds):
     if any((x.judge, seed) not in there for x in plan.judges):
-      say(f"best of {plan.samples}, seed {seed}")
-      _write_best_of_n(plan, seed)
+      _write_best_of_n(plan, seed, say)
   return code
 
 
@@ -371,13 +370,17 @@ def _draw(plan: Plan, seed: int) -> _Drawn:
   return _Drawn(parts, plan.prompts)
 
 
-def _write_best_of_n(plan: Plan, seed: int) -> None:
+def _write_best_of_n(plan: Plan, seed: int, say: Callable[[str], None]) -> None:
   """Writes the curves of best of n of all judges of a seed."""
+  title = f"best of {plan.samples}, seed {seed}"
+  say(f"{title}: {plan.prompts * plan.samples} answers")
   drawn = _draw(plan, seed)
+  say(f"{title}: judged by gold")
   gold = drawn.scored(lab.load(plan.run_of(seed) / GOLD))
   ns = best_of_n.curve_points(gold.shape[1])
   models: dict[str, lab.RewardModel] = {}
   for judge in plan.judges:
+    say(f"{title}: judged by {judge.judge}")
     if judge.reward not in models:
       folder = plan.reward_folder(judge.reward, seed)
       models[judge.reward] = lab.load(folder)
