@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import experiment_file, lab, metrics, output, pipelines
-from rlhf_jax.algorithms import best_of_n
+from rlhf_jax.algorithms import best_of_n, ensemble
 from rlhf_jax.algorithms.ensemble import Combination
 from rlhf_jax.experiments import study
 from rlhf_jax.experiments.curves import Curve, read, write
@@ -33,6 +33,7 @@ from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import rlhf
 from rlhf_jax.programs import heldout
 from rlhf_jax.programs.sampler import Sampler
+from rlhf_jax.rewards import model as reward_scores
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import UserError
 from rlhf_jax.sweeps import processes, running, trials
@@ -340,9 +341,13 @@ class _Drawn:
   prompts: int
 
   def scored(self, model: lab.RewardModel) -> np.ndarray:
-    """Returns [prompts, answers] float64."""
-    each = [np.asarray(model.score_samples(x), np.float64) for x in self.parts]
-    return np.concatenate([x.reshape(self.prompts, -1) for x in each], axis=1)
+    """Returns [prompts, answers, members] float64."""
+    scorer, weights = model.scorer
+    score = reward_scores.make_member_scores(scorer)
+    with mesh_lib.current(model.mesh):
+      each = [np.asarray(score(weights, x), np.float64) for x in self.parts]
+    rows = (self.prompts, -1, model.role.members)
+    return np.concatenate([x.reshape(rows) for x in each], axis=1)
 
 
 def _draw(plan: Plan, seed: int) -> _Drawn:
@@ -376,18 +381,15 @@ def _write_best_of_n(plan: Plan, seed: int, say: Callable[[str], None]) -> None:
   say(f"{title}: {plan.prompts * plan.samples} answers")
   drawn = _draw(plan, seed)
   say(f"{title}: judged by gold")
-  gold = drawn.scored(lab.load(plan.run_of(seed) / GOLD))
+  gold = drawn.scored(lab.load(plan.run_of(seed) / GOLD))[..., 0]
   ns = best_of_n.curve_points(gold.shape[1])
-  models: dict[str, lab.RewardModel] = {}
+  scored: dict[str, np.ndarray] = {}  # reward -> scores of its members
   for judge in plan.judges:
-    say(f"{title}: judged by {judge.judge}")
-    if judge.reward not in models:
-      folder = plan.reward_folder(judge.reward, seed)
-      models[judge.reward] = lab.load(folder)
-    model = models[judge.reward]
-    proxy = drawn.scored(
-      dataclasses.replace(model, combination=judge.combination)
-    )
+    if judge.reward not in scored:
+      say(f"{title}: judged by {judge.reward}")
+      model = lab.load(plan.reward_folder(judge.reward, seed))
+      scored[judge.reward] = drawn.scored(model)
+    proxy = ensemble.combined(scored[judge.reward], judge.combination)
     curves = {
       name: best_of_n.best_of_n_curve(proxy, scores, ns).mean(axis=0)
       - scores.mean()
