@@ -2,7 +2,9 @@
 
 Gao et al. 2022 (arXiv:2210.10760): gold turns, later for better judges; RL
 spends more KL than best of n for the same proxy score. Coste et al. 2023
-(arXiv:2310.02743): ensembles keep gold. METHODS annex A2b, A3.
+(arXiv:2310.02743): ensembles keep gold. METHODS annex A2b, A3. Seeds may have
+golds of their own, which turn where they turn: beside rank correlations over
+all runs stand differences seed by seed.
 """
 
 from __future__ import annotations
@@ -122,6 +124,13 @@ def _ladders(rl: Sequence[Row]) -> list[Claim]:
           f"{len(known)}",
         )
       )
+    for value, what in (
+      ("distance", "turns later"),
+      ("gold", "peaks higher"),
+      ("end", "ends higher"),
+    ):
+      text = f"by {ladder}, gold of {those[-1].judge} {what} than that of "
+      found += _exceeds(those[-1], those[0], value, f"{text}{those[0].judge}")
   return found
 
 
@@ -142,21 +151,29 @@ def _ensembles(rl: Sequence[Row]) -> list[Claim]:
         f"{one.mean('end'):.2f} and {single.mean('end'):.2f}",
       )
     )
-    found += _ends_higher(one, single)
+    text = f"{one.judge}: gold ends above that of {single.judge}"
+    found += _exceeds(one, single, "end", text)
   return found
 
 
-def _ends_higher(one: Row, single: Row) -> list[Claim]:
-  """Returns whether gold ends higher by 2 standard errors, seed by seed."""
-  ends = [{c.seed: o.end for c, o in _seeds(x)} for x in (one, single)]
-  gain = np.array([x - ends[1][k] for k, x in ends[0].items() if k in ends[1]])
+def _exceeds(one: Row, other: Row, value: str, text: str) -> list[Claim]:
+  """Returns whether a number is larger by 2 standard errors, seed by seed.
+
+  Args:
+    one, other: judges; seeds that only one of them has do not count.
+    value: a field of Observed.
+    text: what is claimed.
+  """
+  mine, theirs = (
+    {c.seed: getattr(o, value) for c, o in _seeds(x)} for x in (one, other)
+  )
+  gain = np.array([x - theirs[k] for k, x in mine.items() if k in theirs])
   if len(gain) < 2:
     return []
   error = float(gain.std(ddof=1)) / math.sqrt(len(gain))
   return [
     Claim(
-      f"{one.judge}: gold ends above that of {single.judge} by 2 standard "
-      "errors",
+      f"{text} by 2 standard errors",
       bool(gain.mean() > 2.0 * error),
       f"{gain.mean():+.2f}, standard error {error:.2f}, {len(gain)} seeds",
     )
