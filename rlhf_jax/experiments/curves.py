@@ -25,6 +25,7 @@ from rlhf_jax.evaluation import overoptimisation as over
 from rlhf_jax.pipelines import workdir as workdir_lib
 
 FOLDER = "trials"
+FAR = 100.0  # nothing that was fitted so far out is a finding
 FALL = 0.9  # of the peak: gold below it has fallen
 PATIENCE = 3  # measurements of the gold probe
 _REMEDY = "The file is damaged: delete it, and run the same command again."
@@ -307,7 +308,10 @@ SHOWN = {
 
 
 def show(table: Sequence[Row]) -> None:
-  """Prints the table."""
+  """Prints the table; a peak that a fit puts far outside has no digits."""
   flat = [x.flat() for x in table]
+  for one in flat:
+    if FAR < (one.get("peak") or 0.0) < math.inf:
+      one["peak"] = f">{FAR:g}"
   cells = [[_text(one.get(name)) for name in SHOWN] for one in flat]
   print("\n" + terminal.format_table(list(SHOWN.values()), cells))

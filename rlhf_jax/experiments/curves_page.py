@@ -20,9 +20,8 @@ from rlhf_jax.evaluation.table_page import (
   plain,
 )
 from rlhf_jax.experiments.claims import Claim
-from rlhf_jax.experiments.curves import Curve, Row, best_place
+from rlhf_jax.experiments.curves import FAR, Curve, Row, best_place
 
-FAR = 1000.0  # nothing that was fitted so far out is a finding
 METHODS = {"rl": "RL", "best_of_n": "best of n"}
 # Floor and ceiling of a picture of gold, in heights of the highest peak.
 DEPTH, HEIGHT = 1.0, 1.5
