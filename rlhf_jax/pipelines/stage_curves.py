@@ -9,6 +9,12 @@ from rlhf_jax.evaluation import kl_law, monitors
 from rlhf_jax.evaluation.figures import Curve
 from rlhf_jax.rewards import named_judges
 
+COMPONENT = "reward/component/"  # how metrics of one of several judges begin
+SIGNS = tuple(
+  (name.removeprefix("rollout/").removesuffix("_share").replace("_", " "), name)
+  for name in monitors.SHARES
+)
+
 
 def _series(rows: list[dict], *pairs: tuple[str, str]) -> dict:
   """Returns label -> (steps, values) of the metrics that are there.
@@ -82,29 +88,26 @@ def _kl_lines(stage: Any, rows: list[dict]) -> dict[str, float]:
   return lines
 
 
+def _between(rows: list[dict], start: str, end: str) -> list[str]:
+  """Returns what stands between both in the names of metrics."""
+  names = dict.fromkeys(name for row in rows for name in row)
+  return [
+    name.removeprefix(start).removesuffix(end)
+    for name in names
+    if name.startswith(start) and name.endswith(end)
+  ]
+
+
 def _judges(rows: list[dict]) -> list[tuple[str, str]]:
   """Returns (label, metric) of several judges: those with standard errors."""
-  start, end = "reward/component/", "_standard_error"
-  names = dict.fromkeys(name for row in rows for name in row)
-  found = [x.removesuffix(end) for x in names if x.endswith(end)]
-  return [(x.removeprefix(start), x) for x in found if x.startswith(start)]
-
-
-SIGNS = tuple(
-  (name.removeprefix("rollout/").removesuffix("_share").replace("_", " "), name)
-  for name in monitors.SHARES
-)
+  found = _between(rows, COMPONENT, "_standard_error")
+  return [(name, f"{COMPONENT}{name}") for name in found]
 
 
 def _deviations(rows: list[dict]) -> list[tuple[str, str]]:
   """Returns (judge, metric) of how far members of an ensemble deviate."""
-  start, end = "reward/component/", "_deviation"
-  names = dict.fromkeys(name for row in rows for name in row)
-  return [
-    (name.removeprefix(start).removesuffix(end), name)
-    for name in names
-    if name.startswith(start) and name.endswith(end)
-  ]
+  found = _between(rows, COMPONENT, "_deviation")
+  return [(name, f"{COMPONENT}{name}_deviation") for name in found]
 
 
 def _signs(rows: list[dict]) -> list[Curve]:
@@ -186,23 +189,9 @@ def _score_against_kl(rows: list[dict], stage: Any) -> Curve:
   )
 
 
-def _tasks(rows: list[dict]) -> list[tuple[str, str]]:
-  """Returns (label, metric) of how far each capability moved."""
-  start, end = "tax/", "_change"
-  names = dict.fromkeys(name for row in rows for name in row)
-  found = [x for x in names if x.startswith(start) and x.endswith(end)]
-  return [(x.removeprefix(start).removesuffix(end), x) for x in found]
-
-
-def of_policy(rows: list[dict], stage: Any) -> list[Curve]:
-  """Returns the curves of the policy stage.
-
-  Args:
-    rows: of its metrics.jsonl.
-    stage: its settings, with the limits of the KL.
-  """
+def _scores(rows: list[dict]) -> list[Curve]:
+  """Returns the pictures of what judges say of the answers."""
   series = functools.partial(_series, rows)
-  lines = _kl_lines(stage, rows)
   return [
     Curve(
       "Reward",
@@ -245,18 +234,13 @@ def of_policy(rows: list[dict], stage: Any) -> list[Curve]:
       {"holds": 0.0},
       caption="A violation above 0 makes the multiplier grow.",
     ),
-    Curve(
-      "KL to the reference",
-      "nats per answer",
-      series(
-        ("k1", "rollout/kl_k1_sum"),
-        ("k3", "rollout/kl_k3_sum"),
-        ("samples of a round", "rejection/kl"),
-        ("held-out", "heldout/kl"),
-      ),
-      lines,
-    ),
-    _score_against_kl(rows, stage),
+  ]
+
+
+def _pairs(rows: list[dict]) -> list[Curve]:
+  """Returns the pictures of training on pairs."""
+  series = functools.partial(_series, rows)
+  return [
     Curve(
       "Pairs in the right order",
       "share",
@@ -270,6 +254,13 @@ def of_policy(rows: list[dict], stage: Any) -> list[Curve]:
       "loss",
       series(("training", "preference/loss"), ("held-out", "validation/loss")),
     ),
+  ]
+
+
+def _rollouts(rows: list[dict]) -> list[Curve]:
+  """Returns the pictures of the samples and of the updates on them."""
+  series = functools.partial(_series, rows)
+  return [
     Curve(
       "Entropy of the samples",
       "nats per token",
@@ -304,11 +295,39 @@ def of_policy(rows: list[dict], stage: Any) -> list[Curve]:
       "share",
       series(("ended", "rollout/eos_share")),
     ),
+  ]
+
+
+def of_policy(rows: list[dict], stage: Any) -> list[Curve]:
+  """Returns the curves of the policy stage.
+
+  Args:
+    rows: of its metrics.jsonl.
+    stage: its settings, with the limits of the KL.
+  """
+  series = functools.partial(_series, rows)
+  tasks = [(x, f"tax/{x}_change") for x in _between(rows, "tax/", "_change")]
+  return [
+    *_scores(rows),
+    Curve(
+      "KL to the reference",
+      "nats per answer",
+      series(
+        ("k1", "rollout/kl_k1_sum"),
+        ("k3", "rollout/kl_k3_sum"),
+        ("samples of a round", "rejection/kl"),
+        ("held-out", "heldout/kl"),
+      ),
+      _kl_lines(stage, rows),
+    ),
+    _score_against_kl(rows, stage),
+    *_pairs(rows),
+    *_rollouts(rows),
     *_signs(rows),
     Curve(
       "Capabilities since the run began",
       "points (texts: nats a token)",
-      series(*_tasks(rows)),
+      series(*tasks),
       {"as before": 0.0},
       caption="On the first items of each task, paired by item. Below 0 is "
       "forgotten; of texts above 0.",
