@@ -215,30 +215,15 @@ def run_steps(
   """
   workdir.mkdir(parents=True, exist_ok=True)
   with (
-    checkpoint.Checkpoints(
-      str(workdir / "checkpoints"),
-      keep=schedule.keep,
-      best=schedule.best_of,
-      every_steps=schedule.save_every,
-      is_asynchronous=schedule.asynchronous,
-    ) as saved,
+    _checkpoints(workdir, schedule) as saved,
     metrics.MetricsWriter(workdir, is_enabled=distributed.is_first()) as writer,
     Interrupt() as interrupt,
   ):
     step, row, is_stopped = 0, {}, False
     if saved.latest() is not None:
-      arrays, meta = saved.restore(arrays)
-      integrity.check_meta(meta, identity)
-      step, facts = meta["step"], meta["facts"]
-      if step > total_steps:
-        raise FieldError(
-          f"schedule: ends at step {total_steps}, and this run is at step "
-          f"{step} already; steps are not taken back. Set the steps or epochs "
-          f"for {step} or more, or choose another --workdir."
-        )
-      for name, iterator in iterators.items():
-        with as_field(f"{name}: "):
-          iterator.set_state(meta["iterators"][name])
+      step, arrays, facts = _resumed(
+        saved, arrays, identity, iterators, total_steps
+      )
       if step < total_steps:
         print(f"{phase}: goes on from step {step} of {total_steps}")
     if step < total_steps:
@@ -267,10 +252,7 @@ def run_steps(
         step += 1
         row = {k: float(v) for k, v in jax.device_get(row).items()}
         progress.note(startup.first_step())
-        refused = max(
-          _refused_in_a_row(arrays), int(row.get("sys/skipped_updates", 0.0))
-        )
-        _check_finite(phase, step, refused, row, saved)
+        refused = _check_finite(phase, step, arrays, row, saved)
         is_last = step == total_steps or bool(facts.get("halt"))
         is_measured = schedule.measures(step, is_last=is_last)
         if is_measured and measure is not None:
@@ -307,6 +289,40 @@ def run_steps(
       interrupt.saved()
       raise Stopped(step, interrupt.signal)
   return arrays, facts
+
+
+def _checkpoints(workdir: Path, schedule: Schedule) -> checkpoint.Checkpoints:
+  """Returns the checkpoints of a run, kept as its schedule says."""
+  return checkpoint.Checkpoints(
+    str(workdir / "checkpoints"),
+    keep=schedule.keep,
+    best=schedule.best_of,
+    every_steps=schedule.save_every,
+    is_asynchronous=schedule.asynchronous,
+  )
+
+
+def _resumed(
+  saved: checkpoint.Checkpoints,
+  arrays: PyTree,
+  identity: dict,
+  iterators: dict[str, Any],
+  total_steps: int,
+) -> tuple[int, PyTree, dict]:
+  """Returns step, arrays and facts of the newest checkpoint; sets iterators."""
+  arrays, meta = saved.restore(arrays)
+  integrity.check_meta(meta, identity)
+  step, facts = meta["step"], meta["facts"]
+  if step > total_steps:
+    raise FieldError(
+      f"schedule: ends at step {total_steps}, and this run is at step "
+      f"{step} already; steps are not taken back. Set the steps or epochs "
+      f"for {step} or more, or choose another --workdir."
+    )
+  for name, iterator in iterators.items():
+    with as_field(f"{name}: "):
+      iterator.set_state(meta["iterators"][name])
+  return step, arrays, facts
 
 
 def _waiting(
@@ -390,13 +406,20 @@ def _refused_in_a_row(arrays: PyTree) -> int:
 def _check_finite(
   phase: str,
   step: int,
-  skipped: int,
+  arrays: PyTree,
   row: dict[str, float],
   saved: checkpoint.Checkpoints,
-) -> None:
-  """Raises NonFiniteError after the third refused update in a row."""
+) -> int:
+  """Returns how many updates up to now were refused.
+
+  Raises:
+    NonFiniteError: the third in a row.
+  """
+  skipped = max(
+    _refused_in_a_row(arrays), int(row.get("sys/skipped_updates", 0.0))
+  )
   if skipped < SKIPPED_LIMIT:
-    return
+    return skipped
   bad = finite.bad_names(row)
   what = finite.shown(bad) if bad else "the loss or its gradient"
   what = f"{what} at step {step}: not finite in {skipped} updates"
