@@ -37,23 +37,59 @@ def summary_rows(
 
 
 def _all_rows(numbers: dict, method: str, start: str) -> list[SummaryRow]:
-  get = numbers.get
+  return [
+    *_scores(numbers, method, start),
+    *_several(numbers),
+    *_tax(numbers),
+    SummaryRow(
+      "VADER sentiment",
+      *_sides(numbers, "vader"),
+      numbers.get("vader_standard_error"),
+      "A lexicon that nobody trained here, from -1 to 1; error of the paired "
+      "difference.",
+    ),
+    SummaryRow(
+      f"KL to the {start} policy (nats)",
+      0.0,
+      numbers.get("kl_nats"),
+      numbers.get("kl_standard_error"),
+      f"Mean over answers of log {method} - log {start}, summed over tokens.",
+      is_headline=True,
+    ),
+    *_texts(numbers),
+    SummaryRow(
+      "Reward model accuracy",
+      None,
+      numbers.get("reward_model_accuracy"),
+      None,
+      _accuracy_note(numbers.get("reward_model_accuracy_ceiling")),
+      decimals=3,
+      is_headline=True,
+    ),
+  ]
+
+
+def _sides(numbers: dict, name: str) -> tuple[float | None, float | None]:
+  """Returns a number before and after training, None where it is not there."""
+  return numbers.get(f"{name}_before"), numbers.get(f"{name}_after")
+
+
+def _scores(numbers: dict, method: str, start: str) -> list[SummaryRow]:
+  """Returns the rows of what judges say of the answers."""
   judges = ("gold", "proxy", "verifier")
   judge = next((x for x in judges if f"{x}_win_rate" in numbers), "gold")
   return [
     SummaryRow(
       "Reward model score (proxy)",
-      get("proxy_before"),
-      get("proxy_after"),
-      get("proxy_standard_error"),
+      *_sides(numbers, "proxy"),
+      numbers.get("proxy_standard_error"),
       "The model that judges what the policy samples; in deviations of the "
       f"{start} policy's answers; error of the paired difference.",
     ),
     SummaryRow(
       "Held-out reward model (gold)",
-      get("gold_before"),
-      get("gold_after"),
-      get("gold_standard_error"),
+      *_sides(numbers, "gold"),
+      numbers.get("gold_standard_error"),
       f"A reward model trained on other sentences that {method} never saw; "
       "same units, error of the paired difference.",
       is_headline=True,
@@ -61,8 +97,8 @@ def _all_rows(numbers: dict, method: str, start: str) -> list[SummaryRow]:
     SummaryRow(
       f"Win rate against {start} ({judge})",
       0.5,
-      get(f"{judge}_win_rate"),
-      get(f"{judge}_win_rate_standard_error"),
+      numbers.get(f"{judge}_win_rate"),
+      numbers.get(f"{judge}_win_rate_standard_error"),
       f"Share of held-out prompts on which the {judge} model prefers the "
       f"{method} answer to the {start} answer; 0.5 is no difference.",
       decimals=3,
@@ -70,36 +106,22 @@ def _all_rows(numbers: dict, method: str, start: str) -> list[SummaryRow]:
     ),
     SummaryRow(
       "Verifier score",
-      get("verifier_before"),
-      get("verifier_after"),
-      get("verifier_standard_error"),
+      *_sides(numbers, "verifier"),
+      numbers.get("verifier_standard_error"),
       "As the verifier, or the function, gives it; error of the paired "
       "difference.",
       decimals=3,
       is_headline=True,
     ),
-    *_several(numbers),
-    *_tax(numbers),
-    SummaryRow(
-      "VADER sentiment",
-      get("vader_before"),
-      get("vader_after"),
-      get("vader_standard_error"),
-      "A lexicon that nobody trained here, from -1 to 1; error of the paired "
-      "difference.",
-    ),
-    SummaryRow(
-      f"KL to the {start} policy (nats)",
-      0.0,
-      get("kl_nats"),
-      get("kl_standard_error"),
-      f"Mean over answers of log {method} - log {start}, summed over tokens.",
-      is_headline=True,
-    ),
+  ]
+
+
+def _texts(numbers: dict) -> list[SummaryRow]:
+  """Returns the rows of what the answers look like, whoever judges them."""
+  return [
     SummaryRow(
       "Distinct bigrams",
-      get("distinct_2_before"),
-      get("distinct_2_after"),
+      *_sides(numbers, "distinct_2"),
       None,
       "Unique over all bigrams of the answers, equal sample counts; lower "
       "means more alike.",
@@ -107,8 +129,7 @@ def _all_rows(numbers: dict, method: str, start: str) -> list[SummaryRow]:
     ),
     SummaryRow(
       "Repeated trigrams",
-      get("repeated_3grams_before"),
-      get("repeated_3grams_after"),
+      *_sides(numbers, "repeated_3grams"),
       None,
       "Share of an answer's trigrams that it held before; up is an answer that "
       "loops.",
@@ -116,28 +137,17 @@ def _all_rows(numbers: dict, method: str, start: str) -> list[SummaryRow]:
     ),
     SummaryRow(
       "Answer length (tokens)",
-      get("length_before"),
-      get("length_after"),
+      *_sides(numbers, "length"),
       None,
       "Mean, the end token included.",
       decimals=1,
     ),
     SummaryRow(
       "Answers that end by themselves",
-      get("eos_share_before"),
-      get("eos_share_after"),
+      *_sides(numbers, "eos_share"),
       None,
       "The others hit the length limit.",
       decimals=3,
-    ),
-    SummaryRow(
-      "Reward model accuracy",
-      None,
-      get("reward_model_accuracy"),
-      None,
-      _accuracy_note(get("reward_model_accuracy_ceiling")),
-      decimals=3,
-      is_headline=True,
     ),
   ]
 
