@@ -237,25 +237,11 @@ def judge(
   targets, place, spread = samples.response_mask, None, lambda x: x
   streams = {} if streams is None else streams
   if packing is not None:
-    rows = Rows(
-      pack(samples.tokens, packing),
-      pack(samples.valid_mask, packing),
-      packing.positions,
-      packing.segment_ids,
-      packing.branch_ids,
-    )
+    rows = _packed(samples, packing)
     targets = pack(samples.response_mask, packing)
     place, spread = packing.place, functools.partial(unpack, packing=packing)
     streams = {layer: pack(x, packing) for layer, x in streams.items()}
-  hidden = {}
-  for trunk, names in ((weights.base, plan.shared), (weights.own, plan.own)):
-    if names:
-      taps = tuple(sorted({plan.entrance(name) for name in names}))
-      known = streams if "policy" in names else {}
-      found = outputs.frozen_streams(
-        plan.policy.model, trunk, rows, taps, known
-      )
-      hidden |= {name: found[plan.entrance(name)] for name in names}
+  hidden = _entrance_streams(plan, weights, rows, streams)
   reference_logprobs = samples.behaviour_logprobs
   if plan.reference is not None:
     found, _ = outputs.logprobs(
@@ -268,25 +254,7 @@ def judge(
       targets=plan.row_targets,
     )
     reference_logprobs = spread(found)
-  members = {
-    name: reward_model.member_scores(
-      scorer, weights.scorers[name], samples, hidden.get(name), rows, place
-    )
-    for name, scorer in plan.scorers
-  }
-  scores = ensembles.scores_of(
-    plan.scorers, members, plan.groups, weights.deviations
-  )
-  prefixes = {}
-  if plan.reads_prefixes:
-    prefixes = reward_model.prefixes(
-      dict(plan.scorers)["reward"],
-      weights.scorers["reward"],
-      samples,
-      hidden.get("reward"),
-      rows,
-      place,
-    )
+  scores, prefixes = _scores(plan, weights, samples, hidden, rows, place)
   values = None
   if plan.value is not None:
     values = outputs.values(
@@ -313,6 +281,63 @@ def judge(
     },
   )
   return rollout, scores
+
+
+def _packed(samples: Samples, packing: Packing) -> Rows:
+  """Returns the rows in which the tokens of all samples stand."""
+  return Rows(
+    pack(samples.tokens, packing),
+    pack(samples.valid_mask, packing),
+    packing.positions,
+    packing.segment_ids,
+    packing.branch_ids,
+  )
+
+
+def _entrance_streams(
+  plan: Plan, weights: Weights, rows: Rows, streams: dict[int, Array]
+) -> dict[str, Array]:
+  """Returns role -> the stream that enters it, of roles that share a trunk."""
+  hidden = {}
+  for trunk, names in ((weights.base, plan.shared), (weights.own, plan.own)):
+    if names:
+      taps = tuple(sorted({plan.entrance(name) for name in names}))
+      known = streams if "policy" in names else {}
+      found = outputs.frozen_streams(
+        plan.policy.model, trunk, rows, taps, known
+      )
+      hidden |= {name: found[plan.entrance(name)] for name in names}
+  return hidden
+
+
+def _scores(
+  plan: Plan,
+  weights: Weights,
+  samples: Samples,
+  hidden: dict[str, Array],
+  rows: Rows,
+  place: Array | None,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+  """Returns what reward models say, and of each beginning where it is read."""
+  members = {
+    name: reward_model.member_scores(
+      scorer, weights.scorers[name], samples, hidden.get(name), rows, place
+    )
+    for name, scorer in plan.scorers
+  }
+  scores = ensembles.scores_of(
+    plan.scorers, members, plan.groups, weights.deviations
+  )
+  if not plan.reads_prefixes:
+    return scores, {}
+  return scores, reward_model.prefixes(
+    dict(plan.scorers)["reward"],
+    weights.scorers["reward"],
+    samples,
+    hidden.get("reward"),
+    rows,
+    place,
+  )
 
 
 @functools.lru_cache(maxsize=16)
