@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlhf_jax.algorithms.policy_gradient import packing
@@ -130,48 +130,28 @@ def wire(
     temperature=how.temperature,
   )
 
-  def targets(who: str) -> int:
-    rows = settings.batch_size * how.num_samples * draws[who]
-    return settings.packing.targets(rows, world.ways, how.max_new_tokens)
-
   has_kl = tells_kl and bool(others) and answers.has_kl(how)
   reference = policies[first] if has_kl else None
-  plans = {
-    who: (
-      "policy",
-      plan_of(policies[who], reference=reference, row_targets=targets(who)),
-    )
-    for who in others
+  rows = settings.batch_size * how.num_samples
+  targets = {
+    who: settings.packing.targets(rows * count, world.ways, how.max_new_tokens)
+    for who, count in draws.items()
   }
-  if has_kl:  # of the first no KL is wanted
-    _, plan = plans[others[0]]
-    sampled = ("reference", plan)
-    alone = dataclasses.replace(
-      plan,
-      reference=None,
-      shared=plan.shared - {"reference"},
-      row_targets=targets(first),
-    )
-  else:
-    alone = plan_of(policies[first], reference=None, row_targets=targets(first))
-    sampled = ("policy", alone)
-  shares = any(plan.shared for _, plan in [*plans.values(), sampled])
+  plans = _plans(plan_of, policies, targets, reference)
+  shares = any(plan.shared for plan, _ in plans.values())
   weights = judge.Weights(
     base=base.params if shares else {},
     reference=reference.variables if reference else {},
     **judge.scorer_weights(tokens),
   )
   samplers, programs = {}, []
-  for who, (kind, plan) in ({first: sampled} | plans).items():
+  for who, (plan, taps) in plans.items():
     params, frozen = policies[who].parts
     several = dataclasses.replace(how, num_samples=how.num_samples * draws[who])
-    sampler = Sampler(
-      policies[who].role, frozen, base, several, plan.taps(kind)
-    )
+    sampler = Sampler(policies[who].role, frozen, base, several, taps)
     samplers[who] = (sampler, params)
-    judge_plan = alone if who == first else plan
     programs += _programs(
-      settings, world, who, sampler, params, judge_plan, weights, readers
+      settings, world, who, sampler, params, plan, weights, readers
     )
   phase = Phase(
     name=name,
@@ -189,6 +169,38 @@ def wire(
     step=(),
   )
   return Compared(phase, samplers, weights, readers, draws, tells_kl)
+
+
+def _plans(
+  plan_of: Callable[..., judge.Plan],
+  policies: Mapping[str, stages.Stage],
+  targets: Mapping[str, int],
+  reference: stages.Stage | None,
+) -> dict[str, tuple[judge.Plan, tuple[int, ...]]]:
+  """Returns who judges each policy's answers, and what its sampler keeps.
+
+  Args:
+    plan_of: judge.make_plan of what all have in common.
+    policies: by name; of the first no KL is wanted.
+    targets: of each, response tokens of a row at most.
+    reference: the first, where there is a KL to it.
+  """
+  first, *others = policies
+  found = {}
+  for who in others:
+    plan = plan_of(policies[who], reference=reference, row_targets=targets[who])
+    found[who] = plan, plan.taps()
+  if reference is None:
+    alone = plan_of(policies[first], reference=None, row_targets=targets[first])
+    return {first: (alone, alone.taps())} | found
+  plan, _ = found[others[0]]
+  alone = dataclasses.replace(
+    plan,
+    reference=None,
+    shared=plan.shared - {"reference"},
+    row_targets=targets[first],
+  )
+  return {first: (alone, plan.taps("reference"))} | found
 
 
 def _programs(
