@@ -220,10 +220,9 @@ def _warnings(settings: Any, rows: list[dict]) -> list[tuple[str, str]]:
 
 def write(settings: Any, workdir: Path) -> dict:
   """Writes summary.json, report.html and overview.png; prints the table."""
-  count = settings.rounds.count
   rows = [
     numbers_of(settings, workdir, number, name)
-    for number in range(1, count + 1)
+    for number in range(1, settings.rounds.count + 1)
     for name in settings.objectives
   ]
   seconds = summary.phase_seconds(workdir)
@@ -236,6 +235,22 @@ def write(settings: Any, workdir: Path) -> dict:
     "phase_seconds": seconds,
     "rounds": rows,
   }
+  report = _report(settings, workdir, rows, seconds)
+  (workdir / summary.SUMMARY_FILE).write_text(
+    json.dumps(numbers, indent=2) + "\n"
+  )
+  write_report(workdir / "report.html", report)
+  write_overview_png(workdir / "overview.png", report)
+  print(f"\n{report.title}: {report.subtitle}\n")
+  print(terminal.format_table(*table(rows)))
+  return numbers
+
+
+def _report(
+  settings: Any, workdir: Path, rows: list[dict], seconds: dict[str, float]
+) -> Report:
+  """Returns the page; answers and table are those of the last round."""
+  count = settings.rounds.count
   last = labelled_rounds.round_folder(workdir, count) / iterated.by_objective(
     "evaluation", settings.objectives[0]
   )
@@ -250,7 +265,7 @@ def write(settings: Any, workdir: Path) -> dict:
     ("labels", settings.labels.by),
     ("who answers", settings.comparisons.policies),
   ]
-  report = Report(
+  return Report(
     title=settings.title,
     subtitle=f"seed {settings.seed}, {count} rounds of "
     f"{settings.comparisons.count} comparisons",
@@ -281,11 +296,3 @@ def write(settings: Any, workdir: Path) -> dict:
     warnings=_warnings(settings, rows),
     rounds=table(rows),
   )
-  (workdir / summary.SUMMARY_FILE).write_text(
-    json.dumps(numbers, indent=2) + "\n"
-  )
-  write_report(workdir / "report.html", report)
-  write_overview_png(workdir / "overview.png", report)
-  print(f"\n{report.title}: {report.subtitle}\n")
-  print(terminal.format_table(*table(rows)))
-  return numbers
