@@ -29,6 +29,7 @@ from rlhf_jax.evaluation import (
 from rlhf_jax.evaluation.card_items import pairs_of
 from rlhf_jax.exports import opened
 from rlhf_jax.models import pretrained
+from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import card_probes, card_rows, results
 from rlhf_jax.pipelines.card_rows import Judged
@@ -202,12 +203,7 @@ def run(settings: Settings, world: World) -> dict:
     results.check(path, origins, folders)
     return results.numbers(path)
   world.workdir.mkdir(parents=True, exist_ok=True)
-  info = stages.need_stage(settings.reward, stages.REWARD, "config.reward")
-  model = opened.model_of(settings.reward, info, settings.source)
-  base = world.base(model)
-  scorer, weights, _ = reward_model.load(settings.reward, base, world)
-  name = next(iter(results.named([settings.reward])))
-  reader = Reader(name, scorer, weights, base.tokenizer)
+  base, reader, info = _opened(settings, world)
   data, judged, said = load_data(settings, reader)
   dataset.report_dropped("report card", said, len(judged.items), judged.dropped)
   every = [row for rows in judged.rows for row in rows]
@@ -225,7 +221,7 @@ def run(settings: Settings, world: World) -> dict:
     by=settings.fields,
     ceiling=settings.ceiling if settings.ceiling else judged.ceiling,
     seed=settings.seed,
-    nats=float(np.mean(distributed.fetch(weights.std))),
+    nats=float(np.mean(distributed.fetch(reader.weights.std))),
   )
   if outputs.shape[1] > 1:
     facts["members"] = member_card.members(
@@ -234,7 +230,7 @@ def run(settings: Settings, world: World) -> dict:
       lengths,
       _by_item(outputs, judged),
       [str(x["name"]) for x in stage_file.outputs(info)],
-      usual=_number(weights.deviation),
+      usual=_number(reader.weights.deviation),
     )
   lost = 0
   if settings.probes:
@@ -253,7 +249,25 @@ def run(settings: Settings, world: World) -> dict:
     )
     table_page.write(world.workdir / PAGE_FILE, page)
   plain = strict_json.plain(facts)
-  lines = [
+  results.write(path, plain, origins, _lines(judged, scores), SCORES_FILE)
+  return plain
+
+
+def _opened(
+  settings: Settings, world: World
+) -> tuple[Base, Reader, dict[str, Any]]:
+  """Returns the model underneath, the reward model, and its stage.json."""
+  info = stages.need_stage(settings.reward, stages.REWARD, "config.reward")
+  model = opened.model_of(settings.reward, info, settings.source)
+  base = world.base(model)
+  scorer, weights, _ = reward_model.load(settings.reward, base, world)
+  name = next(iter(results.named([settings.reward])))
+  return base, Reader(name, scorer, weights, base.tokenizer), info
+
+
+def _lines(judged: Judged, scores: list[np.ndarray]) -> list[dict[str, Any]]:
+  """Returns a line of scores.jsonl for each item."""
+  return [
     {
       "where": item.where,
       "scores": own.tolist(),
@@ -261,8 +275,6 @@ def run(settings: Settings, world: World) -> dict:
     }
     for item, own in zip(judged.items, scores, strict=True)
   ]
-  results.write(path, plain, origins, lines, SCORES_FILE)
-  return plain
 
 
 def _origins(
