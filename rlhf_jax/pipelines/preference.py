@@ -19,9 +19,9 @@ from rlhf_jax import imported, optimizer, schema
 from rlhf_jax.algorithms.preference import registry
 from rlhf_jax.algorithms.preference import update as preference
 from rlhf_jax.data import layout, unread
-from rlhf_jax.data.dataset import Data
+from rlhf_jax.data.dataset import Comparisons, Data
 from rlhf_jax.models.pretrained import Base, Model
-from rlhf_jax.models.roles import Trainable
+from rlhf_jax.models.roles import Role, Trainable
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import (
   abstract,
@@ -38,8 +38,9 @@ from rlhf_jax.programs.program import Phase, Program, planned_steps
 from rlhf_jax.programs.work import Passes, Work
 from rlhf_jax.programs.world import World
 from rlhf_jax.runs import stages
-from rlhf_jax.runs.loop import Schedule
+from rlhf_jax.runs.loop import Measure, Schedule
 from rlhf_jax.schema import FieldError
+from rlhf_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,11 +159,7 @@ def wire(
   fixed = starts.reference_policy(settings, base, world, stage)
   transform = build.make_optimizer(settings.optimizer, total)
   state = supervised.train_state(world, params, transform)
-  rows, mesh, passes = (
-    settings.schedule.batch_size,
-    world.mesh,
-    Passes(world.mesh),
-  )
+  rows, mesh = settings.schedule.batch_size, world.mesh
 
   def arguments(flow: dict) -> tuple[tuple, dict]:
     del flow
@@ -170,20 +167,6 @@ def wire(
       mesh, rows, shape.length, 0, has_reference=settings.has_reference
     )
     return (state, frozen, batch, abstract.key(mesh)), {}
-
-  def work() -> Work:
-    training = passes.training(
-      role,
-      abstract.bytes_of(state.params),
-      rows if settings.is_unpaired else 2 * rows,
-      shape.length,
-      shape.targets,
-      parts=settings.accumulation.microbatches,
-    )
-    if not settings.is_unpaired:
-      return training
-    # the mismatched answers, without gradients
-    return training + passes.forward([role], rows, shape.length, shape.targets)
 
   update = Program(
     name="update",
@@ -193,11 +176,11 @@ def wire(
       settings.accumulation,
       transform,
       (shape if shared is None else shared).targets,
-      mesh=world.mesh,
+      mesh=mesh,
     ),
     arguments=arguments,
     rows=rows,
-    work=work,
+    work=lambda: _work(settings, Passes(mesh), role, state.params, shape),
     donates=0,
     calls=settings.schedule.steps or None,
   )
@@ -216,6 +199,29 @@ def wire(
     role=role,
   )
   return phase, stage, fixed
+
+
+def _work(
+  settings: Settings,
+  passes: Passes,
+  role: Role,
+  params: PyTree,
+  shape: layout.Shape,
+) -> Work:
+  """Returns the work of an update on so many rows of a shape."""
+  rows = settings.schedule.batch_size
+  training = passes.training(
+    role,
+    abstract.bytes_of(params),
+    rows if settings.is_unpaired else 2 * rows,
+    shape.length,
+    shape.targets,
+    parts=settings.accumulation.microbatches,
+  )
+  if not settings.is_unpaired:
+    return training
+  # the mismatched answers, without gradients
+  return training + passes.forward([role], rows, shape.length, shape.targets)
 
 
 def phases(settings: Settings, world: World) -> list[Phase]:
@@ -287,16 +293,7 @@ def run(settings: Settings, world: World) -> dict:
       | pairs.measure_by(evaluate, held, params)
     ),
   )
-  found = evaluate(params)
-  print(
-    f"preference: held-out accuracy {found['preference/accuracy']:.3f}, margin "
-    f"{found['preference/margin']:.3f} on {len(held.pairs)} rows"
-  )
-  told = ("loss", "accuracy", "nll_chosen")
-  values = pairs.values_of(held)
-  field = settings.data.by if values else ""
-  after = pairs.measure_by(evaluate, held, params)
-  of_values = by_value.facts(field, values, told, before, after)
+  found, of_values = _heldout(settings, evaluate, held, before, params)
   return stages.write_stage(
     world.workdir,
     "preference",
@@ -316,6 +313,34 @@ def run(settings: Settings, world: World) -> dict:
     merged_from=stage.info.get("merged_from", ""),
     **of_values,
   )
+
+
+def _heldout(
+  settings: Settings,
+  evaluate: Measure,
+  held: Comparisons,
+  before: dict[str, float],
+  params: PyTree,
+) -> tuple[dict[str, float], dict]:
+  """Returns held-out numbers, and facts of those by the value of a field.
+
+  Args:
+    settings: of the pipeline.
+    evaluate: params -> numbers.
+    held: held-out rows.
+    before: numbers by value before training.
+    params: trained.
+  """
+  found = evaluate(params)
+  print(
+    f"preference: held-out accuracy {found['preference/accuracy']:.3f}, margin "
+    f"{found['preference/margin']:.3f} on {len(held.pairs)} rows"
+  )
+  told = ("loss", "accuracy", "nll_chosen")
+  values = pairs.values_of(held)
+  field = settings.data.by if values else ""
+  after = pairs.measure_by(evaluate, held, params)
+  return found, by_value.facts(field, values, told, before, after)
 
 
 def _as_validation(found: dict[str, float]) -> dict[str, float]:
