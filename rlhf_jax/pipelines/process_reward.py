@@ -17,7 +17,6 @@ from rlhf_jax import optimizer, schema
 from rlhf_jax.algorithms import process
 from rlhf_jax.data import dataset, layout, overlap, statistics, steps, unread
 from rlhf_jax.data.dataset import Data
-from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import step_model
 from rlhf_jax.models import heads, pretrained, roles, trees
 from rlhf_jax.models.pretrained import Base, Model
@@ -159,27 +158,31 @@ def phases(settings: Settings, world: World) -> list[Phase]:
   return [phase]
 
 
-def load_data(
-  settings: Settings, tokenizer: Tokenizer, table: np.ndarray, name: str
-) -> tuple[steps.Judged, steps.Judged]:
-  """Returns (training, held-out) answers.
+def _load(
+  settings: Settings, base: Base, name: str
+) -> tuple[steps.Judged, steps.Judged, np.ndarray]:
+  """Returns answers to train on and held out, and the delimiter's steps.table.
 
   Args:
     settings: of the pipeline.
-    tokenizer: of the model.
-    table: of steps.table.
+    base: the model underneath.
     name: of the run, for messages.
   """
-  data, heldout = settings.data, settings.heldout
+  data, heldout, tokenizer = settings.data, settings.heldout, base.tokenizer
   delimiter = settings.steps.delimiter
+  with schema.as_field("steps."):
+    table = steps.table(delimiter, tokenizer, base.config.vocab_size)
   train = steps.load(data, tokenizer, delimiter, table)
   _report(name, data.source, train)
   overlap.say(name, data, heldout, tokenizer)
-  if not heldout.source:
-    return steps.split(train, settings.heldout_fraction, settings.seed)
-  held = steps.load(heldout, tokenizer, delimiter, table)
-  _report(f"{name}, held out", heldout.source, held)
-  return train, held
+  if heldout.source:
+    held = steps.load(heldout, tokenizer, delimiter, table)
+    _report(f"{name}, held out", heldout.source, held)
+  else:
+    train, held = steps.split(train, settings.heldout_fraction, settings.seed)
+  longest = max(map(statistics.longest, (train.rows, held.rows)))
+  pretrained.check_context(base, longest, "data")
+  return train, held, table
 
 
 def _report(name: str, source: str, found: steps.Judged) -> None:
@@ -202,12 +205,7 @@ def run(settings: Settings, world: World) -> dict:
   if info is not None:
     return info
   reward_facts.check_tokens(settings.reference_samples, base.tokenizer)
-  vocabulary = base.config.vocab_size
-  with schema.as_field("steps."):
-    table = steps.table(settings.steps.delimiter, base.tokenizer, vocabulary)
-  train, held = load_data(settings, base.tokenizer, table, name)
-  longest = max(map(statistics.longest, (train.rows, held.rows)))
-  pretrained.check_context(base, longest, "data")
+  train, held, table = _load(settings, base, name)
   rows, shape = _laid_out(settings, world, train, name)
   total = build.announced(
     schedule, len(rows), name, {"optimizer": settings.optimizer}
