@@ -188,28 +188,6 @@ def check_left(rows: Sequence, data: Data, dropped: Counter) -> None:
   )
 
 
-def _row(prompt: list[int], response: list[int], train_on_prompt: bool) -> dict:
-  mask = [1.0 if train_on_prompt else 0.0] * len(prompt) + [1.0] * len(response)
-  mask[0] = 0.0  # the first token has nothing before it to be predicted from
-  return {
-    "tokens": np.asarray(prompt + response, np.int32),
-    "loss_mask": np.asarray(mask, np.float32),
-  }
-
-
-def _rated_row(record: Any, data: Data, tokenizer: Tokenizer) -> dict:
-  prompt, response = streams.rated(data.prompt, record.text, tokenizer)
-  if data.end_token:
-    response = [*response, tokenizer.eos_id]
-  if len(prompt) + len(response) > data.max_length:
-    raise DataError(
-      f"{record.where}: {len(prompt)} + {len(response)} tokens do not fit in "
-      f"max_length={data.max_length}. Raise it, or set max_text_tokens to "
-      "leave out long texts."
-    )
-  return _row(prompt, response, data.train_on_prompt)
-
-
 def encoder(
   found: list, data: Data, tokenizer: Tokenizer
 ) -> Callable[[Any], dict]:
@@ -234,7 +212,7 @@ def encoder(
       end_token=data.end_token,
     )
   if kind is formats.RatedText:
-    return lambda record: _rated_row(record, data, tokenizer)
+    return lambda record: ratings.row(record, data, tokenizer)
   if kind is formats.Demonstration:
     common["train_on_prompt"] = data.train_on_prompt
     common["last_only"] = data.last_answer_only
@@ -262,7 +240,7 @@ def demonstrations(
   found, dropped = records(data, tokenizer)
   _check_text(found[0], data, "messages")
   if isinstance(found[0], formats.RatedText):
-    return [_rated_row(r, data, tokenizer) for r in found], dropped
+    return [ratings.row(r, data, tokenizer) for r in found], dropped
   if not isinstance(found[0], formats.Demonstration):
     raise FieldError(
       f"format={data.format!r} holds no demonstrations: use 'demonstration', "
@@ -298,35 +276,7 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
   """Returns comparisons, given by people or drawn from their ratings."""
   found, dropped = records(data, tokenizer)
   if isinstance(found[0], formats.RatedText):
-    if data.pairs < 1:
-      raise FieldError(
-        f"pairs={data.pairs}: comparisons are drawn from ratings; say how "
-        "many, for example --config.data.pairs=20000."
-      )
-    rows = None
-    if found[0].messages is not None:
-      found, rows, lost = dialogues(found, data, tokenizer)
-      dropped += lost
-    pairs, labels = ratings.comparisons_from_ratings(
-      found, data.pairs, seed, data.ties
-    )
-    if rows is None:
-      rows = [_rated_row(r, data, tokenizer) for r in found]
-    texts: dict[str, int] = {}  # a text that comes twice is one text
-    numbers = [
-      texts.setdefault(formats.prompt_key(r), n) for n, r in enumerate(found)
-    ]
-    return Comparisons(
-      rows=rows,
-      pairs=pairs,
-      labels=labels,
-      groups=np.asarray(numbers, np.int32)[pairs],
-      dropped=dropped,
-      keys={number: text for text, number in texts.items()},
-      ceiling=ratings.rater_ceiling(found, pairs, labels)
-      if found[0].messages is None  # one person each: they are the labels
-      else None,
-    )
+    return _of_rated(found, data, tokenizer, seed, dropped)
   if not isinstance(found[0], formats.Comparison | formats.Ranking):
     raise FieldError(
       f"format={data.format!r} holds no comparisons: use 'comparison', 'hh', "
@@ -363,6 +313,41 @@ def comparisons(data: Data, tokenizer: Tokenizer, seed: int) -> Comparisons:
     return found_pairs
   said = [by_field.value_of(record, data.by) for record in kept]
   return replace(found_pairs, values=np.asarray(said, object))
+
+
+def _of_rated(
+  found: list, data: Data, tokenizer: Tokenizer, seed: int, dropped: Counter
+) -> Comparisons:
+  """Returns comparisons drawn from the ratings of texts, or of dialogues."""
+  if data.pairs < 1:
+    raise FieldError(
+      f"pairs={data.pairs}: comparisons are drawn from ratings; say how "
+      "many, for example --config.data.pairs=20000."
+    )
+  rows = None
+  if found[0].messages is not None:
+    found, rows, lost = dialogues(found, data, tokenizer)
+    dropped += lost
+  pairs, labels = ratings.comparisons_from_ratings(
+    found, data.pairs, seed, data.ties
+  )
+  if rows is None:
+    rows = [ratings.row(r, data, tokenizer) for r in found]
+  texts: dict[str, int] = {}  # a text that comes twice is one text
+  numbers = [
+    texts.setdefault(formats.prompt_key(r), n) for n, r in enumerate(found)
+  ]
+  return Comparisons(
+    rows=rows,
+    pairs=pairs,
+    labels=labels,
+    groups=np.asarray(numbers, np.int32)[pairs],
+    dropped=dropped,
+    keys={number: text for text, number in texts.items()},
+    ceiling=ratings.rater_ceiling(found, pairs, labels)
+    if found[0].messages is None  # one person each: they are the labels
+    else None,
+  )
 
 
 def dialogues(

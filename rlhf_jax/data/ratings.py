@@ -1,4 +1,4 @@
-"""Rated texts -> pairs, and how often raters agree with their own mean.
+"""Rated texts -> rows and pairs, and how often raters agree with their mean.
 
 Raters of different texts are compared, not two judgements of one person; which
 noise that is, `rater_ceiling` measures.
@@ -11,8 +11,44 @@ from typing import Literal
 
 import numpy as np
 
+from rlhf_jax.data import streams
 from rlhf_jax.data.examples import RatedText
+from rlhf_jax.data.section import Data
+from rlhf_jax.data.sources import DataError
+from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.schema import UserError
+
+
+def row(record: RatedText, data: Data, tokenizer: Tokenizer) -> dict:
+  """Returns the row of a rated text after data.prompt: tokens, loss_mask [n].
+
+  Args:
+    record: without messages.
+    data: the section.
+    tokenizer: of the model.
+
+  Raises:
+    DataError: longer than data.max_length.
+  """
+  prompt, response = streams.rated(data.prompt, record.text, tokenizer)
+  if data.end_token:
+    response = [*response, tokenizer.eos_id]
+  if len(prompt) + len(response) > data.max_length:
+    raise DataError(
+      f"{record.where}: {len(prompt)} + {len(response)} tokens do not fit in "
+      f"max_length={data.max_length}. Raise it, or set max_text_tokens to "
+      "leave out long texts."
+    )
+  return _row(prompt, response, data.train_on_prompt)
+
+
+def _row(prompt: list[int], response: list[int], train_on_prompt: bool) -> dict:
+  mask = [1.0 if train_on_prompt else 0.0] * len(prompt) + [1.0] * len(response)
+  mask[0] = 0.0  # the first token has nothing before it to be predicted from
+  return {
+    "tokens": np.asarray(prompt + response, np.int32),
+    "loss_mask": np.asarray(mask, np.float32),
+  }
 
 
 def _rating_table(
