@@ -11,7 +11,7 @@ from rlhf_jax import generate
 from rlhf_jax.models import cache as cache_lib
 from rlhf_jax.models import transformer
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import actors, answers
+from rlhf_jax.programs import answers, sampled_settings
 from rlhf_jax.programs.work import Passes
 from tests.test_generate import MODEL, SETTINGS, prompt_batch, run
 from tests.test_generate import teacher_forced as forced
@@ -81,9 +81,9 @@ def test_another_number_is_refused():
 
 def test_where_nothing_makes_up_for_it_it_is_refused():
   with pytest.raises(ValueError, match="model.dtype='float32'.*bfloat16"):
-    actors.check_cache(INT8, "float32")
-  actors.check_cache(INT8, "bfloat16")
-  actors.check_cache(SETTINGS, "float32")
+    sampled_settings.check_cache(INT8, "float32")
+  sampled_settings.check_cache(INT8, "bfloat16")
+  sampled_settings.check_cache(SETTINGS, "float32")
   how = dataclasses.replace(INT8, temperature=1.0)
   with pytest.raises(ValueError, match="cache_dtype='int8'.*the KL"):
     answers.check_sampling(how)

@@ -33,7 +33,7 @@ from rlhf_jax.notebook.learner import (
   placed,
 )
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import actors, policy_step, rollouts
+from rlhf_jax.programs import policy_step, rollouts, sampled_settings
 from rlhf_jax.programs.policy_settings import Settings
 from rlhf_jax.rewards import judge
 from rlhf_jax.runs import stages
@@ -153,8 +153,8 @@ class FromScores(Learner):
         "were drawn. Take those of policy.sample, or lab.Sampled("
         "**vars(samples), how=generate.Config(...))."
       )
-    actors.check_sampling(how)
-    actors.check_cache(how, self.start.role.model.dtype)
+    sampled_settings.check_sampling(how)
+    sampled_settings.check_cache(how, self.start.role.model.dtype)
     group = getattr(self.method.config, "group_size", None)
     if group is not None and group != how.num_samples:
       raise UserError(

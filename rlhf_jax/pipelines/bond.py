@@ -32,10 +32,10 @@ from rlhf_jax import distributed, metrics, optimizer
 from rlhf_jax.algorithms import accumulate, best_of_n, bond
 from rlhf_jax.models import policy_value, roles
 from rlhf_jax.programs import (
-  actors,
   build,
   offload,
   own_samples,
+  sampled_settings,
   sampled_steps,
   supervised,
   watch,
@@ -77,7 +77,7 @@ class Target:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(actors.Sampled):
+class Settings(sampled_settings.Sampled):
   """J-BOND: best of two answers of a moving anchor, distilled."""
 
   distillation: bond.Config = bond.Config()
@@ -88,7 +88,7 @@ class Settings(actors.Sampled):
 
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
-  actors.check_sampled(settings, world)
+  sampled_settings.check_sampled(settings, world)
   samples, target = settings.generate.num_samples, settings.target
   if target.kind == "j_bond" and samples != 2:
     raise FieldError(
@@ -317,7 +317,7 @@ def once(settings: Settings) -> Any:
 
 def phases(settings: Settings, world: World) -> list[Phase]:
   """Returns the phase that a plan knows without data."""
-  actors.check_sampling(settings.generate)
+  sampled_settings.check_sampling(settings.generate)
   build.check_rows(world, settings.schedule.batch_size)
   opened = own_samples.Opened.of(settings, world, world.base(settings.model))
   phase = wire(settings, opened, planned_steps(settings.schedule))

@@ -42,10 +42,10 @@ from rlhf_jax.models import outputs, roles, trees
 from rlhf_jax.models.rows import Rows
 from rlhf_jax.programs import (
   abstract,
-  actors,
   build,
   offload,
   own_samples,
+  sampled_settings,
   sampled_steps,
   supervised,
   watch,
@@ -76,7 +76,7 @@ def _check_method(module: Any) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(actors.Sampled):
+class Settings(sampled_settings.Sampled):
   """Online DPO, or another loss on pairs by its name (OAIF: rate 5e-7)."""
 
   algorithm: schema.Method = schema.method(
@@ -113,7 +113,7 @@ class Settings(actors.Sampled):
 
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
-  actors.check_sampled(settings, world)
+  sampled_settings.check_sampled(settings, world)
   own_samples.check_answers(settings, 2)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
   _check_rows(settings, world)
@@ -331,7 +331,7 @@ def wire(settings: Settings, opened: own_samples.Opened, total: int) -> Phase:
 
 def phases(settings: Settings, world: World) -> list[Phase]:
   """Returns the phase that a plan knows without data."""
-  actors.check_sampling(settings.generate)
+  sampled_settings.check_sampling(settings.generate)
   _check_rows(settings, world)
   opened = own_samples.Opened.of(settings, world, world.base(settings.model))
   phase = wire(settings, opened, planned_steps(settings.schedule))

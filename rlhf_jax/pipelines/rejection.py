@@ -35,7 +35,6 @@ from rlhf_jax.algorithms.combination import registry
 from rlhf_jax.data import batches, layout
 from rlhf_jax.models import roles
 from rlhf_jax.programs import (
-  actors,
   build,
   heldout,
   language_model,
@@ -43,6 +42,7 @@ from rlhf_jax.programs import (
   rejection_rounds,
   rejection_samples,
   round_results,
+  sampled_settings,
   tax,
 )
 from rlhf_jax.programs.pipeline import Pipeline
@@ -59,7 +59,7 @@ NAME = "rejection"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(actors.Sampled):
+class Settings(sampled_settings.Sampled):
   """Rejection-sampling fine-tuning: a few rounds of sample, select, SFT."""
 
   rounds: Rounds = Rounds()
@@ -106,7 +106,7 @@ class Settings(actors.Sampled):
 
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
-  actors.check_sampled(settings, world)
+  sampled_settings.check_sampled(settings, world)
   least = 1 if settings.selection.rule == "all" else 2
   own_samples.check_answers(settings, least)
   build.check_length(settings.schedule, {"optimizer": settings.optimizer})
@@ -183,7 +183,7 @@ def phases(settings: Settings, world: World) -> list[Phase]:
 
   Its step is that of fine-tuning; sampling comes before the round's steps.
   """
-  actors.check_sampling(settings.generate)
+  sampled_settings.check_sampling(settings.generate)
   _check_rows(settings, world)
   opened = own_samples.Opened.of(settings, world, world.base(settings.model))
   length = batches.bucket_length(opened.length)

@@ -34,7 +34,7 @@ from rlhf_jax.data.examples import Demonstration
 from rlhf_jax.exports import opened
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import results
-from rlhf_jax.programs import actors, answer_parts, build
+from rlhf_jax.programs import answer_parts, build, sampled_settings
 from rlhf_jax.programs.pipeline import Pipeline
 from rlhf_jax.programs.program import Phase
 from rlhf_jax.programs.world import World
@@ -88,7 +88,7 @@ class Settings(schema.Settings):
   @functools.cached_property
   def text_judge(self) -> Bound | None:
     """The verifier or function that judges, or None."""
-    return actors.bound_judge(self.verifier, self.reward_fn)
+    return sampled_settings.bound_judge(self.verifier, self.reward_fn)
 
   @property
   def folders(self) -> list[str]:

@@ -18,7 +18,7 @@ from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import lora
 from rlhf_jax.models.pretrained import Base, Model
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.programs import actors, answers, build, text_readers
+from rlhf_jax.programs import answers, build, sampled_settings, text_readers
 from rlhf_jax.programs.answer_numbers import SCORES
 from rlhf_jax.programs.answer_parts import Parts
 from rlhf_jax.programs.answers import Answers
@@ -73,7 +73,7 @@ class Judged(schema.Settings):
   @functools.cached_property
   def text_judge(self) -> Bound | None:
     """The verifier or function that judges, or None."""
-    return actors.bound_judge(self.verifier, self.reward_fn)
+    return sampled_settings.bound_judge(self.verifier, self.reward_fn)
 
   def code(self) -> dict[str, str]:
     """Returns field -> what may be the import path of a user's own code."""

@@ -39,6 +39,7 @@ from rlhf_jax.programs.program import (
   Program,
   prompt_width,
 )
+from rlhf_jax.programs.sampled_settings import Sampled
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.programs.work import Passes, Work
 from rlhf_jax.programs.world import World
@@ -48,7 +49,7 @@ from rlhf_jax.schema import FieldError
 from rlhf_jax.types import Array, PyTree, Rollout
 
 
-def check_answers(settings: actors_lib.Sampled, least: int) -> None:
+def check_answers(settings: Sampled, least: int) -> None:
   """Raises FieldError for answers that cannot be compared as they should be.
 
   Args:
@@ -72,14 +73,14 @@ def check_answers(settings: actors_lib.Sampled, least: int) -> None:
 class Opened:
   """Everyone loaded, or planned, and what samples and judges them."""
 
-  settings: actors_lib.Sampled
+  settings: Sampled
   world: World
   base: Base
   actors: actors_lib.Actors
   sampler: Sampler
 
   @staticmethod
-  def of(settings: actors_lib.Sampled, world: World, base: Base) -> Opened:
+  def of(settings: Sampled, world: World, base: Base) -> Opened:
     """Returns the roles that settings name.
 
     Raises:

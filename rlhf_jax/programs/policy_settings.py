@@ -20,13 +20,13 @@ from rlhf_jax.algorithms.policy_gradient import (
 from rlhf_jax.data import unread
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.models import attention as attention_lib
-from rlhf_jax.programs import actors, build, critic, replay
+from rlhf_jax.programs import build, critic, replay, sampled_settings
 from rlhf_jax.programs.world import World
 from rlhf_jax.schema import FieldError
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(actors.Sampled):
+class Settings(sampled_settings.Sampled):
   """Policy optimisation by a policy gradient; PPO unless told otherwise.
 
   The critic learns five times as fast as the policy (METHODS 4).
@@ -353,7 +353,7 @@ def _imported(
 
 def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
-  actors.check_sampled(settings, world)
+  sampled_settings.check_sampled(settings, world)
   named = settings.value.judge
   if named and named not in settings.judge_folders:
     known = ", ".join(settings.judge_folders) or "none: set ''"
@@ -400,7 +400,7 @@ def check_batches(settings: Settings, world: World) -> None:
       f"epochs.minibatches x epochs.microbatches = {parts}, times "
       f"{build.DEVICES.format(world.ways)}."
     )
-  actors.check_sampling(settings.generate)
+  sampled_settings.check_sampling(settings.generate)
   build.check_portions(rows, settings.generate, field)
 
 

@@ -25,7 +25,8 @@ from rlhf_jax.data.dataset import Data
 from rlhf_jax.models.pretrained import Base
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.programs import build, offload, text_readers
-from rlhf_jax.programs.actors import Actors, Sampled
+from rlhf_jax.programs.actors import Actors
+from rlhf_jax.programs.sampled_settings import Sampled
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.rewards import combination, texts
 from rlhf_jax.rewards.reader import Readers

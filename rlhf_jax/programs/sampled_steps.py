@@ -15,13 +15,13 @@ import numpy as np
 from rlhf_jax import distributed, metrics, ops
 from rlhf_jax.algorithms.policy_gradient import shaping
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.programs import actors as actors_lib
 from rlhf_jax.programs import offload, rollouts, watch
+from rlhf_jax.programs.sampled_settings import Sampled
 from rlhf_jax.rewards import combination, texts
 from rlhf_jax.types import FINISH_LENGTH, Array, PyTree, Rollout
 
 
-def parked(settings: actors_lib.Sampled, arrays: PyTree, timer: Any) -> PyTree:
+def parked(settings: Sampled, arrays: PyTree, timer: Any) -> PyTree:
   """Returns a step's arrays before it samples, the moments perhaps away.
 
   Args:

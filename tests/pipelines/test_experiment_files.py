@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import pipelines, schema
 from rlhf_jax.pipelines import PIPELINES, defaults, find, smoke
-from rlhf_jax.programs.actors import Sampled
 from rlhf_jax.programs.pipeline import Job
+from rlhf_jax.programs.sampled_settings import Sampled
 from rlhf_jax.schema import Method, UserError
 from tests.pipelines.tiny_runs import checked
 
