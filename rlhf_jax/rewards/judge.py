@@ -221,7 +221,7 @@ def judge(
 ) -> tuple[Rollout, dict[str, Array]]:
   """Returns the rollout and the scores [N] of every reward model by name.
 
-  Of ensembles there is more in them, see ensembles.scored.
+  Of ensembles there is more in them, see ensembles.scores_of.
 
   Args:
     weights: frozen arrays.
