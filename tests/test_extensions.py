@@ -69,6 +69,7 @@ def rows(folder):
 def test_the_page_holds_the_parts_it_speaks_of():
   assert sorted(BLOCKS) == [
     "my_advantage.py",
+    "my_columns.py",
     "my_format.py",
     "my_method.py",
     "my_objective.py",
@@ -90,6 +91,18 @@ def test_a_reward_and_a_format_of_ones_own(files, config, tmp_path):
   for sample in map(json.loads, texts):
     bonus = sample["score"] - float("cat" in sample["response"])
     assert abs(abs(bonus) - 0.1) < 1e-6
+
+
+def test_columns_of_other_names(files, tmp_path):
+  (tmp_path / "pairs.csv").write_text(
+    "question,better,worse,rater\ncat, sat, on,ann\ncat,, on,bo\n"
+  )
+  kept, refused = formats.load_and_refuse(
+    str(tmp_path / "pairs.csv"), f"{files.root}/my_columns.py:pairs"
+  )
+  assert (kept[0].chosen, kept[0].rejected) == (" sat", " on")
+  assert kept[0].fields["rater"] == "ann"
+  assert [error.reason for error in refused] == ["empty response"]
 
 
 OWN = {

@@ -139,7 +139,7 @@ def show_source(options: argparse.Namespace) -> None:
   Raises:
     UserError: value, rule and remedy.
   """
-  from rlhf_jax.data import formats, section, sources
+  from rlhf_jax.data import formats, records, section, sources
   from rlhf_jax.models.pretrained import Model
 
   display = Display(options.examples, options.whole, _colours())
@@ -153,6 +153,12 @@ def show_source(options: argparse.Namespace) -> None:
   if not name and not options.source.startswith("asset:"):
     where, record = sources.first(options.source)
     name = formats.guess(record, where)
+    if unpaired := records.unpaired(record):
+      has, lacks = unpaired
+      print(
+        f"WARNING: {where} has a field {has!r} and none {lacks!r}, "
+        f"which a comparison needs: read as format {name!r}"
+      )
   model = Model(
     source=options.model,
     tokenizer=options.tokenizer,

@@ -222,9 +222,11 @@ def guess(record: dict, where: str) -> str:
   if name:
     return name
   raise DataError(
-    f"{where}: fits no format; the record has {sorted(record)}. Name the "
-    f"fields as one of them has them ({', '.join(FORMATS)}: docs/data.md), or "
-    "give the import path of a parser as format."
+    f"{where}: fits no format; the record has {sorted(record)}. Name them "
+    "prompt and response, or messages (demonstrations), prompt, chosen and "
+    "rejected (comparisons) or prompt (prompts); or give as format one of "
+    "`python -m rlhf_jax.catalogue formats`, or a parser of your own, "
+    'my_columns.py:pairs (docs/extending.md, "A data format").'
   )
 
 

@@ -160,9 +160,20 @@ def fitting(record: dict, format: str = "") -> str:
   return max(found, key=lambda name: len(FIELDS[name]), default="")
 
 
+def unpaired(record: dict) -> tuple[str, str] | None:
+  """Returns (what a record has, what is missing) of "chosen" and "rejected"."""
+  pair = ("chosen", "rejected")
+  for has, lacks in (pair, pair[::-1]):
+    if record.get(has) is not None and record.get(lacks) is None:
+      return has, lacks
+  return None
+
+
 def suggestion(record: dict, format: str) -> str:
   """Returns " Did you mean format=...?" if the record fits another format."""
   best = fitting(record, format)
+  if best == "prompt" and unpaired(record):
+    return ""  # of a comparison without one answer nobody means prompts
   return f" Did you mean format={best!r}?" if best else ""
 
 

@@ -60,7 +60,7 @@ class Data:
   rankings: str = "refuse"  # how more than two answers are read: "pairs", each
   # against each below it; "ends", best against worst; "whole", for a loss of
   # rankings (data/comparison_rows.py)
-  answers: int = 0  # of a whole ranking at most, for which rows have room
+  answers: int = 0  # of a whole ranking at most, for which rows have room;
   # 0: as many as the longest one has, which a plan cannot know
   max_turns: int = 0  # of a dialogue, its first ones; 0: all
   max_prompt_tokens: int = 0  # prompts only: longer ones are left out, as no
@@ -139,7 +139,7 @@ class Data:
     except ValueError as error:
       raise FieldError(
         f"{name}={given!r}: must be numbers above 0, one for each part of the "
-        f"source ({error}). Write for example '3,1'."
+        f"source. Write for example '3,1' ({error})."
       ) from error
     if self.split:
       raise FieldError(

@@ -159,6 +159,16 @@ def test_the_format_is_that_of_the_first_record(tmp_path, capsys, model):
   assert text.count("⟦") == 5  # the legend, and two answers of two pairs
 
 
+def test_half_a_comparison_is_no_prompt_without_a_word(tmp_path, capsys, model):
+  half = {"prompt": "cat", "chosen": " sat"}
+  source = write(tmp_path / "d.jsonl", half, half)
+  code, text, _ = run(capsys, source, f"--model={model}")
+  assert code == 0 and "format 'prompt'" in text
+  assert "d.jsonl:1 has a field 'chosen' and none 'rejected'" in text
+  source = write(tmp_path / "e.jsonl", PAIR)
+  assert "and none" not in run(capsys, source, f"--model={model}")[1]
+
+
 def test_dialogues_show_every_learned_turn(tmp_path, capsys, model):
   turns = [("user", "the cat"), ("assistant", "sat"), ("user", "the dog")]
   messages = [
@@ -200,6 +210,7 @@ def test_an_experiment_shows_all_its_sections(tmp_path, capsys, model):
     (("none.jsonl",), "no such file"),
     (("d.jsonl", "--examples=-1"), "examples=-1"),
     (("odd.jsonl",), "odd.jsonl:1: fits no format; the record has ['text']"),
+    (("odd.jsonl",), "my_columns.py:pairs"),
     (("d.jsonl", "--max-length=1"), "max_length=1: must be >= 2"),
     ((f"--config={ROOT}/configs/sft.py",), "names a source"),
     ((f"--config={ROOT}/configs/sft.py", "--examples=x"), "--examples=x"),
