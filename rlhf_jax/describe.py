@@ -251,7 +251,8 @@ def _kind(hint: Any, rules: list[str]) -> str:
 
 def _word(kind: Any) -> str:
   if typing.get_origin(kind) is typing.Literal:
-    return f"one of {', '.join(map(str, typing.get_args(kind)))}"
+    names = [str(name) or '""' for name in typing.get_args(kind)]
+    return f"one of {', '.join(names)}"
   plain = typing.get_origin(kind) or kind
   return _WORDS.get(plain, getattr(plain, "__name__", str(plain)))
 
@@ -319,7 +320,8 @@ def _rule(told: str, name: str, wrong: str) -> str:
   if rule is None:
     return ""
   if rule[1].startswith("one of"):
-    return re.sub(r"[()']", "", rule[1])
+    names = re.sub(r"[()']", "", rule[1])
+    return names.replace("one of ,", 'one of "",', 1)
   return rule[1]
 
 

@@ -154,8 +154,9 @@ def as_field(name: str = "") -> Iterator[None]:
 def check_choice(field: str, value: str, allowed: Collection[str]) -> None:
   """Raises FieldError unless the value is an allowed one."""
   if value not in allowed:
+    names = ", ".join(name or '""' for name in allowed)
     raise FieldError(
-      f"{field}={value!r}: must be one of {', '.join(allowed)}."
+      f"{field}={value!r}: must be one of {names}."
       f"{nearest(str(value), allowed)}"
     )
 

@@ -75,6 +75,8 @@ def test_every_field_of_a_pipeline_is_printed_and_unchanged(pipeline):
   assert wanted <= rows.keys()
   assert not [row for row in rows.values() if row.default is not None]
   assert all(row.meaning and row.kind for row in rows.values())
+  told = [row.kind for row in rows.values()]
+  assert not [kind for kind in told if "could not" in kind or " , " in kind]
 
 
 def test_sections_stand_in_the_order_of_settings():
