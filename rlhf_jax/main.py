@@ -134,7 +134,7 @@ def run(
   except (interrupt.Stopped, KeyboardInterrupt) as stopped:
     interrupt.settle()
     line = shlex.join(["python", "-m", "rlhf_jax.main", *sys.argv[1:]])
-    what = str(stopped) if str(stopped) else "stopped between checkpoints"
+    what = str(stopped).partition(";")[0] or "stopped between checkpoints"
     print(f"\n{what}. To go on, run the same command:\n  {line}")
     return output.EXIT_INTERRUPTED
   except SystemExit as error:  # of code that the experiment names

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,7 +69,7 @@ class Silence:
     if now - max(said_at, self._told_at) < every:
       return ""
     self._told_at = now
-    words = " ".join(said.replace(CLEAR, "").split())[-60:]
+    words = textwrap.shorten(said.replace(CLEAR, ""), 60, placeholder=" ...")
     return f"... still at it, {silent:.0f} s after: {words}"
 
 

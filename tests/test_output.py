@@ -89,6 +89,9 @@ def test_a_silence_is_told_in_time_and_a_log_less_often():
   assert told(False, 310) == [*range(14, 123, 9), 182, 242, 302]
   line = output.Silence(False).line(30.0, 10.0, "\r\x1b[Ksft 0/9  compiling\n")
   assert line == "... still at it, 20 s after: sft 0/9 compiling"
+  line = output.Silence(False).line(30.0, 10.0, f"SIGINT: {'saving ' * 20}")
+  assert line.startswith("... still at it, 20 s after: SIGINT: saving ")
+  assert line.endswith("saving ...") and len(line) < 100
 
 
 SILENT = """
