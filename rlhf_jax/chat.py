@@ -21,9 +21,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rlhf_jax import generate, output
+from rlhf_jax.imported import nearest
 from rlhf_jax.schema import UserError
 
 EXIT_USAGE = 2
@@ -81,6 +83,7 @@ def sampling(options: argparse.Namespace) -> generate.Config:
 
 def load(source: str, options: argparse.Namespace, **model: Any) -> Any:
   """Returns what lab.load finds at a place."""
+  _check_there(source)
   from rlhf_jax import lab
   from rlhf_jax.parallel import mesh as mesh_lib
 
@@ -89,6 +92,21 @@ def load(source: str, options: argparse.Namespace, **model: Any) -> Any:
   # What is read is said there: standard output is for answers.
   with contextlib.redirect_stdout(sys.stderr):
     return lab.load(source, mesh=mesh, dtype=options.dtype, **model)
+
+
+def _check_there(source: str) -> None:
+  """Raises UserError for a run that is not there beside others that are."""
+  name, _, step = source.partition("@")
+  if step and step != "best" and not step.isdigit():
+    return  # the revision of a model on the hub
+  folder = Path(name).expanduser()
+  if len(folder.parts) < 2 or folder.exists() or not folder.parent.is_dir():
+    return
+  beside = [path.name for path in folder.parent.iterdir()]
+  raise UserError(
+    f"{source}: no such file or folder.{nearest(folder.name, beside)} Name a "
+    "finished run, a Hugging Face folder or a .gguf file."
+  )
 
 
 def open_talk(options: argparse.Namespace) -> Any:

@@ -151,7 +151,8 @@ def make(options: argparse.Namespace) -> Any:
   own = [run.name for run in runs]
   ranked = {policy.name for policy in policies}
   notes += [
-    f"{run.name}: holds no {sources.TEXTS_FILE}, so its policy is not ranked."
+    f"{run.name}: holds no {sources.TEXTS_FILE}, so its policy is not ranked. "
+    "Evaluate it (configs/evaluate.py) and name that folder."
     for run in runs
     if policies and not run.policies and run.name not in ranked
   ]

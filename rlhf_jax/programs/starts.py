@@ -116,7 +116,7 @@ def _with_factors_of(
   """Returns a start that trains on as it is."""
   merged = stages.merged_folder(folder, start.info)
   if start.role.trainable == "lora":
-    _say(world, f"{folder}: its factors ({_factors(start.role)}) train on")
+    _say(world, f"{folder}: goes on with its factors ({_factors(start.role)})")
   return stages.Stage(start.role, start.variables, {"merged_from": str(merged)})
 
 

@@ -255,6 +255,7 @@ def test_commands_say_what_they_want(policy, capsys):
     (["MODEL", "--plain", "--system=x"], "--plain uses none"),
     (["MODEL", "--reward=MODEL"], "--reward: a policy"),
     (["nowhere"], "nowhere"),
+    (["MODELL"], "no such file or folder. Did you mean"),
   ],
 )
 def test_mistakes_are_one_line(model, capsys, arguments, message):
