@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax import strict_json
-from rlhf_jax.runs import stages
+from rlhf_jax.runs import checkpoint, stages
 from rlhf_jax.schema import UserError
 
 
@@ -26,10 +26,24 @@ def history(workdir: str | Path) -> list[tuple[str, int]]:
     return [_method(pair, folder) for pair in info["methods"]]
   before = info.get("init_from") or info.get("merged_from")
   earlier = history(folder / before) if before else []
-  steps = int(step) if step.isdigit() else info.get("steps", 0)
+  steps = int(step) if step.isdigit() else _last_step(folder, info)
   if step == "best":
     steps = stages.step_of(workdir)
   return [*earlier, (_method_of(folder, info), steps)]
+
+
+def _last_step(folder: Path, info: dict) -> int:
+  """Returns the step that a stage ended with, as @STEP counts them.
+
+  stage.json may count gradient updates, of which a step may be several.
+  """
+  kept: list[int] = []
+  if (folder / "checkpoints").is_dir():
+    with checkpoint.Checkpoints(
+      str(folder / "checkpoints"), is_read_only=True
+    ) as saved:
+      kept = saved.steps()
+  return max(kept, default=info.get("steps", 0))
 
 
 def _method(pair: Any, folder: Path) -> tuple[str, int]:

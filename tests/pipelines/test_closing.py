@@ -8,6 +8,7 @@ import pytest
 from rlhf_jax import pipelines
 from rlhf_jax.evaluation import comparison
 from rlhf_jax.pipelines import closing, evaluate, provenance
+from rlhf_jax.runs import history
 from tests.pipelines import tiny_runs
 
 
@@ -57,6 +58,7 @@ def test_a_policy_counts_in_steps_and_says_its_updates(
   updates = json.loads((policy_lora / "stage.json").read_text())["steps"]
   assert updates > 20
   assert f"steps 20, updates {updates}, score" in lines[1]
+  assert history.history(policy_lora)[-1][1] == 20  # a model card's too
   assert "--config=configs/evaluate.py" in lines[-1]
   assert f"--config.reward={reward_head}" in lines[-1]
 
