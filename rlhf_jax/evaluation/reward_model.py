@@ -340,7 +340,8 @@ def guard(
       "refuse",
       f"{seen}: below {COLLAPSED_ACCURACY} the scores are near chance and PPO "
       "would follow noise. Check label order and pooling, train on more "
-      "comparisons, or force the run if you mean it.",
+      "comparisons, or set force=True of the run that it judges, if you mean "
+      "it.",
     ),
     (
       not at_chance and rate < GOOD_ACCURACY,

@@ -131,7 +131,8 @@ def guard(
       "refuse",
       f"{seen}: below {CHANCE} right and wrong steps get the same, and a "
       "policy would follow noise. Check the labels and the delimiter, train "
-      "on more answers, or force the run if you mean it.",
+      "on more answers, or set force=True of the run that it judges, if you "
+      "mean it.",
     ),
     (
       not at_chance and auc < GOOD,

@@ -121,7 +121,13 @@ def _next(job: Job, workdir: Path) -> tuple[str, list[str]]:
   beside = workdir.parent
   if pipeline.leaves == stages.REWARD:
     start = settings.init_from if settings.init_from else str(beside / "sft")
-    return "a policy that it judges", [
+    guards = (stages.read_stage(workdir) or {}).get("guards", ())
+    unless = (
+      " (refused as it is, see above, unless with --config.force=True)"
+      if any(level == "refuse" for level, _ in guards)
+      else ""
+    )
+    return f"a policy that it judges{unless}", [
       "--config=configs/ppo.py",
       "--config.prompts.source=prompts.jsonl",
       f"--config.init_from={start}",

@@ -55,8 +55,12 @@ def warning(mesh: Mesh, sizes: dict[str, float], *, is_recomputed: bool) -> str:
   less = "take smaller batches or shorter rows"
   if any("update" in name for name in sizes):
     more = "" if is_recomputed else "set model.remat=True, "
-    less = f"{more}raise microbatches, {less}"
+    less = (
+      f"{more}raise microbatches (loss., epochs. or accumulation.microbatches: "
+      f"`python -m rlhf_jax.explain --only=microbatches`), {less}"
+    )
   return (
-    f"up to {found} beside what is loaded, and {free / _GIB:.1f} GiB of memory "
-    f"are free: the system may kill this run. If so: {less}."
+    f"at most {found} beside what is loaded (with every row as long as may be, "
+    f"and no two in one), and {free / _GIB:.1f} GiB of memory are free: the "
+    f"system may kill this run. If so: {less}."
   )

@@ -128,6 +128,7 @@ def unended(tokenizer: Any, samples: Samples, ends: Sequence[int]) -> str:
   """
   control = {i: text for text, i in tokenizer.special_tokens.items()}
   names = ", ".join(repr(control.get(i, i)) for i in ends)
+  verb = "ends" if len(ends) == 1 else "end"
   first, cut = collections.Counter(), 0
   for tokens, mask, reason in zip(
     samples.tokens, samples.response_mask, samples.finish_reason, strict=True
@@ -140,12 +141,13 @@ def unended(tokenizer: Any, samples: Samples, ends: Sequence[int]) -> str:
   if 2 * count > cut:
     return (
       f"{count} of {cut} that were cut go on behind {control[found]!r}, and "
-      f"only {names} end an answer. Add it to generate.stop_tokens if the "
+      f"only {names} {verb} an answer. Add it to generate.stop_tokens if the "
       "model ends its turns so."
     )
   return (
-    f"only {names} end an answer. Add another to generate.stop_tokens if the "
-    "model has one, raise generate.max_new_tokens, or set shaping.missing_eos."
+    f"only {names} {verb} an answer. Add another to generate.stop_tokens if "
+    "the model has one, raise generate.max_new_tokens, or set "
+    "shaping.missing_eos."
   )
 
 

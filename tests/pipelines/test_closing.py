@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -48,6 +49,21 @@ def test_after_a_reward_model_comes_ppo(files, reward_head, sft_lora, capsys):
   assert "--config=configs/ppo.py" in lines[-1]
   assert f"--config.reward={reward_head}" in lines[-1]
   assert f"--config.init_from={reward_head.parent / 'sft'}" in lines[-1]
+
+
+@pytest.mark.parametrize("level", ["refuse", "warn"])
+def test_a_reward_model_at_chance_is_not_offered_without_a_word(
+  files, reward_head, sft_lora, tmp_path, capsys, level
+):
+  folder = tmp_path / "reward"
+  shutil.copytree(reward_head, folder)
+  info = json.loads((folder / "stage.json").read_text())
+  info["guards"] = [[level, "near chance"]]
+  (folder / "stage.json").write_text(json.dumps(info))
+  config = tiny_runs.reward_config(files, "head", "", sft_lora / "samples.npz")
+  lines = said(config, folder, capsys)
+  assert lines[-2].startswith("Next, a policy that it judges")
+  assert ("unless with --config.force=True" in lines[-2]) == (level == "refuse")
 
 
 def test_a_policy_counts_in_steps_and_says_its_updates(

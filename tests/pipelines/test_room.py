@@ -18,8 +18,8 @@ def test_a_run_that_may_be_killed_says_so(
   monkeypatch.setattr(room, "free_bytes", lambda: 1000.0)
   pipelines.run(config, tmp_path / "run")
   [line] = [x for x in capsys.readouterr().out.splitlines() if "may kill" in x]
-  assert "warning: up to " in line and "update 0.0 GiB" in line
-  assert "raise microbatches" in line
+  assert "warning: at most " in line and "update 0.0 GiB" in line
+  assert "raise microbatches (loss." in line and "no two in one" in line
   assert ("model.remat=True" in line) != remat
 
 
