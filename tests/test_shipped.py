@@ -1,6 +1,7 @@
 """Experiments of the package are found from anywhere; a wheel has them."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,16 @@ def run(*line, **options):
   )
   assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
   return done.stdout
+
+
+def test_an_editable_install_is_a_line_of_sys_path(monkeypatch):
+  """Beside a clone called rlhf_jax with runs/ in it a finder comes too late."""
+  setuptools = pytest.importorskip("setuptools")
+  given = {}
+  monkeypatch.setattr(setuptools, "setup", lambda **all: given.update(all))
+  monkeypatch.chdir(ROOT)
+  runpy.run_path("setup.py")
+  assert given["options"] == {"editable_wheel": {"mode": "compat"}}
 
 
 @pytest.mark.slow
