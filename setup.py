@@ -51,9 +51,9 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   project_urls=urls(),
-  # Named, so that an editable install is a line of sys.path and not a finder: to
-  # Python started beside a clone that is called rlhf_jax, a finder would come
-  # too late, and rlhf_jax.runs be the clone's folder runs/.
+  # Named, so that an editable install is a line of sys.path and not a finder:
+  # to Python started beside a clone that is called rlhf_jax, a finder would
+  # come too late, and rlhf_jax.runs be the clone's folder runs/.
   package_dir={"": "."},
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["rlhf_jax", "rlhf_jax.*"]),

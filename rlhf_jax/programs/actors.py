@@ -35,7 +35,8 @@ def check_reward(info: dict, force: bool, name: str = "reward model") -> None:
         f"force=False: {name}: {message} Pass --config.force=True to go "
         "on anyway."
       )
-    print(f"policy: {name}: {level}: {message}")
+    by = "force=True goes on past " if level == "refuse" else ""
+    print(f"policy: {name}: {by}{level}: {message}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -136,7 +136,8 @@ def check_start(config: Config, start: str, world: World, force: bool) -> None:
         f"force=False: the start, {start or 'the model itself'}: {message} "
         "Pass --config.force=True to go on anyway."
       )
-    print(f"{world.workdir.name}: the start: {level}: {message}")
+    by = "force=True goes on past " if level == "refuse" else ""
+    print(f"{world.workdir.name}: the start: {by}{level}: {message}")
 
 
 def _below(

@@ -133,7 +133,10 @@ def test_a_reward_model_at_chance_is_refused_unless_forced(capsys):
   with pytest.raises(UserError, match="at chance. Pass --config.force=True"):
     actors.check_reward(info, force=False)
   actors.check_reward(info, force=True)
-  assert "reward model: refuse: at chance." in capsys.readouterr().out
+  assert (
+    "model: force=True goes on past refuse: at chance."
+    in capsys.readouterr().out
+  )
   actors.check_reward({"guards": info["guards"][:1]}, force=False)
 
 

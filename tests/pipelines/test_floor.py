@@ -107,4 +107,7 @@ def test_a_failed_start_is_refused_by_reward_model_and_ppo(
   config.force = True
   config.schedule.steps = 2
   pipelines.run(config, tmp_path / "reward")
-  assert "the start: refuse: validation_loss=99.0" in capsys.readouterr().out
+  assert (
+    "force=True goes on past refuse: validation_loss=99.0"
+    in capsys.readouterr().out
+  )
