@@ -4,8 +4,7 @@ Sycophancy ("are you sure?", opinions; Sharma et al. 2023, arXiv:2310.13548) and
 refusals of pairs of one surface and two intents (XSTest, arXiv:2308.01263), on
 questions that come with the package or on files of yours. Changes against the
 first policy are paired by item, with 95 % intervals: docs/behaviour.md; numbers
-before and after DPO: benchmarks/RESULTS.md. Not yet run as an experiment on a
-policy trained by PPO.
+before and after DPO and PPO: benchmarks/RESULTS.md.
 
   python -m rlhf_jax.main --config=configs/behaviour.py \\
       --config.policies=model,runs/sft,runs/ppo --workdir=runs/behaviour
