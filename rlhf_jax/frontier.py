@@ -49,12 +49,13 @@ def run(options: argparse.Namespace) -> int:
     UserError: value, rule and remedy.
   """
   from rlhf_jax.evaluation import table_page
-  from rlhf_jax.experiments import claims, frontier
+  from rlhf_jax.experiments import claims, frontier, study
+  from rlhf_jax.pipelines import workdir as workdir_lib
 
   if options.seeds < 1:
     raise UserError(f"--seeds={options.seeds}: must be >= 1.")
   workdir = Path(options.workdir).expanduser()
-  workdir.mkdir(parents=True, exist_ok=True)
+  workdir_lib.make_folder_of_many(workdir, "a study")
   begun = time.perf_counter()
   size = frontier.SMOKE if options.smoke else frontier.Size()
   points = frontier.run(options.seeds, size)
@@ -71,7 +72,9 @@ def run(options: argparse.Namespace) -> int:
     ("seeds", str(options.seeds)),
     ("time", terminal.format_seconds(time.perf_counter() - begun)),
   ]
-  table_page.write(workdir / PAGE, frontier.page(points, found, facts))
+  notes = [study.SHORT] if options.smoke else []
+  page = frontier.page(points, found, facts, notes)
+  table_page.write(workdir / PAGE, page)
   cells = [
     [method, setting, *(terminal.decimal(x, 3) for x in frontier.means(those))]
     for (method, setting), those in frontier.by_setting(points).items()

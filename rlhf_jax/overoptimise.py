@@ -96,7 +96,12 @@ def report(options: argparse.Namespace, workdir: Path, seconds: float) -> None:
   """
   from rlhf_jax.evaluation import table_page
   from rlhf_jax.experiments import claims as claims_lib
-  from rlhf_jax.experiments import curves, curves_page, enumerated_level
+  from rlhf_jax.experiments import (
+    curves,
+    curves_page,
+    enumerated_level,
+    study,
+  )
 
   found = curves.read(workdir)
   if not found:
@@ -111,11 +116,7 @@ def report(options: argparse.Namespace, workdir: Path, seconds: float) -> None:
   curves.write_tables(workdir, table)
   curves.show(table)
   claims_lib.show(claims)
-  notes = []
-  if options.smoke:
-    notes.append(
-      ("note", "A short trial (--smoke): these numbers mean nothing.")
-    )
+  notes = [study.SHORT] if options.smoke else []
   facts = [
     ("command", f"python -m rlhf_jax.overoptimise {shlex.join(sys.argv[1:])}"),
     ("level", options.level),
@@ -153,11 +154,12 @@ def run(options: argparse.Namespace) -> int:
     UserError: value, rule and remedy.
   """
   from rlhf_jax.experiments import study
+  from rlhf_jax.pipelines import workdir as workdir_lib
   from rlhf_jax.runs import lock
 
   _check(options)
   workdir = Path(options.workdir).expanduser()
-  workdir.mkdir(parents=True, exist_ok=True)
+  workdir_lib.make_folder_of_many(workdir, "a study")
   begun = time.perf_counter()
   with lock.held(workdir):
     study.check(workdir, {"level": options.level})

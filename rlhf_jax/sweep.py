@@ -119,7 +119,7 @@ def _run_trials(
   facts = {"options": common, "smoke": values.smoke}
   if halved is not None:
     facts["halving"] = [halved.field, list(halved.rungs), halved.metric]
-  workdir_lib.make_folder(workdir)
+  workdir_lib.make_folder_of_many(workdir, "a sweep")
   with lock.held(workdir), processes.Signals() as signals:
     trials.record(workdir, found, facts)
     print(
@@ -183,6 +183,7 @@ def report(
 
   if not workdir.is_dir():
     raise UserError(f"--workdir={str(workdir)!r}: no such folder.")
+  front = fronts.read(pareto) if pareto else None
   metric = results.choose(workdir, found, metric)
   best = numbers.direction(metric, best) if metric else "max"
   rows, settings = results.write(workdir, found, metric, best)
@@ -192,15 +193,17 @@ def report(
   files = ["results.md", "results.csv", "results.jsonl", "trials.csv"]
   if pictures.write(workdir / "results.png", rows, settings, metric, best):
     files.append("results.png")
-  if pareto:
-    headers, cells = fronts.write(workdir, found, fronts.read(pareto))
+  if front is not None:
+    headers, cells = fronts.write(workdir, found, front)
     print(f"\n{terminal.format_table(headers, cells)}")
     files += ["pareto.md", "pareto.csv", "pareto.png"]
   print(f"In {workdir}: {', '.join(files)}")
   over = (running.DONE, running.HALVED)
   open_ = [row for row in rows if row["status"] not in over]
   for row in open_:
-    print(f"  {row['trial']} {row['status']}: {workdir / row['trial']}.log")
+    log = workdir / f"{row['trial']}.log"
+    where = f": {log}" if log.is_file() else ""
+    print(f"  {row['trial']} {row['status']}{where}")
   if any(row["status"] == running.FAILED for row in open_):
     print("Failed trials run again with --retry_failed.")
   return 1 if open_ else 0

@@ -36,12 +36,17 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table. heads: of its columns; the first is text, the others numbers."""
+  """A table.
+
+  heads: of its columns; the first is text, the others numbers.
+  is_text: the others are sentences too, which begin at the left and wrap.
+  """
 
   heads: Sequence[str]
   rows: Sequence[Sequence[Cell | str]]
   title: str = ""
   note: str = ""
+  is_text: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +124,7 @@ def _section(section: Section, *, with_png: bool) -> dict[str, Any]:
       {
         "title": table.title,
         "note": table.note,
+        "is_text": table.is_text,
         "heads": table.heads,
         "rows": [[_cell(cell) for cell in row] for row in table.rows],
       }

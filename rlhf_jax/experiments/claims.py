@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlhf_jax.evaluation import overoptimisation as over
+from rlhf_jax.evaluation.table_page import Cell, Section, Table
 from rlhf_jax.experiments.curves import FALL, Curve, Row
 
 
@@ -214,6 +215,17 @@ def _distance_of(curve: Curve, proxy: float) -> float:
   """Returns the first d at which the proxy has reached a score."""
   reached = np.flatnonzero(np.asarray(curve.proxy) >= proxy)
   return float(curve.distance[reached[0]]) if len(reached) else math.inf
+
+
+def section(found: Sequence[Claim]) -> Section:
+  """Returns claims as a part of a page."""
+  rows = [
+    [x.text, Cell("yes" if x.holds else "no", is_bad=not x.holds), x.found]
+    for x in found
+  ]
+  heads = ["claim", "seen", "numbers"]
+  table = Table(heads, rows, is_text=True)
+  return Section("What was asked, and what was seen", tables=[table])
 
 
 def show(found: Sequence[Claim]) -> None:

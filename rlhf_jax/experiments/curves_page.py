@@ -19,6 +19,7 @@ from rlhf_jax.evaluation.table_page import (
   interval,
   plain,
 )
+from rlhf_jax.experiments import claims as claims_lib
 from rlhf_jax.experiments.claims import Claim
 from rlhf_jax.experiments.curves import FAR, Curve, Row, best_place
 
@@ -262,21 +263,7 @@ def page(
     facts: where the numbers come from.
     notes: (level, sentence) above the pictures.
   """
-  sections = [
-    Section(
-      "What was asked, and what was seen",
-      tables=[
-        Table(
-          ["claim", "seen", "numbers"],
-          [
-            [x.text, Cell("yes" if x.holds else "no", is_bad=not x.holds)]
-            + [Cell(x.found)]
-            for x in claims
-          ],
-        )
-      ],
-    )
-  ]
+  sections = [claims_lib.section(claims)]
   for method, label in METHODS.items():
     rows = [x for x in table if x.method == method]
     compared = [

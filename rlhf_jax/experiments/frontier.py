@@ -24,6 +24,7 @@ from rlhf_jax.evaluation.distance_pictures import Line, Scores, picture
 from rlhf_jax.evaluation.pictures import number
 from rlhf_jax.evaluation.table_page import Cell, Page, Section, Table
 from rlhf_jax.experiments import bandit
+from rlhf_jax.experiments import claims as claims_lib
 from rlhf_jax.experiments.claims import Claim
 
 ARMS = 64
@@ -291,8 +292,9 @@ def page(
   points: Sequence[Point],
   found: Sequence[Claim],
   facts: Sequence[tuple[str, Any]],
+  notes: Sequence[tuple[str, str]] = (),
 ) -> Page:
-  """Returns the page of the study."""
+  """Returns the page of the study; notes: (level, sentence) at its top."""
   rows = []
   for (method, setting), those in by_setting(points).items():
     kl, reward, share = means(those)
@@ -308,19 +310,13 @@ def page(
     )
   seeds = sorted({x.seed for x in points})
   heads = ["method", "KL (nats)", "reward", "of the frontier"]
-  asked = [
-    [x.text, Cell("yes" if x.holds else "no", is_bad=not x.holds), x.found]
-    for x in found
-  ]
   return Page(
     title="Reward against KL",
     subtitle=f"Every family of methods on {ARMS} answers whose rewards are "
     "known, below the most that any policy has",
+    warnings=notes,
     sections=[
-      Section(
-        "What was asked, and what was seen",
-        tables=[Table(["claim", "seen", "numbers"], asked)],
-      ),
+      claims_lib.section(found),
       Section("Pictures", pictures=[picture_of(points, x) for x in seeds]),
       Section("Means over seeds", tables=[Table(heads, rows)]),
     ],

@@ -16,6 +16,8 @@ from rlhf_jax.pipelines import workdir as workdir_lib
 from rlhf_jax.schema import UserError
 
 FILE = "study.json"
+# A note of a page, (level, message).
+SHORT = ("note", "A short trial (--smoke): these numbers mean nothing.")
 
 
 def check(workdir: Path, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import rlhf_jax
 from rlhf_jax import distributed
 from rlhf_jax.pipelines import provenance
 from rlhf_jax.programs.pipeline import Job
+from rlhf_jax.runs import stage_file
 from rlhf_jax.schema import UserError, check_local
 
 CONFIG_FILE = "config.json"
@@ -64,6 +65,26 @@ def make_folder(workdir: Path) -> None:
       f"--workdir={str(workdir)!r}: cannot be written ({error.strerror}). "
       "Choose another folder, or change its permissions."
     ) from error
+
+
+def make_folder_of_many(workdir: Path, of: str) -> None:
+  """Makes the folder of something that is made of runs, or of none.
+
+  Args:
+    workdir: the folder.
+    of: what it is for, for the message: "a sweep".
+
+  Raises:
+    UserError: not a writable folder, or one that holds a run, among whose
+      files the others would stand.
+  """
+  for name in (CONFIG_FILE, stage_file.STAGE_FILE):
+    if (workdir / name).is_file():
+      raise UserError(
+        f"--workdir={str(workdir)!r}: holds a run ({name}), and {of} has a "
+        "folder of its own. Name another."
+      )
+  make_folder(workdir)
 
 
 def prepare(config: Any, job: Job, workdir: Path) -> dict[str, tuple]:

@@ -181,6 +181,18 @@ def test_the_page_shows_all_and_escapes_texts():
   assert html.count("<svg") == 3 and "http" not in html.split("</style>")[1]
 
 
+def test_a_table_of_sentences_is_marked_and_as_wide_as_the_page():
+  rows = [["a claim", "yes", "what was seen"]]
+  for is_text in (False, True):
+    table = table_page.Table(
+      ["claim", "seen", "numbers"], rows, is_text=is_text
+    )
+    section = table_page.Section("Claims", tables=[table])
+    html = table_page.render(table_page.Page("Page", sections=[section]))
+    assert ('<table class="words">' in html) == is_text
+    assert ('class="scroll few"' in html) == (not is_text)
+
+
 def test_refusals():
   items, scores, lengths = planted(5)
   with pytest.raises(UserError, match="by='planet'"):

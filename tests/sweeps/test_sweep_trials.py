@@ -166,6 +166,15 @@ def test_options_that_cannot_be_are_refused(file, capsys, options, words):
   assert words in capsys.readouterr().err
 
 
+def test_a_sweep_does_not_stand_in_the_folder_of_a_run(file, capsys):
+  folder = file.parent / "run"
+  folder.mkdir()
+  (folder / "config.json").write_text("{}")
+  assert command(file, f"--workdir={folder}") == 2
+  assert "holds a run (config.json)" in capsys.readouterr().err
+  assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
 def test_a_trial_cannot_become_another_and_more_may_follow(tmp_path):
   old, facts = trials.make([{"a": 1}], 0, 1), {"options": []}
   trials.record(tmp_path, old, facts)
