@@ -265,6 +265,14 @@ def need_stage(
     found = "one that is not finished"
   elif folder.is_dir():
     found = "no run in it"
+    below = sorted(
+      path.parent.name
+      for path in folder.glob(f"*/{STAGE_FILE}")
+      if kind_of(read_stage(path.parent)) == kind
+    )
+    if below:
+      found = "a folder of several runs"
+      remedy = f"Name one of them: {', '.join(str(folder / x) for x in below)}."
   else:
     found = "no such folder"
     head, at, _ = str(workdir).rpartition("@")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax import distributed, metrics
+from rlhf_jax import distributed, frontier, metrics, overoptimise
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.pipelines import defaults, summary
 from rlhf_jax.programs import rejection_samples
@@ -33,6 +33,29 @@ INFO = {
   },
 }
 HEAD = {"pooling": "last", "outputs": 1, "hidden_units": 0}
+
+
+def test_of_a_folder_of_several_runs_one_is_named(tmp_path):
+  for name, head in (("sft", None), ("ppo", None), ("reward", HEAD)):
+    (tmp_path / name).mkdir()
+    written(tmp_path / name, INFO | {"role": INFO["role"] | {"head": head}})
+  with pytest.raises(UserError) as caught:
+    stages.need_stage(tmp_path, stages.POLICY, "config.policy")
+  assert "found a folder of several runs" in str(caught.value)
+  assert f"Name one of them: {tmp_path}/ppo, {tmp_path}/sft." in str(
+    caught.value
+  )
+
+
+@pytest.mark.parametrize("command", [frontier, overoptimise])
+@pytest.mark.parametrize("file", ["config.json", "stage.json"])
+def test_a_study_does_not_stand_in_the_folder_of_a_run(
+  command, file, tmp_path, capsys
+):
+  (tmp_path / file).write_text("{}")
+  assert command.main(["x", "--smoke", f"--workdir={tmp_path}"]) == 2
+  assert f"holds a run ({file})" in capsys.readouterr().err
+  assert [path.name for path in tmp_path.iterdir()] == [file]
 
 
 def written(folder, info):
