@@ -121,7 +121,7 @@ def run(settings: Settings, world: World) -> dict:
     return results.numbers(path)
   base = world.base(settings.model)
   world.workdir.mkdir(parents=True, exist_ok=True)
-  suite = task_suites.load(settings.suite, base)
+  suite = task_suites.load(settings.suite, base, section="suite")
   print(f"tasks: {task_suites.describe(suite)}", flush=True)
   found: dict[str, task_runs.Outcomes] = {}
   for name, folder in settings.named.items():
@@ -186,8 +186,11 @@ def _about(
   """Returns where the numbers come from, for the end of the page."""
   config = settings.suite
   found = [("model", settings.model.source), ("policies", settings.policies)]
-  found += [(task.name, f"{task.kind}:{task.source}") for task in config.named]
-  found += [(x.name, x.about) for x in suite.tasks.values() if x.about]
+  about = {x.name: f", {x.about}" for x in suite.tasks.values() if x.about}
+  found += [
+    (x.name, f"{x.kind}:{x.source}{about.get(x.name, '')}")
+    for x in config.named
+  ]
   told = "in the chat template" if config.chat else "as plain text"
   return [*found, ("shots", config.shots), ("prompts", told)]
 

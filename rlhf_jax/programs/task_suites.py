@@ -110,12 +110,7 @@ class Suite:
     if not places:
       return
     bound = verifiers.bind_parts(task.scorer, **task.settings)
-    if bound.prepare is not None:
-      try:
-        bound.prepare([task.items[i].answer for i in places])
-      except rows.BadReference as error:
-        where = task.items[places[error.row]].where
-        raise UserError(f"{where}: {error}") from error
+    _check_references(bound, [task.items[i] for i in places], base.tokenizer)
     ids = []
     for i in places:
       item = task.items[i]
@@ -127,17 +122,50 @@ class Suite:
     self.scorers[task.name] = bound
 
 
-def load(config: Config, base: Base, limit: int = 0) -> Suite:
+def _check_references(
+  bound: Bound, items: Sequence[Item], tokenizer: Tokenizer
+) -> None:
+  """Tries what scores answers on an empty one to each item.
+
+  Raises:
+    UserError: no answer could be judged by what an item holds; with its place.
+  """
+  if bound.prepare is not None:
+    try:
+      bound.prepare([item.answer for item in items])
+    except rows.BadReference as error:
+      rule = str(error).replace(f"references[{error.row}]", "answer", 1)
+      raise UserError(f"{items[error.row].where}: {rule}") from error
+    return
+  for item in items:
+    empty = rows.Answers(
+      texts=[""],
+      references=[item.answer],
+      prompts=[str(item.prompt)],
+      records=[dict(item.fields)],
+      token_ids=[[tokenizer.eos_id]],
+      has_ended=[True],
+    )
+    try:
+      bound(empty)
+    except ValueError as error:
+      rule = str(error).replace("references[0]", "answer", 1)
+      raise UserError(f"{item.where}: {rule}") from error
+
+
+def load(config: Config, base: Base, limit: int = 0, *, section: str) -> Suite:
   """Returns the suite of a section; see Suite.of.
 
   Args:
     config: the section; tasks of lm-eval are no part of it.
     base: whose tokenizer.
     limit: items of each task at most, besides config.limit; 0 for no bound.
+    section: its name, for messages.
   """
   most = min(filter(None, (config.limit, limit)), default=0)
   tasks = [
-    loading.load(task, shots=config.shots, limit=most) for task in config.own
+    loading.load(task, shots=config.shots, limit=most, section=section)
+    for task in config.own
   ]
   return Suite.of(tasks, base, config)
 

@@ -118,10 +118,10 @@ class Tax:
     if not config.tasks:
       return None
     base = sampler.base
-    suite = task_suites.load(config, base)
+    suite = task_suites.load(config, base, section="tax")
     subset = suite
     if config.subset and config.every:
-      subset = task_suites.load(config, base, config.subset)
+      subset = task_suites.load(config, base, config.subset, section="tax")
     runner = Runner(sampler.role, sampler.frozen, base, mesh, config.batch_size)
     print(f"{name}: capabilities: {task_suites.describe(suite)}", flush=True)
     return Tax(config, runner, suite, subset, workdir / FOLDER, name)

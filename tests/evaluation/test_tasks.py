@@ -100,8 +100,8 @@ def test_worked_examples_are_taken_off_the_end(tmp_path):
   assert [item.prompt for item in task.items] == [
     f"Question: q2\nAnswer: a dog\n\nQuestion: q{i}\nAnswer:" for i in (0, 1)
   ]
-  with pytest.raises(FieldError, match="shots=3"):
-    loading.load(named[0], shots=3)
+  with pytest.raises(FieldError, match="^tax.shots=3"):
+    loading.load(named[0], shots=3, section="tax")
 
 
 def test_made_tasks_are_the_same_each_time_and_have_one_right_choice():

@@ -159,6 +159,19 @@ def test_what_does_not_fit_is_refused_with_its_place(policy):
     task_suites.Suite.of([Task("t", [item])], base, task_suites.Config())
 
 
+def test_an_answer_that_nothing_is_judged_by_is_refused_at_once(policy):
+  from rlhf_jax.evaluation.tasks import layouts
+
+  number = layouts.LAYOUTS["gsm8k"]
+  items = [
+    number.parse({"question": "q", "answer": answer}, f"file:{i}")
+    for i, answer in ((1, "#### 4"), (2, "B"))
+  ]
+  task = Task("t", items, number.scorer, number.settings)
+  with pytest.raises(UserError, match="^file:2: answer='B': it is not a sing"):
+    task_suites.Suite.of([task], policy[0], task_suites.Config())
+
+
 def test_answers_are_cut_before_what_ends_them():
   assert task_runs.cut("4\nQuestion: 5", ("\nQuestion:", "x")) == "4"
   assert task_runs.cut("4", ("\n",)) == "4"

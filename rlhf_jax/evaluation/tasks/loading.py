@@ -18,7 +18,7 @@ from rlhf_jax.data import sources
 from rlhf_jax.evaluation.tasks import made
 from rlhf_jax.evaluation.tasks.items import GENERATE, Item, Prompt, Task
 from rlhf_jax.evaluation.tasks.layouts import LAYOUTS, Layout
-from rlhf_jax.schema import FieldError, as_field
+from rlhf_jax.schema import FieldError, UserError, as_field
 
 MADE, HARNESS = "made", "lm_eval"
 
@@ -95,7 +95,9 @@ def layout_of(kind: str, field: str = "tasks") -> Layout:
     )
 
 
-def load(task: Named, *, shots: int = 0, limit: int = 0) -> Task:
+def load(
+  task: Named, *, shots: int = 0, limit: int = 0, section: str = "suite"
+) -> Task:
   """Returns a task with its items.
 
   Args:
@@ -103,6 +105,7 @@ def load(task: Named, *, shots: int = 0, limit: int = 0) -> Task:
     shots: worked examples before each item: the last records of the file,
       which are then not asked themselves.
     limit: items at most, the first of them; 0 for all.
+    section: where `shots` was set, for messages.
 
   Raises:
     UserError: a record that does not fit the layout, or too few of them.
@@ -115,7 +118,8 @@ def load(task: Named, *, shots: int = 0, limit: int = 0) -> Task:
     records = sources.read_located(task.source)
     found = [layout.parse(record, where) for where, record in records]
   if shots:
-    found = with_shots(found, shots, layout, task.name)
+    with as_field(f"{section}."):
+      found = with_shots(found, shots, layout, task.name)
   return Task(
     name=task.name,
     items=found,
@@ -135,14 +139,14 @@ def with_shots(
   """Returns items behind worked examples, the last of the list, in order.
 
   Raises:
-    FieldError: this layout has none, or there are too few items.
+    UserError: this layout has none, or there are too few items.
   """
   if layout.said is None:
-    raise FieldError(
+    raise UserError(
       f"shots={shots}: task {name!r} has no worked examples. Set 0."
     )
   if len(found) <= shots:
-    raise FieldError(
+    raise UserError(
       f"shots={shots}: task {name!r} has {len(found)} items, and the examples "
       "are taken off them. Set fewer."
     )
