@@ -126,6 +126,11 @@ def test_the_report_says_what_the_run_was_made_with(files, sft_lora):
   assert "cpu" in facts["hardware"] and "CPU cores" in facts["hardware"]
 
 
+def test_what_a_pipeline_leaves_has_a_line():
+  left = {x.result for x in pipelines.PIPELINES.values() if x.result}
+  assert left <= set(closing.FILES) | {"stage.json"}
+
+
 @pytest.mark.parametrize("name", ["reward", "ppo", "evaluate", "dpo"])
 def test_experiments_that_are_named_are_there(name):
   beside = closing.__file__.partition("rlhf_jax/pipelines")[0]
