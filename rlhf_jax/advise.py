@@ -76,6 +76,11 @@ def _check(options: argparse.Namespace) -> None:
       f"--price={options.price}: nothing is planned without a slice. Add "
       "--chips=v5e:8x8, or leave it out."
     )
+  if options.model != MODEL and not options.chips:
+    raise UserError(
+      f"--model={options.model}: nothing is planned without a slice, and "
+      "nothing else reads the model. Add --chips=v5e:8x8, or leave it out."
+    )
 
 
 def _fill(text: str, indent: str, first: str = "") -> str:

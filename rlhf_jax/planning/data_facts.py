@@ -137,6 +137,9 @@ def of(examples: Iterable[Any], refused: int = 0) -> Facts:
   keys: set[str] = set()
   longer = different = ties = pairs = 0
   for example in examples:
+    if isinstance(example, Comparison) and example.chosen == example.rejected:
+      refused += 1  # as encode.py leaves it out
+      continue
     counts[_KINDS[type(example)]] += 1
     fields = getattr(example, "fields", {})
     if fields.get("annotator"):

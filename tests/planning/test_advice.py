@@ -95,6 +95,13 @@ def test_facts_of_examples_by_hand():
   assert found.objectives == ("help",)
 
 
+def test_a_pair_of_equal_answers_is_none():
+  same = Comparison(where="", prompt="p", chosen="a", rejected="a")
+  other = Comparison(where="", prompt="p", chosen="a", rejected="b")
+  found = data_facts.of([same, other], refused=1)
+  assert (found.comparisons, found.pairs, found.refused) == (1, 1, 2)
+
+
 def test_hours_grow_with_the_data_and_money_with_the_price(monkeypatch):
   monkeypatch.setattr(costs.remedies, "advice", lambda *_: "less")  # is slow
   slice_ = topology.parse("cpu:1")
@@ -134,6 +141,7 @@ def test_the_command_says_all_of_it(tmp_path, capsys):
   ("options", "message"),
   [
     (["--price=1"], "Add --chips"),
+    (["--model=shape:lama3_8b"], "Add --chips"),
     (["--annotation=-1"], "price is >= 0"),
     (["--chips=v9:2x2"], "--chips=v9:2x2: no such generation"),
   ],
