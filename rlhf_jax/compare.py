@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax import output
+from rlhf_jax import imported, output
 from rlhf_jax.schema import UserError
 
 EXIT_USAGE = 2
@@ -59,6 +59,9 @@ def curves(runs: Sequence[Any], word: str) -> dict[str, dict[int, Any]]:
   Args:
     runs: comparisons/sources.py.
     word: only metrics with it in their name; "" for all but times.
+
+  Raises:
+    UserError: no metric has the word in its name.
   """
   found: dict[str, dict[int, Any]] = {}
   for number, run in enumerate(runs):
@@ -67,6 +70,14 @@ def curves(runs: Sequence[Any], word: str) -> dict[str, dict[int, Any]]:
       if word in name and (word or not is_time):
         steps, values = zip(*rows, strict=True)
         found.setdefault(name, {})[number] = (steps, values)
+
+  if word and not found:
+    known = sorted({name for run in runs for name in run.columns})
+    raise UserError(
+      f"--curves={word}: no metric of these runs has it in its name."
+      f"{imported.nearest(word, known)} Leave it out to draw all "
+      f"{len(known)}."
+    )
 
   def place(name: str) -> tuple[int, int]:
     near = [i for i, x in enumerate(FIRST) if x in name]

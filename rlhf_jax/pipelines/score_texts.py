@@ -381,7 +381,9 @@ def tell(settings: Settings, workdir: Path) -> None:
   """Prints a table: a row a judge."""
   del settings
   facts = results.numbers(workdir / RESULT_FILE)
-  heads = ["mean", "std", "min", "median", "max", "correct"]
+  heads = ["mean", "std", "min", "median", "max"]
+  if any("correct" in x for x in facts["scores"].values()):
+    heads.append("correct")
   cells = [
     [name, *(terminal.decimal(x[h], 3) if h in x else "" for h in heads)]
     for name, x in facts["scores"].items()

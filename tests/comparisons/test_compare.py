@@ -295,6 +295,7 @@ def test_runs_without_texts_are_compared_by_their_curves(tmp_path):
     (["--first=nobody"], "There are before, a, b, c"),
     (["--judge=golt"], "Did you mean 'gold'"),
     (["--texts=-1"], "must be >= 0"),
+    (["--curves=klx"], "--curves=klx: no metric of these runs has it in its"),
     (["NOWHERE"], "no such folder"),
     (["EMPTY"], "holds no run"),
     (["a"], "stands twice"),

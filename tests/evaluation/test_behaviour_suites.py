@@ -257,6 +257,7 @@ def test_what_became_worse_is_said_and_shown(tmp_path):
   ((heads, rows),) = page.tables(told)
   assert heads == ["", "sft", "ppo", "ppo - first"]
   assert rows[0][1].startswith("0.000 [0.00, 0.16] n=20")
+  assert rows[0][3].startswith("1.000 [1.000, 1.000] n=20")
   rows = [{"suite": "flips", "of": "ppo", "question": "<q>"}]
   table_page.write(
     tmp_path / "x.html", page.page(told, [("facts", "ours")], rows)

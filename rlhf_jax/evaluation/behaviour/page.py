@@ -155,12 +155,18 @@ def tables(told: Mapping[str, Any]) -> list[Terminal]:
   return found
 
 
+def _digits(is_share: bool) -> int:
+  """Returns the decimals of an interval; that of a change may be narrow."""
+  return 2 if is_share else 3
+
+
 def _short(found: Mapping[str, Any]) -> str:
   if found["value"] is None:
     return pictures.ABSENT
   said = f"{found['value']:.3f}"
   if found["low"] is not None:
-    said += f" [{found['low']:.2f}, {found['high']:.2f}]"
+    digits = _digits(found.get("is_share", False))
+    said += f" [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
   return f"{said} n={found['count']}"
 
 
@@ -279,7 +285,8 @@ def _cell(found: Mapping[str, Any], is_bad: bool = False) -> Cell:
   is_share = found.get("is_share", True)
   small, span = f"n={found['count']:,}", None
   if found["low"] is not None:
-    low, high = (pictures.number(found[x], 2) for x in ("low", "high"))
+    digits = _digits(is_share)
+    low, high = (pictures.number(found[x], digits) for x in ("low", "high"))
     small = f"{low} to {high}, {small}"
     if is_share:
       span = (found["value"], found["low"], found["high"])
