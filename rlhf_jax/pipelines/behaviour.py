@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax import distributed, schema, terminal
+from rlhf_jax import distributed, imported, schema, terminal
 from rlhf_jax.data import attributes, facts, sources
 from rlhf_jax.evaluation import table_page
 from rlhf_jax.evaluation.behaviour import (
@@ -118,11 +118,12 @@ class Settings(schema.Settings):
           f"{name}={getattr(self, name)!r}: one of them stands there twice. "
           "Leave it out."
         )
+    known = (*SUITES, sycophancy.MATCHING)
     for name in self.asked:
-      if name not in (*SUITES, sycophancy.MATCHING):
+      if name not in known:
         raise FieldError(
           f"suites={self.suites!r}: there is no {name!r}. Choose of "
-          f"{', '.join((*SUITES, sycophancy.MATCHING))}."
+          f"{', '.join(known)}.{imported.nearest(name, known)}"
         )
     self._check_read()
     is_asked = sycophancy.MATCHING in self.asked

@@ -45,7 +45,7 @@ FILES = {
   "transcripts.jsonl": "everything that was said",
   "dialogues.jsonl": "the dialogues, data for SFT on their last answers",
   "ghost_attention.json": "the numbers above",
-  "report.html": "one page: curves, calibration, texts before and after",
+  "report.html": "one page: curves, numbers, texts",
   "summary.json": "the numbers above",
   "model": "what transformers and vLLM load; its README.md is a model card",
   "adapter": "what peft loads; its README.md is a model card",

@@ -146,7 +146,8 @@ def load_prompts(settings: Settings, base: Base) -> list[PromptBatch]:
   if len(ids) < count:
     raise FieldError(
       f"count={count}: only {len(ids)} prompts in {data.source}. "
-      "Lower count, or give more prompts; a prompt is not used twice."
+      f"Lower count, a multiple of batch_size={size}, which may be lowered "
+      "too, or give more prompts; a prompt is not used twice."
     )
   width = max(len(row) for row in ids[:count])
   return [

@@ -81,7 +81,7 @@ def test_a_list_of_tasks_is_read_by_layout_and_name(tmp_path):
 @pytest.mark.parametrize(
   ("text", "says"),
   [
-    ("mmul:x.jsonl", "write LAYOUT:PATH"),
+    ("mmul:x.jsonl", "write LAYOUT:PATH.* Did you mean 'mmlu'"),
     ("x.jsonl", "write LAYOUT:PATH"),
     ("text:a.jsonl,cloze:b/a.jsonl", "two tasks are called 'a'"),
   ],

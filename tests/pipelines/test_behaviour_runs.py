@@ -96,6 +96,7 @@ def test_a_reward_model_is_asked(make_config, files, reward_full, tmp_path):
     ({"refusal_pairs": "gone.jsonl"}, "refusal_pairs='gone.jsonl'"),
     ({"answer_tokens": 0}, "answer_tokens=0"),
     ({"suites": "flips", "matching": ""}, "turns=2 with suites='flips'"),
+    ({"suites": "flip"}, "there is no 'flip'.* Did you mean 'flips'"),
     (
       {"suites": "refusals", "matching": "", "turns": 4},
       "jsonl' with suites='refusals'",

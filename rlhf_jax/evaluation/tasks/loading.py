@@ -53,6 +53,7 @@ def named(text: str, field: str = "tasks") -> list[Named]:
       raise FieldError(
         f"{field}={part!r}: write LAYOUT:PATH, with one of {', '.join(known)} "
         "or the import path of a Layout before the colon."
+        f"{imported.nearest(kind, known)}"
       )
     if not is_named:
       name = source if kind in (MADE, HARNESS) else Path(source).stem
