@@ -90,6 +90,13 @@ class Config:
         f"keep={self.keep} with fresh=False: nothing is sampled to be kept. "
         "Set keep=0."
       )
+    for field in ("updates", "cap", "level") if not self.is_on else ():
+      value = getattr(self, field)
+      if value != getattr(type(self), field):
+        raise FieldError(
+          f"{field}={value!r} with keep=0, source='': nothing is stored, so "
+          "nothing reads it. Set keep, or leave it out."
+        )
 
   @property
   def is_on(self) -> bool:

@@ -121,6 +121,8 @@ def test_rollouts_of_another_judge_are_refused(
     ({"shaping.normalise": "scale"}, "the run has running moments"),
     ({"buffer.cap": 0.0}, "cap=0.0: must be > 0"),
     ({"buffer.fresh": False}, "nothing to learn from"),
+    ({"buffer.keep": 0, "buffer.updates": 2}, "updates=2 with keep=0"),
+    ({"buffer.keep": 0, "buffer.cap": None}, "cap=None with keep=0"),
     (
       {"buffer.fresh": False, "buffer.source": "x", "buffer.keep": 0}
       | {"shaping.kl_controller": "adaptive"},
