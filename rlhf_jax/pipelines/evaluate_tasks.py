@@ -119,9 +119,10 @@ def run(settings: Settings, world: World) -> dict:
   if path.is_file():
     results.check(path, origins, settings.runs)
     return results.numbers(path)
+  tasks = task_suites.read(settings.suite, section="suite")
   base = world.base(settings.model)
   world.workdir.mkdir(parents=True, exist_ok=True)
-  suite = task_suites.load(settings.suite, base, section="suite")
+  suite = task_suites.Suite.of(tasks, base, settings.suite)
   print(f"tasks: {task_suites.describe(suite)}", flush=True)
   found: dict[str, task_runs.Outcomes] = {}
   for name, folder in settings.named.items():

@@ -153,21 +153,27 @@ def _check_references(
       raise UserError(f"{item.where}: {rule}") from error
 
 
-def load(config: Config, base: Base, limit: int = 0, *, section: str) -> Suite:
-  """Returns the suite of a section; see Suite.of.
+def read(config: Config, limit: int = 0, *, section: str) -> list[Task]:
+  """Returns the tasks of a section with their items; reads no model.
 
   Args:
     config: the section; tasks of lm-eval are no part of it.
-    base: whose tokenizer.
     limit: items of each task at most, besides config.limit; 0 for no bound.
     section: its name, for messages.
+
+  Raises:
+    UserError: see loading.load.
   """
   most = min(filter(None, (config.limit, limit)), default=0)
-  tasks = [
+  return [
     loading.load(task, shots=config.shots, limit=most, section=section)
     for task in config.own
   ]
-  return Suite.of(tasks, base, config)
+
+
+def load(config: Config, base: Base, limit: int = 0, *, section: str) -> Suite:
+  """Returns the suite of a section for the tokenizer of `base`; see `read`."""
+  return Suite.of(read(config, limit, section=section), base, config)
 
 
 def begin_id(tokenizer: Tokenizer) -> int:

@@ -1,6 +1,7 @@
 """A tiny policy does tasks: likelihoods against a naive pass, scores."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from rlhf_jax.evaluation.tasks.items import Item, Task
 from rlhf_jax.models import outputs, transformer
 from rlhf_jax.models.rows import Rows
 from rlhf_jax.parallel import mesh as mesh_lib
-from rlhf_jax.pipelines import defaults
+from rlhf_jax.pipelines import defaults, evaluate_tasks
 from rlhf_jax.programs import compared, likelihoods, task_runs, task_suites
 from rlhf_jax.programs.likelihoods import Pair
 from rlhf_jax.schema import UserError
@@ -170,6 +171,15 @@ def test_an_answer_that_nothing_is_judged_by_is_refused_at_once(policy):
   task = Task("t", items, number.scorer, number.settings)
   with pytest.raises(UserError, match="^file:2: answer='B': it is not a sing"):
     task_suites.Suite.of([task], policy[0], task_suites.Config())
+
+
+def test_the_files_of_tasks_are_read_before_the_model(tmp_path):
+  (tmp_path / "x.jsonl").write_text("")
+  suite = task_suites.Config(tasks=f"mmlu:{tmp_path / 'x.jsonl'}")
+  settings = evaluate_tasks.Settings(policies="model", suite=suite)
+  world = types.SimpleNamespace(workdir=tmp_path)  # it has no model
+  with pytest.raises(UserError, match="x.jsonl:1: the file is empty"):
+    evaluate_tasks.run(settings, world)
 
 
 def test_answers_are_cut_before_what_ends_them():
