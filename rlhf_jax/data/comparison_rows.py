@@ -83,6 +83,40 @@ class Comparisons:
     )
 
 
+def flipped(
+  data: Comparisons, share: float, seed: int
+) -> tuple[Comparisons, int]:
+  """Returns comparisons of which a share has the wrong label, and how many.
+
+  Args:
+    data: pairs, or judged answers, whose label is turned round.
+    share: in [0, 1].
+    seed: of which they are.
+
+  Raises:
+    FieldError: rankings that stay whole.
+  """
+  count, width = data.pairs.shape
+  if data.ranks is not None or width > 2:
+    raise FieldError(
+      f"flips={share:g} with rankings='whole': one of several answers is in no "
+      "wrong place by itself. Set rankings='pairs', or flips=0."
+    )
+  number = round(share * count)
+  which = np.random.default_rng(seed).permutation(count)[:number]
+  if width == 1:
+    labels = data.labels.copy()
+    labels[which] = 1.0 - labels[which]
+    return dataclasses.replace(data, labels=labels), number
+  found = {}
+  for name in ("pairs", "groups", "targets"):
+    value = getattr(data, name)
+    if value is not None and value.shape[1] == 2:
+      found[name] = value.copy()
+      found[name][which] = value[which, ::-1]
+  return dataclasses.replace(data, **found), number
+
+
 def of_encoded_pairs(
   encoded: Sequence[dict],
   strengths: Sequence[str | float | None],

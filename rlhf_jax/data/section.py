@@ -55,6 +55,8 @@ class Data:
   pairs: int = 0  # comparisons drawn from ratings
   ties: str = "drop"  # answers that tie, or equal ratings: no pair (ratings:
   # drawn again), or "soft", the label 0.5
+  flips: float = 0.0  # share of the comparisons that train whose answers change
+  # places, to study wrong labels; held-out ones stay as they are
   objective: str = ""  # rankings, rated dialogues: by which objective they are
   # ordered; "": as a whole, by the only one, or by the mean of the ratings
   rankings: str = "refuse"  # how more than two answers are read: "pairs", each
@@ -100,6 +102,8 @@ class Data:
         "duplicates='near' with near=0.0: nothing is near. Set near=0.8, or "
         "duplicates='exact'."
       )
+    if not 0.0 <= self.flips <= 1.0:
+      raise FieldError(f"flips={self.flips}: must be in [0, 1].")
     self._check_by()
     if "," in self.format and self.source:
       self.formats()

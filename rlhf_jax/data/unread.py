@@ -48,7 +48,14 @@ _READ = {
 }
 
 
-def check(data: Data, name: str, use: str, *, packs: bool = True) -> None:
+def check(
+  data: Data,
+  name: str,
+  use: str,
+  *,
+  packs: bool = True,
+  trains: bool = False,
+) -> None:
   """Raises FieldError for a setting that these rows would not read.
 
   Args:
@@ -56,6 +63,7 @@ def check(data: Data, name: str, use: str, *, packs: bool = True) -> None:
     name: of the section, for the message.
     use: DEMONSTRATIONS, COMPARISONS, PROMPTS or STEPS.
     packs: whether rows are shared as data.pack and data.share_prompts say.
+    trains: whether labels may be wrong on purpose, as data.flips says.
   """
   is_rated = data.has_format("ratings") or assets.is_rated(data.source)
   if not data.source or (imported.is_path(data.format) and not is_rated):
@@ -66,6 +74,8 @@ def check(data: Data, name: str, use: str, *, packs: bool = True) -> None:
   read = {*_ALWAYS, *_READ[use, kind], *(_OF_RATED if is_rated else ())}
   if use == COMPARISONS and data.has_rankings:
     read |= set(_OF_RANKINGS)
+  if trains:
+    read |= {"flips"}
   if not packs:
     read -= {"pack", "share_prompts"}
   if not data.split:  # all records: nothing is drawn

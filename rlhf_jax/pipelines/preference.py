@@ -119,7 +119,7 @@ def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   build.check_needed(settings.data, "data")
   use, packs = unread.COMPARISONS, not settings.is_unpaired
-  unread.check(settings.data, "data", use, packs=packs)
+  unread.check(settings.data, "data", use, packs=packs, trains=True)
   unread.check(settings.heldout, "heldout", use, packs=False)
   build.check_pairs(settings)
   preference_data.check_rankings(settings)

@@ -120,7 +120,8 @@ def check(settings: Settings, world: World) -> None:
   """Checks settings together and against the devices."""
   build.check_needed(settings.data, "data")
   use, packs = unread.COMPARISONS, settings.trainable.mode != "head"
-  unread.check(settings.data, "data", use, packs=packs)  # features: of rows
+  # Features are of rows.
+  unread.check(settings.data, "data", use, packs=packs, trains=True)
   unread.check(settings.heldout, "heldout", use, packs=False)
   build.check_pairs(settings)
   reward_data.check(settings)

@@ -20,6 +20,7 @@ from rlhf_jax.algorithms import ensemble, reward
 from rlhf_jax.data import (
   batches,
   branches,
+  comparison_rows,
   dataset,
   layout,
   overlap,
@@ -408,5 +409,12 @@ def load_comparisons(
   if heldout.source:
     held = load(heldout, tokenizer, seed + 1)
     _report(f"{name}, held out", heldout.source, held)
-    return train, held
-  return split_heldout(train, settings.heldout_fraction, seed)
+  else:
+    train, held = split_heldout(train, settings.heldout_fraction, seed)
+  if data.flips:
+    train, count = comparison_rows.flipped(train, data.flips, seed)
+    print(
+      f"{name}: data.flips={data.flips:g}: {count} of {len(train.pairs)} "
+      "comparisons that train have the wrong label"
+    )
+  return train, held
