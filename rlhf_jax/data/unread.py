@@ -22,6 +22,7 @@ DEMONSTRATIONS, COMPARISONS, PROMPTS, STEPS = (
 _ALWAYS = (
   *("source", "format", "max_length", "limit", "weights", "repeats"),
   *("duplicates", "near", "exclude", "by", "only"),
+  "flips",  # by what trains on comparisons, see `check`
 )
 _OF_RATED = ("min_words", "max_text_tokens", "split", "splits", "split_seed")
 _OF_RANKINGS = ("ties", "objective", "rankings", "answers")
@@ -63,8 +64,13 @@ def check(
     name: of the section, for the message.
     use: DEMONSTRATIONS, COMPARISONS, PROMPTS or STEPS.
     packs: whether rows are shared as data.pack and data.share_prompts say.
-    trains: whether labels may be wrong on purpose, as data.flips says.
+    trains: whether comparisons train, whose labels data.flips may turn.
   """
+  if data.source and data.flips and not trains:  # whatever a parser makes
+    raise FieldError(
+      f"{name}.flips={data.flips:g}: nothing reads it but what trains on "
+      "comparisons. Leave it at 0."
+    )
   is_rated = data.has_format("ratings") or assets.is_rated(data.source)
   if not data.source or (imported.is_path(data.format) and not is_rated):
     return  # a parser of one's own makes whatever it makes
@@ -74,8 +80,6 @@ def check(
   read = {*_ALWAYS, *_READ[use, kind], *(_OF_RATED if is_rated else ())}
   if use == COMPARISONS and data.has_rankings:
     read |= set(_OF_RANKINGS)
-  if trains:
-    read |= {"flips"}
   if not packs:
     read -= {"pack", "share_prompts"}
   if not data.split:  # all records: nothing is drawn

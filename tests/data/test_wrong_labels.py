@@ -79,7 +79,7 @@ def test_sentences_of_rated_pairs_go_with_them():
   np.testing.assert_array_equal(found.pairs, [[0, 1], [2, 3]])  # a copy
 
 
-def test_what_cannot_be_wrong_is_refused():
+def test_what_cannot_be_wrong_is_refused(tmp_path):
   whole = comparison_rows.Comparisons(
     rows=[{}] * 3,
     pairs=np.array([[0, 1, 2]]),
@@ -96,4 +96,9 @@ def test_what_cannot_be_wrong_is_refused():
   heldout = Data(source="x.jsonl", flips=0.1)
   with pytest.raises(FieldError, match="heldout.flips=0.1: nothing reads it"):
     unread.check(heldout, "heldout", unread.COMPARISONS)
+  parser = tmp_path / "mine.py"
+  parser.write_text("def parse(record, where): ...\n")
+  own = Data(source="x.jsonl", format=f"{parser}:parse", flips=0.1)
+  with pytest.raises(FieldError, match="ptx.flips=0.1: nothing reads it"):
+    unread.check(own, "ptx", unread.DEMONSTRATIONS)
   unread.check(heldout, "data", unread.COMPARISONS, trains=True)
