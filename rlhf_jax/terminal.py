@@ -17,6 +17,7 @@ from typing import TextIO
 from rlhf_jax.schema import UserError
 
 _SIGNED = ("score", "reward", "margin", "advantage")  # printed with a sign
+LOG_SECONDS = 8.0  # between lines of a log, below output.SILENT_SECONDS
 
 
 def decimal(value: float, decimals: int = 2, *, sign: bool = False) -> str:
@@ -47,9 +48,10 @@ def short(value: float, digits: int = 3, *, sign: bool = False) -> str:
 class Progress:
   """One line: ppo 12/24  50%  7.1 s/step  ETA 1:25  score +0.81  kl 5.2.
 
-  Rewritten in place on a terminal, else printed every few seconds. The first
-  update of a process compiles: the clock starts after it. Later compilations
-  (another length of rows) are few, so the pace is a median.
+  Rewritten in place on a terminal, else printed every few seconds: at once
+  where another update as slow as the last would come too late. The first update
+  of a process compiles: the clock starts after it. Later compilations (another
+  length of rows) are few, so the pace is a median.
   """
 
   default_stream: TextIO | None = None  # None is standard error
@@ -62,7 +64,7 @@ class Progress:
     stream: TextIO | None = None,
     *,
     unit: str = "step",
-    every_seconds: float = 10.0,
+    every_seconds: float = LOG_SECONDS,
     window: int = 20,
     clock: Callable[[], float] = time.monotonic,
   ) -> None:
@@ -110,9 +112,10 @@ class Progress:
   def update(self, n: int, **numbers: float | str) -> None:
     """Shows that n steps are done, counted from the start of the run."""
     now = self._clock()
+    gap = now - self._marks[-1][0] if self._marks else 0.0
     self._marks.append((now, n))
     self._line = self._format(n, numbers)
-    if now - self._printed_at >= self._period:
+    if now - self._printed_at + gap > self._period:
       self._print(now)
 
   def note(self, text: str) -> None:

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from rlhf_jax import terminal
+from rlhf_jax import output, terminal
 
 
 class Clock:
@@ -49,10 +49,20 @@ def test_progress_in_a_log_prints_every_few_seconds():
       progress.update(n)
   lines = stream.getvalue().splitlines()
   assert lines[:2] == ["sft 0/100  compiling the first step", "sft 1/100  1%"]
-  assert lines[2].startswith("sft 11/100  11%  1 s/step  ETA 1:29")
-  assert len(lines) == 12  # the start, seconds 1, 11, ... 91 and the end
+  assert lines[2].startswith("sft 9/100  9%  1 s/step  ETA 1:31")
+  assert len(lines) == 15  # the start, seconds 1, 9, ... 97 and the end
   assert lines[-1] == "sft 100/100  100%  1 s/step  ETA 0:00"
   assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()
+
+
+def test_a_slow_step_is_said_before_a_run_says_that_it_is_still_at_it():
+  clock, stream = Clock(), io.StringIO()
+  with terminal.Progress("ppo", 9, stream=stream, clock=clock) as progress:
+    for n in range(1, 10):
+      clock.now += 5.0
+      progress.update(n)
+  assert len(stream.getvalue().splitlines()) == 10
+  assert terminal.LOG_SECONDS < output.SILENT_SECONDS
 
 
 def test_the_pace_leaves_compilation_out():
