@@ -7,6 +7,9 @@ and heads there that know 800 and all. Gold hardly turns: 200 sentences are
 
   python -m rlhf_jax.overoptimise --level=pipeline --runs=runs/quickstart \\
       --trials=configs/overoptimisation_clean.py --workdir=runs/clean
+
+All that a trial is told is what `python -m rlhf_jax.explain
+--config=configs/overoptimisation_clean.py:policy` says.
 """
 
 import importlib.util

@@ -78,7 +78,7 @@ def rewards(seed: int) -> dict[str, dict]:
   """
   noisy = {**some_sentences(200, seed), "data.flips": 0.25}
   steps = {
-    "schedule.batch_size": 50,
+    "schedule.batch_size": 48,
     "schedule.steps": 100,
     "schedule.save_every": 100,
   }

@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from rlhf_jax import pipelines, schema
+from rlhf_jax.experiments import real_pipeline
 from rlhf_jax.pipelines import PIPELINES, defaults, find, smoke
 from rlhf_jax.programs.pipeline import Job
 from rlhf_jax.programs.sampled_settings import Sampled
@@ -167,6 +168,28 @@ def test_a_misspelt_field_is_named(path):
     checked(config)
   assert f"config.{prefix}{section}.{wrong}" in str(caught.value)
   assert right in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["lab", "clean"])
+def test_trials_of_the_lab_on_the_real_model_fit_together(name, tmp_path):
+  file = f"configs/overoptimisation_{name}.py"
+  plan = real_pipeline.Plan(tmp_path, [tmp_path / "whole"], 3, file)
+  judges = {x.judge: x for x in plan.judges}
+  rungs = [(k, v) for x in judges.values() for k, v in x.ladders.items()]
+  assert len(rungs) == len(set(rungs))
+  for judge in judges.values():
+    assert (judge.rule == "single") == (not judge.single)
+    if judge.single:
+      of_one = plan.rewards(0)[judges[judge.single].reward]
+      of_all = plan.rewards(0)[judge.reward]
+      assert of_all == of_one | {"ensemble.members": 5}
+  splits = {plan.rewards(seed)["layer 6"]["data.splits"] for seed in range(3)}
+  assert len(splits) == 3  # each seed has sentences of its own
+  source = runpy.run_path(file)
+  for own in plan.rewards(0).values():
+    config = source["get_config"]("reward")
+    config.update_from_flattened_dict(own)
+    checked(config)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
