@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
   )
   add = found.add_argument
   add("--data", required=True, help="files, with commas between; docs/data.md")
+  add("--columns", default="", help="called otherwise; prompt=question,...")
   add("--model", default=MODEL, help=f"folder, hub name or shape:NAME; {MODEL}")
   add("--chips", default="", help="a slice such as v5e:8x8; plans the stages")
   add("--price", type=float, default=None, help="of one chip-hour")
@@ -210,7 +211,7 @@ def advise(options: argparse.Namespace) -> dict[str, Any]:
     raise UserError(str(error).replace("--topology", "--chips")) from error
   if slice_ is not None and slice_.chip.generation == "cpu":
     plan.simulate(slice_.devices)
-  facts = data_facts.read(sources.parts(options.data))
+  facts = data_facts.read(sources.parts(options.data), options.columns)
   print(f"{options.data} holds")
   for line in data_lines(facts):
     print(line)

@@ -69,10 +69,10 @@ def rows(folder):
 def test_the_page_holds_the_parts_it_speaks_of():
   assert sorted(BLOCKS) == [
     "my_advantage.py",
-    "my_columns.py",
     "my_format.py",
     "my_method.py",
     "my_objective.py",
+    "my_pairs.py",
     "my_pipeline.py",
     "my_reward.py",
   ]
@@ -93,12 +93,13 @@ def test_a_reward_and_a_format_of_ones_own(files, config, tmp_path):
     assert abs(abs(bonus) - 0.1) < 1e-6
 
 
-def test_columns_of_other_names(files, tmp_path):
-  (tmp_path / "pairs.csv").write_text(
-    "question,better,worse,rater\ncat, sat, on,ann\ncat,, on,bo\n"
+def test_a_format_that_leaves_the_rest_to_another(files, tmp_path):
+  (tmp_path / "pairs.jsonl").write_text(
+    '{"q": "cat", "answers": [" sat", " on"], "rater": "ann"}\n'
+    '{"q": "cat", "answers": ["", " on"], "rater": "bo"}\n'
   )
   kept, refused = formats.load_and_refuse(
-    str(tmp_path / "pairs.csv"), f"{files.root}/my_columns.py:pairs"
+    str(tmp_path / "pairs.jsonl"), f"{files.root}/my_pairs.py:pairs"
   )
   assert (kept[0].chosen, kept[0].rejected) == (" sat", " on")
   assert kept[0].fields["rater"] == "ann"

@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
   add = found.add_argument
   add("source", metavar="SOURCE", help="as config.data.source; docs/data.md")
   add("--format", default="", help="of a record; that of the first one")
+  add("--columns", default="", help="called otherwise; prompt=question,...")
   add("--objective", default="", help="by which rankings are ordered")
   add("--model", default=MODEL, help=f"whose tokenizer; {MODEL}")
   add("--tokenizer", default="", help="file or folder; the model's own")
@@ -140,18 +141,26 @@ def show_source(options: argparse.Namespace) -> None:
     UserError: value, rule and remedy.
   """
   from rlhf_jax.data import formats, records, section, sources
+  from rlhf_jax.data.columns import Columns
   from rlhf_jax.models.pretrained import Model
 
+  if options.examples < 0:
+    raise UserError(
+      f"--examples={options.examples}: must be a whole number >= 0. Write "
+      "--examples=3."
+    )
   display = Display(options.examples, options.whole, _colours())
   usual = section.Data(
     source=options.source,
     max_length=options.max_length,
     chat=not options.plain,
     objective=options.objective,
+    columns=options.columns,
   )
   name = options.format
   if not name and not options.source.startswith("asset:"):
-    where, record = sources.first(options.source)
+    where, read = sources.first(options.source)
+    record = Columns(options.columns).rename(read, where)
     name = formats.guess(record, where)
     if unpaired := records.unpaired(record):
       has, lacks = unpaired
@@ -178,6 +187,7 @@ def prepare(options: argparse.Namespace) -> None:
     UserError: value, rule and remedy.
   """
   from rlhf_jax.data import dataset, formats, sources, tfds_builder
+  from rlhf_jax.data.columns import Columns
 
   name, folder = tfds_builder.parse(options.prepare)
   splits = {"train": options.source}
@@ -186,8 +196,10 @@ def prepare(options: argparse.Namespace) -> None:
   found = {}
   for split, source in splits.items():
     where, record = sources.first(source)
-    format = options.format or formats.guess(record, where)
-    found[split], refused = tfds_builder.read(source, format)
+    names = Columns(options.columns)
+    format = options.format or formats.guess(names.rename(record, where), where)
+    found[split], refused = tfds_builder.read(source, format, names)
+    names.check(source)
     dataset.report_dropped(split, source, len(found[split]), refused)
   tfds_builder.prepare(name, found, folder)
   for split in splits:

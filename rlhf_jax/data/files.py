@@ -261,24 +261,45 @@ def _check_header(header: list[str], where: str) -> None:
     )
 
 
-def _record_of_row(header: list[str], row: list[str], where: str) -> dict:
+class Row(dict):
+  """A record of a .csv file: its cells are texts until they are named."""
+
+
+def _record_of_row(header: list[str], row: list[str], where: str) -> Row:
   if len(row) != len(header):
     raise DataError(
       f"{where}: {len(row)} cells under a header of {len(header)} "
       f"({', '.join(header)[:60]}). Correct the row."
     )
-  record: dict[str, Any] = dict(zip(header, row, strict=True))
-  for name in sorted(set(_TEXT_COLUMNS) & set(record)):
-    record[name] = _text_or_messages(record[name], name, where)
-  for name in sorted(set(JSON_COLUMNS) & set(record)):
-    try:
-      record[name] = strict_json.loads(record[name])
-    except ValueError as error:
-      raise DataError(
-        f"{where}: column {name!r} holds {record[name][:60]!r}, not JSON "
-        f"({error}). Write a number, true, false or a list."
-      ) from error
-  return record
+  return Row(
+    (name, value_of_cell(x, name, where, name))
+    for name, x in zip(header, row, strict=True)
+  )
+
+
+def value_of_cell(cell: str, name: str, where: str, column: str) -> Any:
+  """Returns what a cell of CSV holds: a text, or what its JSON spells.
+
+  Args:
+    cell: its text.
+    name: of the field that it is, which says how it is read.
+    where: its place.
+    column: what the file calls the field, for messages.
+
+  Raises:
+    DataError: not JSON where that is read, or a list as Python prints it.
+  """
+  if name in _TEXT_COLUMNS:
+    return _text_or_messages(cell, column, where)
+  if name not in JSON_COLUMNS:
+    return cell
+  try:
+    return strict_json.loads(cell)
+  except ValueError as error:
+    raise DataError(
+      f"{where}: column {column!r} holds {cell[:60]!r}, not JSON ({error}). "
+      "Write a number, true, false or a list."
+    ) from error
 
 
 def _text_or_messages(cell: str, name: str, where: str) -> Any:

@@ -22,6 +22,7 @@ from typing import get_args
 from rlhf_jax import imported
 from rlhf_jax.data import (
   benchmark_parsers,
+  columns,
   parsers,
   public_rankings,
   ranking_parsers,
@@ -224,9 +225,10 @@ def guess(record: dict, where: str) -> str:
   raise DataError(
     f"{where}: fits no format; the record has {sorted(record)}. Name them "
     "prompt and response, or messages (demonstrations), prompt, chosen and "
-    "rejected (comparisons) or prompt (prompts); or give as format one of "
-    "`python -m rlhf_jax.catalogue formats`, or a parser of your own, "
-    'my_columns.py:pairs (docs/extending.md, "A data format").'
+    "rejected (comparisons) or prompt (prompts), in the file or by columns="
+    "prompt=question,response=answer; or give as format one of `python -m "
+    "rlhf_jax.catalogue formats`, or a parser of your own (docs/extending.md, "
+    '"A data format").'
   )
 
 
@@ -279,9 +281,9 @@ def _parse(parse: Callable, label: str, record: dict, where: str) -> Example:
 
 
 def _parse_all(
-  source: str | Path, format: str
+  source: str | Path, format: str, names: columns.Columns | None = None
 ) -> tuple[list[Example], list[records.RefusedExample]]:
-  return divided(each(source, format))
+  return divided(each(source, format, names))
 
 
 def divided(
@@ -296,43 +298,45 @@ def divided(
 
 
 def each(
-  source: str | Path, format: str
+  source: str | Path, format: str, names: columns.Columns | None = None
 ) -> Iterator[Example | records.RefusedExample]:
   """Yields the examples of a source, and records that teach nothing as errors.
 
   Args:
     source: see rlhf_jax/data/sources.py.
     format: see `find`.
+    names: of columns that are called otherwise.
   """
-  found = _each(source, format)
+  found = parsed(sources.each(source), format, source, names)
   yield from _JOINED[format](found) if format in _JOINED else found
 
 
-def _each(
-  source: str | Path, format: str
-) -> Iterator[Example | records.RefusedExample]:
-  """Yields what `each` does, a record at a time."""
-  yield from parsed(sources.each(source), format, source)
-
-
 def parsed(
-  located: Iterable[tuple[str, dict]], format: str, source: str | Path
+  located: Iterable[tuple[str, dict]],
+  format: str,
+  source: str | Path,
+  names: columns.Columns | None = None,
 ) -> Iterator[Example | records.RefusedExample]:
-  """Yields what `each` does, of records that were read.
+  """Yields what `each` does, of records that were read, one at a time.
 
   Args:
     located: (where, record) of each.
     format: see `find`.
     source: for messages.
+    names: of columns that are called otherwise.
   """
   parse = find(format)
+  names = columns.Columns() if names is None else names
   beside: Counter = Counter()
-  for where, record in located:
+  for where, read in located:
+    record = names.rename(read, where)
     try:
       example = parse(record, where)
     except records.RefusedExample as error:
       yield error
       continue
+    except DataError as error:
+      raise DataError(f"{error}{names.hint()}") from error
     kinds = (Demonstration, Prompt, Comparison, Ranking)
     if isinstance(example, kinds) and not example.fields:
       example = replace(example, fields=record)
@@ -347,18 +351,19 @@ def parsed(
 
 
 def load_and_refuse(
-  source: str | Path, format: str
+  source: str | Path, format: str, names: columns.Columns | None = None
 ) -> tuple[list[Example], list[records.RefusedExample]]:
   """Returns the usable examples of a source, and what was refused of it.
 
   Args:
     source: see rlhf_jax/data/sources.py.
     format: see `find`.
+    names: of columns that are called otherwise.
 
   Raises:
     DataError: malformed data, an unknown format, or nothing usable at all.
   """
-  kept, refused = _parse_all(source, format)
+  kept, refused = _parse_all(source, format, names)
   if not kept:
     raise DataError(f"{source}: every record was refused. {refused[0]}")
   return kept, refused

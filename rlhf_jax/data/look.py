@@ -29,6 +29,7 @@ from rlhf_jax.data import (
   stops,
 )
 from rlhf_jax.data import records as records_lib
+from rlhf_jax.data.columns import Columns
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.examples import Steps
 from rlhf_jax.data.sources import DataError
@@ -130,10 +131,11 @@ def _first(data: Data) -> tuple[list, list]:
 
   What repeats or is excluded stays in: that is counted where all is read.
   """
-  names = sources.parts(data.source)
-  pairs = zip(names, data.formats(), strict=True)
+  parts = sources.parts(data.source)
+  pairs = zip(parts, data.formats(), strict=True)
+  names = Columns(data.columns)
   all_of_them = itertools.chain.from_iterable(
-    formats.each(part, format) for part, format in pairs
+    formats.each(part, format, names) for part, format in pairs
   )
   found: list = []
   refused: list = []

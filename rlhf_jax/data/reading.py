@@ -22,6 +22,7 @@ from rlhf_jax.data import (
   records,
   sources,
 )
+from rlhf_jax.data.columns import Columns
 from rlhf_jax.data.section import Data
 from rlhf_jax.data.sources import DataError
 
@@ -54,24 +55,33 @@ def _state(part: str) -> tuple[tuple[int, int], ...]:
 
 @functools.lru_cache(maxsize=16)
 def _read(
-  part: str, format: str, changed: tuple[tuple[int, int], ...]
-) -> tuple[list, list[records.RefusedExample]]:
-  """Returns the records of a part and what was refused; read once.
+  part: str,
+  format: str,
+  columns: str,
+  changed: tuple[tuple[int, int], ...],
+) -> tuple[list, list[records.RefusedExample], set[str]]:
+  """Returns the records of a part, what was refused, and missing columns.
+
+  It is read once.
 
   Args:
     part: of a source.
     format: how a record is laid out.
+    columns: of the section.
     changed: its `_state`, so that another file is read anew.
   """
   del changed
+  names = Columns(columns)
   if part.startswith("asset:"):
     name, _, piece = part.removeprefix("asset:").partition(":")
     path = assets.fetch(name)
     if assets.is_rated(part):
-      return assets.movie_reviews(path), []
+      return assets.movie_reviews(path), [], names.missing
     found = chitchat.located(path, piece)
-    return formats.divided(formats.parsed(found, format, part))
-  return formats.load_and_refuse(part, format)
+    read = formats.divided(formats.parsed(found, format, part, names))
+  else:
+    read = formats.load_and_refuse(part, format, names)
+  return *read, names.missing
 
 
 def states(data: Data) -> tuple:
@@ -91,7 +101,7 @@ def read(data: Data) -> Reading:
   sources.check_twice(data.source)
   parts = sources.parts(data.source)
   key = tuple(
-    (part, format, _state(part))
+    (part, format, data.columns, _state(part))
     for part, format in zip(parts, data.formats(), strict=True)
   )
   return _distinct(key, data.duplicates, data.near, _others(data))
@@ -104,25 +114,28 @@ def _others(data: Data) -> tuple:
   return tuple((part, _state(part)) for part in sources.parts(data.exclude))
 
 
-def _asked(others: tuple, format: str) -> list[Any]:
+def _asked(others: tuple, format: str, columns: str) -> list[Any]:
   """Returns the records of the source whose prompts are left out.
 
   Args:
     others: its `_others`.
     format: of the section; a parser of the user's reads both.
+    columns: of the section; they hold where the source has them.
   """
   found = []
   for other, state in others:
     is_known = other.startswith("asset:") or imported.is_path(format)
     if not is_known:
-      format = formats.guess(sources.first(other)[1], other)
-    found += _read(other, format, state)[0]
+      first = Columns(columns).rename(sources.first(other)[1], other)
+      format = formats.guess(first, other)
+    found += _read(other, format, columns, state)[0]
   return found
 
 
 def excluded_keys(data: Data) -> set[str]:
   """Returns the keys of the prompts that are left out of a section."""
-  found = _asked(_others(data), data.format.partition(",")[0].strip())
+  format = data.format.partition(",")[0].strip()
+  found = _asked(_others(data), format, data.columns)
   return {formats.prompt_key(record) for record in found}
 
 
@@ -133,14 +146,17 @@ def _distinct(
   """Returns what `read` does.
 
   Args:
-    key: (part, format, state) of each part.
+    key: (part, format, columns, state) of each part.
     duplicates, least: of the section.
     others: (part, state) of the source whose prompts are left out.
   """
   found = [_read(*part) for part in key]
+  names = Columns(key[0][2])
+  names.missing = set.intersection(*(missing for *_, missing in found))
+  names.check(", ".join(part for part, *_ in key))
   kinds = {
     type(examples[0]): part[0]
-    for (examples, _), part in zip(found, key, strict=True)
+    for (examples, *_), part in zip(found, key, strict=True)
   }
   if len(kinds) > 1:
     shown = ", ".join(
@@ -150,11 +166,12 @@ def _distinct(
       f"the parts of a source hold records of several kinds: {shown}. Give "
       "parts of one kind."
     )
-  parts = [examples for examples, _ in found]
-  refused = tuple(error for _, errors in found for error in errors)
+  parts = [examples for examples, *_ in found]
+  refused = tuple(error for _, errors, _ in found for error in errors)
   left_out: list[tuple[str, str]] = []
   if others:
-    parts = _without(parts, others, key[0][1], least, left_out)
+    asked = _asked(others, key[0][1], key[0][2])
+    parts = _without(parts, others, asked, least, left_out)
   if duplicates != "keep":
     parts = _once(parts, least if duplicates == "near" else 0.0, left_out)
   return Reading(tuple(map(tuple, parts)), refused, tuple(left_out))
@@ -184,13 +201,13 @@ def _once(parts: list, least: float, left_out: list) -> list:
 
 
 def _without(
-  parts: list, others: tuple, format: str, least: float, left_out: list
+  parts: list, others: tuple, asked: list, least: float, left_out: list
 ) -> list:
   """Returns the parts without what another source asks, exactly or nearly."""
   keys: set[str] = set()
   index = near.Index(least) if least else None
   names = ", ".join(part for part, _ in others)
-  for record in _asked(others, format):
+  for record in asked:
     keys.add(formats.prompt_key(record))
     if index is not None:
       index.find((formats.asked_text(record),), record.where)

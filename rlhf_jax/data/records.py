@@ -184,7 +184,10 @@ def field(record: dict, name: str, kinds: tuple, format: str, where: str):
   if name not in record:
     others = [n for n in _OTHER_NAMES.get(name, ()) if n in record]
     if others and hint in ("", " Did you mean format='prompt'?"):
-      hint = f" Rename {others[0]!r} to {name!r}, if it is that."
+      hint = (
+        f" Is {others[0]!r} meant? Set columns='{name}={others[0]}', or rename "
+        "it."
+      )
     raise DataError(
       f"{where}: field {name!r} is missing; the record has "
       f"{sorted(record)}. format={format!r} needs {needed}.{hint}"

@@ -5,7 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 from rlhf_jax import imported
-from rlhf_jax.data import batches, challenges, formats, layout, mixture, sources
+from rlhf_jax.data import (
+  batches,
+  challenges,
+  columns,
+  formats,
+  layout,
+  mixture,
+  sources,
+)
 from rlhf_jax.schema import FieldError, check_choice, check_least, check_seed
 
 RANKINGS = ("refuse", "pairs", "ends", "whole")  # data/comparison_rows.py
@@ -22,6 +30,8 @@ class Data:
   # with commas between; "" for none
   format: str = "comparison"  # of a record, data/formats.py; or the import path
   # of a parser, file.py:name; one for each part of the source, or one for all
+  columns: str = ""  # fields that are called otherwise, OURS=THEIRS, such as
+  # "prompt=question,chosen=better" (data/columns.py)
   weights: str = ""  # shares of the parts of the source, such as "3,1", or of
   # the values of `by`, "en:1,de:3"; "": as many records as they have
   repeats: str = ""  # how often each of them is read in a pass, such as "2,0.5"
@@ -93,6 +103,7 @@ class Data:
         formats.find(name.strip())
       else:
         check_choice("format", name.strip(), tuple(formats.FORMATS))
+    columns.parse(self.columns)
     self._check_learned()
     check_choice("duplicates", self.duplicates, ("keep", "exact", "near"))
     if not 0.0 <= self.near <= 1.0:

@@ -31,6 +31,7 @@ from rlhf_jax.data import (
   records,
   sources,
 )
+from rlhf_jax.data.columns import Columns
 from rlhf_jax.data.examples import Demonstration, Example
 from rlhf_jax.data.section import Data
 from rlhf_jax.data.sources import DataError
@@ -99,8 +100,9 @@ def _records(data: Data, dropped: Counter) -> Iterator[Example]:
   excluded = reading.excluded_keys(data)
   why = f"ask what {data.exclude} asks"
   seen: set[int] = set()
+  names = Columns(data.columns)
   for part, format in zip(parts, data.formats(), strict=True):
-    for record in formats.each(part, format):
+    for record in formats.each(part, format, names):
       if isinstance(record, records.RefusedExample):
         dropped[record.reason] += 1
         continue
@@ -120,6 +122,7 @@ def _records(data: Data, dropped: Counter) -> Iterator[Example]:
           continue
         seen.add(key)
       yield record
+  names.check(data.source)
 
 
 def _rows(

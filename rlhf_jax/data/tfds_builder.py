@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.data import formats, rankings
+from rlhf_jax.data.columns import Columns
 from rlhf_jax.data.examples import Comparison
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.schema import UserError
@@ -46,13 +47,18 @@ def parse(target: str) -> tuple[str, Path]:
   return name, Path(os.path.expanduser(folder))
 
 
-def read(source: str, format: str) -> tuple[list[Comparison], Counter]:
+def read(
+  source: str, format: str, names: Columns
+) -> tuple[list[Comparison], Counter]:
   """Returns the comparisons of a source, and why others were left out.
+
+  Args:
+    source, format, names: see formats.load_and_refuse.
 
   Raises:
     DataError: malformed, or no comparisons.
   """
-  found, refused = formats.load_and_refuse(source, format)
+  found, refused = formats.load_and_refuse(source, format, names)
   for record in found:
     if not isinstance(record, Comparison):
       raise DataError(

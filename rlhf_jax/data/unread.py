@@ -21,7 +21,7 @@ DEMONSTRATIONS, COMPARISONS, PROMPTS, STEPS = (
 )
 _ALWAYS = (
   *("source", "format", "max_length", "limit", "weights", "repeats"),
-  *("duplicates", "near", "exclude", "by", "only"),
+  *("columns", "duplicates", "near", "exclude", "by", "only"),
   "flips",  # by what trains on comparisons, see `check`
 )
 _OF_RATED = ("min_words", "max_text_tokens", "split", "splits", "split_seed")

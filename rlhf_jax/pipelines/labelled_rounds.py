@@ -291,8 +291,9 @@ class Round:
     """
     job, rounds = self.settings.reward, self.settings.rounds
     own = job.settings.data
+    has_own = bool(own.source and rounds.old_share != 0.0)
     files, formats, sizes = [], [], []
-    if own.source and rounds.old_share != 0.0:
+    if has_own:
       files += sources.parts(own.source)
       formats += own.formats()
       sizes += [len(dataset.records(own, None)[0]) / len(files)] * len(files)
@@ -304,13 +305,17 @@ class Round:
       sizes.append(len(iterated.read(path)))
     weights = iterated.part_weights(sizes, rounds.old_share)
     data = dataclasses.replace(
-      own, source=",".join(files), format=",".join(formats), weights=weights
+      own,
+      source=",".join(files),
+      format=",".join(formats),
+      weights=weights,
+      columns=own.columns if has_own else "",
     )
     changes: dict[str, Any] = {"data": data, "seed": self.seed_of(job)}
     if self.settings.comparisons.test:
       test = round_folder(self.world.workdir, 1) / iterated.TEST
       changes["heldout"] = dataclasses.replace(
-        own, source=str(test), format=iterated.RANKING, weights=""
+        own, source=str(test), format=iterated.RANKING, weights="", columns=""
       )
     if rounds.reward_start == iterated_settings.CONTINUED and self.number > 1:
       start = str(self.before.place("reward", objective))

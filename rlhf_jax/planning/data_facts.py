@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rlhf_jax.data import formats, sources
+from rlhf_jax.data.columns import Columns
 from rlhf_jax.data.examples import (
   Comparison,
   Demonstration,
@@ -68,24 +69,26 @@ _KINDS = {
 }
 
 
-def read(names: Iterable[str]) -> Facts:
+def read(names: Iterable[str], columns: str = "") -> Facts:
   """Returns what sources hold; the format of each is that of its first record.
 
   Args:
     names: files, patterns, tfds: or hub: names, as of data.source.
+    columns: of records that are called otherwise, as data.columns.
 
   Raises:
     UserError: missing or malformed, with file and line.
   """
   found: list[Any] = []
   refused = 0
+  renamed, names = Columns(columns), list(names)
   for name in names:
     where, record = sources.first(name)
-    examples, left_out = formats.load_and_refuse(
-      name, formats.guess(record, where)
-    )
+    format = formats.guess(renamed.rename(record, where), where)
+    examples, left_out = formats.load_and_refuse(name, format, renamed)
     found += examples
     refused += len(left_out)
+  renamed.check(", ".join(names))
   return of(found, refused)
 
 

@@ -208,9 +208,9 @@ def test_an_experiment_shows_all_its_sections(tmp_path, capsys, model):
   ("arguments", "words"),
   [
     (("none.jsonl",), "no such file"),
-    (("d.jsonl", "--examples=-1"), "examples=-1"),
+    (("d.jsonl", "--examples=-1"), "--examples=-1"),
     (("odd.jsonl",), "odd.jsonl:1: fits no format; the record has ['text']"),
-    (("odd.jsonl",), "my_columns.py:pairs"),
+    (("odd.jsonl",), "columns=prompt=question"),
     (("d.jsonl", "--max-length=1"), "max_length=1: must be >= 2"),
     ((f"--config={ROOT}/configs/sft.py",), "names a source"),
     ((f"--config={ROOT}/configs/sft.py", "--examples=x"), "--examples=x"),

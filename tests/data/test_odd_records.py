@@ -195,7 +195,7 @@ KINDS = {
   "large.jsonl": (b'{"a": ' + b"1" * 400 + b"}", "400 digits .*Correct it"),
   "names.jsonl": (
     b'{"prompt": "a", "completion": "b"}\n',
-    "Rename 'completion' to 'response', if it is that",
+    "Is 'completion' meant. Set columns='response=completion', or rename",
   ),
 }
 
