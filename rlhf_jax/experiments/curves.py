@@ -180,7 +180,8 @@ class Row:
         numbers[f"{name}_low"], numbers[f"{name}_high"] = self.spans[name]
     numbers |= {
       "r2_each": self.r2_each,
-      "halt_nats": math.nan if fit is None else fit.peak**2,
+      # A product, for a power of a peak that is nowhere overflows.
+      "halt_nats": math.nan if fit is None else fit.peak * fit.peak,
       "observed_peak": self.mean("distance"),
       "observed_gold": self.mean("gold"),
       "end_gold": self.mean("end"),

@@ -21,7 +21,7 @@ from rlhf_jax.evaluation.table_page import (
 )
 from rlhf_jax.experiments import claims as claims_lib
 from rlhf_jax.experiments.claims import Claim
-from rlhf_jax.experiments.curves import FAR, Curve, Row, best_place
+from rlhf_jax.experiments.curves import FAR, Curve, Row
 
 METHODS = {"rl": "RL", "best_of_n": "best of n"}
 # Floor and ceiling of a picture of gold, in heights of the highest peak.
@@ -212,14 +212,15 @@ def kept_steps(rows: Sequence[Row]) -> Table:
     for curve in row.curves:
       folder = curve.facts.get("folder")
       if folder and curve.probe:
-        place = best_place(curve)
-        known = [x for x in curve.probe if x is not None]
+        # As checkpoints are kept: of the whole run, the newest of equals.
+        known = [(x, i) for i, x in enumerate(curve.probe) if x is not None]
+        best, place = max(known)
         cells.append(
           [
             f"{row.judge}, seed {curve.seed}",
             str(place + 1),
-            plain(max(known)),
-            plain(known[-1]),
+            plain(best),
+            plain(known[-1][0]),
             Cell(f"{folder}@best"),
           ]
         )

@@ -167,7 +167,7 @@ def train(
     one_step = Step.of(settings, phase, source, text, writer, store)
     phase.warn_of_room()
     arrays, facts = loop.run_steps(
-      tax.watched(watching, one_step, _policy_of, total),
+      tax.watched(watching, one_step, _policy_of, total, phase.arrays),
       phase="policy",
       workdir=workdir,
       schedule=settings.schedule,

@@ -319,7 +319,13 @@ def train(
   )
   phase.warn_of_room()
   arrays, found = loop.run_steps(
-    tax.watched(watching, one_step, lambda x: x["train"].params, total),
+    tax.watched(
+      watching,
+      one_step,
+      lambda x: x["train"].params,
+      total,
+      phase.arrays,
+    ),
     phase=phase.name,
     workdir=workdir,
     schedule=settings.schedule,

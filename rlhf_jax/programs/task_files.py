@@ -68,6 +68,20 @@ def kept(
   return found
 
 
+def forget_unless(path: Path, name: str, value: Any) -> None:
+  """Deletes outcomes whose first line says another value, or none.
+
+  Args:
+    path: of the file; it need not be there.
+    name, value: what the first line must say.
+  """
+  if distributed.is_first() and path.is_file():
+    told = strict_json.read_rows(path, {}, _REMEDY)[:1]
+    if [line.get(name) for line in told] != [value]:
+      path.unlink()
+  distributed.barrier(f"tasks/{path.name}/{name}")  # it is gone, or stays
+
+
 def write(path: Path, told: dict[str, Any], found: Outcomes) -> None:
   """Writes outcomes, whole or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)

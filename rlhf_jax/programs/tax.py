@@ -126,18 +126,26 @@ class Tax:
     print(f"{name}: capabilities: {task_suites.describe(suite)}", flush=True)
     return Tax(config, runner, suite, subset, workdir / FOLDER, name)
 
-  def measured(self, when: str, params: PyTree) -> Outcomes:
+  def measured(
+    self, when: str, params: PyTree, step: int | None = None
+  ) -> Outcomes:
     """Returns all outcomes BEFORE or AFTER the run, from their file if there.
 
     Args:
       when: BEFORE or AFTER.
       params: trained tree of the policy then.
+      step: of the end, for AFTER. A run that goes on has another one, and what
+        was measured at the end of before is measured anew.
     """
-    return task_files.kept(
+    path, head = (
       self.folder / f"{when}.jsonl",
       task_files.head(self.suite, self.config),
-      self.suite,
-      lambda: self.runner(params, self.suite),
+    )
+    if step is not None:
+      head |= {"step": step}
+      task_files.forget_unless(path, "step", step)
+    return task_files.kept(
+      path, head, self.suite, lambda: self.runner(params, self.suite)
     )
 
   def watched(
@@ -145,18 +153,22 @@ class Tax:
     one_step: OneStep,
     policy: Callable[[PyTree], PyTree],
     total: int,
+    start: PyTree,
   ) -> OneStep:
     """Returns a step of loop.run_steps that measures too, every N steps.
+
+    What comes before is measured at once, on the start: a run that goes on may
+    be told of tasks for the first time, when its policy has moved already.
 
     Args:
       one_step: of the run; its facts have "alarms".
       policy: arrays of the run -> the policy's trained tree.
       total: steps of the run.
+      start: arrays before the first step.
     """
+    self.measured(BEFORE, policy(start))
 
     def step_and_measure(step: int, arrays: PyTree, facts: dict):
-      if step == 0:
-        self.measured(BEFORE, policy(arrays))
       arrays, facts, row = one_step(step, arrays, facts)
       facts = facts | {"tax_step": step + 1}
       every = self.config.every
@@ -227,7 +239,7 @@ class Tax:
     """
     found = {
       BEFORE: self.measured(BEFORE, params),
-      AFTER: self.measured(AFTER, params),
+      AFTER: self.measured(AFTER, params, facts.get("tax_step", 0)),
     }
     told = tables.facts(found)
     alarms = list(facts.get("alarms", []))
@@ -302,9 +314,12 @@ def watched(
   one_step: OneStep,
   policy: Callable[[PyTree], PyTree],
   total: int,
+  start: PyTree,
 ) -> OneStep:
   """Returns one_step, watched where somebody watches; see Tax.watched."""
-  return one_step if tax is None else tax.watched(one_step, policy, total)
+  if tax is None:
+    return one_step
+  return tax.watched(one_step, policy, total, start)
 
 
 def finished(tax: Tax | None, params: PyTree, facts: dict) -> dict[str, Any]:

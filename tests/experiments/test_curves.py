@@ -54,6 +54,22 @@ def test_a_probe_that_was_measured_decides():
   assert curves.best_place(curve("x", 0.5, probe=probe)) == 20
 
 
+def test_the_kept_step_is_that_of_the_checkpoint():
+  """Of the whole run, where nothing ended it, and the newest of equals."""
+  probe = [None] * len(D)
+  for n, value in enumerate((1.0, 2.0, 1.0, 1.0, 1.0, 3.0, 3.0)):
+    probe[4 + 4 * n] = value
+  kept = curve("x", 0.5, probe=probe, facts={"folder": "F"})
+  [row] = curves_page.kept_steps(curves.rows([kept])).rows
+  assert row[1] == "29" and [x.text for x in row[2:4]] == ["3.00", "3.00"]
+
+
+def test_a_peak_that_is_nowhere_has_numbers_all_the_same():
+  gold = over.Fit("rl", 1.0, 0.002).at(D)  # its peak is at exp(499)
+  one = Curve("x", "rl", 0, D.tolist(), gold.tolist(), D.tolist())
+  assert curves.rows([one])[0].flat()["halt_nats"] == math.inf
+
+
 def test_better_judges_fall_later_and_the_order_matters():
   found = {x.text: x for x in claims_lib.claims(curves.rows(ladder()))}
   assert all(x.holds for x in found.values()), found

@@ -84,7 +84,7 @@ def test_it_warns_once_and_stops_beyond_three_points(tmp_path, capsys):
   def one_step(step, arrays, facts):
     return arrays, facts, {"step": float(step)}
 
-  step = tax.watched(seen, one_step, lambda x: x, total=8)
+  step = tax.watched(seen, one_step, lambda x: x, total=8, start={})
   facts, rows = {"alarms": []}, []
   for n in range(8):
     _, facts, row = step(n, {}, facts)
@@ -99,7 +99,7 @@ def test_it_warns_once_and_stops_beyond_three_points(tmp_path, capsys):
   assert capsys.readouterr().out.count("warning") == 1
 
   seen = watcher(tmp_path / "b", 0, 10, halt_points=3.0)
-  step = tax.watched(seen, one_step, lambda x: x, total=8)
+  step = tax.watched(seen, one_step, lambda x: x, total=8, start={})
   for n in range(2):
     _, facts, _ = step(n, {}, facts)
   assert "beyond tax.halt_points" in facts["halt"]
@@ -117,6 +117,17 @@ def test_before_and_after_stand_in_the_stage(tmp_path):
   assert [n for n, _ in found["alarms"]] == [7]
   assert (tmp_path / "tax" / tax.PAGE_FILE).is_file()
   assert tax.finished(None, None, {"alarms": [1]}) == {"alarms": [1]}
+
+
+def test_a_run_that_goes_on_is_measured_at_its_new_end(tmp_path):
+  """What was measured at the end of before is not the end of now."""
+  seen = watcher(tmp_path, 0, 30, 50, every=0)
+  tax.watched(seen, None, lambda x: x, 4, {})
+  shares = []
+  for step in (4, 4, 8):
+    found = tax.finished(seen, None, {"alarms": [], "tax_step": step})
+    shares.append(found["tax"]["sums"]["after"])
+  assert shares == [0.7, 0.7, 0.5]  # at 4 it is read again
 
 
 def test_outcomes_of_other_items_are_refused(tmp_path):
@@ -169,6 +180,14 @@ def test_a_watched_policy_trains_as_it_would(files, sft_full, reward_full):
   assert infos[1]["tax"]["probe"]["items"] == 8
   assert infos[1]["tax"]["probe"]["before"] == 1.0
   assert "tax" not in infos[0]
+  # A run that is told of tasks when it goes on: before is its start all the
+  # same, and nothing that has trained.
+  config.schedule.steps += 1
+  pipelines.run(config, folders[0])
+  told = [(x / "tax" / "before.jsonl").read_text() for x in folders]
+  assert told[0] == told[1]
+  after = (folders[0] / "tax" / "after.jsonl").read_text()
+  assert f'"step": {config.schedule.steps}' in after.splitlines()[0]
 
 
 @pytest.mark.slow
