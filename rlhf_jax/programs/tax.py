@@ -7,9 +7,11 @@ with what the policy did before, item by item (METHODS 14):
   warn   a share fell by more than 1.5 points, or the nats of texts rose by 2 %
   stop   it fell by more than 3 points (METHODS 19), or they rose by 10 %
 
-and only where the 95 % interval over items has no 0 in it, so that a few items
-of a small subset that flip stop nothing. The points are METHODS' own; the two
-rises of nats are this package's.
+and only where the 95 % interval over items has no 0 in it. A share stops a run
+only where, besides, coins would part the items that moved so unevenly less than
+once in 20 (Change.chance): every look at every task is a test, and the interval
+alone stops one in eight runs that forget nothing (ten looks at 64 items of one
+task). The points are METHODS' own; the two rises of nats are this package's.
 
 Nothing of it touches the run: the numbers are greedy and of no random key, so a
 run that is measured trains the same, bit for bit.
@@ -37,6 +39,7 @@ from rlhf_jax.types import PyTree
 
 FOLDER = "tax"  # in a run's: outcomes before and after, and the page
 BEFORE, AFTER = "before", "after"
+CHANCE = 0.05  # of coins, from which on a fall stops nothing
 PAGE_FILE = "tax.html"
 ROUNDS_FILE = "rounds.json"
 
@@ -274,7 +277,8 @@ def judge(change: Change, config: Config) -> str:
   fall, unit = change.fall, "points"
   if change.name in RATES:
     fall, unit = change.after / change.before - 1.0, "nats"
-  if fall > getattr(config, f"halt_{unit}"):
+  by_chance = change.chance >= CHANCE  # not where nobody knows
+  if fall > getattr(config, f"halt_{unit}") and not by_chance:
     return "halt"
   return "warn" if fall > getattr(config, f"warn_{unit}") else ""
 

@@ -1,5 +1,6 @@
 """Items, layouts and outcomes of tasks, by hand."""
 
+import dataclasses
 import json
 import math
 
@@ -169,6 +170,27 @@ def test_a_change_is_paired_by_item():
   assert (same.change, same.low, same.high, same.is_clear) == (0, 0, 0, False)
   with pytest.raises(UserError, match="not of the same items"):
     outcomes.changes(before, after[1:])
+
+
+def test_how_often_coins_part_items_so():
+  before = [chosen(-1.0, -2.0, number=i) for i in range(20)]
+  for lost, expected in ((0, 1.0), (1, 1.0), (4, 0.125), (6, 1 / 32)):
+    after = [chosen(-1.0, -2.0 + 2 * (i < lost), number=i) for i in range(20)]
+    change = outcomes.changes(before, after)[0]
+    assert (change.lost, change.gained) == (lost, 0)
+    assert change.chance == expected
+    back = outcomes.changes(after, before)[0]
+    assert (back.gained, back.chance) == (lost, expected)
+  # 7 of 8: 2 (8 + 1) / 256, and thousands of items do not overflow
+  change = dataclasses.replace(change, lost=7, gained=1)
+  assert change.chance == pytest.approx(18 / 256)
+  many = dataclasses.replace(change, lost=2600, gained=2400)
+  assert many.chance == pytest.approx(0.0049, abs=2e-4)
+  graded = [
+    dataclasses.replace(x, item=Item("y", "generate", "p"), score=0.5)
+    for x in before
+  ]
+  assert math.isnan(outcomes.changes(graded, graded)[0].chance)
 
 
 def test_the_interval_of_a_paired_change_covers_what_it_should():

@@ -1,9 +1,11 @@
 """What a policy forgets while it trains: limits, runs, no disturbance."""
 
+import functools
 import json
 import math
 import types
 
+import numpy as np
 import pytest
 
 from rlhf_jax import pipelines
@@ -44,6 +46,41 @@ def change(fall, margin=0.5, name="accuracy"):
 )
 def test_the_limits_of_methods_19(moved, says):
   assert tax.judge(moved, CONFIG) == says
+
+
+def test_a_run_is_not_stopped_by_what_coins_do():
+  """Of 64 items four lost, none gained: the interval has no 0 in it."""
+  before = [chosen(i, True) for i in range(64)]
+  for lost, says in ((4, "warn"), (5, "warn"), (6, "halt")):
+    after = [chosen(i, i >= lost) for i in range(64)]
+    moved = tax.main_change(before, after)
+    assert moved.is_clear and moved.fall > CONFIG.halt_points
+    assert tax.judge(moved, CONFIG) == says
+
+
+def test_runs_that_forget_nothing_are_seldom_stopped():
+  """Ten looks at 64 items that flip both ways alike, 400 runs."""
+  rng = np.random.default_rng(0)
+
+  @functools.cache
+  def verdict(lost, gained):
+    before = [chosen(i, i < 32) for i in range(64)]
+    flipped = {*range(lost), *range(32, 32 + gained)}
+    after = [chosen(i, (i < 32) != (i in flipped)) for i in range(64)]
+    moved = tax.main_change(before, after)
+    by_interval = moved.is_clear and moved.fall > CONFIG.halt_points
+    return tax.judge(moved, CONFIG) == "halt", by_interval
+
+  stopped = np.zeros(2)
+  for _ in range(400):
+    margin = rng.normal(size=64)
+    now = margin + 0.2 * rng.normal(size=(10, 64))
+    lost = np.sum((margin > 0) & (now <= 0), axis=1)
+    gained = np.sum((margin <= 0) & (now > 0), axis=1)
+    found = [verdict(*pair) for pair in zip(lost, gained, strict=True)]
+    stopped += np.any(found, axis=0)
+  assert stopped[0] <= 20  # one in 20 at most
+  assert stopped[1] >= 50  # the interval alone: one in 8 or more
 
 
 def chosen(number, is_right):

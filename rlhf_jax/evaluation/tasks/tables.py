@@ -3,7 +3,8 @@
 The first policy is what the others are compared with. Facts are
 
   policies  name -> task -> numbers (outcomes.numbers)
-  changes   name -> task -> number -> before, after, change, low, high, items
+  changes   name -> task -> number -> before, after, change, low, high, items,
+            lost, gained
   overall   name -> the mean change of main shares over tasks, or nothing
   groups    task -> policy -> group -> numbers, of tasks that have groups
 """
@@ -64,8 +65,13 @@ def facts(found: Found) -> dict[str, Any]:
 
 def change_of(told: Mapping[str, Any]) -> Change:
   """Returns a change of facts."""
-  values = {k: math.nan if x is None else x for k, x in told.items()}
-  return Change(**values)
+  may_lack = ("lost", "gained")
+  return Change(
+    **{
+      k: math.nan if x is None and k not in may_lack else x
+      for k, x in told.items()
+    }
+  )
 
 
 def is_bad(change: Change) -> bool:
