@@ -129,14 +129,35 @@ class Plan:
 
   @property
   def judges(self) -> list[Judge]:
-    """Who judges."""
-    found = [Judge(**values) for values in self.source["judges"]()]
-    for one in found:
-      if one.reward not in self.rewards(0):
+    """Who judges.
+
+    Raises:
+      UserError: a judge that cannot be, or two whose curves are one file.
+    """
+    where, found = f"--trials={self.file}: judges()", []
+    for values in self.source["judges"]():
+      try:
+        found.append(Judge(**values))
+        _ = found[-1].combination
+      except (TypeError, ValueError) as error:
+        raise UserError(f"{where} holds {values!r}: {error}") from error
+    files = [Curve(x.judge, "rl", 0, (), (), ()).name for x in found]
+    names, rewards = [x.judge for x in found], list(self.rewards(0))
+    for one, file in zip(found, files, strict=True):
+      if files.count(file) > 1:
         raise UserError(
-          f"--trials={self.file}: judges() names the reward {one.reward!r}, "
-          f"and rewards(seed) has {', '.join(self.rewards(0))}. Name one of "
-          "them."
+          f"{where} has two whose curves would be one file, {file}.json, as "
+          f"{one.judge!r}. Give each a name of its own, in letters and digits."
+        )
+      if one.reward not in rewards:
+        raise UserError(
+          f"{where} names the reward {one.reward!r}, and rewards(seed) has "
+          f"{', '.join(rewards)}. Name one of them."
+        )
+      if one.single and one.single not in names:
+        raise UserError(
+          f"{where} holds {one.judge!r} against single={one.single!r}, and "
+          f"there are {', '.join(names)}. Name one of them, or leave it out."
         )
     return found
 

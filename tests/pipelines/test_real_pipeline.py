@@ -148,3 +148,27 @@ def test_the_command_runs_its_trials_and_goes_on(run, file, tmp_path, capsys):
   assert overoptimise.main(line) == 0
   after = {x: json.loads(x.read_text())["starts"] for x in before}
   assert after == before
+
+
+@pytest.mark.parametrize(
+  ("judge", "says"),
+  [
+    ({"judge": "width-4"}, "one file, width_4_rl_0.json"),
+    ({"judge": "x", "reward": "b"}, "names the reward 'b'"),
+    ({"judge": "x", "single": "y"}, "against single='y'"),
+    ({"judge": "x", "rule": "uwo"}, "uncertainty_weight=None"),
+    ({"judge": "x", "rules": "min"}, "unexpected keyword"),
+  ],
+)
+def test_judges_that_cannot_be_are_refused_before_anything_trains(
+  judge, says, tmp_path
+):
+  path, good = tmp_path / "trials.py", {"judge": "width 4", "reward": "a"}
+  both = [good, {"reward": "a"} | judge]
+  path.write_text(
+    "get_config = dict\nrewards = lambda seed: {'a': {}}\n"
+    f"judges = lambda: {both!r}\n"
+  )
+  plan = real_pipeline.Plan(tmp_path, [], 1, str(path))
+  with pytest.raises(UserError, match=says):
+    _ = plan.judges
