@@ -104,8 +104,19 @@ def _names(programs: list[Program]) -> list[str]:
   return [program.name for program in programs]
 
 
+USUAL_TARGETS = (5.0, 8.0)  # nats an answer, of an adaptive KL; METHODS 19
+
+
 def warn_of_rewards(settings: Settings) -> None:
-  """Prints a warning where rewards of tokens change what is optimal."""
+  """Prints where rewards of tokens change what is optimal, and odd targets."""
+  low, high = USUAL_TARGETS
+  target = settings.shaping.kl_target
+  if settings.shaping.kl_controller == "adaptive" and not low <= target <= high:
+    print(
+      f"policy: note: shaping.kl_target={target:g} is outside of {low:g} to "
+      f"{high:g} nats an answer, which are usual. Below, the policy hardly "
+      "moves; above, watch a gold score."
+    )
   if settings.shaping.token_rewards == "raw":
     print(
       "policy: warning: shaping.token_rewards='raw' is no potential: an answer "

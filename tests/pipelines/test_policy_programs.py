@@ -6,6 +6,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rlhf_jax import generate, metrics
 from rlhf_jax.algorithms.policy_gradient import (
@@ -16,7 +17,7 @@ from rlhf_jax.algorithms.policy_gradient import (
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models import roles, transformer
 from rlhf_jax.pipelines import defaults
-from rlhf_jax.programs import policy_step, rollouts
+from rlhf_jax.programs import policy_programs, policy_step, rollouts
 from rlhf_jax.programs.sampler import Sampler
 from rlhf_jax.types import FINISH_EOS, Rollout
 from tests import tiny
@@ -239,3 +240,20 @@ def test_further_answers_are_sampled_and_judged_beside_the_samples():
   assert found.rollout == "usual rollout"
   assert found.scores == {"reward": "usual scores"}
   assert found.further == {"greedy": "greedy rollout"}
+
+
+@pytest.mark.parametrize(
+  ("changes", "is_said"),
+  [
+    ({"kl_target": 6.0}, False),
+    ({"kl_target": 5.0}, False),
+    ({"kl_target": 4.0}, True),
+    ({"kl_target": 9.0}, True),
+    ({"kl_target": 9.0, "kl_controller": "fixed"}, False),
+  ],
+)
+def test_an_unusual_target_of_the_kl_is_told(changes, is_said, capsys):
+  config = defaults.policy("ppo")
+  config.shaping.update(changes)
+  policy_programs.warn_of_rewards(tiny_runs.settings_of(config))
+  assert ("5 to 8 nats" in capsys.readouterr().out) == is_said
