@@ -50,6 +50,25 @@ def test_what_is_steeper_than_possible_is_told():
   assert unsure.error > 0.05
 
 
+def test_errors_of_a_slope_by_hand():
+  """d = 1, 2, 3 and gains 1, 2, 4: slope 17 / 14, rests -3, -6 and 5 / 14."""
+  law = kl_law.fit([1.0, 4.0, 9.0], [2.0, 4.0, 8.0], 2.0)
+  assert law.slope == pytest.approx(17 / 14)
+  own = (9 + 36 + 25) / 14**2 / 2 / 14
+  assert law.error == pytest.approx(math.sqrt(own))
+  both = kl_law.fit([1.0, 4.0, 9.0], [2.0, 4.0, 8.0], 2.0, start_error=0.1)
+  assert both.error == pytest.approx(math.sqrt(own + (0.05 * 6 / 14) ** 2))
+
+
+def test_all_rows_that_stand_still_are_the_start():
+  found = rows(0.7)
+  for row, score in zip(found[:2], (0.3, 0.9), strict=True):
+    row |= {"rollout/kl_k1_sum": 0.004, "rollout/score_mean": score}
+  law, points = kl_law.of_rows(found)
+  gain = (found[-1]["rollout/score_mean"] - 0.6) / 2.0  # less their mean
+  assert points[-1] == pytest.approx((2.5, gain))
+
+
 def test_near_far_and_negative_are_left_out():
   found = kl_law.fit(
     [-0.1, 0.04, 1.0, 4.0, 5.0, 100.0], [9, 9, 1, 2, 2.2, 0], 1

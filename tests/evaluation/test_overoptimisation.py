@@ -41,6 +41,8 @@ def test_rl_leaves_out_what_is_near():
   gold[D < 0.4] = 100.0
   assert over.fit(D, gold, "rl").alpha == pytest.approx(1.0)
   assert over.fit(D[:3], gold[:3], "rl") is None
+  at_it = over.fit(np.array([0.4, 1.0, 2.0, 3.0]), np.arange(4.0), "rl")
+  assert at_it.points == 3  # the least distance is left out itself
 
 
 def test_an_unknown_form_is_refused():
@@ -73,7 +75,9 @@ def test_extrapolation_sees_what_the_near_part_cannot_know():
   assert right.until == 3.0
   assert right.error < 1e-9
   cliff = np.where(D <= 3.0, D, -10.0)
-  assert over.extrapolate(D, cliff, "best_of_n").error > 0.5
+  found = over.extrapolate(D, cliff, "best_of_n")
+  miss = D[D > 3.0] + 10.0  # of the line that the near half is
+  assert found.error == pytest.approx(math.sqrt(np.mean(miss**2)) / 13.0)
   assert over.extrapolate(D[:3], D[:3], "rl") is None
 
 
@@ -83,6 +87,8 @@ def test_peak_end_and_share():
   assert (found.distance, found.gold) == pytest.approx((4.0, 2.0))
   assert found.kept == pytest.approx(found.end / 2.0)
   assert found.end == pytest.approx(gold[-6:].mean())
+  error = gold[-6:].std(ddof=1) / math.sqrt(6)
+  assert found.error == pytest.approx(error)
   spike = gold.copy()
   spike[5] = 2.5  # luck of one step
   assert over.observe(D, spike).distance == pytest.approx(0.5)
@@ -101,6 +107,7 @@ def test_a_run_stops_when_gold_falls_or_where_a_fit_says():
   assert over.stop_by_probe(probe, 3) == (6, 3)
   assert over.stop_by_probe(probe, 4) == (7, 7)
   assert over.stop_by_probe(np.arange(4.0), 1) == (3, 3)
+  assert over.stop_by_probe(np.ones(9), 3) == (3, 0)  # as good is no better
   with pytest.raises(ValueError, match="patience=0"):
     over.stop_by_probe(probe, 0)
   d = np.array([0.0, 1.0, 2.0, 3.0])
@@ -114,6 +121,10 @@ def test_rank_correlation_with_ties_and_infinite_peaks():
   assert over.rank_correlation([1, 2, 3], [3, 2, 1]) == -1.0
   assert over.rank_correlation([1, 1, 2, 2], [1, 2, 3, 4]) == pytest.approx(
     0.8944, abs=1e-4
+  )
+  # of ties of different sizes the mean rank counts: 3 / sqrt(10)
+  assert over.rank_correlation([1, 1, 2, 3], [1, 2, 3, 4]) == pytest.approx(
+    3 / math.sqrt(10.0)
   )
   assert math.isnan(over.rank_correlation([1, 1, 1], [1, 2, 3]))
   assert math.isnan(over.rank_correlation([1, 2, math.nan], [1, 2, 3]))

@@ -96,6 +96,124 @@ def test_an_ensemble_is_held_against_its_single_model():
   assert not claims_lib.claims(curves.rows(swapped))[0].holds
 
 
+def said(table, words):
+  """Returns the claim whose text has these words."""
+  [found] = [x for x in claims_lib.claims(table) if words in x.text]
+  return found
+
+
+def of_gold(judge, gold, seed=0, **fields):
+  d = [float(i) for i in range(len(gold))]
+  return Curve(judge, "rl", seed, d, list(gold), d, **fields)
+
+
+def test_a_fall_within_three_errors_is_none():
+  """The end, of four points, is 1.0 +- 0.2 standard errors."""
+  ups = np.linspace(0.0, 1.0, 36)
+  end = 1.0 + 0.2 * np.sqrt(4.0) * np.array([-1, 1, -1, 1]) / np.sqrt(4 / 3)
+  for top, holds in ((1.5, False), (1.7, True)):
+    gold = [*ups[:20], top, *ups[20:], *end[:3], end[3]]
+    both = [of_gold(f"j{i}", gold, ladders={"l": i}) for i in range(2)]
+    table = curves.rows(both)
+    assert table[0].observed[0].error == pytest.approx(0.2, rel=0.01)
+    assert said(table, "3 standard errors").holds == holds
+
+
+def test_a_difference_within_two_errors_is_none():
+  """Ends of 1, 2, 4 seeds above the others': 2.33 +- 0.88; or 0, 2, 4."""
+  for gains, holds in (((1.0, 2.0, 4.0), True), ((0.0, 1.0, 4.0), False)):
+    table = curves.rows(
+      [
+        of_gold(f"j{i}", [0.0, 5.0 + i * gain], seed, ladders={"l": i})
+        for i in range(2)
+        for seed, gain in enumerate(gains)
+      ]
+    )
+    assert said(table, "ends higher").holds == holds
+
+
+def test_an_ensemble_keeps_what_its_single_model_must_lose():
+  kept, fallen = [0.0, 1.0, 0.95], [0.0, 1.0, 0.85]
+  for single, several, holds in (
+    (fallen, kept, True),
+    (kept, kept, False),
+    (fallen, fallen, False),
+  ):
+    table = curves.rows(
+      [
+        of_gold("one", single),
+        of_gold("min", several, rule="min", facts={"single": "one"}),
+      ]
+    )
+    assert said(table, "keeps 90 %").holds == holds
+
+
+def test_more_kl_for_four_fifths_of_the_proxy_in_nine_of_ten_runs():
+  def pair(seed, spent):
+    """Best of n has proxy 0.8 of 1 at d = 1, RL at `spent`."""
+    bon = Curve("x", "best_of_n", seed, [0, 1, 2], [0, 1, 1], [0, 0.8, 1.0])
+    rl = Curve("x", "rl", seed, [0, spent, 9], [0, 1, 1], [0, 0.85, 0.9])
+    return [bon, rl]
+
+  for less, holds in ((0, True), (1, True), (2, False)):
+    spent = [0.5] * less + [1.5] * (10 - less)
+    table = curves.rows([x for n in range(10) for x in pair(n, spent[n])])
+    found = said(table, "9 of 10")
+    assert found.holds == holds and f"{10 - less} of 10" in found.found
+
+
+def test_a_fit_that_explains_less_is_no_law():
+  d = np.sqrt(np.arange(12.0))
+  law = over.Fit("best_of_n", 1.0, 0.1).at(d)
+  for noise, holds in ((0.0, True), (0.15, False)):
+    gold = law + noise * np.where(np.arange(12) % 2, 1.0, -1.0)
+    one = Curve("x", "best_of_n", 0, d.tolist(), gold.tolist(), d.tolist())
+    assert said(curves.rows([one]), "R2 of the").holds == holds
+
+
+def test_a_weak_order_is_no_ladder():
+  """Falls at 1, 2, 3, 4 and at 2, 1, 4, 3: rank correlation 1 and 0.6."""
+  for falls, holds in (((1, 2, 3, 4), True), ((2, 1, 4, 3), False)):
+    both = [
+      of_gold(f"j{i}", [1.0] * fall + [0.1] * (6 - fall), ladders={"l": i})
+      for i, fall in enumerate(falls)
+    ]
+    assert said(curves.rows(both), "fall later").holds == holds
+
+
+def test_a_fit_stops_a_seed_by_the_peaks_of_the_others():
+  """Seed 1 turns at 1.5, the others at e: they let it go too far."""
+  d = D[D < 4.05]  # until seed 1 is back at the start
+  betas = (0.5, 1.0 / (1.0 + math.log(1.5)), 0.5)
+  runs = [
+    Curve("x", "rl", i, d.tolist(), over.Fit("rl", 1.0, b).at(d).tolist(), d)
+    for i, b in enumerate(betas)
+  ]
+  shares = []
+  for i, run in enumerate(runs):
+    others = [runs[(i + 1) % 3].fitted, runs[(i + 2) % 3].fitted]
+    fit = over.fit(*map(np.concatenate, zip(*others, strict=True)), "rl")
+    place = over.stop_by_distance(d, fit.peak)
+    shares.append(run.gold[place] / max(run.gold))
+  [row] = curves.rows(runs)
+  assert row.limit == pytest.approx(np.mean(shares))
+  assert shares[1] < 0.97  # by a peak of its own it would keep all
+  both = [dataclasses.replace(x, method="best_of_n") for x in runs]
+  assert math.isnan(curves.rows(both)[0].limit)
+
+
+def test_noise_neither_ends_a_fit_nor_makes_a_share():
+  gold = np.linspace(0.0, 2.0, 20)
+  gold[10:] = np.linspace(1.0, 0.2, 10)
+  gold[15] = -0.4  # one step of luck, not the start again
+  noisy = of_gold("x", gold, width=5)
+  assert len(noisy.fitted[0]) == 20
+  assert len(dataclasses.replace(noisy, width=1).fitted[0]) == 15
+  seen = over.observe(*noisy.points, 5)
+  share = curves._share(noisy, 15)
+  assert share == pytest.approx(gold[13:18].mean() / seen.gold)
+
+
 def test_one_that_never_falls_has_no_such_distance():
   rising = Curve("x", "rl", 0, D.tolist(), D.tolist(), D.tolist())
   assert curves.falls_at(rising) == math.inf
