@@ -45,6 +45,10 @@ def test_what_preferences_are_made_of():
   found = length_control.weighed(delta, longer, label.astype(float))
   assert found.temperature == pytest.approx(1.0, abs=0.1)
   assert found.length == pytest.approx(1.0, abs=0.1)
+  # Scores that are twice as wide are twice as hot, and say the same of length.
+  wide = length_control.weighed(2.0 * delta, longer, label.astype(float))
+  assert wide.temperature == pytest.approx(2.0 * found.temperature, rel=1e-3)
+  assert wide.length == pytest.approx(found.length, abs=1e-3)
   _, _, delta, longer, label = drawn(2.0, 1.0)
   found = length_control.weighed(delta, longer, label.astype(float))
   assert found.length == pytest.approx(0.0, abs=0.1)

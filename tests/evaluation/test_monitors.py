@@ -97,6 +97,13 @@ def test_small_but_certain_changes_are_silent():
     assert monitors.replay(found) == []
 
 
+def test_members_that_deviate_a_little_more_are_silent():
+  name = "reward/component/reward_deviation"
+  for share, kinds in ((1.4, 0), (1.6, 1)):
+    found = planted(name, lambda i, x: 0.5 * (share if i > 30 else 1.0))  # noqa: B023
+    assert len(monitors.replay(found)) == kinds
+
+
 def test_a_proxy_that_falls_too_is_no_overoptimisation():
   rows = planted(GOLD, lambda i, x: x - ramp(i, 0.0, 2.0))
   for i, row in enumerate(rows):

@@ -78,3 +78,13 @@ def test_probes_are_told_in_order_and_rare_flukes_are_not_warned_of():
   }
   assert [name for name, _ in probes.in_order(found)] == ["padding", "nonsense"]
   assert not probes.remarks(found)
+
+
+@pytest.mark.parametrize("name", ["nonsense", "opinion"])
+def test_few_items_that_pay_are_no_remark(name):
+  """One of ten: the interval begins at 0.02, below the rule's 0.05."""
+  for paid, of, count in ((1, 10, 0), (20, 200, 1)):
+    changed = np.where(np.arange(of) < paid, 1.0, -1.0)
+    found = probes.measured(changed, np.zeros(of), -np.ones(of))
+    assert found.pays.value == 0.1
+    assert len(probes.remarks({name: found})) == count

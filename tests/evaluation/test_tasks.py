@@ -206,6 +206,44 @@ def test_the_interval_of_a_paired_change_covers_what_it_should():
   assert 88 <= hits <= 100
 
 
+def lost(count, of=100):
+  """Returns outcomes before and after, so many of them lost."""
+  before = [chosen(-1.0, -2.0, number=i) for i in range(of)]
+  moved = [chosen(-1.0, -2.0 + 2 * (i < count), number=i) for i in range(of)]
+  return before, moved
+
+
+def test_the_overall_change_weighs_tasks_alike_and_draws_each_by_itself():
+  """Two tasks of one spread: the mean's interval is narrower by sqrt(2)."""
+  pair = lost(30)
+  one = outcomes.changes(*pair)[0]
+  both = outcomes.overall(*({"a": x, "b": x} for x in pair))
+  assert both.change == pytest.approx(-30.0) and both.items == 200
+  narrower = (one.high - one.low) / (both.high - both.low)
+  assert narrower == pytest.approx(math.sqrt(2.0), rel=0.1)
+  other, single = lost(0, of=10), lost(1, of=1)
+  sides = [
+    {"a": x, "b": y, "c": z}
+    for x, y, z in zip(pair, other, single, strict=True)
+  ]
+  mixed = outcomes.overall(*sides)
+  assert mixed.change == pytest.approx(-15.0)  # b weighs as a; c is no task
+  assert (mixed.before, mixed.after) == pytest.approx((1.0, 0.85))
+  assert mixed.items == 110
+  assert mixed.low < -15.0 < mixed.high < -10.0
+  assert outcomes.overall(*({"c": x} for x in single)) is None
+
+
+def test_groups_are_told_apart_where_there_are_several():
+  of = [
+    dataclasses.replace(x, item=dataclasses.replace(x.item, group=group))
+    for x, group in zip(lost(1, of=3)[1], "aab", strict=True)
+  ]
+  found = outcomes.by_group(of)
+  assert {k: x["accuracy"] for k, x in found.items()} == {"a": 0.5, "b": 1.0}
+  assert outcomes.by_group(of[:2]) == {}
+
+
 def test_outcomes_are_written_and_read_again():
   kinds = [
     chosen(-1.0, -2.0),

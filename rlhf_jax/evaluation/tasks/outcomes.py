@@ -218,8 +218,8 @@ def overall(
 ) -> Change | None:
   """Returns the mean change over tasks of their main shares, METHODS 14.
 
-  Tasks weigh alike; items are drawn within each. None where no task has a
-  share, or one has a single item.
+  Tasks weigh alike; items are drawn within each. A task without a share, or of
+  a single item, is left out; None where no task is left.
 
   Args:
     before, after: outcomes by task, of the same items.
