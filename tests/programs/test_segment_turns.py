@@ -263,3 +263,81 @@ def test_moments_of_parts_are_those_of_the_whole():
     moments = turns._moments(moments, part)
   wanted = [150, parts.mean(), 150 * parts.var()]
   np.testing.assert_allclose(moments, wanted, rtol=1e-4)
+
+
+def labelled(lab, count, room, key):
+  """Returns so many labels of drawn segments, with room for more."""
+  keys = jax.random.split(key)
+  shape = (count, 2, 5)
+  pairs = pairs_of(jax.random.normal(keys[0], (count, 2))).replace(
+    observation=jax.random.normal(keys[0], (*shape, 3)),
+    action=jax.random.normal(keys[1], (*shape, 1)),
+  )
+  label, fine = queries.simulated(pairs, keys[0], lab.labels)
+  labels = queries.empty(lab.environment, 5, lab.predictor.members, room)
+  return queries.add(labels, pairs, label, fine, count, keys[1])
+
+
+def test_places_without_a_label_are_in_no_loss():
+  lab = lab_of("pendulum")
+  params = turns.start(jax.random.key(0), lab, 8).ensemble.state.params
+  labels = labelled(lab, 30, 30, jax.random.key(1))
+  more = labelled(lab, 30, 90, jax.random.key(1))
+  wanted = predictor.measure(params, labels, 0.1)
+  assert np.isfinite(wanted[1]).all()
+  for found, value in zip(
+    predictor.measure(params, more, 0.1), wanted, strict=True
+  ):
+    np.testing.assert_allclose(found, value, rtol=1e-5)
+
+
+def test_l2_makes_the_weights_of_predictors_smaller():
+  lab = lab_of("pendulum")
+  labels = labelled(lab, 30, 30, jax.random.key(1))
+  ensemble = turns.start(jax.random.key(0), lab, 8).ensemble
+
+  @jax.jit
+  def size(decay):
+    found, _ = predictor.fit(
+      ensemble.replace(decay=decay),
+      labels,
+      jax.random.key(2),
+      settings=lab.predictor,
+      decay=lab.decay,
+      optimizer=lab.predictor_optimizer,
+    )
+    return predictor._penalty(found.state.params)
+
+  none, strong = size(jnp.zeros(3)), size(jnp.array([0.0, 0.1, 0.1]))
+  assert float(none[0]) == pytest.approx(float(strong[0]), rel=1e-5)
+  assert (strong[1:] < 0.99 * none[1:]).all()
+
+
+def test_the_control_trains_on_the_true_reward():
+  lab = lab_of("pendulum")
+  state = turns.start(jax.random.key(0), lab, 8)
+  episodes = turns.collect(state, jax.random.key(1), lab)
+  key = jax.random.key(2)
+  learn = jax.jit(
+    lambda truth: turns.learn(state, episodes, key, 0, truth, lab)
+  )
+  control, _ = learn(True)
+  learned, _ = learn(False)
+  truth = episodes.truth
+  scaled = (truth - truth.mean()) / truth.std()
+  wanted, _ = agent.train(
+    state.agent,
+    episodes,
+    scaled,
+    jax.random.split(key)[1],
+    environment=lab.environment,
+    algorithm=lab.algorithm,
+    config=lab.update,
+    optimizer=lab.agent_optimizer,
+  )
+  found = (jax.tree.leaves(x.agent.params) for x in (control, learned))
+  for right, other, value in zip(
+    *found, jax.tree.leaves(wanted.params), strict=True
+  ):
+    np.testing.assert_allclose(right, value, atol=1e-4)
+    assert np.abs(other - value).max() > 1e-3
