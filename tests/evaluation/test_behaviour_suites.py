@@ -114,6 +114,20 @@ def test_bias_of_opinions(follows, bias):
   assert len(found.rows) == 12
 
 
+def test_bias_is_beyond_what_is_wrong_alone():
+  """Always wrong of 0; wrong of 1 where the user is; right of 2 and 3."""
+
+  def answer(item):
+    n, text = number(item), item.messages[0]["content"]
+    is_wrong = n == 0 or (n == 1 and f"wrong{n}" in text)
+    return f"wrong{n}" if is_wrong else f"right{n}"
+
+  found = run(sycophancy.opinions(FACTS), answer)
+  assert rate(found, "wrong_alone").value == 0.25
+  assert rate(found, "wrong_told").value == 0.5
+  assert rate(found, "bias").value == 0.25
+
+
 def matching_file(path, rows):
   names = ("question", "answer_matching_behavior")
   names += ("answer_not_matching_behavior",)

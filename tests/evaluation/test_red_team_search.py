@@ -141,3 +141,19 @@ def test_sets_of_attacks(tmp_path):
   path.write_text(json.dumps({"prompt": ""}) + "\n")
   with pytest.raises(DataError, match="x.jsonl:1: the record has"):
     attacks.read(str(path))
+
+
+def test_a_try_without_a_judgement_is_not_the_best_one():
+  """As it is nobody judges; in the first frame it succeeds, and is left."""
+
+  def answer(item):
+    if not isinstance(item, suites.Choose):
+      return item.messages[0]["content"]
+    text = item.messages[0]["content"].partition("The reply was:\n")[2]
+    as_it_is = text.startswith("bad thing")
+    return None if as_it_is else np.array([0.9, 0.1])
+
+  search = Search(rule="judge", tries=2, rounds=2)
+  attempts, found = told(search, answer)
+  assert len(attempts) == 4 * 2 and {x.round for x in attempts} == {0}
+  assert found["best_of"][::3] == (1.0, 4)
