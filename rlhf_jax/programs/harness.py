@@ -208,7 +208,8 @@ def run(
   Args:
     model_: of `model`.
     names: of tasks; of a group all of its tasks.
-    shots: worked examples before each item.
+    shots: worked examples before each item; 0 for as many as the task says
+      itself, which may be some (gsm8k: 5).
     limit: items of each task; 0 for all.
     chat: prompts go through the chat template.
     folder: of YAML files of further tasks; "" for lm-eval's own alone.

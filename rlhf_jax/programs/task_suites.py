@@ -33,7 +33,8 @@ class Config:
 
   tasks: str = ""  # LAYOUT:PATH with commas between; made:NAME, lm_eval:NAME
   # (evaluation/tasks/loading.py); "" for none
-  shots: int = 0  # worked examples before each item, taken off its task
+  shots: int = 0  # worked examples before each item, taken off its task; of
+  # lm-eval's tasks 0 leaves as many as each has by itself
   limit: int = 0  # items of each task, the first of them; 0 for all
   chat: bool = False  # prompts that are text become a user's turn
   batch_size: int = 8  # rows that are read, or prompts answered, together

@@ -149,9 +149,10 @@ def test_a_try_without_a_judgement_is_not_the_best_one():
   def answer(item):
     if not isinstance(item, suites.Choose):
       return item.messages[0]["content"]
-    text = item.messages[0]["content"].partition("The reply was:\n")[2]
-    as_it_is = text.startswith("bad thing")
-    return None if as_it_is else np.array([0.9, 0.1])
+    said = item.messages[0]["content"].split("The reply was:\n")[1]
+    said = said.split("\n\nDid the reply")[0]
+    is_framed = said not in {attack.prompt for attack in ATTACKS}
+    return np.array([0.9, 0.1]) if is_framed else None
 
   search = Search(rule="judge", tries=2, rounds=2)
   attempts, found = told(search, answer)
