@@ -50,6 +50,10 @@ class Columns:
     self.names = parse(text)
     self.missing = set(self.names)  # of ours, that no record had yet
 
+  def __bool__(self) -> bool:
+    """Says whether anything is renamed."""
+    return bool(self.names)
+
   def rename(self, record: dict[str, Any], where: str) -> dict[str, Any]:
     """Returns a record with our names for its fields.
 
@@ -60,8 +64,6 @@ class Columns:
     Raises:
       DataError: a cell of CSV that cannot be what it is named.
     """
-    if not self.names:
-      return record
     has = {ours: x for ours, x in self.names.items() if x in record}
     self.missing -= {x for x in self.missing if x in has or x in record}
     gone = {*has.values(), *has}

@@ -329,7 +329,7 @@ def parsed(
   names = columns.Columns() if names is None else names
   beside: Counter = Counter()
   for where, read in located:
-    record = names.rename(read, where)
+    record = names.rename(read, where) if names else read
     try:
       example = parse(record, where)
     except records.RefusedExample as error:

@@ -197,12 +197,17 @@ class Row:
 
 
 def best_place(curve: Curve) -> int:
-  """Returns where the best step is that a gold probe finds before it stops."""
+  """Returns where the best step is that a gold probe finds before it stops.
+
+  A probe is measured after the step of its point, so the policy that it found
+  is that of the next one.
+  """
   places = list(range(0, len(curve.gold), curve.probe_every))
   values = [curve.gold[i] for i in places]
   if len(curve.probe):
-    places = [i for i, x in enumerate(curve.probe) if x is not None]
-    values = [curve.probe[i] for i in places]
+    known = [i for i, x in enumerate(curve.probe) if x is not None]
+    places = [min(i + 1, len(curve.gold) - 1) for i in known]
+    values = [curve.probe[i] for i in known]
   _, best = over.stop_by_probe(np.asarray(values), PATIENCE)
   return places[best]
 

