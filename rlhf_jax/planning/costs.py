@@ -19,6 +19,9 @@ from rlhf_jax.planning.data_facts import Facts
 from rlhf_jax.schema import UserError
 
 
+VERIFIER = "verifier.name"  # judges in a reward model's place
+
+
 @dataclasses.dataclass(frozen=True)
 class Cost:
   """Of one stage.
@@ -111,6 +114,8 @@ def of(
   if "schedule" not in config:
     return None  # nothing is trained
   changes = _adapted(config, model, slice_)
+  if any(field.startswith(VERIFIER) for field in stage.fields):
+    config.update_from_flattened_dict({VERIFIER: "exact"})  # costs as any does
   try:
     found = report.make(config, slice_, compiles=False)
   except UserError as error:  # what cannot be planned so

@@ -1,5 +1,6 @@
 """Which method to start with: bounds, sources, costs, and the command."""
 
+import dataclasses
 import json
 
 import pytest
@@ -118,6 +119,20 @@ def test_hours_grow_with_the_data_and_money_with_the_price(monkeypatch):
   assert few.money(2.0) == pytest.approx((2 * few.low, 2 * few.high))
   assert not few.fits  # 2 billion parameters in 1 GiB
   assert few.remedies == "less"
+
+
+def test_what_a_verifier_judges_needs_no_reward_model(monkeypatch):
+  monkeypatch.setattr(costs.remedies, "advice", lambda *_: "less")
+  slice_ = topology.parse("cpu:1")
+  stage = advice.stages(Facts(prompts=9, references=9))[0]
+  found, other = (
+    costs.of(x, Facts(references=9), "shape:gemma_2b", slice_)
+    for x in (stage, dataclasses.replace(stage, fields=()))
+  )
+  assert found.peak < other.peak - 2 * 2e9  # its weights
+  assert found.high < other.high
+  lines = "\n".join(advise.stage_lines(1, stage, None, None))
+  assert "configs/method.py:grpo --config.verifier.name=NAME" in lines
 
 
 def test_the_command_says_all_of_it(tmp_path, capsys):
