@@ -18,7 +18,6 @@ from rlhf_jax.planning.advice import Stage
 from rlhf_jax.planning.data_facts import Facts
 from rlhf_jax.schema import UserError
 
-
 VERIFIER = "verifier.name"  # judges in a reward model's place
 
 
