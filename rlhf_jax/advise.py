@@ -45,7 +45,7 @@ _SHOWN = (
   ("steps", "answers judged by steps"),
   ("rated", "rated texts"),
   ("prompts", "prompts without an answer"),
-  ("references", "prompts a verifier can check"),
+  ("references", "records a verifier can check answers by"),
 )
 
 

@@ -80,7 +80,7 @@ def _verified(facts: Facts) -> Iterator[Stage]:
   yield Stage(
     "GRPO against a verifier",
     "configs/method.py:grpo",
-    f"{facts.references:,} prompts have a reference: what can be checked needs "
+    f"{facts.references:,} records have a reference: what can be checked needs "
     "no reward model, and none can be fooled",
     "Shao et al. 2024 (arXiv:2402.03300); METHODS 9; RESULTS, modular addition",
     ("verifier.name=NAME",),
@@ -146,11 +146,21 @@ def _without_pairs(facts: Facts) -> Iterator[Stage]:
       f"{facts.steps:,} answers judged step by step",
       "Lightman et al. 2023 (arXiv:2305.20050); docs/process_rewards.md",
     )
-  if facts.rated:
+  if facts.rated_dialogues:
+    yield Stage(
+      "a reward model of dialogues",
+      "configs/reward.py",
+      f"{facts.rated_dialogues:,} rated dialogues: pairs are drawn of any two, "
+      "whatever they are about",
+      "docs/data.md, 'Dialogues'; RESULTS, which says how badly one did",
+      ("data.format=rated_dialogue", "data.chat=True", "data.pairs=NUMBER"),
+    )
+  texts = facts.rated - facts.rated_dialogues
+  if texts:
     yield Stage(
       "a reward model from ratings",
       "configs/quickstart.py",
-      f"{facts.rated:,} rated texts: pairs are drawn from their ratings, which "
+      f"{texts:,} rated texts: pairs are drawn from their ratings, which "
       "is weaker than comparing two answers to one prompt",
       "README, 'Read these numbers with care'",
     )

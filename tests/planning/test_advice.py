@@ -96,6 +96,26 @@ def test_facts_of_examples_by_hand():
   assert found.objectives == ("help",)
 
 
+def test_layouts_that_say_more_than_their_kind(tmp_path):
+  """GSM8K's answers are references too; rated dialogues are no sentences."""
+  maths = [{"question": f"{n} + 1?", "answer": f"#### {n + 1}"} for n in (1, 2)]
+  rated = {
+    "messages": [
+      {"role": "user", "content": "a"},
+      {"role": "assistant", "content": "b"},
+    ],
+    "ratings": {"witty": 7},
+  }
+  facts = data_facts.read([write(tmp_path / "a.jsonl", maths)])
+  assert (facts.demonstrations, facts.references) == (2, 2)
+  found = [stage.config for stage in advice.stages(facts)]
+  assert found[:2] == ["configs/sft.py", "configs/method.py:grpo"]
+  facts = data_facts.read([write(tmp_path / "b.jsonl", [rated])])
+  (stage, _) = advice.stages(facts)
+  assert stage.config == "configs/reward.py"
+  assert "data.format=rated_dialogue" in stage.fields
+
+
 def test_a_pair_of_equal_answers_is_none():
   same = Comparison(where="", prompt="p", chosen="a", rejected="a")
   other = Comparison(where="", prompt="p", chosen="a", rejected="b")
