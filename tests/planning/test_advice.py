@@ -87,10 +87,17 @@ def test_facts_of_examples_by_hand():
     where="", prompt="q", answers=("a", "b"), scores={"help": (2.0, 2.0)}
   )
   pair = Comparison(where="", prompt="p", chosen="aa", rejected="b", label=0.0)
-  found = data_facts.of([ranked, scored, pair, Prompt("", "z", reference="1")])
-  # "bb" before "aaa" and "b" before "aa": never the longer one
-  assert (found.comparisons, found.pairs, found.longer) == (3, 2, 0.0)
-  assert found.ties == pytest.approx(1 / 3)
+  alike = [
+    Comparison(where="", prompt="p", chosen=x, rejected="c") for x in "ab"
+  ]
+  last = Comparison(where="", prompt="p", chosen="aa", rejected="b")
+  prompt = Prompt("", "z", reference="1")
+  found = data_facts.of([ranked, scored, pair, *alike, last, prompt])
+  # "bb" before "aaa" and "b" before "aa", then the longer one; of one length
+  # neither counts
+  assert (found.comparisons, found.pairs) == (6, 5)
+  assert found.longer == pytest.approx(1 / 3)
+  assert found.ties == pytest.approx(1 / 6)
   assert (found.prompts, found.references, found.prompt_keys) == (1, 1, 2)
   assert (found.annotators, found.languages) == ({"anna": 1}, {"en": 1})
   assert found.objectives == ("help",)
@@ -137,6 +144,9 @@ def test_hours_grow_with_the_data_and_money_with_the_price(monkeypatch):
   assert many.low == pytest.approx(10 * few.low)
   assert 0 < few.low <= few.high
   assert few.money(2.0) == pytest.approx((2 * few.low, 2 * few.high))
+  stage = advice.stages(Facts(labelled=640))[0]
+  cost = costs.of(stage, Facts(labelled=640), "shape:gemma_2b", slice_)
+  assert (stage.config, cost.steps) == ("configs/kto.py", 640 // 64)
   assert not few.fits  # 2 billion parameters in 1 GiB
   assert few.remedies == "less"
 
