@@ -85,9 +85,10 @@ def _adapted(
   unit = slice_.devices * parts
   size = config.schedule.batch_size + -config.schedule.batch_size % unit
   changes["schedule.batch_size"] = size
+  group = config.generate.num_samples if "epochs" in config else 1
   for section in ("accumulation", "epochs"):
     if section in config:
-      changes[f"{section}.microbatches"] = size // unit
+      changes[f"{section}.microbatches"] = size * group // unit
   if "generate" in config:
     changes["generate.batch_size"] = None
   config.update_from_flattened_dict(changes)

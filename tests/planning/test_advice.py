@@ -161,6 +161,11 @@ def test_what_a_verifier_judges_needs_no_reward_model(monkeypatch):
   )
   assert found.peak < other.peak - 2 * 2e9  # its weights
   assert found.high < other.high
+  size, parts = (
+    found.changes[name]
+    for name in ("schedule.batch_size", "epochs.microbatches")
+  )
+  assert parts == size * 8  # answers of a prompt, one of them at a time
   lines = "\n".join(advise.stage_lines(1, stage, None, None))
   assert "configs/method.py:grpo --config.verifier.name=NAME" in lines
 
