@@ -147,9 +147,9 @@ def _facts(start: str) -> Mapping[str, Any]:
   """
   folder, _ = stages.place(start)
   info, step = stages.read_stage(folder) or {}, stages.step_of(start)
-  if info.get("pipeline") != "sft" or step in (None, info.get("steps")):
+  lost = {LOSS, "ended_share", "empty_share"}  # of an SFT run alone
+  if step in (None, info.get("steps")) or not lost & set(info):
     return info
-  lost = (LOSS, "ended_share", "empty_share")
   found = {k: v for k, v in info.items() if k not in lost}
   path = folder / "metrics.jsonl"
   for row in read_metrics(path) if path.is_file() else ():
