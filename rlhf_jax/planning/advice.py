@@ -82,7 +82,7 @@ def _verified(facts: Facts) -> Iterator[Stage]:
     "configs/method.py:grpo",
     f"{facts.references:,} records have a reference: what can be checked needs "
     "no reward model, and none can be fooled",
-    "Shao et al. 2024 (arXiv:2402.03300); METHODS 9; RESULTS, modular addition",
+    "Shao et al. 2024 (arXiv:2402.03300); METHODS 9 and A11",
     ("verifier.name=NAME",),
   )
 
@@ -152,7 +152,7 @@ def _without_pairs(facts: Facts) -> Iterator[Stage]:
       "configs/reward.py",
       f"{facts.rated_dialogues:,} rated dialogues: pairs are drawn of any two, "
       "whatever they are about",
-      "docs/data.md, 'Dialogues'; RESULTS, which says how badly one did",
+      "docs/data.md, 'Dialogues'; RESULTS, reward models, examined",
       ("data.format=rated_dialogue", "data.chat=True", "data.pairs=NUMBER"),
     )
   texts = facts.rated - facts.rated_dialogues
@@ -217,7 +217,7 @@ def _data_risks(facts: Facts) -> Iterator[Note]:
       "learns length first. Look at the report card's length-controlled "
       "accuracy, and at `heldout/length` while a policy trains.",
       f"marked from {LENGTH_SHARE:.0%} ({CHOICE}); Singhal et al. 2023 "
-      "(arXiv:2310.03716); RESULTS, report cards",
+      "(arXiv:2310.03716); RESULTS, reward models, examined",
     )
   if facts.ties > 0.2:
     yield Note(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +75,14 @@ def test_every_line_names_what_it_rests_on():
   assert len(notes) == 8
   assert all(x.source for x in (*notes, *advice.stages(facts)))
   assert any("de" in x.text and "5%" in x.text for x in notes)
+
+
+def test_what_is_cited_of_results_is_there():
+  source = Path(advice.__file__).read_text()
+  results = Path(__file__).parents[2] / "benchmarks" / "RESULTS.md"
+  heads = re.findall("^## (.*)$", results.read_text().lower(), re.MULTILINE)
+  cited = re.findall(r'RESULTS, ([^;"]+)', source)
+  assert len(cited) > 3 and set(cited) <= set(heads)
 
 
 def test_facts_of_examples_by_hand():
