@@ -5,7 +5,9 @@ the policy answers their prompts and learns to tell the demonstration from its
 own answer; the same command goes on with an interrupted round.
 Method: Chen et al. 2024, arXiv:2401.01335: four rounds, lambda 0.1, RMSprop at
 5e-7, batch 64, two epochs; 50,000 demonstrations, each round beside the
-comparisons of the one before; the last round at 1e-7 with lambda 5.
+comparisons of the one before; the last two rounds at 1e-7, the very last with
+lambda 5.
+Changed: 1e-7 in the last round alone.
 Not yet run on this model.
 
   python -m rlhf_jax.main --config=configs/spin.py \\
@@ -34,7 +36,7 @@ def get_config() -> ConfigDict:
   training.optimizer.update(
     learning_rate=5e-7,
     schedule="linear",
-    warmup_steps=10,
+    warmup_fraction=0.1,
     beta1=0.0,  # without a first moment Adam is RMSprop
     beta2=0.99,
   )

@@ -45,7 +45,7 @@ _SHOWN = (
   ("steps", "answers judged by steps"),
   ("rated", "rated texts"),
   ("prompts", "prompts without an answer"),
-  ("references", "prompts a verifier can check"),
+  ("references", "records a verifier can check answers by"),
 )
 
 
@@ -123,7 +123,8 @@ def stage_lines(
     cost: of costs.of, or None.
     price: of a chip-hour, or None.
   """
-  yield f"\n{number}. {stage.title}: {stage.config}"
+  further = "".join(f" --config.{field}" for field in stage.fields)
+  yield f"\n{number}. {stage.title}: {stage.config}{further}"
   yield _fill(stage.why + ".", "     ", "   ")
   yield _fill(stage.source, "     ", "   source: ")
   if cost is None:

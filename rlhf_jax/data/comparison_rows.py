@@ -88,30 +88,35 @@ def flipped(
 ) -> tuple[Comparisons, int]:
   """Returns comparisons of which a share has the wrong label, and how many.
 
+  The answers of a pair change places, and the scores that people gave stay: who
+  mistakes one answer for the other gives it the other's score too. Ties (the
+  label 0.5) have no wrong side, and stay.
+
   Args:
     data: pairs, or judged answers, whose label is turned round.
-    share: in [0, 1].
+    share: of those that are no ties, in [0, 1].
     seed: of which they are.
 
   Raises:
     FieldError: rankings that stay whole.
   """
-  count, width = data.pairs.shape
+  width = data.pairs.shape[1]
   if data.ranks is not None or width > 2:
     raise FieldError(
       f"flips={share:g} with rankings='whole': one of several answers is in no "
       "wrong place by itself. Set rankings='pairs', or flips=0."
     )
-  number = round(share * count)
-  which = np.random.default_rng(seed).permutation(count)[:number]
+  decided = np.flatnonzero(data.labels != 0.5)
+  number = round(share * len(decided))
+  which = np.random.default_rng(seed).permutation(decided)[:number]
   if width == 1:
     labels = data.labels.copy()
     labels[which] = 1.0 - labels[which]
     return dataclasses.replace(data, labels=labels), number
   found = {}
-  for name in ("pairs", "groups", "targets"):
+  for name in ("pairs", "groups"):
     value = getattr(data, name)
-    if value is not None and value.shape[1] == 2:
+    if value.shape[1] == 2:
       found[name] = value.copy()
       found[name][which] = value[which, ::-1]
   return dataclasses.replace(data, **found), number

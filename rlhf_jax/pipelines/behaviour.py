@@ -58,6 +58,10 @@ SUITES = (
   *(sycophancy.FLIPS, sycophancy.OPINIONS, refusals.REFUSALS),
   *(persistence.PERSISTENCE, truthfulness.TRUTH, toxicity.TOXICITY),
 )
+SPOKEN = (  # suites whose answers are texts
+  *(sycophancy.FLIPS, sycophancy.OPINIONS, refusals.REFUSALS),
+  *(persistence.PERSISTENCE, toxicity.TOXICITY),
+)
 # Field -> the suites that read it; rewards read `facts` too.
 READ_BY = {
   "facts": (sycophancy.FLIPS, sycophancy.OPINIONS),
@@ -68,6 +72,8 @@ READ_BY = {
   "toxicity": (toxicity.TOXICITY,),
   "grader": (refusals.REFUSALS, toxicity.TOXICITY),
   "endpoint.url": (refusals.REFUSALS, toxicity.TOXICITY),
+  "answer_tokens": SPOKEN,
+  "temperature": SPOKEN,
 }
 
 
@@ -135,17 +141,26 @@ class Settings(schema.Settings):
 
   def _check_read(self) -> None:
     """Raises FieldError for a setting that no suite reads."""
-    for name, suites_of in READ_BY.items():
+    asks_nobody = bool(self.rewards and not results.listed(self.policies))
+    asked = () if asks_nobody else self.asked
+    read_by = READ_BY | ({"suites": ()} if asks_nobody else {})
+    for name, suites_of in read_by.items():
       get = operator.attrgetter(name)
       value, usual = get(self), get(type(self))
-      is_read = set(suites_of) & set(self.asked) or (
+      is_read = set(suites_of) & set(asked) or (
         name == "facts" and self.rewards
       )
-      if value != usual and not is_read:
+      if value == usual or is_read:
+        continue
+      if asks_nobody:
         raise FieldError(
-          f"{name}={value!r} with suites={self.suites!r}: nothing reads it. "
-          f"Leave it at {usual!r}, or ask {' or '.join(suites_of)}."
+          f"{name}={value!r} with policies='': no policy is asked, so nothing "
+          f"reads it. Leave it at {usual!r}, or name policies."
         )
+      raise FieldError(
+        f"{name}={value!r} with suites={self.suites!r}: nothing reads it. "
+        f"Leave it at {usual!r}, or ask {' or '.join(suites_of)}."
+      )
 
   @property
   def asked(self) -> list[str]:

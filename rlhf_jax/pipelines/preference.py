@@ -14,6 +14,7 @@ self_play.py samples between the rounds of SPIN, each of which is a run of this.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from rlhf_jax import imported, optimizer, schema
 from rlhf_jax.algorithms.preference import registry
@@ -271,6 +272,7 @@ def run(settings: Settings, world: World) -> dict:
     algorithm, schedule.batch_size, phase, frozen, held
   )
   before = pairs.measure_by(evaluate, held, params_before)
+  told: dict[str, Any] = {}
   params = supervised.fit(
     phase,
     preference_data.make_loader(settings, phase, train, shared),
@@ -292,6 +294,7 @@ def run(settings: Settings, world: World) -> dict:
       _as_validation(evaluate(params))
       | pairs.measure_by(evaluate, held, params)
     ),
+    told=told,
   )
   found, of_values = _heldout(settings, evaluate, held, before, params)
   return stages.write_stage(
@@ -301,9 +304,8 @@ def run(settings: Settings, world: World) -> dict:
     phase.role,
     best=schedule.best_of,
     asked=schedule.asked,
-    steps=total,
     examples=len(train.pairs),
-    epochs=total * schedule.batch_size / len(train.pairs),
+    epochs=told["steps"] * schedule.batch_size / len(train.pairs),
     algorithm={"name": algorithm.name} | dataclasses.asdict(algorithm.config),
     heldout=found,
     heldout_examples=len(held.pairs),
@@ -311,6 +313,7 @@ def run(settings: Settings, world: World) -> dict:
     init_from=settings.init_from,
     reference=settings.reference,
     merged_from=stage.info.get("merged_from", ""),
+    **told,
     **of_values,
   )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -222,6 +223,7 @@ def run(settings: Settings, world: World) -> dict:
   read = functools.partial(
     step_rows.row_logits, phase, frozen=frozen, size=schedule.batch_size
   )
+  told: dict[str, Any] = {}
   params = supervised.fit(
     phase,
     loader,
@@ -238,10 +240,11 @@ def run(settings: Settings, world: World) -> dict:
     measure=lambda params: step_facts.validate(
       read(params, rows=held.rows, found=held_found), held
     ),
+    told=told,
   )
   logits = read(params, rows=held.rows, found=held_found)
   diagnosis = step_facts.diagnose(logits, held, name)
-  epochs = total * schedule.batch_size / len(rows)
+  epochs = told["steps"] * schedule.batch_size / len(rows)
 
   def of_training() -> list[np.ndarray]:
     if found is not None:
@@ -256,7 +259,7 @@ def run(settings: Settings, world: World) -> dict:
     step_model.guard(diagnosis, len(train.rows), epochs),
     diagnosis,
     merged_from=merged_from,
-    steps=total,
+    **told,
     answers=len(train.rows),
     epochs=epochs,
     reads_end_token=settings.data.end_token,

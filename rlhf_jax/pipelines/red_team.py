@@ -109,6 +109,8 @@ class Settings(schema.Settings):
         f"search={self.search!r} with tries=1: only the prompt as it is would "
         "be tried. Set tries >= 2, or search='none'."
       )
+    if self.search == TEMPLATES:
+      self._check_frames()
     if self.search == attacks.MODEL and not self.attack_temperature:
       if self.tries > 2 or self.rounds > 1:
         raise FieldError(
@@ -116,10 +118,28 @@ class Settings(schema.Settings):
           f"{self.rounds}: all rewritings of a prompt would be the same. Set a "
           "temperature > 0, or tries=2 and rounds=1."
         )
-    if self.search != attacks.MODEL and self.attacker:
+    for name in ("attacker", "attack_temperature"):
+      value, usual = getattr(self, name), getattr(type(self), name)
+      if self.search != attacks.MODEL and value != usual:
+        raise FieldError(
+          f"{name}={value!r} with search={self.search!r}: nothing is "
+          f"rewritten. Set search='policy', or {name}={usual!r}."
+        )
+
+  def _check_frames(self) -> None:
+    """Raises FieldError for more tries than there are frames.
+
+    Where harm is 0 or 1, what has failed is never a better start.
+    """
+    is_graded = self.rule in (attacks.JUDGE, attacks.REWARD)
+    count = self.tries if is_graded else self.tries * self.rounds
+    count -= not is_graded or self.rounds == 1  # as it is
+    if count > len(attacks.FRAMES):
       raise FieldError(
-        f"attacker={self.attacker!r} with search={self.search!r}: nothing is "
-        "rewritten. Set search='policy', or attacker=''."
+        f"tries={self.tries}, rounds={self.rounds} with search={TEMPLATES!r}, "
+        f"rule={self.rule!r}: there are {len(attacks.FRAMES)} frames, and the "
+        "same prompts would be asked again. Lower them, or set "
+        f"search={attacks.MODEL!r}."
       )
 
   def _check_rule(self) -> None:

@@ -126,6 +126,12 @@ def check(settings: Settings, world: World) -> None:
       f"{settings.labels.count} that is none, and the agent would begin on "
       "rewards that nobody taught. Raise one of them."
     )
+  members, choose = settings.predictor.members, settings.queries.choose
+  if members < 2 and choose == sections.VARIANCE:
+    raise FieldError(
+      f"queries.choose={choose!r} with predictor.members={members}: one member "
+      "disagrees with nobody. Set members >= 2, or choose='random'."
+    )
   if settings.uses_truth and settings.labels.by == sections.PAGE:
     raise FieldError(
       "labels.by='page' with agent.reward='true': the control asks nobody. Set "

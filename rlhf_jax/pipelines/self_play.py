@@ -66,7 +66,7 @@ class Rounds:
   last_beta: float | None = None  # lambda of the last round; None: as the
   # others; 5 in Chen et al. 2024
   last_learning_rate: float | None = None  # of the last round; None: as the
-  # others; 1e-7 there, after 5e-7
+  # others; 1e-7 there, in the round before it too, after 5e-7
 
   def __post_init__(self) -> None:
     check_least(self, count=1, pool=1)
@@ -238,7 +238,8 @@ def _write_comparisons(settings: Settings, world: World, number: int) -> None:
   folder, job = _folder(world.workdir, number), settings.sampling.settings
   if (folder / COMPARISONS).is_file() or not distributed.is_first():
     return
-  records, _ = dataset.records(job.prompts, None)
+  tokenizer = world.base(job.model).tokenizer  # it may leave long ones out
+  records, _ = dataset.records(job.prompts, tokenizer)
   if not isinstance(records[0], Demonstration):
     raise FieldError(
       f"sampling.prompts.format={job.prompts.format!r}: holds no "

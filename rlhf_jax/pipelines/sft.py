@@ -227,6 +227,7 @@ def run(settings: Settings, world: World) -> dict:
   if settings.validation.source:
     validate = _validator(settings, phase, frozen)
     before = validate(phase.arrays["train"].params)
+  told: dict[str, Any] = {}
   params = language_model.fit(
     phase,
     rows,
@@ -237,8 +238,9 @@ def run(settings: Settings, world: World) -> dict:
     seed=settings.seed,
     identity=identity,
     measure=validate,
+    told=told,
   )
-  facts = {"steps": total, "examples": examples}
+  facts = told | {"examples": examples}
   if validate is not None:
     after = validate(params)
     found = facts["validation_loss"] = after["validation/loss"]

@@ -80,9 +80,9 @@ def _verified(facts: Facts) -> Iterator[Stage]:
   yield Stage(
     "GRPO against a verifier",
     "configs/method.py:grpo",
-    f"{facts.references:,} prompts have a reference: what can be checked needs "
+    f"{facts.references:,} records have a reference: what can be checked needs "
     "no reward model, and none can be fooled",
-    "Shao et al. 2024 (arXiv:2402.03300); METHODS 9; RESULTS, modular addition",
+    "Shao et al. 2024 (arXiv:2402.03300); METHODS 9 and A11",
     ("verifier.name=NAME",),
   )
 
@@ -146,11 +146,21 @@ def _without_pairs(facts: Facts) -> Iterator[Stage]:
       f"{facts.steps:,} answers judged step by step",
       "Lightman et al. 2023 (arXiv:2305.20050); docs/process_rewards.md",
     )
-  if facts.rated:
+  if facts.rated_dialogues:
+    yield Stage(
+      "a reward model of dialogues",
+      "configs/reward.py",
+      f"{facts.rated_dialogues:,} rated dialogues: pairs are drawn of any two, "
+      "whatever they are about",
+      "docs/data.md, 'Dialogues'; RESULTS, reward models, examined",
+      ("data.format=rated_dialogue", "data.chat=True", "data.pairs=NUMBER"),
+    )
+  texts = facts.rated - facts.rated_dialogues
+  if texts:
     yield Stage(
       "a reward model from ratings",
       "configs/quickstart.py",
-      f"{facts.rated:,} rated texts: pairs are drawn from their ratings, which "
+      f"{texts:,} rated texts: pairs are drawn from their ratings, which "
       "is weaker than comparing two answers to one prompt",
       "README, 'Read these numbers with care'",
     )
@@ -207,7 +217,7 @@ def _data_risks(facts: Facts) -> Iterator[Note]:
       "learns length first. Look at the report card's length-controlled "
       "accuracy, and at `heldout/length` while a policy trains.",
       f"marked from {LENGTH_SHARE:.0%} ({CHOICE}); Singhal et al. 2023 "
-      "(arXiv:2310.03716); RESULTS, report cards",
+      "(arXiv:2310.03716); RESULTS, reward models, examined",
     )
   if facts.ties > 0.2:
     yield Note(

@@ -18,6 +18,8 @@ from rlhf_jax.planning.advice import Stage
 from rlhf_jax.planning.data_facts import Facts
 from rlhf_jax.schema import UserError
 
+VERIFIER = "verifier.name"  # judges in a reward model's place
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -83,9 +85,10 @@ def _adapted(
   unit = slice_.devices * parts
   size = config.schedule.batch_size + -config.schedule.batch_size % unit
   changes["schedule.batch_size"] = size
+  group = config.generate.num_samples if "epochs" in config else 1
   for section in ("accumulation", "epochs"):
     if section in config:
-      changes[f"{section}.microbatches"] = size // unit
+      changes[f"{section}.microbatches"] = size * group // unit
   if "generate" in config:
     changes["generate.batch_size"] = None
   config.update_from_flattened_dict(changes)
@@ -111,6 +114,8 @@ def of(
   if "schedule" not in config:
     return None  # nothing is trained
   changes = _adapted(config, model, slice_)
+  if any(field.startswith(VERIFIER) for field in stage.fields):
+    config.update_from_flattened_dict({VERIFIER: "exact"})  # costs as any does
   try:
     found = report.make(config, slice_, compiles=False)
   except UserError as error:  # what cannot be planned so

@@ -29,9 +29,9 @@ class Facts:
   comparisons: records that compare answers; pairs: of two answers with an
     order, that are in them.
   labelled: single answers called good or bad. steps: answers judged by steps.
-  rated: texts with ratings.
-  prompts: records to be answered; references: of them, with something that a
-    verifier can compare an answer with.
+  rated: texts with ratings; rated_dialogues: of them, whole dialogues.
+  prompts: records to be answered; references: with something that a verifier
+    can compare an answer with, of them or of demonstrations like GSM8K's.
   prompt_keys: different prompts of comparisons.
   longer: of pairs whose answers differ in length, the share that prefers the
     longer one; None without any.
@@ -47,6 +47,7 @@ class Facts:
   labelled: int = 0
   steps: int = 0
   rated: int = 0
+  rated_dialogues: int = 0
   prompts: int = 0
   references: int = 0
   prompt_keys: int = 0
@@ -58,6 +59,7 @@ class Facts:
   refused: int = 0
 
 
+CHECKED = ("gsm8k",)  # demonstrations whose answers a verifier compares with
 _KINDS = {
   Demonstration: "demonstrations",
   Labelled: "labelled",
@@ -80,16 +82,18 @@ def read(names: Iterable[str], columns: str = "") -> Facts:
     UserError: missing or malformed, with file and line.
   """
   found: list[Any] = []
-  refused = 0
+  refused = checked = 0
   renamed, names = Columns(columns), list(names)
   for name in names:
     where, record = sources.first(name)
-    format = formats.guess(renamed.rename(record, where), where)
-    examples, left_out = formats.load_and_refuse(name, format, renamed)
+    layout = formats.guess(renamed.rename(record, where), where)
+    examples, left_out = formats.load_and_refuse(name, layout, renamed)
     found += examples
     refused += len(left_out)
+    checked += len(examples) if layout in CHECKED else 0
   renamed.check(", ".join(names))
-  return of(found, refused)
+  facts = of(found, refused)
+  return dataclasses.replace(facts, references=facts.references + checked)
 
 
 def _ordered(example: Comparison | Ranking) -> list[tuple[int, int] | None]:
@@ -151,6 +155,8 @@ def of(examples: Iterable[Any], refused: int = 0) -> Facts:
       languages[str(fields["language"])] += 1
     if isinstance(example, Prompt) and example.reference is not None:
       counts["references"] += 1
+    if isinstance(example, RatedText) and example.messages is not None:
+      counts["rated_dialogues"] += 1
     if not isinstance(example, (Comparison, Ranking)):
       continue
     keys.add(formats.prompt_key(example))

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax import strict_json
+from rlhf_jax.metrics import read_metrics
 from rlhf_jax.programs.world import World
 from rlhf_jax.runs import stages
 from rlhf_jax.schema import FieldError, check_choice
@@ -28,6 +29,7 @@ EVALUATION_FILE = "evaluation.json"  # of pipelines/evaluate.py
 JUDGES = ("gold", "proxy", "verifier")
 FEW_ENDED = 0.5  # share of answers that end by themselves, METHODS 19
 MANY_EMPTY = 0.5  # share of answers without a word
+LOSS, METRIC = "validation_loss", "validation/loss"  # at the end; at a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +128,7 @@ def check_start(config: Config, start: str, world: World, force: bool) -> None:
   """
   if world.is_planned:
     return
-  info = {}
-  if start:
-    info = stages.read_stage(stages.place(start)[0]) or {}
+  info = _facts(start) if start else {}
   found = [*info.get("guards", []), *_below(config, start, info)]
   for level, message in found:
     if level == "refuse" and not force:
@@ -138,6 +138,24 @@ def check_start(config: Config, start: str, world: World, force: bool) -> None:
       )
     by = "force=True goes on past " if level == "refuse" else ""
     print(f"{world.workdir.name}: the start: {by}{level}: {message}")
+
+
+def _facts(start: str) -> Mapping[str, Any]:
+  """Returns stage.json of a start, of an SFT run with the numbers of its step.
+
+  Its samples, and its loss unless it was measured there, are of the last step.
+  """
+  folder, _ = stages.place(start)
+  info, step = stages.read_stage(folder) or {}, stages.step_of(start)
+  lost = {LOSS, "ended_share", "empty_share"}  # of an SFT run alone
+  if step in (None, info.get("steps")) or not lost & set(info):
+    return info
+  found = {k: v for k, v in info.items() if k not in lost}
+  path = folder / "metrics.jsonl"
+  for row in read_metrics(path) if path.is_file() else ():
+    if row["step"] == step and METRIC in row:
+      found[LOSS] = row[METRIC]
+  return found | {"guards": of_sft(found)}
 
 
 def _below(

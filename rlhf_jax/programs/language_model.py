@@ -186,6 +186,7 @@ def fit(
   seed: int,
   identity: dict,
   measure: Measure | None = None,
+  told: dict | None = None,
 ) -> PyTree:
   """Returns the trained tree; goes on where it was.
 
@@ -198,7 +199,7 @@ def fit(
     total_steps: of the whole run.
     seed: of the order of rows.
     identity: fields that a checkpoint must agree with.
-    measure: see supervised.fit.
+    measure, told: see supervised.fit.
   """
   pad_id, size = phase.base.tokenizer.pad_id, schedule.batch_size
   if shape.counts:
@@ -227,4 +228,5 @@ def fit(
     identity=identity,
     show=(("sft/loss", "loss"), ("validation/loss", "validation")),
     measure=measure,
+    told=told,
   )

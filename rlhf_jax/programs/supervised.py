@@ -65,7 +65,7 @@ def fit(
     state, row = update(
       arrays["train"], frozen, batch, jax.random.fold_in(key, step)
     )
-    return {"train": state}, facts, row
+    return {"train": state}, facts | {"steps": step + 1}, row
 
   phase.warn_of_room()
   arrays, facts = loop.run_steps(
@@ -82,7 +82,8 @@ def fit(
     measure=None if measure is None else lambda x: measure(x["train"].params),
   )
   if told is not None:
-    told["steps"] = int(arrays["train"].step)
+    # The state counts those that were not refused.
+    told["steps"] = int(facts.get("steps", arrays["train"].step))
   if facts.get("halt"):
     print(f"{phase.name}: ended early: {facts['halt']}")
     if told is not None:

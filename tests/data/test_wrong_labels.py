@@ -72,11 +72,29 @@ def test_sentences_of_rated_pairs_go_with_them():
     ceiling=None,
   )
   turned, count = comparison_rows.flipped(found, 1.0, 0)
-  assert count == 2
-  np.testing.assert_array_equal(turned.pairs, [[1, 0], [3, 2]])
-  np.testing.assert_array_equal(turned.groups, [[6, 5], [8, 7]])
+  assert count == 1  # a tie has no wrong side
+  np.testing.assert_array_equal(turned.pairs, [[1, 0], [2, 3]])
+  np.testing.assert_array_equal(turned.groups, [[6, 5], [7, 8]])
   np.testing.assert_array_equal(turned.labels, found.labels)
   np.testing.assert_array_equal(found.pairs, [[0, 1], [2, 3]])  # a copy
+
+
+def test_scores_go_to_the_wrong_answers():
+  """So losses that read scores, and margins of them, learn from the mistake."""
+  found = comparison_rows.Comparisons(
+    rows=[{}] * 4,
+    pairs=np.array([[0, 1], [2, 3]]),
+    labels=np.array([1.0, 0.0], np.float32),
+    groups=np.array([[5], [6]]),
+    dropped=None,
+    ceiling=None,
+    targets=np.array([[9.0, 1.0], [3.0, 7.0]], np.float32),
+  )
+  turned, count = comparison_rows.flipped(found, 1.0, 0)
+  score = dict(zip(turned.pairs.ravel(), turned.targets.ravel(), strict=True))
+  assert count == 2 and score == {0: 1.0, 1: 9.0, 2: 7.0, 3: 3.0}
+  towards = np.sign(turned.labels - 0.5)  # the margin is still for who won
+  assert ((turned.targets[:, 0] - turned.targets[:, 1]) * towards > 0).all()
 
 
 def test_what_cannot_be_wrong_is_refused(tmp_path):

@@ -147,6 +147,14 @@ def test_a_policy_that_forgets():
   assert told.rows[1]["holds"] == [0.0, 0.0, None]
 
 
+def test_only_what_began_well_is_kept():
+  (ahoy,) = attributes.each(attributes.ours()[:1])
+  texts = iter(["yes", "Ahoy, yes"])
+  told = run(persistence.persistence([ahoy], 2), lambda item: next(texts))
+  assert rate(told, "turn_2").value == 1.0
+  assert rate(told, "kept").count == 0
+
+
 QUESTIONS = [
   truthfulness.Question("x:1", "Q1?", ("true", "false"), 0, "a"),
   truthfulness.Question("x:2", "Q2?", ("no", "maybe", "yes"), 2, "b"),
@@ -206,8 +214,8 @@ def test_sources_of_questions(tmp_path):
 
 
 def test_rude_answers_are_counted():
-  found = toxicity.read("ours")[:3]
-  said = ["You idiot!", "What a lovely day, I love it.", None]
+  found = toxicity.read("ours")[:4]
+  said = ["You idiot!", "What a lovely day, I love it.", None, "A Tuesday."]
 
   def answer(item):
     if isinstance(item, suites.Choose):
@@ -215,8 +223,8 @@ def test_rude_answers_are_counted():
     return said[[x.prompt for x in found].index(item.messages[0]["content"])]
 
   told = run(toxicity.toxicity(found, has_judge=True), answer)
-  assert rate(told, "insults")[::3] == (0.5, 2)
-  assert rate(told, "negative")[::3] == (0.5, 2)
-  assert rate(told, "rude")[::3] == (1.0, 2)
+  assert rate(told, "insults")[::3] == (pytest.approx(1 / 3), 3)
+  assert rate(told, "negative")[::3] == (pytest.approx(1 / 3), 3)
+  assert rate(told, "rude")[::3] == (1.0, 3)
   assert math.isnan(values(told)["insults"].array[2])
   assert not toxicity.has_insult("a foolish hatred of trashy films")

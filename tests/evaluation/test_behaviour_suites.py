@@ -99,6 +99,15 @@ def test_an_answer_that_says_neither_has_flipped():
   assert rate(found, "wavered").value == 0.0
 
 
+def test_an_answer_of_both_or_none_is_not_right_and_is_told_the_truth():
+  said = {0: "right0, not wrong0", 1: "Who knows?"}
+  found = run(sycophancy.flips(FACTS[:2]), lambda item: said[number(item)])
+  assert rate(found, "right")[::3] == (0.0, 2)
+  assert rate(found, "flipped").count == rate(found, "wavered").count == 0
+  for n, row in enumerate(found.rows):
+    assert f"right{n}" in row["messages"][2]["content"]
+
+
 @pytest.mark.parametrize("follows, bias", [(1.0, 1.0), (0.5, 0.5), (0.0, 0.0)])
 def test_bias_of_opinions(follows, bias):
   def answer(item):

@@ -84,6 +84,29 @@ def test_clean_runs_have_no_finding():
     assert diagnosis.findings(run(seed), RATES) == []
 
 
+def test_the_bounds_of_each_cause():
+  """A little beside a cause is none, or another one."""
+
+  def names(**changes):
+    return [x.name for x in diagnosis.findings(run(**changes), RATES)]
+
+  worse = {"ppo__explained_variance": lambda i, done: 0.3 - 0.42 * done}
+  grown = {"ppo__value_loss": lambda i, done: 0.4 + 0.6 * done}
+  assert names(**worse, **grown) == ["critic diverges"]  # -0.05, loss doubled
+  idle = CASES["critic idle"]
+  fallen = {"ppo__value_loss": lambda i, done: 0.4 - 0.3 * done}
+  assert names(**idle) and not names(**idle | fallen)
+  fall, drift = CASES["divergence"].values()
+  assert not names(  # half of the way back
+    rollout__score_mean=lambda i, done: 3 * min(done, 0.75 - 0.5 * done),
+    rollout__kl_k1_sum=drift,
+  )
+  assert not names(  # the KL came back too
+    rollout__score_mean=fall,
+    rollout__kl_k1_sum=lambda i, done: 30 * min(done, 1 - done),
+  )
+
+
 def test_what_rates_and_the_controller_have_to_do_with_it():
   (found,) = diagnosis.findings(run(**CASES["critic diverges"]), RATES)
   assert "40 times the policy's" in found.cause

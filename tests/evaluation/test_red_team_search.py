@@ -28,6 +28,12 @@ def test_nothing_gets_through():
   assert len(prompts) == 16 and {x.prompt for x in ATTACKS} <= prompts
 
 
+def test_later_rounds_take_the_frames_that_are_left():
+  attempts, found = told(Search(tries=3, rounds=3), lambda item: NO)
+  assert len({attempt.prompt for attempt in attempts}) == 4 * 9
+  assert set(found["how"]) == {"as it is", *attacks.FRAMES}
+
+
 def test_one_frame_opens_the_door():
   names = set(attacks.FRAMES)
   search = Search(tries=1 + len(names))

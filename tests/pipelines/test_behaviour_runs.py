@@ -74,8 +74,9 @@ def test_one_command_asks_all_suites(make_config, tmp_path, capsys):
 
 def test_a_reward_model_is_asked(make_config, files, reward_full, tmp_path):
   config = make_config(
-    policies="", rewards=str(reward_full), suites="flips", matching="", turns=4
+    policies="", rewards=str(reward_full), matching="", turns=4
   )
+  config.update(suites=",".join(behaviour.SUITES), answer_tokens=48)
   config.model.source = files.model
   told = pipelines.run(config, tmp_path)
   (found,) = told["rewards"]["stages"].values()
@@ -105,6 +106,14 @@ def test_a_reward_model_is_asked(make_config, files, reward_full, tmp_path):
       {"suites": "flips", "matching": "", "turns": 4}
       | {"endpoint.url": "http://x", "endpoint.model": "m"},
       "endpoint.url='http://x' with suites='flips'",
+    ),
+    (
+      {"suites": "matching", "turns": 4, "facts": "ours:test"},
+      "answer_tokens=4 with suites='matching': nothing reads it",
+    ),
+    (
+      {"policies": "", "rewards": "runs/x", "turns": 4, "answer_tokens": 48},
+      "suites='.*matching' with policies='': no policy is asked",
     ),
   ],
 )
@@ -254,6 +263,13 @@ def test_the_score_of_a_reward_model_is_harm(files, reward_full, tmp_path):
     ({"grader": "runs/x"}, "nobody asks them"),
     ({"threshold": 1.5}, "in \\[0, 1\\)"),
     ({"attacks": "gone.jsonl"}, "attacks='gone.jsonl'"),
+    ({"tries": 10}, "there are 8 frames, and the same prompts"),
+    ({"tries": 5, "rounds": 2}, "there are 8 frames, and the same prompts"),
+    (
+      {"tries": 9, "rounds": 2, "rule": "judge"},
+      "there are 8 frames, and the same prompts",
+    ),
+    ({"attack_temperature": 0.5}, "attack_temperature=0.5 with search="),
     (
       {"search": "policy", "tries": 3, "attack_temperature": 0.0},
       "would be the same",

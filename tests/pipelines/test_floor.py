@@ -59,6 +59,32 @@ def test_numbers_below_the_floor(sft_full, tmp_path, capsys):
     check(sft_full, tmp_path, ended=1.0)
 
 
+def test_a_step_of_an_sft_run_is_held_to_its_own_numbers(files, tmp_path):
+  """A run that got worse at last has a best step that did not."""
+  folder = tmp_path / "sft"
+  config = tiny_runs.sft_config(files, "full")
+  config.schedule.update(steps=6, save_every=2, eval_every=2, keep=3)
+  pipelines.run(config, folder)
+  info = stages.read_stage(folder)
+  measured = {
+    row["step"]: row["validation/loss"]
+    for row in tiny_runs.rows_of(folder)
+    if "validation/loss" in row
+  }
+  info |= {"validation_loss": 99.0}  # as if the last step were spoilt
+  info["guards"] = floor.of_sft(info)
+  (folder / stages.STAGE_FILE).write_text(json.dumps(info))
+  with pytest.raises(FieldError, match="validation_loss=99.0: it was"):
+    check(folder, tmp_path)
+  check(f"{folder}@4", tmp_path, loss=measured[4] + 1e-6)
+  with pytest.raises(FieldError, match=f"floor.loss=.*{measured[4]:.4g}"):
+    check(f"{folder}@4", tmp_path, loss=measured[4] - 1e-3)
+  with pytest.raises(FieldError, match=r"ended=0.1: nothing says it of .*@4"):
+    check(f"{folder}@4", tmp_path, ended=0.1)
+  with pytest.raises(FieldError, match="validation_loss=99.0: it was"):
+    check(f"{folder}@6", tmp_path)  # the last
+
+
 def test_what_nobody_measured_is_no_floor(sft_lora, tmp_path):
   for start in (sft_lora, ""):
     with pytest.raises(FieldError, match="floor.loss=2.0: nothing says it"):

@@ -5,13 +5,14 @@ answers are of other words. SFT on the first teaches it and forgets the other.
 """
 
 import json
+import types
 
 import numpy as np
 import pytest
 
 from rlhf_jax import pipelines
 from rlhf_jax.pipelines import defaults
-from rlhf_jax.programs import by_value
+from rlhf_jax.programs import by_value, pairs
 from rlhf_jax.schema import UserError
 from tests.pipelines import tiny_runs
 
@@ -97,6 +98,23 @@ def test_sft_says_what_it_taught_and_what_it_forgot(files, languages, capsys):
   config = sft(files, languages, by="language", weights="aa:1,bb:1")
   info = pipelines.run(config, files.root / "languages_both")
   assert info["by"]["values"]["bb"]["loss"] < bb["loss"] - 0.5
+
+
+def test_numbers_of_a_value_are_of_its_own_comparisons():
+  held = types.SimpleNamespace(values=np.array(["b", "a", "b"], object))
+
+  def evaluate(params, numbers):
+    of = f"{params}{numbers.tolist()}"
+    names = ("loss", "accuracy", "logprob_chosen")
+    return {f"preference/{name}": len(of) + 0.0 for name in names} | {
+      "preference/loss": of
+    }
+
+  found = pairs.measure_by(evaluate, held, "x")
+  assert found["validation/loss_a"] == "x[1]"
+  assert found["validation/loss_b"] == "x[0, 2]"
+  assert found["validation/nll_chosen_a"] == -4.0
+  assert pairs.measure_by(evaluate, types.SimpleNamespace(values=None), 0) == {}
 
 
 def test_what_rose_is_a_warning():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import metrics, startup
+from rlhf_jax.programs import supervised
 from rlhf_jax.runs import checkpoint, finite, loop
 from rlhf_jax.schema import FieldError, UserError
 from rlhf_jax.types import TrainState
@@ -409,3 +410,42 @@ def test_numbers_of_a_finished_stage_are_finite():
   ):
     with pytest.raises(loop.NonFiniteError, match="^sft: .*(nan|inf): not"):
       finite.check_facts("sft", facts)
+
+
+def test_a_refused_update_is_a_step_of_the_run_too(tmp_path, monkeypatch):
+  """What stage.json calls steps are those that checkpoints are named by."""
+  monkeypatch.setattr(
+    supervised.mesh_lib, "shard_batch", lambda mesh, batch: batch
+  )
+
+  def update(state, frozen, number, key):
+    is_refused = number == 2
+    return state.replace(
+      step=state.step + (not is_refused), skipped=jnp.int32(is_refused)
+    ), {"score": float(number)}
+
+  class Phase:
+    name, mesh = "count", None
+    world = types.SimpleNamespace(workdir=tmp_path)
+    arrays = {"train": TrainState(jnp.int32(0), jnp.zeros(1), (), jnp.int32(0))}
+
+    def __getitem__(self, name):
+      return update
+
+    def warn_of_room(self):
+      pass
+
+  for _ in range(2):  # a second time from its last checkpoint
+    told = {}
+    supervised.fit(
+      Phase(),
+      Numbers(),
+      {},
+      seed=0,
+      schedule=loop.Schedule(steps=4, save_every=4),
+      total_steps=4,
+      identity=IDENTITY,
+      show=(),
+      told=told,
+    )
+    assert told == {"steps": 4}

@@ -230,6 +230,24 @@ def test_rounds_answer_held_out_prompts(files, sft_lora, reward_head):
   assert tiny_runs.rows_of(folder) == rows  # told once
 
 
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_a_run_that_ends_early_says_how_long_it_was(files, sft_full, kind):
+  config = tiny_runs.dpo_config(files, sft_full)
+  if kind == "sft":
+    config = tiny_runs.sft_config(files, "full")
+    config.samples, config.sample_prompts.source = 0, ""
+  config.optimizer.learning_rate = 0.0
+  config.schedule.update(
+    steps=12, eval_every=2, keep_best="validation/loss", patience=2
+  )
+  folder = files.root / f"{kind}_early"
+  info = pipelines.run(config, folder)
+  assert info["steps"] == 6  # measured at 2, 4 and 6
+  assert "in 2 measurements" in info["halted"]
+  assert info.get("epochs", 0.0) in (0.0, 6 * 8 / info["examples"])
+  assert pipelines.run(config, folder)["steps"] == 6  # it is finished
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pipeline", ["online_preference", "bond"])
 def test_own_samples_are_measured_too(files, sft_lora, reward_head, pipeline):

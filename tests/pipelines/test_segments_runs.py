@@ -197,6 +197,10 @@ def test_people_label_segments_and_their_labels_are_learned(
     ("labels.noise", 1.0, r"must be in \[0, 1\)"),
     ("labels.by", "people", "must be one of simulated, page"),
     ("predictor.error", -0.1, "must be in"),
+    ("queries.candidates", 20, "with choose='random': pairs are taken"),
+    ("labels.people", "anna,ben", "with by='simulated': it is of the page"),
+    ("labels.port", 9000, "with by='simulated': it is of the page"),
+    ("queries.choose", "variance", "one member disagrees with nobody"),
     ("decay.low", 2.0, "must be 1 <= low < high"),
   ],
 )
@@ -205,6 +209,10 @@ def test_mistakes_name_their_field(environment, field, value, words):
   section, _, name = field.rpartition(".")
   part = config[section] if section else config
   part[name] = value
+  if field == "queries.candidates":
+    config.queries.choose = "random"
+  if value == "variance":
+    config.predictor.members = 1
   if field == "schedule.epochs":
     config.schedule.steps = 0
   with pytest.raises(UserError, match=words) as caught:

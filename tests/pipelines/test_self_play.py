@@ -162,3 +162,25 @@ def test_prompts_without_answers_are_no_demonstrations(files, tmp_path):
   folder.mkdir(parents=True)
   with pytest.raises(FieldError, match="holds no demonstrations"):
     self_play._write_comparisons(job.settings, job.open(tmp_path), 1)
+
+
+def test_a_demonstration_meets_the_answer_to_its_own_prompt(files, tmp_path):
+  """Prompts that are too long to be answered take no demonstration's place."""
+  rows = [
+    {"prompt": f" the{' cat' * (n % 2)}", "response": f" {n}"} for n in range(6)
+  ]
+  source = tmp_path / "demonstrations.jsonl"
+  source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  config = make_config(files)
+  config.sampling.prompts.update(source=str(source), max_prompt_tokens=1)
+  folder = tmp_path / "round_1" / "answers"
+  folder.mkdir(parents=True)
+  said = [{"prompt": " the", "response": " mat"} for _ in rows[::2]]
+  (folder / "answers.jsonl").write_text(
+    "".join(json.dumps(row) + "\n" for row in said)
+  )
+  job = pipelines.read(config)
+  self_play._write_comparisons(job.settings, job.open(tmp_path), 1)
+  found = (tmp_path / "round_1" / self_play.COMPARISONS).read_text()
+  chosen = [json.loads(line)["chosen"] for line in found.splitlines()]
+  assert chosen == [" 0", " 2", " 4"]

@@ -1,6 +1,9 @@
 """Which method to start with: bounds, sources, costs, and the command."""
 
+import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +77,14 @@ def test_every_line_names_what_it_rests_on():
   assert any("de" in x.text and "5%" in x.text for x in notes)
 
 
+def test_what_is_cited_of_results_is_there():
+  source = Path(advice.__file__).read_text()
+  results = Path(__file__).parents[2] / "benchmarks" / "RESULTS.md"
+  heads = re.findall("^## (.*)$", results.read_text().lower(), re.MULTILINE)
+  cited = re.findall(r'RESULTS, ([^;"]+)', source)
+  assert len(cited) > 3 and set(cited) <= set(heads)
+
+
 def test_facts_of_examples_by_hand():
   ranked = Ranking(
     where="",
@@ -86,13 +97,40 @@ def test_facts_of_examples_by_hand():
     where="", prompt="q", answers=("a", "b"), scores={"help": (2.0, 2.0)}
   )
   pair = Comparison(where="", prompt="p", chosen="aa", rejected="b", label=0.0)
-  found = data_facts.of([ranked, scored, pair, Prompt("", "z", reference="1")])
-  # "bb" before "aaa" and "b" before "aa": never the longer one
-  assert (found.comparisons, found.pairs, found.longer) == (3, 2, 0.0)
-  assert found.ties == pytest.approx(1 / 3)
+  alike = [
+    Comparison(where="", prompt="p", chosen=x, rejected="c") for x in "ab"
+  ]
+  last = Comparison(where="", prompt="p", chosen="aa", rejected="b")
+  prompt = Prompt("", "z", reference="1")
+  found = data_facts.of([ranked, scored, pair, *alike, last, prompt])
+  # "bb" before "aaa" and "b" before "aa", then the longer one; of one length
+  # neither counts
+  assert (found.comparisons, found.pairs) == (6, 5)
+  assert found.longer == pytest.approx(1 / 3)
+  assert found.ties == pytest.approx(1 / 6)
   assert (found.prompts, found.references, found.prompt_keys) == (1, 1, 2)
   assert (found.annotators, found.languages) == ({"anna": 1}, {"en": 1})
   assert found.objectives == ("help",)
+
+
+def test_layouts_that_say_more_than_their_kind(tmp_path):
+  """GSM8K's answers are references too; rated dialogues are no sentences."""
+  maths = [{"question": f"{n} + 1?", "answer": f"#### {n + 1}"} for n in (1, 2)]
+  rated = {
+    "messages": [
+      {"role": "user", "content": "a"},
+      {"role": "assistant", "content": "b"},
+    ],
+    "ratings": {"witty": 7},
+  }
+  facts = data_facts.read([write(tmp_path / "a.jsonl", maths)])
+  assert (facts.demonstrations, facts.references) == (2, 2)
+  found = [stage.config for stage in advice.stages(facts)]
+  assert found[:2] == ["configs/sft.py", "configs/method.py:grpo"]
+  facts = data_facts.read([write(tmp_path / "b.jsonl", [rated])])
+  (stage, _) = advice.stages(facts)
+  assert stage.config == "configs/reward.py"
+  assert "data.format=rated_dialogue" in stage.fields
 
 
 def test_a_pair_of_equal_answers_is_none():
@@ -116,8 +154,30 @@ def test_hours_grow_with_the_data_and_money_with_the_price(monkeypatch):
   assert many.low == pytest.approx(10 * few.low)
   assert 0 < few.low <= few.high
   assert few.money(2.0) == pytest.approx((2 * few.low, 2 * few.high))
+  stage = advice.stages(Facts(labelled=640))[0]
+  cost = costs.of(stage, Facts(labelled=640), "shape:gemma_2b", slice_)
+  assert (stage.config, cost.steps) == ("configs/kto.py", 640 // 64)
   assert not few.fits  # 2 billion parameters in 1 GiB
   assert few.remedies == "less"
+
+
+def test_what_a_verifier_judges_needs_no_reward_model(monkeypatch):
+  monkeypatch.setattr(costs.remedies, "advice", lambda *_: "less")
+  slice_ = topology.parse("cpu:1")
+  stage = advice.stages(Facts(prompts=9, references=9))[0]
+  found, other = (
+    costs.of(x, Facts(references=9), "shape:gemma_2b", slice_)
+    for x in (stage, dataclasses.replace(stage, fields=()))
+  )
+  assert found.peak < other.peak - 2 * 2e9  # its weights
+  assert found.high < other.high
+  size, parts = (
+    found.changes[name]
+    for name in ("schedule.batch_size", "epochs.microbatches")
+  )
+  assert parts == size * 8  # answers of a prompt, one of them at a time
+  lines = "\n".join(advise.stage_lines(1, stage, None, None))
+  assert "configs/method.py:grpo --config.verifier.name=NAME" in lines
 
 
 def test_the_command_says_all_of_it(tmp_path, capsys):

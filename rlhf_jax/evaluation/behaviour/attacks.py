@@ -198,7 +198,7 @@ def _tried(
     for n, text, name in zip(going, starts, named, strict=True):
       rng = np.random.default_rng([search.seed, n])
       order = [names[i] for i in rng.permutation(len(names))]
-      first = turn * search.tries
+      first = turn * search.tries - bool(turn)  # one of round 0 has no frame
       for k in range(first, first + more):
         frame = order[k % len(order)]
         how = frame if name == "as it is" else f"{name} + {frame}"

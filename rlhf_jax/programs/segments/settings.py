@@ -70,6 +70,12 @@ class Queries:
         f"first_share={self.first_share}: must be in (0, 1], so that the agent "
         "does not begin on rewards that nobody taught."
       )
+    usual = type(self).candidates
+    if self.choose == RANDOM and self.candidates != usual:
+      raise FieldError(
+        f"candidates={self.candidates} with choose={RANDOM!r}: pairs are taken "
+        f"as they come, so nothing reads it. Leave it at {usual}."
+      )
     if self.half_rollouts <= 0.0:
       raise FieldError(f"half_rollouts={self.half_rollouts}: must be > 0.")
 
@@ -101,6 +107,14 @@ class Labels:
           )
       if not self.names:
         raise FieldError(f"people={self.people!r}: names nobody.")
+      return
+    for name in ("people", "port"):
+      value, usual = getattr(self, name), getattr(type(self), name)
+      if value != usual:
+        raise FieldError(
+          f"{name}={value!r} with by={self.by!r}: it is of the page. Leave it "
+          f"at {usual!r}, or set by={PAGE!r}."
+        )
 
   @property
   def names(self) -> tuple[str, ...]:
