@@ -80,6 +80,17 @@ class Config:
         f"top_k={self.top_k}, top_p={self.top_p}: need top_k >= 0 and "
         "0 < top_p <= 1."
       )
+    few = self.nucleus_candidates
+    if few < 1:
+      raise UserError(f"nucleus_candidates={few}: must be >= 1.")
+    if few != type(self).nucleus_candidates and (
+      self.top_k or self.top_p == 1.0
+    ):
+      raise UserError(
+        f"nucleus_candidates={few} with top_k={self.top_k}, top_p={self.top_p}:"
+        " they are those of top_p without top_k. Set top_p < 1, or leave it "
+        "out."
+      )
     if not 0.0 <= self.min_p <= 1.0:
       raise UserError(f"min_p={self.min_p}: must be in 0..1; 0 keeps all.")
 
@@ -142,10 +153,11 @@ def sample_tokens(
   weights = jnp.pad(
     jnp.exp(shifted), ((0, 0), (0, blocks * BLOCK - vocabulary))
   ).reshape(rows, blocks, BLOCK)
-  block_ends = jnp.cumsum(jnp.sum(weights, axis=-1), axis=-1)
+  masses = jnp.sum(weights, axis=-1)
+  block_ends = jnp.cumsum(masses, axis=-1)
   total = block_ends[:, -1]
   target = uniform * total
-  block = _first_above(block_ends, target)
+  block = _first_above(block_ends, target, masses)
   start = jnp.where(
     block > 0,
     jnp.take_along_axis(block_ends, jnp.maximum(block - 1, 0)[:, None], axis=1)[
@@ -154,13 +166,19 @@ def sample_tokens(
     0.0,
   )
   chosen = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
-  inside = _first_above(jnp.cumsum(chosen, axis=-1), target - start)
-  last = ops.last_index(chosen)  # rounding must not reach past the support
-  token = block * BLOCK + jnp.minimum(inside, last)
+  inside = _first_above(jnp.cumsum(chosen, axis=-1), target - start, chosen)
+  token = block * BLOCK + inside
   picked = jnp.take_along_axis(shifted, token[:, None], axis=1)[:, 0]
   return token.astype(jnp.int32), picked - jnp.log(total)
 
 
-def _first_above(cumulative: Array, target: Array) -> Array:
-  index = jnp.sum(cumulative <= target[:, None], axis=-1)
-  return jnp.minimum(index, cumulative.shape[-1] - 1)
+def _first_above(cumulative: Array, target: Array, masses: Array) -> Array:
+  """Returns [n], the first of `masses` [n, K] whose sum so far is above target.
+
+  One without mass is never it: its sum, added up in another order, may be
+  above that of its neighbour by rounding. Where rounding leaves none above, it
+  is the last with mass.
+  """
+  is_able = (masses > 0.0) & (cumulative > target[:, None])
+  first = jnp.argmax(is_able, axis=-1).astype(jnp.int32)
+  return jnp.where(jnp.any(is_able, axis=-1), first, ops.last_index(masses))

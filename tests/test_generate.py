@@ -390,6 +390,33 @@ def test_rounding_of_sums_does_not_reach_past_the_support():
   assert np.all(np.asarray(tokens) < 200)
 
 
+def test_rounding_of_sums_does_not_draw_a_block_without_mass():
+  """Of 600 blocks half hold nothing; the sums of some grow all the same."""
+  rng = np.random.default_rng(0)
+  blocks = 600
+  for _ in range(3):
+    logits = 3.0 * rng.standard_normal(blocks * sampling.BLOCK)
+    has_mass = rng.random(blocks) < 0.5
+    is_kept = np.repeat(has_mass, sampling.BLOCK)
+    logits = np.where(is_kept, logits, -np.inf).astype(np.float32)
+    weights = np.exp(logits - logits.max()).reshape(blocks, -1)
+    sums = jnp.cumsum(jnp.sum(jnp.asarray(weights), axis=-1))
+    near = np.asarray(sums / sums[-1])[:-1, None]
+    near = near + np.arange(-2, 3) * np.float32(2.0**-24)
+    uniform = np.clip(near.reshape(-1), 0.0, 1.0 - 2.0**-23)
+    draw = jax.jit(
+      jax.vmap(
+        lambda u, z: sampling.sample_tokens(
+          z[None], u[None], generate.Config()
+        ),
+        in_axes=(0, None),
+      )
+    )
+    tokens, logprobs = draw(jnp.asarray(uniform, jnp.float32), logits)
+    assert np.all(is_kept[np.asarray(tokens)])
+    assert np.all(np.isfinite(logprobs))
+
+
 def test_nucleus_keeps_the_smallest_set_that_reaches_the_mass():
   probabilities = jnp.asarray([[0.5, 0.2, 0.15, 0.1, 0.05]])
   config = generate.Config(top_p=0.7)
@@ -441,6 +468,9 @@ def test_a_nucleus_after_top_k_is_of_the_mass_that_is_left():
     {"temperature": -0.1},
     {"top_p": 0.0},
     {"top_k": -1},
+    {"nucleus_candidates": 0},
+    {"nucleus_candidates": 50},
+    {"nucleus_candidates": 50, "top_p": 0.9, "top_k": 5},
     {"min_p": 1.1},
     {"min_p": -0.1},
     {"num_samples": 0},
