@@ -312,7 +312,9 @@ def wire(settings: Settings, opened: own_samples.Opened, total: int) -> Phase:
 
 def once(settings: Settings) -> Any:
   """Returns how the policy's own answer to each prompt is sampled."""
-  return dataclasses.replace(settings.generate, num_samples=1, batch_size=None)
+  return dataclasses.replace(
+    settings.generate, num_samples=1, batch_size=None, refill=None
+  )
 
 
 def phases(settings: Settings, world: World) -> list[Phase]:

@@ -1,9 +1,12 @@
 """ReMax: reward to go minus the shaped score of the greedy answer."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax import generate
 from rlhf_jax.algorithms.policy_gradient import (
   further_rollouts,
   packing,
@@ -14,6 +17,13 @@ from rlhf_jax.types import FINISH_LENGTH
 from tests.algorithms import answers
 
 CONFIG = remax.Config()
+
+
+def test_greedy_answers_are_sampled_together_however_the_samples_are():
+  how = generate.Config(num_samples=4, batch_size=8, refill=True)
+  greedy = dataclasses.replace(how, **remax.further(CONFIG)["greedy"])
+  assert (greedy.temperature, greedy.num_samples) == (0.0, 1)
+  assert (greedy.batch_size, greedy.refill) == (None, None)
 
 
 def test_advantages_by_hand():

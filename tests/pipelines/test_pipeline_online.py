@@ -206,6 +206,13 @@ def test_a_rank_is_not_made_of_rounding():
 
 
 @pytest.mark.slow
+def test_the_own_answer_is_sampled_however_those_of_the_anchor_are(files):
+  config = make_config(files, "bond", "start", "judge")
+  config.generate.update(batch_size=8, refill=True)
+  how = bond.once(tiny_runs.settings_of(config))
+  assert (how.num_samples, how.batch_size, how.refill) == (1, None, None)
+
+
 def test_bond_of_a_fixed_anchor(files, sft_lora, reward_head):
   config = make_config(files, "bond", sft_lora, reward_head, steps=3)
   config.generate.num_samples = 6

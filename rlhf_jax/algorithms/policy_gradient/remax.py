@@ -39,7 +39,8 @@ class Config(surrogate.Config):
 def further(config: Config) -> dict[str, dict[str, Any]]:
   """Returns how else to sample: one greedy answer to each prompt."""
   del config
-  return {"greedy": {"temperature": 0.0, "num_samples": 1, "batch_size": None}}
+  together = {"batch_size": None, "refill": None}  # few: no prompt waits
+  return {"greedy": {"temperature": 0.0, "num_samples": 1} | together}
 
 
 def advantages(rollout: Rollout, config: Config) -> Rollout:
