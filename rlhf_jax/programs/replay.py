@@ -16,11 +16,13 @@ Rewards are shaped anew: scores and reference log-probabilities are stored, the
 KL is that of the policy as it is now.
 
 Each rollout is rollouts/STEP.npz, beside rollouts.json, which says what they
-are. Nothing is deleted: another run may read them. On resume, files of steps
-that are not in the checkpoint are written again before they are read.
+are: a run that goes on, and another one, must agree with it. Nothing is
+deleted: another run may read them. On resume, files of steps that are not in
+the checkpoint are written again before they are read.
 
-Left out: critics (values of an old critic are worth little), several judges,
-and hidden states of frozen layers, which are large; each is refused.
+Left out: critics (values of an old critic are worth little) and several judges,
+both refused; hidden states of frozen layers, which are large, are computed
+anew.
 """
 
 from __future__ import annotations
@@ -124,6 +126,7 @@ def facts(settings: Any, base: Any) -> dict[str, Any]:
   origins = settings.origins()
   judge = {
     "reward": origins["reward_fingerprint"],
+    "scoring": dataclasses.asdict(settings.scoring),
     "verifier": dataclasses.asdict(settings.verifier),
     "code": {k: v for k, v in origins.items() if "reward_fn" in k},
   }
@@ -134,8 +137,10 @@ def facts(settings: Any, base: Any) -> dict[str, Any]:
     "model": base.identity["model_fingerprint"],
     "judge": integrity.fingerprint(judge),
     "reference": reference if reference else start,
+    "temperature": settings.generate.temperature,  # of the reference too
     "answers": settings.answers,
     "num_samples": settings.generate.num_samples,
+    "max_new_tokens": settings.generate.max_new_tokens,
   }
 
 
@@ -169,7 +174,7 @@ class Store:
       base: the model underneath.
 
     Raises:
-      FieldError: the other run's rollouts are of another kind.
+      FieldError: the rollouts that are there are of another kind.
     """
     config = settings.buffer
     if not config.is_on:
@@ -177,6 +182,9 @@ class Store:
     own = facts(settings, base)
     if config.source:
       check_source(config.source, own)
+    if config.keep and (workdir / FOLDER / META).is_file():
+      _check_alike(workdir, own, f"buffer.keep={config.keep}")
+    distributed.barrier("rollouts")  # all have looked before one writes
     if config.keep and distributed.is_first():
       (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
       _write_json(workdir / FOLDER / META, own)
@@ -295,13 +303,22 @@ def check_source(source: str, own: Mapping[str, Any]) -> None:
       f"{field}: no stored rollouts are there. Name the --workdir of a policy "
       "run with buffer.keep >= 1."
     )
+  _check_alike(source, own, field)
+
+
+def _check_alike(
+  folder: str | Path, own: Mapping[str, Any], field: str
+) -> None:
+  """Raises FieldError unless stored rollouts are what a run would store."""
+  path = Path(folder).expanduser() / FOLDER / META
   theirs = strict_json.read_object(path, "Name another run.")
   for name, value in own.items():
     if theirs.get(name) != value:
       raise FieldError(
-        f"{field}: its {name} is {str(theirs.get(name))[:16]!r}, and that of "
-        f"this run {str(value)[:16]!r}. Scores, references and groups are "
-        "stored, so both must agree."
+        f"{field}: the {name} of {path.parent} is "
+        f"{str(theirs.get(name))[:16]!r}, and that of this run "
+        f"{str(value)[:16]!r}. Scores, references and groups are stored, so "
+        "both must agree. Set it as it was there, or choose another folder."
       )
 
 

@@ -106,11 +106,34 @@ def test_rollouts_of_another_judge_are_refused(
   files, sft_lora, reward_head, reward_lora, kept, tmp_path
 ):
   config = make_config(files, sft_lora, reward_lora, source=str(kept))
-  with pytest.raises(UserError, match="buffer.source=.*: its judge is"):
+  with pytest.raises(UserError, match="buffer.source=.*: the judge of"):
     pipelines.run(config, tmp_path / "run")
   config = make_config(files, sft_lora, reward_head, source=str(sft_lora))
   with pytest.raises(UserError, match="no stored rollouts are there"):
     pipelines.run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"temperature": 0.5}, "the temperature of .* is '0.9', and .* '0.5'"),
+    ({"max_new_tokens": 5}, "the max_new_tokens of .* is"),
+  ],
+)
+def test_rollouts_that_were_sampled_otherwise_are_refused(
+  files, sft_lora, reward_head, kept, tmp_path, changes, words
+):
+  """Their reference has that temperature, their answers that many tokens."""
+  config = make_config(files, sft_lora, reward_head, source=str(kept))
+  config.generate.update(changes)
+  with pytest.raises(UserError, match=words):
+    pipelines.run(config, tmp_path / "run")
+  config = make_config(files, sft_lora, reward_head, keep=2, steps=9)
+  config.generate.update(changes)
+  stored = tmp_path / "goes_on" / "rollouts"
+  shutil.copytree(kept / "rollouts", stored)
+  with pytest.raises(UserError, match=f"buffer.keep=2: {words}"):
+    pipelines.run(config, stored.parent)
 
 
 @pytest.mark.parametrize(
