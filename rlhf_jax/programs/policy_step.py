@@ -26,6 +26,7 @@ from rlhf_jax.algorithms.policy_gradient import (
   importance,
   packing,
   registry,
+  returns,
   shaping,
   value_pretraining,
 )
@@ -69,6 +70,7 @@ def prepare(
     further: name -> the judged further answers that the method wants.
     settings: of the reward and the method.
   """
+  answered = returns.exists(rollout)  # those too that shaping takes out
   rollout, moments, row = shaping.shape_rewards(
     rollout, moments, beta, settings.shaping
   )
@@ -77,9 +79,8 @@ def prepare(
     settings.advantages, rollout, settings.method
   ).replace(components=None)
   if settings.group_size is not None:
-    row |= groups.metrics(
-      rollout, settings.group_size, texts.correct_above(settings.text_judge)
-    )
+    right = texts.correct_above(settings.text_judge)
+    row |= groups.metrics(rollout, settings.group_size, right, answered)
   row["rollout/fill"] = jnp.mean(rollout.valid_mask)
   if layout is not None:
     rollout = packing.pack_rollout(rollout, layout)

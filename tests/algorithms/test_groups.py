@@ -84,6 +84,11 @@ def test_metrics_by_hand():
   found = groups.metrics(masked.replace(advantages=None), 3, 0.5)
   np.testing.assert_allclose(found["group/zero_variance_share"], 1.0)
   np.testing.assert_allclose(found["group/pass1"], 1 / 4)
+  # What the loss leaves out is an answer all the same: 1 of 6, in one of two.
+  found = groups.metrics(masked, 3, 0.5, answered=jnp.ones(6))
+  np.testing.assert_allclose(found["group/pass1"], 2 / 6)
+  np.testing.assert_allclose(found["group/passG"], 1 / 2)
+  np.testing.assert_allclose(found["group/zero_variance_share"], 1.0)
 
 
 def test_returns_of_answers_against_loops():

@@ -11,8 +11,8 @@ from rlhf_jax import metrics
 from rlhf_jax.algorithms.policy_gradient import shaping
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import defaults
-from rlhf_jax.programs import policy_training, rollouts
-from rlhf_jax.types import FINISH_EOS, Rollout, TrainState
+from rlhf_jax.programs import policy_step, policy_training, rollouts
+from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, Rollout, TrainState
 from tests.letters import Letters
 from tests.pipelines import tiny_runs
 
@@ -178,3 +178,26 @@ def test_text_is_read_by_updates_of_the_policy_alone():
   watched.run(4)
   assert [len(update) for update in watched.updates] == [1, 1, 2, 2]
   assert [float(x[0, 0]) for _, x in watched.updates[2:]] == [0.0, 1.0]
+
+
+def test_right_answers_are_shares_of_all_that_were_sampled():
+  """One of two, though missing_eos="mask" takes the wrong one, cut, out."""
+  config = defaults.policy("grpo")
+  config.verifier.name, config.generate.num_samples = "exact", 2
+  config.shaping.update(
+    missing_eos="mask", kl_coefficient=0.0, kl_controller="fixed"
+  )
+  rollout = judged().rollout.replace(
+    score=jnp.asarray([1.0, 0.0]),
+    finish_reason=jnp.asarray([FINISH_EOS, FINISH_LENGTH]),
+  )
+  prepared, _, row = policy_step.prepare(
+    rollout,
+    shaping.init_moments(),
+    jnp.float32(0.0),
+    None,
+    {},
+    settings=tiny_runs.settings_of(config),
+  )
+  np.testing.assert_array_equal(prepared.response_mask, [[0, 1], [0, 0]])
+  assert (row["group/pass1"], row["group/passG"]) == (0.5, 1.0)

@@ -109,7 +109,10 @@ def informative(score: Array, weights: Array, group_size: int) -> Array:
 
 
 def metrics(
-  rollout: Rollout, group_size: int, correct_above: float | None = None
+  rollout: Rollout,
+  group_size: int,
+  correct_above: float | None = None,
+  answered: Array | None = None,
 ) -> Metrics:
   """Returns what to watch in the groups of a judged rollout.
 
@@ -119,13 +122,15 @@ def metrics(
     group/zero_variance_share: groups of equal scores. Towards 1 is bad.
     group/advantage_std: of advantages over answers' tokens. Towards 0 is bad.
     group/pass1, group/passG: share of answers, and of groups with an answer,
-      whose score is above `correct_above`; absent when that is None. Falling
-      is bad; passG that falls while pass1 rises is a loss of diversity.
+      whose score is above `correct_above`; absent when that is None. Answers
+      count that missing_eos="mask" takes out of the loss. Falling is bad;
+      passG that falls while pass1 rises is a loss of diversity.
 
   Args:
     rollout: unpacked, with score; with advantages for group/advantage_std.
     group_size: G.
     correct_above: a score above it is a correct answer.
+    answered: [N], 1 on all answers that there are; None for those that count.
   """
   weights = returns.exists(rollout)
   score = rollout.score.astype(jnp.float32)
@@ -140,8 +145,10 @@ def metrics(
     variance = ops.masked_variance(rollout.advantages, rollout.response_mask)
     found["group/advantage_std"] = jnp.sqrt(variance)
   if correct_above is not None:
-    is_correct = (score > correct_above) * weights
+    answered = weights if answered is None else answered
+    is_correct = (score > correct_above) * answered
     any_correct = jnp.max(split(is_correct, group_size), axis=1)
-    found["group/pass1"] = ops.masked_mean(is_correct, weights)
-    found["group/passG"] = ops.masked_mean(any_correct, counts)
+    any_answered = jnp.max(split(answered, group_size), axis=1)
+    found["group/pass1"] = ops.masked_mean(is_correct, answered)
+    found["group/passG"] = ops.masked_mean(any_correct, any_answered)
   return found
