@@ -169,6 +169,15 @@ def test_steps_that_are_not_finite_are_refused_and_counted():
   assert all(np.isfinite(x) for x in metrics.values())
 
 
+def test_metrics_of_steps_that_were_all_refused_are_nan():
+  rollout = make_rollout()
+  broken = rollout.replace(advantages=rollout.advantages * jnp.nan)
+  state, metrics = run(broken, config=update.Config(epochs=1, minibatches=2))
+  assert state.step == 0 and metrics["sys/skipped_updates"] == 2
+  assert np.isnan(metrics["ppo/policy_loss"])
+  assert np.isnan(metrics["ppo/ratio_max"])  # a maximum too, not -inf
+
+
 def test_a_minibatch_without_tokens_moves_nothing():
   """Filler rows of packing: not even momentum may act on them."""
   rollout = make_rollout()

@@ -190,7 +190,9 @@ def summarise(metrics: Metrics) -> Metrics:
   executed, applied = metrics.pop("executed"), metrics.pop("applied")
   count = jnp.sum(applied)
   result = {
-    name: jnp.max(jnp.where(applied, x, -jnp.inf))
+    name: jnp.where(
+      count > 0, jnp.max(jnp.where(applied, x, -jnp.inf)), jnp.nan
+    )
     if name.endswith("_max")
     else jnp.sum(jnp.where(applied, x, 0.0)) / count
     for name, x in metrics.items()
