@@ -56,6 +56,12 @@ class Config:
       raise ValueError(
         f"share={self.share}: a share of the samples. Set 0 < share <= 1."
       )
+    if self.share != type(self).share and self.rule != "global":
+      raise ValueError(
+        f"share={self.share}: only rule='global' keeps a share, and rule is "
+        f"{self.rule!r}. Set rule='global', or leave share at "
+        f"{type(self).share}."
+      )
     if math.isnan(self.minimum_score):
       raise ValueError(
         "minimum_score=nan: nothing compares with it. Set a number, or -inf to "

@@ -194,7 +194,8 @@ def test_rejection_sampling_is_the_naive_one(rule, minimum):
   valid[1, 2] = False
   if (rule, minimum) == ("all", -math.inf):
     minimum = -1.0  # without one nothing would be rejected, so it is refused
-  config = best_of_n.Config(rule=rule, share=0.3, minimum_score=minimum)
+  share = {"share": 0.3} if rule == "global" else {}
+  config = best_of_n.Config(rule=rule, minimum_score=minimum, **share)
   wanted = naive_rejection(scores, valid, rule, 0.3, minimum)
   np.testing.assert_array_equal(reject(scores, valid, config), wanted)
 
@@ -232,6 +233,7 @@ def test_duplicates_are_read_on_the_response_only():
   [
     (lambda: best_of_n.Config(rule="best"), "per_prompt, global, pooled"),
     (lambda: best_of_n.Config(share=0.0), "0 < share <= 1"),
+    (lambda: best_of_n.Config(share=0.5), "only rule='global' keeps a share"),
     (lambda: best_of_n.Config(minimum_score=math.nan), "minimum_score=nan"),
     (lambda: best_of_n.kl_bound(0), "n=0"),
     (lambda: best_of_n.curve_weights(3, 4), "n <= 3"),

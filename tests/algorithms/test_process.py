@@ -144,12 +144,12 @@ PREFIXES = rollout_of(  # of the prompt, too, in column 1
   [[9, 1.0, 3.0, 2.0, 0.0, 2.0], [9, 0.5, 0.0, 1.0, -1.0, 9.0]],
   [[0, 1, 1, 1, 1, 1.0], [0, 1, 1, 1, 1, 0.0]],
 )
-CONFIG = shaping.Config(
-  kl_coefficient=0.0, kl_controller="fixed", clip=None, token_coefficient=0.5
-)
+CONFIG = shaping.Config(kl_coefficient=0.0, kl_controller="fixed", clip=None)
 
 
 def shaped(rollout, mode, **changes):
+  if mode != "none":
+    changes |= {"token_coefficient": 0.5}
   found, _, metrics = shaping.shape_rewards(
     rollout,
     shaping.init_moments(),

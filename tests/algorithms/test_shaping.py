@@ -137,9 +137,11 @@ def test_rollout_metrics_against_numpy():
 
 @pytest.mark.parametrize("mode", ["keep", "replace", "subtract", "mask"])
 def test_trap_03_missing_eos_touches_truncated_rows_only(mode):
-  config = dataclasses.replace(
-    PLAIN, missing_eos=mode, missing_eos_value=-9.0, missing_eos_penalty=4.0
-  )
+  said = {
+    "replace": {"missing_eos_value": -9.0},
+    "subtract": {"missing_eos_penalty": 4.0},
+  }
+  config = dataclasses.replace(PLAIN, missing_eos=mode, **said.get(mode, {}))
   shaped, moments, metrics = shape(config)
   plain, _, _ = shape(PLAIN)
   rows = np.flatnonzero(TRUNCATED)
@@ -272,6 +274,14 @@ def test_trap_16_kl_is_checked_on_both_sides():
   ("settings", "message"),
   [
     ({"missing_eos": "drop"}, "missing_eos='drop': must be one of keep"),
+    ({"missing_eos_value": -2.0}, "missing_eos_value=-2.0: nothing reads it"),
+    (
+      {"missing_eos": "replace", "missing_eos_penalty": 2.0},
+      "missing_eos_penalty=2.0: nothing reads it with missing_eos='replace'",
+    ),
+    ({"length_penalty_start": 9}, "nothing reads it with length_penalty=0.0"),
+    ({"overlong_penalty": 0.5}, "nothing reads it with overlong_tokens=None"),
+    ({"token_coefficient": 0.5}, "nothing reads it with token_rewards='none'"),
     ({"normalise": "whiten"}, "normalise='whiten'"),
     ({"clip": 0.0}, "clip=0.0: must be > 0. Set None"),
     ({"kl_coefficient": -0.1}, "kl_coefficient=-0.1: must be >= 0"),

@@ -127,6 +127,25 @@ class Config:
         f"warn_nats={self.warn_nats} > halt_nats={self.halt_nats}: the warning "
         "must not come after the stop."
       )
+    self._check_read()
+
+  def _check_read(self) -> None:
+    """Raises ValueError for a setting that nothing reads beside the others."""
+    unread = {
+      "missing_eos_value": ("missing_eos", self.missing_eos != "replace"),
+      "missing_eos_penalty": ("missing_eos", self.missing_eos != "subtract"),
+      "length_penalty_start": ("length_penalty", self.length_penalty == 0),
+      "overlong_penalty": ("overlong_tokens", self.overlong_tokens is None),
+      "token_coefficient": ("token_rewards", self.token_rewards == "none"),
+    }
+    for name, (reader, is_unread) in unread.items():
+      value, usual = getattr(self, name), getattr(type(self), name)
+      if is_unread and value != usual:
+        raise ValueError(
+          f"{name}={value!r}: nothing reads it with {reader}="
+          f"{getattr(self, reader)!r}. Change {reader}, or leave {name} at "
+          f"{usual!r}."
+        )
 
   def _check_overlong(self) -> None:
     if self.overlong_tokens is None:
