@@ -75,7 +75,8 @@ def run_steps(
   Raises:
     Stopped: a signal asked for it, be it in the last step; a checkpoint is
       saved.
-    NonFiniteError: three refused updates in a row, or an end with NaN or inf.
+    NonFiniteError: three refused updates in a row or in one step, or an end
+      with NaN or inf.
     CheckpointError: cannot save, or another model's checkpoint.
   """
   workdir.mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,7 @@ def run_steps(
     Interrupt() as interrupt,
   ):
     step, row, is_stopped = 0, {}, False
+    is_known = bool(schedule.keep_best) and saved.best() is not None
     if saved.latest() is not None:
       step, arrays, facts = _resumed(
         saved, arrays, identity, iterators, total_steps
@@ -106,7 +108,7 @@ def run_steps(
         arrays,
         {"step": step, "facts": facts, "iterators": positions, **identity},
         is_final=is_final,
-        score=_score(row, schedule.keep_best),
+        score=_score(row, schedule.keep_best, is_known=is_known),
       )
 
     tell()
@@ -124,7 +126,8 @@ def run_steps(
           row |= _measured(measure, arrays)
         if observe is not None:
           facts, row = observe(step, facts, row)
-        score = _score(row, schedule.keep_best)
+        is_known |= schedule.keep_best in row
+        score = _score(row, schedule.keep_best, is_known=is_known)
         if is_measured and schedule.patience and not is_last:
           facts = _waiting(facts, score, schedule, step)
           is_last = bool(facts.get("halt"))
@@ -227,16 +230,19 @@ def _measured(measure: Measure, arrays: PyTree) -> dict[str, float]:
   return found | {"time/heldout_seconds": time.perf_counter() - begun}
 
 
-def _score(row: dict[str, float], name: str) -> float | None:
+def _score(row: dict[str, float], name: str, *, is_known: bool) -> float | None:
   """Returns the metric that says how good a step is.
 
-  None where none is set, and where it is of held-out data that this step did
-  not measure on.
+  None where none is set, and where this step has none: it is of data that are
+  not measured on in each step, or a step before had it (of pairs, say, which
+  were all ties now).
   """
   if not name or not row:  # no row: all steps were done before
     return None
   is_measured = any(key.startswith(MEASURED) for key in row)
   if name.startswith(MEASURED) and not is_measured:
+    return None
+  if name not in row and (is_known or name.startswith(ALWAYS)):
     return None
   if name not in row:
     raise FieldError(
@@ -278,7 +284,7 @@ def _check_finite(
   """Returns how many updates up to now were refused.
 
   Raises:
-    NonFiniteError: the third in a row.
+    NonFiniteError: the third in a row, or of one step of several updates.
   """
   skipped = max(
     _refused_in_a_row(arrays), int(row.get("sys/skipped_updates", 0.0))

@@ -228,6 +228,21 @@ def test_the_best_step_is_one_with_a_number(tmp_path):
   assert saved_steps(tmp_path) == ([3, 5, 6], 3)  # best, newest, final
 
 
+def test_a_step_without_that_metric_takes_no_part(tmp_path):
+  """As a step whose pairs are all ties; a name that no step has is refused."""
+
+  def observe(step, facts, row):
+    return facts, {"other": 1.0} if step == 2 else row
+
+  plan = dict(observe=observe, save_every=1, keep=1, keep_best="score")
+  with pytest.raises(Killed):
+    run(tmp_path / "a", [0.5, 0.9, 0.7, 0.1], kill_at=2, **plan)
+  run(tmp_path / "a", [0.5, 0.9, 0.7, 0.1], **plan)
+  assert saved_steps(tmp_path / "a") == ([3, 4], 3)
+  with pytest.raises(FieldError, match="no metric of this name; there are sco"):
+    run(tmp_path / "b", [0.5, 0.9], save_every=1, keep_best="scores/reward")
+
+
 def accuracies(workdir):
   """Returns {step: validation/accuracy} of the rows that have one."""
   rows = metrics.read_metrics(workdir / "metrics.jsonl")
