@@ -235,6 +235,7 @@ def train_round(
     name=f"round {number}",
     world=world.at(folder),
   )
+  told: dict = {}
   params = language_model.fit(
     phase,
     rows,
@@ -245,6 +246,7 @@ def train_round(
     seed=settings.seed + number,
     identity=opened.identity | {"round": number, "kept_sha256": digest},
     measure=measure,
+    told=told,
   )
   stages.write_stage(
     folder,
@@ -252,11 +254,11 @@ def train_round(
     opened.base,
     actors_.plan.policy,
     best=settings.schedule.best_of,
-    steps=steps,
     examples=len(rows),
     origins=origins,
     init_from=settings.init_from,
     merged_from=actors_.merged_from,
+    **told,
   )
   return params
 

@@ -149,6 +149,17 @@ def test_held_out_numbers_are_means_over_all_pairs(files, sft_full, dpo_full):
     )
 
 
+def test_a_run_that_ends_early_says_when_and_why(files, sft_full):
+  config = tiny_runs.dpo_config(files, sft_full)
+  config.optimizer.learning_rate = 0.0
+  config.schedule.update(
+    steps=20, eval_every=2, keep_best="validation/loss", patience=2
+  )
+  info = pipelines.run(config, files.root / "dpo_early")
+  assert info["steps"] == 6 and info["halted"]
+  assert info["epochs"] == 6 * 8 / info["examples"]
+
+
 def test_t11_t17_the_first_step_is_at_the_reference(dpo_full, kto_lora):
   """Log-ratios are 0 there: log 2 for DPO, half of the weights for KTO."""
   first = tiny_runs.rows_of(dpo_full)[0]

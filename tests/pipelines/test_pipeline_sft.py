@@ -39,6 +39,20 @@ def test_loss_falls(stage, request):
   assert info["steps"] == 12 and info["examples"] == 40
 
 
+def test_a_run_that_ends_early_says_when_and_why(files):
+  config = tiny_runs.sft_config(files, "full")
+  config.optimizer.learning_rate = 0.0
+  config.schedule.update(
+    steps=20, eval_every=2, keep_best="validation/loss", patience=2
+  )
+  folder = files.root / "sft_early"
+  info = pipelines.run(config, folder)
+  assert info["steps"] == 6 == len(tiny_runs.rows_of(folder))
+  assert "in 2 measurements" in info["halted"]
+  config.schedule.steps = 30  # it has no later end
+  assert pipelines.run(config, folder)["steps"] == 6
+
+
 def test_validation_loss_is_the_mean_over_tokens(files, sft_full):
   config = tiny_runs.sft_config(files, "full")
   base = tiny_runs.load_base(config)
