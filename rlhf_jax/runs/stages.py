@@ -357,6 +357,9 @@ def finished(
     return None
   units = [unit for unit, length in (asked or {}).items() if length]
   more = f"; to train on, raise its {units[0]}" if units else ""
+  halted = info.get("halted")
+  if halted:  # more steps would not take it further
+    more = f". It ended early: {halted}"
   print(
     f"{pipeline}: {workdir} is finished, nothing to do. To train anew, choose "
     f"another --workdir{more}."

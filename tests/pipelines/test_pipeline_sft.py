@@ -39,7 +39,7 @@ def test_loss_falls(stage, request):
   assert info["steps"] == 12 and info["examples"] == 40
 
 
-def test_a_run_that_ends_early_says_when_and_why(files):
+def test_a_run_that_ends_early_says_when_and_why(files, capsys):
   config = tiny_runs.sft_config(files, "full")
   config.optimizer.learning_rate = 0.0
   config.schedule.update(
@@ -51,6 +51,9 @@ def test_a_run_that_ends_early_says_when_and_why(files):
   assert "in 2 measurements" in info["halted"]
   config.schedule.steps = 30  # it has no later end
   assert pipelines.run(config, folder)["steps"] == 6
+  said = capsys.readouterr().out
+  assert "It ended early: at step 6 validation/loss had" in said
+  assert "raise its steps" not in said
 
 
 def test_validation_loss_is_the_mean_over_tokens(files, sft_full):
