@@ -100,6 +100,7 @@ class Step:
     self, step: int, arrays: PyTree, facts: dict
   ) -> tuple[PyTree, dict, dict]:
     """Returns the arrays and facts after a step, and its row of metrics."""
+    arrays = arrays | {"beta": self._beta(arrays["beta"])}
     if self.store is not None and not self.store.config.fresh:
       return self._offline(step, arrays, facts)
     keys, resting = _step_keys(self.key, step), self.settings.offload
@@ -143,6 +144,19 @@ class Step:
     remedy = functools.partial(unended, self.tokenizer, samples, ends)
     shape = self.settings.shaping
     return arrays, watch(facts, row, step, shape, remedy), row
+
+  def _beta(self, beta: Array) -> Array:
+    """Returns the KL coefficient of a step: a fixed one is what settings say.
+
+    The checkpoint of a run that goes on has what they said before. One that was
+    0 is no start for a controller, which multiplies.
+    """
+    shape, now = self.settings.shaping, float(beta)
+    said = np.float32(shape.kl_coefficient)
+    follows = shape.kl_controller == "adaptive" and now > 0.0
+    if follows or now == said:
+      return beta
+    return 0.0 * beta + said  # where beta is
 
   def _replay(
     self, arrays: PyTree, key: Array, step: int, usual: int

@@ -188,6 +188,9 @@ def _resumed(
       f"for {step} or more, or choose another --workdir."
     )
   for name, iterator in iterators.items():
+    if name not in meta["iterators"]:
+      print(f"{name}: was not read before step {step}, and begins at its start")
+      continue
     with as_field(f"{name}: "):
       iterator.set_state(meta["iterators"][name])
   return step, arrays, facts

@@ -120,6 +120,16 @@ def test_a_run_goes_on_with_its_arrays_facts_and_data(tmp_path):
   assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
 
 
+def test_data_that_a_run_reads_from_now_on_begin_at_their_start(capsys):
+  """Such as text that PPO-ptx mixes in; what is read no more is let go."""
+  meta = {"step": 3, "facts": {}, "iterators": {"a": {"position": 7}, "c": {}}}
+  saved = types.SimpleNamespace(restore=lambda x: (x, meta | IDENTITY))
+  found = {"a": Numbers(), "b": Numbers()}
+  loop._resumed(saved, {}, IDENTITY, found, 9)
+  assert [next(numbers) for numbers in found.values()] == [8, 1]
+  assert "b: was not read before step 3" in capsys.readouterr().out
+
+
 def test_who_observes_gets_whole_rows_and_goes_on(tmp_path):
   """Held-out data included; what it adds is written, and resumed."""
 

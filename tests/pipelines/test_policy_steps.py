@@ -46,11 +46,12 @@ def judged():
 class Watched:
   """A step whose programs only count, and what they were called with."""
 
-  def __init__(self, has_recompute=False, text=None):
+  def __init__(self, has_recompute=False, text=None, **shape):
     self.critics, self.prepared, self.updates, self.shown = [], [], [], []
     config = defaults.policy("ppo")
     config.value.pretrain_steps = 2
     config.shaping.update(kl_target=0.1, kl_horizon=20.0, kl_coefficient=0.5)
+    config.shaping.update(shape)
     programs = {
       "prepare": self.prepare,
       "update": self.update,
@@ -112,14 +113,14 @@ class Watched:
     params = jax.tree.map(lambda x: x + 10.0, state.params)
     return state.replace(params=params, skipped=jnp.int32(1)), {}
 
-  def run(self, steps):
+  def run(self, steps, beta=0.5):
     """Returns arrays, facts and rows of steps from the start."""
     trained = {"policy": {"w": jnp.float32(0.0)}, "value": {"w": jnp.zeros(())}}
     arrays = {
       "train": state_of(trained),
       "critic": state_of(trained["value"]),
       "moments": shaping.init_moments(),
-      "beta": jnp.float32(0.5),
+      "beta": jnp.float32(beta),
     }
     facts, rows = {"alarms": []}, []
     for number in range(steps):
@@ -163,6 +164,17 @@ def test_what_is_carried_from_step_to_step():
     "reward": 2.0,
     "gold": 6.0,
   }
+
+
+def test_a_fixed_beta_is_what_settings_say_now():
+  """A checkpoint of before they changed has 0.5."""
+  watched = Watched(kl_controller="fixed", kl_coefficient=0.25)
+  arrays, _, _ = watched.run(3)
+  assert [beta for beta, _ in watched.prepared] == [0.25] * 3
+  assert float(arrays["beta"]) == 0.25
+  watched = Watched()  # adaptive now, and off before: it would stay 0
+  watched.run(2, beta=0.0)
+  assert [beta for beta, _ in watched.prepared] == [0.5] * 2
 
 
 def test_log_probabilities_are_recomputed_before_rewards():
