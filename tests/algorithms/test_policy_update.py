@@ -169,6 +169,21 @@ def test_steps_that_are_not_finite_are_refused_and_counted():
   assert all(np.isfinite(x) for x in metrics.values())
 
 
+def test_the_kl_of_an_epoch_is_the_mean_over_its_minibatches():
+  """Of two the first is at 0, so the larger one is twice the mean."""
+  rollout, rate = make_rollout(), 5.0
+  once = update.Config(epochs=1, minibatches=2)
+  mean = float(run(rollout, rate=rate, config=once)[1]["ppo/approximate_kl"])
+  for share, is_over in ((0.9, True), (1.5, False)):
+    _, metrics = run(
+      rollout,
+      rate=rate,
+      config=update.Config(epochs=2, minibatches=2),
+      algorithm_config=ppo.Config(update_kl_limit=share * mean),
+    )
+    assert metrics["ppo/epochs"] == (1 if is_over else 2)
+
+
 def test_metrics_of_steps_that_were_all_refused_are_nan():
   rollout = make_rollout()
   broken = rollout.replace(advantages=rollout.advantages * jnp.nan)
