@@ -203,9 +203,12 @@ def test_a_rank_is_not_made_of_rounding():
   _, ratio = bond.teach(anchor, own, bond.Target(kind="bond"))
   at_most = np.log(np.array([3, 1, 2]) / 3)
   np.testing.assert_allclose(ratio, at_most + np.log(2), rtol=1e-5)
+  # The best of two, though a third one is there for the rank.
+  two = jax.tree.map(lambda x: x[:2], own)
+  best, _ = bond.teach(anchor, two, bond.Target(kind="bond"))
+  np.testing.assert_array_equal(best.tokens[:, 0], [0, 12])
 
 
-@pytest.mark.slow
 def test_the_own_answer_is_sampled_however_those_of_the_anchor_are(files):
   config = make_config(files, "bond", "start", "judge")
   config.generate.update(batch_size=8, refill=True)
@@ -213,6 +216,7 @@ def test_the_own_answer_is_sampled_however_those_of_the_anchor_are(files):
   assert (how.num_samples, how.batch_size, how.refill) == (1, None, None)
 
 
+@pytest.mark.slow
 def test_bond_of_a_fixed_anchor(files, sft_lora, reward_head):
   config = make_config(files, "bond", sft_lora, reward_head, steps=3)
   config.generate.num_samples = 6
