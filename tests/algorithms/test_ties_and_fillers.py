@@ -71,6 +71,34 @@ def test_equal_scores_are_not_right():
   np.testing.assert_allclose(found["reward_model/accuracy"], 0.5)
 
 
+def test_a_weight_counts_prompts_and_scales_no_score():
+  """Means 2 and 3, deviations 1 and 3, margins -2 and -6; weights 2, 1/2."""
+  ones = jnp.ones((2, 2, 1))
+  batch = PreferenceBatch(
+    tokens=jnp.zeros((2, 2, 1), jnp.int32),
+    valid_mask=ones,
+    loss_mask=ones,
+    label=jnp.ones(2),
+    weight=jnp.asarray([2.0, 0.5]),
+  )
+  config = reward.Config()
+  _, found = reward.loss(
+    jnp.asarray([[1.0, 3.0], [0.0, 6.0]]),
+    batch,
+    config,
+    reward.denominators(batch, config),
+  )
+  for name, (one, other) in {
+    "score_mean": (2, 3),
+    "spread": (1, 3),
+    "margin": (-2, -6),
+    "loss": (np.log1p(np.exp(2)), np.log1p(np.exp(6))),
+  }.items():
+    np.testing.assert_allclose(
+      found[f"reward_model/{name}"], (2 * one + 0.5 * other) / 2.5, rtol=1e-5
+    )
+
+
 def test_equal_scores_are_no_preference_with_no_least_gap():
   _, weight = pairing.choose(
     jnp.asarray([2.0, 2.0, 1.0, 1.5]),

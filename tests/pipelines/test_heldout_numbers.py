@@ -8,15 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax import generate
 from rlhf_jax.algorithms.preference import dpo
-from rlhf_jax.data import dataset
+from rlhf_jax.data import batches, dataset
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.parallel import mesh as mesh_lib
 from rlhf_jax.pipelines import sft
-from rlhf_jax.programs import features, language_model, pairs, reward_facts
+from rlhf_jax.programs import (
+  features,
+  heldout,
+  language_model,
+  pairs,
+  reward_facts,
+  rollouts,
+)
 from rlhf_jax.runs import reference
 from rlhf_jax.runs.checkpoint import CheckpointError
 from rlhf_jax.schema import Method, UserError
+from rlhf_jax.types import FINISH_EOS, FINISH_LENGTH, Rollout
 from tests.letters import Letters
 
 BASE = types.SimpleNamespace(
@@ -51,6 +60,43 @@ def compared(rows, pairs, labels, **changes):
     ceiling=0.875,
   )
   return dataset.Comparisons(**fields | changes)
+
+
+def test_what_combines_judges_does_not_see_held_out_scores():
+  """Or what trains would depend on whether it is measured."""
+  mask, asked = np.float32([[0, 1, 1], [0, 1, 0]]), []
+  rollout = Rollout(
+    tokens=np.zeros((2, 3), np.int32),
+    valid_mask=np.ones((2, 3), np.float32),
+    response_mask=mask,
+    behaviour_logprobs=-1.0 * mask,
+    finish_reason=np.asarray([FINISH_EOS, FINISH_LENGTH]),
+    reference_logprobs=-3.0 * mask,
+    score=np.float32([1.0, 4.0]),
+  )
+
+  def answer(policy, critic, prompts, key, **how):
+    asked.append((policy, how))
+    return rollouts.Judged(rollout, {"reward": rollout.score})
+
+  source = types.SimpleNamespace(
+    mesh=Crafted().mesh,
+    panel=None,
+    sampler=types.SimpleNamespace(config=generate.Config()),
+    answer=answer,
+  )
+  found = heldout.Heldout(
+    source=source,
+    batches=[batches.collate_prompts([[1], [2]], 0)],
+    count=2,
+    monitors=(),
+    correct_above=None,
+    has_kl=True,
+    key=None,
+  )("policy", "state")
+  assert asked == [("policy", {"state": "state", "observes": False})]
+  assert found["heldout/score"] == 2.5 and found["heldout/kl"] == 3.0
+  assert found["heldout/length"] == 1.5 and found["heldout/eos_share"] == 0.5
 
 
 def test_the_diagnosis_is_of_the_first_answer_against_the_second(capsys):
