@@ -204,6 +204,17 @@ def open_new(
   ).fetchone()
 
 
+def stand_beside(
+  db: sqlite3.Connection, row: sqlite3.Row, guideline: str
+) -> None:
+  """Writes down which guidelines stand beside an item that is still open."""
+  if row["guideline"] != guideline:
+    db.execute(
+      "UPDATE assignments SET guideline = ? WHERE id = ?",
+      (guideline, row["id"]),
+    )
+
+
 def next_turn(db: sqlite3.Connection, annotator: str) -> int:
   """Returns the next number of what a person opens; counts on."""
   db.execute(

@@ -144,7 +144,14 @@ def progress(
   """Returns what Store.progress says."""
   rows = database.rows(
     f"""SELECT items.withdrawn, items.begun,
-      COALESCE(counts.done, 0) AS done, COALESCE(counts.skipped, 0) AS skipped
+      COALESCE(counts.done, 0) AS done,
+      COALESCE(counts.skipped, 0) AS skipped,
+      COALESCE(counts.skipped, 0) > 0 AND NOT EXISTS (
+        SELECT 1 FROM annotators WHERE state <> 'refused' AND NOT EXISTS (
+          SELECT 1 FROM assignments AS theirs
+          WHERE theirs.item = items.name AND theirs.kind = 'item'
+          AND theirs.annotator = annotators.name
+          AND theirs.state IN ('done', 'skipped'))) AS is_left_by_all
     FROM items LEFT JOIN ({assignment.COUNTS}) AS counts
       ON counts.item = items.name
     WHERE items.kind = 'item' AND (:batch IS NULL OR items.batch = :batch)""",
@@ -153,7 +160,9 @@ def progress(
   closed = [
     row
     for row in rows
-    if row["withdrawn"] or max(row["done"], row["skipped"]) >= task.overlap
+    if row["withdrawn"]
+    or row["is_left_by_all"]
+    or max(row["done"], row["skipped"]) >= task.overlap
   ]
   return {
     "items": len(rows),
@@ -212,7 +221,8 @@ def _firsts(told: Sequence[tuple[Mapping[str, Any], Any]]) -> Iterator[bool]:
   for row, said in told:
     shown = json.loads(row["shown"])
     ranks = verdicts.ranks_of(said, len(shown))
-    best = [answer for answer in shown if ranks[answer] == 0]
+    known = [rank for rank in ranks if rank is not None]
+    best = [answer for answer in shown if known and ranks[answer] == min(known)]
     if len(best) == 1:
       yield best[0] == shown[0]
 

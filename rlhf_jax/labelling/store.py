@@ -138,11 +138,16 @@ class Store:
       row if isinstance(row, Item) else items.read(row, f"items[{number}]")
       for number, row in enumerate(rows)
     ]
+    return self.add_batches({batch: found})
+
+  def add_batches(self, batches: Mapping[str, Iterable[Item]]) -> int:
+    """Does what `add_items` does for several batches: all of them or none."""
     field = NEEDS.get(self.task.order)
+    found = [(batch, item) for batch, own in batches.items() for item in own]
     with self.database.change() as db:
       known = {x["name"]: x["body"] for x in db.execute("SELECT * FROM items")}
       count = len(known)
-      for item in found:
+      for batch, item in found:
         if field and item.kind == "item" and getattr(item, field) is None:
           raise FieldError(_lacks(self.task.order, field, item.name))
         body = item.body()
@@ -196,13 +201,7 @@ class Store:
       name: in every record of theirs.
       fields: of the person, such as a language, that records carry.
     """
-    if name == results.ADJUDICATOR:
-      raise UserError(f"annotator {name!r}: is the name of whoever decides.")
-    if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
-      raise UserError(
-        f"annotator {name!r:.100}: must be a name of 1 to {LONGEST_NAME} "
-        "characters on one line."
-      )
+    check_name(name)
     with self.database.change() as db:
       db.execute(
         "INSERT INTO annotators (name, fields) VALUES (?, ?) ON CONFLICT (name)"
@@ -257,6 +256,8 @@ class Store:
         row = assignment.open_new(
           db, annotator, chosen, len(body["answers"]), self.task, guideline
         )
+      else:  # the page shows the guidelines of now beside it
+        assignment.stand_beside(db, row, guideline)
       return self._turn(db, row, last)
 
   def _chosen(
@@ -366,7 +367,8 @@ class Store:
     """Returns counts: items, begun, closed, judgements, skipped, wanted.
 
     An item is closed when `overlap` people judged it, or `overlap` people
-    skipped it, or it was withdrawn.
+    skipped it, or some skipped it and nobody is left who has not said
+    something of it, or it was withdrawn.
     """
     return results.progress(self.database, self.task, batch)
 
@@ -390,6 +392,17 @@ class Store:
   def backup(self) -> Path:
     """Writes a copy of the store into its folder of backups."""
     return self.database.backup()
+
+
+def check_name(name: str) -> None:
+  """Raises UserError for what cannot be the name of a person."""
+  if name == results.ADJUDICATOR:
+    raise UserError(f"annotator {name!r}: is the name of whoever decides.")
+  if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+    raise UserError(
+      f"annotator {name!r:.100}: must be a name of 1 to {LONGEST_NAME} "
+      "characters on one line."
+    )
 
 
 def _lacks(order: str, field: str, name: str) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax import strict_json
+from rlhf_jax.data.ranking_parsers import parse_ranking
+from rlhf_jax.data.records import RefusedExample
 from rlhf_jax.labelling import database, items, results
-from rlhf_jax.labelling.store import Store
+from rlhf_jax.labelling.store import Store, check_name
 from rlhf_jax.schema import UserError, absence
 
 _REMEDY = "Correct the file; nothing was read."
@@ -30,29 +32,48 @@ def import_records(store: Store, path: str | Path) -> int:
   path = Path(path)
   if not path.is_file():
     raise UserError(f"{path}: {absence(path)}.")
-  rows = strict_json.read_rows(path, {"answers": list}, _REMEDY)
-  read = [_read(row, f"{path}:{n}") for n, row in enumerate(rows, 1)]
+  found = strict_json.read_rows(path, {"answers": list}, _REMEDY)
+  rows = [_row(row, f"{path}:{n}") for n, row in enumerate(found, 1)]
+  read = [_item(row, f"{path}:{n}") for n, row in enumerate(rows, 1)]
   by_batch: dict[str, list[items.Item]] = {}
   for row, item in zip(rows, read, strict=True):
     by_batch.setdefault(str(row.get("batch", "")), []).append(item)
-  for batch, some in by_batch.items():
-    store.add_items(some, batch)
+  store.add_batches(by_batch)
   for row in rows:
-    name = row.get("annotator")
-    if name and not row.get("adjudicated"):
-      store.add_annotator(name, row.get("annotator_fields", {}))
+    if row["annotator"] and not row.get("adjudicated"):
+      store.add_annotator(row["annotator"], row.get("annotator_fields", {}))
   with store.database.change() as db:
     return sum(
       _insert(db, row, item)
       for row, item in zip(rows, read, strict=True)
-      if row.get("annotator")
+      if row["annotator"]
     )
 
 
-def _read(row: Mapping[str, Any], where: str) -> items.Item:
-  """Returns the item of a record, checked with what was said of it."""
-  if not row.get("annotator"):
-    return items.read(row, where)
+def _row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """Returns a record whose judgement is checked; its annotator is a text.
+
+  "" where nobody judged.
+  """
+  name = row.get("annotator")
+  if name is None or name == "":
+    return dict(row) | {"annotator": ""}
+  if not isinstance(name, (str, int)) or isinstance(name, bool):
+    raise UserError(f"{where}: annotator {name!r}: must be a text.")
+  if not isinstance(row.get("annotator_fields", {}), dict):
+    raise UserError(f"{where}: 'annotator_fields' must be an object.")
+  if not row.get("adjudicated"):
+    try:
+      check_name(str(name))
+    except UserError as error:
+      raise UserError(f"{where}: {error}") from error
+  _check_said(row, where)
+  shown = row.get("shown", range(len(row["answers"])))
+  return dict(row) | {"annotator": str(name), "shown": [int(x) for x in shown]}
+
+
+def _check_said(row: Mapping[str, Any], where: str) -> None:
+  """Raises UserError for a judgement that is none of these answers."""
   count = len(row["answers"])
   for name in ("ranks", "acceptable"):
     told = row.get(name)
@@ -60,11 +81,17 @@ def _read(row: Mapping[str, Any], where: str) -> items.Item:
       raise UserError(f"{where}: {name!r} must have one entry an answer.")
   if not any(name in row for name in ("ranks", "choice", "skipped")):
     raise UserError(f"{where}: has neither 'ranks' nor 'choice'.")
-  shown = row.get("shown", list(range(count)))
-  if not isinstance(shown, list) or sorted(map(str, shown)) != sorted(
-    map(str, range(count))
-  ):
-    raise UserError(f"{where}: 'shown' must name each answer once.")
+  try:
+    parse_ranking(dict(row), where)
+  except RefusedExample:
+    if not row.get("skipped"):
+      raise
+
+
+def _item(row: Mapping[str, Any], where: str) -> items.Item:
+  """Returns the item of a record."""
+  if not row["annotator"]:
+    return items.read(row, where)
   return items.read(row | {"ranks": row.get("gold_ranks")}, where)
 
 
@@ -74,7 +101,7 @@ def _insert(db: Any, row: Mapping[str, Any], item: items.Item) -> bool:
   if said.get("skipped"):
     said.pop("ranks", None)
   body = json.dumps(said, ensure_ascii=False)
-  shown = json.dumps(row.get("shown", list(range(len(item.answers)))))
+  shown = json.dumps(row["shown"])
   when = str(row.get("time", database.now()))
   if row.get("adjudicated"):
     known = db.execute(

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rlhf_jax.labelling import panel, server, transfer
+from rlhf_jax.labelling import panel, results, server, transfer
 from rlhf_jax.labelling.store import Store
 from rlhf_jax.labelling.task import Task
 from rlhf_jax.labelling.tokens import Tokens
@@ -268,6 +268,18 @@ def test_what_is_exported_can_be_read_again(tmp_path):
     ({"annotator": "a", "ranks": [0]}, "one entry an answer"),
     ({"annotator": "a", "ranks": [0, 1], "shown": [0, 0]}, "'shown'"),
     ({"answers": ["a"]}, "1 answers"),
+    ({"annotator": "a", "ranks": ["0", 1]}, "whole number"),
+    ({"annotator": "a", "choice": 2}, "number of the best answer"),
+    ({"annotator": True, "ranks": [0, 1]}, "must be a text"),
+    ({"annotator": "a\nb", "ranks": [0, 1]}, "on one line"),
+    (
+      {"annotator": "a", "ranks": [0, 1], "annotator_fields": "ar"},
+      "must be an object",
+    ),
+    (
+      {"prompt": "p", "batch": "b", "language": "ar"},
+      "other texts or fields are there",
+    ),
   ],
 )
 def test_what_is_no_record_is_refused_whole(tmp_path, row, rule):
@@ -281,9 +293,29 @@ def test_what_is_no_record_is_refused_whole(tmp_path, row, rule):
   bad = {"prompt": "q", "answers": ["a", "b"]} | row
   path.write_text(json.dumps(good) + "\n" + json.dumps(bad))
   with Store(tmp_path / "s") as found:
-    with pytest.raises(UserError, match=f"x.jsonl:2: .*{rule}"):
+    with pytest.raises(UserError, match=rule) as error:
       transfer.import_records(found, path)
+    assert "x.jsonl:2: " in str(error.value) or "other texts" in rule
     assert found.records() == [] and found.progress()["items"] == 0
+    assert found.annotators() == []
+
+
+def test_annotators_may_be_numbers_and_places_texts(tmp_path):
+  """Public data name annotators so; 0 is one too."""
+  path = tmp_path / "x.jsonl"
+  common = {"prompt": "p", "answers": ["a", "b"], "ranks": [1, 2]}
+  path.write_text(
+    "".join(
+      json.dumps(common | {"annotator": n, "shown": ["1", "0"]}) + "\n"
+      for n in (0, 7)
+    )
+  )
+  with Store(tmp_path / "s") as found:
+    assert transfer.import_records(found, path) == 2
+    assert found.annotators() == ["0", "7"]
+    assert [x["shown"] for x in found.records()] == [[1, 0]] * 2
+    first, _ = results.people(found.database)
+    assert first["first_share"] == 0.0
 
 
 def test_a_task_says_what_cannot_be():

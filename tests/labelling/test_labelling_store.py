@@ -216,6 +216,44 @@ def test_skips_count_and_close(tmp_path):
     assert progress["closed"] == 1 and progress["judgements"] == 0
 
 
+def test_an_item_that_nobody_else_can_judge_is_closed(tmp_path):
+  """Else a round of two people waits for ever once one of them skips."""
+  with store(tmp_path, ("anna", "ben"), overlap=2) as found:
+    found.add_items(rows(1))
+    label(found, "anna")
+    assert found.progress()["closed"] == 0
+    turn = found.next_item("ben")
+    found.submit("ben", turn.assignment, {"skip": True}, "b")
+    assert found.progress()["closed"] == 1
+    found.add_annotator("cleo")  # who may judge it
+    assert found.progress()["closed"] == 0
+    assert found.next_item("cleo").item == "i0"
+
+
+def test_too_few_people_are_waited_for(tmp_path):
+  with store(tmp_path, overlap=2) as found:
+    found.add_items(rows(1))
+    label(found, "anna")
+    assert found.progress()["closed"] == 0
+
+
+def test_a_record_names_the_guidelines_that_the_page_showed(tmp_path):
+  """Those of an item that was opened before they changed, too."""
+  with store(tmp_path) as found:
+    found.add_items(rows(2))
+    found.set_guidelines("one")
+    turn = found.next_item("anna")
+    second = found.set_guidelines("two")
+    assert found.next_item("anna").assignment == turn.assignment
+    found.submit("anna", turn.assignment, best_last(turn), "a")
+    third = found.set_guidelines("three")
+    assert found.records()[0]["guideline"] == second
+    found.undo("anna", "a")
+    turn = found.next_item("anna")
+    found.submit("anna", turn.assignment, best_last(turn), "b")
+    assert found.records()[0]["guideline"] == third
+
+
 def test_models_say_what_is_labelled_next(tmp_path):
   given = rows(20, probability=lambda n: n / 40, deviation=float)
   for order, first in (("uncertainty", "i19"), ("disagreement", "i19")):
