@@ -210,7 +210,10 @@ RANKED = (
   *("helpsteer2_preference", "best_of", "summaries"),
   *("rewardbench", "llmbar", "judgebench"),
 )  # formats of rankings
-_JOINED = {"helpsteer": public_rankings.joined}  # of several records
+_JOINED = {  # of several records
+  "helpsteer": public_rankings.joined,
+  "ranking": ranking_parsers.settled,
+}
 
 
 def guess(record: dict, where: str) -> str:

@@ -6,7 +6,13 @@ judges and simulated annotators write.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import (
+  Collection,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 from typing import Any
 
 from rlhf_jax.data import parsers, records
@@ -15,6 +21,13 @@ from rlhf_jax.data.messages import Message
 from rlhf_jax.data.sources import DataError
 
 JUDGED = ("ranks", "choice", "scores", "objectives")  # one of them is needed
+# What an export of the labelling page holds beside judgements to learn from.
+ABOUT_PEOPLE = {
+  "qualification": "of the qualification of annotators",
+  "check": "asked again, as a check of annotators",
+  "gold": "of gold items, which check annotators",
+}
+DECIDED = "decided otherwise, by an adjudicator"
 
 
 def parse_ranking(record: dict, where: str) -> Ranking:
@@ -69,6 +82,50 @@ def parse_ranking(record: dict, where: str) -> Ranking:
     label=label,
     fields=dict(record),
   )
+
+
+def settled(
+  found: Iterable[Ranking | records.RefusedExample],
+) -> Iterator[Ranking | records.RefusedExample]:
+  """Yields rankings; refuses those that are about annotators, or overruled.
+
+  Of an export of the labelling page what Store.records has: no answers to the
+  qualification, to items that were asked again, or to gold items (what is right
+  of these stands in a record without an annotator); and where a dispute was
+  decided the decision alone.
+
+  Args:
+    found: rankings, and records that were refused.
+  """
+  every = list(found)
+  decided = {
+    x.fields["item"]
+    for x in every
+    if isinstance(x, Ranking)
+    and x.fields.get("adjudicated") is True
+    and isinstance(x.fields.get("item"), str)
+  }
+  for example in every:
+    why = ""
+    if isinstance(example, Ranking):
+      why = _unlearned(example.fields, decided)
+    if not why:
+      yield example
+      continue
+    yield records.RefusedExample(
+      why, f"{example.where}: {why}. Remove the record.", example
+    )
+
+
+def _unlearned(fields: Mapping[str, Any], decided: Collection[str]) -> str:
+  """Returns why nothing is learned from a record, "" where it is."""
+  for name, why in ABOUT_PEOPLE.items():
+    is_answer = name != "gold" or fields.get("annotator") not in (None, "")
+    if fields.get(name) is True and is_answer:
+      return why
+  is_decision = fields.get("adjudicated") is True
+  is_item = isinstance(fields.get("item"), str) and fields["item"] in decided
+  return DECIDED if is_item and not is_decision else ""
 
 
 def _answered(record: dict, where: str) -> tuple[str | list[Message], list]:

@@ -77,11 +77,14 @@ def judgements_beside(record: dict, format: str) -> list[str]:
 
 
 class RefusedExample(DataError):
-  """A well-formed record that cannot be learned from; `reason` is countable."""
+  """A well-formed record that cannot be learned from; `reason` is countable.
 
-  def __init__(self, reason: str, message: str):
+  example: what it says all the same, or None.
+  """
+
+  def __init__(self, reason: str, message: str, example: Any = None):
     super().__init__(message)
-    self.reason = reason
+    self.reason, self.example = reason, example
 
 
 # Scores of both answers of a comparison, as binarised rankings write them.

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data import dataset, encode, formats, rankings
+from rlhf_jax.data import dataset, encode, formats, rankings, reading
 from rlhf_jax.data.dataset import Data
 from rlhf_jax.data.examples import Comparison, Ranking, RatedText
 from rlhf_jax.data.tokenizers import Tokenizer
@@ -119,8 +119,21 @@ def load(
     chosen = _held(keys, fraction, seed)
     records = [records[n] for n in chosen]
     rows = [rows[n] for n in chosen]
+    keys = [keys[n] for n in chosen]
   items = [item_of(record, data.objective) for record in records]
-  return Judged(records, items, rows, +dropped, _other_people(records))
+  ceiling = _other_people([*records, *_overruled(data, set(keys))])
+  return Judged(records, items, rows, +dropped, ceiling)
+
+
+def _overruled(data: Data, keys: set[str]) -> list[Ranking]:
+  """Returns judgements of the same prompts that nothing is learned from.
+
+  Without those that a decision overruled people would seem to agree more.
+  """
+  said = [error.example for error in reading.read(data).refused]
+  return [
+    x for x in said if isinstance(x, Ranking) and formats.prompt_key(x) in keys
+  ]
 
 
 def _held(keys: Sequence[str], fraction: float, seed: int) -> list[int]:

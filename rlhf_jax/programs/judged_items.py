@@ -29,7 +29,7 @@ from rlhf_jax.schema import UserError
 _WRITTEN = frozenset(
   "prompt answers chosen rejected response messages label ranks choice scores "
   "objectives strength margin acceptable annotator shown seconds time gold "
-  "policies policy reason item".split()
+  "policies policy reason item adjudicated chosen_by".split()
 )
 
 

@@ -7,7 +7,8 @@ import sqlite3
 
 import pytest
 
-from rlhf_jax.data import ranking_parsers
+from rlhf_jax.data import dataset, ranking_parsers
+from rlhf_jax.data.dataset import Data
 from rlhf_jax.labelling import assignment, items, loop, results, verdicts
 from rlhf_jax.labelling.store import Store, TakenError
 from rlhf_jax.labelling.task import Task, draw, shuffled
@@ -429,6 +430,36 @@ def test_what_was_exported_is_read_as_rankings(tmp_path):
       ranking = ranking_parsers.parse_ranking(record, "x:1")
       assert ranking.ranks == tuple(record["ranks"])
       assert ranking.fields["annotator"] in ("anna", "ben")
+
+
+def test_of_an_export_is_learned_what_records_has(tmp_path):
+  """No answers that check people, and a decision without what it overrules."""
+  task = dict(overlap=2, gold_share=0.2, check_share=0.2)
+  task["qualification_pass"] = 0.0
+  with store(tmp_path / "s", ("anna", "ben"), **task) as found:
+    known = rows(5, ranks=lambda n: [1, 0])
+    for n, row in enumerate(known):
+      kind = "gold" if n else "qualification"
+      row |= {"item": f"g{n}", "prompt": f"g{n}", kind: True}
+    found.add_items(known + rows(30))
+    label(found, "anna")
+    label(found, "ben", lambda turn: {"ranks": [0, 1]})
+    disputed = results.disputed(found.database)[0]
+    found.adjudicate(disputed["item"], {"ranks": [1, 0]})
+    found.export(tmp_path / "x.jsonl")
+    data = Data(source=str(tmp_path / "x.jsonl"), format="ranking")
+    read, dropped = dataset.records(data, None)
+    told = [x.fields for x in read if x.fields.get("annotator")]
+    assert told == found.records()
+    assert sum(x.get("adjudicated", False) for x in told) == 1
+    # What is right of gold items is learned.
+    assert {x.fields["item"] for x in read} - {x["item"] for x in told} <= {
+      f"g{n}" for n in range(1, 5)
+    }
+    assert dropped[ranking_parsers.DECIDED] == 2
+    assert dropped["of the qualification of annotators"] == 3
+    assert dropped["asked again, as a check of annotators"] > 0
+    assert dropped["of gold items, which check annotators"] > 0
 
 
 def test_asking_people_is_one_call(tmp_path):
