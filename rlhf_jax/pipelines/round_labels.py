@@ -19,6 +19,8 @@ from rlhf_jax.labelling import agreement, judgements, simulated
 from rlhf_jax.programs import iterated, iterated_settings
 from rlhf_jax.schema import FieldError, UserError
 
+STORE = "labelling"  # of the run: what people say on the page
+
 
 class WaitingError(interrupt.Stopped):
   """A round waits for labels; the same command goes on when they are there."""
@@ -111,7 +113,7 @@ def _by_people(of: Any, items: Sequence[dict]) -> list[dict]:
     seed=settings.seed,
     dimensions=settings.labels.objectives,
   )
-  with Store(of.world.workdir / "labelling", task) as store:
+  with Store(of.world.workdir / STORE, task) as store:
     for name in settings.labels.names:
       store.add_annotator(name)
     store.add_items(items, batch=batch)
@@ -122,7 +124,10 @@ def _by_people(of: Any, items: Sequence[dict]) -> list[dict]:
         flush=True,
       )
       found = loop.wait_for(store, batch)
-  return found if found is not None else []
+    # What a decision overrules is kept beside it: it says how people agree.
+    told = store.records(batch, is_adjudicated=False)
+  decisions = [x for x in found or () if x.get("adjudicated")]
+  return [*told, *decisions]
 
 
 def _of_feedback(rows: Sequence[dict], items: Sequence[dict]) -> list[dict]:
@@ -209,18 +214,20 @@ def pass_gate(of: Any) -> None:
   items = iterated.read(folder / iterated.ITEMS)
   names = settings.objectives
   counts = checked(records, items, names)
-  found = {name: _agreement(records, name) for name in names}
+  told = [x for x in records if not x.get("adjudicated")]
+  found = {name: _agreement(told, name) for name in names}
   # Of several objectives the one on which annotators agree the least counts.
   share, pairs = min(
     found.values(), key=lambda x: -1.0 if x[0] is None else x[0]
   )
   judged = {x["item"] for x in records if _is_judged(x, names)}
   facts = {
-    "records": len(records),
+    "records": len(told),
+    "decided": len(records) - len(told),
     "unjudged": counts["unjudged"],
     "items": len(items),
     "judged_items": len(judged),
-    "annotators": len({x["annotator"] for x in records}),
+    "annotators": len({x["annotator"] for x in told}),
     "raw": share,
     "pairs": pairs,
     "threshold": settings.agreement.threshold,
@@ -231,14 +238,14 @@ def pass_gate(of: Any) -> None:
       name: {"raw": raw, "pairs": count} for name, (raw, count) in found.items()
     }
   print(
-    f"round {of.number}: {len(records)} judgements of {len(judged)} "
+    f"round {of.number}: {len(told)} judgements of {len(judged)} "
     f"comparisons by {facts['annotators']} annotators; "
     + (f"agreement {share:.1%} of {pairs}" if pairs else "no two of the same")
   )
   _decide(of, facts)
   if not distributed.is_first():
     return
-  kept = [x for x in records if x["item"] in judged and not x.get("skipped")]
+  kept = [x for x in learned(records) if x["item"] in judged]
   tested = {x["item"] for x in items[: _tested(of)]}
   iterated.write(
     folder / iterated.TRAINED, [x for x in kept if x["item"] not in tested]
@@ -252,6 +259,17 @@ def pass_gate(of: Any) -> None:
   )
 
 
+def learned(records: Sequence[dict]) -> list[dict]:
+  """Returns records without skips, and without what a decision overrules."""
+  decided = {x["item"] for x in records if x.get("adjudicated")}
+  return [
+    x
+    for x in records
+    if not x.get("skipped")
+    and (x["item"] not in decided or x.get("adjudicated"))
+  ]
+
+
 def _agreement(
   records: Sequence[dict], objective: str = ""
 ) -> tuple[float | None, int]:
@@ -259,11 +277,10 @@ def _agreement(
 
   None where no two judged the same answers.
   """
-  found = [
-    judgements.parse(record, f"{iterated.LABELS}:{number}")
+  found, _ = judgements.of_records(
+    (f"{iterated.LABELS}:{number}", record)
     for number, record in enumerate(records, 1)
-    if not record.get("skipped")
-  ]
+  )
   table = judgements.votes(found, objective or judgements.OVERALL).table
   pairs = int(np.sum((~np.isnan(table)).sum(axis=0) >= 2))
   return (agreement.raw_agreement(table) if pairs else None), pairs
@@ -289,7 +306,10 @@ def _decide(of: Any, facts: Mapping[str, Any]) -> None:
   if gate.action == "warn":
     print(f"warning: {text}.")
     return
+  kept = f"delete {of.folder / iterated.LABELS}"
+  if of.settings.labels.by == iterated_settings.PAGE:  # it has them too
+    kept += f", move {of.world.workdir / STORE} away"
   raise FieldError(
-    f"{text}; then delete {of.folder / iterated.LABELS} and label again. Or "
-    "set agreement.action='warn' to go on."
+    f"{text}; then {kept} and label again. Or set agreement.action='warn' to "
+    "go on."
   )
