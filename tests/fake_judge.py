@@ -49,17 +49,24 @@ def serving(answer):
     server.server_close()
 
 
-def said(text, tops=None):
+def said(text, tops=None, *further):
   """Returns a reply in the interface's form.
 
   Args:
     text: the message.
     tops: token -> log-probability, of the first token; None for none.
+    *further: the same of those after it.
   """
   choice = {"message": {"content": text}, "finish_reason": "stop"}
   if tops is not None:
-    listed = [{"token": t, "logprob": x} for t, x in tops.items()]
-    choice["logprobs"] = {"content": [{"top_logprobs": listed}]}
+    content = [
+      {
+        "token": max(of, key=of.get),
+        "top_logprobs": [{"token": t, "logprob": x} for t, x in of.items()],
+      }
+      for of in (tops, *further)
+    ]
+    choice["logprobs"] = {"content": content}
   found = {
     "choices": [choice],
     "usage": {"prompt_tokens": 10, "completion_tokens": 1},

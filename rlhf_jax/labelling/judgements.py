@@ -140,7 +140,8 @@ def of_records(
     elif record.get("qualification"):
       left_out["of the qualification"] += 1
     elif record.get("adjudicated"):
-      found.append(parse({**record, "annotator": None, "gold": True}, where))
+      right = parse({**record, "annotator": None, "gold": True}, where)
+      found.append(dataclasses.replace(right, fields=record))
     else:
       try:
         found.append(parse(record, where))

@@ -203,6 +203,32 @@ def test_as_a_reward_it_is_a_score_in_minus_one_to_one():
   assert logged["judge_tokens"].tolist() == [11.0, 11.0, 0.0]
 
 
+def of_shares(**shares):
+  """Returns token -> log-probability of _token -> probability."""
+  found = {name.strip("_"): math.log(x) for name, x in shares.items()}
+  return found | {"the last": -20.0}
+
+
+@pytest.mark.parametrize(
+  "tokens, mean",
+  [
+    # "10" is a token of its own.
+    ([of_shares(_10=0.9, _1=0.1)], 9.1),
+    # It is "1" and "0": the second token says how much of "1" it is.
+    ([of_shares(_1=0.8, _2=0.2), of_shares(_0=0.75, _x=0.25)], 6.6),
+    # Something else is drawn, so nobody knows: neither has it.
+    ([of_shares(_8=0.6, _1=0.399, _7=0.001)], 8.0),
+    # Nothing follows "1": it is a 1.
+    ([of_shares(_1=0.9, _2=0.1)], 1.1),
+  ],
+)
+def test_ten_is_no_one_where_a_tokenizer_writes_digits(tokens, mean):
+  with fake_judge.serving(lambda body: said("1", *tokens)) as server:
+    scores, _ = reward(server)(answers("x"))
+    assert server.bodies[0]["max_tokens"] == 2
+  assert scores[0] == pytest.approx(2 * (mean - 1) / 9 - 1, abs=0.01)
+
+
 def test_a_reward_that_is_gone_stops_the_run():
   """And is no score of 0, as what else a reward function raises is."""
   with fake_judge.serving(lambda body: (503, {}, b"")) as server:

@@ -179,11 +179,15 @@ class Remote:
     reads_text = self.settings.reads == "text"
     wants = {"logprobs": True, "top_logprobs": ALTERNATIVES}
     more = {"temperature": 0.0} if reads_text else {"temperature": 0.0, **wants}
-    tokens = LABEL_TOKENS if reads_text else 1
     read = replies.said_label if reads_text else replies.alternatives
     return self._all(
       [
-        (q.messages, tokens, more, lambda choice, q=q: read(choice, q.labels))
+        (
+          q.messages,
+          LABEL_TOKENS if reads_text else 1 + bool(replies.going_on(q.labels)),
+          more,
+          lambda choice, q=q: read(choice, q.labels),
+        )
         for q in questions
       ]
     )

@@ -73,7 +73,8 @@ def alternatives(choice: dict[str, Any], labels: Sequence[str]) -> Reply:
   """Returns log-probabilities of the labels among the likeliest first tokens.
 
   A label that is none of them has at most the last one's probability, and gets
-  that: the least that is known of the difference.
+  that: the least that is known of the difference. So does "1" where "10" is no
+  token and something else was drawn: its probability may be that of "10".
 
   Raises:
     UserError: there are no log-probabilities.
@@ -84,10 +85,43 @@ def alternatives(choice: dict[str, Any], labels: Sequence[str]) -> Reply:
       "endpoint.reads='logprobs': the endpoint gives no log-probabilities. Set "
       "endpoint.reads='text': then a label that is said is a vote."
     )
-  tops = told["content"][0]["top_logprobs"]
-  found = dict.fromkeys(labels, 0.0)
+  content = told["content"]
+  found, least = _likely(content[0], labels)
+  for label, longer in going_on(labels):
+    if found[longer] or not found[label]:
+      continue  # a token of its own, or neither is likely
+    is_drawn = str(content[0].get("token", "")).strip() == label
+    if not is_drawn:
+      found[label] = 0.0
+    elif len(content) > 1:
+      rest = longer.removeprefix(label)
+      after = min(_likely(content[1], (rest,))[0][rest], 1.0)
+      found[longer] = found[label] * after
+      found[label] *= 1.0 - after
+  if not any(found.values()):
+    return Reply(None, FORM)
+  return Reply(
+    [max(math.log(p), -1e3) if p else max(least, -1e3) for p in found.values()]
+  )
+
+
+def going_on(labels: Sequence[str]) -> list[tuple[str, str]]:
+  """Returns (label, longer one that begins with it), such as ("1", "10")."""
+  return [
+    (label, other)
+    for label in labels
+    for other in labels
+    if other != label and other.startswith(label)
+  ]
+
+
+def _likely(
+  token: dict[str, Any], words: Sequence[str]
+) -> tuple[dict[str, float], float]:
+  """Returns the probability of words at a token, and the least one's log."""
+  found = dict.fromkeys(words, 0.0)
   least = math.inf
-  for top in tops:
+  for top in token["top_logprobs"]:
     logprob = float(top["logprob"])
     if math.isnan(logprob):
       raise ValueError
@@ -95,8 +129,4 @@ def alternatives(choice: dict[str, Any], labels: Sequence[str]) -> Reply:
     word = str(top["token"]).strip()
     if word in found:
       found[word] += math.exp(min(logprob, 0.0))
-  if not any(found.values()):
-    return Reply(None, FORM)
-  return Reply(
-    [max(math.log(p), -1e3) if p else max(least, -1e3) for p in found.values()]
-  )
+  return found, least
