@@ -24,6 +24,7 @@ from rlhf_jax.labelling.tokens import Tokens
 from rlhf_jax.schema import UserError
 
 HOST = "127.0.0.1"
+EVERY_ADDRESS = ("0.0.0.0", "::", "")  # no name that a page is called by
 PORT = 8766
 ALONE = "me"  # who labels where nobody is named
 POLL_SECONDS = 1.0
@@ -78,7 +79,8 @@ def serve(
   Raises:
     UserError: the extra is not installed, or the port cannot be had.
   """
-  application = server.application(store, names)
+  called = called_by(host, names)
+  application = server.application(store, {called, *names})
   try:
     import uvicorn
   except ImportError as error:
@@ -103,13 +105,29 @@ def serve(
   thread.start()
   while not running.started and thread.is_alive():
     time.sleep(0.01)
-  name = f"[{host}]" if ":" in host else host
+  port = listening.getsockname()[1]
   try:
-    yield Page(f"http://{name}:{listening.getsockname()[1]}", thread, store)
+    yield Page(f"http://{called}:{port}", thread, store)
   finally:
     running.should_exit = True
     thread.join()
     listening.close()
+
+
+def called_by(host: str, names: Collection[str]) -> str:
+  """Returns the name that links have: one that the page answers to.
+
+  Args:
+    host: that is listened on; links name a single address as it is.
+    names: further ones, of which the first is in links where others than this
+      machine can ask.
+  """
+  shown = f"[{host}]" if ":" in host else host
+  if shown in server.LOCAL_NAMES:
+    return shown
+  if names:
+    return next(iter(names))
+  return HOST if host in EVERY_ADDRESS else shown
 
 
 def _listen(host: str, port: int) -> socket.socket:

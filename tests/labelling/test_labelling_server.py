@@ -2,10 +2,12 @@
 
 import json
 import re
+import sys
+import urllib.request
 
 import pytest
 
-from rlhf_jax.labelling import panel, results, server, transfer
+from rlhf_jax.labelling import loop, panel, results, server, transfer
 from rlhf_jax.labelling.store import Store
 from rlhf_jax.labelling.task import Task
 from rlhf_jax.labelling.tokens import Tokens
@@ -298,6 +300,36 @@ def test_what_is_no_record_is_refused_whole(tmp_path, row, rule):
     assert "x.jsonl:2: " in str(error.value) or "other texts" in rule
     assert found.records() == [] and found.progress()["items"] == 0
     assert found.annotators() == []
+
+
+@pytest.mark.parametrize(
+  "host, names, called",
+  [
+    ("127.0.0.1", (), "127.0.0.1"),
+    ("127.0.0.1", ("label.example.org",), "127.0.0.1"),
+    ("::1", (), "[::1]"),
+    ("0.0.0.0", ("box",), "box"),
+    ("0.0.0.0", (), "127.0.0.1"),
+    ("::", (), "127.0.0.1"),
+    ("192.168.1.5", (), "192.168.1.5"),
+    ("fe80::1", (), "[fe80::1]"),
+    ("192.168.1.5", ("box", "other"), "box"),
+  ],
+)
+def test_links_have_a_name_that_the_page_answers_to(host, names, called):
+  assert loop.called_by(host, names) == called
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is Linux's")
+def test_a_page_for_others_answers_to_its_links(tmp_path):
+  pytest.importorskip("uvicorn", reason="pip install -e '.[label]'")
+  with (
+    store(tmp_path) as found,
+    loop.serve(found, 0, "127.0.0.2") as page,
+    urllib.request.urlopen(page.address) as answer,
+  ):
+    assert page.address.startswith("http://127.0.0.2:")
+    assert answer.status == 200
 
 
 def test_annotators_may_be_numbers_and_places_texts(tmp_path):
