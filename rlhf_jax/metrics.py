@@ -155,7 +155,7 @@ class MetricsWriter:
           summary.add_scalar(trackers.tag_of(phase, name), value, step)
     tracking = trackers.current()
     if tracking is not None:
-      tracking.write(header["step"], row, phase, header["time"])
+      tracking.write(header["step"], row, phase, header["time"], self._workdir)
 
   def write_samples(
     self, step: int, rows: Sequence[Mapping[str, Any]], phase: str = ""

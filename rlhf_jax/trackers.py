@@ -2,7 +2,9 @@
 
 `--track=wandb,mlflow` opens one run of a tracker for a working directory; all
 stages of it write there. A metric has the name of its TensorBoard tag,
-PHASE/area/name, and the step of its phase. tracker.json keeps which run it is
+PHASE/area/name, and the step of its phase; a stage that lies deeper has its
+folder before that (round_2/policy/area/name), for its phase is another one's,
+too. tracker.json keeps which run it is
 and the last step that each phase has sent: the same command goes on with the
 same run, and a step that is taken again after a kill is not sent again.
 
@@ -134,6 +136,21 @@ def tag_of(phase: str, name: str) -> str:
   return f"{phase}/{name}" if phase else name
 
 
+def phase_in(workdir: Path, folder: Path, phase: str) -> str:
+  """Returns a phase that no other stage of a working directory has.
+
+  Args:
+    workdir: of the run.
+    folder: of the stage, there or below.
+    phase: of its rows.
+  """
+  inner = os.path.relpath(folder, workdir)
+  parts = Path(inner).parts
+  if not parts or parts[0] == os.pardir:
+    return phase
+  return "/".join(parts if parts[-1] == phase else (*parts, phase))
+
+
 def flat(tree: Mapping, prefix: str = "") -> dict[str, Any]:
   """Returns {"section.field": value} of a config."""
   found: dict[str, Any] = {}
@@ -248,7 +265,12 @@ class Tracking:
     self._save()
 
   def write(
-    self, step: int, row: Mapping[str, Any], phase: str, now: float
+    self,
+    step: int,
+    row: Mapping[str, Any],
+    phase: str,
+    now: float,
+    folder: Path | None = None,
   ) -> None:
     """Sends a row of metrics.jsonl.
 
@@ -257,7 +279,10 @@ class Tracking:
       row: area/name -> number, None for one that was not finite.
       phase: as in metrics.jsonl.
       now: seconds since 1970.
+      folder: of that file; None for the working directory.
     """
+    if folder is not None:
+      phase = phase_in(self._path.parent, folder, phase)
     named = {tag_of(phase, k): x for k, x in row.items() if x is not None}
     changed = [sink.add(phase, step, named, now) for sink in self._sinks]
     if any(changed):

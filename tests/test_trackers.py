@@ -112,6 +112,33 @@ def test_names_and_steps_are_those_of_tensorboard(tmp_path, wandb):
   assert asked["config"] == {"seed": 3} and asked["resume"] == "allow"
 
 
+def test_stages_of_one_phase_are_told_apart(tmp_path, wandb):
+  """Else of the rounds of one run the first alone is sent."""
+  with trackers.tracking(["wandb"], tmp_path, {}):
+    for folder in ("round_1/policy", "round_2/policy", "round_2/reward_safe"):
+      phase = "reward" if "reward" in folder else "policy"
+      write(tmp_path / folder, phase, (1, 2))
+  rows = wandb.runs["id0"].rows
+  assert [name for row in rows for name in row if "loss" in name] == [
+    *["round_1/policy/a/loss"] * 2,
+    *["round_2/policy/a/loss"] * 2,
+    *["round_2/reward_safe/reward/a/loss"] * 2,
+  ]
+
+
+def test_the_phase_of_a_stage_has_its_folder(tmp_path):
+  run = tmp_path / "run"
+  for folder, phase, expected in (
+    (run, "sft", "sft"),
+    (run, "", ""),
+    (run / "sft", "sft", "sft"),
+    (run / "policy", "tax", "policy/tax"),
+    (run / "round_1" / "policy", "policy", "round_1/policy"),
+    (tmp_path / "other", "sft", "sft"),
+  ):
+    assert trackers.phase_in(run, folder, phase) == expected
+
+
 def test_a_killed_run_goes_on_with_the_same_and_sends_each_step_once(
   tmp_path, wandb, mlflow
 ):
