@@ -123,6 +123,12 @@ class Labels:
         f"objectives={names}: a language model judges by its principles, the "
         "answer as a whole. Leave it empty, or set another by."
       )
+    if self.by == JUDGE and self.overlap != 1:
+      raise FieldError(
+        f"overlap={self.overlap}: a language model judges each comparison "
+        "once, so nothing is known of agreement. Set labels.overlap=1 and "
+        "agreement.action='off'."
+      )
     if "=" in self.preference and set(self.preferences) != set(names):
       raise FieldError(
         f"preference={self.preference!r}: names a preference for each of "

@@ -8,7 +8,7 @@ import pytest
 from rlhf_jax.labelling import loop
 from rlhf_jax.pipelines import round_labels
 from rlhf_jax.programs import iterated, iterated_settings
-from rlhf_jax.schema import UserError
+from rlhf_jax.schema import FieldError, UserError
 
 ITEMS = [
   {"item": f"round-1-{n:05d}", "prompt": f"p{n}", "answers": ["a", "b"]}
@@ -97,3 +97,10 @@ def test_labelling_again_on_the_page_needs_another_store(tmp_path):
   iterated.write(of.folder / iterated.LABELS, said)
   with pytest.raises(UserError, match=r"move .*/labelling away and label"):
     round_labels.pass_gate(of)
+
+
+def test_a_language_model_agrees_with_nobody():
+  """Else every round warns, or stops, after all of it was labelled."""
+  with pytest.raises(FieldError, match="overlap=2: a language model judges"):
+    iterated_settings.Labels(by="judge")
+  assert iterated_settings.Labels(by="judge", overlap=1).overlap == 1
