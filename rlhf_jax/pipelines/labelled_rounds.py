@@ -313,10 +313,12 @@ class Round:
     )
     changes: dict[str, Any] = {"data": data, "seed": self.seed_of(job)}
     if self.settings.comparisons.test:
-      test = round_folder(self.world.workdir, 1) / iterated.TEST
+      test = str(round_folder(self.world.workdir, 1) / iterated.TEST)
       changes["heldout"] = dataclasses.replace(
-        own, source=str(test), format=iterated.RANKING, weights="", columns=""
+        own, source=test, format=iterated.RANKING, weights="", columns=""
       )
+      left_out = ",".join(filter(None, (own.exclude, test)))
+      changes["data"] = dataclasses.replace(data, exclude=left_out)
     if rounds.reward_start == iterated_settings.CONTINUED and self.number > 1:
       start = str(self.before.place("reward", objective))
       changes |= {"continue_from": start, "init_from": ""}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import interrupt, main, pipelines
+from rlhf_jax.data import dataset
 from rlhf_jax.pipelines import defaults, labelled_rounds, round_labels
 from rlhf_jax.programs import iterated
 from rlhf_jax.runs import stages
@@ -112,6 +113,11 @@ def test_the_reward_model_learns_from_all_rounds_and_not_from_the_test(
   ]
   assert job.settings.heldout.source == str(folder / "round_1/test.jsonl")
   tested = iterated.read(folder / "round_1/test.jsonl")
+  # Nor from other answers to its prompts, of which there are few here.
+  asked = {x["prompt"] for x in tested}
+  read, dropped = dataset.records(job.settings.data, None)
+  assert read and not asked & {x.prompt for x in read}
+  assert dropped[f"ask what {folder}/round_1/test.jsonl asks"] > 0
   for row in numbers["rounds"]:
     assert 0 < row["reward_pairs"] <= len(tested)
 
