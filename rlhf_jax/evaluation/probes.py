@@ -73,14 +73,14 @@ def nonsense(words: Sequence[str], count: int, rng: np.random.Generator) -> str:
 
 
 def variants(
-  best: Sequence[str], seed: int, *, has_prompts: bool
+  best: Sequence[str], seed: int, prompts: Sequence[str]
 ) -> list[dict[str, str]]:
   """Returns probe -> changed answer, for each of the best answers.
 
   Args:
     best: the best answer of each item.
     seed: of what is drawn.
-    has_prompts: whether prompts differ, so that an answer can be another's.
+    prompts: of each; an answer is another's where there is another prompt.
   """
   rng = np.random.default_rng(seed)
   words = [w.strip(".,;:!?") for text in best for w in text.split()]
@@ -95,8 +95,10 @@ def variants(
       "flattery": _PRAISE + text.lstrip(),
       "nonsense": nonsense(words, 2 * max(4, len(text.split())), rng),
     }
-    if has_prompts and len(best) > 1:
-      made["another"] = best[(number + 1) % len(best)]
+    others = (*range(number + 1, len(best)), *range(number))
+    other = next((i for i in others if prompts[i] != prompts[number]), None)
+    if other is not None:
+      made["another"] = best[other]
     found.append(made)
   return found
 

@@ -60,10 +60,8 @@ def run(
   for n, (better, worse) in chosen:
     answers = judged.items[n].answers
     pairs.append((answers[better], answers[worse]))
-  prompts = {judged.items[n].prompt for n, _ in chosen}
-  made = probes.variants(
-    [best for best, _ in pairs], seed, has_prompts=len(prompts) > 1
-  )
+  prompts = [judged.items[n].prompt for n, _ in chosen]
+  made = probes.variants([best for best, _ in pairs], seed, prompts)
   asked: list[_Asked] = []
   rows: list[Row] = []
   for (n, _), pair, changed in zip(chosen, pairs, made, strict=True):

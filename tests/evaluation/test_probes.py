@@ -6,11 +6,12 @@ import pytest
 from rlhf_jax.evaluation import probes
 
 BEST = ["The capital is Paris. It lies on the Seine.", "Two and two are four."]
+PROMPTS = ["Where?", "How many?"]
 
 
 def by(score, name):
   """Returns what a probe finds of a scorer of texts."""
-  made = probes.variants(BEST * 10, 0, has_prompts=True)
+  made = probes.variants(BEST * 10, 0, PROMPTS * 10)
   best = [score(x) for x in BEST * 10]
   changed = [score(x[name]) for x in made]
   return probes.measured(changed, best, [0.0] * len(best))
@@ -49,16 +50,22 @@ def test_habits_are_seen(name, word):
 
 
 def test_changed_answers_hold_what_they_say():
-  made = probes.variants(BEST, 0, has_prompts=True)
+  made = probes.variants(BEST, 0, PROMPTS)
   assert made[0]["padding"].startswith(BEST[0])
   assert len(made[0]["padding"].split()) >= 2 * len(BEST[0].split())
   assert made[0]["repetition"] == f"{BEST[0]} {BEST[0]}"
   assert made[0]["formatting"].count("\n- ") == 2
   assert made[0]["another"] == BEST[1] and made[1]["another"] == BEST[0]
   assert len(made[0]["nonsense"].split()) == 2 * len(BEST[0].split())
-  assert "another" not in probes.variants(BEST, 0, has_prompts=False)[0]
-  again = probes.variants(BEST, 0, has_prompts=True)
+  assert "another" not in probes.variants(BEST, 0, ["p"] * len(BEST))[0]
+  again = probes.variants(BEST, 0, PROMPTS)
   assert again == made
+
+
+def test_another_answer_is_to_another_prompt():
+  """Records of several annotators ask the same one after the other."""
+  made = probes.variants(["a", "a", "b", "a"], 0, ["p", "p", "q", "p"])
+  assert [x["another"] for x in made] == ["b", "b", "a", "b"]
 
 
 def test_the_user_takes_the_side_of_the_worse_answer():
