@@ -71,7 +71,8 @@ async function ask(path, body, waiting) {
     showTurn(found);
   } catch (error) {
     say(error.message, true);
-    if (error.status === 409) showTurn(await insist("/api/next", {}, "The server does not answer."));
+    if (error.status === 400) await load(); // the task may be another one now
+    if (error.status === 400 || error.status === 409) showTurn(await insist("/api/next", {}, "The server does not answer."));
   } finally {
     sessionStorage.removeItem(PENDING);
     isBusy = false;

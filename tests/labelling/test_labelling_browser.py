@@ -7,6 +7,7 @@ own says so; so every record that must come out is known beforehand.
 
 import asyncio
 import collections
+import dataclasses
 import json
 import os
 import re
@@ -379,6 +380,29 @@ def test_what_was_not_saved_survives_a_reload(tmp_path):
 
     in_browser(press)
     assert len(found.records()) == 1
+
+
+def test_a_task_that_changed_is_asked_anew(tmp_path):
+  """A page that was open goes on; it asked the old questions for ever."""
+  with store(tmp_path) as found, serve(found) as served:
+    found.add_items(planted_items()[:1])
+
+    async def one(browser):
+      page = await browser.new_page()
+      await page.goto(served.link("anna"))
+      await turn_of(page)
+      found.set_task(dataclasses.replace(found.task, dimensions=("kindness",)))
+      await page.keyboard.press("1")
+      await page.keyboard.press("Enter")
+      await page.get_by_text("kindness").first.wait_for(timeout=SECONDS)
+      before = await page.get_attribute("#item", "data-turn")
+      for key in ("1", "1", "Enter"):
+        await page.keyboard.press(key)
+      await turn_of(page, before)
+
+    in_browser(one)
+    (record,) = found.records()
+    assert list(record["objectives"]) == ["kindness"]
 
 
 def test_a_choice_among_many(tmp_path):
