@@ -394,7 +394,8 @@ def test_a_task_that_changed_is_asked_anew(tmp_path):
       found.set_task(dataclasses.replace(found.task, dimensions=("kindness",)))
       await page.keyboard.press("1")
       await page.keyboard.press("Enter")
-      await page.get_by_text("kindness").first.wait_for(timeout=SECONDS)
+      asked = page.locator("#questions").get_by_text("kindness")
+      await asked.first.wait_for(timeout=SECONDS)
       before = await page.get_attribute("#item", "data-turn")
       for key in ("1", "1", "Enter"):
         await page.keyboard.press(key)
