@@ -7,8 +7,9 @@
 prints one line per claim and fails (exit code 1) where one does not hold, or
 where a control does not miss. METHODS annex A8, after Christiano et al. 2017.
 The settings are those of configs/segments.py; a tenth of the labels is given
-by chance. All runs of an environment are lanes of one program, six seeds of
-each on cart-pole and three on the pendulum.
+by chance. The seeds of an arm are lanes of one program, six on cart-pole and
+three on the pendulum; each arm is a program of its own, as the pairs that one
+chooses among are ten times its own labels.
 
   cart-pole  700 labels of queries by disagreement: seeds of six that miss 90 %
              of the return on the true reward, or 450 of 500; none may. Control:
@@ -157,31 +158,35 @@ def run(
     seeds: of each.
     changes: of the schedule.
   """
+  return {
+    name: run_arm(environment, arm, seeds, **changes)
+    for name, arm in arms.items()
+  }
+
+
+def run_arm(
+  environment: str, arm: Arm, seeds: tuple[int, ...], **changes: int
+) -> Found:
+  """Returns what came out of an arm; see `run`."""
   settings = settings_of(environment, **changes)
   lab, rollouts = lab_of(settings), settings.schedule.steps
-  lanes = [(arm, seed) for arm in arms.values() for seed in seeds]
   how = settings.queries
-  due = np.stack(
-    [
-      maths.due(arm.labels, rollouts, how.first_share, how.half_rollouts)
-      for arm, _ in lanes
-    ]
-  )
+  due = maths.due(arm.labels, rollouts, how.first_share, how.half_rollouts)
   is_active, uses_truth, is_chance = (
-    jnp.array([getattr(arm, name) for arm, _ in lanes])
+    jnp.full(len(seeds), getattr(arm, name))
     for name in ("is_active", "uses_truth", "is_chance")
   )
-  base = jnp.stack([jax.random.key(seed) for _, seed in lanes])
-  room = max(1, max(arm.labels for arm in arms.values()))
+  base = jnp.stack([jax.random.key(seed) for seed in seeds])
+  room = max(1, arm.labels)
   state = jax.jit(jax.vmap(lambda k: turns.start(k, lab, room)))(base)
   history = []
   for step in range(rollouts):
-    most = due[:, 0].max() if step == 0 else due[:, 1:].max()
+    most = due[0] if step == 0 else due[1:].max()
     keys = jax.vmap(jax.random.fold_in, (0, None))(base, step + 1)
     state, episodes = _ask(
       state,
       keys,
-      jnp.asarray(due[:, step]),
+      jnp.full(len(seeds), due[step]),
       is_active,
       is_chance,
       lab,
@@ -201,11 +206,7 @@ def run(
   correlation = np.stack(
     [row["agent/reward_correlation"] for row in history[-LAST:]]
   ).mean(axis=0)
-  parts = [
-    x.reshape(len(arms), len(seeds))
-    for x in (returns, history[0]["agent/true_return"], correlation)
-  ]
-  return {name: Found(*(x[i] for x in parts)) for i, name in enumerate(arms)}
+  return Found(returns, history[0]["agent/true_return"], correlation)
 
 
 def tell(found: dict[str, Found]) -> None:
