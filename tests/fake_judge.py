@@ -61,7 +61,7 @@ def said(text, tops=None, *further):
   if tops is not None:
     content = [
       {
-        "token": max(of, key=of.get),
+        "token": max(of, key=of.get, default=""),
         "top_logprobs": [{"token": t, "logprob": x} for t, x in of.items()],
       }
       for of in (tops, *further)

@@ -11,6 +11,7 @@ import pytest
 
 from rlhf_jax.data import __main__ as command
 from rlhf_jax.data import formats, tfds_builder
+from rlhf_jax.data.columns import Columns
 from rlhf_jax.data.examples import Comparison
 from rlhf_jax.data.sources import DataError
 from rlhf_jax.schema import UserError
@@ -99,10 +100,10 @@ def test_what_the_data_set_cannot_hold_is_refused(tmp_path):
   named = [{"role": "user", "content": "a", "name": "Ann"}]
   source = write(tmp_path / "n.jsonl", PAIRS[0] | {"prompt": named})
   with pytest.raises(DataError, match=r"n.jsonl:1: a message has \['name'\]"):
-    tfds_builder.read(source, "comparison")
+    tfds_builder.read(source, "comparison", Columns())
   demos = write(tmp_path / "d.jsonl", {"prompt": "a", "response": "b"})
   with pytest.raises(DataError, match="d.jsonl:1: .* gives a Demonstration"):
-    tfds_builder.read(demos, "demonstration")
+    tfds_builder.read(demos, "demonstration", Columns())
 
 
 def test_a_split_without_a_data_set_is_refused(tmp_path, capsys):

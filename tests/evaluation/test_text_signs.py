@@ -101,7 +101,7 @@ def test_rates_are_means_by_hand():
 
 
 def test_what_probes_add_is_seen():
-  made = probes.variants([PLAIN, "Two and two are four."], 0, has_prompts=True)
+  made = probes.variants([PLAIN, "Two and two are four."], 0, ["a", "b"])
   plain = text_signs.rates([PLAIN])
   assert not any(plain.values())
   for probe, sign in {

@@ -271,7 +271,8 @@ FAULTS = (
     "sampling.py",
     "generate::a_nucleus_after_top_k_is_of_the_mass_that_is_left"
     " generate::trap_06_sampler_logprobs_equal_the_trainers_at_temperature"
-    " generate::rounding_of_sums_does_not_reach_past_the_support",
+    " generate::rounding_of_sums_does_not_reach_past_the_support"
+    " generate::rounding_of_sums_does_not_draw_a_block_without_mass",
     (
       "sampling: temperature multiplies",
       "truncate(logits / config.temperature, config)",
@@ -288,9 +289,14 @@ FAULTS = (
       "scope = logits",
     ),
     (
+      "sampling: a token without mass, where rounding lets a sum grow",
+      "(masses > 0.0) & (cumulative > target[:, None])",
+      "cumulative > target[:, None]",
+    ),
+    (
       "sampling: rounding reaches past the support",
-      "jnp.minimum(inside, last)",
-      "inside",
+      "ops.last_index(masses))",
+      "masses.shape[-1] - 1)",
     ),
   ),
   *of(
