@@ -75,7 +75,7 @@ def numbers_of(
   return {
     "round": number,
     **({"objective": objective} if objective else {}),
-    "comparisons": len(iterated.read(folder / iterated.TRAINED)),
+    "comparisons": _learnt(workdir, folder),
     "judgements": agreement["records"],
     "annotators": agreement["annotators"],
     "agreement": agreement.get("objectives", {"": agreement})[objective]["raw"],
@@ -93,6 +93,18 @@ def numbers_of(
     "reference": settings.rounds.reference,
     "policy_start": settings.rounds.policy_start,
   }
+
+
+def _learnt(workdir: Path, folder: Path) -> int:
+  """Returns how many comparisons of a round its reward model learns.
+
+  Those that ask what the frozen test set asks are none of them.
+  """
+  test = labelled_rounds.round_folder(workdir, 1) / iterated.TEST
+  tested = iterated.read(test) if test.is_file() else []
+  asked = {json.dumps(row["prompt"]) for row in tested}
+  found = iterated.read(folder / iterated.TRAINED)
+  return sum(json.dumps(row["prompt"]) not in asked for row in found)
 
 
 def freshness(

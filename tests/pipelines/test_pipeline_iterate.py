@@ -118,6 +118,7 @@ def test_the_reward_model_learns_from_all_rounds_and_not_from_the_test(
   read, dropped = dataset.records(job.settings.data, None)
   assert read and not asked & {x.prompt for x in read}
   assert dropped[f"ask what {folder}/round_1/test.jsonl asks"] > 0
+  assert sum(row["comparisons"] for row in numbers["rounds"]) == len(read)
   for row in numbers["rounds"]:
     assert 0 < row["reward_pairs"] <= len(tested)
 
