@@ -119,7 +119,7 @@ def run(settings: Settings, world: World) -> dict:
   )
   phase, sampler = policy_programs.wire(settings, world, base, actors, total)
   starts.say_reference(settings, "policy")
-  policy_programs.warn_of_rewards(settings)
+  policy_programs.warn_of_shaping(settings)
   policy_programs.say_rows(settings, world.ways, base.config.attention)
   source = rollouts.Source.of(
     settings,

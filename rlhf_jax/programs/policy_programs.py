@@ -107,8 +107,8 @@ def _names(programs: list[Program]) -> list[str]:
 USUAL_TARGETS = (5.0, 8.0)  # nats an answer, of an adaptive KL; METHODS 19
 
 
-def warn_of_rewards(settings: Settings) -> None:
-  """Prints where rewards of tokens change what is optimal, and odd targets."""
+def warn_of_shaping(settings: Settings) -> None:
+  """Prints odd targets of the KL, and where token rewards move the optimum."""
   low, high = USUAL_TARGETS
   target = settings.shaping.kl_target
   if settings.shaping.kl_controller == "adaptive" and not low <= target <= high:

@@ -255,5 +255,5 @@ def test_further_answers_are_sampled_and_judged_beside_the_samples():
 def test_an_unusual_target_of_the_kl_is_told(changes, is_said, capsys):
   config = defaults.policy("ppo")
   config.shaping.update(changes)
-  policy_programs.warn_of_rewards(tiny_runs.settings_of(config))
+  policy_programs.warn_of_shaping(tiny_runs.settings_of(config))
   assert ("5 to 8 nats" in capsys.readouterr().out) == is_said
